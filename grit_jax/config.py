@@ -1,0 +1,142 @@
+"""Reading configurations: YAML plus command-line overrides into frozen dataclasses, strictly.
+
+An unknown key is an error that names the nearest known one; a wrong type names the key and what was expected.
+`jsonargparse` checks and converts the values; this module finds the keys and words the errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from grit_jax.types import GritError
+
+C = TypeVar("C")
+
+
+def load_config(cls: type[C], path: str | Path | None, overrides: dict[str, Any] | None = None) -> C:
+    """Reads `cls` (a dataclass of dataclasses) from a YAML file and dotted overrides.
+
+    Args:
+      path: a YAML file, or None for the defaults alone.
+      overrides: dotted keys to values, as typed (`{"train.steps": "100"}`); strings are parsed as YAML.
+
+    Raises:
+      GritError: no such file, not YAML, an unknown key, or a value of the wrong type; the message names
+        the file and the key.
+    """
+    where = str(path) if path else "command line"
+    tree = read_yaml(path) if path else {}
+    _check_keys(cls, tree, where, ())
+    for key, value in (overrides or {}).items():
+        parts = key.split(".")
+        node: dict[str, Any] = {}
+        leaf = node
+        for part in parts[:-1]:
+            leaf[part] = leaf = {}
+        leaf[parts[-1]] = yaml.safe_load(value) if isinstance(value, str) else value
+        _check_keys(cls, node, "command line", ())
+        _merge(tree, node)
+    return build(cls, tree, where)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a dictionary; GritError names the file when it is absent, unreadable or no mapping."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise GritError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise GritError(f"{path}: cannot be read as text ({error.__class__.__name__}: {error})") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise GritError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise GritError(f"{path}: expected a mapping of keys such as 'train:', found {_kind(tree)}")
+    return tree
+
+
+def build(cls: type[C], tree: dict[str, Any], where: str) -> C:
+    """A dataclass from nested dictionaries, values checked and converted by their annotations."""
+    from jsonargparse import ArgumentError, ArgumentParser  # slow to import; not needed for --help
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--root", type=cls)
+    try:
+        parsed = parser.parse_object({"root": tree})
+        return parser.instantiate_classes(parsed).root
+    except ArgumentError as error:
+        raise GritError(f"{where}: {_first_cause(str(error))}") from None
+    except ValueError as error:  # raised by a dataclass's own __post_init__
+        raise GritError(f"{where}: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain nested dictionaries and lists, ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(dataclasses.asdict(config))
+
+
+def dump_yaml(config: Any, header: str = "") -> str:
+    """YAML text of a config dataclass; `header` becomes its first comment."""
+    body = yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=100)
+    return (f"# {header}\n" if header else "") + body
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _check_keys(cls: type, tree: dict[str, Any], where: str, prefix: tuple[str, ...]) -> None:
+    """Raises GritError for the first key that `cls` does not have, with the nearest one that it has."""
+    hints = typing.get_type_hints(cls)
+    for key, value in tree.items():
+        dotted = ".".join((*prefix, str(key)))
+        if key not in hints:
+            known = sorted(hints)
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            inside = f" in '{'.'.join(prefix)}'" if prefix else ""
+            hint = f"did you mean '{'.'.join((*prefix, near[0]))}'?" if near else f"known{inside}: {', '.join(known)}"
+            raise GritError(f"{where}: unknown key '{dotted}'; {hint}")
+        inner = _dataclass_of(hints[key])
+        if inner is not None and value is not None:
+            if not isinstance(value, dict):
+                raise GritError(f"{where}: key '{dotted}' expects a mapping, found {_kind(value)}")
+            _check_keys(inner, value, where, (*prefix, str(key)))
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    for candidate in (hint, *typing.get_args(hint)):
+        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} ({str(value)[:40]!r})"
+
+
+def _first_cause(message: str) -> str:
+    """jsonargparse reports a tree of causes; a person needs the key and the reason on one line."""
+    lines = [line.strip(" -").removeprefix("Parser key ") for line in message.splitlines() if line.strip(" -")]
+    return " ".join(" ".join(lines).replace('"root', '"').replace('".', '"').replace("root.", "").split())[:300]

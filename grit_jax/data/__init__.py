@@ -1,0 +1,1 @@
+"""Data room: formats, tokenizer, packing, pipeline and the quickstart corpus."""

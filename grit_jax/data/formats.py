@@ -1,0 +1,374 @@
+"""Lines of data files: what they look like, and what is wrong with one that does not.
+
+Three kinds, told apart by their keys (texts are strings, or `[instruction, text]`):
+
+    embedding   {"query": text, "pos": [text, ...], "neg": [text, ...]}
+    generative  {"text": "a document"} or {"text": [user, assistant, user, assistant, ...]}
+    cached      {"docs": ["a document", {"title": ..., "text": ...}, ...], "text": [question, answer]}
+
+The first two are the original's (`gritlm/training/data.py`); the third trains answers over cached documents.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from grit_jax.types import GritError
+
+Kind: TypeAlias = Literal["embedding", "generative", "cached"]
+OnError: TypeAlias = Literal["stop", "skip"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text to embed. `instruction` None: the file had a bare string, which `raw_strings` leaves unformatted."""
+
+    instruction: str | None
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingExample:
+    """A query, texts that answer it (at least one) and texts that do not."""
+
+    query: Text
+    positives: tuple[Text, ...]
+    negatives: tuple[Text, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerativeExample:
+    """A conversation `(user, assistant, ...)`, or a document (`text`) to be modelled whole."""
+
+    turns: tuple[str, ...] = ()
+    text: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedExample:
+    """A question over documents, each of them `{title} {text}`, and its answer."""
+
+    docs: tuple[str, ...]
+    question: str
+    answer: str
+
+
+Example: TypeAlias = EmbeddingExample | GenerativeExample | CachedExample
+
+# A further look at a good example: a reason to leave it out, None to keep it; raises LineError if it is a mistake.
+Check: TypeAlias = Callable[[Example, str], "str | None"]
+
+
+class Source(Protocol):
+    """Random access to the examples of one dataset; `where(i)` is the place of example `i` for messages."""
+
+    name: str
+    kind: Kind
+    skipped: collections.Counter[str]  # bad lines by reason (on_error="skip")
+    filtered: collections.Counter[str]  # good lines that the run cannot use, by reason
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Example: ...
+    def where(self, index: int) -> str: ...
+
+
+class LineError(GritError):
+    """A line that is not an example. `reason` is the message without its place, for counting."""
+
+    def __init__(self, where: str, reason: str):
+        super().__init__(f"{where}: {reason}")
+        self.reason = reason
+
+
+def kind_of(data: dict[str, Any]) -> Kind | None:
+    """The kind that the keys of a line say, or None."""
+    if "query" in data:
+        return "embedding"
+    if "docs" in data:
+        return "cached"
+    return "generative" if "text" in data else None
+
+
+def parse_line(line: str | bytes, where: str) -> Example:
+    """One line of a data file as an example; the kind follows from its keys.
+
+    Raises:
+      LineError (a GritError): `where: what is wrong`.
+    """
+    data = _load(line, where)
+    kind = kind_of(data)
+    if kind == "embedding":
+        return _embedding(data, where)
+    if kind == "cached":
+        return _cached(data, where)
+    if kind == "generative":
+        return _generative(data, where)
+    raise LineError(
+        where,
+        'no known key; expected "query" and "pos" (embedding), "text" (generative) or "docs" and "text" (cached), '
+        f"found {_names(data)}",
+    )
+
+
+def document_text(document: Any, where: str, name: str = "document") -> str:
+    """A document as it is encoded: `{title} {text}`, or the text alone without a title.
+
+    Args:
+      document: a string, `{"title"?, "text"}`, or `["", text]`.
+    """
+    if isinstance(document, dict):
+        title = document.get("title") or ""
+        if not isinstance(title, str):
+            raise LineError(where, f"the title of {name} must be a string, found {_type(title)}")
+        text = _string(document.get("text"), where, f"the text of {name}")
+        return f"{title} {text}" if title else text
+    if isinstance(document, list):
+        text = _text(document, where, name)
+        if text.instruction and text.instruction.strip():
+            raise LineError(where, f"{name} has an instruction; documents are encoded without one")
+        return text.text
+    return _string(document, where, name)
+
+
+def _embedding(data: dict[str, Any], where: str) -> EmbeddingExample:
+    if "pos" not in data:
+        raise LineError(where, f'the key "pos" is missing; found {_names(data)}')
+    lists: dict[str, tuple[Text, ...]] = {}
+    for key in ("pos", "neg"):
+        value = data.get(key)
+        value = [] if value is None else value
+        if not isinstance(value, list):
+            raise LineError(where, f'"{key}" must be a list of texts, found {_type(value)}')
+        lists[key] = tuple(_text(item, where, f"{key}[{i}]") for i, item in enumerate(value))
+    if not lists["pos"]:
+        raise LineError(where, '"pos" is empty; a query needs at least one positive')
+    return EmbeddingExample(_text(data["query"], where, "query"), lists["pos"], lists["neg"])
+
+
+def _generative(data: dict[str, Any], where: str) -> GenerativeExample:
+    value = data["text"]
+    if isinstance(value, list):
+        if not value:
+            raise LineError(where, '"text" has no turns')
+        turns = tuple(_string(turn, where, f"turn {i + 1}") for i, turn in enumerate(value))
+        if len(turns) % 2:
+            raise LineError(
+                where, f'"text" has an odd number of turns ({len(turns)}); expected [user, assistant, ...] in pairs'
+            )
+        return GenerativeExample(turns=turns)
+    return GenerativeExample(text=_string(value, where, '"text"'))
+
+
+def _cached(data: dict[str, Any], where: str) -> CachedExample:
+    if "text" not in data:
+        raise LineError(where, f'the key "text" ([question, answer]) is missing; found {_names(data)}')
+    docs, text = data["docs"], data["text"]
+    if not isinstance(docs, list) or not docs:
+        raise LineError(where, f'"docs" must be a list of at least one document, found {_type(docs)}')
+    if not isinstance(text, list) or len(text) != 2:
+        raise LineError(where, f'"text" must be [question, answer], found {_type(text)}')
+    return CachedExample(
+        tuple(document_text(d, where, f"docs[{i}]") for i, d in enumerate(docs)),
+        _string(text[0], where, "the question"),
+        _string(text[1], where, "the answer"),
+    )
+
+
+def _load(line: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise LineError(where, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except ValueError as error:
+        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise LineError(where, f"not valid JSON: {what}") from None
+    except RecursionError:
+        raise LineError(where, "not usable JSON: nested too deeply") from None
+    if not isinstance(data, dict):
+        raise LineError(where, f"expected a JSON object, found {_type(data)}")
+    return data
+
+
+def _text(value: Any, where: str, name: str) -> Text:
+    if isinstance(value, list):
+        if len(value) != 2:
+            raise LineError(where, f"{name} must be a string or [instruction, text], found {_type(value)}")
+        instruction = value[0]
+        if not isinstance(instruction, str):
+            raise LineError(where, f"the instruction of {name} must be a string, found {_type(instruction)}")
+        _check_unicode(instruction, where, f"the instruction of {name}")
+        return Text(instruction, _string(value[1], where, f"the text of {name}"))
+    return Text(None, _string(value, where, name))
+
+
+def _string(value: Any, where: str, name: str) -> str:
+    if not isinstance(value, str):
+        raise LineError(where, f"{name} must be a string, found {_type(value)}")
+    if not value.strip():
+        raise LineError(where, f"{name} is empty")
+    _check_unicode(value, where, name)
+    return value
+
+
+def _check_unicode(value: str, where: str, name: str) -> None:
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise LineError(where, f"{name} holds half of a surrogate pair (\\ud800 to \\udfff)") from None
+
+
+def _type(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, (list, dict)):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    return f"{type(value).__name__} ({str(value)[:40]!r})"
+
+
+def _names(data: dict[str, Any]) -> str:
+    return ", ".join(f'"{key}"' for key in list(data)[:8]) or "nothing"
+
+
+class JsonlFile:
+    """The lines of a JSONL file by number; only their offsets are held in memory. Blank lines do not count.
+
+    Raises:
+      GritError: no such file, a folder, compressed or binary data, or no line in it.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.offsets, self.numbers = self._scan()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> bytes:
+        start, end = self.offsets[index]
+        with open(self.path, "rb") as file:  # per access: safe in threads and worker processes
+            file.seek(start)
+            return file.read(end - start)
+
+    def __iter__(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            for start, end in self.offsets:
+                file.seek(start)
+                yield file.read(end - start)
+
+    def where(self, index: int) -> str:
+        """`file:line`, lines counted from 1 and blank ones included, as an editor shows them."""
+        return f"{self.path}:{self.numbers[index]}"
+
+    def _scan(self) -> tuple[np.ndarray, np.ndarray]:
+        path = self.path
+        offsets, numbers = array.array("q"), array.array("q")  # a list of integers would take five times as much
+        try:
+            with open(path, "rb") as file:
+                head = file.read(4096)
+                if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd":
+                    raise GritError(f"{path}: compressed data; unpack it first (gzip -d or zstd -d)")
+                if b"\0" in head:
+                    raise GritError(f"{path}: binary data, not a JSONL text file")
+                position = 3 if head[:3] == b"\xef\xbb\xbf" else 0  # a byte-order mark is no part of the JSON
+                file.seek(position)
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        offsets.extend((position, position + len(line)))
+                        numbers.append(number)
+                    position += len(line)
+        except FileNotFoundError:
+            raise GritError(f"{path}: no such file") from None
+        except IsADirectoryError:
+            raise GritError(f"{path}: a folder, not a JSONL file") from None
+        except OSError as error:
+            raise GritError(f"{path}: cannot be read ({error.strerror})") from None
+        if not numbers:
+            raise GritError(f"{path}: empty; expected one JSON object a line")
+        return np.asarray(offsets).reshape(-1, 2), np.asarray(numbers)
+
+
+class LineSource:
+    """A `Source` over numbered lines (a JsonlFile, or a prepared dataset), all of them checked when it is opened.
+
+    Checking first costs one pass, and a bad line stops a run before it starts, not in its last hour.
+    """
+
+    def __init__(self, name: str, lines: Any, kind: Kind | None, on_error: OnError, check: Check | None = None):
+        self.name = name
+        self._lines = lines
+        self.skipped: collections.Counter[str] = collections.Counter()
+        self.filtered: collections.Counter[str] = collections.Counter()
+        first: str | None = None
+        good: list[int] = []
+        found = kind
+        for index, line in enumerate(lines):
+            where = lines.where(index)
+            try:
+                example = parse_line(line, where)
+                example_kind = KIND_OF_TYPE[type(example)]
+                if found is not None and example_kind != found:
+                    raise LineError(where, f"{_a(example_kind)} example in {_a(found)} file")
+                found = example_kind
+                reason = check(example, where) if check else None
+            except LineError as error:
+                if on_error == "stop":
+                    raise
+                self.skipped[error.reason] += 1
+                first = first or str(error)
+                continue
+            if reason:
+                self.filtered[reason] += 1
+                first = first or f"{where}: {reason}"
+                continue
+            good.append(index)
+        if not good:
+            raise GritError(f"{name}: no usable line; the first problem: {first}")
+        assert found is not None
+        self.kind: Kind = found
+        self._good = np.asarray(good, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._good)
+
+    def __getitem__(self, index: int) -> Example:
+        number = int(self._good[index])
+        return parse_line(self._lines[number], self._lines.where(number))
+
+    def where(self, index: int) -> str:
+        return self._lines.where(int(self._good[index]))
+
+
+KIND_OF_TYPE: dict[type, Kind] = {
+    EmbeddingExample: "embedding",
+    GenerativeExample: "generative",
+    CachedExample: "cached",
+}
+
+
+def read_examples(
+    path: str | Path, kind: Kind | None = None, on_error: OnError = "stop", check: Check | None = None
+) -> LineSource:
+    """The examples of a JSONL file, each line checked.
+
+    Args:
+      kind: what the lines must be; None takes the first line's.
+      on_error: "stop" raises at the first bad line; "skip" leaves it out and counts its reason in `.skipped`.
+      check: says which good examples to leave out as well; they are counted in `.filtered`.
+
+    Raises:
+      GritError: an unreadable file, a bad line (`file:line: what is wrong`), or no good line at all.
+    """
+    return LineSource(str(path), JsonlFile(path), kind, on_error, check)
+
+
+def _a(kind: Kind) -> str:
+    return f"an {kind}" if kind == "embedding" else f"a {kind}"

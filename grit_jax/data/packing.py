@@ -1,0 +1,269 @@
+"""Texts of different lengths into rows of one length, and the batches of `types.py` from tokenised examples.
+
+First fit decreasing: the longest text first, each into the first row that has room. Rows are rounded up to a multiple
+and so is the number of texts a row may hold, because every new shape is compiled anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from grit_jax.types import CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
+
+SEGMENT_MULTIPLE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """Where each text goes: its row, and its place among the texts of that row (from 0)."""
+
+    row: np.ndarray
+    place: np.ndarray
+    rows: int
+
+    @property
+    def most(self) -> int:
+        """The largest number of texts in a row."""
+        return int(self.place.max(initial=-1)) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedTexts:
+    """Packed texts. Text `i` is segment `locations[i] % segments_per_row + 1` of row `locations[i] // segments_per_row`."""
+
+    rows: Rows
+    pool: np.ndarray
+    locations: np.ndarray
+    starts: np.ndarray
+    segments_per_row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenText:
+    """Token ids of a sequence; `targets` marks those to be predicted, None for none."""
+
+    ids: Sequence[int]
+    targets: Sequence[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCached:
+    """A continuation with its answer, and the cached texts that it follows."""
+
+    pieces: Sequence[Sequence[int]]
+    text: TokenText
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `number`, and at least one `multiple`."""
+    return max(1, -(-number // multiple)) * multiple
+
+
+def pack(
+    lengths: Sequence[int] | Sequence[tuple[int, ...]], capacity: int | tuple[int, ...]
+) -> Assignment:
+    """First fit decreasing. With tuples, a row has several capacities and a text takes some of each.
+
+    Raises:
+      ValueError: a text is longer than a row (texts are cut before they are packed).
+    """
+    sizes = np.asarray(lengths, np.int64)
+    room = np.atleast_1d(np.asarray(capacity, np.int64))
+    sizes = sizes.reshape(len(sizes), len(room))
+    if len(sizes) and (sizes > room).any():
+        worst = int(np.argmax((sizes > room).any(1)))
+        raise ValueError(f"text {worst} of length {sizes[worst].tolist()} does not fit a row of {room.tolist()}")
+    order = np.argsort(-(sizes / np.maximum(room, 1)).max(1, initial=0), kind="stable")
+    free = np.repeat(room[None], len(sizes), 0)  # never more rows than texts
+    count = np.zeros(len(sizes), np.int64)
+    row, place = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
+    used = 0
+    for i in order:
+        fits = (free[: used + 1] >= sizes[i]).all(1) if len(room) > 1 else free[: used + 1, 0] >= sizes[i, 0]
+        r = int(fits.argmax())
+        free[r] -= sizes[i]
+        row[i], place[i] = r, count[r]
+        count[r] += 1
+        used = max(used, r + 1)
+    return Assignment(row, place, used)
+
+
+def pack_texts(
+    ids: Sequence[Sequence[int]],
+    *,
+    row_length: int | None = None,
+    row_multiple: int = 1,
+    min_rows: int = 0,
+    min_segments: int = 0,
+    prompt_lengths: Sequence[int] | None = None,
+    pad_id: int = 0,
+) -> PackedTexts:
+    """Tokenised texts into rows.
+
+    Args:
+      row_length: tokens of a row; None is the longest text.
+      row_multiple: rows are rounded up to it (the added ones are empty), `min_rows` and `min_segments` are floors.
+      prompt_lengths: leading tokens of each text that pooling leaves out.
+    """
+    lengths = [len(text) for text in ids]
+    width = row_length or max(lengths, default=1)
+    where = pack(lengths, width)
+    height = max(round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0)
+    per_row = max(round_up(where.most, SEGMENT_MULTIPLE), min_segments)
+    tokens = np.full((height, width), pad_id, np.int32)
+    positions, segments = np.zeros((height, width), np.int32), np.zeros((height, width), np.int32)
+    pool = np.zeros((height, width), bool)
+    fill = [0] * height
+    starts = np.zeros(len(ids), np.int64)
+    # Texts of a row are laid down in the order of their places.
+    for i in np.argsort(where.place, kind="stable").tolist():
+        r, n = int(where.row[i]), lengths[i]
+        a = fill[r]
+        fill[r] = b = a + n
+        starts[i] = a
+        tokens[r, a:b] = ids[i]
+        positions[r, a:b] = np.arange(n)
+        segments[r, a:b] = where.place[i] + 1
+        pool[r, a + (prompt_lengths[i] if prompt_lengths is not None else 0) : b] = True
+    locations = (where.row * per_row + where.place).astype(np.int32)
+    return PackedTexts(Rows(tokens, positions, segments), pool, locations, starts, per_row)  # type: ignore[arg-type]
+
+
+def embedding_batch(
+    queries: Sequence[Sequence[int]],
+    passages: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    *,
+    row_length: int,
+    row_multiple: int = 8,
+    min_rows: int = 0,
+    min_segments: int = 0,
+    pad_id: int = 0,
+) -> EmbeddingBatch:
+    """Queries and passages in the same rows; `prompt_lengths` are those of the queries, then of the passages."""
+    packed = pack_texts(
+        [*queries, *passages],
+        row_length=row_length,
+        row_multiple=row_multiple,
+        min_rows=min_rows,
+        min_segments=min_segments,
+        prompt_lengths=prompt_lengths,
+        pad_id=pad_id,
+    )
+    return EmbeddingBatch(
+        rows=packed.rows,
+        pool=packed.pool,  # type: ignore[arg-type]
+        queries=packed.locations[: len(queries)],  # type: ignore[arg-type]
+        passages=packed.locations[len(queries) :],  # type: ignore[arg-type]
+        segments_per_row=packed.segments_per_row,
+    )
+
+
+def generative_batch(
+    texts: Sequence[TokenText], *, row_length: int, row_multiple: int = 8, min_rows: int = 0, pad_id: int = 0
+) -> GenerativeBatch:
+    """Sequences for the language loss, packed; `sequence` numbers them in the order given."""
+    packed = pack_texts(
+        [text.ids for text in texts],
+        row_length=row_length,
+        row_multiple=row_multiple,
+        min_rows=min_rows,
+        pad_id=pad_id,
+    )
+    targets, sequence = _targets(texts, packed.rows, packed.locations // packed.segments_per_row, packed.starts)
+    return GenerativeBatch(packed.rows, targets, sequence, len(texts))  # type: ignore[arg-type]
+
+
+def cached_batch(
+    examples: Sequence[TokenCached],
+    *,
+    pieces_row_length: int,
+    row_length: int,
+    row_multiple: int = 8,
+    min_rows: int = 0,
+    pad_id: int = 0,
+) -> CachedBatch:
+    """Continuations and the cached texts that they follow: an example's are in the same row of both arrays.
+
+    The cached texts of an example stand one after the other and its continuation goes on from there, so positions
+    are those of the composed prompt.
+    """
+    totals = [sum(map(len, example.pieces)) for example in examples]
+    where = pack(
+        [(total, len(example.text.ids)) for total, example in zip(totals, examples, strict=True)],
+        (pieces_row_length, row_length),
+    )
+    height = max(round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0)
+    pieces, text = _empty_rows(height, pieces_row_length, pad_id), _empty_rows(height, row_length, pad_id)
+    owner, places = np.zeros((height, pieces_row_length), np.int32), np.zeros((height, pieces_row_length), np.int32)
+    piece_fill, text_fill, piece_count = [0] * height, [0] * height, [0] * height
+    starts = np.zeros(len(examples), np.int64)
+    for i in np.argsort(where.place, kind="stable").tolist():
+        r, example, number = int(where.row[i]), examples[i], int(where.place[i]) + 1
+        offset = 0
+        for ids in example.pieces:
+            piece_count[r] += 1
+            a = piece_fill[r]
+            piece_fill[r] = b = a + len(ids)
+            _lay(pieces, r, a, ids, 0, piece_count[r])
+            owner[r, a:b] = number
+            places[r, a:b] = np.arange(offset, offset + len(ids))
+            offset += len(ids)
+        starts[i] = text_fill[r]
+        _lay(text, r, text_fill[r], example.text.ids, offset, number)
+        text_fill[r] += len(example.text.ids)
+    targets, sequence = _targets([example.text for example in examples], text, where.row, starts)
+    return CachedBatch(
+        pieces=pieces,
+        piece_owner=owner,  # type: ignore[arg-type]
+        piece_positions=places,  # type: ignore[arg-type]
+        text=GenerativeBatch(text, targets, sequence, len(examples)),  # type: ignore[arg-type]
+    )
+
+
+def fit_documents(lengths: Sequence[int], room: int) -> list[int]:
+    """How many tokens of each document to keep so that all fit into `room`: the longest are cut first.
+
+    Short documents stay whole; the others are cut to one common length (the first ones get the odd tokens).
+    """
+    kept = [0] * len(lengths)
+    left = max(room, 0)
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for rank, i in enumerate(order):
+        kept[i] = min(lengths[i], left // (len(order) - rank))
+        left -= kept[i]
+    for i in range(len(lengths)):
+        extra = min(lengths[i] - kept[i], left)
+        kept[i] += extra
+        left -= extra
+    return kept
+
+
+def _empty_rows(height: int, width: int, pad_id: int) -> Rows:
+    shape = (height, width)
+    return Rows(np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32))  # type: ignore[arg-type]
+
+
+def _lay(rows: Rows, row: int, start: int, ids: Sequence[int], position: int, segment: int) -> None:
+    end = start + len(ids)
+    rows.tokens[row, start:end] = ids  # type: ignore[index]
+    rows.positions[row, start:end] = np.arange(position, position + len(ids))  # type: ignore[index]
+    rows.segments[row, start:end] = segment  # type: ignore[index]
+
+
+def _targets(
+    texts: Sequence[TokenText], rows: Rows, row: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`targets` and `sequence` of packed texts. A text's first token has nothing before it to be predicted from."""
+    targets = np.zeros(rows.tokens.shape, np.float32)
+    sequence = np.zeros(rows.tokens.shape, np.int32)
+    for i, text in enumerate(texts):
+        r, a = int(row[i]), int(starts[i])
+        b = a + len(text.ids)
+        targets[r, a:b] = text.targets
+        targets[r, a] = 0
+        sequence[r, a:b] = i
+    return targets, sequence

@@ -1,0 +1,157 @@
+"""Which examples a step sees: pure functions of (seed, step), so that a resumed run needs no other state.
+
+Contrastive batches come from one dataset each, because texts of another dataset are negatives that are too easy
+(the original's `CustomRandomSampler`, `gritlm/training/data.py`). What does not fill a batch is mixed with the
+remainders of the other datasets; unlike there, nothing is ever dropped: a mixed batch that an epoch leaves unfinished
+is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+_CYCLE, _FULL, _PATTERN, _ORDER, _STREAM = range(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The examples of a batch: `index[i]` of dataset `dataset[i]`."""
+
+    dataset: np.ndarray
+    index: np.ndarray
+
+
+class ContrastivePlan:
+    """Batches of one dataset each, the rest mixed.
+
+    Each epoch sees every example once, up to the mixed batch that crosses its end. The examples that go to the mixed
+    batches are a window that moves on round each dataset from epoch to epoch, so they are shared out evenly and
+    a mixed batch does not meet an example twice.
+
+    Args:
+      sizes: examples of each dataset. batch: global batch size, at most their sum.
+    """
+
+    def __init__(self, sizes: Sequence[int], batch: int, seed: int, *, shuffle: bool = True):
+        if batch > sum(sizes):
+            raise ValueError(f"batch {batch} exceeds the {sum(sizes)} examples")
+        self.sizes, self.batch, self.seed, self.shuffle = tuple(sizes), batch, seed, shuffle
+        self.total = sum(sizes)
+        self._rest = tuple(size % batch for size in sizes)
+        self._mixed = sum(self._rest)
+        self._epoch = functools.lru_cache(maxsize=2)(self._build_epoch)
+        self._cycle = functools.lru_cache(maxsize=None)(self._build_cycle)
+        self._pattern = functools.lru_cache(maxsize=4)(self._build_pattern)
+
+    def epoch(self, step: int) -> int:
+        """The epoch that `step` belongs to."""
+        return -(-(step + 1) * self.batch // self.total) - 1
+
+    def __call__(self, step: int) -> Selection:
+        """The examples of `step`."""
+        epoch = self.epoch(step)
+        datasets, indices = self._epoch(epoch)
+        number = step - epoch * self.total // self.batch
+        return Selection(datasets[number], indices[number])
+
+    def _build_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        datasets, indices = [], []
+        for d, size in enumerate(self.sizes):
+            full = self._permuted(np.setdiff1d(np.arange(size), self._window(d, epoch)), _FULL, d, epoch)
+            indices.append(full.reshape(-1, self.batch))
+            datasets.append(np.full(indices[-1].shape, d))
+        if self._mixed:
+            first, last = (e * self._mixed // self.batch for e in (epoch, epoch + 1))
+            places = np.arange(first * self.batch, last * self.batch)
+            mixed = self._mixed_stream(places)
+            datasets.append(mixed.dataset.reshape(-1, self.batch))
+            indices.append(mixed.index.reshape(-1, self.batch))
+        every_dataset, every_index = np.concatenate(datasets), np.concatenate(indices)
+        order = self._permuted(np.arange(len(every_index)), _ORDER, epoch)
+        return every_dataset[order], every_index[order]
+
+    def _mixed_stream(self, places: np.ndarray) -> Selection:
+        """The remainders of all epochs, one after the other; places may reach into a few epochs."""
+        dataset, index = np.zeros(len(places), np.int64), np.zeros(len(places), np.int64)
+        for epoch in np.unique(places // self._mixed).tolist():
+            here = places // self._mixed == epoch
+            pattern = self._pattern(epoch)
+            dataset[here], index[here] = (column[places[here] % self._mixed] for column in pattern)
+        return Selection(dataset, index)
+
+    def _build_pattern(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Datasets in random order; the examples of each in the order of its cycle."""
+        dataset = self._permuted(np.repeat(np.arange(len(self.sizes)), self._rest), _PATTERN, epoch)
+        index = np.zeros(len(dataset), np.int64)
+        for d in range(len(self.sizes)):
+            index[dataset == d] = self._window(d, epoch)
+        return dataset, index
+
+    def _window(self, d: int, epoch: int) -> np.ndarray:
+        places = epoch * self._rest[d] + np.arange(self._rest[d])
+        return self._cycle(d)[places % max(self.sizes[d], 1)]
+
+    def _build_cycle(self, d: int) -> np.ndarray:
+        return self._permuted(np.arange(self.sizes[d]), _CYCLE, d)
+
+    def _permuted(self, values: np.ndarray, *key: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, *key)).permutation(values) if self.shuffle else values
+
+    def __reduce__(self):
+        return _contrastive, (self.sizes, self.batch, self.seed, self.shuffle)
+
+
+class StreamPlan:
+    """All datasets as one stream, shuffled anew every epoch; batches are cut from it without regard to epochs."""
+
+    def __init__(self, sizes: Sequence[int], batch: int, seed: int, *, shuffle: bool = True):
+        self.sizes, self.batch, self.seed, self.shuffle = tuple(sizes), batch, seed, shuffle
+        self.total = sum(sizes)
+        self._ends = np.cumsum(sizes)
+        self._order = functools.lru_cache(maxsize=2)(self._build_order)
+
+    def epoch(self, step: int) -> int:
+        """The epoch of the first example of `step`."""
+        return step * self.batch // self.total
+
+    def __call__(self, step: int) -> Selection:
+        """The examples of `step`."""
+        places = step * self.batch + np.arange(self.batch)
+        flat = np.zeros(self.batch, np.int64)
+        for epoch in np.unique(places // self.total).tolist():
+            here = places // self.total == epoch
+            flat[here] = self._order(epoch)[places[here] % self.total]
+        dataset = np.searchsorted(self._ends, flat, side="right")
+        return Selection(dataset, flat - (self._ends - self.sizes)[dataset])
+
+    def _build_order(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.total)
+        return np.random.default_rng((self.seed, _STREAM, epoch)).permutation(self.total)
+
+    def __reduce__(self):
+        return _stream, (self.sizes, self.batch, self.seed, self.shuffle)
+
+
+def choose_passages(
+    rng: np.random.Generator, positives: int, negatives: int, group_size: int
+) -> tuple[int, list[int]]:
+    """One positive and `group_size - 1` negatives by number; too few negatives are repeated before drawing."""
+    positive = int(rng.integers(positives))
+    wanted = group_size - 1
+    if not wanted:
+        return positive, []
+    pool = np.tile(np.arange(negatives), -(-wanted // negatives))
+    return positive, rng.permutation(pool)[:wanted].tolist()
+
+
+def _contrastive(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> ContrastivePlan:
+    return ContrastivePlan(sizes, batch, seed, shuffle=shuffle)
+
+
+def _stream(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> StreamPlan:
+    return StreamPlan(sizes, batch, seed, shuffle=shuffle)

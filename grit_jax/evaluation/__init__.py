@@ -1,0 +1,1 @@
+"""Evaluation room: retrieval, perplexity and RAG scores."""

@@ -1,0 +1,1 @@
+"""Inference room: texts to vectors and caches, prefill and decode, the GritLM object."""

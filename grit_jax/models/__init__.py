@@ -1,0 +1,1 @@
+"""Model room: one transformer, its attention, cache, pooling and exchange with Hugging Face."""

@@ -1,0 +1,87 @@
+"""The one attention function: who sees whom, and which kernel computes it.
+
+A query sees the keys of its own segment (all of them when bidirectional, itself and the earlier ones when causal)
+and, beside them, the cached keys of its segment. A sliding window bounds both by position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from grit_jax.models import kernels
+from grit_jax.types import AttentionMode, Mode
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Keys:
+    """Rotated keys, values, and where they stand; segment 0 marks an empty slot."""
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    positions: Int[Array, "B S"]
+    segments: Int[Array, "B S"]
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    own: Keys,
+    *,
+    mode: Mode,
+    window: int | None = None,
+    cached: Keys | None = None,
+) -> Float[Array, "B T N H"]:
+    """Attention of `T` tokens to themselves and to cached keys, scaled by `1/sqrt(H)`.
+
+    Args:
+      q: rotated queries; they share `own.positions` and `own.segments`.
+      own: keys of the same tokens.
+      mode: one mode for all rows, or consecutive blocks of `(mode, rows)`.
+      window: keys further than this from the query by position are not seen (`|i - j| < window`).
+      cached: keys computed before; a query sees those with its own segment number.
+    """
+    if isinstance(mode, AttentionMode):
+        return _attend_one_mode(q, own, cached, mode, window)
+    outputs, start = [], 0
+    for block_mode, rows in mode:
+        part = slice(start, start + rows)
+        take = lambda keys: jax.tree.map(lambda x: x[part], keys)  # noqa: B023 - used at once
+        outputs.append(_attend_one_mode(q[part], take(own), take(cached), block_mode, window))
+        start += rows
+    return jnp.concatenate(outputs)
+
+
+def _attend_one_mode(
+    q: jax.Array, own: Keys, cached: Keys | None, mode: AttentionMode, window: int | None
+) -> jax.Array:
+    causal = mode is AttentionMode.CAUSAL
+    if cached is None:
+        fused = kernels.fused_attention(q, own.k, own.v, own.segments, causal=causal, window=window)
+        if fused is not None:
+            return fused
+    queries = kernels.Queries(q, own.positions, own.segments)
+    parts = [kernels.Part(own.k, own.v, own.positions, own.segments, causal=causal)]
+    if cached is not None:
+        parts.append(kernels.Part(cached.k, cached.v, cached.positions, cached.segments, causal=False))
+    return kernels.blocked_attention(queries, parts, window=window, two_sided=not causal)
+
+
+def visible(
+    query_positions: Int[Array, "B T"],
+    query_segments: Int[Array, "B T"],
+    keys: Keys,
+    *,
+    causal: bool,
+    window: int | None,
+) -> Bool[Array, "B T S"]:
+    """The mask of own keys as an array, for tests and for reading; the kernels build it block by block."""
+    return kernels.part_mask(
+        kernels.Queries(keys.k, query_positions, query_segments),
+        kernels.Part(keys.k, keys.v, keys.positions, keys.segments, causal=causal),
+        window=window,
+        two_sided=not causal,
+    )

@@ -1,0 +1,78 @@
+"""The working cache that generation reads and appends to, and how documents get into it.
+
+Every forward pass returns keys *before* rotary embedding. `insert` rotates them once to the place they get; a
+document's record is therefore valid at any offset, in any order, beside any other document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.layers import rotary_angles, rotate
+from grit_jax.types import KV
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class KVCache:
+    """Rotated keys and values of `S` slots in each of `B` rows.
+
+    A slot's `segments` entry says which queries see it (0: empty), its `positions` entry where it stands.
+    `cursor` is the next free slot, the same in every row; ragged rows leave empty slots behind.
+    """
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    positions: Int[Array, "B S"]
+    segments: Int[Array, "B S"]
+    cursor: Int[Array, ""]
+
+    @property
+    def slots(self) -> int:
+        """Capacity `S`."""
+        return self.k.shape[2]
+
+
+def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None = None) -> KVCache:
+    """A cache with room for `slots` tokens in each row."""
+    shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
+    dtype = dtype or jnp.dtype(config.dtype)
+    marks = jnp.zeros((rows, slots), jnp.int32)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), marks, marks, jnp.zeros((), jnp.int32))
+
+
+def rotate_keys(kv: KV, positions: Int[Array, "B T"], config: ModelConfig) -> Float[Array, "L B T K H"]:
+    """The keys of a pass rotated to `positions`."""
+    return rotate(kv.k, rotary_angles(positions, config.head_dim, config.rope_theta))
+
+
+def cache_from(
+    kv: KV, positions: Int[Array, "B T"], segments: Int[Array, "B T"], config: ModelConfig
+) -> KVCache:
+    """A full cache made of one pass, differentiable: how training reads over documents."""
+    slots = jnp.asarray(kv.k.shape[2], jnp.int32)
+    return KVCache(rotate_keys(kv, positions, config), kv.v, positions, segments, slots)
+
+
+def insert(
+    cache: KVCache, kv: KV, positions: Int[Array, "B T"], segments: Int[Array, "B T"], config: ModelConfig
+) -> KVCache:
+    """Writes `T` tokens (documents, a prompt, or the token just decoded) at the cursor, rotated to `positions`.
+
+    The caller sees to it that `cursor + T <= S`; XLA would clamp the write otherwise.
+    """
+    at = cache.cursor
+    write = jax.lax.dynamic_update_slice
+    keys = rotate_keys(kv, positions, config).astype(cache.k.dtype)
+    return KVCache(
+        k=write(cache.k, keys, (0, 0, at, 0, 0)),
+        v=write(cache.v, kv.v.astype(cache.v.dtype), (0, 0, at, 0, 0)),
+        positions=write(cache.positions, positions.astype(jnp.int32), (0, at)),
+        segments=write(cache.segments, segments.astype(jnp.int32), (0, at)),
+        cursor=at + kv.k.shape[2],
+    )

@@ -1,0 +1,51 @@
+"""From hidden states of packed rows to one vector a text."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+PoolingMethod = Literal["mean", "weightedmean", "lasttoken", "cls"]
+EPSILON = 1e-12  # of the L2 norm, as torch's normalize
+
+
+def pool(
+    hidden: Float[Array, "R T D"],
+    segments: Int[Array, "R T"],
+    mask: Bool[Array, "R T"],
+    segments_per_row: int,
+    method: PoolingMethod = "mean",
+) -> Float[Array, "R G D"]:
+    """One float32 vector per segment (`gritlm: gritlm/gritlm.py:188-218`); absent segments give zeros.
+
+    Args:
+      mask: the tokens that `mean` and `weightedmean` average (instruction and tags excluded). `cls` takes
+        the first token of the segment and `lasttoken` its last one, whatever the mask.
+      segments_per_row: `G`, at least the highest segment number.
+    """
+    numbers = jnp.arange(1, segments_per_row + 1)
+    member = segments[:, :, None] == numbers  # R T G
+    if method == "mean":
+        weights = (member & mask[:, :, None]).astype(jnp.float32)
+    elif method == "weightedmean":  # 1, 2, ... n from the first pooled token on
+        chosen = (member & mask[:, :, None]).astype(jnp.float32)
+        weights = chosen * jnp.cumsum(chosen, axis=1)
+    elif method == "cls":
+        weights = (member & (jnp.cumsum(member, axis=1) == 1)).astype(jnp.float32)
+    elif method == "lasttoken":
+        after = jnp.cumsum(member[:, ::-1], axis=1)[:, ::-1]
+        weights = (member & (after == 1)).astype(jnp.float32)
+    else:
+        raise ValueError(f"pooling must be mean, weightedmean, lasttoken or cls, is {method!r}")
+    total = jnp.einsum("rtg,rtd->rgd", weights, hidden.astype(jnp.float32))
+    return total / jnp.maximum(weights.sum(axis=1), 1e-9)[..., None]
+
+
+def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Unit length, float32."""
+    x = x.astype(jnp.float32)
+    # The epsilon goes inside the root: the gradient of a zero vector (an absent segment) stays finite.
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2))

@@ -1,0 +1,1 @@
+"""RAG room: document store, vector search, and answers over cached documents."""

@@ -1,0 +1,118 @@
+"""Where arrays live: a mesh, and one table from logical axes to mesh axes.
+
+Models and steps name *logical* axes ("embed", "heads", "rows", ...); only this file names mesh axes. The same
+program therefore runs on one device, on simulated CPU devices and on a pod.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from grit_jax.types import GritError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+Axes = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 (one of them at most) takes what the others leave."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """Logical axis -> mesh axes.
+
+    `fsdp` splits every weight along `embed` and is gathered when used; `tensor` splits heads, the feed-forward
+    and the vocabulary's logits. The embedding table is split on `embed` alone: a gather from a table split on the
+    vocabulary makes XLA rematerialise it whole.
+    """
+
+    rows: Axes = ("data", "fsdp")  # rows of a batch, texts of a similarity matrix
+    embed: Axes = "fsdp"  # D of weights
+    vocab: Axes = None  # V of the embedding table
+    vocab_out: Axes = "tensor"  # V of the output head
+    heads: Axes = "tensor"  # N * H of the query projection
+    kv_heads: Axes = "tensor"  # K * H of key and value projections
+    ffn: Axes = "tensor"  # F
+    layers: Axes = None  # L, the scanned axis
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """The PartitionSpec of an array whose dimensions carry these logical axes (None: not split)."""
+        return PartitionSpec(*(getattr(self, axis) if axis else None for axis in axes))
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all), axes `data, fsdp, tensor`.
+
+    Raises:
+      GritError: the axes do not multiply to the number of devices.
+    """
+    devices = list(devices if devices is not None else jax.devices())
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
+        raise GritError(f"mesh: axes must be positive, at most one -1; got {dataclasses.asdict(config)}")
+    fixed = int(np.prod([n for n in sizes if n != -1]))
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, len(devices) // fixed)
+    if int(np.prod(sizes)) != len(devices):
+        raise GritError(
+            f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} needs {int(np.prod(sizes))} devices, "
+            f"{len(devices)} are here; set mesh.data, mesh.fsdp and mesh.tensor so that their product fits"
+        )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def single_device_mesh(device: jax.Device | None = None) -> Mesh:
+    """The mesh of one device: inference on a laptop, and the reference in sharding tests."""
+    return make_mesh(MeshConfig(1, 1, 1), [device or jax.devices()[0]])
+
+
+def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """`spec` without the mesh axes that do not divide the dimension: small models stay whole there."""
+    fitted = []
+    for size, axes in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
+        names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        ways = int(np.prod([mesh.shape[name] for name in names])) if names else 1
+        fitted.append(axes if ways > 1 and size % ways == 0 else None)
+    return PartitionSpec(*fitted)
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None], rules: ShardingRules | None = None) -> jax.Array:
+    """States the sharding of an intermediate array; outside a mesh context it does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = fit((rules or ShardingRules()).spec(axes), x.shape, mesh)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def tree_shardings(shapes: Any, axes: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+    """NamedShardings for a dictionary of arrays (or shapes) with their logical axes under the same keys."""
+    return {
+        name: NamedSharding(mesh, fit(rules.spec(axes[name]), value.shape, mesh)) for name, value in shapes.items()
+    }
+
+
+def put_rows(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+    """Host arrays as global arrays, the first dimension split over the mesh axes of `rows`.
+
+    A dimension that does not divide evenly is replicated (an index list of a few hundred numbers).
+    """
+
+    def put(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        spec = fit(rules.spec(("rows",)), x.shape[:1], mesh) if x.ndim > 1 else PartitionSpec()
+        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+
+    return jax.tree.map(put, tree)

@@ -1,0 +1,1 @@
+"""Training room: losses, the joint step, the loop and its checkpoints."""

@@ -1,0 +1,138 @@
+"""Batches and results that several rooms share: plain dataclasses, registered as JAX pytrees.
+
+Axis letters are those of the whole package: `R` rows, `T` tokens of a row, `S` key tokens,
+`Q` queries, `P` passages. Row arrays are packed: a row holds several texts, told apart by
+`segments` (1, 2, ... in each row; 0 is padding).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+class GritError(Exception):
+    """A mistake of the person at the keyboard: its message says what, where and what to do.
+
+    The command line prints it as one line and exits with status 2; any other exception is a bug of ours.
+    """
+
+
+class AttentionMode(enum.Enum):
+    """Who sees whom inside a segment. Static: each mode is a compiled program of its own."""
+
+    BIDIRECTIONAL = "bidirectional"
+    CAUSAL = "causal"
+
+
+# One mode for all rows, or consecutive blocks of (mode, number of rows).
+Mode: TypeAlias = "AttentionMode | tuple[tuple[AttentionMode, int], ...]"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Rows:
+    """Packed rows of texts.
+
+    `positions` count from 0 inside each text (rotary positions), `segments` from 1 in each row.
+    """
+
+    tokens: Int[Array, "R T"]
+    positions: Int[Array, "R T"]
+    segments: Int[Array, "R T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class EmbeddingBatch:
+    """All texts of a contrastive batch, queries and passages packed into the same rows.
+
+    `pool` marks the tokens that mean pooling averages (instruction and tags excluded).
+    `queries[i]` and `passages[j]` say where a text is: `row * segments_per_row + segment - 1`.
+    Passages of query `i` stand at `i * group_size ...`, its positive first.
+    `segments_per_row` is static: it is the `G` of the pooled array.
+    """
+
+    rows: Rows
+    pool: Bool[Array, "R T"]
+    queries: Int[Array, " Q"]
+    passages: Int[Array, " P"]
+    segments_per_row: int = dataclasses.field(metadata={"static": True}, default=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class GenerativeBatch:
+    """Packed sequences for the language loss.
+
+    `targets[r, t]` is 1 where token `t` is to be predicted (from `t - 1`): answers and their end-of-sequence.
+    `sequence[r, t]` numbers the example a token belongs to, 0 ... in batch order (0 at padding, where
+    `targets` is 0); `sequences` is how many there are (static).
+    """
+
+    rows: Rows
+    targets: Float[Array, "R T"]
+    sequence: Int[Array, "R T"]
+    sequences: int = dataclasses.field(metadata={"static": True}, default=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class CachedBatch:
+    """Sequences that continue after cached pieces (documents, or a query in the embedding format).
+
+    `pieces` are encoded bidirectionally, each its own segment, blind to the others. Row `r` of `text`
+    reads the pieces of row `r`: a piece token belongs to the text segment `piece_owner[r, s]` (0 is
+    padding) and gets the rotary position `piece_positions[r, s]` when inserted into the cache.
+    A row may hold several examples; an example without pieces (a layout without cache) is just text.
+    """
+
+    pieces: Rows
+    piece_owner: Int[Array, "R S"]
+    piece_positions: Int[Array, "R S"]
+    text: GenerativeBatch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Batch:
+    """What one optimizer step sees. A part that the run does not train is None."""
+
+    embedding: EmbeddingBatch | None = None
+    generative: GenerativeBatch | None = None
+    cached: CachedBatch | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class KV:
+    """Keys (before rotary embedding) and values of the tokens of one forward pass."""
+
+    k: Float[Array, "L B T K H"]
+    v: Float[Array, "L B T K H"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Output:
+    """Hidden states after the final norm, and the keys and values where they were asked for."""
+
+    hidden: Float[Array, "B T D"]
+    kv: KV | None = None
+
+
+@dataclasses.dataclass
+class DocumentKV:
+    """What one encoding pass leaves behind of a text: host arrays, keys before rotary embedding.
+
+    The same record serves every layout: inserting it into a working cache rotates it to the place it gets.
+    """
+
+    tokens: Int[np.ndarray, " T"]
+    k: Float[np.ndarray, "L T K H"]
+    v: Float[np.ndarray, "L T K H"]
