@@ -19,12 +19,20 @@ from grit_jax.types import GritError
 C = TypeVar("C")
 
 
-def load_config(cls: type[C], path: str | Path | None, overrides: dict[str, Any] | None = None) -> C:
+def load_config(
+    cls: type[C],
+    path: str | Path | None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    paths: tuple[str, ...] = (),
+) -> C:
     """Reads `cls` (a dataclass of dataclasses) from a YAML file and dotted overrides.
 
     Args:
       path: a YAML file, or None for the defaults alone.
       overrides: dotted keys to values, as typed (`{"train.steps": "100"}`); strings are parsed as YAML.
+      paths: dotted keys that hold file names. In the YAML those are relative to the YAML's folder, in the
+        overrides to the working directory.
 
     Raises:
       GritError: no such file, not YAML, an unknown key, or a value of the wrong type; the message names
@@ -33,6 +41,9 @@ def load_config(cls: type[C], path: str | Path | None, overrides: dict[str, Any]
     where = str(path) if path else "command line"
     tree = read_yaml(path) if path else {}
     _check_keys(cls, tree, where, ())
+    if path:
+        for key in paths:
+            _anchor(tree, key.split("."), Path(path).absolute().parent)
     for key, value in (overrides or {}).items():
         parts = key.split(".")
         node: dict[str, Any] = {}
@@ -97,6 +108,34 @@ def dump_yaml(config: Any, header: str = "") -> str:
     """YAML text of a config dataclass; `header` becomes its first comment."""
     body = yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=100)
     return (f"# {header}\n" if header else "") + body
+
+
+def _anchor(tree: Any, keys: list[str], folder: Path) -> None:
+    """Makes the relative file names under a key absolute; a name that is no file (a hub id) stays."""
+
+    def absolute(name: Any) -> Any:
+        if not isinstance(name, str):
+            return name
+        scheme, _, rest = name.rpartition(":")
+        if scheme not in ("", "tfds") or not rest or rest.startswith("~"):
+            return name
+        joined = folder / rest
+        if keys[-1] == "path" and not joined.exists():
+            return name
+        return f"{scheme}:{joined}" if scheme else str(joined)
+
+    if not isinstance(tree, dict) or keys[0] not in tree:
+        return
+    if len(keys) > 1:
+        _anchor(tree[keys[0]], keys[1:], folder)
+        return
+    value = tree[keys[0]]
+    if isinstance(value, list):
+        tree[keys[0]] = [absolute(v) for v in value]
+    elif isinstance(value, dict):  # file name -> number
+        tree[keys[0]] = {absolute(k): v for k, v in value.items()}
+    else:
+        tree[keys[0]] = absolute(value)
 
 
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """How texts are wrapped before the model reads them: templates as data, rendered as pieces.
 
-A template is a `ChatFormat`: strings, no code. Rendering gives `Piece`s rather than one string, so that each piece is
-tokenised exactly once and a mask over token ids follows from which piece a token came from; it cannot drift, however
-a tokenizer merges characters. Source of the GRIT strings: `gritlm/training/run.py` and `gritlm/training/data.py` of
-ContextualAI/gritlm.
+A template is a `ChatFormat`: strings, no code. Rendering gives `Piece`s rather than one string, so that each
+piece is tokenised exactly once and a mask over token ids follows from which piece a token came from; it
+cannot drift, however a tokenizer merges characters. Source of the GRIT strings: `gritlm/training/run.py` and
+`gritlm/training/data.py` of ContextualAI/gritlm.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ INSTRUCTION_STRIP = "\t\n :"
 class Piece:
     """A part of a prompt.
 
-    `is_answer`: its tokens are to be predicted. `is_template`: the special tokens written in it (`<s>`) are the real
-    ones; everywhere else such a string is ordinary text, so a user cannot type an end of sequence.
+    `is_answer`: its tokens are to be predicted. `is_template`: the special tokens written in it (`<s>`) are
+    the real ones; everywhere else such a string is ordinary text, so a user cannot type an end of sequence.
     `is_document`: may be cut from the right to make the example fit.
     """
 
@@ -37,9 +37,9 @@ class Piece:
 class ChatFormat:
     """The strings around a text. Other families are other values of the same fields.
 
-    An embedding text is `bos user {instruction} embed {text}`, or `bos embed_bare {text}` without an instruction; a
-    conversation is `bos user {u} assistant {a} eos`, turns joined by `turn_separator`. The tag that closes the user's
-    turn (where a family has one) is the beginning of `embed` and `assistant`.
+    An embedding text is `bos user {instruction} embed {text}`, or `bos embed_bare {text}` without an
+    instruction; a conversation is `bos user {u} assistant {a} eos`, turns joined by `turn_separator`. The tag
+    that closes the user's turn (where a family has one) is the beginning of `embed` and `assistant`.
     """
 
     name: str
@@ -74,8 +74,9 @@ class ChatFormat:
     def render_turns(self, turns: Sequence[str], *, continues: bool = False) -> list[Piece]:
         """A conversation `[user, assistant, user, ...]` as pieces.
 
-        An odd number of turns ends with the assistant's tag: the prompt of an answer to be generated. `continues`
-        renders a turn after something already read (a cache): `turn_separator` in the place of `bos`.
+        An odd number of turns ends with the assistant's tag: the prompt of an answer to be generated.
+        `continues` renders a turn after something already read (a cache): `turn_separator` in the place of
+        `bos`.
         """
         pieces: list[Piece] = []
         opening = self.turn_separator if continues else self.bos
@@ -106,7 +107,8 @@ class ChatFormat:
         s = json.dumps
         return (
             f"{{{{ {s(self.bos)} }}}}{{% set ns = namespace(system='') %}}{{% for message in messages %}}"
-            "{% if message['role'] == 'system' %}{% set ns.system = ns.system + message['content'] + '\\n\\n' %}"
+            "{% if message['role'] == 'system' %}"
+            "{% set ns.system = ns.system + message['content'] + '\\n\\n' %}"
             "{% elif message['role'] == 'user' %}"
             f"{{{{ {s(self.user)} + ns.system + message['content'] }}}}{{% set ns.system = '' %}}"
             f"{{% if not loop.last or add_generation_prompt %}}{{{{ {s(self.assistant)} }}}}{{% endif %}}"
@@ -166,10 +168,11 @@ FORMATS = {chat.name: chat for chat in (GRIT, LLAMA3, QWEN, GEMMA)}
 
 
 def turns_of(messages: Sequence[Mapping[str, str]]) -> list[str]:
-    """OpenAI-style messages as turns `[user, assistant, ...]`; system text leads the user's turn that follows it.
+    """OpenAI-style messages as turns `[user, assistant, ...]`; system text leads the user's next turn.
 
     Raises:
-      GritError: an unknown role, content that is not a string, roles that do not alternate, or no user message.
+      GritError: an unknown role, content that is not a string, roles that do not alternate, or no user
+      message.
     """
     turns: list[str] = []
     system = ""
@@ -182,7 +185,9 @@ def turns_of(messages: Sequence[Mapping[str, str]]) -> list[str]:
         elif role in ("user", "assistant"):
             if (role == "user") != (len(turns) % 2 == 0):
                 expected = "user" if len(turns) % 2 == 0 else "assistant"
-                raise GritError(f"messages[{number}]: roles must alternate, expected '{expected}', found '{role}'")
+                raise GritError(
+                    f"messages[{number}]: roles must alternate, expected '{expected}', found '{role}'"
+                )
             turns.append(system + content if role == "user" else content)
             system = "" if role == "user" else system
         else:

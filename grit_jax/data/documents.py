@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-MAX_CHARACTERS = 400  # of the text shown: about 100 tokens of a 2,048 vocabulary
+MAX_CHARACTERS = 300  # of the text shown: about 80 tokens of a 2,048 vocabulary
 MAX_SIGNATURE = 160  # of the text shown: a longer signature would push out what the thing does
 MAX_DEFAULT = 40  # of one default's source text; a longer one is written `...`
 HELD_OUT_PERCENT = 10

@@ -1,9 +1,9 @@
 """The seven ways to put a query and documents before an answer: what is cached, what is read anew.
 
-Templates are the original's word for word (`rag/eval.py` of ContextualAI/gritlm, without `The answer is`, which its
-evaluation appends). What is cached is encoded in the embedding format, `<s><|embed|>\n{text}`, for documents and
-queries alike and in every layout: one record of a document serves them all. The original's two on-the-fly variants
-(`\n<|embed|>\n` without `<s>` for a document that follows a query) are not reproduced.
+Templates are the original's word for word (`rag/eval.py` of ContextualAI/gritlm, without `The answer is`,
+which its evaluation appends). What is cached is encoded in the embedding format, `<s><|embed|>\n{text}`, for
+documents and queries alike and in every layout: one record of a document serves them all. The original's two
+on-the-fly variants (`\n<|embed|>\n` without `<s>` for a document that follows a query) are not reproduced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Literal, TypeAlias, get_args
 from grit_jax.data.chat import GRIT, ChatFormat, Piece
 from grit_jax.types import GritError
 
-Mode: TypeAlias = Literal["none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query"]
+Mode: TypeAlias = Literal[
+    "none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query"
+]
 MODES: tuple[Mode, ...] = get_args(Mode)
 CACHED_MODES: tuple[Mode, ...] = ("doc", "query", "query-doc", "doc-query")
 
@@ -37,7 +39,8 @@ class CachedText:
 class Layout:
     """What stands before an answer.
 
-    `cached` are encoded bidirectionally, each by itself, in this order; `continuation` is read causally after them.
+    `cached` are encoded bidirectionally, each by itself, in this order; `continuation` is read causally after
+    them.
     """
 
     mode: Mode
@@ -53,8 +56,8 @@ class Layout:
 def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = GRIT) -> Layout:
     """The layout `mode` for a query and documents (each `{title} {text}`), in the order given.
 
-    Several documents are separate cached texts, or paragraphs apart in one prompt. A layout without cached texts
-    begins with `bos`; one with them goes on with the turn separator.
+    Several documents are separate cached texts, or paragraphs apart in one prompt. A layout without cached
+    texts begins with `bos`; one with them goes on with the turn separator.
 
     Raises:
       GritError: an unknown mode, or one that needs documents when there are none.

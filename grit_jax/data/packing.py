@@ -1,7 +1,7 @@
 """Texts of different lengths into rows of one length, and the batches of `types.py` from tokenised examples.
 
-First fit decreasing: the longest text first, each into the first row that has room. Rows are rounded up to a multiple
-and so is the number of texts a row may hold, because every new shape is compiled anew.
+First fit decreasing: the longest text first, each into the first row that has room. Rows are rounded up to a
+multiple and so is the number of texts a row may hold, because every new shape is compiled anew.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Assignment:
 
 @dataclasses.dataclass(frozen=True)
 class PackedTexts:
-    """Packed texts. Text `i` is segment `locations[i] % segments_per_row + 1` of row `locations[i] // segments_per_row`."""
+    """Packed texts. With `G = segments_per_row`, text `i` is segment `locations[i] % G + 1` of row
+    `locations[i] // G` and begins there at token `starts[i]`; `pool` marks tokens behind the prompts."""
 
     rows: Rows
     pool: np.ndarray
@@ -62,9 +63,7 @@ def round_up(number: int, multiple: int) -> int:
     return max(1, -(-number // multiple)) * multiple
 
 
-def pack(
-    lengths: Sequence[int] | Sequence[tuple[int, ...]], capacity: int | tuple[int, ...]
-) -> Assignment:
+def pack(lengths: Sequence[int] | Sequence[tuple[int, ...]], capacity: int | tuple[int, ...]) -> Assignment:
     """First fit decreasing. With tuples, a row has several capacities and a text takes some of each.
 
     Raises:
@@ -75,7 +74,9 @@ def pack(
     sizes = sizes.reshape(len(sizes), len(room))
     if len(sizes) and (sizes > room).any():
         worst = int(np.argmax((sizes > room).any(1)))
-        raise ValueError(f"text {worst} of length {sizes[worst].tolist()} does not fit a row of {room.tolist()}")
+        raise ValueError(
+            f"text {worst} of length {sizes[worst].tolist()} does not fit a row of {room.tolist()}"
+        )
     order = np.argsort(-(sizes / np.maximum(room, 1)).max(1, initial=0), kind="stable")
     free = np.repeat(room[None], len(sizes), 0)  # never more rows than texts
     count = np.zeros(len(sizes), np.int64)
@@ -105,7 +106,8 @@ def pack_texts(
 
     Args:
       row_length: tokens of a row; None is the longest text.
-      row_multiple: rows are rounded up to it (the added ones are empty), `min_rows` and `min_segments` are floors.
+      row_multiple: rows are rounded up to it (the added ones are empty).
+      min_rows, min_segments: floors of the number of rows and of `segments_per_row`.
       prompt_lengths: leading tokens of each text that pooling leaves out.
     """
     lengths = [len(text) for text in ids]
@@ -143,7 +145,7 @@ def embedding_batch(
     min_segments: int = 0,
     pad_id: int = 0,
 ) -> EmbeddingBatch:
-    """Queries and passages in the same rows; `prompt_lengths` are those of the queries, then of the passages."""
+    """Queries and passages in the same rows; `prompt_lengths` of the queries, then of the passages."""
     packed = pack_texts(
         [*queries, *passages],
         row_length=row_length,
@@ -173,7 +175,9 @@ def generative_batch(
         min_rows=min_rows,
         pad_id=pad_id,
     )
-    targets, sequence = _targets(texts, packed.rows, packed.locations // packed.segments_per_row, packed.starts)
+    targets, sequence = _targets(
+        texts, packed.rows, packed.locations // packed.segments_per_row, packed.starts
+    )
     return GenerativeBatch(packed.rows, targets, sequence, len(texts))  # type: ignore[arg-type]
 
 
@@ -188,8 +192,8 @@ def cached_batch(
 ) -> CachedBatch:
     """Continuations and the cached texts that they follow: an example's are in the same row of both arrays.
 
-    The cached texts of an example stand one after the other and its continuation goes on from there, so positions
-    are those of the composed prompt.
+    The cached texts of an example stand one after the other and its continuation goes on from there, so
+    positions are those of the composed prompt.
     """
     totals = [sum(map(len, example.pieces)) for example in examples]
     where = pack(
@@ -198,7 +202,10 @@ def cached_batch(
     )
     height = max(round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0)
     pieces, text = _empty_rows(height, pieces_row_length, pad_id), _empty_rows(height, row_length, pad_id)
-    owner, places = np.zeros((height, pieces_row_length), np.int32), np.zeros((height, pieces_row_length), np.int32)
+    owner, places = (
+        np.zeros((height, pieces_row_length), np.int32),
+        np.zeros((height, pieces_row_length), np.int32),
+    )
     piece_fill, text_fill, piece_count = [0] * height, [0] * height, [0] * height
     starts = np.zeros(len(examples), np.int64)
     for i in np.argsort(where.place, kind="stable").tolist():
@@ -257,7 +264,7 @@ def _lay(rows: Rows, row: int, start: int, ids: Sequence[int], position: int, se
 def _targets(
     texts: Sequence[TokenText], rows: Rows, row: np.ndarray, starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`targets` and `sequence` of packed texts. A text's first token has nothing before it to be predicted from."""
+    """`targets` and `sequence` of packed texts; a text's first token has none before it to be predicted from."""
     targets = np.zeros(rows.tokens.shape, np.float32)
     sequence = np.zeros(rows.tokens.shape, np.int32)
     for i, text in enumerate(texts):

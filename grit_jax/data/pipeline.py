@@ -1,4 +1,4 @@
-"""The batches of a training run: a pure function of (configuration, data, seed, step), read ahead by grain."""
+"""The batches of a run: a pure function of (configuration, data, seed, step), read ahead by grain."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from grit_jax.data.chat import GRIT, ChatFormat
 from grit_jax.data.datasets import open_source
-from grit_jax.data.formats import Kind, Source
+from grit_jax.data.formats import Kind
 from grit_jax.data.layouts import CACHED_MODES, MODES
+from grit_jax.data.lines import Source
 from grit_jax.data.packing import cached_batch, embedding_batch, generative_batch
 from grit_jax.data.sampling import ContrastivePlan, Selection, StreamPlan, choose_passages
 from grit_jax.data.tokenise import ExampleTokenizer, Limits
@@ -29,8 +30,8 @@ _ENDLESS = 2**40
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What a run reads. Sources are JSONL paths, globs, or prepared datasets; batches count examples of a step, over
-    all devices, and 0 leaves a kind out. Lengths are tokens and count BOS, instruction and tags."""
+    """What a run reads. Sources are JSONL paths, globs, or prepared datasets; batches count examples of a step,
+    over all devices, and 0 leaves a kind out. Lengths are tokens and count BOS, instruction and tags."""
 
     embedding: list[str] = dataclasses.field(default_factory=list)
     generative: list[str] = dataclasses.field(default_factory=list)
@@ -71,10 +72,16 @@ class DataConfig:
     def __post_init__(self):
         for kind in ("embedding", "generative", "cached"):
             if getattr(self, f"{kind}_batch") and not getattr(self, kind):
-                raise ValueError(f"data.{kind}_batch is {getattr(self, f'{kind}_batch')}, but data.{kind} is empty")
+                raise ValueError(
+                    f"data.{kind}_batch is {getattr(self, f'{kind}_batch')}, but data.{kind} is empty"
+                )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("prefetch", "workers", "probe_steps") or field.name.endswith("_batch") else 1
+            least = (
+                0
+                if field.name in ("prefetch", "workers", "probe_steps") or field.name.endswith("_batch")
+                else 1
+            )
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise ValueError(f"data.{field.name} must be at least {least}, found {value}")
         unknown = [mode for mode in self.layouts if mode not in MODES]
@@ -85,10 +92,14 @@ class DataConfig:
             ("generative_row_length", self.generative_max_length),
         ):
             if (getattr(self, row) or longest) < longest:
-                raise ValueError(f"data.{row} ({getattr(self, row)}) is less than the longest text ({longest})")
+                raise ValueError(
+                    f"data.{row} ({getattr(self, row)}) is less than the longest text ({longest})"
+                )
         known = {*self.embedding, *self.generative, *self.cached}
         if strange := [name for name in self.num_samples if name not in known]:
-            raise ValueError(f"data.num_samples: '{strange[0]}' is not a source; sources: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"data.num_samples: '{strange[0]}' is not a source; sources: {', '.join(sorted(known))}"
+            )
 
     def limits(self) -> Limits:
         """The token limits, None filled in."""
@@ -140,8 +151,8 @@ class _Part:
         if self.batch and kind == "embedding":
             if self.batch > sum(sizes):
                 raise GritError(
-                    f"data.embedding_batch ({self.batch}) is more than the {sum(sizes)} usable examples: a query "
-                    "would meet itself among its negatives; make the batch smaller"
+                    f"data.embedding_batch ({self.batch}) is more than the {sum(sizes)} usable examples: "
+                    "a query would meet itself among its negatives; make the batch smaller"
                 )
             self.plan = ContrastivePlan(sizes, self.batch, seed, shuffle=config.shuffle)
         elif self.batch:
@@ -167,8 +178,8 @@ class JointBatches:
       num_steps: `len()`; None is endless.
 
     Raises:
-      GritError: a source that cannot be read, a bad line (unless skipped), or more examples in a contrastive batch
-        than there are.
+      GritError: a source that cannot be read, a bad line (unless skipped), or a contrastive batch of more
+        examples than there are.
     """
 
     def __init__(
@@ -189,7 +200,9 @@ class JointBatches:
             layouts=config.layouts,  # type: ignore[arg-type]
             raw_strings=config.raw_strings,
         )
-        self._parts = {kind: _Part(kind, config, self._reader, seed) for kind in ("embedding", "generative", "cached")}
+        self._parts = {
+            kind: _Part(kind, config, self._reader, seed) for kind in ("embedding", "generative", "cached")
+        }
         if not any(part.batch for part in self._parts.values()):
             raise GritError("data: every batch size is 0; set data.embedding_batch or data.generative_batch")
         self._floor: dict[str, int] = {}
@@ -209,7 +222,7 @@ class JointBatches:
         return Batch(self._embedding(step), self._generative(step), self._cached(step))  # type: ignore[arg-type]
 
     def ids(self, step: int) -> dict[str, list[str]]:
-        """Where the examples of a step come from, `file:line` by kind, in batch order: for reports of a bad loss."""
+        """Where the examples of a step come from, `file:line` by kind, in batch order (to report a bad loss)."""
         return {
             kind: [source.where(i) for source, i in part.select(step)]
             for kind, part in self._parts.items()
@@ -235,7 +248,9 @@ class JointBatches:
             )
             texts += [example.positives[positive], *(example.negatives[i] for i in negatives)]
         passages = len(texts) - len(examples)
-        ids, prompts = self._reader.embedding(texts, [limits.query] * len(examples) + [limits.passage] * passages)
+        ids, prompts = self._reader.embedding(
+            texts, [limits.query] * len(examples) + [limits.passage] * passages
+        )
         return embedding_batch(
             ids[: len(examples)],
             ids[len(examples) :],
@@ -305,8 +320,8 @@ def make_iterator(
 ) -> grain.DatasetIterator:
     """Batches in order of step, prepared ahead in the background.
 
-    The iterator's `get_state()` and `set_state()` hold the step alone, and Orbax (v1) saves and restores it as a
-    checkpointable. `batches` are those already opened with the same arguments.
+    The iterator's `get_state()` and `set_state()` hold the step alone, and Orbax (v1) saves and restores it
+    as a checkpointable. `batches` are those already opened with the same arguments.
     """
     import grain
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from grit_jax.data import pydocs
-from grit_jax.data.documents import MAX_CHARACTERS, Document, document_string, split
+from grit_jax.data.documents import MAX_CHARACTERS, Document, clip, document_string, split
 from grit_jax.data.lexical import BM25, words
 from grit_jax.data.spans import Inventor, Question, best_constant, normalise, questions, randomised
 
@@ -30,6 +30,7 @@ __all__ = ["MAX_CHARACTERS", "SUMMARY_INSTRUCTION", "QUESTION_INSTRUCTION", "Cor
 SUMMARY_INSTRUCTION = "Find the Python documentation that this sentence describes"
 QUESTION_INSTRUCTION = "Find the Python documentation that answers this question"
 WRITE, EXPLAIN = "Write the documentation of `{}`.", "What does `{}` do?"
+RECITE = "Repeat the documentation of `{}` from its beginning."
 
 MIN_REST = 60  # characters a document must have left when its summary has become the query
 NEGATIVES = 4
@@ -39,6 +40,7 @@ MAX_TRAIN_SHARE = 0.02
 HELD_OUT_QUESTIONS = 450
 QUESTIONS_PER_DOCUMENT = 2
 QUESTION_EMBEDDINGS = 2  # per document and in training, of its real questions
+RECITED_CHARACTERS = 160  # of a document that a reciting row asks for
 COPYING_SHARE = 0.6  # copying rows per training document
 
 
@@ -58,7 +60,7 @@ class CorpusSummary:
 
 def write_corpus(out: Path, seed: int, *, rag_variants: int = 3, max_documents: int | None = None,
                  progress: bool = True, packages: Sequence[str] = pydocs.DEFAULT) -> CorpusSummary:
-    """Writes `out/train/{embedding_summary,embedding_question,generative,copying,rag,documents}.jsonl` and
+    """Writes `out/train/{embedding_summary,embedding_question,generative,copying,rag,recite,documents}.jsonl` and
     `out/heldout/{embedding,generative,rag,documents}.jsonl`; the same seed and packages give the same bytes.
 
     `max_documents` takes that many documents, chosen by their names. Raises ValueError where nothing can be read.
@@ -82,6 +84,7 @@ def write_corpus(out: Path, seed: int, *, rag_variants: int = 3, max_documents: 
         "train/generative": lambda: [*documentation_rows(sides.train), *explanation_rows(sides.train)],
         "train/copying": lambda: copying_rows(sides.train, inventor, seed),
         "train/rag": lambda: training_questions(sides.train, real, inventor, seed, rag_variants),
+        "train/recite": lambda: reciting_rows(sides.train, inventor, seed),
         "train/documents": lambda: document_lines(sides.train),
         "heldout/embedding": lambda: summary_rows(sides.heldout, known=sides.train),
         "heldout/generative": lambda: documentation_rows(sides.heldout),
@@ -238,6 +241,18 @@ def training_questions(documents: Sequence[Document], real: dict[str, list[Quest
                 chosen.append(generator.choice(found))
         result += chosen
     return [q.row() for q in capped(result, int(MAX_TRAIN_SHARE * len(result)))]
+
+
+def reciting_rows(documents: Sequence[Document], inventor: Inventor, seed: int) -> list[dict]:
+    """Rows whose answer is the beginning of the document itself, half of them randomised: every token of the answer
+    is a lesson in reading the document, where a question's answer has only a few."""
+    rows = []
+    for index, document in enumerate(documents):
+        generator = random.Random(f"{seed} recites {document.id}")
+        shown = randomised(document, inventor, generator) if index % 2 else document
+        answer = clip(shown.text, RECITED_CHARACTERS)
+        rows.append({"docs": [document_string(shown.id, shown.text)], "text": [RECITE.format(shown.id), answer]})
+    return rows
 
 
 def heldout_questions(documents: Sequence[Document], seed: int) -> list[Question]:

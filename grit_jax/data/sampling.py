@@ -1,9 +1,9 @@
 """Which examples a step sees: pure functions of (seed, step), so that a resumed run needs no other state.
 
-Contrastive batches come from one dataset each, because texts of another dataset are negatives that are too easy
-(the original's `CustomRandomSampler`, `gritlm/training/data.py`). What does not fill a batch is mixed with the
-remainders of the other datasets; unlike there, nothing is ever dropped: a mixed batch that an epoch leaves unfinished
-is finished by the next one.
+Contrastive batches come from one dataset each, because texts of another dataset are negatives that are too
+easy (the original's `CustomRandomSampler`, `gritlm/training/data.py`). What does not fill a batch is mixed
+with the remainders of the other datasets; unlike there, nothing is ever dropped: a mixed batch that an epoch
+leaves unfinished is finished by the next one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Selection:
 class ContrastivePlan:
     """Batches of one dataset each, the rest mixed.
 
-    Each epoch sees every example once, up to the mixed batch that crosses its end. The examples that go to the mixed
-    batches are a window that moves on round each dataset from epoch to epoch, so they are shared out evenly and
-    a mixed batch does not meet an example twice.
+    Each epoch sees every example once, up to the mixed batch that crosses its end. The examples that go to
+    the mixed batches are a window that moves on round each dataset from epoch to epoch, so they are shared
+    out evenly and a mixed batch does not meet an example twice.
 
     Args:
       sizes: examples of each dataset. batch: global batch size, at most their sum.
@@ -106,7 +106,7 @@ class ContrastivePlan:
 
 
 class StreamPlan:
-    """All datasets as one stream, shuffled anew every epoch; batches are cut from it without regard to epochs."""
+    """All datasets as one stream, shuffled anew every epoch; a batch may cross the end of one."""
 
     def __init__(self, sizes: Sequence[int], batch: int, seed: int, *, shuffle: bool = True):
         self.sizes, self.batch, self.seed, self.shuffle = tuple(sizes), batch, seed, shuffle
@@ -140,7 +140,7 @@ class StreamPlan:
 def choose_passages(
     rng: np.random.Generator, positives: int, negatives: int, group_size: int
 ) -> tuple[int, list[int]]:
-    """One positive and `group_size - 1` negatives by number; too few negatives are repeated before drawing."""
+    """A positive and `group_size - 1` negatives by number; too few negatives are repeated before drawing."""
     positive = int(rng.integers(positives))
     wanted = group_size - 1
     if not wanted:

@@ -1,13 +1,12 @@
 """Examples to token ids: format, truncation, masks, and which examples cannot be used at all.
 
-Texts are cut on the right. What carries the task is never cut: an example whose instruction alone fills the limit, or
-whose question and answer do not fit, is left out and counted.
+Texts are cut on the right. What carries the task is never cut: an example whose instruction alone fills the
+limit, or whose question and answer do not fit, is left out and counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 from grit_jax.data.chat import ChatFormat, Piece
@@ -16,7 +15,8 @@ from grit_jax.data.layouts import Mode, compose
 from grit_jax.data.packing import TokenCached, TokenText, fit_documents
 from grit_jax.data.tokenizer import Tokenizer
 
-# A text is cut to this many characters for each token of the longest limit before it is tokenised (the original's).
+# A text is cut to this many characters for each token of the longest limit before it is tokenised (the
+# original's).
 CHARACTERS_PER_TOKEN = 10
 # A cached example is not worth reading with less of each document than this.
 LEAST_DOCUMENT = 8
@@ -24,7 +24,7 @@ LEAST_DOCUMENT = 8
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Token limits; each counts BOS, instruction and tags. The rows bound what stands in one row of a cached batch."""
+    """Token limits; each counts BOS, instruction and tags. The last two are the rows of a cached batch."""
 
     query: int
     passage: int
@@ -54,11 +54,11 @@ class ExampleTokenizer:
         self.group_size, self.layouts, self.raw_strings = group_size, tuple(layouts), raw_strings
         longest = max(limits.query, limits.passage, limits.generative, limits.document)
         self._characters = CHARACTERS_PER_TOKEN * longest
-        self._prompt_length = functools.lru_cache(maxsize=65536)(self._measure_prompt)
+        self._prompt_lengths: dict[str, int] = {}  # a dataset has few different instructions
         self._document_prompt = self._prompt_length("")
 
     def embedding(self, texts: Sequence[Text], limits: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-        """Ids of embedding texts, each cut to its limit, and how many of their first tokens are not pooled."""
+        """Ids of embedding texts, cut to their limits, and how many of their first tokens are not pooled."""
         prompts = [self._embedding_pieces(text) for text in texts]
         ids, lengths = [], []
         for pieces, limit in zip(self.tokenizer.encode_pieces(prompts), limits, strict=True):
@@ -105,9 +105,9 @@ class ExampleTokenizer:
             return None
         for mode in self.layouts:
             pieces, text = self._least(example, mode)
-            if any(self._too_long(piece, self.limits.cached_pieces) for piece in pieces) or self._total_too_long(
-                pieces, self.limits.cached_pieces
-            ):
+            if any(
+                self._too_long(piece, self.limits.cached_pieces) for piece in pieces
+            ) or self._total_too_long(pieces, self.limits.cached_pieces):
                 return f"documents and question do not fit pieces_row_length ({self.limits.cached_pieces})"
             if self._too_long(text, self.limits.cached_text):
                 return f"question and answer do not fit cached_row_length ({self.limits.cached_text})"
@@ -117,8 +117,8 @@ class ExampleTokenizer:
         if self.group_size > 1 and not example.negatives:
             raise LineError(
                 where,
-                f'no negatives, and group_size is {self.group_size}: add "neg" (grit mine finds some), or set '
-                "group_size: 1 to train on the negatives of the batch alone",
+                f'no negatives, and group_size is {self.group_size}: add "neg" (grit mine finds some), or '
+                "set group_size: 1 to train on the negatives of the batch alone",
             )
         for name, limit, texts in (
             ("query", self.limits.query, (example.query,)),
@@ -126,7 +126,10 @@ class ExampleTokenizer:
         ):
             for text in texts:
                 instruction = text.instruction or ""
-                if len(instruction) > CHARACTERS_PER_TOKEN * limit or self._prompt_length(instruction) >= limit:
+                if (
+                    len(instruction) > CHARACTERS_PER_TOKEN * limit
+                    or self._prompt_length(instruction) >= limit
+                ):
                     return f"an instruction fills {name}_max_length ({limit})"
         return None
 
@@ -137,7 +140,8 @@ class ExampleTokenizer:
         return cached, [*layout.continuation, *self.chat.answer_pieces(example.answer)]
 
     def _too_long(self, pieces: Sequence[Piece], limit: int) -> bool:
-        # No tokenizer makes more tokens than bytes (and a prefix); that settles nearly every text without reading it.
+        # No tokenizer makes more tokens than bytes (and a prefix); that settles nearly every text without
+        # reading it.
         if sum(len(p.text.encode()) + 1 for p in pieces) <= limit:
             return False
         return sum(map(len, self.tokenizer.encode_pieces([pieces])[0])) > limit
@@ -160,16 +164,19 @@ class ExampleTokenizer:
             return [Piece(example.text, is_answer=True)]
         return self.chat.plain_pieces(example.text)
 
-    def _measure_prompt(self, instruction: str) -> int:
-        pieces = self.chat.embed_pieces(instruction, "")
-        return sum(map(len, self.tokenizer.encode_pieces([pieces])[0]))
+    def _prompt_length(self, instruction: str) -> int:
+        if instruction not in self._prompt_lengths:
+            pieces = self.chat.embed_pieces(instruction, "")
+            self._prompt_lengths[instruction] = sum(map(len, self.tokenizer.encode_pieces([pieces])[0]))
+        return self._prompt_lengths[instruction]
 
     def _fit(
         self,
         cached: list[tuple[list[Piece], list[list[int]]]],
         text: tuple[list[Piece], list[list[int]]],
     ) -> TokenCached:
-        # A document has the same tokens wherever it stands, so its limit does not depend on the layout either.
+        # A document has the same tokens wherever it stands, so its limit does not depend on the layout
+        # either.
         most = max(self.limits.document - self._document_prompt, 1)
         _cut([(p[-1], ids, len(p) - 1) for p, ids in cached], most, self.limits.cached_pieces)
         pieces, ids = text
@@ -181,7 +188,7 @@ class ExampleTokenizer:
 
 
 def _cut(places: list[tuple[Piece, list[list[int]], int]], most: int, room: int) -> None:
-    """Cuts documents in place: to `most` tokens each, and all together to what the other pieces leave of `room`.
+    """Cuts documents in place: to `most` tokens each, all together to what other pieces leave of `room`.
 
     `places` are (piece, ids of its prompt by piece, number of the piece in it).
     """

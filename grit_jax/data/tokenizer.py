@@ -1,8 +1,9 @@
 """A tokenizer.json, and the training of one on the spot.
 
-`Tokenizer` wraps `tokenizers.Tokenizer` and settles three things that callers should not have to know: text typed by a
-user never becomes a special token, pieces of one prompt are tokenised once each, and the dummy prefix that Llama-like
-tokenizers put before a text appears only where the tokenisation of the whole string would have it.
+`Tokenizer` wraps `tokenizers.Tokenizer` and settles three things that callers should not have to know: text
+typed by a user never becomes a special token, pieces of one prompt are tokenised once each, and the dummy
+prefix that Llama-like tokenizers put before a text appears only where the tokenisation of the whole string
+would have it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ import tokenizers
 from grit_jax.data.chat import GRIT, ChatFormat, Piece
 from grit_jax.types import GritError
 
-# Precedes a text that continues a prompt; a newline ends every tag and merges with nothing in Llama-like vocabularies.
+# Precedes a text that continues a prompt; a newline ends every tag and merges with nothing in Llama-like
+# vocabularies.
 _ANCHOR = "\n"
-
-
 
 
 class Tokenizer:
@@ -59,10 +59,13 @@ class Tokenizer:
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         self._anchor = self._raw(self._plain, _ANCHOR)
         # Does a text at the start differ from the same text inside a prompt (dummy prefix)?
-        self._has_prefix = self._raw(self._plain, _ANCHOR + "a")[len(self._anchor) :] != self._raw(self._plain, "a")
+        self._has_prefix = self._raw(self._plain, _ANCHOR + "a")[len(self._anchor) :] != self._raw(
+            self._plain, "a"
+        )
         special = bos_token or eos_token
         self._prefix_after_special = self._has_prefix and (
-            special is not None and self._raw(self._template, special + "a")[1:] == self._raw(self._plain, "a")
+            special is not None
+            and self._raw(self._template, special + "a")[1:] == self._raw(self._plain, "a")
         )
         self._template_ids = functools.lru_cache(maxsize=4096)(self._encode_template)
 
@@ -79,7 +82,9 @@ class Tokenizer:
         path = directory / "tokenizer.json"
         if not path.is_file():
             other = next((p.name for p in directory.glob("*.model")), None) if directory.is_dir() else None
-            hint = f"; it has {other}: save it once with transformers' AutoTokenizer to get one" if other else ""
+            hint = (
+                f"; it has {other}: save it once with transformers' AutoTokenizer to get one" if other else ""
+            )
             raise GritError(f"{directory}: no tokenizer.json there{hint}")
         text = path.read_text(encoding="utf-8")
         try:
@@ -104,7 +109,7 @@ class Tokenizer:
         )
 
     def save(self, directory: str | Path, chat: ChatFormat | None = GRIT) -> None:
-        """Writes tokenizer.json and tokenizer_config.json; transformers opens the directory and knows the chat format."""
+        """Writes tokenizer.json and tokenizer_config.json, for transformers too; `chat` becomes the chat template."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config = dict(self.config)
@@ -140,7 +145,9 @@ class Tokenizer:
             bad = next((i for i, t in enumerate(texts) if not isinstance(t, str) or not _is_unicode(t)), None)
             if bad is None:
                 raise
-            raise GritError(f"text number {bad} is not Unicode text ({type(error).__name__}): {texts[bad]!r:.60}") from None
+            raise GritError(
+                f"text number {bad} is not Unicode text ({type(error).__name__}): {texts[bad]!r:.60}"
+            ) from None
         if not cut:
             return [item.ids for item in encoded]
         # A vocabulary may merge the anchor with what follows; then the text by itself is the best there is.
@@ -170,7 +177,9 @@ class Tokenizer:
                     inside = True
         for continues, places in enumerate(queue):
             texts = [prompts[row][column].text for row, column in places]
-            for (row, column), ids in zip(places, self.encode_batch(texts, continues=bool(continues)), strict=True):
+            for (row, column), ids in zip(
+                places, self.encode_batch(texts, continues=bool(continues)), strict=True
+            ):
                 result[row][column] = ids
         return result
 

@@ -1,8 +1,10 @@
 """Training a tokenizer on the spot: SentencePiece unigram, written as a tokenizer.json.
 
-SentencePiece trains; its pieces become the `Unigram` model of the `tokenizers` library, which gives the same ids. One
-difference is deliberate: spaces stay spaces instead of SentencePiece's `U+2581` mark, so that a text with that mark in
-it also decodes to itself. Every byte is in the vocabulary, so every text has ids and decodes exactly.
+SentencePiece trains; its pieces become the `Unigram` model of the `tokenizers` library, which gives the same
+ids between tags and line breaks. Those are cut out first, the longest first, as SentencePiece does while it
+trains (when it encodes it weighs them against other pieces). Spaces stay spaces instead of its `U+2581` mark,
+so that a text with that mark in it also decodes to itself. Every byte is in the vocabulary: every text has
+ids and decodes exactly.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grit_jax.data.chat import GRIT
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.types import GritError
 
@@ -21,12 +24,16 @@ if TYPE_CHECKING:
     import sentencepiece
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
-TAGS = ("<|user|>", "<|embed|>", "<|assistant|>")
-# A line break is a token; with the indentation of code behind it, it is one token as well.
-LINE_BREAKS = ("\n", "\n\n", *("\n" + " " * 4 * depth for depth in range(1, 5)))
+_NAMES = ("<|user|>", "<|embed|>", "<|assistant|>")
+# Each tag of the GRIT format is one token, line breaks included. Nothing merges across a tag or a line break,
+# so a prompt tokenised piece by piece has the same ids as the whole string has in transformers or vLLM.
+TAGS = tuple(dict.fromkeys((GRIT.user, GRIT.embed, GRIT.embed_bare, GRIT.assistant, *_NAMES)))
+# A line break is a token, alone or with an indentation that is common in code.
+LINE_BREAKS = ("\n", "\n\n", *("\n" + " " * width for width in (2, 3, 4, 8, 12, 16)))
 _SPACE = "\u2581"
 _ASCII = "".join(map(chr, range(33, 127)))
-# Below every real score: pieces such as `<0x0A>` must lose against their own characters when a text spells them out.
+# Below every real score: pieces such as `<0x0A>` must lose against their own characters when a text spells
+# them out.
 _NEVER = -10_000.0
 _SENTENCE_BYTES = 16_384
 
@@ -34,7 +41,7 @@ _SENTENCE_BYTES = 16_384
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 2048, *, seed: int = 0, max_characters: int = 3_000_000
 ) -> Tokenizer:
-    """Trains a tokenizer on `texts`: `<pad>` 0, `<s>` 1, `</s>` 2, all bytes, the GRIT tags, line breaks, pieces.
+    """Trains a tokenizer: `<pad>` 0, `<s>` 1, `</s>` 2, the GRIT tags, line breaks, all bytes, and pieces.
 
     The same texts and seed give the same tokenizer on any machine.
 
@@ -85,7 +92,7 @@ def train_tokenizer(
 
 
 def from_sentencepiece(processor: sentencepiece.SentencePieceProcessor) -> Tokenizer:
-    """The `Tokenizer` with the ids of a SentencePiece unigram model (byte fallback, no normalisation, no prefix)."""
+    """The `Tokenizer` with the ids of a unigram model (byte fallback, no normalisation, no dummy prefix)."""
     size = processor.get_piece_size()
     vocabulary: list[tuple[str, float]] = []
     added: list[dict[str, Any]] = []
@@ -118,15 +125,22 @@ def from_sentencepiece(processor: sentencepiece.SentencePieceProcessor) -> Token
             "special_tokens": {bos: {"id": bos, "ids": [processor.bos_id()], "tokens": [bos]}},
         },
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": {"type": "Unigram", "unk_id": processor.unk_id(), "vocab": vocabulary, "byte_fallback": True},
+        "model": {
+            "type": "Unigram",
+            "unk_id": processor.unk_id(),
+            "vocab": vocabulary,
+            "byte_fallback": True,
+        },
     }
     return Tokenizer(json.dumps(file, ensure_ascii=False), bos_token=bos, eos_token=EOS, pad_token=PAD)
 
 
 def _sample(texts: list[str], seed: int, max_characters: int) -> list[str]:
-    """A random subset of about `max_characters`, cut into sentences that SentencePiece does not skip for length."""
+    """A random subset of about `max_characters`, in sentences that SentencePiece does not skip for length."""
     total = sum(map(len, texts))
-    order = np.random.default_rng(seed).permutation(len(texts)) if total > max_characters else range(len(texts))
+    order = (
+        np.random.default_rng(seed).permutation(len(texts)) if total > max_characters else range(len(texts))
+    )
     sentences: list[str] = []
     left = max_characters
     for i in order:

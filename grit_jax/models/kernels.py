@@ -12,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -81,8 +82,12 @@ def blocked_attention(
         v = part.v.transpose(0, 2, 1, 3).reshape(B * K, part.v.shape[1], H)
         return jnp.einsum("xts,xsh->xth", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
-    if len(parts) == 1 and parts[0].k.shape[1] <= 2 * KEY_BLOCK:
-        out = values(jax.nn.softmax(scores(parts[0]), axis=-1), parts[0])
+    short = sum(part.k.shape[1] for part in parts) <= 2 * KEY_BLOCK
+    if short and (len(parts) == 1 or T > 1):
+        # One softmax over all parts. Not for a decoded token: there the running one saves a copy of the cache.
+        p = jax.nn.softmax(jnp.concatenate([scores(part) for part in parts], axis=-1), axis=-1)
+        ends = np.cumsum([part.k.shape[1] for part in parts])[:-1]
+        out = sum(values(block, part) for block, part in zip(jnp.split(p, ends, axis=-1), parts, strict=True))
     else:
         shape = (B * K, G * T)
         state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, H)))

@@ -1,0 +1,139 @@
+"""Files of examples: random access to their lines, and all lines checked before a run begins."""
+
+from __future__ import annotations
+
+import array
+import collections
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from grit_jax.data.formats import KIND_OF_TYPE, Example, Kind, LineError, parse_line
+from grit_jax.progress import progress
+from grit_jax.types import GritError
+
+OnError: TypeAlias = Literal["stop", "skip"]
+
+# From this many lines on, checking a file takes seconds and shows its progress.
+_MANY_LINES = 200_000
+
+# A further look at a good example: a reason to leave it out, None to keep it; raises LineError if it is a
+# mistake.
+Check: TypeAlias = Callable[[Example, str], "str | None"]
+
+
+class Source(Protocol):
+    """Random access to the examples of one dataset; `where(i)` is the place of example `i` for messages."""
+
+    name: str
+    kind: Kind
+    skipped: collections.Counter[str]  # bad lines by reason (on_error="skip")
+    filtered: collections.Counter[str]  # good lines that the run cannot use, by reason
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Example: ...
+    def where(self, index: int) -> str: ...
+
+
+class JsonlFile:
+    """The lines of a JSONL file by number; only their offsets are held in memory. Blank lines do not count.
+
+    Raises:
+      GritError: no such file, a folder, compressed or binary data, or no line in it.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.offsets, self.numbers = self._scan()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> bytes:
+        start, end = self.offsets[index]
+        with open(self.path, "rb") as file:  # per access: safe in threads and worker processes
+            file.seek(start)
+            return file.read(end - start)
+
+    def __iter__(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            for start, end in self.offsets:
+                file.seek(start)
+                yield file.read(end - start)
+
+    def where(self, index: int) -> str:
+        """`file:line`, lines counted from 1 and blank ones included, as an editor shows them."""
+        return f"{self.path}:{self.numbers[index]}"
+
+    def _scan(self) -> tuple[np.ndarray, np.ndarray]:
+        path = self.path
+        offsets, numbers = (
+            array.array("q"),
+            array.array("q"),
+        )  # a list of integers would take five times as much
+        try:
+            with open(path, "rb") as file:
+                head = file.read(4096)
+                if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd":
+                    raise GritError(f"{path}: compressed data; unpack it first (gzip -d or zstd -d)")
+                if b"\0" in head:
+                    raise GritError(f"{path}: binary data, not a JSONL text file")
+                position = 3 if head[:3] == b"\xef\xbb\xbf" else 0  # a byte-order mark is no part of the JSON
+                file.seek(position)
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        offsets.extend((position, position + len(line)))
+                        numbers.append(number)
+                    position += len(line)
+        except FileNotFoundError:
+            raise GritError(f"{path}: no such file") from None
+        except IsADirectoryError:
+            raise GritError(f"{path}: a folder, not a JSONL file") from None
+        except OSError as error:
+            raise GritError(f"{path}: cannot be read ({error.strerror})") from None
+        if not numbers:
+            raise GritError(f"{path}: empty; expected one JSON object a line")
+        return np.asarray(offsets).reshape(-1, 2), np.asarray(numbers)
+
+
+class LineSource:
+    """A `Source` over numbered lines (a JsonlFile, or a prepared dataset), all checked when it is opened.
+
+    Checking first costs one pass, and a bad line stops a run before it starts, not in its last hour.
+    """
+
+    def __init__(
+        self, name: str, lines: Any, kind: Kind | None, on_error: OnError, check: Check | None = None
+    ):
+        self.name = name
+        self._lines = lines
+        self.skipped: collections.Counter[str] = collections.Counter()
+        self.filtered: collections.Counter[str] = collections.Counter()
+        first: str | None = None
+        good: list[int] = []
+        found = kind
+        shown = progress(lines, f"checking {name}", "lines", quiet=len(lines) < _MANY_LINES)
+        for index, line in enumerate(shown):
+            where = lines.where(index)
+            try:
+                example = parse_line(line, where)
+                example_kind = def read_examples(
+    path: str | Path, kind: Kind | None = None, on_error: OnError = "stop", check: Check | None = None
+) -> LineSource:
+    """The examples of a JSONL file, each line checked.
+
+    Args:
+      kind: what the lines must be; None takes the first line's.
+      on_error: "stop" raises at the first bad line; "skip" leaves it out and counts its reason in `.skipped`.
+      check: says which good examples to leave out as well; they are counted in `.filtered`.
+
+    Raises:
+      GritError: an unreadable file, a bad line (`file:line: what is wrong`), or no good line at all.
+    """
+    return LineSource(str(path), JsonlFile(path), kind, on_error, check)
+
+
+def _a(kind: Kind) -> str:
+    return f"an {kind}" if kind == "embedding" else f"a {kind}"

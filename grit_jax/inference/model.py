@@ -1,0 +1,367 @@
+"""`GritLM`, the public object: one model that embeds and generates, opened from a directory or a hub id."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, get_args, overload
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import tokenizers
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from grit_jax.data.chat import FORMATS, ChatFormat, turns_of
+from grit_jax.data.tokenizer import Tokenizer
+from grit_jax.inference.decode import Generation, generate
+from grit_jax.inference.encoder import Encoded, Encoder
+from grit_jax.inference.plan import bucket
+from grit_jax.inference.sampling import Sampling
+from grit_jax.models import huggingface
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
+from grit_jax.sharding import ShardingRules, fit
+from grit_jax.types import AttentionMode, DocumentKV, GritError
+
+Message = Mapping[str, str]  # {"role": ..., "content": ...}
+HASH_CHUNK = 1 << 24  # numbers hashed at a time
+
+
+@dataclasses.dataclass
+class ModelOutput:
+    """What `GritLM(input_ids, attention_mask)` gives; at padding both arrays hold nothing of use.
+
+    Attributes:
+      hidden: after the final norm, `[B, T, D]`.
+      logits: next-token logits in float32, `[B, T, V]`; computed when first asked for.
+    """
+
+    hidden: Float[Array, "B T D"]
+    head: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def logits(self) -> Float[Array, "B T V"]:
+        return self.head(self.hidden)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mode"))
+def forward_step(
+    params: Params, tokens: Int[Array, "B T"], mask: Int[Array, "B T"], *, config: ModelConfig, mode: AttentionMode
+) -> Float[Array, "B T D"]:
+    """Hidden states of padded rows. Positions count the tokens that the mask keeps: padding may be on either side."""
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    return Transformer(config, params)(tokens, positions, mask, mode=mode).hidden
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def logits_step(params: Params, hidden: Float[Array, "B T D"], *, config: ModelConfig) -> Float[Array, "B T V"]:
+    """Next-token logits of hidden states."""
+    return Transformer(config, params).logits(hidden)
+
+
+class GritLM:
+    """A model, its tokenizer, its format and its pooling.
+
+    Attributes:
+      config, params, tokenizer, chat, pooling, mode (of embedding), stop_ids (token ids that end an answer), mesh.
+      encoder: texts to vectors and caches, with all its options.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        chat: ChatFormat,
+        pooling: PoolingMethod = "mean",
+        *,
+        mode: AttentionMode = AttentionMode.BIDIRECTIONAL,
+        stop_ids: Sequence[int] = (),
+        mesh: Mesh | None = None,
+    ):
+        if pooling not in get_args(PoolingMethod):
+            raise GritError(f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}")
+        self.config = dataclasses.replace(config, remat="none")  # no backward pass here
+        self.params: Params = {name: _place(name, params[name], mesh) for name in parameter_shapes(config)}
+        self.tokenizer, self.chat, self.mode, self.mesh = tokenizer, chat, mode, mesh
+        self.pooling: PoolingMethod = pooling
+        end = tokenizer.encode_pieces([chat.answer_pieces("")[1:]])[0][0]
+        ends = [end[0]] if len(end) == 1 else []
+        self.stop_ids = tuple(dict.fromkeys(i for i in (*ends, tokenizer.eos_id, *stop_ids) if i is not None))
+        self.encoder = Encoder(self.config, self.params, tokenizer, chat, pooling, mode, mesh)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        pooling: PoolingMethod | None = None,
+        *,
+        mesh: Mesh | None = None,
+    ) -> GritLM:
+        """Opens a model directory (ours or a plain Hugging Face one) or a hub id.
+
+        Args:
+          dtype: of weights and computation.
+          pooling: mean, weightedmean, lasttoken or cls; None: what the directory says, mean where it says nothing.
+          mesh: devices over which the weights are split; None is the default device.
+
+        Raises:
+          GritError: absent or damaged model, an unknown format or pooling.
+        """
+        path = huggingface.resolve(source)
+        found = huggingface.read_model_directory(path, dtype, place=functools.partial(_place, mesh=mesh))
+        if found.chat_format not in FORMATS:
+            raise GritError(f"{path}: chat format '{found.chat_format}' is unknown; known: {', '.join(FORMATS)}")
+        tokenizer = Tokenizer.from_pretrained(path)
+        if tokenizer.vocab_size > found.config.vocab_size:
+            raise GritError(
+                f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only "
+                f"{found.config.vocab_size}; they do not belong together"
+            )
+        assert found.params is not None
+        return cls(
+            found.config, found.params, tokenizer, tokenizer.format(FORMATS[found.chat_format]),
+            pooling or found.pooling, mode=found.embedding_mode, stop_ids=found.stop_token_ids, mesh=mesh,
+        )  # fmt: skip
+
+    def save_pretrained(
+        self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
+    ) -> None:
+        """Writes a directory that `from_pretrained`, transformers, sentence-transformers and vLLM open.
+
+        `dtype` None keeps that of the computation.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(directory, self.chat)
+        # sentence-transformers has its tokenizer add the beginning of sequence, where the tokenizer does so.
+        tag = ("" if _adds_bos(directory, self.tokenizer.bos_id) else self.chat.bos) + self.chat.embed_bare
+        huggingface.write_model_directory(
+            directory, self.config, self.params, self.pooling, dtype or self.config.dtype,
+            embedding_mode=self.mode, chat_format=self.chat.name, prompts={"query": tag, "document": tag},
+            stop_token_ids=self.stop_ids,
+        )  # fmt: skip
+
+    @overload
+    def encode(
+        self, texts: str | Sequence[str], instruction: str = ..., max_length: int = ...,
+        return_cache: Literal[False] = ..., *, progress: bool = ...,
+    ) -> Float[np.ndarray, "N D"]: ...  # fmt: skip
+
+    @overload
+    def encode(
+        self, texts: str | Sequence[str], instruction: str = ..., max_length: int = ...,
+        return_cache: Literal[True] = ..., *, progress: bool = ...,
+    ) -> Encoded: ...  # fmt: skip
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        instruction: str = "",
+        max_length: int = 512,
+        return_cache: bool = False,
+        *,
+        progress: bool = False,
+    ) -> Float[np.ndarray, "N D"] | Encoded:
+        """Unit vectors of texts, float32 `[N, D]` (one text: `[1, D]`), in their order.
+
+        With `return_cache`, an `Encoded` with `.vectors` and `.caches`. See `Encoder.encode` for the rest.
+        """
+        encoded = self.encoder.encode(
+            [texts] if isinstance(texts, str) else texts, instruction, max_length,
+            return_cache=return_cache, progress=progress,
+        )  # fmt: skip
+        return encoded if return_cache else encoded.vectors
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Message] | Sequence[str | Sequence[Message]],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        *,
+        ignore_eos: bool = False,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        """Answers in the chat format, one for each prompt.
+
+        Args:
+          prompts: a string is a user's turn, a list of `{"role", "content"}` is a conversation; one of them or a list.
+          on_text: called with (number of the prompt, new text) as the answers grow.
+
+        Raises:
+          GritError: a prompt that is neither, a conversation that does not end with the user's turn, or a sampling
+            value out of range.
+        """
+        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, ignore_eos)
+        ids = self.prompt_ids(prompts)
+        writers = [_TextWriter(self.tokenizer, on_text, i) for i in range(len(ids))] if on_text else []
+        on_tokens = (lambda i, tokens: writers[i].write(tokens)) if on_text else None
+        found = self.generate_ids(ids, sampling=sampling, on_tokens=on_tokens)
+        for writer in writers:
+            writer.finish()
+        return [self.tokenizer.decode(tokens) for tokens in found.tokens]
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        pieces: Sequence[Sequence[DocumentKV]] | None = None,
+        sampling: Sampling | Sequence[Sampling] = Sampling(),
+        return_logits: bool = False,
+        on_tokens: Callable[[int, list[int]], None] | None = None,
+    ) -> Generation:
+        """`decode.generate` with this model's weights and stop ids."""
+        return generate(
+            self.params, self.config, prompts, pieces=pieces, sampling=sampling, eos_ids=self.stop_ids,
+            return_logits=return_logits, mesh=self.mesh, on_tokens=on_tokens,
+        )  # fmt: skip
+
+    def prompt_ids(
+        self, prompts: str | Sequence[str] | Sequence[Message] | Sequence[str | Sequence[Message]]
+    ) -> list[list[int]]:
+        """Token ids of prompts in the chat format, the assistant's tag last. See `generate` for what a prompt is."""
+        conversations = [self._turns(prompt, where) for prompt, where in _prompts(prompts)]
+        pieces = [self.chat.render_turns(turns) for turns in conversations]
+        return [[i for part in parts for i in part] for parts in self.tokenizer.encode_pieces(pieces)]
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        mode: Literal["causal", "bidirectional"] | AttentionMode = "causal",
+    ) -> ModelOutput:
+        """Hidden states and logits of padded rows of ids; the mask (1 token, 0 padding) may pad on either side.
+
+        Raises:
+          GritError: shapes that differ, ids outside the vocabulary, a mask of something else, an unknown mode.
+        """
+        try:
+            mode = AttentionMode(mode)
+        except ValueError:
+            raise GritError(f"mode must be 'causal' or 'bidirectional', is {mode!r}") from None
+        ids = np.asarray(input_ids)
+        mask = np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
+        if ids.ndim != 2 or ids.shape != mask.shape:
+            raise GritError(f"input_ids and attention_mask must both be [B, T], are {ids.shape} and {mask.shape}")
+        if not np.issubdtype(ids.dtype, np.integer) or ((ids < 0) | (ids >= self.config.vocab_size)).any():
+            raise GritError(f"input_ids must be integers from 0 to {self.config.vocab_size - 1}")
+        if not np.isin(mask, (0, 1)).all():
+            raise GritError("attention_mask must hold 1 (token) and 0 (padding) only")
+        B, T = ids.shape
+        # Padded to a bucket, or every new length would be compiled anew.
+        pad = ((0, (1 << max(B - 1, 0).bit_length()) - B), (0, bucket(T) - T))
+        tokens, marks = np.pad(ids.astype(np.int32), pad), np.pad(mask.astype(np.int32), pad)
+        with self._mesh():
+            hidden = forward_step(self.params, tokens, marks, config=self.config, mode=mode)
+        return ModelOutput(hidden[:B, :T], self._logits)
+
+    @functools.cached_property
+    def weights_hash(self) -> str:
+        """Hexadecimal hash of the weights and of what a forward pass depends on beside them.
+
+        Weights are hashed rounded to bfloat16, so that a model has the same hash whatever dtype it was opened in.
+        """
+        how = dataclasses.asdict(self.config)
+        for key in ("dtype", "remat", "scan_layers", "bos_token_id", "eos_token_id", "pad_token_id"):
+            how.pop(key, None)
+        total = hashlib.blake2b(repr(sorted(how.items())).encode(), digest_size=16)
+        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
+            for name in sorted(self.params):
+                values = np.asarray(self.params[name]).reshape(-1)
+                total.update(name.encode())
+                for digest in pool.map(_digest, _chunks(values)):
+                    total.update(digest)
+        return total.hexdigest()
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        B, T = hidden.shape[:2]
+        pad = ((0, (1 << max(B - 1, 0).bit_length()) - B), (0, bucket(T) - T), (0, 0))
+        with self._mesh():
+            return logits_step(self.params, jnp.pad(hidden, pad), config=self.config)[:B, :T]
+
+    def _turns(self, prompt: Any, where: str) -> list[str]:
+        if isinstance(prompt, str):
+            return [prompt]
+        try:
+            turns = turns_of(prompt)
+        except GritError as error:
+            raise GritError(f"{where}: {error}") from None
+        if len(turns) % 2 == 0:
+            raise GritError(f"{where}: the last message must be the user's, there is nothing to answer")
+        return turns
+
+    def _mesh(self) -> Any:
+        return jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext()
+
+
+class _TextWriter:
+    """Tokens to text as they come; a character whose bytes are not all there yet waits for the others."""
+
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[int, str], None], number: int):
+        self._tokenizer, self._on_text, self._number = tokenizer, on_text, number
+        self._ids: list[int] = []
+        self._said = ""
+
+    def write(self, tokens: Sequence[int]) -> None:
+        self._ids += tokens
+        text = self._tokenizer.decode(self._ids)
+        if not text.endswith("\ufffd"):
+            self._say(text)
+
+    def finish(self) -> None:
+        """Says what was held back."""
+        self._say(self._tokenizer.decode(self._ids))
+
+    def _say(self, text: str) -> None:
+        if len(text) > len(self._said):
+            self._on_text(self._number, text[len(self._said) :])
+            self._said = text
+
+
+def _prompts(prompts: Any) -> Iterator[tuple[Any, str]]:
+    """Each prompt with its name in messages to the person."""
+    if isinstance(prompts, str) or (len(prompts) and all(isinstance(item, Mapping) for item in prompts)):
+        yield prompts, "prompt"
+        return
+    for i, prompt in enumerate(prompts):
+        is_conversation = isinstance(prompt, Sequence) and all(isinstance(item, Mapping) for item in prompt)
+        if not (isinstance(prompt, str) or is_conversation):
+            raise GritError(
+                f"prompt {i} is neither a string nor a list of {{'role', 'content'}} messages: {prompt!r:.60}"
+            )
+        yield prompt, f"prompt {i}"
+
+
+def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
+    """A weight on its devices."""
+    if mesh is None:
+        return jnp.asarray(value)
+    spec = fit(ShardingRules().spec(PARAMETER_AXES[name]), np.shape(value), mesh)
+    return jax.device_put(value, NamedSharding(mesh, spec))
+
+
+def _adds_bos(directory: Path, bos_id: int | None) -> bool:
+    """Whether the tokenizer of a directory begins a text with the beginning of sequence by itself."""
+    return bos_id is not None and tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).encode("").ids[:1] == [bos_id]
+
+
+def _chunks(values: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, max(len(values), 1), HASH_CHUNK):
+        yield values[start : start + HASH_CHUNK]
+
+
+def _digest(values: np.ndarray) -> bytes:
+    return hashlib.blake2b(values.astype(ml_dtypes.bfloat16).tobytes(), digest_size=32).digest()

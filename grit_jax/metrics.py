@@ -1,0 +1,52 @@
+"""metrics.jsonl: one JSON object a step, always parsable, cut back on resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from grit_jax.types import GritError
+
+
+class MetricsFile:
+    """Appends one line a step; `start_step` cuts everything from that step on, and half-written lines.
+
+    After a kill the file holds exactly one line for each step that the restored run has behind it.
+    """
+
+    def __init__(self, path: Path, start_step: int = 0):
+        self.path = path
+        kept = [line for line in read_lines(path) if line["step"] < start_step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        try:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise GritError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from None
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes a step's values; numbers that JSON has no name for (nan) become null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics file, one a step (the last one written wins); [] when there is none."""
+    lines: dict[int, dict[str, Any]] = {}
+    if path.exists():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+                lines[int(line["step"])] = line
+            except (ValueError, KeyError, TypeError):
+                continue  # the half line of a killed run
+    return [lines[step] for step in sorted(lines)]

@@ -1,0 +1,262 @@
+"""A training run from its configuration: tokenizer, data, state, loop, evaluation, exported model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from grit_jax.config import dump_yaml, load_config
+from grit_jax.data.chat import FORMATS
+from grit_jax.data.datasets import open_lines
+from grit_jax.data.formats import document_text
+from grit_jax.data.pipeline import DataConfig, JointBatches, make_iterator
+from grit_jax.data.tokenizer import Tokenizer
+from grit_jax.data.unigram import train_tokenizer
+from grit_jax.models import huggingface
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.pooling import PoolingMethod
+from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.training.checkpoint import Checkpoints
+from grit_jax.training.loop import run_loop
+from grit_jax.training.losses import LossConfig
+from grit_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer, make_schedule
+from grit_jax.training.step import StepConfig, make_step
+from grit_jax.types import GritError
+
+log = logging.getLogger(__name__)
+
+# Keys of a configuration that hold file names (see config.load_config).
+PATH_KEYS = (
+    "model.path", "tokenizer.path", "tokenizer.train_on", "data.embedding", "data.generative", "data.cached",
+    "data.num_samples", "train.eval_embedding", "train.eval_generative", "output",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of `shape`."""
+
+    path: str | None = None
+    shape: ModelConfig | None = None
+    pooling: PoolingMethod = "mean"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and moments are float32
+    remat: Literal["none", "full", "dots"] = "full"
+    scan_layers: bool = True
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.shape is None):
+            raise ValueError("model needs either 'path' (a model directory or hub id) or 'shape' (for random weights)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSection:
+    """Where the tokenizer comes from: `path`, else the model's directory, else trained on `train_on`."""
+
+    path: str | None = None
+    train_on: list[str] = dataclasses.field(default_factory=list)
+    vocab_size: int = 2048
+    chat: str = "grit"
+
+    def __post_init__(self) -> None:
+        if self.chat not in FORMATS:
+            raise ValueError(f"tokenizer.chat must be one of {', '.join(FORMATS)}, is '{self.chat}'")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSection:
+    """How long, how often, and with which losses."""
+
+    steps: int = 1000
+    seed: int = 0
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    eval_every: int = 0  # 0: at the end only
+    eval_embedding: str | None = None  # held-out files; None: no evaluation of that kind
+    eval_generative: str | None = None
+    embedding_chunk: int | None = None
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"train.{key} must be at least 1, is {getattr(self, key)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A training configuration, as its YAML has it."""
+
+    model: ModelSection
+    output: str
+    tokenizer: TokenizerSection = dataclasses.field(default_factory=TokenizerSection)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainSection = dataclasses.field(default_factory=TrainSection)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
+@dataclasses.dataclass
+class TrainResult:
+    """What a finished run leaves: its folder and its model directory."""
+
+    output: Path
+    model: Path
+    steps: int
+    already_finished: bool = False
+
+
+def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """A run's configuration from YAML and command line; see `config.load_config` for the errors."""
+    return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
+
+
+def train(
+    config: RunConfig, *, resume: Literal["auto", "never"] = "auto", profile: tuple[int, int] | None = None
+) -> TrainResult:
+    """Runs a configuration to its end and exports the model to `output/model`.
+
+    `resume="auto"` goes on from the newest checkpoint in `output`; "never" refuses a folder that has one.
+
+    Raises:
+      GritError: anything wrong with the configuration, the data, the base model or the output folder.
+    """
+    output = Path(config.output)
+    model_directory = output / "model"
+    _make_folder(output)
+    checkpoints = Checkpoints(
+        output / "checkpoints", every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
+    )
+    latest = checkpoints.latest()
+    if latest is not None and resume == "never":
+        raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
+    if latest is not None and latest >= config.train.steps and (model_directory / "config.json").exists():
+        checkpoints.close()
+        return TrainResult(output, model_directory, latest, already_finished=True)
+
+    # --- tokenizer and data ---
+    tokenizer = load_tokenizer(config, output)
+    chat = tokenizer.format(FORMATS[config.tokenizer.chat])
+    batches = JointBatches(config.data, tokenizer, chat, config.train.seed, config.train.steps)
+    for source in batches.summary:
+        left_out = "".join(f"; {n} {why}" for why, n in {**source.skipped, **source.filtered}.items())
+        log.info("%s: %d of %d %s examples%s", source.name, source.used, source.examples, source.kind, left_out)
+    iterator = make_iterator(config.data, tokenizer, chat, config.train.seed, config.train.steps, batches)
+
+    # --- model and optimizer ---
+    model_config, params = load_model(config.model, tokenizer)
+    mesh, rules = make_mesh(config.mesh), ShardingRules()
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    step_config = StepConfig(
+        model_config, config.train.loss, config.model.pooling, config.train.embedding_chunk
+    )
+    (output / "train.yaml").write_text(dump_yaml(config, f"grit train {output / 'train.yaml'}"))
+    with jax.set_mesh(mesh):
+        state = init_state(model_config, optimizer, jax.random.key(config.train.seed), mesh, rules, params)
+        state = run_loop(
+            state, make_step(step_config, optimizer, schedule), iterator,
+            steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
+            evaluate=make_evaluation(config, model_config, tokenizer, chat), evaluate_every=config.train.eval_every,
+            batch_ids=batches.ids, profile=profile,
+        )  # fmt: skip
+
+    # --- export ---
+    export(model_directory, model_config, state.params, tokenizer, config)
+    checkpoints.close()
+    return TrainResult(output, model_directory, config.train.steps)
+
+
+def load_tokenizer(config: RunConfig, output: Path) -> Tokenizer:
+    """The run's tokenizer; one trained on the spot is kept in `output/tokenizer` so that a resumed run reads it."""
+    section, kept = config.tokenizer, output / "tokenizer"
+    if section.path:
+        return Tokenizer.from_pretrained(huggingface.resolve(section.path))
+    if section.train_on:
+        if not (kept / "tokenizer.json").exists():
+            tokenizer = train_tokenizer(_texts(section.train_on), section.vocab_size)
+            tokenizer.save(kept, FORMATS[section.chat])
+        return Tokenizer.from_pretrained(kept)
+    if config.model.path:
+        return Tokenizer.from_pretrained(huggingface.resolve(config.model.path))
+    raise GritError("tokenizer: set tokenizer.path, or tokenizer.train_on, or start from a model.path that has one")
+
+
+def _texts(sources: list[str]) -> Iterator[str]:
+    """The texts of corpus lines `{"id", "title"?, "text"}`."""
+    for source in sources:
+        lines = open_lines(source)
+        for index in range(len(lines)):
+            where = lines.where(index)
+            try:
+                yield document_text(json.loads(lines[index]), where)
+            except ValueError as error:
+                raise GritError(f"{where}: not valid JSON: {error}") from None
+
+
+def load_model(section: ModelSection, tokenizer: Tokenizer) -> tuple[ModelConfig, Any]:
+    """The model's shape and its weights (None: to be drawn at random), checked against the tokenizer."""
+    how = {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
+    if section.path:
+        directory = huggingface.read_model_directory(section.path)
+        config, params = dataclasses.replace(directory.config, **how), directory.params
+    else:
+        assert section.shape is not None
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        config, params = dataclasses.replace(section.shape, **how, **ids), None
+    if tokenizer.vocab_size > config.vocab_size:
+        raise GritError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary {config.vocab_size}; "
+            "set model.shape.vocab_size to at least the former"
+        )
+    return config, params
+
+
+def make_evaluation(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer, chat: Any) -> Any:
+    """The evaluation that the loop calls: retrieval and perplexity on the held-out files, or None."""
+    section = config.train
+    if not (section.eval_embedding or section.eval_generative):
+        return None
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        from grit_jax.evaluation.perplexity import evaluate_perplexity
+        from grit_jax.evaluation.retrieval import evaluate_retrieval
+        from grit_jax.inference.model import GritLM
+
+        params = jax.tree.map(np.asarray, state.params)
+        model = GritLM(model_config, params, tokenizer, chat, config.model.pooling)
+        scores: dict[str, float] = {}
+        if section.eval_embedding:
+            retrieval = evaluate_retrieval(model, section.eval_embedding)
+            scores |= {f"eval_{name}": value for name, value in retrieval.items()}
+        if section.eval_generative:
+            scores["eval_perplexity"] = evaluate_perplexity(model, section.eval_generative)
+        return scores
+
+    return evaluate
+
+
+def export(directory: Path, config: ModelConfig, params: Any, tokenizer: Tokenizer, run: RunConfig) -> None:
+    """Writes the model directory: weights and configuration, pooling, tokenizer with its chat template."""
+    host = {name: np.asarray(jax.device_get(value)) for name, value in params.items()}
+    huggingface.write_model_directory(
+        directory, config, host, pooling=run.model.pooling, dtype=run.model.export_dtype, chat=run.tokenizer.chat
+    )
+    tokenizer.save(directory, FORMATS[run.tokenizer.chat])
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise GritError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from None

@@ -1,0 +1,76 @@
+"""Checkpoints of a run: training state and data position together, by Orbax."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from grit_jax.training.state import TrainState
+from grit_jax.types import GritError
+
+
+class Checkpoints:
+    """Saves asynchronously every `every` steps, keeps the newest `keep`, restores the newest whole one.
+
+    A checkpoint that a kill left half written has no final name yet and is never seen.
+    """
+
+    def __init__(self, directory: Path, *, every: int, keep: int = 2):
+        logging.getLogger("absl").setLevel(logging.WARNING)  # orbax narrates every save at INFO
+        policies = ocp.training.save_decision_policies
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._checkpointer = ocp.training.Checkpointer(
+                directory.absolute(),
+                save_decision_policy=policies.FixedIntervalPolicy(every),
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise GritError(f"{directory}: cannot be written ({error.strerror}); choose another output") from None
+        self.directory, self.every = directory, every
+
+    def latest(self) -> int | None:
+        """Number of steps behind the newest checkpoint, or None."""
+        newest = self._checkpointer.latest
+        return None if newest is None else int(newest.step)
+
+    def due(self, step: int) -> bool:
+        """Whether the interval asks for a save at `step`."""
+        return step % self.every == 0
+
+    def save(self, step: int, state: TrainState, data: Any, *, force: bool = False) -> None:
+        """Starts a save when `step` is due (or `force`); returns before the bytes are on disk."""
+        if force or self.due(step):
+            self._checkpointer.save_checkpointables_async(step, {"state": _tree(state), "data": data}, force=True)
+
+    def restore(self, step: int, like: TrainState, data: Any) -> TrainState:
+        """The state at `step`, laid out as `like`; the data iterator is moved to the same place.
+
+        Raises:
+          GritError: the checkpoint belongs to another model or optimizer.
+        """
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like))
+        try:
+            loaded = self._checkpointer.load_checkpointables(step, {"state": abstract, "data": data})
+        except (ValueError, KeyError) as error:
+            cause = str(error).splitlines()[0][:200]
+            raise GritError(
+                f"{self.directory}: the checkpoint of step {step} does not fit this configuration ({cause}); "
+                "use its own configuration, another output, or --resume never"
+            ) from None
+        leaves = jax.tree.leaves(loaded["state"])
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def close(self) -> None:
+        """Waits for the saves under way."""
+        self._checkpointer.close()
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    """Plain containers in the order of the state's own leaves: what Orbax stores by name."""
+    return {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(state))}

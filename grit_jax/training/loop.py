@@ -1,0 +1,127 @@
+"""The training loop: data, step, metrics, evaluation, checkpoint. It reads from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from grit_jax.metrics import MetricsFile
+from grit_jax.progress import progress
+from grit_jax.sharding import ShardingRules, put_rows
+from grit_jax.training.checkpoint import Checkpoints
+from grit_jax.training.state import TrainState
+from grit_jax.types import Batch, GritError
+
+Evaluate = Callable[[TrainState], dict[str, float]]
+
+
+def run_loop(
+    state: TrainState,
+    step_function: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Iterator[Batch],
+    *,
+    steps: int,
+    mesh: Mesh,
+    rules: ShardingRules,
+    output: Path,
+    checkpoints: Checkpoints,
+    resume: bool = True,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 0,
+    batch_ids: Callable[[int], Any] | None = None,
+    profile: tuple[int, int] | None = None,
+    description: str = "training",
+) -> TrainState:
+    """Trains until `steps` steps are done, from the newest checkpoint when there is one.
+
+    Args:
+      batches: a grain iterator (host arrays); its state is saved in every checkpoint.
+      evaluate: called every `evaluate_every` steps and at the end; its numbers join that step's metrics.
+      batch_ids: names of the examples of a step, for the report of a loss that is not finite.
+      profile: steps (from, to) to trace with the JAX profiler into `output/profile`.
+
+    Returns:
+      The final state; `output/metrics.jsonl` has one line for each step.
+
+    Raises:
+      GritError: a loss is not finite; the ids of its batch are in `output/bad_batch.json`.
+    """
+    # --- where are we ---
+    start = checkpoints.latest() if resume else None
+    if start is not None:
+        state = checkpoints.restore(start, state, batches)
+    start = start or 0
+    metrics_file = MetricsFile(output / "metrics.jsonl", start)
+    bar = progress(steps, description, "steps", initial=start)
+
+    # --- train ---
+    pending: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
+    clock = time.perf_counter()
+    for step in range(start, steps):
+        if profile and step == profile[0]:
+            jax.profiler.start_trace(str(output / "profile"))
+        waited = time.perf_counter()
+        host_batch = next(batches)
+        waited = time.perf_counter() - waited
+        state, metrics = step_function(state, put_rows(host_batch, mesh, rules))
+        # The previous step's numbers are read while this one computes.
+        if pending:
+            _record(pending, metrics_file, bar, output, batch_ids)
+        now = time.perf_counter()
+        pending = (step, metrics, {**count_tokens(host_batch), "data_wait_s": round(waited, 4), "clock": clock})
+        clock = now
+        due = evaluate and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0))
+        if due:
+            assert evaluate is not None
+            pending[2].update(evaluate(state))
+        if profile and step + 1 == profile[1]:
+            jax.block_until_ready(state.params)
+            jax.profiler.stop_trace()
+        last = step + 1 == steps
+        if last or due or checkpoints.due(step + 1):
+            # The line goes to disk before the checkpoint that says it is behind us.
+            _record(pending, metrics_file, bar, output, batch_ids)
+            pending = None
+            checkpoints.save(step + 1, state, batches, force=last)
+    bar.close()
+    metrics_file.close()
+    return state
+
+
+def count_tokens(batch: Batch) -> dict[str, int | float]:
+    """Tokens of a host batch and the share of its places that are padding."""
+    segments = [
+        rows for rows in (
+            batch.embedding and batch.embedding.rows.segments,
+            batch.generative and batch.generative.rows.segments,
+            batch.cached and batch.cached.pieces.segments,
+            batch.cached and batch.cached.text.rows.segments,
+        ) if rows is not None
+    ]  # fmt: skip
+    tokens = int(sum(np.count_nonzero(s) for s in segments))
+    return {"tokens": tokens, "padding": round(1 - tokens / max(1, sum(s.size for s in segments)), 4)}
+
+
+def _record(pending, metrics_file: MetricsFile, bar: Any, output: Path, batch_ids) -> None:
+    """Reads a step's numbers from the device and writes its line."""
+    step, metrics, extra = pending
+    values = {name: float(value) for name, value in metrics.items()}
+    seconds = max(time.perf_counter() - extra.pop("clock"), 1e-9)
+    values |= extra | {"seconds": round(seconds, 4), "tokens_per_s": round(extra["tokens"] / seconds, 1)}
+    metrics_file.write(step, values)
+    bar.update(1, note=" ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("loss")))
+    if not math.isfinite(values["loss"]):
+        ids = batch_ids(step) if batch_ids else None
+        (output / "bad_batch.json").write_text(json.dumps({"step": step, "metrics": str(values), "ids": ids}, indent=1))
+        raise GritError(
+            f"step {step}: the loss is {values['loss']}; the examples of its batch are listed in "
+            f"{output / 'bad_batch.json'}; a lower optimizer.lr or a longer warmup usually helps"
+        )
