@@ -5,7 +5,6 @@ Everything goes to stderr, so that `--json` keeps stdout to itself. Process 0 sp
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,8 +14,6 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 LOG_EVERY = 10.0  # seconds between two log lines where there is no terminal
-
-log = logging.getLogger("grit_jax")
 
 
 class Progress(Generic[T]):
@@ -52,7 +49,7 @@ class Progress(Generic[T]):
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
         elif not self._silent and time.monotonic() - self._last >= LOG_EVERY:
-            self._last = time.monotonic()
+            self._last, self._said = time.monotonic(), self._done
             say(self.line())
 
     def line(self) -> str:
@@ -74,7 +71,7 @@ class Progress(Generic[T]):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        elif not self._silent and self._last != self._start:
+        elif not self._silent and self._last != self._start and self._said != self._done:
             say(self.line())
         self._silent = True
 
@@ -123,10 +120,7 @@ def progress(
 def say(message: str) -> None:
     """A line for the person on stderr; from process 0 only."""
     if _speaks():
-        if log.handlers or logging.getLogger().handlers:
-            log.info(message)
-        else:
-            print(message, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from grit_jax.config import dump_yaml, load_config
 from grit_jax.data.chat import FORMATS
@@ -19,16 +18,22 @@ from grit_jax.data.formats import document_text
 from grit_jax.data.pipeline import DataConfig, JointBatches, make_iterator
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
+from grit_jax.evaluation.perplexity import evaluate_perplexity
+from grit_jax.evaluation.retrieval import evaluate_retrieval
+from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.transformer import Params
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.training.checkpoint import Checkpoints
-from grit_jax.training.loop import run_loop
+from grit_jax.training.loop import Evaluate, run_loop
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import StepConfig, make_step
 from grit_jax.types import GritError
+
+CONFIG_FILE = "config.yaml"  # in the output folder: the configuration as it was run, paths absolute
 
 log = logging.getLogger(__name__)
 
@@ -158,18 +163,19 @@ def train(
     step_config = StepConfig(
         model_config, config.train.loss, config.model.pooling, config.train.embedding_chunk
     )
-    (output / "train.yaml").write_text(dump_yaml(config, f"grit train {output / 'train.yaml'}"))
+    (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
+    wrap = _wrapper(config, model_config, tokenizer)
     with jax.set_mesh(mesh):
         state = init_state(model_config, optimizer, jax.random.key(config.train.seed), mesh, rules, params)
         state = run_loop(
             state, make_step(step_config, optimizer, schedule), iterator,
             steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
-            evaluate=make_evaluation(config, model_config, tokenizer, chat), evaluate_every=config.train.eval_every,
+            evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
             batch_ids=batches.ids, profile=profile,
         )  # fmt: skip
 
     # --- export ---
-    export(model_directory, model_config, state.params, tokenizer, config)
+    wrap(state.params).save_pretrained(model_directory, config.model.export_dtype)
     checkpoints.close()
     return TrainResult(output, model_directory, config.train.steps)
 
@@ -201,16 +207,17 @@ def _texts(sources: list[str]) -> Iterator[str]:
                 raise GritError(f"{where}: not valid JSON: {error}") from None
 
 
-def load_model(section: ModelSection, tokenizer: Tokenizer) -> tuple[ModelConfig, Any]:
+def load_model(section: ModelSection, tokenizer: Tokenizer) -> tuple[ModelConfig, Params | None]:
     """The model's shape and its weights (None: to be drawn at random), checked against the tokenizer."""
     how = {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
+    params: Params | None = None
     if section.path:
-        directory = huggingface.read_model_directory(section.path)
-        config, params = dataclasses.replace(directory.config, **how), directory.params
+        found = huggingface.read_model_directory(huggingface.resolve(section.path))
+        config, params = dataclasses.replace(found.config, **how), found.params
     else:
         assert section.shape is not None
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-        config, params = dataclasses.replace(section.shape, **how, **ids), None
+        config = dataclasses.replace(section.shape, **how, **ids)
     if tokenizer.vocab_size > config.vocab_size:
         raise GritError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary {config.vocab_size}; "
@@ -219,23 +226,16 @@ def load_model(section: ModelSection, tokenizer: Tokenizer) -> tuple[ModelConfig
     return config, params
 
 
-def make_evaluation(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer, chat: Any) -> Any:
+def make_evaluation(section: TrainSection, wrap: Callable[[Params], GritLM]) -> Evaluate | None:
     """The evaluation that the loop calls: retrieval and perplexity on the held-out files, or None."""
-    section = config.train
     if not (section.eval_embedding or section.eval_generative):
         return None
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        from grit_jax.evaluation.perplexity import evaluate_perplexity
-        from grit_jax.evaluation.retrieval import evaluate_retrieval
-        from grit_jax.inference.model import GritLM
-
-        params = jax.tree.map(np.asarray, state.params)
-        model = GritLM(model_config, params, tokenizer, chat, config.model.pooling)
+        model = wrap(state.params)
         scores: dict[str, float] = {}
         if section.eval_embedding:
-            retrieval = evaluate_retrieval(model, section.eval_embedding)
-            scores |= {f"eval_{name}": value for name, value in retrieval.items()}
+            scores |= {f"eval_{name}": value for name, value in evaluate_retrieval(model, section.eval_embedding).items()}
         if section.eval_generative:
             scores["eval_perplexity"] = evaluate_perplexity(model, section.eval_generative)
         return scores
@@ -243,13 +243,35 @@ def make_evaluation(config: RunConfig, model_config: ModelConfig, tokenizer: Tok
     return evaluate
 
 
-def export(directory: Path, config: ModelConfig, params: Any, tokenizer: Tokenizer, run: RunConfig) -> None:
-    """Writes the model directory: weights and configuration, pooling, tokenizer with its chat template."""
-    host = {name: np.asarray(jax.device_get(value)) for name, value in params.items()}
-    huggingface.write_model_directory(
-        directory, config, host, pooling=run.model.pooling, dtype=run.model.export_dtype, chat=run.tokenizer.chat
-    )
-    tokenizer.save(directory, FORMATS[run.tokenizer.chat])
+def export_checkpoint(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None = None) -> int:
+    """Writes the newest checkpoint of a run's folder as a model directory; returns its step.
+
+    Raises:
+      GritError: `run` holds no configuration or no whole checkpoint.
+    """
+    if not (run / CONFIG_FILE).exists():
+        raise GritError(f"{run}: no {CONFIG_FILE} there; name the output folder of a training run")
+    config = read_run_config(run / CONFIG_FILE)
+    checkpoints = Checkpoints(run / "checkpoints", every=1)
+    step = checkpoints.latest()
+    if step is None:
+        raise GritError(f"{run / 'checkpoints'}: no whole checkpoint there")
+    tokenizer = load_tokenizer(config, run)
+    model_config, _ = load_model(config.model, tokenizer)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        like = init_state(model_config, optimizer, jax.random.key(0), mesh, ShardingRules())
+        state = checkpoints.restore(step, like, None)
+    checkpoints.close()
+    _wrapper(config, model_config, tokenizer)(state.params).save_pretrained(out, dtype or config.model.export_dtype)
+    return step
+
+
+def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> Callable[[Params], GritLM]:
+    """Weights in training -> the public model object."""
+    chat = tokenizer.format(FORMATS[config.tokenizer.chat])
+    return lambda params: GritLM(model_config, params, tokenizer, chat, config.model.pooling)
 
 
 def _make_folder(path: Path) -> None:

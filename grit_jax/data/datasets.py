@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grit_jax.data.formats import Kind
 from grit_jax.data.lines import Check, JsonlFile, LineSource, OnError
 from grit_jax.progress import progress
@@ -107,7 +109,7 @@ class PreparedLines:
             else:
                 builder = tfds.builder(name)
             split = "train" if "train" in builder.info.splits else next(iter(builder.info.splits))
-            self._data: Any = builder.as_data_source(split=split)
+            self._data: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
         except GritError:
             raise
         except Exception as error:  # tfds has no common base class of its errors
@@ -229,7 +231,8 @@ def _plain(value: Any) -> Any:
         return value.decode("utf-8", "replace")
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
-        items = value.tolist() if hasattr(value, "tolist") else value
-        return [_plain(item) for item in items] if isinstance(items, (list, tuple)) else _plain(items)
-    return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+        if isinstance(value, bytes):
+            return _plain(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value

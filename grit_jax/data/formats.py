@@ -169,7 +169,8 @@ def _cached(data: dict[str, Any], where: str) -> CachedExample:
 
 def _load(line: str | bytes, where: str) -> dict[str, Any]:
     try:
-        data = json.loads(line)
+        # Not json's own guess of an encoding: it takes two odd bytes for UTF-16.
+        data = json.loads(line.decode("utf-8") if isinstance(line, bytes) else line)
     except UnicodeDecodeError as error:
         raise LineError(where, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
     except ValueError as error:

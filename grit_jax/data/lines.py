@@ -119,7 +119,45 @@ class LineSource:
             where = lines.where(index)
             try:
                 example = parse_line(line, where)
-                example_kind = def read_examples(
+                example_kind = KIND_OF_TYPE[type(example)]
+                if found is not None and example_kind != found:
+                    raise LineError(where, f"{_a(example_kind)} example in {_a(found)} file")
+                found = example_kind
+                reason = check(example, where) if check else None
+            except LineError as error:
+                if on_error == "stop":
+                    raise
+                self.skipped[error.reason] += 1
+                first = first or str(error)
+                continue
+            if reason:
+                self.filtered[reason] += 1
+                first = first or f"{where}: {reason}"
+                continue
+            good.append(index)
+        if not good:
+            raise GritError(f"{name}: no usable line; the first problem: {first}")
+        assert found is not None
+        self.kind: Kind = found
+        self._good = np.asarray(good, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._good)
+
+    def __getitem__(self, index: int) -> Example:
+        number = int(self._good[index])
+        return parse_line(self._lines[number], self._lines.where(number))
+
+    def line(self, index: int) -> bytes:
+        """Example `index` as it is written in the file."""
+        return self._lines[int(self._good[index])]
+
+    def where(self, index: int) -> str:
+        """`file:line` of example `index`."""
+        return self._lines.where(int(self._good[index]))
+
+
+def read_examples(
     path: str | Path, kind: Kind | None = None, on_error: OnError = "stop", check: Check | None = None
 ) -> LineSource:
     """The examples of a JSONL file, each line checked.

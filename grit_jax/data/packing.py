@@ -264,7 +264,7 @@ def _lay(rows: Rows, row: int, start: int, ids: Sequence[int], position: int, se
 def _targets(
     texts: Sequence[TokenText], rows: Rows, row: np.ndarray, starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`targets` and `sequence` of packed texts; a text's first token has none before it to be predicted from."""
+    """`targets` and `sequence` of packed texts; a text's first token has none before it to predict it."""
     targets = np.zeros(rows.tokens.shape, np.float32)
     sequence = np.zeros(rows.tokens.shape, np.int32)
     for i, text in enumerate(texts):

@@ -30,8 +30,8 @@ _ENDLESS = 2**40
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What a run reads. Sources are JSONL paths, globs, or prepared datasets; batches count examples of a step,
-    over all devices, and 0 leaves a kind out. Lengths are tokens and count BOS, instruction and tags."""
+    """What a run reads. Sources are JSONL paths, globs, or prepared datasets; batches count examples of a
+    step over all devices, and 0 leaves a kind out. Lengths are tokens and count BOS, instruction and tags."""
 
     embedding: list[str] = dataclasses.field(default_factory=list)
     generative: list[str] = dataclasses.field(default_factory=list)
@@ -65,9 +65,9 @@ class DataConfig:
     shuffle: bool = True
     # Random subset of a source: its name as in the lists above, and a number of examples.
     num_samples: dict[str, int] = dataclasses.field(default_factory=dict)
-    # Batches prepared ahead, in threads; with workers > 0 in that many processes.
+    # Batches prepared ahead, and the threads that do it (0: each batch when it is asked for).
     prefetch: int = 4
-    workers: int = 0
+    workers: int = 2
 
     def __post_init__(self):
         for kind in ("embedding", "generative", "cached"):
@@ -216,13 +216,14 @@ class JointBatches:
     def __len__(self) -> int:
         return _ENDLESS if self.num_steps is None else self.num_steps
 
-    def __getitem__(self, step: int) -> Batch:
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of {len(self)}")
-        return Batch(self._embedding(step), self._generative(step), self._cached(step))  # type: ignore[arg-type]
+    def __getitem__(self, index: int) -> Batch:
+        """The batch of step `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"step {index} of {len(self)}")
+        return Batch(self._embedding(index), self._generative(index), self._cached(index))  # type: ignore[arg-type]
 
     def ids(self, step: int) -> dict[str, list[str]]:
-        """Where the examples of a step come from, `file:line` by kind, in batch order (to report a bad loss)."""
+        """Where a step's examples come from: `file:line` by kind in batch order, to report a bad loss."""
         return {
             kind: [source.where(i) for source, i in part.select(step)]
             for kind, part in self._parts.items()
@@ -326,12 +327,8 @@ def make_iterator(
     import grain
 
     source = batches if batches is not None else JointBatches(config, tokenizer, chat, seed, num_steps)
-    dataset = grain.MapDataset.source(source)
-    ahead = config.prefetch
-    options = grain.ReadOptions(num_threads=min(ahead, 2), prefetch_buffer_size=ahead)
-    if config.workers:
-        result = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(ahead, 1)))
-        result = result.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    else:
-        result = dataset.to_iter_dataset(options)
-    return iter(result)
+    # Threads, not processes: tokenisation releases Python's lock, and the state stays one step number.
+    options = grain.ReadOptions(
+        num_threads=config.workers, prefetch_buffer_size=max(config.prefetch, config.workers)
+    )
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_CYCLE, _FULL, _PATTERN, _ORDER, _STREAM = range(5)
+_CYCLE, _FULL, _TURNS, _ORDER, _STREAM = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,9 @@ class ContrastivePlan:
     """Batches of one dataset each, the rest mixed.
 
     Each epoch sees every example once, up to the mixed batch that crosses its end. The examples that go to
-    the mixed batches are a window that moves on round each dataset from epoch to epoch, so they are shared
-    out evenly and a mixed batch does not meet an example twice.
+    the mixed batches are a window that moves on round each dataset from epoch to epoch, and the datasets take
+    turns in the same order in every epoch: so everything is mixed equally often, and no batch meets an
+    example twice (it would be its own negative).
 
     Args:
       sizes: examples of each dataset. batch: global batch size, at most their sum.
@@ -41,11 +42,14 @@ class ContrastivePlan:
             raise ValueError(f"batch {batch} exceeds the {sum(sizes)} examples")
         self.sizes, self.batch, self.seed, self.shuffle = tuple(sizes), batch, seed, shuffle
         self.total = sum(sizes)
-        self._rest = tuple(size % batch for size in sizes)
-        self._mixed = sum(self._rest)
+        rest = [size % batch for size in sizes]
+        if sum(rest) < batch and any(0 < size < batch for size in sizes):
+            # One mixed batch would span several epochs, and so several turns of a small dataset.
+            rest[int(np.argmax(sizes))] += batch
+        self._rest, self._mixed = tuple(rest), sum(rest)
         self._epoch = functools.lru_cache(maxsize=2)(self._build_epoch)
-        self._cycle = functools.lru_cache(maxsize=None)(self._build_cycle)
-        self._pattern = functools.lru_cache(maxsize=4)(self._build_pattern)
+        self._cycles = [self._permuted(np.arange(size), _CYCLE, d) for d, size in enumerate(sizes)]
+        self._turns = self._permuted(np.repeat(np.arange(len(sizes)), rest), _TURNS)
 
     def epoch(self, step: int) -> int:
         """The epoch that `step` belongs to."""
@@ -66,8 +70,7 @@ class ContrastivePlan:
             datasets.append(np.full(indices[-1].shape, d))
         if self._mixed:
             first, last = (e * self._mixed // self.batch for e in (epoch, epoch + 1))
-            places = np.arange(first * self.batch, last * self.batch)
-            mixed = self._mixed_stream(places)
+            mixed = self._mixed_stream(np.arange(first * self.batch, last * self.batch))
             datasets.append(mixed.dataset.reshape(-1, self.batch))
             indices.append(mixed.index.reshape(-1, self.batch))
         every_dataset, every_index = np.concatenate(datasets), np.concatenate(indices)
@@ -75,28 +78,20 @@ class ContrastivePlan:
         return every_dataset[order], every_index[order]
 
     def _mixed_stream(self, places: np.ndarray) -> Selection:
-        """The remainders of all epochs, one after the other; places may reach into a few epochs."""
-        dataset, index = np.zeros(len(places), np.int64), np.zeros(len(places), np.int64)
+        """The remainders of all epochs, one after the other, at `places`."""
+        index = np.zeros(len(places), np.int64)
+        dataset = self._turns[places % self._mixed]
         for epoch in np.unique(places // self._mixed).tolist():
-            here = places // self._mixed == epoch
-            pattern = self._pattern(epoch)
-            dataset[here], index[here] = (column[places[here] % self._mixed] for column in pattern)
+            for d in range(len(self.sizes)):
+                here = np.flatnonzero((places // self._mixed == epoch) & (dataset == d))
+                # Which of the dataset's turns of this epoch each place is.
+                turn = np.searchsorted(np.flatnonzero(self._turns == d), places[here] % self._mixed)
+                index[here] = self._window(d, epoch)[turn]
         return Selection(dataset, index)
-
-    def _build_pattern(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Datasets in random order; the examples of each in the order of its cycle."""
-        dataset = self._permuted(np.repeat(np.arange(len(self.sizes)), self._rest), _PATTERN, epoch)
-        index = np.zeros(len(dataset), np.int64)
-        for d in range(len(self.sizes)):
-            index[dataset == d] = self._window(d, epoch)
-        return dataset, index
 
     def _window(self, d: int, epoch: int) -> np.ndarray:
         places = epoch * self._rest[d] + np.arange(self._rest[d])
-        return self._cycle(d)[places % max(self.sizes[d], 1)]
-
-    def _build_cycle(self, d: int) -> np.ndarray:
-        return self._permuted(np.arange(self.sizes[d]), _CYCLE, d)
+        return self._cycles[d][places % max(self.sizes[d], 1)]
 
     def _permuted(self, values: np.ndarray, *key: int) -> np.ndarray:
         return np.random.default_rng((self.seed, *key)).permutation(values) if self.shuffle else values

@@ -109,7 +109,7 @@ class Tokenizer:
         )
 
     def save(self, directory: str | Path, chat: ChatFormat | None = GRIT) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, for transformers too; `chat` becomes the chat template."""
+        """Writes tokenizer.json and tokenizer_config.json, `chat` as the chat template of transformers."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config = dict(self.config)

@@ -52,6 +52,15 @@ def train_tokenizer(
     Raises:
       GritError: no text at all, or more different characters than `vocab_size` has room for.
     """
+    return from_sentencepiece(
+        train_sentencepiece(texts, vocab_size, seed=seed, max_characters=max_characters)
+    )
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, *, seed: int = 0, max_characters: int = 3_000_000
+) -> sentencepiece.SentencePieceProcessor:
+    """The SentencePiece model behind `train_tokenizer`."""
     import sentencepiece  # not needed to use a tokenizer
 
     sentences = _sample([text for text in texts if text.strip()], seed, max_characters)
@@ -87,8 +96,7 @@ def train_tokenizer(
             f"tokenizer training: vocab_size {vocab_size} does not work for this text "
             f"(bytes, tags and ASCII alone take {least}): {str(error).splitlines()[0]}"
         ) from None
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    return from_sentencepiece(processor)
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
 def from_sentencepiece(processor: sentencepiece.SentencePieceProcessor) -> Tokenizer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -204,12 +205,8 @@ class Encoder:
         tokens_per_call: int | None = None,
     ) -> Iterator[EncodedText]:
         """`encode` of an iterator of any length, in order; memory holds `window` texts (and their caches)."""
-        batch: list[str] = []
         texts = iter(texts)
-        while True:
-            batch = [text for text, _ in zip(texts, range(window), strict=False)]
-            if not batch:
-                return
+        while batch := list(itertools.islice(texts, window)):
             encoded = self.encode(
                 batch, instruction, max_length, return_cache=return_cache, tokens_per_call=tokens_per_call
             )

@@ -33,6 +33,7 @@ from grit_jax.sharding import ShardingRules, fit
 from grit_jax.types import AttentionMode, DocumentKV, GritError
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
+_NEVER_WHOLE = "\U0003fffd"  # unassigned: no vocabulary has it whole
 HASH_CHUNK = 1 << 24  # numbers hashed at a time
 
 
@@ -308,17 +309,23 @@ class GritLM:
 
 
 class _TextWriter:
-    """Tokens to text as they come; a character whose bytes are not all there yet waits for the others."""
+    """Tokens to text as they come; what a later token may still change is held back.
+
+    That is a character whose bytes are not all there yet and, in vocabularies that fall back to bytes, any run of
+    bytes: an invalid one spoils all of it. Whether it does is tried out with the last byte of a rare character.
+    """
 
     def __init__(self, tokenizer: Tokenizer, on_text: Callable[[int, str], None], number: int):
         self._tokenizer, self._on_text, self._number = tokenizer, on_text, number
+        self._byte = tokenizer.encode(_NEVER_WHOLE)[-1:]
         self._ids: list[int] = []
         self._said = ""
 
     def write(self, tokens: Sequence[int]) -> None:
         self._ids += tokens
         text = self._tokenizer.decode(self._ids)
-        if not text.endswith("\ufffd"):
+        spoilt = self._tokenizer.decode(self._ids + self._byte)
+        if not text.endswith("\ufffd") and spoilt.startswith(text):
             self._say(text)
 
     def finish(self) -> None:

@@ -8,6 +8,7 @@ vLLM. What those formats have no word for stands in `grit.json`. The tokenizer's
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -164,7 +165,9 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
     Raises:
       GritError: absent model: no such directory, and not on the hub, or the hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    if not str(source).strip():
+        raise GritError("the model's name is empty; give a model directory or a hub id")
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return path
     if path.exists():

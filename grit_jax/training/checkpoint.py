@@ -49,14 +49,15 @@ class Checkpoints:
             self._checkpointer.save_checkpointables_async(step, {"state": _tree(state), "data": data}, force=True)
 
     def restore(self, step: int, like: TrainState, data: Any) -> TrainState:
-        """The state at `step`, laid out as `like`; the data iterator is moved to the same place.
+        """The state at `step`, laid out as `like`; the data iterator (None: no matter) moves to the same place.
 
         Raises:
           GritError: the checkpoint belongs to another model or optimizer.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like))
         try:
-            loaded = self._checkpointer.load_checkpointables(step, {"state": abstract, "data": data})
+            wanted = {"state": abstract} if data is None else {"state": abstract, "data": data}
+            loaded = self._checkpointer.load_checkpointables(step, wanted)
         except (ValueError, KeyError) as error:
             cause = str(error).splitlines()[0][:200]
             raise GritError(

@@ -1,7 +1,7 @@
 """Makes tests/models/golden: tiny random models of each family, and what transformers computes with them.
 
-Run it with torch and transformers installed (the `peers` extra): `python tests/models/make_golden.py`. The tests
-that read the files need neither. `FAMILIES` is used by the live comparison in tests/peers as well.
+Run it with torch and transformers installed (the `peers` extra): `python tests/models/make_golden.py`. The
+tests that read the files need neither. tests/peers compares with the same models, live.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ import numpy as np
 GOLDEN = Path(__file__).parent / "golden"
 LENGTHS = (13, 7, 1)  # tokens of each row; the rest is padding
 COMMON: dict[str, Any] = dict(vocab_size=160, max_position_embeddings=64, bos_token_id=1, eos_token_id=2)
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+ROPE = lambda theta: {"rope_type": "default", "rope_theta": theta}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    # A window much smaller than the input; no head_dim in the constructor.
-    "mistral": ("Mistral", dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                num_key_value_heads=2, sliding_window=4, pad_token_id=0, rms_norm_eps=1e-5)),
-    # Multi-query attention, three layers, another rotary base.
-    "llama": ("Llama", dict(hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6,
-                            num_key_value_heads=1, rope_parameters={"rope_type": "default", "rope_theta": 500000.0})),
-    # Biases, tied head.
-    "qwen2": ("Qwen2", dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                            num_key_value_heads=2, tie_word_embeddings=True,
-                            rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})),
-    # Heads wider than hidden_size / num_attention_heads, norms on them.
-    "qwen3": ("Qwen3", dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                            num_key_value_heads=2, head_dim=16, pad_token_id=5)),
+    "mistral": ("Mistral", dict(
+        **SMALL, intermediate_size=48, pad_token_id=0, rms_norm_eps=1e-5,
+        sliding_window=4)),  # much smaller than the input
+    "llama": ("Llama", dict(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=1,
+        intermediate_size=64, rope_parameters=ROPE(500000.0))),  # multi-query attention
+    "qwen2": ("Qwen2", dict(
+        **SMALL, intermediate_size=64, tie_word_embeddings=True,
+        rope_parameters=ROPE(1000000.0))),  # biases
+    "qwen3": ("Qwen3", dict(
+        **SMALL, intermediate_size=64, pad_token_id=5,
+        head_dim=16)),  # heads wider than hidden_size / num_attention_heads, norms on them
 }  # fmt: skip
 
 
 def make_model(name: str, seed: int = 0) -> Any:
-    """A transformers model of the family with random weights, biases and norms (its own initialisation has zeros)."""
+    """A transformers model with random weights, biases and norms (its own are zeros and ones)."""
     import torch
     import transformers
 
@@ -59,9 +60,9 @@ def make_inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def run_model(model: Any, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     """Causal logits, and hidden states (after the final norm) with `is_causal=False`.
 
-    With a sliding window transformers' bidirectional mask depends on the kernel: eager and sdpa see `|i - j| <= window`,
-    flash attention `|i - j| < window`. `bidirectional_hidden` is the latter, by an explicit mask;
-    `bidirectional_hidden_sdpa` what the call itself gives here.
+    With a sliding window transformers' bidirectional mask depends on the kernel: eager and sdpa see
+    `|i - j| <= window`, flash attention `|i - j| < window`. `bidirectional_hidden` is the latter, by an
+    explicit mask; `bidirectional_hidden_sdpa` what the call itself gives here.
     """
     import torch
 
@@ -83,7 +84,7 @@ def run_model(model: Any, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.nda
 
 
 def main() -> None:
-    """Writes one directory a family: config.json and model.safetensors as transformers saves them, golden.safetensors."""
+    """Writes one directory a family: what transformers saves, and golden.safetensors."""
     import torch
     import transformers
     from safetensors.numpy import save_file
@@ -96,14 +97,12 @@ def main() -> None:
         # Ours is to read the description; generation_config.json only repeats the ids.
         (GOLDEN / name / "generation_config.json").unlink(missing_ok=True)
         arrays = {"input_ids": ids, "attention_mask": mask, **run_model(model, ids, mask)}
-        save_file(
-            {key: np.ascontiguousarray(value) for key, value in arrays.items()},
-            GOLDEN / name / "golden.safetensors",
-        )
-        difference = np.abs(arrays["bidirectional_hidden"] - arrays["bidirectional_hidden_sdpa"])[
-            mask.astype(bool)
-        ].max()
-        print(f"{name}: native and explicit bidirectional mask differ by {difference:.2e}", file=sys.stderr)
+        arrays = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        save_file(arrays, GOLDEN / name / "golden.safetensors")
+        for file in (GOLDEN / name).glob("*.safetensors"):
+            file.chmod(0o644)
+        gap = np.abs(arrays["bidirectional_hidden"] - arrays["bidirectional_hidden_sdpa"])[mask == 1]
+        print(f"{name}: native and explicit bidirectional masks differ by {gap.max():.2e}", file=sys.stderr)
     made = {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
     (GOLDEN / "made_with.json").write_text(json.dumps(made, indent=2) + "\n")
 

@@ -1,0 +1,124 @@
+"""Perplexity of a model over generative examples: answers and their end of sequence, as the language loss sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from grit_jax.data.formats import GenerativeExample
+from grit_jax.data.lines import read_examples
+from grit_jax.data.packing import TokenText, generative_batch, round_up
+from grit_jax.data.tokenise import ExampleTokenizer, Limits
+from grit_jax.inference.model import GritLM
+from grit_jax.inference.plan import bucket
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.transformer import Params, Transformer
+from grit_jax.progress import progress
+from grit_jax.sharding import ShardingRules, put_rows
+from grit_jax.types import AttentionMode, GenerativeBatch, GritError
+
+TOKENS_PER_CALL = 8192
+SHORTEST_ROW = 256
+LOGIT_BLOCK = 1024  # tokens whose logits exist at a time
+
+
+def evaluate_perplexity(
+    model: GritLM,
+    examples: str | Path | Iterable[GenerativeExample],
+    *,
+    max_length: int = 2048,
+    raw_strings: bool = False,
+    quiet: bool = False,
+) -> float:
+    """`exp` of the mean negative log-likelihood of all tokens to be predicted (token level, not text by text).
+
+    Args:
+      examples: a JSONL file in the generative format, or its examples.
+      max_length: tokens of a sequence; what goes beyond is cut off.
+      raw_strings: documents stay bare, as `data.raw_strings` in training.
+
+    Raises:
+      GritError: an unreadable file, a bad line, or nothing to predict.
+    """
+    if isinstance(examples, (str, Path)):
+        source = read_examples(examples, "generative")
+        examples = [source[i] for i in range(len(source))]  # type: ignore[misc]
+    limits = Limits(max_length, max_length, max_length, max_length, max_length, max_length)
+    tokenise = ExampleTokenizer(model.tokenizer, model.chat, limits, raw_strings=raw_strings)
+    # The first token of a sequence has none before it to predict it.
+    texts = [text for text in tokenise.generative(list(examples)) if any(text.targets[1:])]
+    if not texts:
+        raise GritError("perplexity: no example has a token to predict within max_length")
+    total, count = 0.0, 0.0
+    with progress(sum(len(text.ids) for text in texts), "perplexity", "tokens", quiet=quiet) as bar:
+        for batch in _batches(texts, model):
+            total += _nll(model, batch)
+            count += float(np.sum(batch.targets))
+            bar.update(int(np.sum(np.asarray(batch.rows.segments) > 0)))
+    return math.exp(total / count)
+
+
+def token_nll(
+    logits_of: Callable[[jax.Array], jax.Array],
+    hidden: Float[Array, "R T D"],
+    tokens: Int[Array, "R T"],
+    targets: Float[Array, "R T"],
+    block: int = LOGIT_BLOCK,
+) -> Float[Array, ""]:
+    """Summed negative log-likelihood of the tokens that `targets` marks, each given what stands before it.
+
+    Only `block` tokens' logits exist at a time.
+    """
+    R, T, D = hidden.shape
+    pad = -R * T % block
+    flat = lambda a: jnp.pad(a.reshape(R * T, -1), ((0, pad), (0, 0))).reshape(-1, block, a.size // (R * T))
+    # The hidden state of token t predicts token t + 1; the last one of a row predicts nothing.
+    labels, weights = jnp.roll(tokens, -1, axis=1), jnp.roll(targets, -1, axis=1).at[:, -1].set(0.0)
+
+    def one(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        h, label, weight = part
+        logits = logits_of(h).astype(jnp.float32)
+        nll = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label, axis=-1)[:, 0]
+        return jnp.sum(nll * weight[:, 0])
+
+    return jax.lax.map(one, (flat(hidden), flat(labels), flat(weights))).sum()
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _nll_step(params: Params, batch: GenerativeBatch, *, config: ModelConfig) -> Float[Array, ""]:
+    model = Transformer(config, params)
+    rows = batch.rows
+    out = model(rows.tokens, rows.positions, rows.segments, mode=AttentionMode.CAUSAL)
+    return token_nll(model.logits, out.hidden, rows.tokens, batch.targets)
+
+
+def _nll(model: GritLM, batch: GenerativeBatch) -> float:
+    with jax.set_mesh(model.mesh) if model.mesh is not None else contextlib.nullcontext():
+        if model.mesh is not None:
+            batch = put_rows(batch, model.mesh, ShardingRules())
+        return float(_nll_step(model.params, batch, config=model.config))
+
+
+def _batches(texts: list[TokenText], model: GritLM) -> Iterable[GenerativeBatch]:
+    """All texts packed once, in calls of one shape; the last one is filled up with empty rows."""
+    length = bucket(max(len(text.ids) for text in texts), SHORTEST_ROW)
+    size = max(1, TOKENS_PER_CALL // length)
+    if model.mesh is not None:
+        size = round_up(size, model.mesh.size)
+    packed = generative_batch(texts, row_length=length, row_multiple=1, pad_id=model.tokenizer.pad_id)
+    height = round_up(packed.rows.tokens.shape[0], size)
+    fill = lambda a: np.pad(np.asarray(a), ((0, height - a.shape[0]), (0, 0)))
+    whole = jax.tree.map(fill, packed)
+    for start in range(0, height, size):
+        part = jax.tree.map(lambda a, start=start: a[start : start + size], whole)
+        # How many sequences a batch holds is static and of no use here: it would be compiled anew for every count.
+        part.sequences = 1
+        yield part

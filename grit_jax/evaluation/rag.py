@@ -1,0 +1,177 @@
+"""Answers over documents, layout by layout: how many are right and how long each takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from grit_jax.data.formats import CachedExample
+from grit_jax.data.layouts import MODES, Mode
+from grit_jax.data.lines import read_examples
+from grit_jax.data.spans import normalise
+from grit_jax.inference.decode import ROWS_PER_CALL
+from grit_jax.inference.model import GritLM
+from grit_jax.inference.sampling import Sampling
+from grit_jax.progress import Progress, progress
+from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
+from grit_jax.types import DocumentKV, GritError
+
+if TYPE_CHECKING:
+    from grit_jax.rag.index import Index
+
+WINDOW = 512  # questions whose documents' records are held at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerScore:
+    """SQuAD's scores of one answer; `match` is the paper's: the normalised gold answer stands in the normalised answer."""
+
+    match: float
+    exact_match: float
+    f1: float
+
+
+def score_answer(answer: str, gold: str) -> AnswerScore:
+    """Scores of one answer (`gritlm: rag/eval.py`, after SQuAD's evaluation script)."""
+    said, wanted = normalise(answer), normalise(gold)
+    common = sum((Counter(said.split()) & Counter(wanted.split())).values())
+    f1 = 2 * common / (len(said.split()) + len(wanted.split())) if common else 0.0
+    # Two answers of which nothing is left after normalisation agree.
+    return AnswerScore(float(wanted in said), float(said == wanted), f1 if said or wanted else 1.0)
+
+
+def evaluate_rag(
+    model: GritLM,
+    examples: str | Path | Iterable[CachedExample],
+    modes: Sequence[Mode] = MODES,
+    k: int = 1,
+    index: Index | None = None,
+    max_new_tokens: int = 16,
+    *,
+    max_length: int = 512,
+    quiet: bool = False,
+) -> dict[str, dict[str, float]]:
+    """`{mode: {"match", "exact_match", "f1", "seconds"}}`, scores as fractions, seconds a question (compiling left out).
+
+    Without an index the documents are those of each row: reading is measured apart from search, and `seconds` goes
+    from the question's text to the answer, documents' records at hand (they are made at index time) and the query's
+    record made anew. With an index `k` documents are retrieved for each question, and `seconds` counts that too.
+    Questions are answered in batches; their seconds are shares of the batch's.
+
+    Args:
+      examples: a JSONL file of `{"docs", "text": [question, answer]}`, or its examples.
+      max_length: tokens of a document (an index brings its own).
+
+    Raises:
+      GritError: an unreadable file, a bad line, no example, an unknown mode, an index of another model.
+    """
+    if isinstance(examples, (str, Path)):
+        source = read_examples(examples, "cached")
+        examples = [source[i] for i in range(len(source))]  # type: ignore[misc]
+    rows = list(examples)
+    if not rows:
+        raise GritError("rag: there is no question to evaluate")
+    known = MODES if index is None else (*MODES, "auto")
+    for mode in modes:
+        if mode not in known:
+            raise GritError(f"rag: unknown mode '{mode}'; known: {', '.join(known)}")
+    sums = {mode: np.zeros(4) for mode in modes}
+    with progress(len(rows) * len(modes), "rag", "answers", quiet=quiet) as bar:
+        for start in range(0, len(rows), WINDOW):
+            part = rows[start : start + WINDOW]
+            answer = _from_rows(model, part, max_new_tokens, max_length, modes) if index is None else (
+                _from_index(model, index, part, max_new_tokens, k)
+            )
+            for mode in modes:
+                sums[mode] += _evaluate(part, mode, answer, bar)
+    names = ("match", "exact_match", "f1", "seconds")
+    return {mode: dict(zip(names, (total / len(rows)).tolist(), strict=True)) for mode, total in sums.items()}
+
+
+# Numbers of questions of one window, and a layout, to their answers.
+Answers = Callable[[Sequence[int], Mode], list[str]]
+
+
+def _evaluate(rows: Sequence[CachedExample], mode: Mode, answer: Answers, bar: Progress) -> np.ndarray:
+    """Sums of match, exact match, F1 and seconds."""
+    total = np.zeros(4)
+    # Those of a length together: a batch is as long as its longest.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].question) + sum(map(len, rows[i].docs)))
+    for start in range(0, len(rows), ROWS_PER_CALL):
+        numbers = order[start : start + ROWS_PER_CALL]
+        while True:
+            compiled, began = _compilations(), time.perf_counter()
+            answers = answer(numbers, mode)
+            seconds = time.perf_counter() - began
+            if _compilations() == compiled:
+                break
+            # A shape seen for the first time was compiled: that is no part of answering, so it is answered again.
+        for i, text in zip(numbers, answers, strict=True):
+            score = score_answer(text, rows[i].answer)
+            total[:3] += score.match, score.exact_match, score.f1
+        total[3] += seconds
+        bar.update(len(numbers), mode)
+    return total
+
+
+def _from_rows(
+    model: GritLM, rows: Sequence[CachedExample], max_new_tokens: int, max_length: int, modes: Sequence[Mode]
+) -> Answers:
+    """Answers over the rows' own documents, all distinct ones encoded once for all layouts."""
+    reader = Reader(model, max_length)
+    records: dict[str, DocumentKV] = {}
+    if set(modes) & set(DOCUMENT_CACHES):
+        texts = list(dict.fromkeys(text for row in rows for text in row.docs))
+        records = dict(zip(texts, reader.records(texts), strict=True))
+
+    def answer(numbers: Sequence[int], mode: Mode) -> list[str]:
+        questions = [rows[i].question for i in numbers]
+        queries = reader.records(questions) if mode in QUERY_CACHES else [None] * len(numbers)
+        readings = [
+            Reading(
+                mode, rows[i].question, () if mode == "none" else rows[i].docs,
+                tuple(records[text] for text in rows[i].docs) if mode in DOCUMENT_CACHES else (), query,
+            )
+            for i, query in zip(numbers, queries, strict=True)
+        ]  # fmt: skip
+        return reader.read(readings, Sampling(max_new_tokens=max_new_tokens)).answers
+
+    return answer
+
+
+def _from_index(
+    model: GritLM, index: Index, rows: Sequence[CachedExample], max_new_tokens: int, k: int
+) -> Answers:
+    """Answers over retrieved documents."""
+    from grit_jax.rag.answer import Asker
+
+    asker = Asker(model, index)
+
+    def answer(numbers: Sequence[int], mode: Mode) -> list[str]:
+        questions = [rows[i].question for i in numbers]
+        return [found.answer for found in asker.ask(questions, mode, k=k, max_new_tokens=max_new_tokens)]
+
+    return answer
+
+
+_compiled = 0
+
+
+def _count(event: str, duration: float, **_: object) -> None:
+    global _compiled
+    _compiled += event.endswith("backend_compile_duration")
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def _compilations() -> int:
+    """How many programs this process has compiled."""
+    return _compiled

@@ -1,0 +1,128 @@
+"""Retrieval scores over an embedding file: queries against the pool of all its passages."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from grit_jax.data.formats import EmbeddingExample, Text
+from grit_jax.data.lexical import BM25
+from grit_jax.data.lines import read_examples
+from grit_jax.inference.model import GritLM
+from grit_jax.progress import progress
+from grit_jax.rag.search import VectorSearch
+from grit_jax.types import GritError
+
+NDCG_AT = 10
+
+Examples: TypeAlias = str | Path | Iterable[EmbeddingExample]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Queries, the distinct passages of all rows, and which of them answer each query (numbers of passages)."""
+
+    queries: list[Text]
+    passages: list[Text]
+    relevant: list[frozenset[int]]
+
+
+def pool_of(examples: Examples) -> Pool:
+    """The retrieval task of an embedding file: each row's query is to find the row's `pos`.
+
+    Raises:
+      GritError: an unreadable file, a bad line, or no example at all.
+    """
+    rows = read_examples(examples, "embedding") if isinstance(examples, (str, Path)) else list(examples)
+    rows = [rows[i] for i in range(len(rows))]
+    if not rows:
+        raise GritError("retrieval: there is no example to evaluate")
+    numbers: dict[Text, int] = {}
+    # A bare string and a text with an empty instruction are read alike.
+    number = lambda text: numbers.setdefault(Text(text.instruction or "", text.text), len(numbers))
+    relevant = []
+    for row in rows:
+        relevant.append(frozenset(number(text) for text in row.positives))
+        for text in row.negatives:
+            number(text)
+    return Pool([row.query for row in rows], list(numbers), relevant)
+
+
+def evaluate_retrieval(
+    model: GritLM, examples: Examples, ks: Sequence[int] = (1, 10), *, max_length: int = 512, quiet: bool = False
+) -> dict[str, float]:
+    """`{"recall@1", "recall@10", "ndcg@10"}` of a model, fractions from 0 to 1 (the recalls are those of `ks`).
+
+    Args:
+      examples: a JSONL file in the embedding format, or its examples.
+      max_length: tokens of a text, instruction and tags included.
+
+    Raises:
+      GritError: an unreadable file, a bad line, no example, or an instruction longer than `max_length`.
+    """
+    pool = pool_of(examples)
+    vectors = _encode(model, [*pool.queries, *pool.passages], max_length, quiet)
+    found = VectorSearch(vectors[len(pool.queries) :], model.mesh).search(
+        vectors[: len(pool.queries)], max(*ks, NDCG_AT)
+    )
+    return score_rankings(found.rows.tolist(), pool.relevant, ks)
+
+
+def bm25_retrieval(examples: Examples, ks: Sequence[int] = (1, 10), *, quiet: bool = False) -> dict[str, float]:
+    """The same scores of lexical search, over the texts without their instructions."""
+    pool = pool_of(examples)
+    index = BM25([passage.text for passage in pool.passages])
+    k = max(*ks, NDCG_AT)
+    shown = progress([query.text for query in pool.queries], "bm25", "queries", quiet=quiet)
+    return score_rankings([index.search(query, k) for query in shown], pool.relevant, ks)
+
+
+def score_rankings(
+    rankings: Sequence[Sequence[int]], relevant: Sequence[Iterable[int]], ks: Sequence[int] = (1, 10)
+) -> dict[str, float]:
+    """`recall@k` for each of `ks` and `ndcg@10`, averaged over queries.
+
+    Args:
+      rankings: for each query, numbers of passages, best first; at least `max(ks, 10)` of them where there are so many.
+      relevant: for each query, the passages that answer it.
+    """
+    gold = [frozenset(numbers) for numbers in relevant]
+    pairs = list(zip(rankings, gold, strict=True))
+    scores = {f"recall@{k}": float(np.mean([recall(r, g, k) for r, g in pairs])) for k in ks}
+    scores[f"ndcg@{NDCG_AT}"] = float(np.mean([ndcg(r, g, NDCG_AT) for r, g in pairs]))
+    return scores
+
+
+def recall(ranking: Sequence[int], relevant: frozenset[int], k: int) -> float:
+    """The share of `relevant` among the first `k`."""
+    return len(relevant.intersection(ranking[:k])) / len(relevant)
+
+
+def ndcg(ranking: Sequence[int], relevant: frozenset[int], k: int) -> float:
+    """Normalised discounted cumulative gain at `k`, gains 0 and 1 (Järvelin and Kekäläinen 2002, as trec_eval)."""
+    gain = sum(_discount(place) for place, number in enumerate(ranking[:k]) if number in relevant)
+    return gain / sum(_discount(place) for place in range(min(k, len(relevant))))
+
+
+def _encode(model: GritLM, texts: Sequence[Text], max_length: int, quiet: bool) -> np.ndarray:
+    """Vectors of texts, those of one instruction together."""
+    by_instruction: dict[str, list[int]] = defaultdict(list)
+    for i, text in enumerate(texts):
+        by_instruction[text.instruction or ""].append(i)
+    vectors = np.zeros((len(texts), model.config.hidden_size), np.float32)
+    for instruction, numbers in by_instruction.items():
+        vectors[numbers] = model.encode(
+            [texts[i].text for i in numbers], instruction, max_length, progress=not quiet
+        )
+    return vectors
+
+
+@functools.cache
+def _discount(place: int) -> float:
+    return 1 / float(np.log2(place + 2))

@@ -1,0 +1,115 @@
+"""Reading: from a layout, its questions and its documents to answers. Where the documents come from is not its business."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from grit_jax.data.layouts import CACHED_MODES, Mode, compose
+from grit_jax.inference.decode import Timings
+from grit_jax.inference.model import GritLM
+from grit_jax.inference.sampling import Sampling
+from grit_jax.types import DocumentKV, GritError
+
+DOCUMENT_CACHES: tuple[Mode, ...] = ("doc", "query-doc", "doc-query")  # layouts that read documents from records
+QUERY_CACHES: tuple[Mode, ...] = ("query", "query-doc", "doc-query")  # layouts that read the query from a record
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One question in one layout.
+
+    Attributes:
+      documents: `{title} {text}` each, in the order in which they are read; none in the layout `none`.
+      records: the documents' records in the same order, where the layout is one of `DOCUMENT_CACHES`.
+      query: the query's record, where the layout is one of `QUERY_CACHES`.
+    """
+
+    mode: Mode
+    question: str
+    documents: tuple[str, ...] = ()
+    records: tuple[DocumentKV, ...] = ()
+    query: DocumentKV | None = None
+
+
+@dataclasses.dataclass
+class Readings:
+    """Answers in the order of the readings, decoded and stripped; `timings` are those of all of them together."""
+
+    answers: list[str]
+    tokens: list[list[int]]
+    timings: Timings
+
+
+class Reader:
+    """Answers questions over given documents with one model.
+
+    Args:
+      max_length: tokens of a document, `<s><|embed|>\n` included, in every layout: what a record holds is also what
+        a prompt shows.
+    """
+
+    def __init__(self, model: GritLM, max_length: int = 512):
+        self.model, self.max_length = model, max_length
+        self._room = max_length - model.encoder.format([""], max_length=max_length).prompt
+
+    def records(self, texts: Sequence[str]) -> list[DocumentKV]:
+        """The records of documents or queries, from one encoding pass."""
+        caches = self.model.encoder.encode(texts, max_length=self.max_length, return_cache=True).caches
+        assert caches is not None
+        return caches
+
+    def prompts(self, readings: Sequence[Reading]) -> list[list[int]]:
+        """Token ids of the continuations, long documents cut as their records are.
+
+        Raises:
+          GritError: a layout that needs documents has none.
+        """
+        layouts = [compose(r.mode, r.question, r.documents, self.model.chat) for r in readings]
+        encoded = self.model.tokenizer.encode_pieces([layout.continuation for layout in layouts])
+        return [
+            [
+                i
+                for piece, ids in zip(layout.continuation, parts, strict=True)
+                for i in (ids[: self._room] if piece.is_document else ids)
+            ]
+            for layout, parts in zip(layouts, encoded, strict=True)
+        ]
+
+    def read(self, readings: Sequence[Reading], sampling: Sampling = Sampling(max_new_tokens=16)) -> Readings:
+        """Generates the answers, all readings together.
+
+        Raises:
+          GritError: a layout without the documents it needs, or one longer than the model can read.
+          ValueError: a reading without the records that its layout reads.
+        """
+        prompts = self.prompts(readings)
+        pieces = [_pieces(reading) for reading in readings]
+        longest = self.model.config.max_position_embeddings
+        for reading, prompt, row in zip(readings, prompts, pieces, strict=True):
+            length = len(prompt) + sum(len(piece.tokens) for piece in row) + sampling.max_new_tokens
+            if length > longest:
+                raise GritError(
+                    f"question {reading.question!r:.60}: with {len(reading.documents)} documents and "
+                    f"{sampling.max_new_tokens} new tokens this is {length} tokens, the model reads {longest}; "
+                    "ask for fewer documents (--k) or a shorter answer"
+                )
+        found = self.model.generate_ids(prompts, pieces=pieces, sampling=sampling)
+        answers = [self.model.tokenizer.decode(tokens).strip() for tokens in found.tokens]
+        return Readings(answers, found.tokens, found.timings)
+
+
+def _pieces(reading: Reading) -> tuple[DocumentKV, ...]:
+    """The records of a layout in the order in which they are read."""
+    if reading.mode not in CACHED_MODES:
+        return ()
+    if reading.mode in DOCUMENT_CACHES and len(reading.records) != len(reading.documents):
+        raise ValueError(f"{len(reading.documents)} documents, {len(reading.records)} records")
+    if reading.mode in QUERY_CACHES and reading.query is None:
+        raise ValueError(f"layout {reading.mode} needs the query's record")
+    query = (reading.query,) if reading.query is not None else ()
+    if reading.mode == "doc":
+        return reading.records
+    if reading.mode == "query":
+        return query
+    return query + reading.records if reading.mode == "query-doc" else reading.records + query

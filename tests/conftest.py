@@ -1,0 +1,59 @@
+"""Tiny models that the tests share: random weights and a tokenizer trained on the spot."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+from grit_jax.data.chat import GRIT
+from grit_jax.data.tokenizer import Tokenizer
+from grit_jax.data.unigram import train_tokenizer
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.transformer import Params, init_params
+
+_WORDS = (
+    "river stone paper amber quiet engine window forest copper lantern orbit meadow signal velvet harbor thunder "
+    "pepper candle mirror ribbon desert glacier novel anchor basket cipher dragon ember falcon garden"
+).split()
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """300 short texts of different lengths, always the same."""
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(_WORDS, size=rng.integers(1, 40))).capitalize() + "." for _ in range(300)]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(sentences: list[str]) -> Tokenizer:
+    """A tokenizer of a few hundred ids."""
+    return train_tokenizer([*sentences, "Optionally using the prior context, answer: 0123456789 (yes)!"], 480)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_tokenizer: Tokenizer) -> ModelConfig:
+    """Three layers in float32; weights large enough that attention is far from uniform."""
+    return ModelConfig(
+        vocab_size=tiny_tokenizer.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, dtype="float32", initializer_range=0.2,
+        bos_token_id=tiny_tokenizer.bos_id, eos_token_id=tiny_tokenizer.eos_id, pad_token_id=tiny_tokenizer.pad_id,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_config: ModelConfig) -> Params:
+    """Random weights of `tiny_config`."""
+    return init_params(tiny_config, jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: ModelConfig, tiny_params: Params, tiny_tokenizer: Tokenizer):
+    """All of it as the public object."""
+    from grit_jax.inference.model import GritLM
+
+    return GritLM(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))

@@ -1,0 +1,97 @@
+"""Lines of data files: what each form means, and the exact complaint about one that is wrong."""
+
+import json
+
+import pytest
+
+from grit_jax.data.formats import (
+    CachedExample,
+    EmbeddingExample,
+    GenerativeExample,
+    LineError,
+    Text,
+    document_text,
+    parse_line,
+)
+from grit_jax.types import GritError
+
+GOOD = [
+    (
+        {"query": "q", "pos": ["p"], "neg": ["n", "m"]},
+        EmbeddingExample(Text(None, "q"), (Text(None, "p"),), (Text(None, "n"), Text(None, "m"))),
+    ),
+    (
+        {"query": ["find", "q"], "pos": [["", "p"]], "neg": [["", "n"]], "id": 7},
+        EmbeddingExample(Text("find", "q"), (Text("", "p"),), (Text("", "n"),)),
+    ),
+    ({"query": "q", "pos": ["p"]}, EmbeddingExample(Text(None, "q"), (Text(None, "p"),), ())),
+    ({"query": "q", "pos": ["p"], "neg": None}, EmbeddingExample(Text(None, "q"), (Text(None, "p"),), ())),
+    ({"text": " whole "}, GenerativeExample(text=" whole ")),
+    ({"text": ["u", "a", "v", "b"]}, GenerativeExample(turns=("u", "a", "v", "b"))),
+    ({"docs": ["d", "e"], "text": ["q", "a"]}, CachedExample(("d", "e"), "q", "a")),
+    ({"docs": [{"title": "T", "text": "d"}], "text": ["q", "a"]}, CachedExample(("T d",), "q", "a")),
+    ({"docs": [{"title": "", "text": "d"}], "text": ["q", "a"]}, CachedExample(("d",), "q", "a")),
+    ({"docs": [["", "d"]], "text": ["q", "a"]}, CachedExample(("d",), "q", "a")),
+]
+
+
+@pytest.mark.parametrize("line, example", GOOD)
+def test_good_lines(line, example):
+    assert parse_line(json.dumps(line), "f:1") == example
+    assert parse_line(json.dumps(line, ensure_ascii=False).encode(), "f:1") == example
+
+
+BAD = [
+    ("{", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
+    (b"\xff\xfe", "not UTF-8 text"),
+    ("[" * 100_000, "nested too deeply"),
+    ("[1]", "expected a JSON object, found a list of 1"),
+    ("{}", "no known key; expected"),
+    ('{"txt": "a", "id": 1}', 'no known key; .* found "txt", "id"'),
+    ('{"query": "q"}', 'the key "pos" is missing; found "query"'),
+    ('{"query": "q", "pos": "p"}', '"pos" must be a list of texts, found str'),
+    ('{"query": "q", "pos": []}', '"pos" is empty'),
+    ('{"query": "", "pos": ["p"]}', "query is empty"),
+    ('{"query": null, "pos": ["p"]}', "query must be a string, found null"),
+    (
+        '{"query": ["i", "q", "x"], "pos": ["p"]}',
+        r"query must be a string or \[instruction, text\], found a list of 3",
+    ),
+    ('{"query": [1, "q"], "pos": ["p"]}', "the instruction of query must be a string, found int"),
+    ('{"query": "q", "pos": ["p", " \\n"]}', r"pos\[1\] is empty"),
+    (
+        '{"query": "q", "pos": ["p"], "neg": [["", 3]]}',
+        r"the text of neg\[0\] must be a string, found int \('3'\)",
+    ),
+    ('{"query": "q", "pos": ["p"], "neg": "n"}', '"neg" must be a list'),
+    ('{"text": null}', '"text" must be a string, found null'),
+    ('{"text": ""}', '"text" is empty'),
+    ('{"text": []}', '"text" has no turns'),
+    ('{"text": ["u"]}', r'"text" has an odd number of turns \(1\)'),
+    ('{"text": ["u", " "]}', "turn 2 is empty"),
+    ('{"text": ["u", {"a": 1}]}', "turn 2 must be a string, found an object of 1"),
+    ('{"docs": ["d"]}', r'the key "text" \(\[question, answer\]\) is missing'),
+    ('{"docs": [], "text": ["q", "a"]}', '"docs" must be a list of at least one document'),
+    ('{"docs": "d", "text": ["q", "a"]}', '"docs" must be a list of at least one document'),
+    ('{"docs": ["d"], "text": "q"}', r'"text" must be \[question, answer\]'),
+    ('{"docs": ["d"], "text": ["q", ""]}', "the answer is empty"),
+    ('{"docs": [["find", "d"]], "text": ["q", "a"]}', r"docs\[0\] has an instruction"),
+    ('{"docs": [{"title": "t"}], "text": ["q", "a"]}', r"the text of docs\[0\] must be a string, found null"),
+    ('{"text": "half \\ud800 pair"}', "half of a surrogate pair"),
+]
+
+
+@pytest.mark.parametrize("line, message", BAD)
+def test_bad_lines_name_place_and_reason(line, message):
+    with pytest.raises(GritError, match=r"^data/f\.jsonl:3: .*" + message) as error:
+        parse_line(line, "data/f.jsonl:3")
+    assert isinstance(error.value, LineError)
+    assert str(error.value) == f"data/f.jsonl:3: {error.value.reason}"
+    assert len(str(error.value)) < 300
+
+
+def test_documents():
+    assert document_text("d", "f:1") == document_text({"text": "d"}, "f:1") == "d"
+    assert document_text({"id": 1, "title": "T", "text": "d"}, "f:1") == "T d"
+    with pytest.raises(GritError, match="f:1: the title of document must be a string, found int"):
+        document_text({"title": 3, "text": "d"}, "f:1")

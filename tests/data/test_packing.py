@@ -1,0 +1,150 @@
+"""Packing: every token once and in its place, rows not wasted, batches as `types.py` describes them."""
+
+import numpy as np
+import pytest
+
+from grit_jax.data.packing import (
+    TokenCached,
+    TokenText,
+    cached_batch,
+    embedding_batch,
+    fit_documents,
+    generative_batch,
+    pack,
+    pack_texts,
+    round_up,
+)
+
+
+def random_texts(seed, count, longest):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 1000, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+def segment(rows, r, s):
+    """Tokens and positions of segment `s` of row `r`; its tokens must stand side by side."""
+    here = np.flatnonzero(rows.segments[r] == s)
+    assert (np.diff(here) == 1).all()
+    return rows.tokens[r, here].tolist(), rows.positions[r, here].tolist(), here
+
+
+def test_pack_fits_and_wastes_little():
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.lognormal(4, 0.8, 700).astype(int) + 1, 512)
+    where = pack(lengths.tolist(), 512)
+    fill = np.bincount(where.row, lengths, where.rows)
+    assert fill.max() <= 512 and len(fill) == where.rows
+    assert where.rows <= np.ceil(lengths.sum() / 512 * 1.03)
+    for r in range(where.rows):
+        assert sorted(where.place[where.row == r]) == list(range((where.row == r).sum()))
+
+
+def test_pack_with_two_capacities():
+    rng = np.random.default_rng(1)
+    sizes = np.stack([rng.integers(0, 300, 200), rng.integers(1, 200, 200)], 1)
+    where = pack([tuple(size) for size in sizes.tolist()], (512, 384))
+    for column, room in enumerate((512, 384)):
+        assert np.bincount(where.row, sizes[:, column]).max() <= room
+    assert where.rows < 1.2 * max(sizes[:, 0].sum() / 512, sizes[:, 1].sum() / 384)
+
+
+def test_pack_edges():
+    assert pack([], 8).rows == 0
+    assert pack([8, 8, 8], 8).rows == 3
+    with pytest.raises(ValueError, match=r"text 1 of length .* does not fit"):
+        pack([3, 9], 8)
+    assert [round_up(n, 8) for n in (0, 1, 8, 9)] == [8, 8, 8, 16]
+
+
+def test_texts_are_found_where_locations_say():
+    texts = random_texts(2, 60, 40)
+    prompts = [min(3, len(text) - 1) for text in texts]
+    packed = pack_texts(texts, row_length=64, row_multiple=8, prompt_lengths=prompts)
+    assert packed.rows.tokens.shape[0] % 8 == 0 and packed.segments_per_row % 8 == 0
+    for i, text in enumerate(texts):
+        r, s = divmod(int(packed.locations[i]), packed.segments_per_row)
+        tokens, positions, here = segment(packed.rows, r, s + 1)
+        assert tokens == text and positions == list(range(len(text)))
+        assert packed.pool[r, here].tolist() == [False] * prompts[i] + [True] * (len(text) - prompts[i])
+        assert packed.starts[i] == here[0]
+    assert (packed.rows.segments > 0).sum() == sum(map(len, texts))
+    empty = packed.rows.segments == 0
+    assert not packed.rows.tokens[empty].any() and not packed.pool[empty].any()
+
+
+def test_floors_and_default_length():
+    packed = pack_texts([[1, 2], [3]], row_multiple=4, min_rows=5, min_segments=16)
+    assert packed.rows.tokens.shape == (8, 2) and packed.segments_per_row == 16
+    assert pack_texts([[1], [2]]).rows.tokens.shape == (2, 1)
+
+
+def test_embedding_batch():
+    queries, passages = random_texts(3, 6, 20), random_texts(4, 12, 60)
+    prompts = [1] * 18
+    batch = embedding_batch(queries, passages, prompts, row_length=64, row_multiple=2)
+    for texts, places in ((queries, batch.queries), (passages, batch.passages)):
+        for text, place in zip(texts, places.tolist(), strict=True):
+            r, s = divmod(place, batch.segments_per_row)
+            assert segment(batch.rows, r, s + 1)[0] == text
+    assert batch.pool.sum() == sum(map(len, [*queries, *passages])) - 18
+
+
+def test_generative_batch():
+    rng = np.random.default_rng(5)
+    texts = [TokenText(ids, (rng.random(len(ids)) < 0.5).tolist()) for ids in random_texts(5, 30, 50)]
+    batch = generative_batch(texts, row_length=64, row_multiple=4)
+    assert batch.sequences == 30
+    for i, text in enumerate(texts):
+        rows = np.flatnonzero(((batch.sequence == i) & (batch.rows.segments > 0)).any(1))
+        assert len(rows) == 1
+        here = np.flatnonzero((batch.sequence[rows[0]] == i) & (batch.rows.segments[rows[0]] > 0))
+        assert batch.rows.tokens[rows[0], here].tolist() == list(text.ids)
+        # The first token of a text has nothing before it.
+        assert batch.targets[rows[0], here].tolist() == [0.0, *map(float, text.targets[1:])]
+    assert not batch.targets[batch.rows.segments == 0].any()
+
+
+def test_cached_batch():
+    examples = [
+        TokenCached(random_texts(10 + i, i % 4, 30), TokenText([7, *ids], [False] + [True] * len(ids)))
+        for i, ids in enumerate(random_texts(7, 25, 40))
+    ]
+    batch = cached_batch(examples, pieces_row_length=128, row_length=64, row_multiple=8)
+    assert batch.pieces.tokens.shape[0] == batch.text.rows.tokens.shape[0]
+    assert batch.pieces.tokens.shape[1] == 128 and batch.text.rows.tokens.shape[1] == 64
+    for i, example in enumerate(examples):
+        r = int(np.flatnonzero(((batch.text.sequence == i) & (batch.text.rows.segments > 0)).any(1))[0])
+        here = (batch.text.sequence[r] == i) & (batch.text.rows.segments[r] > 0)
+        (owner,) = set(batch.text.rows.segments[r, here].tolist())
+        assert batch.text.rows.tokens[r, here].tolist() == list(example.text.ids)
+        assert batch.text.targets[r, here].tolist() == list(map(float, example.text.targets))
+        # Its pieces: in order, each a segment of its own, at the positions of the composed prompt.
+        mine = np.flatnonzero(batch.piece_owner[r] == owner)
+        total = sum(map(len, example.pieces))
+        assert batch.pieces.tokens[r, mine].tolist() == [i for piece in example.pieces for i in piece]
+        assert batch.piece_positions[r, mine].tolist() == list(range(total))
+        assert batch.pieces.positions[r, mine].tolist() == [
+            p for piece in example.pieces for p in range(len(piece))
+        ]
+        lengths = [len(list(piece)) for piece in example.pieces]
+        ids = batch.pieces.segments[r, mine]
+        assert np.unique(ids, return_counts=True)[1].tolist() == lengths
+        positions = batch.text.rows.positions[r, here].tolist()
+        assert positions == list(range(total, total + len(example.text.ids)))
+    assert ((batch.piece_owner > 0) == (batch.pieces.segments > 0)).all()
+
+
+@pytest.mark.parametrize(
+    "lengths, room, kept",
+    [
+        ([5, 5], 20, [5, 5]),
+        ([10, 2, 10], 12, [5, 2, 5]),
+        ([10, 2, 10], 13, [5, 2, 6]),
+        ([100], 7, [7]),
+        ([3, 3], 0, [0, 0]),
+        ([3, 3], -5, [0, 0]),
+        ([], 5, []),
+    ],
+)
+def test_fit_documents(lengths, room, kept):
+    assert fit_documents(lengths, room) == kept

@@ -1,0 +1,276 @@
+"""The whole pipeline: batches as a function of the step, resuming, and what became of every example."""
+
+import collections
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from grit_jax.config import load_config
+from grit_jax.data.chat import GRIT
+from grit_jax.data.datasets import prepare
+from grit_jax.data.pipeline import DataConfig, JointBatches, make_iterator
+from grit_jax.types import GritError
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    words = ["amber", "river", "stone", "paper", "quiet", "engine", "window", "forest"]
+
+    def text(n, length=6):
+        return " ".join(words[(n * 7 + i * i) % 8] for i in range(1 + n % length)) + f" {n}"
+
+    def embedding(name, count):
+        return [
+            {
+                "query": [f"find {name}", text(n)],
+                "pos": [["", f"{name} {n} good {i}"] for i in range(1 + n % 2)],
+                "neg": [["", f"{name} {n} bad {i}"] for i in range(3)],
+            }
+            for n in range(count)
+        ]
+
+    return {
+        "one": write(folder / "one.jsonl", embedding("one", 37)),
+        "two": write(folder / "two.jsonl", embedding("two", 22)),
+        "chat": write(folder / "chat.jsonl", [{"text": [text(n), f"answer {n}"]} for n in range(21)]),
+        "plain": write(folder / "plain.jsonl", [{"text": f"plain {n}"} for n in range(5)]),
+        "rag": write(
+            folder / "rag.jsonl",
+            [{"docs": [text(n, 20)], "text": [f"why {n}?", f"so {n}"]} for n in range(13)],
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def config(files):
+    return DataConfig(
+        embedding=[files["one"], files["two"]],
+        generative=[files["chat"], files["plain"]],
+        cached=[files["rag"]],
+        embedding_batch=8,
+        generative_batch=4,
+        cached_batch=4,
+        group_size=3,
+        query_max_length=32,
+        passage_max_length=64,
+        generative_max_length=128,
+        document_max_length=64,
+        row_multiple=2,
+        prefetch=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def batches(config, tiny_tokenizer):
+    return JointBatches(config, tiny_tokenizer, GRIT, seed=3, num_steps=60)
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def texts(batch, places, tokenizer):
+    result = []
+    for place in places.tolist():
+        r, s = divmod(place, batch.segments_per_row)
+        result.append(tokenizer.decode(batch.rows.tokens[r, batch.rows.segments[r] == s + 1]))
+    return result
+
+
+def test_contrastive_batches(batches, tiny_tokenizer):
+    for step in range(20):
+        batch = batches[step].embedding
+        queries, passages = (texts(batch, p, tiny_tokenizer) for p in (batch.queries, batch.passages))
+        assert len(queries) == 8 and len(passages) == 24
+        where = batches.ids(step)["embedding"]
+        for i, (query, place) in enumerate(zip(queries, where, strict=True)):
+            path, line = place.rsplit(":", 1)
+            example = json.loads(Path(path).read_text().splitlines()[int(line) - 1])
+            assert query == f"<|user|>\n{example['query'][0]}\n<|embed|>\n{example['query'][1]}"
+            positive, *negatives = passages[3 * i : 3 * i + 3]
+            assert positive in [f"<|embed|>\n{text}" for _, text in example["pos"]]
+            assert len(set(negatives)) == 2
+            assert set(negatives) <= {f"<|embed|>\n{text}" for _, text in example["neg"]}
+
+
+def test_pooled_tokens_are_the_texts(batches, tiny_tokenizer):
+    batch = batches[5].embedding
+    for place in batch.queries.tolist():
+        r, s = divmod(place, batch.segments_per_row)
+        here = batch.rows.segments[r] == s + 1
+        text = tiny_tokenizer.decode(batch.rows.tokens[r, here])
+        assert (
+            tiny_tokenizer.decode(batch.rows.tokens[r, here & batch.pool[r]]) == text.split("<|embed|>\n")[1]
+        )
+
+
+def test_generative_and_cached_batches(batches, tiny_tokenizer):
+    batch = batches[7]
+    assert batch.generative.sequences == batch.cached.text.sequences == 4
+    for i, place in enumerate(batches.ids(7)["cached"]):
+        number = int(place.rsplit(":", 1)[1]) - 1
+        text = batch.cached.text
+        r = int(np.flatnonzero(((text.sequence == i) & (text.targets > 0)).any(1))[0])
+        answer = text.rows.tokens[r, (text.sequence[r] == i) & (text.targets[r] > 0)]
+        assert tiny_tokenizer.decode(answer, skip_special=False) == f"so {number}</s>"
+
+
+def test_every_example_is_seen(batches):
+    seen = {kind: collections.Counter() for kind in ("embedding", "generative", "cached")}
+    for step in range(60):
+        for kind, places in batches.ids(step).items():
+            seen[kind].update(places)
+    assert {kind: len(counter) for kind, counter in seen.items()} == {
+        "embedding": 59,
+        "generative": 26,
+        "cached": 13,
+    }
+    for counter in seen.values():
+        assert max(counter.values()) - min(counter.values()) <= 1
+    assert batches.epoch(0) == {"embedding": 0, "generative": 0, "cached": 0}
+    assert batches.epoch(59)["cached"] > batches.epoch(59)["generative"] > 0
+
+
+def test_all_layouts_are_drawn(config, tiny_tokenizer):
+    counts = collections.Counter()
+    for mode in ("doc", "query"):
+        only = JointBatches(dataclasses.replace(config, layouts=[mode]), tiny_tokenizer, seed=3, num_steps=9)
+        counts[mode] = int((only[0].cached.pieces.segments > 0).sum())
+    mixed = JointBatches(dataclasses.replace(config, layouts=["none", "doc"]), tiny_tokenizer, num_steps=30)
+    with_pieces = [len(np.unique(mixed[s].cached.piece_owner * 100 + np.arange(
+        len(mixed[s].cached.piece_owner))[:, None])) for s in range(30)]  # fmt: skip
+    assert counts["doc"] > counts["query"] > 0
+    assert len(set(with_pieces)) > 1
+
+
+def test_pure_function_of_seed_and_step(batches, config, tiny_tokenizer):
+    again = pickle.loads(pickle.dumps(JointBatches(config, tiny_tokenizer, GRIT, seed=3, num_steps=60)))
+    for step in (59, 0, 17):
+        assert same(batches[step], again[step])
+    assert not same(batches[0].embedding.rows, JointBatches(config, tiny_tokenizer, seed=4)[0].embedding.rows)
+    with pytest.raises(IndexError):
+        batches[60]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_iterator_resumes(batches, config, tiny_tokenizer, threads):
+    config = dataclasses.replace(config, workers=threads)
+    iterator = make_iterator(config, tiny_tokenizer, seed=3, num_steps=60, batches=batches)
+    for step in range(5):
+        assert same(next(iterator), batches[step])
+    state = json.loads(json.dumps(iterator.get_state()))
+    other = make_iterator(config, tiny_tokenizer, seed=3, num_steps=60, batches=batches)
+    other.set_state(state)
+    assert same(next(other), batches[5]) and same(next(iterator), batches[5])
+
+
+def test_orbax_saves_the_iterator(batches, config, tiny_tokenizer, tmp_path):
+    from orbax.checkpoint import v1 as ocp
+
+    iterator = make_iterator(config, tiny_tokenizer, seed=3, num_steps=60, batches=batches)
+    for _ in range(3):
+        next(iterator)
+    ocp.save_checkpointables(tmp_path / "checkpoint", {"data": iterator})
+    other = make_iterator(config, tiny_tokenizer, seed=3, num_steps=60, batches=batches)
+    ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})
+    assert same(next(other), batches[3])
+
+
+def test_iterator_ends(config, tiny_tokenizer):
+    assert len(list(make_iterator(config, tiny_tokenizer, num_steps=4))) == 4
+
+
+def test_few_shapes(config, tiny_tokenizer):
+    batches = JointBatches(dataclasses.replace(config, probe_steps=12), tiny_tokenizer, seed=3, num_steps=40)
+    shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(batches[step])) for step in range(40)}
+    assert len(shapes) <= 2
+
+
+def test_prepared_dataset_gives_the_same_batches(files, tiny_tokenizer, tmp_path):
+    prepare([files["chat"]], tmp_path / "chat")
+    config = DataConfig(generative=[files["chat"]], generative_batch=4, generative_max_length=64)
+    prepared = dataclasses.replace(config, generative=[str(tmp_path / "chat")])
+    for step in range(3):
+        assert same(JointBatches(config, tiny_tokenizer)[step], JointBatches(prepared, tiny_tokenizer)[step])
+
+
+def test_summary_counts_everything(files, tiny_tokenizer, tmp_path):
+    lines = [{"text": ["u", "a"]}, {"text": ["amber " * 500, "a"]}, {"text": 3}, {"text": ["v", "b"]}]
+    path = write(tmp_path / "bad.jsonl", lines)
+    config = DataConfig(
+        generative=[path, files["chat"]],
+        generative_batch=2,
+        generative_max_length=64,
+        on_error="skip",
+        num_samples={files["chat"]: 7},
+    )
+    bad, chat = JointBatches(config, tiny_tokenizer).summary
+    assert (bad.examples, bad.used, sum(bad.skipped.values())) == (4, 2, 1)
+    assert bad.filtered == {"the first user turn fills generative_max_length (64)": 1}
+    assert (chat.examples, chat.used, chat.kind) == (21, 7, "generative")
+    with pytest.raises(GritError, match=r"bad\.jsonl:3: "):
+        JointBatches(dataclasses.replace(config, on_error="stop"), tiny_tokenizer)
+
+
+def test_subset_is_random_and_fixed(files, tiny_tokenizer):
+    config = DataConfig(generative=[files["chat"]], generative_batch=7, num_samples={files["chat"]: 7})
+    first, second, other = (JointBatches(config, tiny_tokenizer, seed=seed) for seed in (1, 1, 2))
+    chosen = [
+        sorted({place for step in range(5) for place in b.ids(step)["generative"]})
+        for b in (first, second, other)
+    ]
+    assert chosen[0] == chosen[1] != chosen[2] and [len(c) for c in chosen] == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"embedding_batch": 60}, r"embedding_batch \(60\) is more than the 59 usable examples"),
+        ({"embedding_batch": 0, "generative_batch": 0, "cached_batch": 0}, "every batch size is 0"),
+        ({"generative": []}, "data.generative_batch is 4, but data.generative is empty"),
+        ({"group_size": 0}, "data.group_size must be at least 1"),
+        ({"layouts": ["docs"]}, "data.layouts: .*docs.*; known: none, "),
+        ({"row_length": 32}, r"data.row_length \(32\) is less than the longest text \(64\)"),
+        ({"num_samples": {"three": 3}}, "data.num_samples: 'three' is not a source"),
+    ],
+)
+def test_mistakes(config, tiny_tokenizer, change, message):
+    with pytest.raises((GritError, ValueError), match=message):
+        JointBatches(dataclasses.replace(config, **change), tiny_tokenizer)
+
+
+def test_no_negatives_is_a_clear_error(tiny_tokenizer, tmp_path):
+    path = write(tmp_path / "f.jsonl", [{"query": f"q{n}", "pos": [f"p{n}"]} for n in range(8)])
+    config = DataConfig(embedding=[path], embedding_batch=4)
+    with pytest.raises(GritError, match=r"f\.jsonl:1: no negatives, and group_size is 2"):
+        JointBatches(config, tiny_tokenizer)
+    batch = JointBatches(dataclasses.replace(config, group_size=1), tiny_tokenizer)[0].embedding
+    assert len(batch.passages) == len(batch.queries) == 4
+
+
+def test_config_from_yaml(tmp_path, files):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"generative: ['{files['chat']}']\ngenerative_batch: 4\nlayouts: [doc, none]\non_error: skip\n"
+    )
+    config = load_config(DataConfig, path, {"group_size": "5"})
+    assert (config.generative_batch, config.layouts, config.on_error, config.group_size) == (
+        4,
+        ["doc", "none"],
+        "skip",
+        5,
+    )
+    with pytest.raises(GritError, match="generative_bach"):
+        load_config(DataConfig, path, {"generative_bach": "5"})

@@ -1,0 +1,254 @@
+"""Generation: equal to full recomputation without a cache, with cached documents, in any company; sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import dense_reference as dense
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grit_jax.data.chat import GRIT
+from grit_jax.inference import decode
+from grit_jax.inference.decode import generate
+from grit_jax.inference.encoder import Encoder
+from grit_jax.inference.sampling import Sampling, kept, sample, sampling_rows
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.transformer import init_params
+from grit_jax.types import DocumentKV, GritError
+
+NEW = 10
+
+
+@pytest.fixture(scope="module")
+def documents(tiny_config, tiny_params, tiny_tokenizer, sentences) -> list[DocumentKV]:
+    encoder = Encoder(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
+    return encoder.encode(sentences[:8], return_cache=True).caches
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_tokenizer, sentences) -> list[list[int]]:
+    """Ragged: 3 to some 150 tokens."""
+    texts = ["Amber", sentences[20], " ".join(sentences[30:33]), sentences[21]]
+    return [[tiny_tokenizer.bos_id, *tiny_tokenizer.encode(text)] for text in texts]
+
+
+def check(found, expected: list[dense.DenseGeneration]) -> None:
+    for tokens, logits, want in zip(found.tokens, found.logits, expected, strict=True):
+        assert tokens == want.tokens
+        np.testing.assert_allclose(logits, want.logits, atol=1e-4)
+
+
+def test_greedy_equals_recomputation_without_a_cache(tiny_config, tiny_params, prompts):
+    found = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW), return_logits=True)
+    check(found, [dense.greedy(tiny_params, tiny_config, [], prompt, NEW) for prompt in prompts])
+    assert found.finished == ["length"] * len(prompts)
+
+
+@pytest.mark.parametrize("order", [[0], [0, 1], [1, 0], [2, 5, 3], [3, 2, 5]])
+def test_cached_documents_equal_one_dense_pass(tiny_config, tiny_params, documents, prompts, order):
+    rows = [documents[i] for i in order]
+    found = generate(
+        tiny_params, tiny_config, [prompts[0]], pieces=[rows], sampling=Sampling(NEW), return_logits=True
+    )
+    check(found, [dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in rows], prompts[0], NEW)])
+
+
+def test_ragged_batch_with_and_without_documents(tiny_config, tiny_params, documents, prompts):
+    chosen = [[documents[3]], [], [documents[1], documents[0], documents[4]], [documents[0], documents[3]]]
+    found = generate(tiny_params, tiny_config, prompts, pieces=chosen, sampling=Sampling(NEW), return_logits=True)
+    expected = [
+        dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in row], prompt, NEW)
+        for row, prompt in zip(chosen, prompts, strict=True)
+    ]
+    check(found, expected)
+    alone = generate(tiny_params, tiny_config, prompts[2:3], pieces=chosen[2:3], sampling=Sampling(NEW))
+    assert alone.tokens[0] == found.tokens[2]
+
+
+def test_calls_of_few_rows_keep_the_order(tiny_config, tiny_params, prompts):
+    whole = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW), return_logits=True)
+    split = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW), return_logits=True, rows_per_call=2)
+    assert split.tokens == whole.tokens
+    np.testing.assert_allclose(split.logits, whole.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"sliding_window": 9}, {"attention_bias": True, "qk_norm": True, "tie_word_embeddings": True}])
+def test_other_families_equal_the_dense_pass(tiny_config, tiny_tokenizer, prompts, sentences, change):
+    config = dataclasses.replace(tiny_config, num_hidden_layers=2, **change)
+    params = init_params(config, jax.random.key(1))
+    encoder = Encoder(config, params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
+    rows = encoder.encode(sentences[2:4], return_cache=True).caches
+    found = generate(params, config, [prompts[1]], pieces=[rows], sampling=Sampling(6), return_logits=True)
+    check(found, [dense.greedy(params, config, [piece.tokens for piece in rows], prompts[1], 6)])
+
+
+def test_a_long_cache_is_read_in_blocks(tiny_config, tiny_params, tiny_tokenizer, sentences, prompts):
+    encoder = Encoder(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
+    rows = encoder.encode([" ".join(sentences[:70])], max_length=1300, return_cache=True).caches
+    assert len(rows[0].tokens) == 1300
+    found = generate(tiny_params, tiny_config, [prompts[0]], pieces=[rows], sampling=Sampling(3), return_logits=True)
+    check(found, [dense.greedy(tiny_params, tiny_config, [rows[0].tokens], prompts[0], 3)])
+
+
+def test_answers_stop_where_the_model_ends_them(tiny_config, tiny_params, prompts):
+    free = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW)).tokens
+    end = free[1][4]
+    found = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW), eos_ids=[end, -5], return_logits=True)
+    for tokens, whole, why in zip(found.tokens, free, found.finished, strict=True):
+        cut = whole.index(end) if end in whole else None
+        assert tokens == whole[:cut] and why == ("length" if cut is None else "stop")
+    ignoring = Sampling(NEW, ignore_eos=True)
+    assert generate(tiny_params, tiny_config, prompts, sampling=ignoring, eos_ids=[end]).tokens == free
+
+
+def test_the_loop_ends_with_the_last_row(tiny_config, tiny_params, prompts):
+    first = generate(tiny_params, tiny_config, prompts[:1], sampling=Sampling(1)).tokens[0][0]
+    found = generate(
+        tiny_params, tiny_config, prompts[:1], sampling=Sampling(300), eos_ids=[first], return_logits=True
+    )
+    assert found.tokens == [[]] and found.finished == ["stop"] and found.logits.shape[1] == 1
+
+
+def test_each_prompt_has_its_own_limit(tiny_config, tiny_params, prompts):
+    free = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW)).tokens
+    limits = [1, 7, 3, NEW]
+    found = generate(tiny_params, tiny_config, prompts, sampling=[Sampling(n) for n in limits])
+    assert found.tokens == [tokens[:n] for tokens, n in zip(free, limits, strict=True)]
+
+
+def test_streaming_gives_the_same_tokens(tiny_config, tiny_params, prompts, documents):
+    pieces = [documents[:1]] * len(prompts)
+    sampling = [Sampling(n, temperature=0.8, seed=n) for n in (1, 7, 3, NEW)]
+    whole = generate(tiny_params, tiny_config, prompts, pieces=pieces, sampling=sampling)
+    for every in (1, 4):
+        heard: list[list[int]] = [[] for _ in prompts]
+        again = generate(
+            tiny_params, tiny_config, prompts, pieces=pieces, sampling=sampling, stream_every=every,
+            on_tokens=lambda i, tokens: heard[i].extend(tokens),  # noqa: B023
+        )  # fmt: skip
+        assert heard == again.tokens == whole.tokens
+
+
+def test_seeds_do_not_depend_on_the_company(tiny_config, tiny_params, prompts):
+    settings = [Sampling(NEW, temperature=t, top_p=p, seed=s) for t, p, s in ((1, 1, 5), (0, 1, 0), (0.7, 0.9, 5), (1.3, 1, 9))]
+    together = generate(tiny_params, tiny_config, prompts, sampling=settings).tokens
+    for i in range(4):
+        assert generate(tiny_params, tiny_config, [prompts[i]], sampling=settings[i]).tokens == [together[i]]
+    backwards = generate(tiny_params, tiny_config, prompts[::-1], sampling=settings[::-1]).tokens
+    assert backwards == together[::-1]
+    other = dataclasses.replace(settings[0], seed=6)
+    assert generate(tiny_params, tiny_config, [prompts[0]], sampling=other).tokens != [together[0]]
+
+
+def test_few_programs_serve_many_prompts(tiny_config, tiny_params, documents, prompts):
+    before = decode.decode_step._cache_size()
+    for i in range(1, 8):
+        generate(tiny_params, tiny_config, [prompts[0] * (i % 3 + 1)], pieces=[documents[: i % 2 + 1]], sampling=Sampling(2 + i))
+    assert decode.decode_step._cache_size() - before <= 2
+
+
+def test_the_cache_is_updated_in_place(tiny_config, tiny_params):
+    """No operation of the compiled loop copies a whole cache."""
+    config = dataclasses.replace(tiny_config, num_hidden_layers=2)
+    params = init_params(config, jax.random.key(0))
+    sampling, limits = sampling_rows([Sampling()]), decode.Limits(np.ones(1, np.int32), np.zeros(1, bool), np.array([2], np.int32))
+    state = jax.eval_shape(
+        lambda: decode.prefill(
+            params, np.zeros((1, 32), np.int32), np.ones(1, np.int32), None, sampling, limits,
+            config=config, slots=640, new_tokens=16, return_logits=False,
+        )
+    )  # fmt: skip
+    text = decode.decode_step.lower(params, state, np.int32(9), sampling, limits, config=config).compile().as_text()
+    whole = "f32[2,1,640,2,16]"
+    assert whole in text
+    copies = [line for line in text.splitlines() if f"= {whole}" in line and " copy(" in line]
+    assert not copies, copies
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"), [([], "empty"), ([5, 10**6], "vocabulary"), ([-1], "vocabulary")]
+)
+def test_bad_prompts_are_named(tiny_config, tiny_params, prompt, words):
+    with pytest.raises(GritError, match=f"prompt 1.*{words}"):
+        generate(tiny_params, tiny_config, [[1], prompt])
+
+
+def test_a_record_of_another_model_is_refused(tiny_config, tiny_params, documents):
+    wrong = DocumentKV(documents[0].tokens, documents[0].k[:2], documents[0].v[:2])
+    with pytest.raises(GritError, match="another model"):
+        generate(tiny_params, tiny_config, [[1]], pieces=[[wrong]])
+
+
+@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}])
+def test_bad_settings_are_named(bad):
+    with pytest.raises(GritError, match=next(iter(bad))):
+        Sampling(**bad)
+
+
+# --- sampling ---
+
+
+def draws(logits: np.ndarray, count: int, **settings) -> np.ndarray:
+    rows = sampling_rows([Sampling(seed=seed, **settings) for seed in range(count)])
+    return np.asarray(jax.jit(sample)(jnp.tile(jnp.asarray(logits, jnp.float32), (count, 1)), rows, jnp.asarray(3)))
+
+
+LOGITS = np.log([0.4, 0.02, 0.25, 0.2, 0.08, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 1.0}, [0.4, 0.02, 0.25, 0.2, 0.08, 0.05]),
+        ({"temperature": 1.0, "top_k": 2}, [0.4, 0, 0.25, 0, 0, 0]),
+        ({"temperature": 1.0, "top_p": 0.6}, [0.4, 0, 0.25, 0, 0, 0]),
+        ({"temperature": 1.0, "top_p": 0.66}, [0.4, 0, 0.25, 0.2, 0, 0]),
+        ({"temperature": 1.0, "top_p": 0.01}, [1, 0, 0, 0, 0, 0]),
+        ({"temperature": 0.5}, np.array([0.4, 0.02, 0.25, 0.2, 0.08, 0.05]) ** 2),
+        # top-p counts what top-k left: 0.4 / 0.65 is above 0.6
+        ({"temperature": 1.0, "top_k": 2, "top_p": 0.6}, [1, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_frequencies_are_the_softmax_s(settings, expected):
+    expected = np.asarray(expected) / np.sum(expected)
+    count = 20_000
+    found = np.bincount(draws(LOGITS, count, **settings), minlength=6) / count
+    assert (found[expected == 0] == 0).all()
+    np.testing.assert_allclose(found, expected, atol=4 * np.sqrt(0.25 / count))
+
+
+def test_top_k_one_is_greedy(tiny_config, tiny_params, prompts):
+    greedy = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW)).tokens
+    top = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW, temperature=2.0, top_k=1, seed=4)).tokens
+    assert top == greedy
+
+
+def test_kept_equals_a_sort():
+    rng = np.random.default_rng(0)
+    logits = (rng.standard_normal((40, 300)) * 4).astype(np.float32)
+    logits[0, :] = 1.5  # ties
+    logits[1, 7] = -np.inf
+    top_k = rng.integers(0, 60, 40).astype(np.int32)
+    top_p = rng.uniform(0.05, 1, 40).astype(np.float32)
+    top_p[::5] = 1
+    found = np.asarray(kept(jnp.asarray(logits), jnp.asarray(top_k), jnp.asarray(top_p)))
+    for row, k, p, got in zip(logits.astype(np.float64), top_k, top_p, found, strict=True):
+        order = np.argsort(-row, kind="stable")
+        floor = row[order[k - 1]] if k else -np.inf
+        chosen = row >= floor
+        weights = np.where(chosen, np.exp(row - row.max()), 0)
+        weights /= weights.sum()
+        mass = np.cumsum(weights[order])
+        last = order[np.searchsorted(mass, p)] if p < 1 else None
+        expected = chosen & (row >= row[last]) if last is not None else chosen
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_decode_reads_bfloat16_too(tiny_config, tiny_params, prompts, documents):
+    config: ModelConfig = dataclasses.replace(tiny_config, dtype="bfloat16")
+    found = generate(tiny_params, config, prompts, pieces=[documents[:2]] * 4, sampling=Sampling(4), return_logits=True)
+    exact = generate(tiny_params, tiny_config, prompts, pieces=[documents[:2]] * 4, sampling=Sampling(4), return_logits=True)
+    assert np.abs(found.logits[:, 0] - exact.logits[:, 0]).max() < 0.1 * np.abs(exact.logits[:, 0]).max()

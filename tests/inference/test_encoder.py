@@ -1,0 +1,173 @@
+"""Texts to vectors and caches: packing changes nothing, formats and cuts are right, mistakes are named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import dense_reference as dense
+import numpy as np
+import pytest
+
+from grit_jax.data.chat import GRIT
+from grit_jax.inference.encoder import Encoder
+from grit_jax.inference.plan import TOKENS_PER_SEGMENT, bucket, plan_calls
+from grit_jax.types import AttentionMode, GritError
+
+POOLINGS = ["mean", "weightedmean", "lasttoken", "cls"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_config, tiny_params, tiny_tokenizer) -> Encoder:
+    return Encoder(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
+
+
+def with_pooling(encoder: Encoder, pooling: str, mode: AttentionMode = AttentionMode.BIDIRECTIONAL) -> Encoder:
+    return Encoder(encoder.config, encoder.params, encoder.tokenizer, encoder.chat, pooling, mode)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_packed_vectors_equal_the_dense_reference_of_each_text(encoder, tiny_params, sentences, pooling):
+    encoder = with_pooling(encoder, pooling)
+    texts = sentences[:24]
+    formatted = encoder.format(texts, "Find the sentence")
+    found = encoder.encode(texts, "Find the sentence").vectors
+    for ids, vector in zip(formatted.ids, found, strict=True):
+        expected = dense.embedding(tiny_params, encoder.config, ids, formatted.prompt, pooling)
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+def test_packed_equals_one_by_one_in_order(encoder, sentences):
+    together = encoder.encode(sentences, return_cache=True)
+    for i in (0, 1, 17, 150, 299):
+        alone = encoder.encode([sentences[i]], return_cache=True)
+        np.testing.assert_allclose(together.vectors[i], alone.vectors[0], atol=1e-5)
+        np.testing.assert_array_equal(together.caches[i].tokens, alone.caches[0].tokens)
+        np.testing.assert_allclose(together.caches[i].k, alone.caches[0].k, atol=1e-5)
+        np.testing.assert_allclose(together.caches[i].v, alone.caches[0].v, atol=1e-5)
+
+
+def test_causal_mode_is_another_program_over_the_same_weights(encoder, tiny_params, sentences):
+    causal = with_pooling(encoder, "lasttoken", AttentionMode.CAUSAL)
+    formatted = causal.format(sentences[:3])
+    for ids, vector in zip(formatted.ids, causal.encode(sentences[:3]).vectors, strict=True):
+        expected = dense.embedding(tiny_params, encoder.config, ids, formatted.prompt, "lasttoken", causal=True)
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+def test_vectors_are_unit_writable_float32(encoder, sentences):
+    vectors = encoder.encode(sentences[:5]).vectors
+    assert vectors.dtype == np.float32 and vectors.shape == (5, encoder.config.hidden_size)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    vectors[0] = 0  # a view of a JAX buffer would refuse
+
+
+def test_format_is_the_original_s(encoder, tiny_tokenizer):
+    formatted = encoder.format(["Amber river"], "  Find it:\n")
+    assert tiny_tokenizer.decode(formatted.ids[0], skip_special=False) == "<s><|user|>\nFind it\n<|embed|>\nAmber river"
+    bare = encoder.format(["Amber river"])
+    assert tiny_tokenizer.decode(bare.ids[0], skip_special=False) == "<s><|embed|>\nAmber river"
+    assert tiny_tokenizer.decode(bare.ids[0][bare.prompt :]) == "Amber river"
+
+
+def test_special_tokens_in_a_text_are_ordinary_text(encoder, tiny_tokenizer):
+    ids = encoder.format(["</s>"]).ids[0]
+    assert tiny_tokenizer.eos_id not in ids
+
+
+def test_truncation_counts_everything_and_cuts_the_end(encoder, sentences):
+    long = " ".join(sentences)
+    formatted = encoder.format([long], "Find it", max_length=64)
+    assert len(formatted.ids[0]) == 64
+    whole = encoder.format([long], "Find it", max_length=10**6)
+    assert formatted.ids[0] == whole.ids[0][:64]
+    cut = encoder.encode([long], "Find it", max_length=64).vectors
+    same = encoder.encode_ids([whole.ids[0][:64]], [whole.prompt]).vectors
+    np.testing.assert_allclose(cut, same, atol=1e-6)
+
+
+def test_a_text_of_few_tokens_and_many_characters_is_read_whole(encoder):
+    text = " ".join(["river"] * 40)
+    for limit in range(8, 44, 6):  # few enough tokens that the cut in characters would bite
+        assert encoder.format([text * 30], max_length=limit).ids[0] == encoder.format([text * 30], max_length=9999).ids[0][:limit]
+
+
+def test_long_text_equals_dense_reference(encoder, tiny_params, sentences):
+    formatted = encoder.format([" ".join(sentences * 3)], max_length=4500)
+    ids = formatted.ids[0]
+    assert len(ids) == 4500
+    small = dataclasses.replace(encoder.config, num_hidden_layers=1)
+    first = {name: value[:1] if value.shape[0] == 3 else value for name, value in tiny_params.items()}
+    found = Encoder(small, first, encoder.tokenizer, encoder.chat).encode_ids([ids], [formatted.prompt])
+    expected = dense.embedding(first, small, ids, formatted.prompt, "mean")
+    np.testing.assert_allclose(found.vectors[0], expected, atol=1e-5)
+
+
+def test_nothing_and_empty_texts(encoder):
+    nothing = encoder.encode([], return_cache=True)
+    assert nothing.vectors.shape == (0, encoder.config.hidden_size) and nothing.caches == [] and nothing.tokens == 0
+    vectors = encoder.encode(["", "amber"]).vectors
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("texts", "instruction", "max_length", "words"),
+    [
+        (["a", None], "", 512, ["text 1", "NoneType"]),
+        ("amber", "", 512, ["list"]),
+        (["a"], "Find the sentence that says it", 8, ["instruction", "8"]),
+        (["a"], "", 1, ["max_length"]),
+        (["a"], 3, 512, ["instruction"]),
+        (["a", "\ud800"], "", 512, ["1"]),
+    ],
+)
+def test_mistakes_are_named(encoder, texts, instruction, max_length, words):
+    with pytest.raises(GritError) as error:
+        encoder.encode(texts, instruction, max_length)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_stream_equals_encode(encoder, sentences):
+    streamed = list(encoder.stream(iter(sentences[:50]), window=16, return_cache=True))
+    whole = encoder.encode(sentences[:50], return_cache=True)
+    np.testing.assert_allclose(np.stack([text.vector for text in streamed]), whole.vectors, atol=1e-5)
+    for text, cache in zip(streamed, whole.caches, strict=True):
+        np.testing.assert_allclose(text.cache.k, cache.k, atol=1e-5)
+
+
+def test_a_cache_owns_its_memory(encoder, sentences):
+    cache = encoder.encode(sentences[:40], return_cache=True).caches[3]
+    assert cache.k.base is None and cache.k.shape[1] == len(cache.tokens)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_plan_holds_every_text_once_with_little_padding(seed):
+    rng = np.random.default_rng(seed)
+    lengths = np.minimum(rng.geometric(1 / 90, size=3000) + 6, 512).tolist()
+    calls = plan_calls(lengths, 4096)
+    assert sorted(i for call in calls for row in call.texts for i in row) == list(range(len(lengths)))
+    for call in calls:
+        assert len(call.texts) <= call.rows
+        for row in call.texts:
+            assert sum(lengths[i] for i in row) <= call.length
+            assert len(row) <= call.length // TOKENS_PER_SEGMENT
+    read = sum(call.length * call.rows for call in calls)
+    assert sum(lengths) / read > 0.93
+    assert len({(call.length, call.rows) for call in calls}) <= 4
+
+
+def test_plan_of_tiny_texts_respects_the_pooled_width():
+    calls = plan_calls([1] * 500, 4096)
+    assert all(len(row) <= call.length // TOKENS_PER_SEGMENT for call in calls for row in call.texts)
+    assert sum(len(row) for call in calls for row in call.texts) == 500
+
+
+def test_one_query_is_one_short_row():
+    (call,) = plan_calls([12], 4096)
+    assert (call.length, call.rows) == (64, 1)
+
+
+def test_bucket():
+    assert [bucket(n) for n in (1, 64, 65, 200, 257, 400, 513, 1100, 4100)] == [
+        64, 64, 128, 256, 384, 512, 640, 1280, 5120,
+    ]  # fmt: skip

@@ -1,0 +1,189 @@
+"""GritLM: the public object, from a directory and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import dense_reference as dense
+import jax
+import numpy as np
+import pytest
+
+from grit_jax import GritLM
+from grit_jax.data.chat import GRIT
+from grit_jax.types import AttentionMode, GritError
+
+
+@pytest.fixture(scope="module")
+def directory(tiny_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny_model.save_pretrained(path)
+    return path
+
+
+def test_a_saved_model_is_the_same_model(tiny_model, directory, sentences):
+    again = GritLM.from_pretrained(directory)
+    assert again.chat == tiny_model.chat and again.pooling == "mean" and again.config == tiny_model.config
+    for name, value in tiny_model.params.items():
+        np.testing.assert_array_equal(again.params[name], value)
+    np.testing.assert_array_equal(again.encode(sentences[:5], "Find"), tiny_model.encode(sentences[:5], "Find"))
+    assert again.generate(sentences[:2], max_new_tokens=5) == tiny_model.generate(sentences[:2], max_new_tokens=5)
+    assert again.stop_ids == tiny_model.stop_ids
+
+
+def test_pooling_mode_and_dtype_survive(tiny_model, tiny_config, tiny_params, tiny_tokenizer, tmp_path):
+    model = GritLM(tiny_config, tiny_params, tiny_tokenizer, GRIT, "lasttoken", mode=AttentionMode.CAUSAL)
+    model.save_pretrained(tmp_path / "new" / "folder", dtype="bfloat16")
+    again = GritLM.from_pretrained(tmp_path / "new" / "folder", dtype="bfloat16")
+    assert (again.pooling, again.mode, again.config.dtype) == ("lasttoken", AttentionMode.CAUSAL, "bfloat16")
+    assert GritLM.from_pretrained(tmp_path / "new" / "folder", pooling="cls").pooling == "cls"
+    assert again.encode("amber").dtype == np.float32
+
+
+def test_a_plain_hugging_face_directory_means_mean_pooling_and_grit(directory, tmp_path):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((directory / name).read_bytes())
+    model = GritLM.from_pretrained(str(tmp_path))
+    assert model.pooling == "mean" and model.mode is AttentionMode.BIDIRECTIONAL and model.chat == GRIT
+
+
+def test_sentence_transformers_gets_the_prompt_its_tokenizer_needs(directory, tiny_tokenizer):
+    import tokenizers
+
+    prompt = json.loads((directory / "config_sentence_transformers.json").read_text())["prompts"]["document"]
+    reader = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    ours = tiny_tokenizer.encode_pieces([GRIT.embed_pieces("", "amber river")])[0]
+    assert reader.encode(prompt + "amber river").ids == [i for part in ours for i in part]
+
+
+def test_encode_takes_one_text_or_many(tiny_model, sentences):
+    one, many = tiny_model.encode(sentences[0]), tiny_model.encode(sentences[:3], max_length=64)
+    assert one.shape == (1, tiny_model.config.hidden_size) and many.shape == (3, tiny_model.config.hidden_size)
+    np.testing.assert_allclose(one[0], many[0], atol=1e-5)
+    many[:] = 0
+    encoded = tiny_model.encode(sentences[:3], return_cache=True)
+    assert encoded.vectors.shape == many.shape and len(encoded.caches) == 3
+
+
+def test_a_string_is_a_user_s_turn(tiny_model, tiny_tokenizer):
+    (ids,) = tiny_model.prompt_ids("Say amber")
+    assert tiny_tokenizer.decode(ids, skip_special=False) == "<s><|user|>\nSay amber\n<|assistant|>\n"
+    message = [{"role": "user", "content": "Say amber"}]
+    assert tiny_model.prompt_ids(message) == tiny_model.prompt_ids([message]) == tiny_model.prompt_ids(["Say amber"]) == [ids]
+    turns = [*message, {"role": "assistant", "content": " amber "}, {"role": "user", "content": "Again"}]
+    (ids,) = tiny_model.prompt_ids([turns])
+    expected = "<s><|user|>\nSay amber\n<|assistant|>\namber</s>\n<|user|>\nAgain\n<|assistant|>\n"
+    assert tiny_tokenizer.decode(ids, skip_special=False) == expected
+
+
+def test_generate_is_greedy_decoding_of_the_dense_pass(tiny_model, tiny_params, tiny_tokenizer):
+    (ids,) = tiny_model.prompt_ids("Say amber")
+    want = dense.greedy(tiny_params, tiny_model.config, [], ids, 6).tokens
+    end = next((n for n, token in enumerate(want) if token in tiny_model.stop_ids), None)
+    assert tiny_model.generate("Say amber", max_new_tokens=6) == [tiny_tokenizer.decode(want[:end])]
+
+
+def test_generate_batches_and_streams(tiny_model, sentences):
+    prompts = [sentences[0], [{"role": "user", "content": sentences[1]}], sentences[2]]
+    heard = ["", "", ""]
+
+    def hear(i: int, text: str) -> None:
+        heard[i] += text
+
+    settings = {"max_new_tokens": 12, "temperature": 0.9, "top_p": 0.95, "top_k": 40, "seed": 3}
+    answers = tiny_model.generate(prompts, **settings, on_text=hear)
+    assert heard == answers == tiny_model.generate(prompts, **settings)
+    assert tiny_model.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        (["a", 3], "prompt 1"),
+        ([[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]], "last message"),
+        ([{"role": "robot", "content": "a"}], "robot"),
+        (["a", [{"role": "user"}]], "prompt 1.*content"),
+    ],
+)
+def test_bad_prompts_are_named(tiny_model, prompts, words):
+    with pytest.raises(GritError, match=words):
+        tiny_model.generate(prompts)
+
+
+@pytest.mark.parametrize("mode", ["causal", "bidirectional"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_call_equals_the_dense_pass_whatever_the_padding(tiny_model, tiny_params, tiny_tokenizer, sentences, mode, side):
+    texts = [tiny_tokenizer.encode(text) for text in sentences[:3]]
+    T = max(map(len, texts)) + 2
+    ids, mask = np.full((3, T), 7), np.zeros((3, T), int)
+    for r, text in enumerate(texts):
+        part = slice(T - len(text), T) if side == "left" else slice(0, len(text))
+        ids[r, part], mask[r, part] = text, 1
+    out = tiny_model(ids, mask, mode=mode)
+    assert out.hidden.shape == (3, T, tiny_model.config.hidden_size)
+    assert out.logits.shape == (3, T, tiny_model.config.vocab_size)
+    for r, text in enumerate(texts):
+        n = len(text)
+        sees = np.tril(np.ones((n, n), bool)) if mode == "causal" else np.ones((n, n), bool)
+        want = dense.forward(tiny_params, tiny_model.config, text, np.arange(n), sees)
+        np.testing.assert_allclose(out.hidden[r][mask[r] == 1], want.hidden, atol=1e-4)
+        np.testing.assert_allclose(out.logits[r][mask[r] == 1], want.logits, atol=1e-4)
+
+
+def test_call_without_a_mask(tiny_model):
+    np.testing.assert_allclose(
+        tiny_model([[1, 5, 6]]).logits, tiny_model(np.array([[1, 5, 6]]), np.ones((1, 3))).logits, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (([1, 2], None), "B, T"),
+        (([[1, 2]], [[1]]), "B, T"),
+        (([[1, 10**6]], None), "input_ids"),
+        (([[1.5, 2.0]], None), "integers"),
+        (([[1, 2]], [[0, 2]]), "attention_mask"),
+        (([[1, 2]], None, "prefix"), "causal"),
+    ],
+)
+def test_bad_calls_are_named(tiny_model, args, words):
+    with pytest.raises(GritError, match=words):
+        tiny_model(*args)
+
+
+def test_absent_and_inconsistent_models_are_named(tiny_model, directory, tmp_path):
+    with pytest.raises(GritError, match="nowhere"):
+        GritLM.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(GritError, match="pooling"):
+        GritLM.from_pretrained(directory, pooling="max")
+    for file in directory.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    grit = json.loads((tmp_path / "grit.json").read_text())
+    (tmp_path / "grit.json").write_text(json.dumps(grit | {"chat_format": "morse"}))
+    with pytest.raises(GritError, match="morse"):
+        GritLM.from_pretrained(tmp_path)
+
+
+def test_weights_hash_follows_the_weights_and_nothing_else(tiny_model, tiny_config, tiny_params, tiny_tokenizer, directory):
+    same = GritLM(dataclasses.replace(tiny_config, remat="full", scan_layers=False), tiny_params, tiny_tokenizer, GRIT, "cls")
+    assert same.weights_hash == tiny_model.weights_hash == GritLM.from_pretrained(directory).weights_hash
+    assert GritLM.from_pretrained(directory, dtype="bfloat16").weights_hash == tiny_model.weights_hash
+    changed = dict(tiny_params) | {"final_norm": tiny_params["final_norm"].at[3].add(0.1)}
+    assert GritLM(tiny_config, changed, tiny_tokenizer, GRIT).weights_hash != tiny_model.weights_hash
+    other = GritLM(dataclasses.replace(tiny_config, rope_theta=5e4), tiny_params, tiny_tokenizer, GRIT)
+    assert other.weights_hash != tiny_model.weights_hash
+
+
+def test_importing_the_package_does_not_import_jax():
+    import subprocess
+    import sys
+
+    code = "import sys, grit_jax; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_weights_are_on_the_device(tiny_model):
+    assert all(isinstance(value, jax.Array) for value in tiny_model.params.values())

@@ -1,0 +1,187 @@
+"""The attention function against a loop over queries and keys, in every combination of its options."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grit_jax.models import kernels
+from grit_jax.models.attention import Keys, attend, visible
+from grit_jax.types import AttentionMode
+
+BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
+B, T, S, N, K, H = 2, 11, 9, 4, 2, 8
+
+
+def sees(mode, window, t, s, query, key, cached):
+    """Whether token `t` sees key `s`; `query` and `key` are their (position, segment)."""
+    if key[1] == 0 or key[1] != query[1]:
+        return False
+    if mode is CAUSAL and not cached and s > t:
+        return False
+    distance = query[0] - key[0]
+    return window is None or (distance < window if mode is CAUSAL else abs(distance) < window)
+
+
+def dense_mask(mode, window, own, cached):
+    """The mask over own and cached keys, `[B, T, T + S]`, one entry at a time."""
+    marks = lambda keys, b: list(
+        zip(np.asarray(keys.positions)[b], np.asarray(keys.segments)[b], strict=True)
+    )
+    rows = []
+    for b in range(own.k.shape[0]):
+        queries, later = marks(own, b), [] if cached is None else marks(cached, b)
+        rows.append([
+            [sees(mode, window, t, s, query, key, False) for s, key in enumerate(queries)]
+            + [sees(mode, window, t, s, query, key, True) for s, key in enumerate(later)]
+            for t, query in enumerate(queries)
+        ])  # fmt: skip
+    return np.array(rows)
+
+
+@jax.jit
+def naive(q, own, cached, mask):
+    """Softmax attention over the whole matrix; queries that see nothing give 0."""
+    k, v = own.k, own.v
+    if cached is not None:
+        k, v = jnp.concatenate([k, cached.k], 1), jnp.concatenate([v, cached.v], 1)
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
+    p = jnp.where(mask[:, None], jnp.exp(scores), 0)
+    return jnp.einsum("bnts,bsnh->btnh", p / jnp.maximum(p.sum(-1, keepdims=True), 1e-30), v)
+
+
+def attend_now(q, own, cached, mode, window=None):
+    """Compiled anew, since `KEY_BLOCK` may have changed."""
+    return np.asarray(
+        jax.jit(lambda *a: attend(a[0], a[1], mode=mode, window=window, cached=a[2]))(q, own, cached)
+    )
+
+
+def make(seed=0, kv_heads=K):
+    """Queries, own keys in three segments with padding, and a cache with holes and foreign segments."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    segments = np.zeros((B, T), int)
+    positions = np.zeros((B, T), int)
+    for b, cuts in enumerate([(0, 5, 9), (2, 11)]):
+        for i, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+            segments[b, start:stop] = i + 1
+            positions[b, start:stop] = np.arange(stop - start) + 3 * b
+    own = Keys(
+        normal(B, T, kv_heads, H),
+        normal(B, T, kv_heads, H),
+        *map(jnp.asarray, (positions, segments)),
+    )
+    marks = rng.integers(0, 4, (B, S)), rng.integers(0, 4, (B, S))
+    cached = Keys(normal(B, S, kv_heads, H), normal(B, S, kv_heads, H), *map(jnp.asarray, marks))
+    return normal(B, T, N, H), own, cached
+
+
+@pytest.mark.parametrize("mode", [BIDIRECTIONAL, CAUSAL], ids=lambda mode: mode.value)
+@pytest.mark.parametrize(
+    "block, window, with_cache",
+    [(512, None, False), (512, 3, True), (4, 3, False), (4, None, True)],
+    ids=["whole", "whole-window-cached", "blocked-window", "blocked-cached"],
+)
+def test_values_and_gradients(monkeypatch, mode, block, window, with_cache):
+    """`block` 4: both parts are longer than two blocks and their last block is padded."""
+    monkeypatch.setattr(kernels, "KEY_BLOCK", block)
+    q, own, cached = make()
+    cached = cached if with_cache else None
+    mask = dense_mask(mode, window, own, cached)
+    seeing = mask.any(-1)[
+        :, :, None, None
+    ]  # what the others get is nobody's business, as long as it is finite
+    weight = np.random.default_rng(1).normal(size=q.shape)
+
+    def scalar(function):
+        def loss(arrays):
+            q, own_kv, cached_kv = arrays
+            swap = lambda keys, kv: keys and dataclasses.replace(keys, k=kv[0], v=kv[1])
+            out = function(q, swap(own, own_kv), swap(cached, cached_kv))
+            return jnp.sum(jnp.where(seeing, out * weight, 0)), out
+
+        return jax.value_and_grad(loss, has_aux=True)
+
+    arrays = (q, (own.k, own.v), cached and (cached.k, cached.v))
+    (_, expected), expected_grads = scalar(lambda *a: naive(*a, mask))(arrays)
+    (_, out), grads = jax.jit(scalar(lambda q, own, c: attend(q, own, mode=mode, window=window, cached=c)))(
+        arrays
+    )
+    assert np.isfinite(out).all() and out.dtype == jnp.float32
+    np.testing.assert_allclose(np.where(seeing, out, 0), np.where(seeing, expected, 0), atol=2e-6)
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6)
+    np.testing.assert_array_equal(
+        visible(own.positions, own.segments, own, causal=mode is CAUSAL, window=window), mask[:, :, :T]
+    )
+
+
+def test_one_decoded_token_reads_the_cache():
+    """A single query: the path that generation takes for every token."""
+    q, own, cached = make()
+    own = Keys(own.k[:, :1], own.v[:, :1], jnp.full((B, 1), 4), jnp.array([[1], [2]]))
+    out = attend_now(q[:, :1], own, cached, CAUSAL, 2)
+    np.testing.assert_allclose(
+        out, naive(q[:, :1], own, cached, dense_mask(CAUSAL, 2, own, cached)), atol=2e-6
+    )
+
+
+def test_blocks_of_rows_in_different_modes():
+    q, own, cached = make()
+    seeing = np.asarray(own.segments) > 0
+    blocks = ((CAUSAL, 1), (BIDIRECTIONAL, 1))
+    mixed = attend_now(q, own, cached, blocks, 3)
+    for row, (mode, _) in enumerate(blocks):
+        expected = naive(q, own, cached, dense_mask(mode, 3, own, cached))
+        np.testing.assert_allclose(mixed[row][seeing[row]], expected[row][seeing[row]], atol=2e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_any_grouping_of_heads(kv_heads):
+    q, own, _ = make(kv_heads=kv_heads)
+    mask = dense_mask(CAUSAL, None, own, None)
+    out = np.where(mask.any(-1)[:, :, None, None], attend_now(q, own, None, CAUSAL), 0)
+    np.testing.assert_allclose(out, naive(q, own, None, mask), atol=2e-6)
+
+
+def test_empty_cache_changes_nothing():
+    q, own, cached = make()
+    empty = dataclasses.replace(cached, segments=jnp.zeros_like(cached.segments))
+    seeing = np.asarray(own.segments) > 0
+    with_cache, without = (attend_now(q, own, c, CAUSAL) for c in (empty, None))
+    np.testing.assert_allclose(with_cache[seeing], without[seeing], atol=1e-6)
+
+
+def test_bfloat16_keeps_its_dtype():
+    q, own, cached = make()
+    narrow = lambda tree: jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, tree
+    )
+    seeing = np.asarray(own.segments) > 0
+    for part in (None, cached):
+        out = attend_now(narrow(q), narrow(own), narrow(part), BIDIRECTIONAL)
+        assert out.dtype == jnp.bfloat16
+        wide = attend_now(q, own, part, BIDIRECTIONAL)
+        np.testing.assert_allclose(np.asarray(out, np.float32)[seeing], wide[seeing], atol=0.06)
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
+def test_long_inputs_never_build_the_whole_matrix(monkeypatch, gradient):
+    monkeypatch.setattr(kernels, "KEY_BLOCK", 64)
+    length, slots = 64, 8192
+    x = jax.ShapeDtypeStruct((1, slots, 1, H), jnp.float32)
+    marks = jax.ShapeDtypeStruct((1, slots), jnp.int32)
+    few = jax.ShapeDtypeStruct((1, length, 1, H), jnp.float32)
+    ones = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def run(q, own, cached):
+        return jnp.sum(attend(q, own, mode=CAUSAL, cached=cached) ** 2)
+
+    function = jax.grad(run, argnums=0) if gradient else run
+    compiled = jax.jit(function).lower(few, Keys(few, few, ones, ones), Keys(x, x, marks, marks)).compile()
+    scores = length * slots * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < scores

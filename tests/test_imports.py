@@ -1,0 +1,67 @@
+"""The direction of imports: rooms import from rooms below them only (DESIGN, section 2)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "grit_jax"
+BOTTOM = {"config", "sharding", "types", "metrics", "progress"}
+# Room -> the rooms it may import beside itself and the bottom ones.
+ALLOWED = {
+    "data": set(),
+    "models": set(),
+    "training": {"models"},
+    "inference": {"data", "models"},
+    "rag": {"inference", "data", "models"},
+    "evaluation": {"rag", "inference", "data", "models"},
+    "report": set(),
+    "train": {"training", "evaluation", "inference", "data", "models"},
+    "quickstart": {"train", "report", "training", "evaluation", "rag", "inference", "data", "models"},
+    "cli": {"quickstart", "train", "report", "evaluation", "rag", "inference", "data", "models"},
+    "__main__": {"cli"},
+    "__init__": {"inference"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a file imports, as their first part after `grit_jax`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "grit_jax":
+            parts = (node.module or "").split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("grit_jax.")}
+    return {name for name in found if not name.startswith("__version__")}
+
+
+def files():
+    return sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    relative = path.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    allowed = BOTTOM | ALLOWED.get(room, set()) | {room}
+    if room in BOTTOM:
+        allowed = BOTTOM
+    elif room not in ALLOWED:
+        pytest.fail(f"{relative} stands in no room of the plan")
+    assert imports_of(path) <= allowed
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_torch_tensorflow_or_pickle(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not {name.split(".")[0] for name in names} & {"torch", "tensorflow", "pickle", "transformers"}
+
+
+def test_a_file_holds_one_idea():
+    long = {str(p.relative_to(PACKAGE)): n for p in files() if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
