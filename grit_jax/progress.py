@@ -20,7 +20,13 @@ class Progress(Generic[T]):
     """A counter that shows itself; iterate over it, or call `update` by hand. See `progress`."""
 
     def __init__(
-        self, items: Iterable[T] | None, total: int | None, description: str, unit: str, quiet: bool, initial: int = 0
+        self,
+        items: Iterable[T] | None,
+        total: int | None,
+        description: str,
+        unit: str,
+        quiet: bool,
+        initial: int = 0,
     ) -> None:
         self._items, self._total, self._description, self._unit = items, total, description, unit
         self._silent = quiet or not _speaks()
@@ -32,7 +38,12 @@ class Progress(Generic[T]):
             import tqdm
 
             self._bar = tqdm.tqdm(
-                total=total, initial=initial, desc=description, unit=unit, unit_scale=unit.startswith("tok"), dynamic_ncols=True
+                total=total,
+                initial=initial,
+                desc=description,
+                unit=unit,
+                unit_scale=unit.startswith("tok"),
+                dynamic_ncols=True,
             )
 
     @property

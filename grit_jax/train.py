@@ -139,13 +139,20 @@ def train(
     checkpoints = Checkpoints(
         output / "checkpoints", every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
     )
-    latest = checkpoints.latest()
-    if latest is not None and resume == "never":
-        raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
-    if latest is not None and latest >= config.train.steps and (model_directory / "config.json").exists():
-        checkpoints.close()
-        return TrainResult(output, model_directory, latest, already_finished=True)
+    try:
+        latest = checkpoints.latest()
+        if latest is not None and resume == "never":
+            raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
+        if latest is not None and latest >= config.train.steps and (model_directory / "grit.json").exists():
+            return TrainResult(output, model_directory, latest, already_finished=True)
+        return _run(config, output, model_directory, checkpoints, profile)
+    finally:
+        checkpoints.close()  # a save under way is finished whatever else went wrong
 
+
+def _run(
+    config: RunConfig, output: Path, model_directory: Path, checkpoints: Checkpoints, profile: tuple[int, int] | None
+) -> TrainResult:
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
@@ -176,7 +183,6 @@ def train(
 
     # --- export ---
     wrap(state.params).save_pretrained(model_directory, config.model.export_dtype)
-    checkpoints.close()
     return TrainResult(output, model_directory, config.train.steps)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight simulated devices for the sharding tests; everything else runs on the first.
+if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
 import numpy as np
@@ -16,17 +19,17 @@ from grit_jax.data.unigram import train_tokenizer
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params, init_params
 
-_WORDS = (
-    "river stone paper amber quiet engine window forest copper lantern orbit meadow signal velvet harbor thunder "
-    "pepper candle mirror ribbon desert glacier novel anchor basket cipher dragon ember falcon garden"
-).split()
+_WORDS = """
+    river stone paper amber quiet engine window forest copper lantern orbit meadow signal velvet harbor thunder
+    pepper candle mirror ribbon desert glacier novel anchor basket cipher dragon ember falcon garden
+"""
 
 
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
     """300 short texts of different lengths, always the same."""
-    rng = np.random.default_rng(0)
-    return [" ".join(rng.choice(_WORDS, size=rng.integers(1, 40))).capitalize() + "." for _ in range(300)]
+    rng, words = np.random.default_rng(0), _WORDS.split()
+    return [" ".join(rng.choice(words, size=rng.integers(1, 40))).capitalize() + "." for _ in range(300)]
 
 
 @pytest.fixture(scope="session")

@@ -78,9 +78,7 @@ def composition_mask(pieces: Sequence[int], continuation: int, window: int | Non
     return mask
 
 
-def layout(
-    params: dict, config: ModelConfig, pieces: Sequence[Sequence[int]], continuation: Sequence[int]
-) -> Dense:
+def layout(params: dict, config: ModelConfig, pieces: Sequence[Sequence[int]], continuation: Sequence[int]) -> Dense:
     """The whole layout in one pass: positions run from the first piece to the end of the continuation."""
     tokens = [i for piece in pieces for i in piece] + list(continuation)
     mask = composition_mask([len(piece) for piece in pieces], len(continuation), config.sliding_window)

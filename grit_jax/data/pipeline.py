@@ -55,7 +55,7 @@ class DataConfig:
     # Rows are rounded up to this; every new shape is compiled anew.
     row_multiple: int = 8
     # Batches looked at before the run: its row counts start at their largest, so that shapes settle at once.
-    probe_steps: int = 4
+    probe_steps: int = 8
     # Layouts of cached examples, drawn at random for each.
     layouts: list[str] = dataclasses.field(default_factory=lambda: list(CACHED_MODES))
     # A bad line stops the run, or is left out and counted.

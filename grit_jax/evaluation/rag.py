@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from grit_jax.rag.index import Index
 
 WINDOW = 512  # questions whose documents' records are held at a time
+ATTEMPTS = 3  # for a batch during which nothing was compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerScore:
-    """SQuAD's scores of one answer; `match` is the paper's: the normalised gold answer stands in the normalised answer."""
+    """SQuAD's scores of one answer; `match` is the paper's: the gold answer stands in the answer, both normalised."""
 
     match: float
     exact_match: float
@@ -55,10 +56,11 @@ def evaluate_rag(
     index: Index | None = None,
     max_new_tokens: int = 16,
     *,
+    instruction: str = "",
     max_length: int = 512,
     quiet: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """`{mode: {"match", "exact_match", "f1", "seconds"}}`, scores as fractions, seconds a question (compiling left out).
+    """`{mode: {"match", "exact_match", "f1", "seconds"}}`: scores as fractions, seconds a question, compiling left out.
 
     Without an index the documents are those of each row: reading is measured apart from search, and `seconds` goes
     from the question's text to the answer, documents' records at hand (they are made at index time) and the query's
@@ -67,6 +69,7 @@ def evaluate_rag(
 
     Args:
       examples: a JSONL file of `{"docs", "text": [question, answer]}`, or its examples.
+      instruction: of the search query.
       max_length: tokens of a document (an index brings its own).
 
     Raises:
@@ -87,7 +90,7 @@ def evaluate_rag(
         for start in range(0, len(rows), WINDOW):
             part = rows[start : start + WINDOW]
             answer = _from_rows(model, part, max_new_tokens, max_length, modes) if index is None else (
-                _from_index(model, index, part, max_new_tokens, k)
+                _from_index(model, index, part, max_new_tokens, k, instruction)
             )
             for mode in modes:
                 sums[mode] += _evaluate(part, mode, answer, bar)
@@ -106,7 +109,7 @@ def _evaluate(rows: Sequence[CachedExample], mode: Mode, answer: Answers, bar: P
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].question) + sum(map(len, rows[i].docs)))
     for start in range(0, len(rows), ROWS_PER_CALL):
         numbers = order[start : start + ROWS_PER_CALL]
-        while True:
+        for _ in range(ATTEMPTS):
             compiled, began = _compilations(), time.perf_counter()
             answers = answer(numbers, mode)
             seconds = time.perf_counter() - began
@@ -147,7 +150,7 @@ def _from_rows(
 
 
 def _from_index(
-    model: GritLM, index: Index, rows: Sequence[CachedExample], max_new_tokens: int, k: int
+    model: GritLM, index: Index, rows: Sequence[CachedExample], max_new_tokens: int, k: int, instruction: str
 ) -> Answers:
     """Answers over retrieved documents."""
     from grit_jax.rag.answer import Asker
@@ -156,7 +159,8 @@ def _from_index(
 
     def answer(numbers: Sequence[int], mode: Mode) -> list[str]:
         questions = [rows[i].question for i in numbers]
-        return [found.answer for found in asker.ask(questions, mode, k=k, max_new_tokens=max_new_tokens)]
+        answers = asker.ask(questions, mode=mode, k=k, instruction=instruction, max_new_tokens=max_new_tokens)
+        return [found.answer for found in answers]
 
     return answer
 

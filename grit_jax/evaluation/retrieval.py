@@ -26,10 +26,10 @@ Examples: TypeAlias = str | Path | Iterable[EmbeddingExample]
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Queries, the distinct passages of all rows, and which of them answer each query (numbers of passages)."""
+    """Queries, the distinct passages (`texts`) of all rows, and which of them answer each query (their numbers)."""
 
     queries: list[Text]
-    passages: list[Text]
+    texts: list[Text]
     relevant: list[frozenset[int]]
 
 
@@ -67,7 +67,7 @@ def evaluate_retrieval(
       GritError: an unreadable file, a bad line, no example, or an instruction longer than `max_length`.
     """
     pool = pool_of(examples)
-    vectors = _encode(model, [*pool.queries, *pool.passages], max_length, quiet)
+    vectors = _encode(model, [*pool.queries, *pool.texts], max_length, quiet)
     found = VectorSearch(vectors[len(pool.queries) :], model.mesh).search(
         vectors[: len(pool.queries)], max(*ks, NDCG_AT)
     )
@@ -77,7 +77,7 @@ def evaluate_retrieval(
 def bm25_retrieval(examples: Examples, ks: Sequence[int] = (1, 10), *, quiet: bool = False) -> dict[str, float]:
     """The same scores of lexical search, over the texts without their instructions."""
     pool = pool_of(examples)
-    index = BM25([passage.text for passage in pool.passages])
+    index = BM25([text.text for text in pool.texts])
     k = max(*ks, NDCG_AT)
     shown = progress([query.text for query in pool.queries], "bm25", "queries", quiet=quiet)
     return score_rankings([index.search(query, k) for query in shown], pool.relevant, ks)

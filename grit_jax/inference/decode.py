@@ -1,7 +1,6 @@
-"""Generation: documents' records into a cache, the prompt on top of them, then one token after the other.
+"""Generation: documents' records into a cache, prompts on top of them, then one token after the other.
 
-Prefill and decode are two compiled programs. Decode is a `lax.while_loop` whose cache is updated in place; sizes
-come from a short list of buckets, so that many questions run through few programs.
+Sizes come from a short list of buckets, so that many questions run through few compiled programs (`steps.py`).
 """
 
 from __future__ import annotations
@@ -9,33 +8,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float
 
 from grit_jax.data.packing import round_up
 from grit_jax.inference.plan import bucket
-from grit_jax.inference.sampling import Sampling, SamplingRows, sample, sampling_rows
-from grit_jax.models.cache import KVCache, cache_from, empty_cache, insert
+from grit_jax.inference.sampling import GREEDY, Sampling, sampling_rows
+from grit_jax.inference.steps import DecodeState, Limits, Loaded, decode_step, prefill_step
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.transformer import Params, Transformer
-from grit_jax.types import KV, AttentionMode, DocumentKV, GritError
+from grit_jax.models.transformer import Params
+from grit_jax.progress import progress as show_progress
+from grit_jax.types import KV, DocumentKV, GritError
 
-CAUSAL = AttentionMode.CAUSAL
-
-ROWS_PER_CALL = 16  # prompts decoded together
+ROWS_PER_CALL = 16  # prompts decoded together, fewer where their cache would be larger than this many bytes
+MOST_CACHE_BYTES = 4 * 2**30
 SHORTEST_PROMPT, SHORTEST_PIECES, SHORTEST_ANSWER = 32, 128, 16  # smallest buckets, in tokens
-BLOCK = 512  # the attention kernel reads long caches in blocks of so many slots; other lengths it would have to copy
+BLOCK = 512  # the attention kernel reads long caches in blocks of so many slots and would copy other lengths
+
+OnTokens = Callable[[int, list[int]], None]
 
 
 @dataclasses.dataclass
 class Timings:
-    """Seconds: records assembled and brought to the device, prompts read (first token included), tokens decoded."""
+    """Seconds: records brought to the device, prompts read (first token included), other tokens decoded."""
 
     load: float = 0.0
     prefill: float = 0.0
@@ -46,8 +47,8 @@ class Timings:
 class Generation:
     """New tokens of each prompt, without the end of sequence, and why each ended.
 
-    `logits[b, i]` are those that the token number `i` of prompt `b` was chosen from (that of the end of sequence
-    included), zeros after the end.
+    `logits[b, i]` are those that the token number `i` of prompt `b` was chosen from (that of the end of
+    sequence included), zeros after the end.
     """
 
     tokens: list[list[int]]
@@ -56,152 +57,75 @@ class Generation:
     logits: Float[np.ndarray, "B new V"] | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Loaded:
-    """Pieces of `B` rows side by side, as they were stored (keys unrotated), and where each token is to stand.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt with what stands before it and how it is to be continued."""
 
-    `positions` continue from piece to piece; `segments` are 1, or 0 in empty slots.
-    """
+    number: int
+    prompt: Sequence[int]
+    pieces: Sequence[DocumentKV]
+    sampling: Sampling
 
-    kv: KV
-    positions: Int[Array, "B P"]
-    segments: Int[Array, "B P"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class DecodeState:
-    """Where a batch stands: `step` tokens are chosen, the last of them (`token`) is not yet in the cache."""
-
-    cache: KVCache
-    step: Int[Array, ""]
-    token: Int[Array, " B"]
-    position: Int[Array, " B"]  # that `token` will get
-    done: Bool[Array, " B"]
-    tokens: Int[Array, "B new"]
-    logits: Float[Array, "B new V"] | None
+    @property
+    def cached(self) -> int:
+        """Tokens of the pieces."""
+        return sum(len(piece.tokens) for piece in self.pieces)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Limits:
-    """When a row ends: at `length` tokens, or at one of `eos` (-1 matches nothing) unless `ignore_eos`."""
-
-    length: Int[Array, " B"]
-    ignore_eos: Bool[Array, " B"]
-    eos: Int[Array, " E"]
-
-
-def prefill(
+def generate(
     params: Params,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-    loaded: Loaded | None,
-    sampling: SamplingRows,
-    limits: Limits,
-    *,
     config: ModelConfig,
-    slots: int,
-    new_tokens: int,
-    return_logits: bool,
-) -> DecodeState:
-    """Reads right-padded prompts causally on top of the loaded pieces and chooses the first token.
+    prompts: Sequence[Sequence[int]],
+    *,
+    pieces: Sequence[Sequence[DocumentKV]] | None = None,
+    sampling: Sampling | Sequence[Sampling] = GREEDY,
+    eos_ids: Sequence[int] = (),
+    return_logits: bool = False,
+    rows_per_call: int = ROWS_PER_CALL,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+    on_tokens: OnTokens | None = None,
+    stream_every: int = 1,
+) -> Generation:
+    """Continues prompts, each after its own cached pieces.
+
+    Prompts of similar length are decoded together; results are in the order given, whatever the company.
 
     Args:
-      slots: capacity of the cache, at least `P + T + new_tokens`.
+      prompts: token ids, at least one each.
+      pieces: for each prompt the records that stand before it, in order: positions run through them and on
+        through the prompt, as if it were one text.
+      sampling: one setting for all prompts or one for each.
+      eos_ids: tokens that end an answer.
+      on_tokens: called with (number of the prompt, its new tokens) every `stream_every` tokens.
+
+    Raises:
+      GritError: an empty prompt, an id outside the vocabulary, or a record of another model.
     """
-    B, T = tokens.shape
-    model = Transformer(config, params)
-    places = jnp.broadcast_to(jnp.arange(T), (B, T))
-    segments = (places < lengths[:, None]).astype(jnp.int32)
-    cache, offset = None, jnp.zeros(B, jnp.int32)
-    if loaded is not None:
-        offset = loaded.segments.sum(axis=1)
-        cache = cache_from(loaded.kv, loaded.positions, loaded.segments, config)
-    positions = offset[:, None] + places
-    out = model(tokens, positions, segments, mode=CAUSAL, cache=cache, return_kv=True)
-    last = jnp.take_along_axis(out.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    logits = model.logits(last)
-
-    working = empty_cache(config, B, slots)
-    if cache is not None:
-        working = _copy_into(working, cache)
-    working = insert(working, out.kv, positions, segments, config)
-    first = sample(logits, sampling, jnp.zeros((), jnp.int32))
-    state = DecodeState(
-        cache=working,
-        step=jnp.zeros((), jnp.int32),
-        token=first,
-        position=offset + lengths,
-        done=jnp.zeros(B, bool),
-        tokens=jnp.zeros((B, new_tokens), jnp.int32),
-        logits=jnp.zeros((B, new_tokens, logits.shape[-1]), jnp.float32) if return_logits else None,
-    )
-    return _record(state, first, logits, limits)
-
-
-def decode(
-    params: Params,
-    state: DecodeState,
-    until: Int[Array, ""],
-    sampling: SamplingRows,
-    limits: Limits,
-    *,
-    config: ModelConfig,
-) -> DecodeState:
-    """Decodes until `until` tokens are chosen or every row has ended. The state's buffers are written in place."""
-    model = Transformer(config, params)
-
-    def goes_on(state: DecodeState) -> jax.Array:
-        return (state.step < until) & ~jnp.all(state.done)
-
-    def body(state: DecodeState) -> DecodeState:
-        tokens, positions = state.token[:, None], state.position[:, None]
-        segments = jnp.ones_like(tokens)
-        out = model(tokens, positions, segments, mode=CAUSAL, cache=state.cache, return_kv=True)
-        cache = insert(state.cache, out.kv, positions, segments, config)
-        logits = model.logits(out.hidden[:, 0])
-        token = sample(logits, sampling, state.step)
-        state = dataclasses.replace(state, cache=cache, token=token, position=state.position + 1)
-        return _record(state, token, logits, limits)
-
-    return jax.lax.while_loop(goes_on, body, state)
-
-
-prefill_step = jax.jit(prefill, static_argnames=("config", "slots", "new_tokens", "return_logits"))
-decode_step = jax.jit(decode, static_argnames=("config",), donate_argnames=("state",))
-
-
-def _record(state: DecodeState, token: jax.Array, logits: jax.Array, limits: Limits) -> DecodeState:
-    """Notes the token just chosen; rows that had ended keep what they have."""
-    alive = ~state.done
-    write = jax.lax.dynamic_update_slice
-    tokens = write(state.tokens, jnp.where(alive, token, 0)[:, None], (0, state.step))
-    kept = state.logits
-    if kept is not None:
-        kept = write(kept, jnp.where(alive[:, None], logits, 0.0)[:, None], (0, state.step, 0))
-    ended = jnp.any(token[:, None] == limits.eos[None, :], axis=1) & ~limits.ignore_eos
-    step = state.step + 1
-    return dataclasses.replace(
-        state, tokens=tokens, logits=kept, done=state.done | ended | (step >= limits.length), step=step
-    )
-
-
-def _copy_into(working: KVCache, pieces: KVCache) -> KVCache:
-    """A cache that begins with the slots of another one."""
-    begin = lambda whole, part: jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), (0,) * whole.ndim)
-    return KVCache(
-        k=begin(working.k, pieces.k),
-        v=begin(working.v, pieces.v),
-        positions=begin(working.positions, pieces.positions),
-        segments=begin(working.segments, pieces.segments),
-        cursor=pieces.cursor,
-    )
+    config = dataclasses.replace(config, remat="none")  # no backward pass here
+    requests = _requests(prompts, pieces, sampling, config)
+    result = Generation([[] for _ in prompts], ["length"] * len(prompts), Timings())
+    logits: list[tuple[list[int], np.ndarray]] = []
+    with show_progress(len(requests), "generate", "answers", quiet=not progress) as bar:
+        for batch in _batches(requests, config, rows_per_call):
+            with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+                found = _Batch(params, config, batch, list(eos_ids), return_logits).run(result, on_tokens, stream_every)
+            if found is not None:
+                logits.append(([request.number for request in batch], found))
+            bar.update(len(batch))
+    if return_logits:
+        longest = max((found.shape[1] for _, found in logits), default=0)
+        result.logits = np.zeros((len(prompts), longest, config.vocab_size), np.float32)
+        for numbers, found in logits:
+            result.logits[numbers, : found.shape[1]] = found
+    return result
 
 
 def load_pieces(
-    pieces: Sequence[Sequence[DocumentKV]], config: ModelConfig, rows: int | None = None, slots: int | None = None
+    pieces: Sequence[Sequence[DocumentKV]],
+    config: ModelConfig,
+    rows: int | None = None,
+    slots: int | None = None,
 ) -> Loaded:
     """Records of each row side by side in one host array, in the order given.
 
@@ -236,140 +160,111 @@ def load_pieces(
     return Loaded(KV(k, v), positions, segments)  # type: ignore[arg-type]
 
 
-def generate(
-    params: Params,
-    config: ModelConfig,
-    prompts: Sequence[Sequence[int]],
-    *,
-    pieces: Sequence[Sequence[DocumentKV]] | None = None,
-    sampling: Sampling | Sequence[Sampling] = Sampling(),
-    eos_ids: Sequence[int] = (),
-    return_logits: bool = False,
-    rows_per_call: int = ROWS_PER_CALL,
-    mesh: Mesh | None = None,
-    on_tokens: Callable[[int, list[int]], None] | None = None,
-    stream_every: int = 1,
-) -> Generation:
-    """Continues prompts, each after its own cached pieces.
-
-    Prompts of similar length are decoded together; results are in the order given and do not depend on the company.
-
-    Args:
-      prompts: token ids, at least one each.
-      pieces: for each prompt the records that stand before it, in order: positions run through them and on through
-        the prompt, as if it were one text.
-      sampling: one setting for all prompts or one for each.
-      eos_ids: tokens that end an answer.
-      on_tokens: called with (number of the prompt, its new tokens) every `stream_every` tokens.
-
-    Raises:
-      GritError: an empty prompt, an id outside the vocabulary, or a record of another model.
-    """
-    config = dataclasses.replace(config, remat="none")  # no backward pass here
-    requests = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+def _requests(prompts, pieces, sampling, config: ModelConfig) -> list[Request]:
+    settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     pieces = pieces if pieces is not None else [()] * len(prompts)
-    if len(requests) != len(prompts) or len(pieces) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts, {len(requests)} samplings, {len(pieces)} lists of pieces")
+    if len(settings) != len(prompts) or len(pieces) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts, {len(settings)} samplings, {len(pieces)} lists of pieces")
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise GritError(f"prompt {i} is empty: there is nothing to continue")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise GritError(f"prompt {i} has a token id outside the vocabulary (0 to {config.vocab_size - 1})")
-    cached = [sum(len(piece.tokens) for piece in row) for row in pieces]
-    order = sorted(range(len(prompts)), key=lambda i: (cached[i] + len(prompts[i]), i))
-    result = Generation([[] for _ in prompts], ["length"] * len(prompts), Timings())
-    parts: list[tuple[list[int], np.ndarray]] = []
-    for start in range(0, len(order), rows_per_call):
-        chosen = order[start : start + rows_per_call]
-        with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-            logits = _generate_together(
-                params, config, chosen, prompts, pieces, requests, list(eos_ids), return_logits, result, on_tokens,
-                stream_every,
-            )  # fmt: skip
-        if logits is not None:
-            parts.append((chosen, logits))
-    if return_logits:
-        longest = max((logits.shape[1] for _, logits in parts), default=0)
-        result.logits = np.zeros((len(prompts), longest, config.vocab_size), np.float32)
-        for chosen, logits in parts:
-            result.logits[chosen, : logits.shape[1]] = logits
-    return result
+    return [Request(i, *parts) for i, parts in enumerate(zip(prompts, pieces, settings, strict=True))]
 
 
-def _generate_together(
-    params, config, chosen, prompts, pieces, requests, eos_ids, return_logits, result, on_tokens, stream_every
-) -> np.ndarray | None:
-    """One batch: fills `result` at `chosen` and returns its logits if they are wanted."""
-    start = time.perf_counter()
-    rows = 1 << (len(chosen) - 1).bit_length()
-    # Rows that fill the batch up repeat the last prompt without pieces and end at their first token.
-    mine = [prompts[i] for i in chosen]
-    limit = np.ones(rows, np.int32)
-    limit[: len(chosen)] = [requests[i].max_new_tokens for i in chosen]
-    ignore = np.zeros(rows, bool)
-    ignore[: len(chosen)] = [requests[i].ignore_eos for i in chosen]
-    settings = [requests[i] for i in chosen] + [requests[chosen[-1]]] * (rows - len(chosen))
-    width = bucket(max(map(len, mine)), SHORTEST_PROMPT)
-    tokens = np.zeros((rows, width), np.int32)
-    lengths = np.ones(rows, np.int32)
-    for r, prompt in enumerate(mine):
-        tokens[r, : len(prompt)], lengths[r] = prompt, len(prompt)
-    loaded = None
-    if any(len(pieces[i]) for i in chosen):
-        loaded = jax.device_put(load_pieces([pieces[i] for i in chosen], config, rows))
-        jax.block_until_ready(loaded)
-    new_tokens = bucket(int(limit.max()), SHORTEST_ANSWER)
-    slots = (loaded.positions.shape[1] if loaded is not None else 0) + width + new_tokens
-    slots = round_up(slots, BLOCK if slots > 2 * BLOCK else 128)
-    sampling = sampling_rows(settings)
-    limits = Limits(limit, ignore, np.asarray(eos_ids or [-1], np.int32))  # type: ignore[arg-type]
-    result.timings.load += (now := time.perf_counter()) - start
-
-    state = prefill_step(
-        params, tokens, lengths, loaded, sampling, limits,
-        config=config, slots=slots, new_tokens=new_tokens, return_logits=return_logits,
-    )  # fmt: skip
-    state.token.block_until_ready()
-    result.timings.prefill += (after := time.perf_counter()) - now
-    told = 0
-    answers: list[list[int]] = [[] for _ in chosen]
-    ended = [False] * len(chosen)
-    while True:
-        # Read before the state is handed on: its buffers are gone afterwards.
-        step, finished = int(state.step), bool(np.asarray(state.done).all())
-        if on_tokens is not None or finished:
-            found = np.asarray(state.tokens[: len(chosen), told:step])
-            for r, i in enumerate(chosen):
-                fresh = _answer(found[r].tolist(), requests[i], eos_ids, len(answers[r]), ended[r])
-                answers[r] += fresh.tokens
-                if fresh.stopped:
-                    ended[r], result.finished[i] = True, "stop"
-                if on_tokens is not None and fresh.tokens:
-                    on_tokens(i, fresh.tokens)
-            told = step
-        if finished:
-            break
-        until = step + stream_every if on_tokens is not None else new_tokens
-        state = decode_step(params, state, np.int32(until), sampling, limits, config=config)
-    result.timings.decode += time.perf_counter() - after
-    for r, i in enumerate(chosen):
-        result.tokens[i] = answers[r]
-    return np.asarray(state.logits[: len(chosen), : int(state.step)]) if return_logits else None
+def _batches(requests: Sequence[Request], config: ModelConfig, rows_per_call: int) -> Iterator[list[Request]]:
+    """Requests that are decoded together: alike in length, and no more than fit the memory."""
+    c = config
+    slot = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
+    batch: list[Request] = []
+    longest = 0
+    for request in sorted(requests, key=lambda r: (bucket(r.cached, SHORTEST_PIECES), len(r.prompt))):
+        mine = request.cached + len(request.prompt) + request.sampling.max_new_tokens
+        longest = max(longest, mine)
+        full = len(batch) == rows_per_call or _padded(len(batch) + 1) * longest * slot > MOST_CACHE_BYTES
+        if batch and full:
+            yield batch
+            batch, longest = [], mine
+        batch.append(request)
+    if batch:
+        yield batch
 
 
-@dataclasses.dataclass
-class _Fresh:
-    tokens: list[int]
-    stopped: bool
+def _padded(rows: int) -> int:
+    return 1 << (rows - 1).bit_length()
 
 
-def _answer(found: list[int], request: Sampling, eos_ids: Sequence[int], have: int, ended: bool) -> _Fresh:
-    """What of newly decoded tokens belongs to the answer."""
-    if ended:
-        return _Fresh([], False)
-    found = found[: request.max_new_tokens - have]
-    if not request.ignore_eos:
-        end = next((n for n, token in enumerate(found) if token in eos_ids), None)
-        if end is not None:
-            return _Fresh(found[:end], True)
-    return _Fresh(found, False)
+class _Batch:
+    """One run of the compiled programs over a few requests."""
+
+    def __init__(
+        self, params: Params, config: ModelConfig, requests: list[Request], eos_ids: list[int], return_logits: bool
+    ):
+        self.params, self.config, self.requests = params, config, requests
+        self.eos_ids, self.return_logits = eos_ids, return_logits
+        self.answers: list[list[int]] = [[] for _ in requests]
+        self.ended = [False] * len(requests)
+
+    def run(self, result: Generation, on_tokens: OnTokens | None, stream_every: int) -> np.ndarray | None:
+        """Fills `result` at the requests' numbers; the logits `[b, new, V]` if they are wanted."""
+        start = time.perf_counter()
+        rows = _padded(len(self.requests))
+        loaded = None
+        if any(len(request.pieces) for request in self.requests):
+            loaded = jax.device_put(load_pieces([request.pieces for request in self.requests], self.config, rows))
+            jax.block_until_ready(loaded)
+        result.timings.load += (now := time.perf_counter()) - start
+
+        # The rows that fill the batch up have one token to read and end with their first one.
+        longest = max(request.sampling.max_new_tokens for request in self.requests)
+        limits, ignore = np.ones(rows, np.int32), np.zeros(rows, bool)
+        tokens = np.zeros((rows, bucket(max(len(r.prompt) for r in self.requests), SHORTEST_PROMPT)), np.int32)
+        lengths = np.ones(rows, np.int32)
+        for r, request in enumerate(self.requests):
+            limits[r], ignore[r] = request.sampling.max_new_tokens, request.sampling.ignore_eos
+            tokens[r, : len(request.prompt)], lengths[r] = request.prompt, len(request.prompt)
+        fillers = [self.requests[-1].sampling] * (rows - len(self.requests))
+        sampling = sampling_rows([*(request.sampling for request in self.requests), *fillers])
+        limit = Limits(limits, ignore, np.asarray(self.eos_ids or [-1], np.int32))  # type: ignore[arg-type]
+        new_tokens = bucket(longest, SHORTEST_ANSWER)
+        slots = (loaded.positions.shape[1] if loaded is not None else 0) + tokens.shape[1] + new_tokens
+        slots = round_up(slots, BLOCK if slots > 2 * BLOCK else 128)
+        state = prefill_step(
+            self.params, tokens, lengths, loaded, sampling, limit,
+            config=self.config, slots=slots, new_tokens=new_tokens, return_logits=self.return_logits,
+        )  # fmt: skip
+        state.token.block_until_ready()
+        result.timings.prefill += (after := time.perf_counter()) - now
+
+        told = 0
+        while True:
+            # Read before the state is handed on: its buffers are gone afterwards.
+            step, finished = int(state.step), bool(np.asarray(state.done).all())
+            if on_tokens is not None or finished:
+                self._collect(state, told, step, on_tokens)
+                told = step
+            if finished:
+                break
+            until = step + stream_every if on_tokens is not None else new_tokens
+            state = decode_step(self.params, state, np.int32(until), sampling, limit, config=self.config)
+        result.timings.decode += time.perf_counter() - after
+        for request, answer, ended in zip(self.requests, self.answers, self.ended, strict=True):
+            result.tokens[request.number] = answer
+            result.finished[request.number] = "stop" if ended else "length"
+        return np.asarray(state.logits[: len(self.requests), : int(state.step)]) if self.return_logits else None
+
+    def _collect(self, state: DecodeState, told: int, step: int, on_tokens: OnTokens | None) -> None:
+        """Takes what belongs to the answers of the tokens number `told` to `step`."""
+        found = np.asarray(state.tokens[: len(self.requests), told:step])
+        for r, request in enumerate(self.requests):
+            if self.ended[r]:
+                continue
+            fresh = found[r].tolist()[: request.sampling.max_new_tokens - len(self.answers[r])]
+            if not request.sampling.ignore_eos:
+                end = next((n for n, token in enumerate(fresh) if token in self.eos_ids), None)
+                self.ended[r] = end is not None
+                fresh = fresh[:end]
+            self.answers[r] += fresh
+            if on_tokens is not None and fresh:
+                on_tokens(request.number, fresh)

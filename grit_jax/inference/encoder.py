@@ -25,7 +25,8 @@ from grit_jax.inference.plan import TOKENS_PER_SEGMENT, Call, plan_calls
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.pooling import PoolingMethod, normalize, pool
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.progress import Progress, progress as show_progress
+from grit_jax.progress import Progress
+from grit_jax.progress import progress as show_progress
 from grit_jax.sharding import ShardingRules, put_rows
 from grit_jax.types import KV, AttentionMode, DocumentKV, GritError, Rows
 
@@ -93,9 +94,7 @@ def embed_rows(
     return RowVectors(normalize(pool(out.hidden, rows.segments, mask, segments_per_row, pooling)), out.kv)
 
 
-encode_step = jax.jit(
-    embed_rows, static_argnames=("config", "pooling", "mode", "segments_per_row", "return_kv")
-)
+encode_step = jax.jit(embed_rows, static_argnames=("config", "pooling", "mode", "segments_per_row", "return_kv"))
 
 
 class Encoder:
@@ -214,7 +213,7 @@ class Encoder:
                 yield EncodedText(vector, encoded.caches[i] if encoded.caches else None)
 
     def format(self, texts: Sequence[str], instruction: str = "", max_length: int = 512) -> FormattedTexts:
-        """Token ids of texts in the embedding format, cut to `max_length`, and how many of them are instruction and tags.
+        """Token ids of texts in the embedding format, cut to `max_length`, and the number of their tags.
 
         Raises:
           GritError: as `encode`.
@@ -250,9 +249,7 @@ class Encoder:
         platform = (self.mesh.devices.flat[0] if self.mesh is not None else jax.devices()[0]).platform
         return TOKENS_PER_CALL.get(platform, TOKENS_PER_CALL["gpu"]) * self._row_multiple
 
-    def _dispatch(
-        self, call: Call, ids: Sequence[Sequence[int]], starts: Sequence[int], return_kv: bool
-    ) -> RowVectors:
+    def _dispatch(self, call: Call, ids: Sequence[Sequence[int]], starts: Sequence[int], return_kv: bool) -> RowVectors:
         """Lays the rows of a call out and starts it; the result is awaited in `_collect`."""
         shape = (call.rows, call.length)
         tokens = np.full(shape, self.tokenizer.pad_id, np.int32)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
@@ -19,12 +19,13 @@ import tokenizers
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from grit_jax.data.chat import FORMATS, ChatFormat, turns_of
+from grit_jax.data.chat import FORMATS, ChatFormat
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.decode import Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
 from grit_jax.inference.plan import bucket
-from grit_jax.inference.sampling import Sampling
+from grit_jax.inference.sampling import GREEDY, Sampling
+from grit_jax.inference.text import Prompts, TextWriter, conversations
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.pooling import PoolingMethod
@@ -32,8 +33,6 @@ from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, par
 from grit_jax.sharding import ShardingRules, fit
 from grit_jax.types import AttentionMode, DocumentKV, GritError
 
-Message = Mapping[str, str]  # {"role": ..., "content": ...}
-_NEVER_WHOLE = "\U0003fffd"  # unassigned: no vocabulary has it whole
 HASH_CHUNK = 1 << 24  # numbers hashed at a time
 
 
@@ -56,7 +55,12 @@ class ModelOutput:
 
 @functools.partial(jax.jit, static_argnames=("config", "mode"))
 def forward_step(
-    params: Params, tokens: Int[Array, "B T"], mask: Int[Array, "B T"], *, config: ModelConfig, mode: AttentionMode
+    params: Params,
+    tokens: Int[Array, "B T"],
+    mask: Int[Array, "B T"],
+    *,
+    config: ModelConfig,
+    mode: AttentionMode,
 ) -> Float[Array, "B T D"]:
     """Hidden states of padded rows. Positions count the tokens that the mask keeps: padding may be on either side."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
@@ -135,9 +139,7 @@ class GritLM:
             pooling or found.pooling, mode=found.embedding_mode, stop_ids=found.stop_token_ids, mesh=mesh,
         )  # fmt: skip
 
-    def save_pretrained(
-        self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
-    ) -> None:
+    def save_pretrained(self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) -> None:
         """Writes a directory that `from_pretrained`, transformers, sentence-transformers and vLLM open.
 
         `dtype` None keeps that of the computation.
@@ -186,7 +188,7 @@ class GritLM:
 
     def generate(
         self,
-        prompts: str | Sequence[str] | Sequence[Message] | Sequence[str | Sequence[Message]],
+        prompts: Prompts,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -208,7 +210,7 @@ class GritLM:
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, ignore_eos)
         ids = self.prompt_ids(prompts)
-        writers = [_TextWriter(self.tokenizer, on_text, i) for i in range(len(ids))] if on_text else []
+        writers = [TextWriter(self.tokenizer, on_text, i) for i in range(len(ids))] if on_text else []
         on_tokens = (lambda i, tokens: writers[i].write(tokens)) if on_text else None
         found = self.generate_ids(ids, sampling=sampling, on_tokens=on_tokens)
         for writer in writers:
@@ -220,7 +222,7 @@ class GritLM:
         prompts: Sequence[Sequence[int]],
         *,
         pieces: Sequence[Sequence[DocumentKV]] | None = None,
-        sampling: Sampling | Sequence[Sampling] = Sampling(),
+        sampling: Sampling | Sequence[Sampling] = GREEDY,
         return_logits: bool = False,
         on_tokens: Callable[[int, list[int]], None] | None = None,
     ) -> Generation:
@@ -230,12 +232,9 @@ class GritLM:
             return_logits=return_logits, mesh=self.mesh, on_tokens=on_tokens,
         )  # fmt: skip
 
-    def prompt_ids(
-        self, prompts: str | Sequence[str] | Sequence[Message] | Sequence[str | Sequence[Message]]
-    ) -> list[list[int]]:
+    def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
         """Token ids of prompts in the chat format, the assistant's tag last. See `generate` for what a prompt is."""
-        conversations = [self._turns(prompt, where) for prompt, where in _prompts(prompts)]
-        pieces = [self.chat.render_turns(turns) for turns in conversations]
+        pieces = [self.chat.render_turns(turns) for turns in conversations(prompts)]
         return [[i for part in parts for i in part] for parts in self.tokenizer.encode_pieces(pieces)]
 
     def __call__(
@@ -293,63 +292,8 @@ class GritLM:
         with self._mesh():
             return logits_step(self.params, jnp.pad(hidden, pad), config=self.config)[:B, :T]
 
-    def _turns(self, prompt: Any, where: str) -> list[str]:
-        if isinstance(prompt, str):
-            return [prompt]
-        try:
-            turns = turns_of(prompt)
-        except GritError as error:
-            raise GritError(f"{where}: {error}") from None
-        if len(turns) % 2 == 0:
-            raise GritError(f"{where}: the last message must be the user's, there is nothing to answer")
-        return turns
-
     def _mesh(self) -> Any:
         return jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext()
-
-
-class _TextWriter:
-    """Tokens to text as they come; what a later token may still change is held back.
-
-    That is a character whose bytes are not all there yet and, in vocabularies that fall back to bytes, any run of
-    bytes: an invalid one spoils all of it. Whether it does is tried out with the last byte of a rare character.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[int, str], None], number: int):
-        self._tokenizer, self._on_text, self._number = tokenizer, on_text, number
-        self._byte = tokenizer.encode(_NEVER_WHOLE)[-1:]
-        self._ids: list[int] = []
-        self._said = ""
-
-    def write(self, tokens: Sequence[int]) -> None:
-        self._ids += tokens
-        text = self._tokenizer.decode(self._ids)
-        spoilt = self._tokenizer.decode(self._ids + self._byte)
-        if not text.endswith("\ufffd") and spoilt.startswith(text):
-            self._say(text)
-
-    def finish(self) -> None:
-        """Says what was held back."""
-        self._say(self._tokenizer.decode(self._ids))
-
-    def _say(self, text: str) -> None:
-        if len(text) > len(self._said):
-            self._on_text(self._number, text[len(self._said) :])
-            self._said = text
-
-
-def _prompts(prompts: Any) -> Iterator[tuple[Any, str]]:
-    """Each prompt with its name in messages to the person."""
-    if isinstance(prompts, str) or (len(prompts) and all(isinstance(item, Mapping) for item in prompts)):
-        yield prompts, "prompt"
-        return
-    for i, prompt in enumerate(prompts):
-        is_conversation = isinstance(prompt, Sequence) and all(isinstance(item, Mapping) for item in prompt)
-        if not (isinstance(prompt, str) or is_conversation):
-            raise GritError(
-                f"prompt {i} is neither a string nor a list of {{'role', 'content'}} messages: {prompt!r:.60}"
-            )
-        yield prompt, f"prompt {i}"
 
 
 def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
@@ -362,7 +306,9 @@ def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
 
 def _adds_bos(directory: Path, bos_id: int | None) -> bool:
     """Whether the tokenizer of a directory begins a text with the beginning of sequence by itself."""
-    return bos_id is not None and tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).encode("").ids[:1] == [bos_id]
+    return bos_id is not None and tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).encode("").ids[
+        :1
+    ] == [bos_id]
 
 
 def _chunks(values: np.ndarray) -> Iterator[np.ndarray]:

@@ -71,7 +71,11 @@ def plan_calls(lengths: Sequence[int], tokens_per_call: int, row_multiple: int =
 
 
 def _full_calls(
-    lengths: Sequence[int], texts: Sequence[int], tokens_per_call: int, row_multiple: int, row_length: int | None
+    lengths: Sequence[int],
+    texts: Sequence[int],
+    tokens_per_call: int,
+    row_multiple: int,
+    row_length: int | None,
 ) -> tuple[list[Call], list[tuple[int, list[int]]]]:
     """Full calls, and the rows `(length, texts)` that do not fill one."""
     groups: dict[int, list[list[int]]] = defaultdict(list)
@@ -89,9 +93,7 @@ def _full_calls(
     return calls, left
 
 
-def _fill_rows(
-    lengths: Sequence[int], texts: Sequence[int], row_length: int | None
-) -> list[tuple[int, list[int]]]:
+def _fill_rows(lengths: Sequence[int], texts: Sequence[int], row_length: int | None) -> list[tuple[int, list[int]]]:
     """Best fit decreasing in O(n log n): open rows are found by the room they have left."""
     rows: list[tuple[int, list[int]]] = []
     by_room: dict[int, list[int]] = defaultdict(list)

@@ -48,6 +48,9 @@ class Sampling:
             raise GritError(f"top_k must be 0 (all tokens) or above, is {self.top_k}")
 
 
+GREEDY = Sampling()
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class SamplingRows:

@@ -1,4 +1,4 @@
-"""Reading: from a layout, its questions and its documents to answers. Where the documents come from is not its business."""
+"""Reading: from questions with their documents, in a layout, to answers. Finding documents is done elsewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from grit_jax.inference.sampling import Sampling
 from grit_jax.types import DocumentKV, GritError
 
 DOCUMENT_CACHES: tuple[Mode, ...] = ("doc", "query-doc", "doc-query")  # layouts that read documents from records
+SHORT = Sampling(max_new_tokens=16)  # the original's answers
 QUERY_CACHES: tuple[Mode, ...] = ("query", "query-doc", "doc-query")  # layouts that read the query from a record
 
 
@@ -76,7 +77,7 @@ class Reader:
             for layout, parts in zip(layouts, encoded, strict=True)
         ]
 
-    def read(self, readings: Sequence[Reading], sampling: Sampling = Sampling(max_new_tokens=16)) -> Readings:
+    def read(self, readings: Sequence[Reading], sampling: Sampling = SHORT) -> Readings:
         """Generates the answers, all readings together.
 
         Raises:

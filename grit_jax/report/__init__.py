@@ -1,7 +1,7 @@
 """The report of a quickstart: one self-contained HTML page, and the same in plain text for the terminal.
 
-Pure functions of the report dictionary (what `report.json` holds) and of the metrics lines. Every part of the dictionary may
-be missing: what is not there is not shown.
+Pure functions of the report dictionary (what `report.json` holds) and of the metrics lines. Every part of the
+dictionary may be missing: what is not there is not shown.
 """
 
 from __future__ import annotations

@@ -36,11 +36,16 @@ MODES: tuple[ModeFacts, ...] = (
 PLAIN_MODE, DOC_MODE = "doc-then-query", "doc"  # the same order, without and with the document's cache
 
 SYSTEMS: tuple[tuple[str, str], ...] = (
-    ("trained", "trained"), ("base", "base"), ("untrained", "untrained"), ("bm25", "BM25"),
-)  # fmt: skip
+    ("trained", "trained"),
+    ("base", "base"),
+    ("untrained", "untrained"),
+    ("bm25", "BM25"),
+)
 RETRIEVAL_SCORES: tuple[tuple[str, str], ...] = (
-    ("recall@1", "recall@1"), ("recall@10", "recall@10"), ("ndcg@10", "nDCG@10"),
-)  # fmt: skip
+    ("recall@1", "recall@1"),
+    ("recall@10", "recall@10"),
+    ("ndcg@10", "nDCG@10"),
+)
 LOSSES: tuple[tuple[str, str, str], ...] = (
     ("loss_emb", "Finding", "contrastive loss: picking the right document from the batch"),
     ("loss_gen", "Writing", "language loss: nats per predicted token"),
@@ -85,7 +90,9 @@ def count(value: float | None) -> str:
 
 def millions(value: float) -> str:
     """1234567 -> '1.23 million'; small ones in full."""
-    return f"{value / 1e9:.3g} billion" if value >= 1e9 else f"{value / 1e6:.3g} million" if value >= 1e5 else count(value)
+    return (
+        f"{value / 1e9:.3g} billion" if value >= 1e9 else f"{value / 1e6:.3g} million" if value >= 1e5 else count(value)
+    )
 
 
 def score(value: float | None) -> str:
@@ -98,7 +105,15 @@ def decimal(value: float | None) -> str:
     if value is None:
         return MISSING
     size = abs(value)
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3g}"
+    return (
+        f"{value:,.0f}"
+        if size >= 1000
+        else f"{value:.1f}"
+        if size >= 10
+        else f"{value:.2f}"
+        if size >= 1
+        else f"{value:.3g}"
+    )
 
 
 def latency(value: float | None) -> str:
@@ -152,7 +167,7 @@ def normalise(answer: str) -> str:
 
 
 def is_right(sample: Mapping[str, Any], mode: str) -> bool:
-    """Whether a sample's answer counts as a match: `sample["right"][mode]` if it says so, else gold inside the answer."""
+    """Whether a sample's answer is a match: as `sample["right"][mode]` says, else whether it contains the gold one."""
     told = part(sample, "right").get(mode)
     if isinstance(told, bool):
         return told
@@ -160,10 +175,21 @@ def is_right(sample: Mapping[str, Any], mode: str) -> bool:
     return normalise(gold) in normalise(answer) if normalise(gold) else gold.strip() == answer.strip()
 
 
+def searched(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer scores with documents found by search; a mode without a document has none."""
+    return {m.name: part(report, "rag_retrieved", m.name) for m in MODES if m.group != CLOSED}
+
+
 def headline(report: Mapping[str, Any]) -> str:
-    """What was trained on what, how large, how long: one sentence."""
+    """What was trained on what, how large, how long: one sentence; '' when the report says nothing of it."""
     parameters, trained_on = number(report, "model", "parameters"), number(report, "corpus", "train")
-    steps, seconds, total = number(report, "training", "steps"), number(report, "training", "seconds"), number(report, "seconds")
+    steps, seconds, total = (
+        number(report, "training", "steps"),
+        number(report, "training", "seconds"),
+        number(report, "seconds"),
+    )
+    if not any(part(report, key) for key in ("corpus", "model", "training")):
+        return ""
     packages = [plain(p) for p in items(report, "corpus", "packages")]
     named = ", ".join(packages[:7]) + (f" and {len(packages) - 7} more" if len(packages) > 7 else "")
     words = ["One language model"]
@@ -194,7 +220,9 @@ def retrieval_sentence(report: Mapping[str, Any]) -> str:
         said += [f"Each of {count(queries)} held-out queries looks for its one document among {count(pool)}."]
     ours, random, words = (number(report, "retrieval", s, "ndcg@10") for s in ("trained", "untrained", "bm25"))
     if ours is not None and random:
-        said += [f"The trained model's nDCG@10 is {score(ours)}, {decimal(ours / random)} times that of an untrained one."]
+        said += [
+            f"The trained model's nDCG@10 is {score(ours)}, {decimal(ours / random)} times that of an untrained one."
+        ]
     if ours is not None and words is not None:
         verdict = "ahead of" if ours > words else "behind" if ours < words else "level with"
         said += [f"That is {verdict} BM25, search by matching words ({score(words)})."]
@@ -206,8 +234,10 @@ def language_sentence(report: Mapping[str, Any]) -> str:
     before, after = number(report, "language", "perplexity_before"), number(report, "language", "perplexity_after")
     if before is None or not after:
         return ""
-    return (f"On held-out documentation, perplexity went from {decimal(before)} (random weights) to {decimal(after)}: "
-            f"{decimal(before / after)} times less surprise at each token.")  # fmt: skip
+    return (
+        f"On held-out documentation, perplexity went from {decimal(before)} (random weights) to {decimal(after)}: "
+        f"{decimal(before / after)} times lower."
+    )
 
 
 def rag_sentence(report: Mapping[str, Any]) -> str:
@@ -218,9 +248,11 @@ def rag_sentence(report: Mapping[str, Any]) -> str:
     if asked is not None:
         said += [f"{count(asked)} questions whose answer stands word for word in one held-out document."]
     if plain_match is not None and doc_match is not None:
-        kept = f", {doc_match / plain_match:.0%} of it" if plain_match else ""
-        said += [f"With the document in the prompt the model is right in {plain_match:.1%} of them;"
-                 f" with the document's cache in its place, in {doc_match:.1%}{kept}."]  # fmt: skip
+        kept = f" ({doc_match / plain_match:.0%} as often)" if plain_match else ""
+        said += [
+            f"With the document in the prompt the model is right in {plain_match:.1%} of them;"
+            f" with the document's cache in its place, in {doc_match:.1%}{kept}."
+        ]
     if closed is not None:
         said += [f"Without the document: {closed:.1%}."]
     slow, fast = number(report, "rag", PLAIN_MODE, "seconds"), number(report, "rag", DOC_MODE, "seconds")
@@ -234,12 +266,21 @@ def index_sentence(report: Mapping[str, Any]) -> str:
     index, said = part(report, "index"), []
     if number(index, "documents") is not None:
         took = f" in {duration(number(index, 'seconds'))}" if number(index, "seconds") is not None else ""
-        said += [f"{count(number(index, 'documents'))} documents were read once{took}; the same pass gave vector and cache."]
-    stored = [f"{size(number(index, key))} of {name}" for key, name in (("bytes_kv", "keys and values"), ("bytes_vectors", "vectors"))
-              if number(index, key) is not None]  # fmt: skip
+        said += [
+            f"{count(number(index, 'documents'))} documents were read once{took}; the same pass gave vector and cache."
+        ]
+    stored = [
+        f"{size(number(index, key))} of {name}"
+        for key, name in (("bytes_kv", "keys and values"), ("bytes_vectors", "vectors"))
+        if number(index, key) is not None
+    ]
     if stored:
         each = number(index, "bytes_per_token_per_layer")
-        said += ["On disk: " + " and ".join(stored) + (f" ({count(each)} bytes a token and layer)." if each is not None else ".")]
+        said += [
+            "On disk: "
+            + " and ".join(stored)
+            + (f" ({count(each)} bytes a token and layer)." if each is not None else ".")
+        ]
     return " ".join(said)
 
 
@@ -249,16 +290,19 @@ def limits(report: Mapping[str, Any]) -> list[str]:
     asked, match = number(report, "rag_questions"), number(report, "rag", PLAIN_MODE, "match")
     if asked and match is not None:
         half = 1.96 * math.sqrt(max(match * (1 - match), 0.0) / asked)
-        notes += [f"With {count(asked)} questions, a match score is known to about {half:.3f} either way (95%): "
-                  "smaller differences between modes mean nothing."]  # fmt: skip
+        notes += [
+            f"With {count(asked)} questions, a match score is known to about {half:.3f} either way (95%): "
+            "smaller differences between modes mean nothing."
+        ]
     notes += [
         f"One run, one seed ({plain(report['seed'])})." if "seed" in report else "One run, one seed.",
-        "The questions are cut from the documents by a program (a default value, the next parameter, the next words). They "
-        "test finding and copying from a document, not reasoning.",
+        "The questions are cut from the documents by a program (a default value, the next parameter, the next words). "
+        "They test finding and copying from a document, not reasoning.",
         "In the answer scores the right document is given, unless a score says that the document was found by search.",
-        "The search scores belong to this pool of documents. A larger pool is harder; published benchmarks are not comparable.",
+        "The search scores belong to this pool of documents. A larger pool is harder, and published benchmarks do "
+        "not compare.",
         "Perplexity depends on the tokenizer: it compares models that share one, and no others.",
         "A model this small knows what it was trained on. It will write fluent nonsense about anything else.",
-        "Seconds were measured on this machine with short documents. What a cache saves grows with the document's length.",
+        "Seconds were measured on this machine with short documents. What a cache saves grows with their length.",
     ]
     return notes + [plain(note) for note in items(report, "notes")]

@@ -14,13 +14,15 @@ _WRONG = '<svg viewBox="0 0 12 12" aria-hidden="true"><path d="M2 2l8 8M10 2l-8 
 
 
 def marked(text: str, answer: str) -> tuple[str, bool]:
-    """`text` as HTML with every occurrence of `answer` marked, whole words where there are any; and whether one was found."""
+    """`text` as HTML with every occurrence of `answer` marked, whole words if there are any; whether one was found."""
     answer = plain(answer).strip()
     text = plain(text)
     if not answer:
         return escape(text), False
     literal = re.escape(answer)
-    spans = [m.span() for m in re.finditer(rf"(?<!\w){literal}(?!\w)", text)] or [m.span() for m in re.finditer(literal, text)]
+    spans = [m.span() for m in re.finditer(rf"(?<!\w){literal}(?!\w)", text)] or [
+        m.span() for m in re.finditer(literal, text)
+    ]
     pieces, at = [], 0
     for start, end in spans:
         pieces += [escape(text[at:start]), f"<mark>{escape(text[start:end])}</mark>"]
@@ -51,11 +53,11 @@ def sample(entry: Mapping[str, Any]) -> str:
 def _document(document: Mapping[str, Any], gold: str) -> str:
     body, found = marked(plain(document.get("text")), gold)
     points = number(document, "score")
-    notes = [f"similarity {score(points)}"] if points is not None else []
-    notes += [] if found else ["the answer does not stand in it word for word"]
+    notes = f" <span>&#183; similarity {score(points)}</span>" if points is not None else ""
+    notes += "" if found else '<span class="absent">The answer does not stand in it word for word.</span>'
     return (
         f'<figure class="document"><figcaption>Document <code>{escape(document.get("id"))}</code>'
-        f'{"".join(f" <span>&#183; {escape(n)}</span>" for n in notes)}</figcaption>'
+        f"{notes}</figcaption>"
         f'<blockquote tabindex="0">{body}</blockquote></figure>'
     )
 

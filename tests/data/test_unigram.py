@@ -148,3 +148,19 @@ def test_small_corpus_gives_a_small_vocabulary():
 def test_corpora_that_do_not_work(texts, size, message):
     with pytest.raises(GritError, match=message):
         train_tokenizer(texts, size)
+
+
+def test_transformers_opens_it(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    turns = ["Why?", "Because.\nIt is.", "And now: é?"]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    pieces = GRIT.render_turns(turns)
+    assert text == "".join(piece.text for piece in pieces)
+    ids = [i for piece in tokenizer.encode_pieces([pieces])[0] for i in piece]
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 0)
+    for text in ODD[:-6]:
+        assert theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True) == text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from grit_jax.data.chat import GRIT
-from grit_jax.inference import decode
+from grit_jax.inference import steps
 from grit_jax.inference.decode import generate
 from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.sampling import Sampling, kept, sample, sampling_rows
@@ -19,19 +19,20 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
 from grit_jax.types import DocumentKV, GritError
 
-NEW = 10
+NEW = 9
 
 
 @pytest.fixture(scope="module")
 def documents(tiny_config, tiny_params, tiny_tokenizer, sentences) -> list[DocumentKV]:
     encoder = Encoder(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
-    return encoder.encode(sentences[:8], return_cache=True).caches
+    return encoder.encode([text for text in sentences if len(text) < 80][:8], return_cache=True).caches
 
 
 @pytest.fixture(scope="module")
 def prompts(tiny_tokenizer, sentences) -> list[list[int]]:
-    """Ragged: 3 to some 150 tokens."""
-    texts = ["Amber", sentences[20], " ".join(sentences[30:33]), sentences[21]]
+    """Ragged: 3 to some 50 tokens."""
+    short = [text for text in sentences if len(text) < 90]
+    texts = ["Amber", short[20], " ".join(short[30:33]), short[21]]
     return [[tiny_tokenizer.bos_id, *tiny_tokenizer.encode(text)] for text in texts]
 
 
@@ -50,9 +51,7 @@ def test_greedy_equals_recomputation_without_a_cache(tiny_config, tiny_params, p
 @pytest.mark.parametrize("order", [[0], [0, 1], [1, 0], [2, 5, 3], [3, 2, 5]])
 def test_cached_documents_equal_one_dense_pass(tiny_config, tiny_params, documents, prompts, order):
     rows = [documents[i] for i in order]
-    found = generate(
-        tiny_params, tiny_config, [prompts[0]], pieces=[rows], sampling=Sampling(NEW), return_logits=True
-    )
+    found = generate(tiny_params, tiny_config, [prompts[0]], pieces=[rows], sampling=Sampling(NEW), return_logits=True)
     check(found, [dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in rows], prompts[0], NEW)])
 
 
@@ -75,14 +74,16 @@ def test_calls_of_few_rows_keep_the_order(tiny_config, tiny_params, prompts):
     np.testing.assert_allclose(split.logits, whole.logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"sliding_window": 9}, {"attention_bias": True, "qk_norm": True, "tie_word_embeddings": True}])
+@pytest.mark.parametrize(
+    "change", [{"sliding_window": 9}, {"attention_bias": True, "qk_norm": True, "tie_word_embeddings": True}]
+)
 def test_other_families_equal_the_dense_pass(tiny_config, tiny_tokenizer, prompts, sentences, change):
     config = dataclasses.replace(tiny_config, num_hidden_layers=2, **change)
     params = init_params(config, jax.random.key(1))
     encoder = Encoder(config, params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
     rows = encoder.encode(sentences[2:4], return_cache=True).caches
-    found = generate(params, config, [prompts[1]], pieces=[rows], sampling=Sampling(6), return_logits=True)
-    check(found, [dense.greedy(params, config, [piece.tokens for piece in rows], prompts[1], 6)])
+    found = generate(params, config, [prompts[1]], pieces=[rows], sampling=Sampling(4), return_logits=True)
+    check(found, [dense.greedy(params, config, [piece.tokens for piece in rows], prompts[1], 4)])
 
 
 def test_a_long_cache_is_read_in_blocks(tiny_config, tiny_params, tiny_tokenizer, sentences, prompts):
@@ -106,9 +107,7 @@ def test_answers_stop_where_the_model_ends_them(tiny_config, tiny_params, prompt
 
 def test_the_loop_ends_with_the_last_row(tiny_config, tiny_params, prompts):
     first = generate(tiny_params, tiny_config, prompts[:1], sampling=Sampling(1)).tokens[0][0]
-    found = generate(
-        tiny_params, tiny_config, prompts[:1], sampling=Sampling(300), eos_ids=[first], return_logits=True
-    )
+    found = generate(tiny_params, tiny_config, prompts[:1], sampling=Sampling(300), eos_ids=[first], return_logits=True)
     assert found.tokens == [[]] and found.finished == ["stop"] and found.logits.shape[1] == 1
 
 
@@ -133,7 +132,9 @@ def test_streaming_gives_the_same_tokens(tiny_config, tiny_params, prompts, docu
 
 
 def test_seeds_do_not_depend_on_the_company(tiny_config, tiny_params, prompts):
-    settings = [Sampling(NEW, temperature=t, top_p=p, seed=s) for t, p, s in ((1, 1, 5), (0, 1, 0), (0.7, 0.9, 5), (1.3, 1, 9))]
+    settings = [
+        Sampling(NEW, temperature=t, top_p=p, seed=s) for t, p, s in ((1, 1, 5), (0, 1, 0), (0.7, 0.9, 5), (1.3, 1, 9))
+    ]
     together = generate(tiny_params, tiny_config, prompts, sampling=settings).tokens
     for i in range(4):
         assert generate(tiny_params, tiny_config, [prompts[i]], sampling=settings[i]).tokens == [together[i]]
@@ -144,33 +145,40 @@ def test_seeds_do_not_depend_on_the_company(tiny_config, tiny_params, prompts):
 
 
 def test_few_programs_serve_many_prompts(tiny_config, tiny_params, documents, prompts):
-    before = decode.decode_step._cache_size()
+    before = steps.decode_step._cache_size()
     for i in range(1, 8):
-        generate(tiny_params, tiny_config, [prompts[0] * (i % 3 + 1)], pieces=[documents[: i % 2 + 1]], sampling=Sampling(2 + i))
-    assert decode.decode_step._cache_size() - before <= 2
+        generate(
+            tiny_params,
+            tiny_config,
+            [prompts[0] * (i % 3 + 1)],
+            pieces=[documents[: i % 2 + 1]],
+            sampling=Sampling(2 + i),
+        )
+    assert steps.decode_step._cache_size() - before <= 2
 
 
 def test_the_cache_is_updated_in_place(tiny_config, tiny_params):
     """No operation of the compiled loop copies a whole cache."""
     config = dataclasses.replace(tiny_config, num_hidden_layers=2)
     params = init_params(config, jax.random.key(0))
-    sampling, limits = sampling_rows([Sampling()]), decode.Limits(np.ones(1, np.int32), np.zeros(1, bool), np.array([2], np.int32))
+    sampling, limits = (
+        sampling_rows([Sampling()]),
+        steps.Limits(np.ones(1, np.int32), np.zeros(1, bool), np.array([2], np.int32)),
+    )
     state = jax.eval_shape(
-        lambda: decode.prefill(
+        lambda: steps.prefill(
             params, np.zeros((1, 32), np.int32), np.ones(1, np.int32), None, sampling, limits,
             config=config, slots=640, new_tokens=16, return_logits=False,
         )
     )  # fmt: skip
-    text = decode.decode_step.lower(params, state, np.int32(9), sampling, limits, config=config).compile().as_text()
+    text = steps.decode_step.lower(params, state, np.int32(9), sampling, limits, config=config).compile().as_text()
     whole = "f32[2,1,640,2,16]"
     assert whole in text
     copies = [line for line in text.splitlines() if f"= {whole}" in line and " copy(" in line]
     assert not copies, copies
 
 
-@pytest.mark.parametrize(
-    ("prompt", "words"), [([], "empty"), ([5, 10**6], "vocabulary"), ([-1], "vocabulary")]
-)
+@pytest.mark.parametrize(("prompt", "words"), [([], "empty"), ([5, 10**6], "vocabulary"), ([-1], "vocabulary")])
 def test_bad_prompts_are_named(tiny_config, tiny_params, prompt, words):
     with pytest.raises(GritError, match=f"prompt 1.*{words}"):
         generate(tiny_params, tiny_config, [[1], prompt])
@@ -182,7 +190,9 @@ def test_a_record_of_another_model_is_refused(tiny_config, tiny_params, document
         generate(tiny_params, tiny_config, [[1]], pieces=[[wrong]])
 
 
-@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}]
+)
 def test_bad_settings_are_named(bad):
     with pytest.raises(GritError, match=next(iter(bad))):
         Sampling(**bad)
@@ -250,5 +260,12 @@ def test_kept_equals_a_sort():
 def test_decode_reads_bfloat16_too(tiny_config, tiny_params, prompts, documents):
     config: ModelConfig = dataclasses.replace(tiny_config, dtype="bfloat16")
     found = generate(tiny_params, config, prompts, pieces=[documents[:2]] * 4, sampling=Sampling(4), return_logits=True)
-    exact = generate(tiny_params, tiny_config, prompts, pieces=[documents[:2]] * 4, sampling=Sampling(4), return_logits=True)
+    exact = generate(
+        tiny_params,
+        tiny_config,
+        prompts,
+        pieces=[documents[:2]] * 4,
+        sampling=Sampling(4),
+        return_logits=True,
+    )
     assert np.abs(found.logits[:, 0] - exact.logits[:, 0]).max() < 0.1 * np.abs(exact.logits[:, 0]).max()

@@ -88,7 +88,10 @@ def test_truncation_counts_everything_and_cuts_the_end(encoder, sentences):
 def test_a_text_of_few_tokens_and_many_characters_is_read_whole(encoder):
     text = " ".join(["river"] * 40)
     for limit in range(8, 44, 6):  # few enough tokens that the cut in characters would bite
-        assert encoder.format([text * 30], max_length=limit).ids[0] == encoder.format([text * 30], max_length=9999).ids[0][:limit]
+        assert (
+            encoder.format([text * 30], max_length=limit).ids[0]
+            == encoder.format([text * 30], max_length=9999).ids[0][:limit]
+        )
 
 
 def test_long_text_equals_dense_reference(encoder, tiny_params, sentences):

@@ -59,7 +59,10 @@ def test_sentence_transformers_gets_the_prompt_its_tokenizer_needs(directory, ti
 
 def test_encode_takes_one_text_or_many(tiny_model, sentences):
     one, many = tiny_model.encode(sentences[0]), tiny_model.encode(sentences[:3], max_length=64)
-    assert one.shape == (1, tiny_model.config.hidden_size) and many.shape == (3, tiny_model.config.hidden_size)
+    assert one.shape == (1, tiny_model.config.hidden_size) and many.shape == (
+        3,
+        tiny_model.config.hidden_size,
+    )
     np.testing.assert_allclose(one[0], many[0], atol=1e-5)
     many[:] = 0
     encoded = tiny_model.encode(sentences[:3], return_cache=True)
@@ -70,7 +73,12 @@ def test_a_string_is_a_user_s_turn(tiny_model, tiny_tokenizer):
     (ids,) = tiny_model.prompt_ids("Say amber")
     assert tiny_tokenizer.decode(ids, skip_special=False) == "<s><|user|>\nSay amber\n<|assistant|>\n"
     message = [{"role": "user", "content": "Say amber"}]
-    assert tiny_model.prompt_ids(message) == tiny_model.prompt_ids([message]) == tiny_model.prompt_ids(["Say amber"]) == [ids]
+    assert (
+        tiny_model.prompt_ids(message)
+        == tiny_model.prompt_ids([message])
+        == tiny_model.prompt_ids(["Say amber"])
+        == [ids]
+    )
     turns = [*message, {"role": "assistant", "content": " amber "}, {"role": "user", "content": "Again"}]
     (ids,) = tiny_model.prompt_ids([turns])
     expected = "<s><|user|>\nSay amber\n<|assistant|>\namber</s>\n<|user|>\nAgain\n<|assistant|>\n"
@@ -113,7 +121,9 @@ def test_bad_prompts_are_named(tiny_model, prompts, words):
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_call_equals_the_dense_pass_whatever_the_padding(tiny_model, tiny_params, tiny_tokenizer, sentences, mode, side):
+def test_call_equals_the_dense_pass_whatever_the_padding(
+    tiny_model, tiny_params, tiny_tokenizer, sentences, mode, side
+):
     texts = [tiny_tokenizer.encode(text) for text in sentences[:3]]
     T = max(map(len, texts)) + 2
     ids, mask = np.full((3, T), 7), np.zeros((3, T), int)
@@ -167,8 +177,16 @@ def test_absent_and_inconsistent_models_are_named(tiny_model, directory, tmp_pat
         GritLM.from_pretrained(tmp_path)
 
 
-def test_weights_hash_follows_the_weights_and_nothing_else(tiny_model, tiny_config, tiny_params, tiny_tokenizer, directory):
-    same = GritLM(dataclasses.replace(tiny_config, remat="full", scan_layers=False), tiny_params, tiny_tokenizer, GRIT, "cls")
+def test_weights_hash_follows_the_weights_and_nothing_else(
+    tiny_model, tiny_config, tiny_params, tiny_tokenizer, directory
+):
+    same = GritLM(
+        dataclasses.replace(tiny_config, remat="full", scan_layers=False),
+        tiny_params,
+        tiny_tokenizer,
+        GRIT,
+        "cls",
+    )
     assert same.weights_hash == tiny_model.weights_hash == GritLM.from_pretrained(directory).weights_hash
     assert GritLM.from_pretrained(directory, dtype="bfloat16").weights_hash == tiny_model.weights_hash
     changed = dict(tiny_params) | {"final_norm": tiny_params["final_norm"].at[3].add(0.1)}

@@ -1,0 +1,168 @@
+"""The transformer: how it computes never changes what it computes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.layers import rms_norm
+from grit_jax.models.transformer import PARAMETER_AXES, Transformer, init_params, parameter_shapes
+from grit_jax.types import AttentionMode
+
+BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
+CONFIG = ModelConfig(
+    vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, initializer_range=0.3, dtype="float32", remat="none", sliding_window=5,
+)  # fmt: skip
+B, T = 2, 9
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Tokens, positions, segments: two texts and padding in the first row, one in the second."""
+    tokens = np.random.default_rng(0).integers(0, 40, (B, T))
+    positions = np.array([[0, 1, 2, 3, 0, 1, 2, 0, 0], list(range(9))])
+    segments = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1] * 9])
+    return tuple(jnp.asarray(x, jnp.int32) for x in (tokens, positions, segments))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mode"))
+def forward(params, rows, *, config=CONFIG, mode=CAUSAL):
+    """Logits and the keys and values."""
+    model = Transformer(config, params)
+    out = model(*rows, mode=mode, return_kv=True)
+    return model.logits(out.hidden), out.kv
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def gradients(params, rows, *, config=CONFIG):
+    def loss(params):
+        model = Transformer(config, params)
+        hidden = model(*rows, mode=BIDIRECTIONAL).hidden
+        return jnp.sum(jax.nn.log_softmax(model.logits(hidden))[..., 0] * (rows[2] > 0))
+
+    return jax.grad(loss)(params)
+
+
+def assert_equal(ours, theirs, atol=1e-5):
+    for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol, err_msg=str(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "scan_layers": False}],
+    ids=str,
+)  # fmt: skip
+def test_scan_and_remat_change_nothing(params, rows, change):
+    config = dataclasses.replace(CONFIG, **change)
+    if not config.scan_layers:  # remat has no part in a forward pass
+        assert_equal(forward(params, rows, config=config), forward(params, rows))
+    assert_equal(gradients(params, rows, config=config), gradients(params, rows))
+
+
+def test_packing_changes_nothing(params, rows):
+    """In both modes, each text alone (padded to the same shape) has the numbers it has in a shared row."""
+    tokens, positions, segments = rows
+    alone = np.zeros((3, B, T), np.int32)  # one text a row
+    texts = ((0, slice(0, 4)), (0, slice(4, 7)), (1, slice(0, 9)))
+    for row, (b, part) in enumerate(texts[:2]):
+        n = part.stop - part.start
+        alone[:, row, :n] = np.stack([tokens[b, part], np.arange(n), np.ones(n)])
+    for mode in (BIDIRECTIONAL, CAUSAL):
+        together, single = (forward(params, x, mode=mode)[0] for x in (rows, tuple(jnp.asarray(alone))))
+        for row, (b, part) in enumerate(texts[:2]):
+            np.testing.assert_allclose(together[b, part], single[row, : part.stop - part.start], atol=1e-5)
+
+
+def test_causal_is_blind_to_later_tokens_and_bidirectional_is_not(params, rows):
+    tokens, *marks = rows
+    other = tokens.at[1, 4].set((tokens[1, 4] + 1) % 40)
+    for mode, seen in ((CAUSAL, False), (BIDIRECTIONAL, True)):
+        before, after = (forward(params, (t, *marks), mode=mode)[0][1] for t in (tokens, other))
+        changed = np.abs(before - after).max(-1) > 1e-6
+        assert changed[:4].any() == seen and changed[4:].all()
+
+
+def test_blocks_of_rows_in_different_modes(params, rows):
+    mixed, kv = forward(params, rows, mode=((BIDIRECTIONAL, 1), (CAUSAL, 1)))
+    apart = [forward(params, rows, mode=mode) for mode in (BIDIRECTIONAL, CAUSAL)]
+    valid = np.asarray(rows[2]) > 0
+    for row in range(2):
+        np.testing.assert_allclose(mixed[row][valid[row]], apart[row][0][row][valid[row]], atol=1e-5)
+        np.testing.assert_allclose(
+            kv.k[:, row][:, valid[row]], apart[row][1].k[:, row][:, valid[row]], atol=1e-5
+        )
+
+
+def test_returned_keys_are_before_rotary_embedding(params, rows):
+    """So the same text elsewhere (positions shifted by 100) leaves the same record behind."""
+    _, kv = forward(params, rows, mode=BIDIRECTIONAL)
+    first = rms_norm(params["embed"][rows[0]], params["attention_norm"][0], CONFIG.rms_norm_eps)
+    np.testing.assert_allclose(kv.k[0].reshape(B, T, -1), first @ params["key"][0], atol=1e-5)
+    np.testing.assert_allclose(kv.v[0].reshape(B, T, -1), first @ params["value"][0], atol=1e-5)
+    _, moved = forward(params, (rows[0], rows[1] + 100, rows[2]), mode=BIDIRECTIONAL)
+    valid = np.asarray(rows[2]) > 0
+    np.testing.assert_allclose(kv.k[:, valid], moved.k[:, valid], atol=1e-4)
+
+
+def test_bfloat16_computes_near_float32(params, rows):
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    (logits, kv), (expected, _) = forward(params, rows, config=config), forward(params, rows)
+    assert logits.dtype == jnp.float32 and kv.k.dtype == jnp.bfloat16
+    assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_parameters():
+    tied = dataclasses.replace(CONFIG, tie_word_embeddings=True)
+    full = dataclasses.replace(CONFIG, attention_bias=True, qk_norm=True)
+    assert "head" not in parameter_shapes(tied)
+    assert {"query_bias", "key_bias", "value_bias", "query_norm", "key_norm"} <= set(parameter_shapes(full))
+    assert set(parameter_shapes(full)) == set(PARAMETER_AXES)
+    for name, shape in parameter_shapes(full).items():
+        assert len(PARAMETER_AXES[name]) == len(shape), name
+    # Counted by hand: layers of attention 16 x (16 + 8 + 8 + 16), feed-forward 3 x 16 x 24, two norms.
+    assert CONFIG.num_parameters == 2 * (16 * 48 + 3 * 16 * 24 + 32) + 40 * 16 * 2 + 16
+    assert tied.num_parameters == CONFIG.num_parameters - 40 * 16
+
+
+def test_initialisation():
+    config = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, initializer_range=0.02)
+    first, second = init_params(config, jax.random.key(0)), init_params(config, jax.random.key(0))
+    assert all((first[name] == second[name]).all() for name in first)
+    assert all(value.dtype == jnp.float32 for value in first.values())
+    assert np.std(first["up"]) == pytest.approx(0.02, rel=0.05)
+    assert np.std(first["down"]) == pytest.approx(0.02 / 2, rel=0.05)  # sqrt(2 L) = 2
+    assert (first["mlp_norm"] == 1).all() and abs(
+        np.corrcoef(first["gate"][0].ravel(), first["up"][0].ravel())[0, 1]
+    ) < 0.1
+
+
+def test_the_module_is_its_parameters(params):
+    model = Transformer(CONFIG, params)
+    assert {name: value.shape for name, value in model.params().items()} == parameter_shapes(CONFIG)
+    state = nnx.state(model, nnx.Param)
+    assert set(state) == set(params)
+    assert Transformer(CONFIG, rngs=nnx.Rngs(0)).params()["up"].shape == (2, 16, 24)
+    with pytest.raises(ValueError, match="params or rngs"):
+        Transformer(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "change, key",
+    [({"num_key_value_heads": 3}, "num_key_value_heads"), ({"head_dim": 7}, "head_dim"),
+     ({"vocab_size": 0}, "vocab_size"), ({"num_hidden_layers": 0}, "num_hidden_layers")],
+)  # fmt: skip
+def test_sizes_that_do_not_fit(change, key):
+    with pytest.raises(ValueError, match=f"model.{key}"):
+        dataclasses.replace(CONFIG, **change)

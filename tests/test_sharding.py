@@ -1,0 +1,123 @@
+"""Meshes and rules, and one program on one device and on eight."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from grit_jax.sharding import (
+    MeshConfig,
+    ShardingRules,
+    constrain,
+    fit,
+    make_mesh,
+    put_rows,
+    single_device_mesh,
+)
+from grit_jax.types import GritError, Rows
+
+
+def abstract(data, fsdp, tensor):
+    return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def test_rules_name_mesh_axes():
+    rules = ShardingRules()
+    assert rules.spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
+    assert rules.spec(("rows", None)) == PartitionSpec(("data", "fsdp"), None)
+    assert ShardingRules(embed=None).spec(("embed",)) == PartitionSpec(None)
+
+
+def test_fit_leaves_out_what_does_not_divide():
+    mesh = abstract(2, 2, 2)
+    rows = ShardingRules().spec(("rows", None, "heads"))
+    assert fit(rows, (8, 5, 6), mesh) == PartitionSpec(("data", "fsdp"), None, "tensor")
+    assert fit(rows, (6, 5, 6), mesh) == PartitionSpec(None, None, "tensor")
+    assert fit(rows, (8, 5, 3), mesh) == PartitionSpec(("data", "fsdp"), None, None)
+    assert fit(PartitionSpec("fsdp"), (4, 4), mesh) == PartitionSpec("fsdp", None)  # a shorter spec
+    assert fit(rows, (8, 5, 6), abstract(1, 1, 1)) == PartitionSpec(None, None, None)
+
+
+def test_one_device():
+    mesh = single_device_mesh()
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    rows = Rows(*(np.arange(6).reshape(2, 3) + i for i in range(3)))
+    put = put_rows(rows, mesh, ShardingRules())
+    assert isinstance(put.segments, jax.Array)
+    np.testing.assert_array_equal(put.segments, rows.segments)
+    x = np.ones((2, 3))
+    assert constrain(x, ("rows", None)) is x  # outside a mesh it does nothing
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [(MeshConfig(2, 2, 2), "2 x 2 x 2 needs 8 devices, 1 are here"),
+     (MeshConfig(-1, -1, 1), "at most one -1"),
+     (MeshConfig(0, 1, 1), "must be positive"), (MeshConfig(3, -1, 1), "mesh.data")],
+)  # fmt: skip
+def test_meshes_that_do_not_fit(config, words):
+    with pytest.raises(GritError, match=words):
+        make_mesh(config, jax.devices()[:1])
+
+
+PROGRAM = """
+import functools, jax, numpy as np
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.transformer import PARAMETER_AXES, Transformer, init_params
+from grit_jax.sharding import *
+from grit_jax.types import AttentionMode, GritError, Rows
+
+assert len(jax.devices()) == 8
+assert dict(make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+assert dict(make_mesh(MeshConfig(2, -1, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+try:
+    make_mesh(MeshConfig(3, -1, 1))
+    raise SystemExit("3 does not divide 8")
+except GritError as error:
+    assert "8 are here" in str(error)
+
+config = ModelConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, dtype="float32",
+                     num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, remat="dots")
+params, rules = init_params(config, jax.random.key(0)), ShardingRules()
+rng = np.random.default_rng(0)
+rows = Rows(rng.integers(0, 64, (8, 6)).astype(np.int32), np.tile(np.arange(6, dtype=np.int32), (8, 1)),
+            np.tile(np.array([1, 1, 1, 1, 1, 0], np.int32), (8, 1)))
+mode = ((AttentionMode.BIDIRECTIONAL, 4), (AttentionMode.CAUSAL, 4))
+
+@functools.partial(jax.jit)
+@functools.partial(jax.value_and_grad, has_aux=True)
+def program(params, rows):
+    model = Transformer(config, params)
+    logits = model.logits(model(rows.tokens, rows.positions, rows.segments, mode=mode).hidden)
+    return jax.nn.logsumexp(logits, axis=-1).mean(), logits
+
+expected = jax.device_get(program(params, rows))
+mesh = make_mesh(MeshConfig(2, 2, 2))
+shardings = tree_shardings(params, PARAMETER_AXES, mesh, rules)
+assert shardings["up"].spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+with jax.set_mesh(mesh):
+    split = jax.device_put(params, shardings)
+    assert split["up"].addressable_shards[0].data.shape == (2, 8, 16)
+    batch = put_rows(rows, mesh, rules)
+    assert batch.tokens.addressable_shards[0].data.shape == (2, 6)
+    odd = put_rows(np.zeros((3, 2)), mesh, rules)
+    assert odd.sharding.is_fully_replicated
+    result = program(split, batch)
+    assert len(result[0][1].sharding.device_set) == 8
+for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(jax.device_get(result)), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+print("equal on eight devices")
+"""
+
+
+def test_one_program_on_one_device_and_on_eight():
+    """In a process of its own: the number of simulated devices is fixed when JAX starts."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "equal on eight devices" in done.stdout

@@ -1,0 +1,137 @@
+"""The joint step: parts, chunks, meshes, and descent."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from grit_jax.models.transformer import Transformer, init_params
+from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.training.losses import LossConfig
+from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
+from grit_jax.training.step import StepConfig, joint_loss, make_step
+from grit_jax.types import AttentionMode, Batch
+
+STEPS = 3
+
+
+def run(config, batch, mesh_config=MeshConfig(1, 1, 1), devices=None, steps=STEPS, **step):
+    """Losses, gradient norms and final weights of a few steps on a mesh."""
+    rules = ShardingRules()
+    optimizer_config = OptimizerConfig(lr=1e-2, warmup_fraction=0.0, schedule="constant")
+    schedule = make_schedule(optimizer_config, steps)
+    optimizer = make_optimizer(optimizer_config, schedule)
+    mesh = make_mesh(mesh_config, devices or jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state = init_state(config, optimizer, jax.random.key(0), mesh, rules)
+        function = make_step(StepConfig(config, LossConfig(), **step), optimizer, schedule)
+        shardings = {name: p.sharding.spec for name, p in state.params.items()}
+        metrics = []
+        for _ in range(steps):
+            state, found = function(state, put_rows(batch, mesh, rules))
+            metrics.append(found)
+    return metrics, jax.tree.map(np.asarray, state.params), shardings
+
+
+@pytest.fixture(scope="module")
+def single(config, batch):
+    return run(config, batch)
+
+
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(8, 1, 1), MeshConfig(1, 8, 1), MeshConfig(2, 2, 2), MeshConfig(1, 4, 2)],
+    ids=["data", "fsdp", "data-fsdp-tensor", "fsdp-tensor"],
+)  # fmt: skip
+def test_a_sharded_step_equals_the_single_device_step(config, batch, single, mesh):
+    metrics, params, shardings = run(config, batch, mesh, jax.devices()[:8])
+    for one, other in zip(single[0], metrics, strict=True):
+        for name in one:
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    for name, value in single[1].items():
+        np.testing.assert_allclose(params[name], value, atol=1e-4, err_msg=name)
+    if mesh.fsdp > 1:
+        assert "fsdp" in str(shardings["query"]) and "fsdp" in str(shardings["embed"])
+    if mesh.tensor > 1:
+        assert "tensor" in str(shardings["gate"])
+
+
+@pytest.mark.parametrize("chunk", [2, 3])
+def test_chunked_contrastive_equals_the_plain_step(config, batch, single, chunk):
+    only = Batch(embedding=batch.embedding)
+    plain, chunked = run(config, only), run(config, only, embedding_chunk=chunk)
+    for one, other in zip(plain[0], chunked[0], strict=True):
+        np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-5)
+        np.testing.assert_allclose(other["grad_norm"], one["grad_norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_and_scan_change_nothing(config, batch, single, remat):
+    metrics, _, _ = run(dataclasses.replace(config, remat=remat, scan_layers=False), batch)
+    np.testing.assert_allclose(metrics[-1]["loss"], single[0][-1]["loss"], rtol=1e-5)
+
+
+def test_the_joint_loss_is_the_weighted_sum_of_its_parts(config, batch):
+    params = init_params(config, jax.random.key(0))
+    loss = LossConfig(generative_factor=0.5, cached_factor=2.0)
+    total, parts = joint_loss(params, batch, StepConfig(config, loss))
+    parts = {name: float(value) for name, value in parts.items()}
+    assert float(total) == pytest.approx(
+        parts["loss_emb"] + 0.5 * parts["loss_gen"] + 2 * parts["loss_cached"], rel=1e-6
+    )
+    # Each part alone gives the same number: the losses do not see each other.
+    for name, kind in (("loss_emb", "embedding"), ("loss_gen", "generative"), ("loss_cached", "cached")):
+        _, alone = joint_loss(params, Batch(**{kind: getattr(batch, kind)}), StepConfig(config, loss))
+        assert float(alone[name]) == pytest.approx(parts[name], rel=1e-6)
+
+
+def test_emb_grad_scale_scales_the_gradient_and_not_the_loss(config, batch):
+    params, only = init_params(config, jax.random.key(0)), Batch(embedding=batch.embedding)
+    value = lambda scale: jax.value_and_grad(joint_loss, has_aux=True)(
+        params, only, StepConfig(config, LossConfig(emb_grad_scale=scale))
+    )
+    (full, _), gradient = value(1.0)
+    (same, _), eighth = value(0.125)
+    assert float(same) == pytest.approx(float(full), rel=1e-6)
+    np.testing.assert_allclose(eighth["query"], gradient["query"] / 8, rtol=1e-4, atol=1e-7)
+
+
+def test_training_lowers_every_loss(config, batch):
+    metrics, _, _ = run(config, batch, steps=25)
+    for name in ("loss_emb", "loss_gen", "loss_cached"):
+        assert metrics[-1][name] < 0.8 * metrics[0][name], name
+
+
+def test_gradients_flow_through_the_documents_cache(config, batch):
+    """The cached loss moves when a document's token does, and its gradient reaches that token's embedding."""
+    params, only = init_params(config, jax.random.key(0)), Batch(cached=batch.cached)
+    gradient = jax.grad(lambda p: joint_loss(p, only, StepConfig(config, LossConfig()))[0])(params)
+    text = set(np.asarray(batch.cached.text.rows.tokens).ravel().tolist())
+    pieces = np.asarray(batch.cached.pieces.tokens)[np.asarray(batch.cached.pieces.segments) > 0]
+    alone = [token for token in set(pieces.tolist()) if token not in text]
+    if alone:
+        assert np.abs(np.asarray(gradient["embed"])[alone]).max() > 0
+    # A second way, which does not hang on the draw of tokens: change a document, look at the loss.
+    tokens = np.array(batch.cached.pieces.tokens)
+    tokens[0, 0] = tokens[0, 0] % 60 + 1
+    pieces_changed = dataclasses.replace(batch.cached.pieces, tokens=tokens)
+    changed = Batch(cached=dataclasses.replace(batch.cached, pieces=pieces_changed))
+    losses = [joint_loss(params, one, StepConfig(config, LossConfig()))[0] for one in (only, changed)]
+    assert abs(losses[0] - losses[1]) > 1e-6
+
+
+def test_pieces_are_blind_to_each_other(config, batch):
+    """Changing one piece leaves the keys of the row's other pieces as they are."""
+    model = Transformer(config, init_params(config, jax.random.key(0)))
+    pieces = batch.cached.pieces
+    tokens = np.array(pieces.tokens)
+    tokens[:, 0] = (tokens[:, 0] + 7) % 60 + 1  # the first token of the first piece
+    run_one = lambda t: model(
+        t, pieces.positions, pieces.segments, mode=AttentionMode.BIDIRECTIONAL, return_kv=True
+    ).kv.k
+    before, after = run_one(pieces.tokens), run_one(tokens)
+    others = np.asarray(pieces.segments) > 1
+    np.testing.assert_array_equal(np.asarray(before)[:, others], np.asarray(after)[:, others])
+    assert np.abs(np.asarray(before - after)[:, np.asarray(pieces.segments) == 1]).max() > 1e-3
