@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
-report = json.load(open(sys.argv[1]))
+report = json.loads(Path(sys.argv[1]).read_text())
 retrieval, language, rag = report["retrieval"], report["language"], report["rag"]
 match = {mode: scores["match"] for mode, scores in rag.items()}
 plain = max(match["query-then-doc"], match["doc-then-query"])

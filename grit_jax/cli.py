@@ -6,43 +6,77 @@ A `GritError` becomes one line on stderr and exit status 2, as does a wrong flag
 from __future__ import annotations
 
 import argparse
+import difflib
+import errno
 import json
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from grit_jax import __version__
 from grit_jax.types import GritError
 
+RESUMABLE = ("quickstart", "train", "index")
 RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
+
+
+# What the machine may refuse, and what to do about it. Other errors of the system are bugs of ours.
+REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; make room or choose another place"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "; choose another place or change its permissions"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), "; choose another name"),
+    **dict.fromkeys((errno.EIO, errno.EMFILE, errno.ENFILE), ""),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `grit` command."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = build_parser().parse_known_args(argv)
     if rest and args.verb != "train":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}; see grit {args.verb} --help")
+        args.parser.error(_unknown(rest[0], args.parser))
     _use_huge_pages(argv)
     try:
-        args.run(args, rest) if args.verb == "train" else args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            args.run(args, rest) if args.verb == "train" else args.run(args)
+            if sys.stdout is not None:  # closed by whoever started us
+                sys.stdout.flush()  # while what it says can still be heard
     except GritError as error:
-        print(f"grit {args.verb}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(args, str(error))
     except KeyboardInterrupt:
-        print(f"\ngrit {args.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        hint = "; the same command goes on where it stopped" if args.verb in RESUMABLE else ""
+        print(f"\ngrit {args.verb}: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        place = error.filename or getattr(args, "output", None) or getattr(args, "out", None)
+        if error.filename is None and not _stdout_works():
+            place = "standard output"
+        _fail(args, f"{place or args.verb}: {error.strerror}{REFUSALS[error.errno]}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line, and takes no abbreviations of them."""
+
+    def __init__(self, **how: Any):
+        super().__init__(allow_abbrev=False, **how)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line as DESIGN section 6 has it."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="grit", description="One language model that embeds and generates: train it, search with it, ask it."
     )
     parser.add_argument("--version", action="version", version=f"grit_jax {__version__}")
@@ -50,12 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     def verb(name: str, run: Callable[..., None], help: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
     sub = verb("quickstart", quickstart, "the whole job on this machine's own Python documentation, in minutes")
     sub.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=_whole_number, default=0)
     sub.add_argument("--from-scratch", action="store_true", help="train tokenizer and base model here, too (slow)")
     sub.add_argument("--json", action="store_true", help="print report.json on stdout and nothing else")
 
@@ -80,10 +114,10 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--prompt", metavar="T")
     source.add_argument("--input", type=Path, metavar="F.jsonl")
     sub.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
-    sub.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 (default) is greedy")
-    sub.add_argument("--top-p", type=float, default=1.0, metavar="X")
-    sub.add_argument("--top-k", type=int, default=0, metavar="N")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--temperature", type=_number, default=0.0, metavar="X", help="0 (default) is greedy")
+    sub.add_argument("--top-p", type=_number, default=1.0, metavar="X")
+    sub.add_argument("--top-k", type=_whole_number, default=0, metavar="N")
+    sub.add_argument("--seed", type=_whole_number, default=0)
     sub.add_argument("--stream", action="store_true", help="print tokens as they come")
     sub.add_argument("--json", action="store_true")
 
@@ -113,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("rag", "match, exact match and F1 of the seven layouts over a questions file"),
     ):
         one = kinds.add_parser(kind, help=what, description=what)
+        one.set_defaults(parser=one)
         one.add_argument("model", metavar="MODEL")
         one.add_argument("--input", required=True, type=Path, metavar="F.jsonl")
         one.add_argument("--json", action="store_true")
@@ -136,11 +171,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("data", data, "data sets: prepare, pydocs")
     kinds = sub.add_subparsers(dest="kind", required=True, metavar="prepare|pydocs")
     one = kinds.add_parser("prepare", help="JSONL files to a tfds dataset (ArrayRecord)")
+    one.set_defaults(parser=one)
     one.add_argument("sources", nargs="+", metavar="SRC")
     one.add_argument("--output", required=True, type=Path, metavar="DIR")
     one = kinds.add_parser("pydocs", help="the quickstart's corpus from the Python documentation installed here")
+    one.set_defaults(parser=one)
     one.add_argument("--output", required=True, type=Path, metavar="DIR")
-    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--seed", type=_whole_number, default=0)
     return parser
 
 
@@ -168,10 +205,11 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def encode(args: argparse.Namespace) -> None:
-    from grit_jax.inference.files import encode_file
+    from grit_jax.inference.files import encode_file, read_texts
 
+    texts = read_texts(args.input)
     summary = encode_file(
-        _model(args.model), args.input, args.output, instruction=args.instruction, max_length=args.max_length,
+        _model(args.model), texts, args.output, instruction=args.instruction, max_length=args.max_length,
         dim=args.dim, precision=args.precision,
     )  # fmt: skip
     _show(summary, args.json, f"{summary['texts']} texts to {args.output}, {summary['tokens_per_s']:.0f} tokens/s")
@@ -259,7 +297,8 @@ def data(args: argparse.Namespace) -> None:
     if args.kind == "prepare":
         from grit_jax.data.datasets import prepare
 
-        print(prepare(args.sources, args.output))
+        prepared = prepare(args.sources, args.output)
+        print(f"{len(prepared)} {prepared.kind} examples in {args.output}")
     else:
         from grit_jax.data.questions import write_corpus
 
@@ -282,11 +321,34 @@ def _show(values: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(values) if as_json else text)
 
 
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, is '{text}'") from None
+
+
 def _positive(text: str) -> int:
-    number = int(text)
+    number = _whole_number(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, is {number}")
     return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, is '{text}'") from None
+
+
+def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
+    """What to say of an argument that a verb does not have."""
+    if not argument.startswith("-"):
+        return f"unexpected argument '{argument}'"
+    flag = argument.partition("=")[0]
+    near = difflib.get_close_matches(flag, re.findall(r"--[a-z-]+", parser.format_usage()), n=1, cutoff=0.4)
+    return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _dotted(arguments: list[str]) -> dict[str, str]:
@@ -299,7 +361,7 @@ def _dotted(arguments: list[str]) -> dict[str, str]:
             raise GritError(f"unexpected '{flag}'; overrides look like --train.steps 100")
         key, equals, value = flag[2:].partition("=")
         if not equals:
-            if not queue:
+            if not queue or queue[0].startswith("--"):
                 raise GritError(f"--{key} needs a value")
             value = queue.pop(0)
         overrides[key] = value
@@ -313,6 +375,33 @@ def _span(text: str | None) -> tuple[int, int] | None:
     if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
         raise GritError(f"--profile wants START:STOP, two step numbers such as 10:15; found '{text}'")
     return int(start), int(stop)
+
+
+def _fail(args: argparse.Namespace, message: str) -> NoReturn:
+    print(f"grit {args.verb}: {' '.join(message.splitlines())}", file=sys.stderr)
+    if not _stdout_works():
+        _drop_stdout()
+    sys.exit(2)
+
+
+def _stdout_works() -> bool:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _drop_stdout() -> None:
+    """Or the interpreter tries again at its end, and says so."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
+    """In the words for the person, without our file and line; warnings to programmers are left out."""
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _use_huge_pages(argv: list[str]) -> None:

@@ -241,7 +241,8 @@ def make_evaluation(section: TrainSection, wrap: Callable[[Params], GritLM]) -> 
         model = wrap(state.params)
         scores: dict[str, float] = {}
         if section.eval_embedding:
-            scores |= {f"eval_{name}": value for name, value in evaluate_retrieval(model, section.eval_embedding).items()}
+            retrieval = evaluate_retrieval(model, section.eval_embedding)
+            scores |= {f"eval_{name}": value for name, value in retrieval.items()}
         if section.eval_generative:
             scores["eval_perplexity"] = evaluate_perplexity(model, section.eval_generative)
         return scores

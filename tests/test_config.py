@@ -98,13 +98,17 @@ def test_an_override_keeps_its_neighbours(write):
             marks=pytest.mark.xfail(
                 strict=True, raises=yaml.YAMLError, reason="a traceback, not yet a GritError"
             ),
-        ),  # fmt: skip
+        ),
         ("optimizer: {kind: sgd}", {}, ["kind", "sgd"]),
         ("optimizer: fast", {}, ["'optimizer' expects a mapping"]),
         pytest.param(
-            "model: {num_attention_heads: 5}", {}, [r"run.yaml: model.num_attention_heads \(5\)"],
-            marks=pytest.mark.xfail(strict=True, reason="jsonargparse's tree of causes is shown for an optional section"),
-        ),  # fmt: skip
+            "model: {num_attention_heads: 5}",
+            {},
+            [r"run.yaml: model.num_attention_heads \(5\)"],
+            marks=pytest.mark.xfail(
+                strict=True, reason="an optional section shows jsonargparse's tree of causes"
+            ),
+        ),
         ("steps: [1", {}, ["run.yaml:", "not valid YAML"]),
         ("- steps", {}, ["run.yaml", "expected a mapping"]),
     ],

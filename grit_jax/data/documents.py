@@ -93,14 +93,14 @@ def signature_pieces(arguments: ast.arguments) -> list[tuple[str, str | None]]:
     """(name, default's source text or None) of each part of a call in order, `/`, `*` and `*args` included."""
     positional = arguments.posonlyargs + arguments.args
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    pieces = [(a.arg, source_text(d)) for a, d in zip(positional, defaults)]
+    pieces = [(a.arg, source_text(d)) for a, d in zip(positional, defaults, strict=False)]
     if arguments.posonlyargs:
         pieces.insert(len(arguments.posonlyargs), ("/", None))
     if arguments.vararg:
         pieces.append(("*" + arguments.vararg.arg, None))
     elif arguments.kwonlyargs:
         pieces.append(("*", None))
-    pieces += [(a.arg, source_text(d)) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults)]
+    pieces += [(a.arg, source_text(d)) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=False)]
     if arguments.kwarg:
         pieces.append(("**" + arguments.kwarg.arg, None))
     return pieces
@@ -161,11 +161,11 @@ def split(documents: Iterable[Document]) -> Split:
     heldout_clusters: set[int] = set()
     seen: set[str] = set()
     result = Split([], [], [])
-    for document, where, cluster in zip(documents, sides, clusters):
+    for document, where, cluster in zip(documents, sides, clusters, strict=False):
         if where == "heldout":
             (result.dropped if cluster in heldout_clusters else result.heldout).append(document)
             heldout_clusters.add(cluster)
-    for document, where, cluster in zip(documents, sides, clusters):
+    for document, where, cluster in zip(documents, sides, clusters, strict=False):
         if where == "train":
             text = " ".join(document.doc.split())
             (result.dropped if cluster in heldout_clusters or text in seen else result.train).append(document)
@@ -185,7 +185,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> 
     first: dict[frozenset, int] = {}
     for index, text in enumerate(texts):
         words = re.findall(r"\w+", text.lower())
-        shingles = frozenset(zip(words, words[1:], words[2:])) or frozenset([tuple(words)])
+        shingles = frozenset(zip(words, words[1:], words[2:], strict=False)) or frozenset([tuple(words)])
         if first.setdefault(shingles, index) != index:
             pairs.append((first[shingles], index))
     count = Counter(shingle for shingles in first for shingle in shingles)

@@ -5,11 +5,11 @@ Sources are parsed with `ast` and never imported: importing a package can run an
 
 from __future__ import annotations
 
-import ast
-import builtins
 import _collections
 import _functools
 import _operator
+import ast
+import builtins
 import dataclasses
 import inspect
 import io
@@ -23,14 +23,25 @@ import sysconfig
 import time
 import types
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from tqdm import tqdm
 
-from grit_jax.data.documents import (MAX_CHARACTERS, Document, Split, document_string, parse_signature,
-                                     parameters_of, render_signature, side, signature_pieces, source_text, split)
+from grit_jax.data.documents import (
+    MAX_CHARACTERS,
+    Document,
+    Split,
+    document_string,
+    parameters_of,
+    parse_signature,
+    render_signature,
+    side,
+    signature_pieces,
+    source_text,
+    split,
+)
 
 __all__ = ["DEFAULT", "MAX_CHARACTERS", "Document", "Reading", "Split", "document_string", "read", "read_corpus",
            "side", "split"]
@@ -41,8 +52,10 @@ STANDARD_LIBRARY = "python"
 DEFAULT = (STANDARD_LIBRARY, "numpy", "jax", "flax", "optax", "orbax.checkpoint", "grain")
 MIN_CHARACTERS = 40  # shorter docstrings say nothing that their name does not
 
-_SKIPPED_FOLDERS = frozenset("test tests __pycache__ idlelib turtledemo lib2to3 site-packages dist-packages pydoc_data "
-                             "ensurepip examples benchmarks encodings".split())
+_SKIPPED_FOLDERS = frozenset([
+    "test", "tests", "__pycache__", "idlelib", "turtledemo", "lib2to3",
+    "site-packages", "dist-packages", "pydoc_data", "ensurepip", "examples", "benchmarks", "encodings",
+])
 # C modules that every CPython has built in and that do nothing when read; the name under which people know them.
 _BUILTIN = ((builtins, ""), (itertools, "itertools"), (math, "math"), (time, "time"), (sys, "sys"), (io, "io"),
             (_collections, "collections"), (_functools, "functools"), (_operator, "operator"),

@@ -108,8 +108,9 @@ def _write(path: Path, lines: Iterable[dict]) -> int:
     count = 0
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for count, line in enumerate(lines, 1):
+            for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += 1
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,10 +12,9 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from grit_jax.data.documents import (Document, document_string, parameters_of, parse_signature, render_signature,
-                                     side)
+from grit_jax.data.documents import Document, document_string, parameters_of, parse_signature, render_signature, side
 
-MAX_ANSWER = 40  # characters
+MAX_ANSWER = 60  # characters: about 20 tokens
 CONTINUATION_WORDS = 3
 TRIVIAL = frozenset(("None", "True", "False", "0", "1", "''", '""', "..."))  # defaults that a guess would find
 
@@ -26,9 +25,10 @@ PHRASINGS = {
     "order": ("Which parameter follows `{what}` in `{id}`?",
               "In the signature of `{id}`, what comes after `{what}`?",
               "`{id}`: which parameter comes next after `{what}`?"),
-    "continuation": ("How does this go on in `{id}`: \"{what}\"?",
-                     "Continue the documentation of `{id}`: \"{what}\"",
-                     "In `{id}`, which words follow \"{what}\"?"),
+    # The answer begins with the words given, so that the first thing to be found is where they stand.
+    "quotation": ("Quote `{id}` from \"{what}\" on.",
+                  "Which sentence of `{id}` has the words \"{what}\"? Quote it from there.",
+                  "In `{id}`, what is said from \"{what}\" on?"),
 }
 
 
@@ -91,13 +91,13 @@ def questions(document: Document, generator: random.Random) -> dict[str, Questio
     if defaults:
         found.append(("default", *generator.choice(defaults)))
 
-    steps = [(a[0], b[0]) for a, b in zip(plain, plain[1:]) if not (a[0] + b[0]).count("*")]
+    steps = [(a[0], b[0]) for a, b in zip(plain, plain[1:], strict=False) if not (a[0] + b[0]).count("*")]
     if steps:
         found.append(("order", *generator.choice(steps)))
 
     gap = _gap(document, shown, generator)
     if gap:
-        found.append(("continuation", *gap))
+        found.append(("quotation", *gap))
 
     result = {}
     for kind, what, answer in found:
@@ -109,15 +109,16 @@ def questions(document: Document, generator: random.Random) -> dict[str, Questio
 
 
 def _gap(document: Document, shown: str, generator: random.Random) -> tuple[str, str] | None:
-    """(4 to 6 words of the docstring that occur once, the words that follow them)."""
+    """(2 to 4 words of the docstring that occur once, the same words with those that follow them)."""
     lines = [line.split(" ") for line in document.text.split("\n")[bool(document.signature):]]
-    starts = [(line, i) for line in lines for i in range(len(line) - 4 - CONTINUATION_WORDS + 1)]
-    for _ in range(min(4, len(starts))):
+    starts = [(line, i) for line in lines for i in range(len(line) - 2 - CONTINUATION_WORDS + 1)]
+    for _ in range(min(6, len(starts))):
         line, i = generator.choice(starts)
-        length = generator.randint(4, min(6, len(line) - i - CONTINUATION_WORDS))
+        length = generator.randint(2, min(4, len(line) - i - CONTINUATION_WORDS))
         context = " ".join(line[i:i + length])
-        answer = " ".join(line[i + length:i + length + CONTINUATION_WORDS]).rstrip(".,:;")
-        if shown.count(context) == 1 and '"' not in context and 8 <= len(answer) <= MAX_ANSWER:
+        answer = " ".join(line[i:i + length + CONTINUATION_WORDS]).rstrip(".,:;")
+        long_enough = len(answer) >= len(context) + 8
+        if shown.count(context) == 1 and '"' not in context and long_enough and len(answer) <= MAX_ANSWER:
             return context, answer
     return None
 

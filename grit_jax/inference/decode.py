@@ -252,11 +252,12 @@ class _Batch:
         for request, answer, ended in zip(self.requests, self.answers, self.ended, strict=True):
             result.tokens[request.number] = answer
             result.finished[request.number] = "stop" if ended else "length"
-        return np.asarray(state.logits[: len(self.requests), : int(state.step)]) if self.return_logits else None
+        return np.asarray(state.logits)[: len(self.requests), :step] if self.return_logits else None
 
     def _collect(self, state: DecodeState, told: int, step: int, on_tokens: OnTokens | None) -> None:
         """Takes what belongs to the answers of the tokens number `told` to `step`."""
-        found = np.asarray(state.tokens[: len(self.requests), told:step])
+        # Cut on the host: on the device every new size would be compiled.
+        found = np.asarray(state.tokens)[: len(self.requests), told:step]
         for r, request in enumerate(self.requests):
             if self.ended[r]:
                 continue

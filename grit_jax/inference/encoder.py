@@ -30,8 +30,9 @@ from grit_jax.progress import progress as show_progress
 from grit_jax.sharding import ShardingRules, put_rows
 from grit_jax.types import KV, AttentionMode, DocumentKV, GritError, Rows
 
-# Tokens of one call where the caller does not say: enough to keep the device busy, little enough for its memory.
-TOKENS_PER_CALL = {"cpu": 4096, "gpu": 32768, "tpu": 32768}
+# Tokens of one call where the caller does not say. On a CPU few, so that activations stay in its caches; elsewhere
+# enough to keep the device busy.
+TOKENS_PER_CALL = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
 IN_FLIGHT = 2  # calls handed to the device before the first result is fetched
 WINDOW = 16384  # texts planned together by `stream`
 # Of a text far longer than the limit only the beginning is tokenised: this many characters for a token, and some
@@ -281,12 +282,12 @@ class Encoder:
         caches: list[DocumentKV | None] | None,
         bar: Progress,
     ) -> None:
-        found = np.asarray(result.vectors)
+        found = _to_host(result.vectors)
         for r, texts in enumerate(call.texts):
             vectors[texts] = found[r, : len(texts)]
         if caches is not None and result.kv is not None:
             # One transfer for the whole call; each text gets arrays of its own, or it would keep the call alive.
-            k, v = np.asarray(result.kv.k), np.asarray(result.kv.v)
+            k, v = _to_host(result.kv.k), _to_host(result.kv.v)
             for r, texts in enumerate(call.texts):
                 a = 0
                 for i in texts:
@@ -294,3 +295,12 @@ class Encoder:
                     caches[i] = DocumentKV(np.asarray(ids[i], np.int32), k[:, r, a:b].copy(), v[:, r, a:b].copy())
                     a = b
         bar.update(sum(len(ids[i]) for texts in call.texts for i in texts))
+
+
+def _to_host(x: jax.Array) -> np.ndarray:
+    """The whole array in this process, also where its parts lie in several."""
+    if not x.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)

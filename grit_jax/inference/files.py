@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import ml_dtypes
 import numpy as np
 
-from grit_jax.data.formats import JsonlFile
+from grit_jax.data.lines import JsonlFile
 from grit_jax.inference.model import GritLM
+from grit_jax.inference.text import conversations
 from grit_jax.types import GritError
 
 Precision = Literal["float32", "bfloat16", "int8", "binary"]
@@ -24,45 +27,75 @@ def read_texts(path: Path) -> list[str]:
     Raises:
       GritError: no such file, an empty or binary one, or a line without a text (with `file:line`).
     """
-    lines = JsonlFile(path)
     texts = []
-    for index in range(len(lines)):
-        where = lines.where(index)
-        text: Any = lines[index].decode("utf-8") if isinstance(lines[index], bytes) else lines[index]
-        if path.suffix != ".txt":
-            text = _field(text, "text", where)
-        texts.append(text.rstrip("\r\n"))
+    for line, where in _lines(path):
+        text = line.rstrip("\r\n") if path.suffix == ".txt" else _field(line, ("text",), where)
+        texts.append(_unicode(text, where))
     return texts
 
 
 def read_prompts(path: Path) -> list[Any]:
-    """Prompts of a JSONL file: `{"prompt": ...}`, `{"text": ...}` or `{"messages": [...]}`, in order."""
+    """Prompts of a JSONL file: `"text"`, `{"prompt": ...}`, `{"text": ...}` or `{"messages": [...]}`, in order.
+
+    Raises:
+      GritError: as `read_texts`, and a conversation that nobody can answer.
+    """
+    prompts = []
+    for line, where in _lines(path):
+        prompt = _field(line, ("prompt", "text", "messages"), where)
+        try:
+            turns = conversations([prompt])[0]
+        except GritError as error:  # it speaks of "prompt 0"; the person knows it by its line
+            raise GritError(f"{where}: {str(error).removeprefix('prompt 0').lstrip(': ')}") from None
+        for turn in turns:
+            _unicode(turn, where)
+        prompts.append(prompt)
+    return prompts
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a file, each with its `file:line`."""
     lines = JsonlFile(path)
-    return [_field(lines[index], ("prompt", "text", "messages"), lines.where(index)) for index in range(len(lines))]
+    for index, line in enumerate(lines):
+        where = lines.where(index)
+        try:
+            yield line.decode("utf-8"), where
+        except UnicodeDecodeError as error:
+            raise GritError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def _field(line: Any, names: str | tuple[str, ...], where: str) -> Any:
-    names = (names,) if isinstance(names, str) else names
+def _field(line: str, names: tuple[str, ...], where: str) -> Any:
     try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise GritError(f"{where}: not valid JSON: {error}") from None
+        value = json.loads(line.strip())
+    except json.JSONDecodeError as error:
+        raise GritError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+        raise GritError(f"{where}: not usable JSON: {error}") from None
     if isinstance(value, str):
         return value
     wanted = " or ".join(f"'{name}'" for name in names)
     if not isinstance(value, dict):
-        raise GritError(f"{where}: expected a string or an object with {wanted}")
+        raise GritError(f"{where}: expected a string or an object with {wanted}, found {type(value).__name__}")
     for name in names:
         if name in value:
-            if not isinstance(value[name], str) and name != "messages":
-                raise GritError(f"{where}: '{name}' must be a string, found {type(value[name]).__name__}")
+            if not isinstance(value[name], list if name == "messages" else str):
+                kind = "list" if name == "messages" else "string"
+                raise GritError(f"{where}: '{name}' must be a {kind}, found {type(value[name]).__name__}")
             return value[name]
     raise GritError(f"{where}: no {wanted} in this line")
 
 
+def _unicode(text: str, where: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise GritError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff)") from None
+    return text
+
+
 def encode_file(
     model: GritLM,
-    source: Path,
+    texts: list[str],
     output: Path,
     *,
     instruction: str = "",
@@ -70,26 +103,20 @@ def encode_file(
     dim: int | None = None,
     precision: Precision = "float32",
 ) -> dict[str, Any]:
-    """Vectors of a file's texts into a `.npy` file, row `i` for text `i`.
+    """Vectors of texts into a `.npy` file, row `i` for text `i`; the file appears whole or not at all.
 
     Returns:
       `texts, tokens, seconds, tokens_per_s, dim, precision`.
 
     Raises:
-      GritError: see `read_texts`; `dim` beyond the model's; an output that cannot be written.
+      GritError: `dim` beyond the model's; an output that cannot be written.
     """
-    texts = read_texts(source)
     width = model.config.hidden_size
     if dim is not None and dim > width:
         raise GritError(f"--dim {dim}: the model's vectors have {width} dimensions")
-    _check_writable(output)
-    encoded = model.encoder.encode(texts, instruction, max_length, progress=True)
-    vectors = quantize(truncate(encoded.vectors, dim), precision)
-    try:
-        with output.open("wb") as file:  # np.save would add a suffix to another name
-            np.save(file, vectors)
-    except OSError as error:
-        raise GritError(f"{output}: cannot be written ({error.strerror})") from None
+    with _whole(output) as file:  # before the work, not after it
+        encoded = model.encoder.encode(texts, instruction, max_length, progress=True)
+        np.save(file, quantize(truncate(encoded.vectors, dim), precision))
     return {
         "texts": len(texts), "tokens": encoded.tokens, "seconds": encoded.seconds,
         "tokens_per_s": encoded.tokens / max(encoded.seconds, 1e-9), "dim": dim or width, "precision": precision,
@@ -124,12 +151,17 @@ def generate_prompts(
     model: GritLM, prompts: list[Any], *, on_text: Callable[[str], None] | None = None, **sampling: Any
 ) -> list[str]:
     """Answers in the chat format; with `on_text` each is handed on in pieces while it is made, prompt by prompt."""
-    if sampling.get("temperature", 0.0) < 0:
-        raise GritError(f"--temperature must not be negative, is {sampling['temperature']}")
-    if not 0 < sampling.get("top_p", 1.0) <= 1:
-        raise GritError(f"--top-p must be above 0 and at most 1, is {sampling['top_p']}")
-    if sampling.get("top_k", 0) < 0:
-        raise GritError(f"--top-k must not be negative, is {sampling['top_k']}")
+    # A cache for that many tokens would be asked of the machine before the first one is made.
+    longest, room = model.config.max_position_embeddings, sampling.get("max_new_tokens", 0)
+    for number, ids in enumerate(model.prompt_ids(prompts)):
+        name = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+        if isinstance(prompts[number], str) and not prompts[number].strip():
+            raise GritError(f"{name} is empty")
+        if len(ids) + room > longest:
+            raise GritError(
+                f"{name}: {len(ids)} tokens and {room} new ones are more than the {longest} that the model reads; "
+                "shorten it or lower --max-new-tokens"
+            )
     if on_text is None:
         return model.generate(prompts, **sampling)
     answers = []
@@ -140,12 +172,26 @@ def generate_prompts(
     return answers
 
 
-def _check_writable(output: Path) -> None:
-    """Before the work, not after it."""
-    if output.is_dir():
-        raise GritError(f"{output}: is a folder; name a file")
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is at `path` when the block ends well, and leaves what is there alone otherwise.
+
+    Raises:
+      GritError: a folder, or a place that cannot be written; an OSError of the block is taken for the latter.
+    """
+    if path.is_dir():
+        raise GritError(f"{path}: is a folder; name a file")
+    target = path.resolve()  # a link stays one
+    special = target.exists() and not target.is_file()  # a pipe or a device is written, not replaced
+    temporary = target if special else target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with output.open("ab"):
-            pass
-    except OSError as error:
-        raise GritError(f"{output}: cannot be written ({error.strerror})") from None
+        with temporary.open("wb") as file:
+            yield file
+        if not special:
+            temporary.replace(target)
+    except OSError as error:  # NumPy's own of a full disk has no strerror
+        raise GritError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if not special:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

@@ -42,18 +42,19 @@ class ModelConfig:
     scan_layers: bool = True
 
     def __post_init__(self) -> None:
-        if self.head_dim is None:
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                    "num_key_value_heads"):  # fmt: skip
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key} must be at least 1, is {getattr(self, key)}")
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"model.num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"model.num_key_value_heads ({self.num_key_value_heads})"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"model.head_dim must be even for rotary embedding, is {self.head_dim}")
+        if self.head_dim < 1 or self.head_dim % 2:
+            raise ValueError(f"model.head_dim must be even and positive for rotary embedding, is {self.head_dim}")
 
     @property
     def heads_per_kv(self) -> int:

@@ -67,6 +67,12 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfi
             raise GritError(f"{where}: '{key}' must be a whole number, is {value!r}")
         return value
 
+    def required(key: str, default: int | None = None) -> int:
+        value = integer(key, default)
+        if value is None:
+            raise GritError(f"{where}: '{key}' must be a whole number, is null")
+        return value
+
     def number(key: str, default: float) -> float:
         value = hf.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -77,28 +83,26 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfi
         ids = token_ids(hf.get(key, default), f"{where}: '{key}'")
         return ids[0] if ids else None
 
-    sizes = {key: integer(key, None) for key in _REQUIRED}
-    if None in sizes.values():
-        raise GritError(
-            f"{where}: '{next(k for k, v in sizes.items() if v is None)}' must be a whole number, is null"
-        )
     kv_heads = integer("num_key_value_heads", family.kv_heads)
+    window = integer("sliding_window", family.sliding_window)
     try:
         return ModelConfig(
-            **sizes,
-            num_key_value_heads=kv_heads if kv_heads is not None else sizes["num_attention_heads"],
+            vocab_size=required("vocab_size"),
+            hidden_size=required("hidden_size"),
+            intermediate_size=required("intermediate_size"),
+            num_hidden_layers=required("num_hidden_layers"),
+            num_attention_heads=required("num_attention_heads"),
+            num_key_value_heads=required("num_attention_heads") if kv_heads is None else kv_heads,
             head_dim=integer("head_dim", family.head_dim),
             rope_theta=_rope_theta(hf, where),
             rms_norm_eps=number("rms_norm_eps", 1e-6),
             tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
             attention_bias=family.attention_bias,
             qk_norm=family.qk_norm,
-            sliding_window=_sliding_window(
-                hf, family, integer("sliding_window", family.sliding_window), where
-            ),
-            max_position_embeddings=integer("max_position_embeddings", family.max_positions),
+            sliding_window=_sliding_window(hf, family, window, where),
+            max_position_embeddings=required("max_position_embeddings", family.max_positions),
             initializer_range=number("initializer_range", 0.02),
-            architecture=name,
+            architecture=name,  # type: ignore[arg-type]  # a key of FAMILIES
             bos_token_id=token("bos_token_id", family.bos),
             eos_token_id=token("eos_token_id", family.eos),
             pad_token_id=token("pad_token_id", None),
@@ -256,6 +260,8 @@ def _rope_theta(hf: dict[str, Any], where: str) -> float:
 
 def _sliding_window(hf: dict[str, Any], family: _Family, window: int | None, where: str) -> int | None:
     """The window of all layers, or None; layers that differ are refused."""
+    if window is not None and window < 1:
+        raise GritError(f"{where}: 'sliding_window' must be at least 1 or null, is {window}")
     if not family.windows or (family.qwen_window and not hf.get("use_sliding_window", False)):
         return None
     if window is None or not family.qwen_window:

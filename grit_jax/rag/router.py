@@ -19,9 +19,10 @@ from grit_jax.models.config import ModelConfig
 ROUTED: tuple[Mode, ...] = ("doc-then-query", "doc", "query")
 TEMPLATE_TOKENS = 32  # of a continuation beside query and documents
 
-# FLOP/s of a prefill and bytes/s from the store's files to the device. CPU: measured on two cores (README: grit bench
-# rag); the others are 40% of a current chip's peak, and one NVMe disk, until a bench says better.
-PREFILL_FLOPS = {"cpu": 6e10, "gpu": 4e14, "tpu": 8e13}
+# FLOP/s of a prefill and bytes/s from the store's files to the device. Those of a CPU follow from processor time
+# measured on a busy machine (4.3e10 FLOP/s a core; records read from the page cache at 1.1 to 2.1 GB/s), taken for two
+# cores. GPU and TPU are guesses, not measured: 40% of a chip's peak, and one NVMe disk.
+PREFILL_FLOPS = {"cpu": 8e10, "gpu": 4e14, "tpu": 8e13}
 LOAD_BYTES = {"cpu": 1.0e9, "gpu": 3.0e9, "tpu": 3.0e9}
 LOAD_SECONDS = 1e-3  # of one batch of reads, however small
 

@@ -119,17 +119,19 @@ class DocumentStore:
         new = {key: document for (key, document), found in zip(new.items(), there, strict=True) if not found}
         if not new:
             return keys
-        size = self.size
+        blobs = {RECORDS + key: encode_record(document, self.identity) for key, document in new.items()}
+        was = self.size
+        size = StoreSize(
+            was.records + len(blobs),
+            was.tokens + sum(len(document.tokens) for document in new.values()),
+            was.bytes + sum(map(len, blobs.values())),
+        )
         try:
             with ts.Transaction(atomic=True) as transaction:
                 view = self._kv.with_transaction(transaction)
-                total = 0
-                for key, document in new.items():
-                    blob = encode_record(document, self.identity)
-                    total += len(blob)
-                    view.write(RECORDS + key, blob).result()
-                tokens = sum(len(document.tokens) for document in new.values())
-                self._write_meta(view, StoreSize(size.records + len(new), size.tokens + tokens, size.bytes + total))
+                for name, blob in blobs.items():
+                    view.write(name, blob).result()
+                self._write_meta(view, size)
         except (ValueError, OSError) as error:
             raise GritError(f"{self.path}: cannot be written ({_short(error)})") from None
         self._fresh = time.time()

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from grit_jax.data import pydocs
-from grit_jax.data.documents import (MAX_CHARACTERS, Document, clip, near_duplicates, parse_signature, side, split)
+from grit_jax.data.documents import MAX_CHARACTERS, Document, clip, near_duplicates, parse_signature, side, split
 
 LONG = "and it says a few more words so that it is long enough to be kept."
 

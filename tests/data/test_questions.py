@@ -17,7 +17,7 @@ from grit_jax.data.documents import Document, document_string, parse_signature, 
 from grit_jax.data.lexical import BM25
 from grit_jax.data.questions import best_constant, write_corpus
 
-FILES = {"train": {"embedding_summary", "embedding_question", "generative", "copying", "rag", "documents"},
+FILES = {"train": {"embedding_summary", "embedding_question", "generative", "copying", "rag", "recite", "documents"},
          "heldout": {"embedding", "generative", "rag", "documents"}}
 
 

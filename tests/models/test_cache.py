@@ -53,12 +53,10 @@ def reference(params, tokens, positions, mask, *, config):
     x = w["embed"][tokens]
     for i in range(c.num_hidden_layers):
         h = norm(x, w["attention_norm"][i])
-        split = lambda name, heads: (h @ w[name][i] + w[f"{name}_bias"][i]).reshape(
-            len(tokens), heads, c.head_dim
-        )
-        q = rotated(norm(split("query", c.num_attention_heads), w["query_norm"][i]))
-        k = rotated(norm(split("key", c.num_key_value_heads), w["key_norm"][i]))
-        k, v = (jnp.repeat(x, c.heads_per_kv, axis=1) for x in (k, split("value", c.num_key_value_heads)))
+        q, k, v = (h @ w[name][i] + w[f"{name}_bias"][i] for name in ("query", "key", "value"))
+        q, k, v = (y.reshape(len(tokens), -1, c.head_dim) for y in (q, k, v))
+        q, k = rotated(norm(q, w["query_norm"][i])), rotated(norm(k, w["key_norm"][i]))
+        k, v = (jnp.repeat(y, c.heads_per_kv, axis=1) for y in (k, v))
         scores = jnp.where(mask, jnp.einsum("tnh,snh->nts", q, k) / np.sqrt(c.head_dim), -jnp.inf)
         out = jnp.einsum("nts,snh->tnh", jax.nn.softmax(scores, axis=-1), v)
         x = x + out.reshape(len(tokens), -1) @ w["attention_out"][i]

@@ -85,6 +85,8 @@ def test_missing_keys_mean_what_they_mean_to_transformers():
         (hf(hidden_size="32"), ("'hidden_size' must be a whole number, is '32'",)),
         (hf(hidden_size=None), ("'hidden_size' must be a whole number",)),
         (hf(num_key_value_heads=3), ("num_key_value_heads",)),
+        (hf(num_attention_heads=0), ("num_attention_heads must be at least 1",)),
+        (hf(sliding_window=0), ("sliding_window.* at least 1",)),
         (hf(rms_norm_eps=None), ("rms_norm_eps",)),
         (hf(eos_token_id="</s>"), ("eos_token_id", "</s>")),
         (hf(rope_parameters={"rope_type": "llama3", "factor": 8.0}), ("llama3", "rope_parameters")),

@@ -161,6 +161,8 @@ def test_the_module_is_its_parameters(params):
 @pytest.mark.parametrize(
     "change, key",
     [({"num_key_value_heads": 3}, "num_key_value_heads"), ({"head_dim": 7}, "head_dim"),
+     ({"head_dim": 0}, "head_dim"),
+     ({"num_attention_heads": 0}, "num_attention_heads"), ({"num_key_value_heads": 0}, "num_key_value_heads"),
      ({"vocab_size": 0}, "vocab_size"), ({"num_hidden_layers": 0}, "num_hidden_layers")],
 )  # fmt: skip
 def test_sizes_that_do_not_fit(change, key):

@@ -1,0 +1,108 @@
+"""Perplexity against a plain loop over texts with all logits at hand."""
+
+from __future__ import annotations
+
+import json
+
+import dense_reference as dense
+import numpy as np
+import pytest
+
+from grit_jax.data.formats import GenerativeExample
+from grit_jax.evaluation.perplexity import evaluate_perplexity
+from grit_jax.types import GritError
+
+
+def reference(model, rows, limit: int = 10**9) -> float:
+    """exp of the mean over all predicted tokens, each text by itself in float64, its format spelt out."""
+    total, count = 0.0, 0
+    encode = lambda text, inside: model.tokenizer.encode(text, continues=inside)
+    bos, eos = [model.tokenizer.bos_id], [model.tokenizer.eos_id]
+    tag = lambda text: model.tokenizer.encode_pieces([[_template(text)]])[0][0]
+    for row in rows:
+        if isinstance(row, str):
+            ids = bos + model.tokenizer.encode_pieces([[_template("<s>"), _text(row)]])[0][1]
+            ids += eos
+            answer = [False] + [True] * (len(ids) - 1)
+        else:
+            ids, answer = [], []
+            for n, turn in enumerate(row):
+                if n % 2 == 0:
+                    opening = "<s>" if n == 0 else "\n"
+                    part = tag(opening + "<|user|>\n") + encode(turn, True) + tag("\n<|assistant|>\n")
+                else:
+                    part = encode(turn.strip(), True) + eos
+                ids += part
+                answer += [n % 2 == 1] * len(part)
+        ids, answer = ids[:limit], answer[:limit]
+        logits = dense.layout(model.params, model.config, [], ids).logits
+        for t in range(1, len(ids)):
+            if answer[t]:
+                z = logits[t - 1]
+                total += np.log(np.exp(z - z.max()).sum()) + z.max() - z[ids[t]]
+                count += 1
+    return float(np.exp(total / count))
+
+
+def _template(text):
+    from grit_jax.data.chat import Piece
+
+    return Piece(text, is_template=True)
+
+
+def _text(text):
+    from grit_jax.data.chat import Piece
+
+    return Piece(text)
+
+
+@pytest.fixture(scope="module")
+def rows(sentences):
+    conversations = [[sentences[i], sentences[i + 1][:60], sentences[i + 2][:20], "Yes."] for i in range(0, 9, 3)]
+    pairs = [[sentences[i], " " + sentences[i + 1][:40] + "\n"] for i in range(10, 16)]
+    return [*conversations, *pairs, *sentences[30:33]]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return path
+
+
+def test_equals_a_loop_over_texts(tiny_model, rows, tmp_path):
+    found = evaluate_perplexity(tiny_model, write(tmp_path / "g.jsonl", rows), quiet=True)
+    assert isinstance(found, float) and found == pytest.approx(reference(tiny_model, rows), rel=1e-4)
+
+
+def test_texts_are_cut_at_the_limit(tiny_model, rows):
+    examples = [GenerativeExample(text=r) if isinstance(r, str) else GenerativeExample(tuple(r)) for r in rows]
+    found = evaluate_perplexity(tiny_model, examples, max_length=40, quiet=True)
+    assert found == pytest.approx(reference(tiny_model, rows, 40), rel=1e-4)
+
+
+def test_company_and_calls_do_not_matter(tiny_model, rows, monkeypatch):
+    """Nor how many calls the rows are spread over, with empty rows at the end."""
+    import grit_jax.evaluation.perplexity as module
+
+    examples = [GenerativeExample(tuple(row)) for row in rows if not isinstance(row, str)]
+    whole = evaluate_perplexity(tiny_model, examples, quiet=True)
+    monkeypatch.setattr(module, "TOKENS_PER_CALL", 512)
+    assert evaluate_perplexity(tiny_model, examples[::-1], quiet=True) == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tiny_model, rows):
+    flat = type(tiny_model)(
+        tiny_model.config, {**tiny_model.params, "head": 0 * tiny_model.params["head"]}, tiny_model.tokenizer,
+        tiny_model.chat,
+    )  # fmt: skip
+    found = evaluate_perplexity(flat, [GenerativeExample(("a", "river"))], quiet=True)
+    assert found == pytest.approx(tiny_model.config.vocab_size, rel=1e-5)
+
+
+def test_mistakes_are_named(tiny_model, tmp_path):
+    (tmp_path / "g.jsonl").write_text('{"text": ["only a question"]}\n')
+    with pytest.raises(GritError, match=r"g\.jsonl:1.*odd"):
+        evaluate_perplexity(tiny_model, tmp_path / "g.jsonl")
+    with pytest.raises(GritError, match="predict"):
+        evaluate_perplexity(tiny_model, [GenerativeExample(("word " * 50, "x"))], max_length=20)
+    with pytest.raises(GritError, match="predict"):
+        evaluate_perplexity(tiny_model, [])

@@ -1,0 +1,132 @@
+"""Scores of answers: SQuAD's rules, and every layout answered as asking it alone would."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+
+import numpy as np
+import pytest
+
+from grit_jax.data.formats import CachedExample
+from grit_jax.data.layouts import MODES
+from grit_jax.data.spans import normalise
+from grit_jax.evaluation.rag import evaluate_rag, score_answer
+from grit_jax.rag.answer import Asker
+from grit_jax.rag.index import Index, build_index
+from grit_jax.types import GritError
+
+NEW = 4
+
+
+def squad_normalise(s: str) -> str:
+    """SQuAD v1.1's evaluate script, word for word."""
+
+    def remove_articles(text):
+        return re.sub(r"\b(a|an|the)\b", " ", text)
+
+    def white_space_fix(text):
+        return " ".join(text.split())
+
+    def remove_punc(text):
+        exclude = set(string.punctuation)
+        return "".join(ch for ch in text if ch not in exclude)
+
+    def lower(text):
+        return text.lower()
+
+    return white_space_fix(remove_articles(remove_punc(lower(s))))
+
+
+def test_normalisation_is_squads():
+    rng = np.random.default_rng(0)
+    letters = list("aA tThHeE nN.,!-_'\"()\n\té²ß   ")
+    texts = ["".join(rng.choice(letters, 20)) for _ in range(500)]
+    for text in [*texts, "", "The", "the an a", "A-the B", "a.b the.c", "theatre an anthem", "NONE", "x\u00a0y"]:
+        assert normalise(text) == squad_normalise(text)
+
+
+@pytest.mark.parametrize(
+    "answer, gold, match, exact, f1",
+    [
+        ("The  River!", "river", 1, 1, 1.0),
+        ("It is the quiet river.", "quiet river", 1, 0, 2 * (2 / 4) * 1 / (2 / 4 + 1)),
+        ("river", "quiet river", 0, 0, 2 / 3),
+        ("rivers", "river", 1, 0, 0.0),  # contained as characters, as in the original
+        ("", "river", 0, 0, 0.0),
+        ("river", "", 1, 0, 0.0),
+        ("the", "a", 1, 1, 1.0),
+        ("red red blue", "red blue blue", 0, 0, 2 / 3),  # as bags of words: two in common of three each
+    ],
+)
+def test_scores_of_an_answer_by_hand(answer, gold, match, exact, f1):
+    found = score_answer(answer, gold)
+    assert (found.match, found.exact_match) == (match, exact) and found.f1 == pytest.approx(f1)
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_model, sentences):
+    """Questions whose gold answer is what the model says in one of the layouts: some matches, some not."""
+    asker, rows = Asker(tiny_model), []
+    for i in range(20):
+        documents = tuple(sentences[i : i + 1 + i % 2])
+        question = sentences[100 + i][:40]
+        mode = ("doc", "none", "query-then-doc")[i % 3]
+        gold = asker.ask(question, mode, documents=[documents], max_new_tokens=NEW)[0].answer
+        rows.append(CachedExample(documents, question, gold or "nothing"))
+    return rows
+
+
+def test_every_layout_over_the_rows_own_documents(tiny_model, rows, tmp_path):
+    path = tmp_path / "rag.jsonl"
+    lines = [{"docs": list(row.docs), "text": [row.question, row.answer]} for row in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = evaluate_rag(tiny_model, path, max_new_tokens=NEW, quiet=True)
+    assert list(found) == list(MODES)
+    asker = Asker(tiny_model)
+    for mode, scores in found.items():
+        answers = asker.ask([r.question for r in rows], mode, documents=[r.docs for r in rows], max_new_tokens=NEW)
+        alone = [score_answer(a.answer, row.answer) for a, row in zip(answers, rows, strict=True)]
+        assert scores["match"] == pytest.approx(np.mean([s.match for s in alone]))
+        assert scores["exact_match"] == pytest.approx(np.mean([s.exact_match for s in alone]))
+        assert scores["f1"] == pytest.approx(np.mean([s.f1 for s in alone]))
+        assert set(scores) == {"match", "exact_match", "f1", "seconds"} and 0 < scores["seconds"] < 10
+    assert found["doc"]["match"] >= 7 / 20
+
+
+def test_documents_from_an_index(tiny_model, rows, sentences, tmp_path):
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text("".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(sentences[:20])))
+    build_index(tiny_model, corpus, tmp_path / "index", quiet=True)
+    index = Index.open(tmp_path / "index", tiny_model)
+    found = evaluate_rag(
+        tiny_model, rows, ["doc", "auto"], k=2, index=index, max_new_tokens=NEW, instruction="Find", quiet=True
+    )
+    answers = Asker(tiny_model, index).ask(
+        [r.question for r in rows], "doc", k=2, instruction="Find", max_new_tokens=NEW
+    )
+    alone = [score_answer(a.answer, row.answer).f1 for a, row in zip(answers, rows, strict=True)]
+    assert found["doc"]["f1"] == pytest.approx(np.mean(alone)) and set(found) == {"doc", "auto"}
+
+
+def test_windows_do_not_matter(tiny_model, rows, monkeypatch):
+    import grit_jax.evaluation.rag as module
+
+    whole = evaluate_rag(tiny_model, rows, ["doc"], max_new_tokens=NEW, quiet=True)["doc"]
+    monkeypatch.setattr(module, "WINDOW", 7)
+    parts = evaluate_rag(tiny_model, rows, ["doc"], max_new_tokens=NEW, quiet=True)["doc"]
+    for name in ("match", "exact_match", "f1"):
+        assert parts[name] == pytest.approx(whole[name])
+
+
+def test_mistakes_are_named(tiny_model, rows, tmp_path):
+    with pytest.raises(GritError, match="unknown mode 'docs'"):
+        evaluate_rag(tiny_model, rows, ["docs"])
+    with pytest.raises(GritError, match="unknown mode 'auto'"):
+        evaluate_rag(tiny_model, rows, ["auto"])
+    with pytest.raises(GritError, match="no question"):
+        evaluate_rag(tiny_model, [])
+    (tmp_path / "r.jsonl").write_text('{"docs": [], "text": ["a", "b"]}\n')
+    with pytest.raises(GritError, match=r"r\.jsonl:1"):
+        evaluate_rag(tiny_model, tmp_path / "r.jsonl")
