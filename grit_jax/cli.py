@@ -59,9 +59,13 @@ def main(argv: list[str] | None = None) -> None:
         if error.errno not in REFUSALS:
             raise
         place = error.filename or getattr(args, "output", None) or getattr(args, "out", None)
-        if error.filename is None and not _stdout_works():
+        if place is None or (error.filename is None and not _stdout_works()):
             place = "standard output"
-        _fail(args, f"{place or args.verb}: {error.strerror}{REFUSALS[error.errno]}")
+        _fail(args, f"{place}: {error.strerror}{REFUSALS[error.errno]}")
+    except RuntimeError as error:  # so say the writers that are not Python's
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        _fail(args, str(error).partition("; ")[0] + REFUSALS[errno.ENOSPC])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -279,10 +283,11 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def import_(args: argparse.Namespace) -> None:
-    from grit_jax.inference.model import GritLM
+    from grit_jax.inference.files import new_folder
 
-    model = GritLM.from_pretrained(args.source)
-    model.save_pretrained(args.out, dtype=args.dtype)
+    with new_folder(args.out) as folder:
+        model = _model(args.source)
+        model.save_pretrained(folder, dtype=args.dtype)
     print(f"{args.source} -> {args.out}: {model.config.architecture}, {model.config.num_parameters:,} parameters")
 
 
@@ -301,7 +306,9 @@ def data(args: argparse.Namespace) -> None:
         print(f"{len(prepared)} {prepared.kind} examples in {args.output}")
     else:
         from grit_jax.data.questions import write_corpus
+        from grit_jax.inference.files import writable_folder
 
+        writable_folder(args.output)
         summary = write_corpus(args.output, args.seed)
         print(f"{summary.documents} documents: {summary.train} to train on, {summary.held_out} held out")
         for name, rows in summary.rows.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,16 +45,26 @@ def load_config(
     if path:
         for key in paths:
             _anchor(tree, key.split("."), Path(path).absolute().parent)
-    for key, value in (overrides or {}).items():
+    overrides = overrides or {}
+    for key, value in overrides.items():
         parts = key.split(".")
         node: dict[str, Any] = {}
         leaf = node
         for part in parts[:-1]:
             leaf[part] = leaf = {}
-        leaf[parts[-1]] = yaml.safe_load(value) if isinstance(value, str) else value
+        try:
+            leaf[parts[-1]] = yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError as error:
+            reason = getattr(error, "problem", None) or "not YAML"
+            raise GritError(f"command line: --{key} {value!r} cannot be read: {reason}") from None
         _check_keys(cls, node, "command line", ())
         _merge(tree, node)
-    return build(cls, tree, where)
+    try:
+        return build(cls, tree, where)
+    except GritError as error:
+        reason = str(error).removeprefix(f"{where}: ")
+        typed = any(re.match(rf"{re.escape(key)}\b", reason) for key in overrides)
+        raise GritError(f"{'command line' if typed else where}: {reason}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -82,13 +93,11 @@ def build(cls: type[C], tree: dict[str, Any], where: str) -> C:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--root", type=cls)
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
     try:
-        parsed = parser.parse_object({"root": tree})
-        return parser.instantiate_classes(parsed).root
-    except ArgumentError as error:
+        return instantiate(parser.parse_object({"root": tree})).root
+    except (ArgumentError, ValueError) as error:  # the latter from a dataclass's own __post_init__
         raise GritError(f"{where}: {_first_cause(str(error))}") from None
-    except ValueError as error:  # raised by a dataclass's own __post_init__
-        raise GritError(f"{where}: {error}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -157,6 +166,8 @@ def _check_keys(cls: type, tree: dict[str, Any], where: str, prefix: tuple[str, 
             inside = f" in '{'.'.join(prefix)}'" if prefix else ""
             hint = f"did you mean '{'.'.join((*prefix, near[0]))}'?" if near else f"known{inside}: {', '.join(known)}"
             raise GritError(f"{where}: unknown key '{dotted}'; {hint}")
+        if value is None and type(None) not in typing.get_args(hints[key]):
+            raise GritError(f"{where}: key '{dotted}' has no value; give it one or leave the key out")
         inner = _dataclass_of(hints[key])
         if inner is not None and value is not None:
             if not isinstance(value, dict):
@@ -175,7 +186,20 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else f"{type(value).__name__} ({str(value)[:40]!r})"
 
 
+_KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "list": "a list"}
+
+
 def _first_cause(message: str) -> str:
     """jsonargparse reports a tree of causes; a person needs the key and the reason on one line."""
-    lines = [line.strip(" -").removeprefix("Parser key ") for line in message.splitlines() if line.strip(" -")]
-    return " ".join(" ".join(lines).replace('"root', '"').replace('".', '"').replace("root.", "").split())[:300]
+    # The other branch of an optional value says nothing.
+    head = re.sub(r"\n\s*- Expected a <class 'NoneType'>.*", "", message, flags=re.DOTALL)
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', head)).removeprefix("root").removeprefix(".")
+    reason = [line.strip(" -") for line in head.splitlines() if line.strip(" -")][-1]
+    if missing := re.fullmatch(r"the following arguments are required: root\.(.*)", reason):
+        return f"key '{missing[1]}' is missing"
+    if expected := re.fullmatch(r"Expected an? (.*?)(?:\. Got value: (.*))?", reason):
+        given = expected[2] or (re.search(r"Given value: (.*)", message) or ["", "something else"])[1]
+        kind = re.sub(r"<class '(\w+)'>", lambda found: _KINDS.get(found[1], found[1]), expected[1])
+        kind = re.sub(r"(?:typing\.)?Literal\[(.*)\]", lambda found: "one of " + found[1].replace("'", ""), kind)
+        reason = f"expected {kind}, found '{given[:60]}'"
+    return f"{key}: {reason}" if key else reason

@@ -38,7 +38,7 @@ from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig
 from grit_jax.types import GritError
 
-ANSWER_TOKENS = 16
+ANSWER_TOKENS = 28  # the longest answer of the held-out questions and an end of sequence
 SAMPLES = 6
 LAYOUTS = [mode for mode in MODES if mode != "none"]
 # The shape of the shipped base model, and of the one that --from-scratch trains.
@@ -60,7 +60,7 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
     report_path = out / "report.json"
     if report_path.exists():
         say(f"{out} holds a finished quickstart; reporting it (remove the folder to run it again)")
-        return json.loads(report_path.read_text())
+        return _read_json(report_path)
     started, clock = time.perf_counter(), _Clock(out / "timings.json")
 
     # --- corpus ---
@@ -206,7 +206,7 @@ def _corpus(data: Path, seed: int) -> dict[str, Any]:
             "dropped": summary.dropped, "rows": summary.rows, "skipped_files": summary.skipped_files,
             "missing_packages": list(summary.missing_packages),
         })  # fmt: skip
-    return json.loads(done.read_text())
+    return _read_json(done)
 
 
 def _copy_base(folder: Path) -> None:
@@ -273,15 +273,26 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
+            if any(out.iterdir()):
+                raise GritError(f"{out}: the folder is not empty and holds no quickstart; choose another --out")
             _write_json(path, settings)
-        there = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise GritError(f"{out}: cannot be used as output folder ({reason}); choose another --out") from None
+        there = _read_json(path)
+    except OSError as error:
+        raise GritError(f"{out}: cannot be used as output folder ({error.strerror}); choose another --out") from None
     for key in ("seed", "from_scratch"):
         if there.get(key) != settings[key]:
             flag = f"--{key.replace('_', '-')}"
             raise GritError(f"{out} holds a quickstart with {flag} {there.get(key)}; choose another --out or remove it")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise GritError(f"{path}: damaged ({error}); remove it, or choose another --out") from None
+    if not isinstance(value, dict):
+        raise GritError(f"{path}: damaged (no JSON object); remove it, or choose another --out")
+    return value
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -295,7 +306,7 @@ class _Clock:
 
     def __init__(self, path: Path):
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: dict[str, float] = _read_json(path) if path.exists() else {}
 
     def __call__(self, stage: str) -> _Clock:
         self._stage, self._start = stage, time.perf_counter()

@@ -20,11 +20,13 @@ from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
+from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.transformer import Params
+from grit_jax.progress import say
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.training.checkpoint import Checkpoints
 from grit_jax.training.loop import Evaluate, run_loop
@@ -135,7 +137,7 @@ def train(
     """
     output = Path(config.output)
     model_directory = output / "model"
-    _make_folder(output)
+    writable_folder(output)
     checkpoints = Checkpoints(
         output / "checkpoints", every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
     )
@@ -145,7 +147,15 @@ def train(
             raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
         if latest is not None and latest >= config.train.steps and (model_directory / "grit.json").exists():
             return TrainResult(output, model_directory, latest, already_finished=True)
+        if profile and not (latest or 0) <= profile[0] < profile[1] <= config.train.steps:
+            span = f"{profile[0]}:{profile[1]}"
+            raise GritError(f"--profile {span}: this run goes from step {latest or 0} to {config.train.steps}")
+        # The model of a shorter run would pass for this one's, were this one killed before its export.
+        (model_directory / huggingface.GRIT_FILE).unlink(missing_ok=True)
         return _run(config, output, model_directory, checkpoints, profile)
+    except OSError as error:  # a full disk does not say where it is full
+        error.filename = error.filename or str(output)
+        raise
     finally:
         checkpoints.close()  # a save under way is finished whatever else went wrong
 
@@ -159,7 +169,8 @@ def _run(
     batches = JointBatches(config.data, tokenizer, chat, config.train.seed, config.train.steps)
     for source in batches.summary:
         left_out = "".join(f"; {n} {why}" for why, n in {**source.skipped, **source.filtered}.items())
-        log.info("%s: %d of %d %s examples%s", source.name, source.used, source.examples, source.kind, left_out)
+        tell = say if left_out else log.info  # what was left out must not go unseen
+        tell(f"{source.name}: {source.used} of {source.examples} {source.kind} examples{left_out}")
     iterator = make_iterator(config.data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
@@ -254,8 +265,13 @@ def export_checkpoint(run: Path, out: Path, dtype: Literal["float32", "bfloat16"
     """Writes the newest checkpoint of a run's folder as a model directory; returns its step.
 
     Raises:
-      GritError: `run` holds no configuration or no whole checkpoint.
+      GritError: `run` holds no configuration or no whole checkpoint; `out` holds something or cannot be written.
     """
+    with new_folder(out) as folder:
+        return _export(run, folder, dtype)
+
+
+def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None) -> int:
     if not (run / CONFIG_FILE).exists():
         raise GritError(f"{run}: no {CONFIG_FILE} there; name the output folder of a training run")
     config = read_run_config(run / CONFIG_FILE)
@@ -279,13 +295,3 @@ def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer)
     """Weights in training -> the public model object."""
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
     return lambda params: GritLM(model_config, params, tokenizer, chat, config.model.pooling)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise GritError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from None

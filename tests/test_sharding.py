@@ -67,7 +67,7 @@ def test_meshes_that_do_not_fit(config, words):
 PROGRAM = """
 import functools, jax, numpy as np
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.transformer import PARAMETER_AXES, Transformer, init_params
+from grit_jax.models.transformer import PARAMETER_AXES, Transformer, parameter_shapes
 from grit_jax.sharding import *
 from grit_jax.types import AttentionMode, GritError, Rows
 
@@ -80,10 +80,11 @@ try:
 except GritError as error:
     assert "8 are here" in str(error)
 
-config = ModelConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, dtype="float32",
-                     num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, remat="dots")
-params, rules = init_params(config, jax.random.key(0)), ShardingRules()
-rng = np.random.default_rng(0)
+config = ModelConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                     num_attention_heads=4, num_key_value_heads=2, dtype="float32", remat="dots")
+rules, rng = ShardingRules(), np.random.default_rng(0)
+draw = lambda shape: (0.3 * rng.normal(size=shape)).astype(np.float32)
+params = {name: draw(shape) for name, shape in parameter_shapes(config).items()}
 rows = Rows(rng.integers(0, 64, (8, 6)).astype(np.int32), np.tile(np.arange(6, dtype=np.int32), (8, 1)),
             np.tile(np.array([1, 1, 1, 1, 1, 0], np.int32), (8, 1)))
 mode = ((AttentionMode.BIDIRECTIONAL, 4), (AttentionMode.CAUSAL, 4))

@@ -36,8 +36,8 @@ class Document:
         head = " ".join(head.split())
         end = re.search(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)[.!?](?=\s+[^a-z]|$)", head)
         cut = end.end() if end else len(head)
-        lines = (" ".join(line.split()) for line in tail.splitlines())
-        lines = [line for line in lines if line and not re.fullmatch(r"[-=~^*#. ]{3,}", line)]
+        joined = (" ".join(line.split()) for line in tail.splitlines())
+        lines = [line for line in joined if line and not re.fullmatch(r"[-=~^*#. ]{3,}", line)]
         return head[:cut], head[cut:].strip(), "\n".join(lines)
 
     @property
@@ -109,7 +109,8 @@ def signature_pieces(arguments: ast.arguments) -> list[tuple[str, str | None]]:
 def parse_signature(signature: str) -> list[tuple[str, str | None]]:
     """`signature_pieces` of a signature's text, `[]` where it is not Python (older C docstrings)."""
     try:
-        return signature_pieces(ast.parse(f"def {signature}: pass").body[0].args)
+        parsed = ast.parse(f"def {signature}: pass").body[0]
+        return signature_pieces(parsed.args) if isinstance(parsed, ast.FunctionDef) else []
     except (SyntaxError, ValueError, AttributeError, IndexError):
         return []
 

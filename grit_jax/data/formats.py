@@ -115,10 +115,10 @@ def document_text(document: Any, where: str, name: str = "document") -> str:
         text = _string(document.get("text"), where, f"the text of {name}")
         return f"{title} {text}" if title else text
     if isinstance(document, list):
-        text = _text(document, where, name)
-        if text.instruction and text.instruction.strip():
+        pair = _text(document, where, name)
+        if pair.instruction and pair.instruction.strip():
             raise LineError(where, f"{name} has an instruction; documents are encoded without one")
-        return text.text
+        return pair.text
     return _string(document, where, name)
 
 

@@ -177,10 +177,9 @@ class Tokenizer:
                     inside = True
         for continues, places in enumerate(queue):
             texts = [prompts[row][column].text for row, column in places]
-            for (row, column), ids in zip(
-                places, self.encode_batch(texts, continues=bool(continues)), strict=True
-            ):
-                result[row][column] = ids
+            encoded = self.encode_batch(texts, continues=bool(continues))
+            for (row, column), found in zip(places, encoded, strict=True):
+                result[row][column] = found
         return result
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:

@@ -1,10 +1,11 @@
-"""Files in, files out: what `grit encode` and `grit generate` do around the model."""
+"""Files in, files out: what the verbs do around the model."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -170,6 +171,47 @@ def generate_prompts(
             on_text("\n---\n")
         answers += model.generate([prompt], on_text=lambda _, text: on_text(text), **sampling)
     return answers
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that is at `path` when the block ends well, and nowhere otherwise.
+
+    Raises:
+      GritError: something is there already, or the place cannot be written; an OSError of the block is taken for
+        the latter.
+    """
+    if path.exists() and not path.is_dir():
+        raise GritError(f"{path}: is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise GritError(f"{path}: the folder is not empty; remove it or choose another one")
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # beside it, so that a rename is enough
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        raise GritError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def writable_folder(path: Path) -> None:
+    """Makes a folder, or finds that nothing can be written there: before the work, not after it.
+
+    Raises:
+      GritError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except FileExistsError:
+        raise GritError(f"{path}: is a file; name a folder") from None
+    except OSError as error:
+        raise GritError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from None
 
 
 @contextlib.contextmanager

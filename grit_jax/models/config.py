@@ -22,7 +22,7 @@ class ModelConfig:
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
     num_key_value_heads: int = 8
-    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
@@ -46,7 +46,7 @@ class ModelConfig:
                     "num_key_value_heads"):  # fmt: skip
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key} must be at least 1, is {getattr(self, key)}")
-        if self.head_dim is None:
+        if not self.head_dim:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(

@@ -164,6 +164,7 @@ def _splash(q, k, v, segments, *, causal: bool, window: int | None) -> jax.Array
 
     T, N, H = q.shape[1:]
     shape = (T, T)
+    mask: masks.Mask
     if window is not None:
         mask = masks.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -99,6 +100,10 @@ class Transformer(nnx.Module):
     `Transformer(config, rngs=nnx.Rngs(0))` makes new ones.
     """
 
+    embed: nnx.Param
+    final_norm: nnx.Param
+    head: nnx.Param  # absent where the embedding is tied
+
     def __init__(self, config: ModelConfig, params: Params | None = None, *, rngs: nnx.Rngs | None = None):
         if params is None:
             if rngs is None:
@@ -138,7 +143,7 @@ class Transformer(nnx.Module):
         # A dtype cast before the gather keeps the table's rows in float32 only on disk.
         x = constrain(self.embed[...][tokens].astype(dtype), ("rows", None, None))
         angles = rotary_angles(positions, c.head_dim, c.rope_theta)
-        body = functools.partial(
+        body: Callable[..., Any] = functools.partial(
             _layer, config=c, mode=mode, angles=angles, positions=positions, segments=segments,
             cache_marks=None if cache is None else (cache.positions, cache.segments), return_kv=return_kv,
         )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, data: Any, *, force: bool = False) -> None:
         """Starts a save when `step` is due (or `force`); returns before the bytes are on disk."""
         if force or self.due(step):
-            self._checkpointer.save_checkpointables_async(step, {"state": _tree(state), "data": data}, force=True)
+            with self._writing():
+                self._checkpointer.save_checkpointables_async(step, {"state": _tree(state), "data": data}, force=True)
 
     def restore(self, step: int, like: TrainState, data: Any) -> TrainState:
         """The state at `step`, laid out as `like`; the data iterator (None: no matter) moves to the same place.
@@ -59,9 +62,11 @@ class Checkpoints:
             wanted = {"state": abstract} if data is None else {"state": abstract, "data": data}
             loaded = self._checkpointer.load_checkpointables(step, wanted)
         except (ValueError, KeyError) as error:
-            cause = str(error).splitlines()[0][:200]
+            cause: BaseException = error
+            while cause.__cause__ or cause.__context__:  # Orbax tells of all that it tried; the first has the reason
+                cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
             raise GritError(
-                f"{self.directory}: the checkpoint of step {step} does not fit this configuration ({cause}); "
+                f"{self.directory}: the checkpoint of step {step} does not fit this configuration ({_short(cause)}); "
                 "use its own configuration, another output, or --resume never"
             ) from None
         leaves = jax.tree.leaves(loaded["state"])
@@ -69,7 +74,21 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the saves under way."""
-        self._checkpointer.close()
+        with self._writing():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk is told here, whichever of Orbax's writers met it; they give it no errno."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise GritError(f"{self.directory}: a checkpoint cannot be written ({_short(error)})") from None
+
+
+def _short(error: BaseException) -> str:
+    """The first sentence of a message."""
+    return str(error).split(" [")[0].split(". ")[0].splitlines()[0][:300] if str(error) else type(error).__name__
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

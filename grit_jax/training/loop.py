@@ -63,8 +63,8 @@ def run_loop(
     bar = progress(steps, description, "steps", initial=start)
 
     # --- train ---
+    record = _Recorder(metrics_file, bar, output, batch_ids)
     pending: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
-    clock = time.perf_counter()
     for step in range(start, steps):
         if profile and step == profile[0]:
             jax.profiler.start_trace(str(output / "profile"))
@@ -74,21 +74,22 @@ def run_loop(
         state, metrics = step_function(state, put_rows(host_batch, mesh, rules))
         # The previous step's numbers are read while this one computes.
         if pending:
-            _record(pending, metrics_file, bar, output, batch_ids)
-        now = time.perf_counter()
-        pending = (step, metrics, {**count_tokens(host_batch), "data_wait_s": round(waited, 4), "clock": clock})
-        clock = now
+            record(*pending)
+        pending = (step, metrics, {**count_tokens(host_batch), "data_wait_s": round(waited, 4)})
         due = evaluate and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0))
         if due:
             assert evaluate is not None
+            jax.block_until_ready(state.params)
+            began = time.perf_counter()
             pending[2].update(evaluate(state))
+            record.leave_out(time.perf_counter() - began)
         if profile and step + 1 == profile[1]:
             jax.block_until_ready(state.params)
             jax.profiler.stop_trace()
         last = step + 1 == steps
         if last or due or checkpoints.due(step + 1):
             # The line goes to disk before the checkpoint that says it is behind us.
-            _record(pending, metrics_file, bar, output, batch_ids)
+            record(*pending)
             pending = None
             checkpoints.save(step + 1, state, batches, force=last)
     bar.close()
@@ -110,18 +111,29 @@ def count_tokens(batch: Batch) -> dict[str, int | float]:
     return {"tokens": tokens, "padding": round(1 - tokens / max(1, sum(s.size for s in segments)), 4)}
 
 
-def _record(pending, metrics_file: MetricsFile, bar: Any, output: Path, batch_ids) -> None:
-    """Reads a step's numbers from the device and writes its line."""
-    step, metrics, extra = pending
-    values = {name: float(value) for name, value in metrics.items()}
-    seconds = max(time.perf_counter() - extra.pop("clock"), 1e-9)
-    values |= extra | {"seconds": round(seconds, 4), "tokens_per_s": round(extra["tokens"] / seconds, 1)}
-    metrics_file.write(step, values)
-    bar.update(1, note=" ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("loss")))
-    if not math.isfinite(values["loss"]):
-        ids = batch_ids(step) if batch_ids else None
-        (output / "bad_batch.json").write_text(json.dumps({"step": step, "metrics": str(values), "ids": ids}, indent=1))
-        raise GritError(
-            f"step {step}: the loss is {values['loss']}; the examples of its batch are listed in "
-            f"{output / 'bad_batch.json'}; a lower optimizer.lr or a longer warmup usually helps"
-        )
+class _Recorder:
+    """Reads a step's numbers from the device and writes its line; a step lasts from the line before to its own."""
+
+    def __init__(self, metrics_file: MetricsFile, bar: Any, output: Path, batch_ids: Callable[[int], Any] | None):
+        self._file, self._bar, self._output, self._batch_ids = metrics_file, bar, output, batch_ids
+        self._last = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that is no part of a step (an evaluation)."""
+        self._last += seconds
+
+    def __call__(self, step: int, metrics: dict[str, jax.Array], extra: dict[str, Any]) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        now = time.perf_counter()
+        seconds, self._last = max(now - self._last, 1e-9), now
+        values |= extra | {"seconds": round(seconds, 4), "tokens_per_s": round(extra["tokens"] / seconds, 1)}
+        self._file.write(step, values)
+        losses = " ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("loss"))
+        self._bar.update(1, note=losses)
+        if not math.isfinite(values["loss"]):
+            report = {"step": step, "metrics": str(values), "ids": self._batch_ids(step) if self._batch_ids else None}
+            (self._output / "bad_batch.json").write_text(json.dumps(report, indent=1))
+            raise GritError(
+                f"step {step}: the loss is {values['loss']}; the examples of its batch are listed in "
+                f"{self._output / 'bad_batch.json'}; a lower optimizer.lr or a longer warmup usually helps"
+            )

@@ -157,7 +157,7 @@ def test_few_programs_serve_many_prompts(tiny_config, tiny_params, documents, pr
     assert steps.decode_step._cache_size() - before <= 2
 
 
-def test_the_cache_is_updated_in_place(tiny_config, tiny_params):
+def test_the_cache_is_updated_in_place(tiny_config, full_optimization):
     """No operation of the compiled loop copies a whole cache."""
     config = dataclasses.replace(tiny_config, num_hidden_layers=2)
     params = init_params(config, jax.random.key(0))

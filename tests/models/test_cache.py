@@ -10,7 +10,7 @@ import pytest
 from grit_jax.models.cache import cache_from, empty_cache, insert, rotate_keys
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.layers import rotary_angles, rotate
-from grit_jax.models.transformer import Transformer, init_params
+from grit_jax.models.transformer import Transformer, parameter_shapes
 from grit_jax.types import KV, AttentionMode
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
@@ -26,29 +26,23 @@ CONTINUATION = 6
 
 @pytest.fixture(scope="module")
 def params():
-    weights = init_params(CONFIG, jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), len(weights)))
-    # Biases and norms that are not zeros and ones.
-    return {
-        name: value + 0.3 * jax.random.normal(next(keys), value.shape)
-        if name.endswith(("_bias", "_norm"))
-        else value
-        for name, value in weights.items()
-    }
+    """Random weights; biases and norms are not zeros and ones."""
+    rng = np.random.default_rng(1)
+    draw = lambda name, shape: name.endswith("_norm") + 0.3 * rng.normal(size=shape)
+    return {name: draw(name, shape).astype(np.float32) for name, shape in parameter_shapes(CONFIG).items()}
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def reference(params, tokens, positions, mask, *, config):
-    """Logits `[T, V]` of one text under an explicit mask, written out by hand."""
+def reference(params, tokens, positions, mask, *, config=CONFIG, xp=np):
+    """Logits `[T, V]` of one text under an explicit mask, written out by hand; `xp` is NumPy or jax.numpy."""
     c, w = config, params
-    norm = lambda x, weight: x / jnp.sqrt((x * x).mean(-1, keepdims=True) + c.rms_norm_eps) * weight
+    norm = lambda x, weight: x / xp.sqrt((x * x).mean(-1, keepdims=True) + c.rms_norm_eps) * weight
     angle = positions[:, None] / c.rope_theta ** (np.arange(0, c.head_dim, 2) / c.head_dim)
-    turn = jnp.exp(1j * angle)[:, None]  # rotary embedding as a complex product of the two halves
+    turn = np.exp(1j * angle)[:, None]  # rotary embedding as a complex product of the two halves
 
     def rotated(x):
         half = c.head_dim // 2
         y = (x[..., :half] + 1j * x[..., half:]) * turn
-        return jnp.concatenate([y.real, y.imag], -1)
+        return xp.concatenate([y.real, y.imag], -1)
 
     x = w["embed"][tokens]
     for i in range(c.num_hidden_layers):
@@ -56,12 +50,13 @@ def reference(params, tokens, positions, mask, *, config):
         q, k, v = (h @ w[name][i] + w[f"{name}_bias"][i] for name in ("query", "key", "value"))
         q, k, v = (y.reshape(len(tokens), -1, c.head_dim) for y in (q, k, v))
         q, k = rotated(norm(q, w["query_norm"][i])), rotated(norm(k, w["key_norm"][i]))
-        k, v = (jnp.repeat(y, c.heads_per_kv, axis=1) for y in (k, v))
-        scores = jnp.where(mask, jnp.einsum("tnh,snh->nts", q, k) / np.sqrt(c.head_dim), -jnp.inf)
-        out = jnp.einsum("nts,snh->tnh", jax.nn.softmax(scores, axis=-1), v)
+        k, v = (xp.repeat(y, c.heads_per_kv, axis=1) for y in (k, v))
+        p = mask * xp.exp(xp.einsum("tnh,snh->nts", q, k) / np.sqrt(c.head_dim))
+        out = xp.einsum("nts,snh->tnh", p / p.sum(-1, keepdims=True), v)
         x = x + out.reshape(len(tokens), -1) @ w["attention_out"][i]
         h = norm(x, w["mlp_norm"][i])
-        x = x + (jax.nn.silu(h @ w["gate"][i]) * (h @ w["up"][i])) @ w["down"][i]
+        gate = h @ w["gate"][i]
+        x = x + (gate / (1 + xp.exp(-gate)) * (h @ w["up"][i])) @ w["down"][i]
     return norm(x, w["final_norm"]) @ w["head"]
 
 
@@ -100,19 +95,22 @@ def read_on(params, cache, tokens, positions, segments, *, config=CONFIG):
     return model.logits(out.hidden), out.kv
 
 
+jit_insert = jax.jit(functools.partial(insert, config=CONFIG))
+
+
 def record(kv, document):
     """The record of one document out of a packed pass."""
     start = sum(LENGTHS[:document])
     return jax.tree.map(lambda x: x[:, :, start : start + LENGTHS[document]], kv)
 
 
-def fill(kv, order, slots, config=CONFIG):
+def fill(kv, order, slots):
     """A cache with the documents inserted one after the other, and the place behind them."""
-    cache, place = empty_cache(config, 1, slots), 0
+    cache, place = empty_cache(CONFIG, 1, slots), 0
     for document in order:
         n = LENGTHS[document]
         positions = jnp.arange(place, place + n)[None]
-        cache = insert(cache, record(kv, document), positions, jnp.ones((1, n), jnp.int32), config)
+        cache = jit_insert(cache, record(kv, document), positions, jnp.ones((1, n), jnp.int32))
         place += n
     return cache, place
 
@@ -127,7 +125,7 @@ def test_documents_in_any_order(params, texts, order, config):
     mask = composition(order, window=config.sliding_window)
     expected = reference(params, tokens, np.arange(len(tokens)), mask, config=config)[-CONTINUATION:]
 
-    cache, place = fill(kv, order, 24, config)  # more slots than needed: empty ones are not seen
+    cache, place = fill(kv, order, 24)  # more slots than needed: empty ones are not seen
     assert (int(cache.cursor), cache.slots) == (place, 24)
     ones = jnp.ones((1, CONTINUATION), jnp.int32)
     positions = jnp.arange(place, place + CONTINUATION)[None]
@@ -137,7 +135,7 @@ def test_documents_in_any_order(params, texts, order, config):
         step = jnp.array([[token]]), positions[:, i : i + 1], ones[:, :1]
         logits, own = read_on(params, cache, *step, config=config)
         np.testing.assert_allclose(logits[0, 0], expected[i], atol=1e-4)
-        cache = insert(cache, own, positions[:, i : i + 1], ones[:, :1], config)
+        cache = jit_insert(cache, own, positions[:, i : i + 1], ones[:, :1])
 
 
 def test_several_examples_in_a_row_and_ragged_rows(params, texts):
@@ -181,7 +179,7 @@ def test_gradients_reach_the_documents(params, texts):
         )
 
     def dense(params):
-        logits = reference(params, tokens, np.arange(len(tokens)), composition(order), config=CONFIG)
+        logits = reference(params, tokens, np.arange(len(tokens)), composition(order), xp=jnp)
         return jnp.sum(weight * logits[-CONTINUATION:])
 
     ours, theirs = jax.jit(jax.grad(cached))(params), jax.jit(jax.grad(dense))(params)
@@ -207,7 +205,7 @@ def test_keys_are_rotated_once(params, texts):
     np.testing.assert_array_equal(cache.segments[0], [1] * 7 + [0] * 3)
 
     more = jax.tree.map(lambda x: x[:, :, :3], kv)
-    later = insert(cache, more, jnp.arange(7, 10)[None], jnp.ones((1, 3), jnp.int32), CONFIG)
+    later = jit_insert(cache, more, jnp.arange(7, 10)[None], jnp.ones((1, 3), jnp.int32))
     np.testing.assert_array_equal(later.k[:, :, :7], cache.k[:, :, :7])
     np.testing.assert_array_equal(kv.k, before)
     np.testing.assert_array_equal(rotate_keys(more, jnp.zeros((1, 3), jnp.int32), CONFIG), more.k)

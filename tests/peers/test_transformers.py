@@ -1,4 +1,4 @@
-"""Live comparison with transformers and sentence-transformers, both ways: their checkpoints in ours, ours in theirs.
+"""Live comparison with transformers and sentence-transformers: their checkpoints in ours, ours in theirs.
 
 Run with `pytest -m peers tests/peers` where the `peers` extra is installed; skipped elsewhere.
 """
@@ -57,7 +57,7 @@ def ours(folder, ids, mask, mode):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", make_golden.FAMILIES)
 def test_their_checkpoints_in_ours(tmp_path, name, attention):
-    """Saved by transformers (in shards, for one of the runs), with other weights and inputs than the golden files."""
+    """Saved by transformers, once in shards, with other weights and inputs than the golden files."""
     model = make_golden.make_model(name, seed=1)
     model.set_attn_implementation(attention)
     ids, mask = make_golden.make_inputs(seed=1)
@@ -77,7 +77,7 @@ def test_their_checkpoints_in_ours(tmp_path, name, attention):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", make_golden.FAMILIES)
 def test_our_export_in_theirs(tmp_path, name, dtype):
-    """The same weights to the bit, and causal logits although sentence-transformers will embed bidirectionally."""
+    """Causal logits, although sentence-transformers will embed bidirectionally from the same directory."""
     make_golden.make_model(name, seed=2).save_pretrained(tmp_path / "theirs")
     folder = read_model_directory(tmp_path / "theirs")
     # What a config can say beside the defaults must arrive, too.
@@ -87,10 +87,8 @@ def test_our_export_in_theirs(tmp_path, name, dtype):
     assert model.dtype == getattr(torch, dtype)
     c = model.config
     assert (c.max_position_embeddings, c.pad_token_id, c.bos_token_id, c.eos_token_id) == (77, 3, 1, 2)
-    assert (
-        c.num_key_value_heads == config.num_key_value_heads
-        and c.tie_word_embeddings == config.tie_word_embeddings
-    )
+    for key in ("num_key_value_heads", "tie_word_embeddings", "num_hidden_layers"):
+        assert getattr(c, key) == getattr(config, key)
     assert c.rope_parameters["rope_theta"] == 5000.0 and c.is_causal is True
     again = read_model_directory(tmp_path / "ours")
     assert again.config == dataclasses.replace(config, dtype="float32")
@@ -154,7 +152,7 @@ def test_sentence_transformers_with_other_poolings(tmp_path, tiny_model, sentenc
 
 
 def test_transformers_generates_as_we_do(exported):
-    """Greedy, through its own cache; and the tokenizer it finds there formats a conversation with the same ids."""
+    """Greedy, through its own cache; and its tokenizer gives a conversation the same ids."""
     model, directory = exported
     peer = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
