@@ -6,24 +6,20 @@ A `GritError` becomes one line on stderr and exit status 2, as does a wrong flag
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from grit_jax import __version__
+from grit_jax import __version__, flags
 from grit_jax.types import GritError
 
 RESUMABLE = ("quickstart", "train", "index")
 RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
-
-
 # What the machine may refuse, and what to do about it. Other errors of the system are bugs of ours.
 REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; make room or choose another place"),
@@ -38,14 +34,13 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args, rest = build_parser().parse_known_args(argv)
     if rest and args.verb != "train":
-        args.parser.error(_unknown(rest[0], args.parser))
+        args.parser.refuse(rest[0])
     _use_huge_pages(argv)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             args.run(args, rest) if args.verb == "train" else args.run(args)
-            if sys.stdout is not None:  # closed by whoever started us
-                sys.stdout.flush()  # while what it says can still be heard
+            _flush()  # while what it says can still be heard
     except GritError as error:
         _fail(args, str(error))
     except KeyboardInterrupt:
@@ -58,29 +53,16 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        place = error.filename or getattr(args, "output", None) or getattr(args, "out", None)
-        if place is None or (error.filename is None and not _stdout_works()):
-            place = "standard output"
-        _fail(args, f"{place}: {error.strerror}{REFUSALS[error.errno]}")
+        _fail(args, f"{error.filename or _output(args)}: {error.strerror}{REFUSALS[error.errno]}")
     except RuntimeError as error:  # so say the writers that are not Python's
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
-        _fail(args, str(error).partition("; ")[0] + REFUSALS[errno.ENOSPC])
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the flags in one line, and takes no abbreviations of them."""
-
-    def __init__(self, **how: Any):
-        super().__init__(allow_abbrev=False, **how)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        _fail(args, f"{_output(args)}: {str(error).partition('; ')[0]}{REFUSALS[errno.ENOSPC]}")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line as DESIGN section 6 has it."""
-    parser = _Parser(
+    parser = flags.Parser(
         prog="grit", description="One language model that embeds and generates: train it, search with it, ask it."
     )
     parser.add_argument("--version", action="version", version=f"grit_jax {__version__}")
@@ -93,22 +75,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("quickstart", quickstart, "the whole job on this machine's own Python documentation, in minutes")
     sub.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
-    sub.add_argument("--seed", type=_whole_number, default=0)
+    sub.add_argument("--seed", type=flags.natural, default=0)
     sub.add_argument("--from-scratch", action="store_true", help="train tokenizer and base model here, too (slow)")
     sub.add_argument("--json", action="store_true", help="print report.json on stdout and nothing else")
 
     sub = verb("train", train, "train from a YAML configuration; every key can be overridden: --train.steps 100")
     sub.add_argument("config", metavar="CONFIG", type=Path)
     sub.add_argument("--resume", choices=("auto", "never"), default="auto")
-    sub.add_argument("--profile", metavar="START:STOP", help="trace these steps with the JAX profiler")
+    sub.add_argument("--profile", type=flags.span, metavar="START:STOP", help="trace these steps with the JAX profiler")
 
     sub = verb("encode", encode, "texts to vectors")
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--input", required=True, type=Path, metavar="F.jsonl|F.txt")
     sub.add_argument("--output", required=True, type=Path, metavar="V.npy")
     sub.add_argument("--instruction", default="", metavar="T")
-    sub.add_argument("--max-length", type=_positive, default=512, metavar="N")
-    sub.add_argument("--dim", type=_positive, metavar="K", help="keep the first K dimensions, normalised again")
+    sub.add_argument("--max-length", type=flags.positive, default=512, metavar="N")
+    sub.add_argument("--dim", type=flags.positive, metavar="K", help="keep the first K dimensions, normalised again")
     sub.add_argument("--precision", choices=("float32", "bfloat16", "int8", "binary"), default="float32")
     sub.add_argument("--json", action="store_true")
 
@@ -117,11 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="T")
     source.add_argument("--input", type=Path, metavar="F.jsonl")
-    sub.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
-    sub.add_argument("--temperature", type=_number, default=0.0, metavar="X", help="0 (default) is greedy")
-    sub.add_argument("--top-p", type=_number, default=1.0, metavar="X")
-    sub.add_argument("--top-k", type=_whole_number, default=0, metavar="N")
-    sub.add_argument("--seed", type=_whole_number, default=0)
+    sub.add_argument("--max-new-tokens", type=flags.positive, default=128, metavar="N")
+    sub.add_argument("--temperature", type=flags.number, default=0.0, metavar="X", help="0 (default) is greedy")
+    sub.add_argument("--top-p", type=flags.number, default=1.0, metavar="X")
+    sub.add_argument("--top-k", type=flags.natural, default=0, metavar="N")
+    sub.add_argument("--seed", type=flags.natural, default=0)
     sub.add_argument("--stream", action="store_true", help="print tokens as they come")
     sub.add_argument("--json", action="store_true")
 
@@ -130,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--input", required=True, type=Path, metavar="corpus.jsonl")
     sub.add_argument("--output", required=True, type=Path, metavar="INDEX")
     sub.add_argument("--kv", choices=("native", "none"), default="native")
-    sub.add_argument("--max-length", type=_positive, default=4096, metavar="N")
+    sub.add_argument("--max-length", type=flags.positive, default=4096, metavar="N")
     sub.add_argument("--json", action="store_true")
 
     sub = verb("ask", ask, "answer a question over an index")
@@ -138,9 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--index", required=True, type=Path, metavar="INDEX")
     sub.add_argument("question", metavar="QUESTION")
     sub.add_argument("--mode", choices=RAG_MODES, default="auto")
-    sub.add_argument("--k", type=_positive, default=1, metavar="N")
+    sub.add_argument("--k", type=flags.positive, default=1, metavar="N")
     sub.add_argument("--instruction", default="", metavar="T", help="instruction of the search query")
-    sub.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N")
+    sub.add_argument("--max-new-tokens", type=flags.positive, default=64, metavar="N")
     sub.add_argument("--json", action="store_true")
 
     sub = verb("eval", evaluate, "scores: retrieval, perplexity, rag")
@@ -157,10 +139,10 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument("--json", action="store_true")
         if kind == "rag":
             one.add_argument("--modes", nargs="+", choices=RAG_MODES[:-1], default=list(RAG_MODES[:-1]))
-            one.add_argument("--k", type=_positive, default=1, metavar="N")
+            one.add_argument("--k", type=flags.positive, default=1, metavar="N")
             one.add_argument("--index", type=Path, metavar="INDEX", help="search here; default: the given documents")
             one.add_argument("--instruction", default="", metavar="T")
-            one.add_argument("--max-new-tokens", type=_positive, default=16, metavar="N")
+            one.add_argument("--max-new-tokens", type=flags.positive, default=16, metavar="N")
 
     sub = verb("import", import_, "a Hugging Face directory or hub id into a model directory of ours")
     sub.add_argument("source", metavar="SOURCE")
@@ -181,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     one = kinds.add_parser("pydocs", help="the quickstart's corpus from the Python documentation installed here")
     one.set_defaults(parser=one)
     one.add_argument("--output", required=True, type=Path, metavar="DIR")
-    one.add_argument("--seed", type=_whole_number, default=0)
+    one.add_argument("--seed", type=flags.natural, default=0)
     return parser
 
 
@@ -196,12 +178,12 @@ def quickstart(args: argparse.Namespace) -> None:
     print(json.dumps(report) if args.json else terminal_report(report))
 
 
-def train(args: argparse.Namespace, overrides: list[str]) -> None:
+def train(args: argparse.Namespace, arguments: list[str]) -> None:
     from grit_jax.train import read_run_config
     from grit_jax.train import train as run
 
-    config = read_run_config(args.config, _dotted(overrides))
-    result = run(config, resume=args.resume, profile=_span(args.profile))
+    config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
+    result = run(config, resume=args.resume, profile=args.profile)
     if result.already_finished:
         print(f"finished before: {result.steps} steps; model in {result.model}")
     else:
@@ -328,76 +310,27 @@ def _show(values: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(values) if as_json else text)
 
 
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, is '{text}'") from None
-
-
-def _positive(text: str) -> int:
-    number = _whole_number(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, is {number}")
-    return number
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, is '{text}'") from None
-
-
-def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
-    """What to say of an argument that a verb does not have."""
-    if not argument.startswith("-"):
-        return f"unexpected argument '{argument}'"
-    flag = argument.partition("=")[0]
-    near = difflib.get_close_matches(flag, re.findall(r"--[a-z-]+", parser.format_usage()), n=1, cutoff=0.4)
-    return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _dotted(arguments: list[str]) -> dict[str, str]:
-    """`--a.b 1 --c.d=2` as {"a.b": "1", "c.d": "2"}."""
-    overrides: dict[str, str] = {}
-    queue = list(arguments)
-    while queue:
-        flag = queue.pop(0)
-        if not flag.startswith("--"):
-            raise GritError(f"unexpected '{flag}'; overrides look like --train.steps 100")
-        key, equals, value = flag[2:].partition("=")
-        if not equals:
-            if not queue or queue[0].startswith("--"):
-                raise GritError(f"--{key} needs a value")
-            value = queue.pop(0)
-        overrides[key] = value
-    return overrides
-
-
-def _span(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    start, colon, stop = text.partition(":")
-    if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-        raise GritError(f"--profile wants START:STOP, two step numbers such as 10:15; found '{text}'")
-    return int(start), int(stop)
-
-
 def _fail(args: argparse.Namespace, message: str) -> NoReturn:
-    print(f"grit {args.verb}: {' '.join(message.splitlines())}", file=sys.stderr)
-    if not _stdout_works():
+    print(f"{args.parser.prog}: {' '.join(message.splitlines())}", file=sys.stderr)
+    try:
+        _flush()
+    except OSError:
         _drop_stdout()
     sys.exit(2)
 
 
-def _stdout_works() -> bool:
-    try:
-        if sys.stdout is not None:
+def _output(args: argparse.Namespace) -> Any:
+    """Where a verb writes."""
+    return getattr(args, "output", None) or getattr(args, "out", None) or "standard output"
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # closed by whoever started us
+        try:
             sys.stdout.flush()
-    except OSError:
-        return False
-    return True
+        except OSError as error:
+            error.filename = "standard output"
+            raise
 
 
 def _drop_stdout() -> None:
@@ -421,7 +354,8 @@ def _use_huge_pages(argv: list[str]) -> None:
     if not (sys.argv and Path(sys.argv[0]).name in ("grit", "__main__.py") and argv == sys.argv[1:]):
         return  # called as a function (tests, notebooks): the process is not ours to restart
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "grit_jax", *argv])
 
 

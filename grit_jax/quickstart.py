@@ -270,6 +270,8 @@ def _commands(out: Path) -> list[str]:
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Makes the folder ours, or finds that it holds another run."""
     path = out / "quickstart.json"
+    if out.exists() and not out.is_dir():
+        raise GritError(f"{out}: is a file; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():

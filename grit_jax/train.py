@@ -92,9 +92,9 @@ class TrainSection:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        for key in ("steps", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"train.{key} must be at least 1, is {getattr(self, key)}")
+        for key, least in (("steps", 1), ("seed", 0), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"train.{key} must be at least {least}, is {getattr(self, key)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -219,8 +219,9 @@ class Encoder:
         Raises:
           GritError: as `encode`.
         """
-        if isinstance(texts, str):
-            raise GritError("texts must be a list of strings, found one string: put it into a list")
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise GritError(f"texts must be a list of strings, found {type(texts).__name__}")
+        texts = list(texts)
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise GritError(f"text {i} is not a string but {type(text).__name__}: {text!r:.60}")

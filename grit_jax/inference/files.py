@@ -192,7 +192,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(target)
     except OSError as error:
-        raise GritError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise GritError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -232,7 +232,7 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
         if not special:
             temporary.replace(target)
     except OSError as error:  # NumPy's own of a full disk has no strerror
-        raise GritError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise GritError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
     finally:
         if not special:
             with contextlib.suppress(OSError):

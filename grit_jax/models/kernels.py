@@ -69,6 +69,8 @@ def blocked_attention(
     K = parts[0].k.shape[2]
     G = N // K
     q = (queries.q.astype(jnp.float32) * (1 / math.sqrt(H))).astype(queries.q.dtype)
+    if T == 1 and _platform() == "cpu":
+        return _one_token_attention(q, queries, parts, window=window, two_sided=two_sided)
     q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
 
     def scores(part: Part) -> jax.Array:
@@ -104,6 +106,41 @@ def blocked_attention(
             state = _over_blocks(step, state, part)
         out = state[2] / jnp.maximum(state[1], 1e-30)[..., None]
     return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(queries.q.dtype)
+
+
+def _one_token_attention(
+    q: Float[Array, "B 1 N H"], queries: Queries, parts: list[Part], *, window: int | None, two_sided: bool
+) -> Float[Array, "B 1 N H"]:
+    """Attention of one decoded token to long parts, keys and values read where they lie.
+
+    The query of each head is laid out over all kv heads, zeros but at its own: `K` times the products, but no
+    transposed copy of the cache, which costs XLA's CPU backend more (17.6 against 10.3 ms for 12 layers of 4608 slots).
+    """
+    B, _, N, H = q.shape
+    K = parts[0].k.shape[2]
+    G = N // K
+    own = jnp.eye(K, dtype=q.dtype)
+    spread = jnp.einsum("bkgh,kj->bjhkg", q.reshape(B, K, G, H), own).reshape(B, K * H, N)
+
+    def scores(part: Part) -> jax.Array:
+        k = part.k.reshape(B, part.k.shape[1], K * H)
+        s = jnp.einsum("bsx,bxn->bsn", k, spread, preferred_element_type=jnp.float32)
+        mask = part_mask(queries, part, window=window, two_sided=two_sided)
+        return jnp.where(mask[:, 0, :, None], s, MASKED)
+
+    found = [scores(part) for part in parts]
+    top = functools.reduce(jnp.maximum, [s.max(axis=1, keepdims=True) for s in found])
+    weights = [jnp.exp(s - top) for s in found]
+    total = sum(p.sum(axis=1) for p in weights)  # B N
+    out = sum(
+        jnp.einsum(
+            "bsn,bsx->bnx", p.astype(part.v.dtype), part.v.reshape(B, part.v.shape[1], K * H),
+            preferred_element_type=jnp.float32,
+        )
+        for p, part in zip(weights, parts, strict=True)
+    )  # fmt: skip
+    out = jnp.einsum("bkgjh,kj->bkgh", out.reshape(B, K, G, K, H), own.astype(out.dtype)).reshape(B, 1, N, H)
+    return (out / jnp.maximum(total, 1e-30)[:, None, :, None]).astype(queries.q.dtype)
 
 
 def _over_blocks(step, state, part: Part):

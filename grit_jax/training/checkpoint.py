@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, every: int, keep: int = 2):
-        logging.getLogger("absl").setLevel(logging.WARNING)  # orbax narrates every save at INFO
+        _quiet_orbax()
         policies = ocp.training.save_decision_policies
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -55,19 +56,24 @@ class Checkpoints:
         """The state at `step`, laid out as `like`; the data iterator (None: no matter) moves to the same place.
 
         Raises:
-          GritError: the checkpoint belongs to another model or optimizer.
+          GritError: the checkpoint belongs to another model or optimizer, or is damaged.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like))
         try:
             wanted = {"state": abstract} if data is None else {"state": abstract, "data": data}
             loaded = self._checkpointer.load_checkpointables(step, wanted)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError) as error:
             cause: BaseException = error
             while cause.__cause__ or cause.__context__:  # Orbax tells of all that it tried; the first has the reason
                 cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+            if "Requested shape" in str(cause):
+                raise GritError(
+                    f"{self.directory}: the checkpoint of step {step} is of another model or optimizer "
+                    f"({_short(cause)}); use its own configuration, or another output"
+                ) from None
             raise GritError(
-                f"{self.directory}: the checkpoint of step {step} does not fit this configuration ({_short(cause)}); "
-                "use its own configuration, another output, or --resume never"
+                f"{self.directory / str(step)}: cannot be read as a checkpoint of this configuration "
+                f"({_short(cause)}); if it is damaged, remove it, and the run goes on from the one before"
             ) from None
         leaves = jax.tree.leaves(loaded["state"])
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -83,12 +89,30 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            raise GritError(f"{self.directory}: a checkpoint cannot be written ({_short(error)})") from None
+            raise GritError(
+                f"{self.directory}: a checkpoint cannot be written ({_short(error)}); make room, and the same command "
+                "goes on from the one before"
+            ) from None
 
 
 def _short(error: BaseException) -> str:
     """The first sentence of a message."""
     return str(error).split(" [")[0].split(". ")[0].splitlines()[0][:300] if str(error) else type(error).__name__
+
+
+def _quiet_orbax() -> None:
+    """Orbax narrates every save. When a read or write fails, it closes its event loop while others are under way, and
+    each of those comes with a traceback of its own; the first error is the one that we tell."""
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def without_closed_loops(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    if before.__name__ != without_closed_loops.__name__:
+        sys.unraisablehook = without_closed_loops
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def test_nothing_and_empty_texts(encoder):
         (["a", None], "", 512, ["text 1", "NoneType"]),
         ("amber", "", 512, ["list"]),
         (["a"], "Find the sentence that says it", 8, ["instruction", "8"]),
+        (None, "", 512, ["list", "NoneType"]),
         (["a"], "", 1, ["max_length"]),
         (["a"], 3, 512, ["instruction"]),
         (["a", "\ud800"], "", 512, ["1"]),
