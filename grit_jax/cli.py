@@ -19,10 +19,12 @@ from grit_jax import __version__, flags
 from grit_jax.types import GritError
 
 RESUMABLE = ("quickstart", "train", "index")
+STDOUT = "standard output"
 RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
 # What the machine may refuse, and what to do about it. Other errors of the system are bugs of ours.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; make room or choose another place"),
+    **dict.fromkeys(FULL, "; make room or choose another place"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "; choose another place or change its permissions"),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), "; choose another name"),
     **dict.fromkeys((errno.EIO, errno.EMFILE, errno.ENFILE), ""),
@@ -40,7 +42,6 @@ def main(argv: list[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             args.run(args, rest) if args.verb == "train" else args.run(args)
-            _flush()  # while what it says can still be heard
     except GritError as error:
         _fail(args, str(error))
     except KeyboardInterrupt:
@@ -53,9 +54,11 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
+        if error.filename == STDOUT:
+            _drop_stdout()
         _fail(args, f"{error.filename or _output(args)}: {error.strerror}{REFUSALS[error.errno]}")
     except RuntimeError as error:  # so say the writers that are not Python's
-        if os.strerror(errno.ENOSPC) not in str(error):
+        if not any(os.strerror(number) in str(error) for number in FULL):
             raise
         _fail(args, f"{_output(args)}: {str(error).partition('; ')[0]}{REFUSALS[errno.ENOSPC]}")
 
@@ -175,7 +178,7 @@ def quickstart(args: argparse.Namespace) -> None:
     from grit_jax.report import terminal_report
 
     report = run_quickstart(args.out, seed=args.seed, from_scratch=args.from_scratch)
-    print(json.dumps(report) if args.json else terminal_report(report))
+    _print(json.dumps(report) if args.json else terminal_report(report))
 
 
 def train(args: argparse.Namespace, arguments: list[str]) -> None:
@@ -185,9 +188,9 @@ def train(args: argparse.Namespace, arguments: list[str]) -> None:
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
     result = run(config, resume=args.resume, profile=args.profile)
     if result.already_finished:
-        print(f"finished before: {result.steps} steps; model in {result.model}")
+        _print(f"finished before: {result.steps} steps; model in {result.model}")
     else:
-        print(f"{result.steps} steps done; model in {result.model}, metrics in {result.output / 'metrics.jsonl'}")
+        _print(f"{result.steps} steps done; model in {result.model}, metrics in {result.output / 'metrics.jsonl'}")
 
 
 def encode(args: argparse.Namespace) -> None:
@@ -205,17 +208,17 @@ def generate(args: argparse.Namespace) -> None:
     from grit_jax.inference.files import generate_prompts, read_prompts
 
     prompts = [args.prompt] if args.prompt is not None else read_prompts(args.input)
-    on_text = (lambda text: print(text, end="", flush=True)) if args.stream and not args.json else None
+    on_text = (lambda text: _print(text, end="")) if args.stream and not args.json else None
     answers = generate_prompts(
         _model(args.model), prompts, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
         top_p=args.top_p, top_k=args.top_k, seed=args.seed, on_text=on_text,
     )  # fmt: skip
     if args.json:
-        print(json.dumps({"generations": [{"prompt": p, "text": a} for p, a in zip(prompts, answers, strict=True)]}))
+        _print(json.dumps({"generations": [{"prompt": p, "text": a} for p, a in zip(prompts, answers, strict=True)]}))
     elif on_text:
-        print()
+        _print()
     else:
-        print("\n---\n".join(answers))
+        _print("\n---\n".join(answers))
 
 
 def index(args: argparse.Namespace) -> None:
@@ -270,14 +273,14 @@ def import_(args: argparse.Namespace) -> None:
     with new_folder(args.out) as folder:
         model = _model(args.source)
         model.save_pretrained(folder, dtype=args.dtype)
-    print(f"{args.source} -> {args.out}: {model.config.architecture}, {model.config.num_parameters:,} parameters")
+    _print(f"{args.source} -> {args.out}: {model.config.architecture}, {model.config.num_parameters:,} parameters")
 
 
 def export(args: argparse.Namespace) -> None:
     from grit_jax.train import export_checkpoint
 
     step = export_checkpoint(args.checkpoint, args.out, dtype=args.dtype)
-    print(f"step {step} of {args.checkpoint} -> {args.out}")
+    _print(f"step {step} of {args.checkpoint} -> {args.out}")
 
 
 def data(args: argparse.Namespace) -> None:
@@ -285,16 +288,19 @@ def data(args: argparse.Namespace) -> None:
         from grit_jax.data.datasets import prepare
 
         prepared = prepare(args.sources, args.output)
-        print(f"{len(prepared)} {prepared.kind} examples in {args.output}")
+        _print(f"{len(prepared)} {prepared.kind} examples in {args.output}")
     else:
         from grit_jax.data.questions import write_corpus
         from grit_jax.inference.files import writable_folder
 
         writable_folder(args.output)
-        summary = write_corpus(args.output, args.seed)
-        print(f"{summary.documents} documents: {summary.train} to train on, {summary.held_out} held out")
+        try:
+            summary = write_corpus(args.output, args.seed)
+        except ValueError as error:
+            raise GritError(str(error)) from None
+        _print(f"{summary.documents} documents: {summary.train} to train on, {summary.held_out} held out")
         for name, rows in summary.rows.items():
-            print(f"  {args.output / name}.jsonl: {rows} lines")
+            _print(f"  {args.output / name}.jsonl: {rows} lines")
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------
@@ -307,30 +313,25 @@ def _model(name: str) -> Any:
 
 
 def _show(values: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(values) if as_json else text)
+    _print(json.dumps(values) if as_json else text)
+
+
+def _print(text: str = "", end: str = "\n") -> None:
+    try:
+        print(text, end=end, flush=True)  # at once: what cannot be said is to be told in time
+    except OSError as error:
+        error.filename = STDOUT
+        raise
 
 
 def _fail(args: argparse.Namespace, message: str) -> NoReturn:
     print(f"{args.parser.prog}: {' '.join(message.splitlines())}", file=sys.stderr)
-    try:
-        _flush()
-    except OSError:
-        _drop_stdout()
     sys.exit(2)
 
 
 def _output(args: argparse.Namespace) -> Any:
     """Where a verb writes."""
-    return getattr(args, "output", None) or getattr(args, "out", None) or "standard output"
-
-
-def _flush() -> None:
-    if sys.stdout is not None:  # closed by whoever started us
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            error.filename = "standard output"
-            raise
+    return getattr(args, "output", None) or getattr(args, "out", None) or args.verb
 
 
 def _drop_stdout() -> None:

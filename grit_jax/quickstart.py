@@ -59,8 +59,9 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
     _claim(out, settings)
     report_path = out / "report.json"
     if report_path.exists():
+        report = _read_json(report_path)
         say(f"{out} holds a finished quickstart; reporting it (remove the folder to run it again)")
-        return _read_json(report_path)
+        return report
     started, clock = time.perf_counter(), _Clock(out / "timings.json")
 
     # --- corpus ---
@@ -275,7 +276,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if any(out.iterdir()):
+            if any(file.name != "quickstart.tmp" for file in out.iterdir()):
                 raise GritError(f"{out}: the folder is not empty and holds no quickstart; choose another --out")
             _write_json(path, settings)
         there = _read_json(path)
@@ -299,8 +300,11 @@ def _read_json(path: Path) -> Any:
 
 def _write_json(path: Path, value: Any) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _Clock:

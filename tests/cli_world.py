@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,17 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Said:
         status = end.code if isinstance(end.code, int) else 1
     captured = capsys.readouterr()
     return Said(status, captured.out, captured.err)
+
+
+@contextlib.contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file grows beyond `room` bytes: writers meet it anywhere, as they meet a full disk, also where root may write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_lines(path: Path, *lines: Any) -> Path:
@@ -96,6 +110,12 @@ def bad_files(folder: Path) -> None:
     (folder / "list").write_text("[1, 2]\n")
     (folder / "strange").write_text('{"colour": "red"}\n')
     (folder / "number").write_text('{"id": "a", "text": 5, "query": 5, "pos": 5, "prompt": 5, "docs": 5}\n')
+    (folder / "surrogate").write_text('"half \\ud800"\n')
+    write_lines(folder / "twice", {"id": "a", "text": "one"}, {"id": "a", "text": "two"})
+    write_lines(folder / "messages", {"messages": "hello"})
+    write_lines(folder / "roles", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    (folder / "broken.yaml").write_text("output: [\n")
+    (folder / "strange.yaml").write_text("output: x\ncolour: red\n")
     (folder / "folder").mkdir()
     (folder / "folder" / "note.txt").write_text("not ours\n")
 

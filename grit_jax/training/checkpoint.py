@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,22 +98,25 @@ class Checkpoints:
 
 
 def _short(error: BaseException) -> str:
-    """The first sentence of a message."""
+    """The first sentence of a message, or what the system said of a full disk."""
+    for full in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+        if full in str(error):
+            return full
     return str(error).split(" [")[0].split(". ")[0].splitlines()[0][:300] if str(error) else type(error).__name__
 
 
 def _quiet_orbax() -> None:
-    """Orbax narrates every save. When a read or write fails, it closes its event loop while others are under way, and
-    each of those comes with a traceback of its own; the first error is the one that we tell."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    """Orbax narrates every save. When a read or write fails, it logs that and closes its event loop while others are
+    under way, each of which then comes with a traceback of its own. All of it is raised, too, and told by us."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
     def without_closed_loops(found: Any) -> None:
         if str(found.exc_value) != "Event loop is closed":
             before(found)
 
-    if before.__name__ != without_closed_loops.__name__:
+    if getattr(before, "__name__", "") != without_closed_loops.__name__:
         sys.unraisablehook = without_closed_loops
 
 

@@ -1,0 +1,152 @@
+"""Bad input to every verb: one clear line on stderr, exit status 2, and nothing left that passes for a result."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from cli_bad_input import CASES, NOT_YET
+from cli_world import bad_files, bad_indexes, bad_models, full_disk, good_files, run
+
+from grit_jax.data import questions
+from grit_jax.inference.model import GritLM
+from grit_jax.models.transformer import init_params
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, sentences, tiny_model) -> Path:
+    """See `cli_world`; no command adds anything to it but in `x` and `x.npy`."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_model.save_pretrained(folder / "model")
+    weights = init_params(tiny_model.config, jax.random.key(1))
+    good_files(folder, sentences)
+    bad_files(folder)
+    bad_models(folder, folder / "model")
+    bad_indexes(folder, tiny_model, GritLM(tiny_model.config, weights, tiny_model.tokenizer, tiny_model.chat))
+    (folder / "full.npy").symlink_to("/dev/full")
+    for name, config in (("r-broken", "{"), ("r-nothing", (folder / "run.yaml").read_text())):
+        (folder / name).mkdir()
+        (folder / name / "config.yaml").write_text(config)
+    claim = '{"seed": 0, "from_scratch": false}'
+    for name, settings in (("q-claimed", claim), ("q-strange", "[]"), ("q-damaged", claim)):
+        (folder / name).mkdir()
+        (folder / name / "quickstart.json").write_text(settings)
+    (folder / "q-damaged" / "report.json").write_text('{"version":')
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def at_home(world, monkeypatch):
+    """Runs every test in the world's folder, and clears away what it was to write."""
+    monkeypatch.chdir(world)
+    yield
+    shutil.rmtree("x", ignore_errors=True)
+    Path("x.npy").unlink(missing_ok=True)
+
+
+def results() -> set[Path]:
+    """What somebody would take for a result, and half-written files."""
+    found = set()
+    for path in Path().rglob("*"):
+        if path.name == "index.json" and path.parent.name == "x":
+            found |= {path} if json.loads(path.read_text())["complete"] else set()
+        elif path.name in ("grit.json", "config.json", "dataset_info.json", "report.json", "config.yaml"):
+            found.add(path)
+        elif path.suffix in (".npy", ".safetensors", ".tmp") and not (path.parent / "index.json").exists():
+            found.add(path)
+    return found
+
+
+def check(said, words: str) -> None:
+    """One line, and nothing on stdout."""
+    assert (said.status, said.out) == (2, ""), said
+    [line] = said.lines
+    assert re.match(r"grit( [a-z]+){0,2}: ", line) and re.search(words, line), line
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_one_line_and_status_2(command, capsys, request):
+    if command in NOT_YET:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=NOT_YET[command]))
+    before = results()
+    check(run(capsys, *shlex.split(command)), CASES[command])
+    assert results() == before
+
+
+@pytest.mark.parametrize(
+    "command, room, words",
+    [
+        ("encode model --input many.txt --output x.npy", 4096, "x.npy: cannot be written"),
+        ("index model --input corpus.jsonl --output x", 4096, "x/kv: cannot be .*File too large"),
+        ("index model --input corpus.jsonl --output x --kv none", 1024, "x: cannot be written \\(File too large\\)"),
+        ("import model x", 65536, "x: cannot be written \\(File too large\\)"),
+        ("import model x", 150, "x: cannot be written \\(File too large\\)"),
+        ("data prepare generative.jsonl --output x", 512, "x: .*File too large"),
+        ("data pydocs --output x", 1024, "x/train/.*jsonl.*: File too large; make room or choose another place|"
+                                         "x: File too large; make room"),
+        ("quickstart --out x", 20, "x: cannot be used as output folder \\(File too large\\)|x: File too large"),
+        ("train run.yaml --output x", 20, "x.*: File too large; make room or choose another place"),
+        ("train run.yaml --output x", 2500, "x/checkpoints: a checkpoint cannot be written .*File too large"),
+    ],
+)  # fmt: skip
+def test_a_full_disk(command, room, words, capsys, monkeypatch):
+    write = questions.write_corpus
+    few = {"packages": ["json", "argparse"], "progress": False}
+    monkeypatch.setattr(questions, "write_corpus", lambda out, seed: write(out, seed, **few))
+    Path("many.txt").write_text("a line\n" * 100)
+    before = results()
+    with full_disk(room):
+        said = run(capsys, *shlex.split(command))
+    check(said, words)
+    assert results() - before <= {Path("x/config.yaml")}  # of a training run without a checkpoint
+    Path("many.txt").unlink()
+
+
+def test_a_checkpoint_of_another_model_and_a_damaged_one(capsys):
+    assert run(capsys, "train", "run.yaml", "--output", "x", "--train.steps", 1).status == 0
+    again = ("train", "run.yaml", "--output", "x")
+    check(run(capsys, *again, "--resume", "never"), "x holds a run \\(step 1\\); remove it, or choose another output")
+    check(run(capsys, *again, "--model.shape.hidden_size", 32), "x/checkpoints: the checkpoint of step 1 is of anoth")
+    check(run(capsys, *again, "--profile", "0:1"), "--profile 0:1: this run goes from step 1 to 2")
+    for path in Path("x/checkpoints/1/state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:64])
+    for command in (again, ("export", "x", "x/out")):
+        check(run(capsys, *command), "x/checkpoints/1: cannot be read as a checkpoint .*if it is damaged, remove it")
+    assert not Path("x/out").exists()
+
+
+def test_too_little_documentation(capsys, monkeypatch):
+    write = questions.write_corpus
+    monkeypatch.setattr(questions, "write_corpus", lambda out, seed: write(out, seed, packages=["no_such_package"]))
+    check(run(capsys, "data", "pydocs", "--output", "x"), "0 documents in no_such_package are too few")
+
+
+def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):
+    monkeypatch.setattr(GritLM, "from_pretrained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    said = run(capsys, "index", "model", "--input", "corpus.jsonl", "--output", "x")
+    assert (said.status, said.lines) == (130, ["grit index: interrupted; the same command goes on where it stopped"])
+    said = run(capsys, "generate", "model", "--prompt", "a")
+    assert (said.status, said.lines) == (130, ["grit generate: interrupted"])
+    for bug in (FileNotFoundError(2, "gone"), RuntimeError("a bug"), ValueError("a bug")):
+        monkeypatch.setattr(GritLM, "from_pretrained", lambda *_, bug=bug: (_ for _ in ()).throw(bug))
+        with pytest.raises(type(bug)):
+            run(capsys, "generate", "model", "--prompt", "a")
+
+
+def test_as_a_process(world):
+    """What only a process shows: its exit status and all that it says, with a full standard output and a closed one."""
+    grit = f"{sys.executable} -m grit_jax"
+    full = f"{grit} data prepare generative.jsonl --output x > /dev/full"
+    said = subprocess.run(full, shell=True, capture_output=True, text=True, cwd=world)
+    line = "grit data prepare: standard output: No space left on device; make room or choose another place"
+    assert (said.returncode, said.stderr.splitlines()) == (2, [line])
+    absent = f"{grit} encode model --input absent --output x.npy"
+    said = subprocess.run(absent, shell=True, capture_output=True, text=True, cwd=world)
+    assert (said.returncode, said.stdout, said.stderr) == (2, "", "grit encode: absent: no such file\n")
