@@ -267,12 +267,3 @@ CASES = {
     "quickstart --out q-damaged": "q-damaged/report.json: damaged",
     "quickstart --out q-strange": "q-strange/quickstart.json: damaged \\(no JSON object\\)",
 }
-# A traceback so far, or a success that should be none: the fix belongs to another room.
-NOT_YET = {
-    "encode m-binary-tokenizer --input texts.txt --output x.npy": "data/tokenizer.py reads it outside its try",
-    "index model --input corpus.jsonl --output i-wrong-type": "rag/index_files.py trusts the manifest's types",
-    "ask model --index i-wrong-type q": "rag/index_files.py trusts the manifest's types",
-    "index model --input corpus.jsonl --output i-bad-documents": "rag/index.py trusts documents.jsonl",
-    "ask model --index i-bad-documents q --k 9 --max-new-tokens 2": "rag/index.py trusts documents.jsonl",
-    "index model --input corpus.jsonl --output i-no-kv": "rag/index.py makes an empty store for an index that has lost its own",
-}

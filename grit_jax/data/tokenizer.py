@@ -86,8 +86,8 @@ class Tokenizer:
                 f"; it has {other}: save it once with transformers' AutoTokenizer to get one" if other else ""
             )
             raise GritError(f"{directory}: no tokenizer.json there{hint}")
-        text = path.read_text(encoding="utf-8")
         try:
+            text = path.read_text(encoding="utf-8")
             added = tokenizers.Tokenizer.from_str(text).get_added_tokens_decoder()
         except Exception as error:  # the library raises a bare Exception
             raise GritError(f"{path}: not a tokenizer.json ({error})") from None

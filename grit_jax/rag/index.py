@@ -105,7 +105,9 @@ def build_index(
         "dim": model.config.hidden_size, "max_length": max_length,
     }  # fmt: skip
     with writing(output, settings) as writer:
-        store = DocumentStore.open(output / KV, identity, create=True) if kv == "native" else None
+        # An index with documents has a store; one that has lost it must not get an empty one.
+        new = not writer.manifest["documents"]
+        store = DocumentStore.open(output / KV, identity, create=new) if kv == "native" else None
         skipped = _indexed(output, writer.manifest["documents"], source)
         todo = (document for document in source if document.id not in skipped)
         batches = _batches(todo, model, max_length, batch_tokens or _batch_tokens(model, store is not None))
@@ -199,9 +201,9 @@ def _indexed(output: Path, count: int, corpus: Corpus) -> set[str]:
     if not count:
         return set()
     found, others = set(), 0
-    lines = JsonlFile(output / DOCUMENTS)
+    lines = IndexedDocuments(output / DOCUMENTS, count)
     for row in range(count):
-        line = json.loads(lines[row])
+        line = lines[row]
         document = CorpusDocument(line["id"], line["title"], line["text"])
         digest = corpus.digests.get(document.id)
         if digest is None:
@@ -305,4 +307,10 @@ class IndexedDocuments:
         return self._count
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return json.loads(self._lines[row])
+        try:
+            line = json.loads(self._lines[row])
+            if not {"id", "title", "text"} <= line.keys():
+                raise ValueError("no 'id', 'title' and 'text'")
+            return line
+        except (ValueError, AttributeError) as error:
+            raise GritError(f"{self._lines.where(row)}: is damaged ({error}); make the index again") from None

@@ -146,7 +146,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise GritError(f"{path / MANIFEST}: cannot be read ({error}); make the index again with: grit index") from None
     known = ("format", "model", "dim", "documents", "tokens", "documents_bytes", "complete")
-    if not isinstance(manifest, dict) or any(name not in manifest for name in known):
+    counts = ("dim", "documents", "tokens", "documents_bytes")
+    if (
+        not isinstance(manifest, dict)
+        or any(name not in manifest for name in known)
+        or any(not isinstance(manifest[name], int) or manifest[name] < 0 for name in counts)
+    ):
         raise GritError(f"{path / MANIFEST}: is not that of an index; make the index again with: grit index")
     return manifest
 

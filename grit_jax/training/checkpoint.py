@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import logging
 import os
 import sys
@@ -112,12 +113,12 @@ def _quiet_orbax() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
-    def without_closed_loops(found: Any) -> None:
-        if str(found.exc_value) != "Event loop is closed":
+    def without_unfinished_reads(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed" and not inspect.iscoroutine(found.object):
             before(found)
 
-    if getattr(before, "__name__", "") != without_closed_loops.__name__:
-        sys.unraisablehook = without_closed_loops
+    if getattr(before, "__name__", "") != without_unfinished_reads.__name__:
+        sys.unraisablehook = without_unfinished_reads
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
