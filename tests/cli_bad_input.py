@@ -24,14 +24,17 @@ CASES = {
     "encode model --input binary --output x.npy": "binary: binary data",
     "encode model --input latin1 --output x.npy": "latin1:1: not UTF-8 text",
     "encode model --input broken --output x.npy": "broken:2: not valid JSON: .* at column 20",
-    "encode model --input list --output x.npy": "list:1: expected a string or an object with 'text', found list",
+    "encode model --input list --output x.npy":
+        "list:1: expected a string or an object with 'text', found list",
     "encode model --input strange --output x.npy": "strange:1: no 'text' in this line",
     "encode model --input number --output x.npy": "number:1: 'text' must be a string, found int",
     "encode model --input surrogate --output x.npy": "surrogate:1: holds half of a surrogate pair",
     "encode model --input folder --output x.npy": "folder: a folder, not a JSONL file",
     "encode model --input texts.txt --output folder": "folder: is a folder; name a file",
-    "encode model --input texts.txt --output empty/x.npy": "empty/x.npy: cannot be written \\(Not a directory\\)",
-    "encode model --input texts.txt --output nowhere/x.npy": "nowhere/x.npy: cannot be written \\(No such file",
+    "encode model --input texts.txt --output empty/x.npy":
+        "empty/x.npy: cannot be written \\(Not a directory\\)",
+    "encode model --input texts.txt --output nowhere/x.npy":
+        "nowhere/x.npy: cannot be written \\(No such file",
     "encode model --input texts.txt --output /proc/x.npy": "/proc/x.npy: cannot be written",
     "encode model --input texts.txt --output /dev/full": "/dev/full: cannot be written .*No space left",
     "encode model --input texts.txt --output full.npy": "full.npy: cannot be written .*No space left",
@@ -49,13 +52,16 @@ CASES = {
     "encode folder --input texts.txt --output x.npy": "folder/config.json: no such file",
     "encode m-truncated --input texts.txt --output x.npy": "m-truncated/model.safetensors: truncated",
     "encode m-no-tokenizer --input texts.txt --output x.npy": "m-no-tokenizer: no tokenizer.json there",
-    "encode m-bad-tokenizer --input texts.txt --output x.npy": "m-bad-tokenizer/tokenizer.json: not a tokenizer.json",
-    "encode m-binary-tokenizer --input texts.txt --output x.npy": "m-binary-tokenizer/tokenizer.json: not a tokeni",
+    "encode m-bad-tokenizer --input texts.txt --output x.npy":
+        "m-bad-tokenizer/tokenizer.json: not a tokenizer.json",
+    "encode m-binary-tokenizer --input texts.txt --output x.npy":
+        "m-binary-tokenizer/tokenizer.json: not a tokeni",
     "encode m-pickle --input texts.txt --output x.npy": "m-pickle: only pickled weights there .*refused",
     "encode m-no-weights --input texts.txt --output x.npy": "m-no-weights: no model.safetensors",
     "encode m-no-config --input texts.txt --output x.npy": "m-no-config/config.json: no such file",
     "encode m-bad-config --input texts.txt --output x.npy": "m-bad-config/config.json: not valid JSON",
-    "encode m-bad-grit --input texts.txt --output x.npy": "m-bad-grit/grit.json: 'pooling' must be one of mean",
+    "encode m-bad-grit --input texts.txt --output x.npy":
+        "m-bad-grit/grit.json: 'pooling' must be one of mean",
     "encode m-unknown --input texts.txt --output x.npy": "architecture 'MambaForCausalLM' is not supported",
     "encode m-other-shape --input texts.txt --output x.npy": "'model.embed_tokens.weight' has shape",
     "encode m-zero-heads --input texts.txt --output x.npy": "num_key_value_heads must be at least 1, is 0",
@@ -70,7 +76,8 @@ CASES = {
     "generate model --prompt a --input prompts.jsonl": "--input: not allowed with argument --prompt",
     "generate model --prompt ' '": "the prompt is empty",
     "generate model --prompt a --max-new-tokens 0": "--max-new-tokens: must be at least 1",
-    "generate model --prompt a --max-new-tokens 100000000": "4 tokens and 100000000 new ones are more than the 32768",
+    "generate model --prompt a --max-new-tokens 100000000":
+        "4 tokens and 100000000 new ones are more than the 32768",
     "generate model --prompt a --temperature -1": "temperature must be 0 \\(greedy\\) or above, is -1.0",
     "generate model --prompt a --temperature nan": "temperature must be 0 \\(greedy\\) or above, is nan",
     "generate model --prompt a --temperature hot": "--temperature: must be a number, is 'hot'",
@@ -103,16 +110,20 @@ CASES = {
     "index model --input corpus.jsonl --output /proc/x": "/proc/x: cannot be written",
     "index model --input corpus.jsonl --output folder": "folder: the folder is not empty and holds no index",
     "index model --input corpus.jsonl --output model": "model: the folder is not empty and holds no index",
-    "index model --input corpus.jsonl --output i-other": "i-other: the index that is there was made by another model",
-    "index model --input corpus.jsonl --output index --kv none": "index: the index that is there has kv 'native'",
-    "index model --input corpus.jsonl --output index --max-length 77": "has max_length 4096, not 77; remove it or",
+    "index model --input corpus.jsonl --output i-other":
+        "i-other: the index that is there was made by another model",
+    "index model --input corpus.jsonl --output index --kv none":
+        "index: the index that is there has kv 'native'",
+    "index model --input corpus.jsonl --output index --max-length 77":
+        "has max_length 4096, not 77; remove it or",
     "index model --input corpus.jsonl --output i-bad-manifest": "i-bad-manifest/index.json: cannot be read",
     "index model --input corpus.jsonl --output i-other-manifest": "index.json: is not that of an index",
     "index model --input corpus.jsonl --output i-wrong-type": "i-wrong-type",
     "index model --input corpus.jsonl --output i-short-vectors": "i-short-vectors: the index is damaged",
     "index model --input corpus.jsonl --output i-short-documents": "i-short-documents: the index is damaged",
     "index model --input corpus.jsonl --output i-bad-documents": "i-bad-documents",
-    "index model --input corpus.jsonl --output i-format": "i-format: the index that is there has format 99, not 1",
+    "index model --input corpus.jsonl --output i-format":
+        "i-format: the index that is there has format 99, not 1",
     "index model --input corpus.jsonl --output i-bad-kv": "i-bad-kv/kv: cannot be opened as a document store",
     "index model --input corpus.jsonl --output i-no-kv": "i-no-kv",
     "index model --input corpus.jsonl --output x --kv int5": "--kv: invalid choice: 'int5'",
@@ -128,10 +139,13 @@ CASES = {
     "ask model --index i-bad-manifest q": "i-bad-manifest/index.json: cannot be read",
     "ask model --index i-other-manifest q": "i-other-manifest/index.json: is not that of an index",
     "ask model --index i-wrong-type q": "i-wrong-type",
-    "ask model --index i-nothing q": "i-nothing: there is no document in this index yet; run the same grit index again",
+    "ask model --index i-nothing q":
+        "i-nothing: there is no document in this index yet; run the same grit index again",
     "ask model --index i-format q": "i-format: format 99, this version reads 1",
-    "ask model --index i-short-vectors q": "i-short-vectors/vectors.npy: cannot be read .*; make the index again",
-    "ask model --index i-short-documents q": "i-short-documents/documents.jsonl: is cut short \\(. of 9 documents\\)",
+    "ask model --index i-short-vectors q":
+        "i-short-vectors/vectors.npy: cannot be read .*; make the index again",
+    "ask model --index i-short-documents q":
+        "i-short-documents/documents.jsonl: is cut short \\(. of 9 documents\\)",
     "ask model --index i-bad-documents q --k 9 --max-new-tokens 2": "i-bad-documents",
     "ask model --index index q --mode nope": "--mode: invalid choice: 'nope'",
     "ask model --index index q --k 0": "--k: must be at least 1, is 0",
@@ -143,12 +157,14 @@ CASES = {
         for kind in ("retrieval", "perplexity", "rag")
         for name, words in {
             "absent": "absent: no such file", "empty": "empty: empty", "binary": "binary: binary data",
-            "latin1": "latin1:1: not UTF-8 text", "broken": "broken:1: ", "list": "list:1: expected a JSON object",
+            "latin1": "latin1:1: not UTF-8 text", "broken": "broken:1: ", "list": "list:1: expected a JSON obj",
             "strange": "strange:1: no known key", "number": "number:1: ", "folder": "folder: a folder",
         }.items()
     },  # fmt: skip
-    "eval retrieval model --input generative.jsonl": "generative.jsonl:1: a generative example in an embedding file",
-    "eval perplexity model --input embedding.jsonl": "embedding.jsonl:1: an embedding example in a generative file",
+    "eval retrieval model --input generative.jsonl":
+        "generative.jsonl:1: a generative example in an embedding file",
+    "eval perplexity model --input embedding.jsonl":
+        "embedding.jsonl:1: an embedding example in a generative file",
     "eval rag model --input generative.jsonl": "generative.jsonl:1: a generative example in a cached file",
     "eval rag model --input rag.jsonl --modes auto": "--modes: invalid choice: 'auto'",
     "eval rag model --input rag.jsonl --k 0": "--k: must be at least 1",
@@ -204,7 +220,8 @@ CASES = {
     f"{TRAIN} --model null": "command line: key 'model' has no value",
     f"{TRAIN} --train.seed -1": "train.seed must be at least 0, is -1",
     f"{TRAIN} --train.checkpoint_every 0": "train.checkpoint_every must be at least 1",
-    f"{TRAIN} --profile nonsense": "--profile: wants START:STOP, two step numbers such as 10:15, is 'nonsense'",
+    f"{TRAIN} --profile nonsense":
+        "--profile: wants START:STOP, two step numbers such as 10:15, is 'nonsense'",
     f"{TRAIN} --profile 5:2": "--profile: wants START:STOP",
     f"{TRAIN} --profile 1:20": "--profile 1:20: this run goes from step 0 to 2",
     f"{TRAIN} --optimizer.lr -1": "optimizer.lr must not be negative",
@@ -214,12 +231,14 @@ CASES = {
     f"{TRAIN} --data.generative_batch -1": "data.generative_batch must be at least 0",
     f"{TRAIN} --data.generative_batch 0": "every batch size is 0",
     f"{TRAIN} --data.generative []": "data.generative_batch is 2, but data.generative is empty",
-    f"{TRAIN} --data.generative generative.jsonl": "data.generative: expected a list, found 'generative.jsonl'",
+    f"{TRAIN} --data.generative generative.jsonl":
+        "data.generative: expected a list, found 'generative.jsonl'",
     f"{TRAIN} --data.generative [absent]": "absent: no such file",
     f"{TRAIN} --data.generative [empty]": "empty: empty",
     f"{TRAIN} --data.generative [binary]": "binary: binary data",
     f"{TRAIN} --data.generative [strange]": "strange:1: no known key",
-    f"{TRAIN} --data.generative [embedding.jsonl]": "embedding.jsonl:1: an embedding example in a generative file",
+    f"{TRAIN} --data.generative [embedding.jsonl]":
+        "embedding.jsonl:1: an embedding example in a generative file",
     f"{TRAIN} --data.on_error ignore": "data.on_error: expected one of stop, skip, found 'ignore'",
     f"{TRAIN} --model.path ./absent": "model needs either 'path' .* or 'shape'",
     f"{TRAIN} --model.shape null --model.path ./absent": "./absent: absent model",

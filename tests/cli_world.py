@@ -1,4 +1,4 @@
-"""A folder with everything that a person may hand to `grit`: good files, and each of them broken in its own way."""
+"""A folder with everything that a person may hand to `grit`: good files, and each kind of bad one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import resource
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,12 +41,12 @@ class Said:
         return json.loads(self.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Said:
-    """`grit ARGUMENTS` in this process. A traceback of the command is one of the test."""
+def run(capsys: pytest.CaptureFixture[str], command: str, *more: Any) -> Said:
+    """`grit COMMAND MORE...` in this process, the command split as by a shell. Its traceback is the test's."""
     capsys.readouterr()
     status = 0
     try:
-        cli.main([str(argument) for argument in arguments])
+        cli.main([*shlex.split(command), *map(str, more)])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     captured = capsys.readouterr()
@@ -54,7 +55,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Said:
 
 @contextlib.contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """No file grows beyond `room` bytes: writers meet it anywhere, as they meet a full disk, also where root may write."""
+    """No file grows beyond `room` bytes: a full disk for every writer, and where root writes, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
@@ -93,8 +94,8 @@ def good_files(folder: Path, sentences: list[str]) -> None:
         "          num_attention_heads: 2, num_key_value_heads: 1, max_position_embeddings: 256}\n"
         "  dtype: float32\n"
         "tokenizer: {path: model}\n"
-        "data: {generative: [generative.jsonl], generative_batch: 2, generative_max_length: 64, row_multiple: 8,\n"
-        "       probe_steps: 1, workers: 0, prefetch: 0}\n"
+        "data: {generative: [generative.jsonl], generative_batch: 2, generative_max_length: 64,\n"
+        "       row_multiple: 8, probe_steps: 1, workers: 0, prefetch: 0}\n"
         "train: {steps: 2, checkpoint_every: 1}\n"
         "output: run\n",
         encoding="utf-8",
@@ -113,7 +114,8 @@ def bad_files(folder: Path) -> None:
     (folder / "surrogate").write_text('"half \\ud800"\n')
     write_lines(folder / "twice", {"id": "a", "text": "one"}, {"id": "a", "text": "two"})
     write_lines(folder / "messages", {"messages": "hello"})
-    write_lines(folder / "roles", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write_lines(folder / "roles", {"messages": said})
     (folder / "broken.yaml").write_text("output: [\n")
     (folder / "strange.yaml").write_text("output: x\ncolour: red\n")
     (folder / "folder").mkdir()

@@ -1,4 +1,4 @@
-"""What the verbs print and write when all is well. `--json` is one object on stdout, and nothing else there."""
+"""What the verbs print and write when all is well; with `--json` one object on stdout, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from grit_jax.data.datasets import open_source
 from grit_jax.inference.files import INT8_LEVELS, read_prompts
 from grit_jax.inference.model import GritLM
 
+VERBS = ("quickstart", "train", "encode", "generate", "index", "ask", "eval", "import", "export", "data")
 TIMINGS = {"encode_query", "search", "load", "prefill", "decode", "total"}
 
 
@@ -45,24 +46,23 @@ def texts(sentences) -> list[str]:
 def test_help_and_version(capsys):
     assert run(capsys, "--version").out == f"grit_jax {__version__}\n"
     said = run(capsys, "--help")
-    for verb in ("quickstart", "train", "encode", "generate", "index", "ask", "eval", "import", "export", "data"):
+    for verb in VERBS:
         assert verb in said.out
         assert run(capsys, verb, "--help").status == 0
 
 
-# ---- encode ---------------------------------------------------------------------------------------------------------
+# ---- encode ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", ["texts.txt", "texts.jsonl"])
 @pytest.mark.parametrize("dim", [None, 24])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "binary"])
 def test_encode(file, dim, precision, capsys, tiny_model, texts, tmp_path):
-    more = ("--dim", dim) if dim else ()
     output = tmp_path / "vectors"
-    said = run(capsys, "encode", "model", "--input", file, "--output", output, "--precision", precision, "--json", *more)
-    assert said.status == 0 and said.json.keys() == {
-        "texts", "tokens", "seconds", "tokens_per_s", "dim", "precision"
-    }  # fmt: skip
+    command = f"encode model --input {file} --output {output} --precision {precision} --json"
+    said = run(capsys, command, *(("--dim", dim) if dim else ()))
+    assert said.status == 0
+    assert said.json.keys() == {"texts", "tokens", "seconds", "tokens_per_s", "dim", "precision"}
     assert (said.json["texts"], said.json["dim"], said.json["precision"]) == (9, dim or 48, precision)
     wanted = tiny_model.encode(texts)[:, :dim]
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
@@ -85,8 +85,8 @@ def test_encode(file, dim, precision, capsys, tiny_model, texts, tmp_path):
 def test_encode_with_an_instruction_into_a_link(capsys, tiny_model, texts, tmp_path):
     (tmp_path / "old.npy").write_bytes(b"something older")
     (tmp_path / "link.npy").symlink_to(tmp_path / "old.npy")
-    said = run(capsys, "encode", "model", "--input", "texts.txt", "--output", tmp_path / "link.npy",
-               "--instruction", "Find it", "--max-length", 20)  # fmt: skip
+    how = "--instruction 'Find it' --max-length 20"
+    said = run(capsys, f"encode model --input texts.txt --output {tmp_path}/link.npy {how}")
     assert said.status == 0 and said.out.startswith("9 texts to ")
     wanted = tiny_model.encode(texts, "Find it", 20)
     np.testing.assert_allclose(np.load(tmp_path / "old.npy"), wanted, atol=1e-5)
@@ -98,150 +98,153 @@ def test_texts_are_taken_as_they_are(capsys, tiny_model, tmp_path):
     (tmp_path / "windows.txt").write_bytes("eins\r\n\r\nzwei ü\r\n".encode())
     write_lines(tmp_path / "ends.jsonl", {"text": "one\n"}, "two\n\n", "")
     for file, wanted in (("windows.txt", ["eins", "zwei ü"]), ("ends.jsonl", ["one\n", "two\n\n", ""])):
-        run(capsys, "encode", "model", "--input", tmp_path / file, "--output", tmp_path / "v.npy")
+        assert run(capsys, f"encode model --input {tmp_path / file} --output {tmp_path}/v.npy").status == 0
         np.testing.assert_allclose(np.load(tmp_path / "v.npy"), tiny_model.encode(wanted), atol=1e-5)
 
 
-# ---- generate -------------------------------------------------------------------------------------------------------
+# ---- generate ----------------------------------------------------------------------------------------------
 
 
 def test_generate(capsys, tiny_model):
     prompts = read_prompts(Path("prompts.jsonl"))
     wanted = tiny_model.generate(prompts, max_new_tokens=5)
-    said = run(capsys, "generate", "model", "--input", "prompts.jsonl", "--max-new-tokens", 5, "--json")
-    assert said.json == {
-        "generations": [{"prompt": p, "text": t} for p, t in zip(prompts, wanted, strict=True)]
-    }  # fmt: skip
-    said = run(capsys, "generate", "model", "--input", "prompts.jsonl", "--max-new-tokens", 5)
+    command = "generate model --input prompts.jsonl --max-new-tokens 5"
+    generations = [{"prompt": p, "text": t} for p, t in zip(prompts, wanted, strict=True)]
+    assert run(capsys, f"{command} --json").json == {"generations": generations}
+    said = run(capsys, command)
     assert (said.status, said.out, said.err) == (0, "\n---\n".join(wanted) + "\n", "")
-    said = run(capsys, "generate", "model", "--input", "prompts.jsonl", "--max-new-tokens", 5, "--stream")
-    assert said.out == "\n---\n".join(tiny_model.generate([p], max_new_tokens=5)[0] for p in prompts) + "\n"
+    alone = [tiny_model.generate([prompt], max_new_tokens=5)[0] for prompt in prompts]
+    assert run(capsys, f"{command} --stream").out == "\n---\n".join(alone) + "\n"
 
 
 def test_generate_one_prompt(capsys, tiny_model):
-    ask = ("generate", "model", "--prompt", "Quiet engine", "--max-new-tokens", 5)
+    command = "generate model --prompt 'Quiet engine' --max-new-tokens 5"
     [text] = tiny_model.generate("Quiet engine", max_new_tokens=5)
-    assert run(capsys, *ask).out == text + "\n" == run(capsys, *ask, "--stream").out
-    said = run(capsys, *ask, "--stream", "--json")
+    assert run(capsys, command).out == text + "\n" == run(capsys, f"{command} --stream").out
+    said = run(capsys, f"{command} --stream --json")
     assert said.json == {"generations": [{"prompt": "Quiet engine", "text": text}]}
-    drawn = ("--temperature", 1.5, "--top-p", 0.9, "--top-k", 40, "--seed", 3, "--json")
     [wanted] = tiny_model.generate("Quiet engine", 5, 1.5, 0.9, 40, 3)
-    assert run(capsys, *ask, *drawn).json["generations"][0]["text"] == wanted
+    said = run(capsys, f"{command} --temperature 1.5 --top-p 0.9 --top-k 40 --seed 3 --json")
+    assert said.json["generations"][0]["text"] == wanted
 
 
-# ---- index and ask --------------------------------------------------------------------------------------------------
+# ---- index and ask -----------------------------------------------------------------------------------------
 
 
 def test_index_and_ask(capsys, texts, tmp_path):
-    index, out = ("index", "model", "--input", "corpus.jsonl"), ("--output", tmp_path / "index")
-    made = run(capsys, *index, *out, "--json").json
+    index = f"index model --input corpus.jsonl --output {tmp_path}/index"
+    made = run(capsys, f"{index} --json").json
     assert (made["documents"], made["encoded"], made["skipped"], made["kv"]) == (9, 9, 0, "native")
     assert made["bytes_kv"] > 0
-    again = run(capsys, *index, *out).out
+    again = run(capsys, index).out
     assert again.startswith("9 documents (0 tokens encoded in ") and "9 were there" in again
 
-    ask = ("ask", "model", "--index", tmp_path / "index", texts[4], "--max-new-tokens", 4)
-    said = run(capsys, *ask, "--mode", "doc", "--k", 2, "--json")
+    ask = f"ask model --index {tmp_path}/index '{texts[4]}' --max-new-tokens 4"
+    said = run(capsys, f"{ask} --mode doc --k 2 --json")
     assert said.json.keys() >= {"answer", "documents", "mode", "timings"} and said.err == ""
     assert [document.keys() for document in said.json["documents"]] == [{"id", "score"}] * 2
     first, second = said.json["documents"]
     assert first["id"] == "d4" and first["score"] > second["score"]
     assert said.json["mode"] == "doc" and said.json["timings"].keys() == TIMINGS
     assert all(seconds >= 0 for seconds in said.json["timings"].values())
-    none = run(capsys, *ask, "--mode", "none", "--json").json
+    none = run(capsys, f"{ask} --mode none --json").json
     assert (none["documents"], none["mode"], none["timings"].keys()) == ([], "none", TIMINGS)
-    auto = run(capsys, *ask, "--json").json
+    auto = run(capsys, f"{ask} --json").json
     assert auto["mode"] not in ("auto", "none") and len(auto["documents"]) == 1  # the one used
-    assert f"[{auto['mode']}, " in run(capsys, *ask).out
+    assert f"[{auto['mode']}, " in run(capsys, ask).out
 
     # Records that are gone are computed, with a warning; the answer is the same.
     for file in (tmp_path / "index" / "kv").rglob("*"):
         if file.is_file():
             file.write_bytes(b"\0" * file.stat().st_size)
-    lost = run(capsys, *ask, "--mode", "doc", "--k", 2, "--json")
+    lost = run(capsys, f"{ask} --mode doc --k 2 --json")
     assert lost.json["answer"] == said.json["answer"] and "warning: document 'd4'" in lost.err
     manifest = json.loads((tmp_path / "index" / "index.json").read_text())
     (tmp_path / "index" / "index.json").write_text(json.dumps({**manifest, "complete": False}))
-    unfinished = run(capsys, *ask, "--mode", "none")
+    unfinished = run(capsys, f"{ask} --mode none")
     assert unfinished.status == 0 and "warning" in unfinished.err and "not finished" in unfinished.err
 
 
 def test_an_index_without_records(capsys, tmp_path):
-    made = run(capsys, "index", "model", "--input", "corpus.jsonl", "--output", tmp_path / "index", "--kv", "none", "--json")
+    made = run(capsys, f"index model --input corpus.jsonl --output {tmp_path}/index --kv none --json")
     assert made.json["bytes_kv"] == 0
-    said = run(capsys, "ask", "model", "--index", tmp_path / "index", "Who?", "--mode", "doc", "--max-new-tokens", 4, "--json")
+    said = run(capsys, f"ask model --index {tmp_path}/index Who? --mode doc --max-new-tokens 4 --json")
     assert said.json["mode"] == "doc" and "warning" in said.err and "--kv none" in said.err
 
 
-# ---- eval -----------------------------------------------------------------------------------------------------------
+# ---- eval --------------------------------------------------------------------------------------------------
 
 
 def test_eval(capsys):
-    found = run(capsys, "eval", "retrieval", "model", "--input", "embedding.jsonl", "--json").json
+    found = run(capsys, "eval retrieval model --input embedding.jsonl --json").json
     assert found.keys() == {"model", "bm25"}
     for scores in found.values():
-        assert scores.keys() == {"recall@1", "recall@10", "ndcg@10"} and all(0 <= s <= 1 for s in scores.values())
-    found = run(capsys, "eval", "perplexity", "model", "--input", "generative.jsonl", "--json").json
+        assert scores.keys() == {"recall@1", "recall@10", "ndcg@10"}
+        assert all(0 <= score <= 1 for score in scores.values())
+    found = run(capsys, "eval perplexity model --input generative.jsonl --json").json
     assert found.keys() == {"perplexity"} and found["perplexity"] > 1
-    rag = ("eval", "rag", "model", "--input", "rag.jsonl", "--modes", "none", "--max-new-tokens", 2)
-    found = run(capsys, *rag, "--json").json
+    rag = "eval rag model --input rag.jsonl --modes none --max-new-tokens 2"
+    found = run(capsys, f"{rag} --json").json
     assert found.keys() == {"none"} and found["none"].keys() == {"match", "exact_match", "f1", "seconds"}
-    shown = run(capsys, *rag).out
+    shown = run(capsys, rag).out
     assert shown.startswith("none  ") and "match 0." in shown and len(shown.splitlines()) == 1
 
 
-# ---- train, import, export, data ------------------------------------------------------------------------------------
+# ---- train, import, export, data ---------------------------------------------------------------------------
 
 
 def test_train_and_export(capsys, tmp_path, monkeypatch):
     write_lines(tmp_path / "half.jsonl", {"text": ["a", "b"]}, {"text": 5}, {"text": ["c", "d"]})
-    sources = f"[generative.jsonl, {tmp_path / 'half.jsonl'}]"
-    train = ("train", "run.yaml", "--output", tmp_path / "run", "--data.generative", sources, "--data.on_error", "skip")
-    said = run(capsys, *train)
-    assert said.out == (
-        f"2 steps done; model in {tmp_path}/run/model, metrics in {tmp_path}/run/metrics.jsonl\n"
-    )  # fmt: skip
+    run_folder, steps = tmp_path / "run", "metrics.jsonl"
+    train = (
+        f"train run.yaml --output {run_folder} --data.on_error skip "
+        f"--data.generative '[generative.jsonl, {tmp_path}/half.jsonl]'"
+    )
+    said = run(capsys, train)
+    assert said.out == f"2 steps done; model in {run_folder}/model, metrics in {run_folder}/{steps}\n"
     assert [line for line in said.lines if "half.jsonl" in line] == [
         f"{tmp_path}/half.jsonl: 2 of 3 generative examples; 1 \"text\" must be a string, found int ('5')"
     ]
-    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [0, 1]
-    said = run(capsys, *train)
-    assert (said.status, said.out) == (0, f"finished before: 2 steps; model in {tmp_path}/run/model\n")
+    assert [json.loads(line)["step"] for line in (run_folder / steps).read_text().splitlines()] == [0, 1]
+    said = run(capsys, train)
+    assert (said.status, said.out) == (0, f"finished before: 2 steps; model in {run_folder}/model\n")
 
-    said = run(capsys, "export", tmp_path / "run", tmp_path / "out")
-    assert said.out == f"step 2 of {tmp_path}/run -> {tmp_path}/out\n"
-    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "run/model/model.safetensors").read_bytes()
-    assert run(capsys, "export", tmp_path / "run", tmp_path / "out").status == 2  # never over something
+    said = run(capsys, f"export {run_folder} {tmp_path}/out")
+    assert said.out == f"step 2 of {run_folder} -> {tmp_path}/out\n"
+    exported = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert exported == (run_folder / "model" / "model.safetensors").read_bytes()
+    assert run(capsys, f"export {run_folder} {tmp_path}/out").status == 2  # never over something
 
     # Killed on the way to more steps, a run does not pass the model of fewer for its own.
     with monkeypatch.context() as patch:
         patch.setattr(grit_jax.train, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert run(capsys, *train, "--train.steps", 3).status == 130
-    assert not (tmp_path / "run" / "model" / "grit.json").exists()
+        assert run(capsys, f"{train} --train.steps 3").status == 130
+    assert not (run_folder / "model" / "grit.json").exists()
 
 
 def test_import_there_and_back(capsys, tiny_model, texts, tmp_path):
-    said = run(capsys, "import", "model", tmp_path / "same")
+    said = run(capsys, f"import model {tmp_path}/same")
     assert said.out == f"model -> {tmp_path}/same: mistral, {tiny_model.config.num_parameters:,} parameters\n"
-    np.testing.assert_array_equal(GritLM.from_pretrained(tmp_path / "same").encode(texts), tiny_model.encode(texts))
+    wanted = tiny_model.encode(texts)
+    np.testing.assert_array_equal(GritLM.from_pretrained(tmp_path / "same").encode(texts), wanted)
     (tmp_path / "half").mkdir()  # an empty folder will do
-    assert run(capsys, "import", tmp_path / "same", tmp_path / "half", "--dtype", "bfloat16").status == 0
+    assert run(capsys, f"import {tmp_path}/same {tmp_path}/half --dtype bfloat16").status == 0
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("same", "half")]
     assert sizes[1] < 0.6 * sizes[0]
-    cosine = (GritLM.from_pretrained(tmp_path / "half").encode(texts) * tiny_model.encode(texts)).sum(axis=1)
+    cosine = (GritLM.from_pretrained(tmp_path / "half").encode(texts) * wanted).sum(axis=1)
     assert (cosine > 0.99).all()
     assert {path.name for path in tmp_path.iterdir()} == {"same", "half"}
 
 
 def test_data(capsys, tmp_path, monkeypatch):
-    said = run(capsys, "data", "prepare", "embedding.jsonl", "embedding.jsonl", "--output", tmp_path / "set")
+    said = run(capsys, f"data prepare embedding.jsonl embedding.jsonl --output {tmp_path}/set")
     assert said.out == f"16 embedding examples in {tmp_path}/set\n"
     assert len(open_source(tmp_path / "set")) == 16
 
     write = questions.write_corpus
     few = {"packages": ["json", "argparse", "logging"], "progress": False}
     monkeypatch.setattr(questions, "write_corpus", lambda out, seed: write(out, seed, **few))
-    said = run(capsys, "data", "pydocs", "--output", tmp_path / "corpus", "--seed", 4)
+    said = run(capsys, f"data pydocs --output {tmp_path}/corpus --seed 4")
     first, *files = said.out.splitlines()
     assert first.endswith(" held out")
     for line in files:
@@ -254,6 +257,6 @@ def test_a_finished_quickstart_is_reported(capsys, tmp_path):
     report = made_up_report()
     (tmp_path / "quickstart.json").write_text('{"seed": 0, "from_scratch": false}')
     (tmp_path / "report.json").write_text(json.dumps(report))
-    said = run(capsys, "quickstart", "--out", tmp_path, "--json")
+    said = run(capsys, f"quickstart --out {tmp_path} --json")
     assert said.json == json.loads(json.dumps(report)) and "reporting it" in said.err
-    assert "untrained" in run(capsys, "quickstart", "--out", tmp_path).out
+    assert "untrained" in run(capsys, f"quickstart --out {tmp_path}").out

@@ -1,10 +1,9 @@
-"""Bad input to every verb: one clear line on stderr, exit status 2, and nothing left that passes for a result."""
+"""Bad input to every verb: one clear line on stderr, exit status 2, nothing left that passes for a result."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,9 @@ from cli_world import bad_files, bad_indexes, bad_models, full_disk, good_files,
 from grit_jax.data import questions
 from grit_jax.inference.model import GritLM
 from grit_jax.models.transformer import init_params
+
+WHOLE = ("grit.json", "config.json", "dataset_info.json", "report.json", "config.yaml")
+PARTS = (".npy", ".safetensors", ".tmp")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def results() -> set[Path]:
     for path in Path().rglob("*"):
         if path.name == "index.json" and path.parent.name == "x":
             found |= {path} if json.loads(path.read_text())["complete"] else set()
-        elif path.name in ("grit.json", "config.json", "dataset_info.json", "report.json", "config.yaml") or path.suffix in (".npy", ".safetensors", ".tmp") and not (path.parent / "index.json").exists():
+        elif path.name in WHOLE or (path.suffix in PARTS and not (path.parent / "index.json").exists()):
             found.add(path)
     return found
 
@@ -72,7 +74,7 @@ def check(said, words: str) -> None:
 @pytest.mark.parametrize("command", CASES)
 def test_one_line_and_status_2(command, capsys):
     before = results()
-    check(run(capsys, *shlex.split(command)), CASES[command])
+    check(run(capsys, command), CASES[command])
     assert results() == before
 
 
@@ -81,13 +83,12 @@ def test_one_line_and_status_2(command, capsys):
     [
         ("encode model --input many.txt --output x.npy", 4096, "x.npy: cannot be written"),
         ("index model --input corpus.jsonl --output x", 4096, "x/kv: cannot be .*File too large"),
-        ("index model --input corpus.jsonl --output x --kv none", 1024, "x: cannot be written \\(File too large\\)"),
+        ("index model --input corpus.jsonl --output x --kv none", 1024, "x: cannot be written \\(File too"),
         ("import model x", 65536, "x: cannot be written \\(File too large\\)"),
         ("import model x", 150, "x: cannot be written \\(File too large\\)"),
         ("data prepare generative.jsonl --output x", 512, "x: .*File too large"),
-        ("data pydocs --output x", 1024, "x/train/.*jsonl.*: File too large; make room or choose another place|"
-                                         "x: File too large; make room"),
-        ("quickstart --out x", 20, "x: cannot be used as output folder \\(File too large\\)|x: File too large"),
+        ("data pydocs --output x", 1024, "x: File too large; make room or choose another place"),
+        ("quickstart --out x", 20, "x: cannot be used as output folder \\(File too large\\)"),
         ("train run.yaml --output x", 20, "x.*: File too large; make room or choose another place"),
         ("train run.yaml --output x", 2500, "x/checkpoints: a checkpoint cannot be written .*File too large"),
     ],
@@ -99,45 +100,50 @@ def test_a_full_disk(command, room, words, capsys, monkeypatch):
     Path("many.txt").write_text("a line\n" * 100)
     before = results()
     with full_disk(room):
-        said = run(capsys, *shlex.split(command))
+        said = run(capsys, command)
     check(said, words)
     assert results() - before <= {Path("x/config.yaml")}  # of a training run without a checkpoint
     Path("many.txt").unlink()
 
 
+@pytest.mark.filterwarnings("ignore:coroutine")  # Orbax leaves the other reads where they are when one fails
 def test_a_checkpoint_of_another_model_and_a_damaged_one(capsys):
-    assert run(capsys, "train", "run.yaml", "--output", "x", "--train.steps", 1).status == 0
-    again = ("train", "run.yaml", "--output", "x")
-    check(run(capsys, *again, "--resume", "never"), "x holds a run \\(step 1\\); remove it, or choose another output")
-    check(run(capsys, *again, "--model.shape.hidden_size", 32), "x/checkpoints: the checkpoint of step 1 is of anoth")
-    check(run(capsys, *again, "--profile", "0:1"), "--profile 0:1: this run goes from step 1 to 2")
+    assert run(capsys, "train run.yaml --output x --train.steps 1").status == 0
+    again = "train run.yaml --output x"
+    check(run(capsys, f"{again} --resume never"), "x holds a run \\(step 1\\); remove it, or choose another")
+    other = "x/checkpoints: the checkpoint of step 1 is of another model"
+    check(run(capsys, f"{again} --model.shape.hidden_size 32"), other)
+    check(run(capsys, f"{again} --profile 0:1"), "--profile 0:1: this run goes from step 1 to 2")
     for path in Path("x/checkpoints/1/state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:64])
-    for command in (again, ("export", "x", "x/out")):
-        check(run(capsys, *command), "x/checkpoints/1: cannot be read as a checkpoint .*if it is damaged, remove it")
+    for command in (again, "export x x/out"):
+        check(run(capsys, command), "x/checkpoints/1: cannot be read as a .*; if it is damaged, remove it")
     assert not Path("x/out").exists()
 
 
 def test_too_little_documentation(capsys, monkeypatch):
     write = questions.write_corpus
-    monkeypatch.setattr(questions, "write_corpus", lambda out, seed: write(out, seed, packages=["no_such_package"]))
-    check(run(capsys, "data", "pydocs", "--output", "x"), "0 documents in no_such_package are too few")
+    none = {"packages": ["no_such_package"], "progress": False}
+    monkeypatch.setattr(questions, "write_corpus", lambda out, seed: write(out, seed, **none))
+    check(run(capsys, "data pydocs --output x"), "0 documents in no_such_package are too few")
 
 
 def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):
     monkeypatch.setattr(GritLM, "from_pretrained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    said = run(capsys, "index", "model", "--input", "corpus.jsonl", "--output", "x")
-    assert (said.status, said.lines) == (130, ["grit index: interrupted; the same command goes on where it stopped"])
-    said = run(capsys, "generate", "model", "--prompt", "a")
-    assert (said.status, said.lines) == (130, ["grit generate: interrupted"])
+    for command, hint in (
+        ("index model --input corpus.jsonl --output x", "; the same command goes on where it stopped"),
+        ("generate model --prompt a", ""),
+    ):
+        said = run(capsys, command)
+        assert (said.status, said.lines) == (130, [f"grit {command.split()[0]}: interrupted{hint}"])
     for bug in (FileNotFoundError(2, "gone"), RuntimeError("a bug"), ValueError("a bug")):
         monkeypatch.setattr(GritLM, "from_pretrained", lambda *_, bug=bug: (_ for _ in ()).throw(bug))
         with pytest.raises(type(bug)):
-            run(capsys, "generate", "model", "--prompt", "a")
+            run(capsys, "generate model --prompt a")
 
 
 def test_as_a_process(world):
-    """What only a process shows: its exit status and all that it says, with a full standard output and a closed one."""
+    """What only a process shows: its exit status and all that it says, also where nobody can hear it."""
     grit = f"{sys.executable} -m grit_jax"
     full = f"{grit} data prepare generative.jsonl --output x > /dev/full"
     said = subprocess.run(full, shell=True, capture_output=True, text=True, cwd=world)
