@@ -157,7 +157,7 @@ def joint_config(seed: int) -> RunConfig:
         output=".",
         data=_data_config(embedding_batch=32, generative_batch=12, cached_batch=12),
         train=TrainSection(
-            steps=240, seed=seed, checkpoint_every=40, eval_embedding="data/heldout/embedding.jsonl",
+            steps=180, seed=seed, checkpoint_every=30, eval_embedding="data/heldout/embedding.jsonl",
             eval_generative="data/heldout/generative.jsonl", loss=LossConfig(),
         ),
         optimizer=OptimizerConfig(
