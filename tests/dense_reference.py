@@ -106,11 +106,13 @@ def greedy(
 
 
 def embedding(
-    params: dict, config: ModelConfig, ids: Sequence[int], pool_start: int, pooling: str, causal: bool = False
+    params: dict, config: ModelConfig, ids: Sequence[int], pool_start: int, pooling: str, mode: str = "bidirectional"
 ) -> np.ndarray:
-    """The unit vector of one text."""
+    """The unit vector of one text; in mode "prefix" what stands before `pool_start` is causal."""
     T = len(ids)
-    mask = np.tril(np.ones((T, T), bool)) if causal else composition_mask([T], 0, config.sliding_window)
+    mask = np.tril(np.ones((T, T), bool)) if mode != "bidirectional" else composition_mask([T], 0, config.sliding_window)
+    if mode == "prefix":
+        mask[pool_start:, pool_start:] = True
     hidden = forward(params, config, ids, np.arange(T), mask).hidden
     if pooling == "cls":
         vector = hidden[0]

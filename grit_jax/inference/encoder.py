@@ -91,7 +91,7 @@ def embed_rows(
 ) -> RowVectors:
     """One normalised float32 vector per segment of packed rows; `mask` marks the tokens that mean pooling averages."""
     model = Transformer(config, params)
-    out = model(rows.tokens, rows.positions, rows.segments, mode=mode, return_kv=return_kv)
+    out = model(rows.tokens, rows.positions, rows.segments, mode=mode, return_kv=return_kv, blocks=rows.blocks)
     return RowVectors(normalize(pool(out.hidden, rows.segments, mask, segments_per_row, pooling)), out.kv)
 
 
@@ -266,7 +266,9 @@ class Encoder:
                 segments[r, a:b] = segment
                 mask[r, a + min(starts[i], b - a - 1) : b] = True
                 a = b
-        batch = (Rows(tokens, positions, segments), mask)  # type: ignore[arg-type]
+        # In prefix mode what is pooled is the block that sees all of itself: a causal instruction, then the sample.
+        blocks = mask.astype(np.int32) if self.mode is AttentionMode.PREFIX else None
+        batch = (Rows(tokens, positions, segments, blocks), mask)  # type: ignore[arg-type]
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
             rows, pooled = batch if self.mesh is None else put_rows(batch, self.mesh, self._rules)
             return encode_step(

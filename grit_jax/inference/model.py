@@ -248,10 +248,10 @@ class GritLM:
         Raises:
           GritError: shapes that differ, ids outside the vocabulary, a mask of something else, an unknown mode.
         """
-        try:
-            mode = AttentionMode(mode)
-        except ValueError:
-            raise GritError(f"mode must be 'causal' or 'bidirectional', is {mode!r}") from None
+        modes = (AttentionMode.CAUSAL, AttentionMode.BIDIRECTIONAL)  # what is a block in a prefix, ids do not say
+        if mode not in (*modes, *(known.value for known in modes)):
+            raise GritError(f"mode must be 'causal' or 'bidirectional', is {mode!r}")
+        mode = AttentionMode(mode)
         ids = np.asarray(input_ids)
         mask = np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
         if ids.ndim != 2 or ids.shape != mask.shape:

@@ -91,6 +91,12 @@ def write_model_directory(
             "GRIT from the end of the prompt, so its vectors of this directory will differ from ours",
             stacklevel=2,
         )
+    if embedding_mode is AttentionMode.PREFIX:
+        warnings.warn(
+            "embedding_mode prefix: sentence-transformers has no causal instruction before a bidirectional text and "
+            "embeds all of it bidirectionally, so its vectors of this directory will differ from ours",
+            stacklevel=2,
+        )
     save_params(directory, params, config, dtype, max_shard_bytes)
     write_json(directory / "config.json", hf)
     stops = list(dict.fromkeys(i for i in (config.eos_token_id, *stop_token_ids) if i is not None))

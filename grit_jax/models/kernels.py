@@ -30,17 +30,19 @@ class Queries:
     q: Float[Array, "B T N H"]
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
+    blocks: Int[Array, "B T"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Part:
-    """One group of keys. In a causal part, a key is seen from its own place in the row onwards."""
+    """One group of keys. In a causal part, a key is seen from its own place in the row onwards, and by its block."""
 
     k: Float[Array, "B S K H"]
     v: Float[Array, "B S K H"]
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]
+    blocks: Int[Array, "B S"] | None = None
     causal: bool = dataclasses.field(metadata={"static": True}, default=False)
     offset: Int[Array, ""] | int = 0  # place in the row of the part's first key
 
@@ -50,7 +52,11 @@ def part_mask(queries: Queries, part: Part, *, window: int | None, two_sided: bo
     mask = (queries.segments[:, :, None] == part.segments[:, None, :]) & (part.segments > 0)[:, None, :]
     if part.causal:
         t, s = jnp.arange(queries.segments.shape[1]), part.offset + jnp.arange(part.segments.shape[1])
-        mask &= (s[None, :] <= t[:, None])[None]
+        seen = (s[None, :] <= t[:, None])[None]
+        if part.blocks is not None and queries.blocks is not None:
+            same = queries.blocks[:, :, None] == part.blocks[:, None, :]
+            seen |= same & (part.blocks > 0)[:, None, :]
+        mask &= seen
     if window is not None:
         distance = queries.positions[:, :, None] - part.positions[:, None, :]
         mask &= (jnp.abs(distance) if two_sided else distance) < window
@@ -158,6 +164,7 @@ def _over_blocks(step, state, part: Part):
         take = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=KEY_BLOCK, axis=1)
         block = Part(
             take(padded.k), take(padded.v), take(padded.positions), take(padded.segments),
+            None if padded.blocks is None else take(padded.blocks),
             causal=part.causal, offset=part.offset + start,
         )  # fmt: skip
         return step(state, block), None

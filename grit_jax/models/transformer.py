@@ -126,6 +126,7 @@ class Transformer(nnx.Module):
         mode: Mode,
         cache: KVCache | None = None,
         return_kv: bool = False,
+        blocks: Int[Array, "B T"] | None = None,
     ) -> Output:
         """Hidden states of `tokens`, which see their own segment and the cached keys of that segment.
 
@@ -136,6 +137,7 @@ class Transformer(nnx.Module):
           mode: static; one mode, or consecutive blocks of `(mode, rows)`.
           cache: keys and values computed before; it is read, not changed (see `cache.insert`).
           return_kv: whether to return the tokens' own keys (unrotated) and values.
+          blocks: what prefix mode needs beside (see `types.Rows`).
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -146,6 +148,7 @@ class Transformer(nnx.Module):
         body: Callable[..., Any] = functools.partial(
             _layer, config=c, mode=mode, angles=angles, positions=positions, segments=segments,
             cache_marks=None if cache is None else (cache.positions, cache.segments), return_kv=return_kv,
+            blocks=blocks,
         )  # fmt: skip
         if c.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[c.remat])
@@ -167,7 +170,7 @@ class Transformer(nnx.Module):
         return jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def _layer(x, layer_and_cache, *, config, mode, angles, positions, segments, cache_marks, return_kv):
+def _layer(x, layer_and_cache, *, config, mode, angles, positions, segments, cache_marks, return_kv, blocks):
     """One pre-norm layer: `x` [B T D] and this layer's slice of weights and cache -> new `x`, own keys/values."""
     layer, cached_kv = layer_and_cache
     c = config
@@ -186,7 +189,7 @@ def _layer(x, layer_and_cache, *, config, mode, angles, positions, segments, cac
         k = rms_norm(k, layer["key_norm"], c.rms_norm_eps)
     cached = None if cached_kv is None else Keys(*(a.astype(x.dtype) for a in cached_kv), *cache_marks)
     own = Keys(rotate(k, angles), v, positions, segments)
-    out = attend(rotate(q, angles), own, mode=mode, window=c.sliding_window, cached=cached)
+    out = attend(rotate(q, angles), own, mode=mode, window=c.sliding_window, cached=cached, blocks=blocks)
     x = x + project(out.reshape(B, T, -1), weight("attention_out"))
     h = rms_norm(x, layer["mlp_norm"], c.rms_norm_eps)
     x = x + gated_mlp(h, weight("gate"), weight("up"), weight("down"))

@@ -41,7 +41,8 @@ def embed_rows(model: Transformer, batch: EmbeddingBatch, config: StepConfig) ->
 
     def encode(part: tuple[Rows, jax.Array]) -> Float[Array, "r G D"]:
         rows, mask = part
-        hidden = model(rows.tokens, rows.positions, rows.segments, mode=config.embedding_mode).hidden
+        mode = config.embedding_mode
+        hidden = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks).hidden
         return normalize(pool(hidden, rows.segments, mask, batch.segments_per_row, config.pooling))
 
     count = batch.pool.shape[0]
