@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 
 from grit_jax.config import dump_yaml, load_config
 from grit_jax.data.chat import FORMATS
@@ -24,14 +25,22 @@ from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.lora import LoraConfig, adapter_shapes
 from grit_jax.models.pooling import PoolingMethod
-from grit_jax.models.transformer import Params
+from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.progress import say
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
-from grit_jax.training.checkpoint import Checkpoints
+from grit_jax.training.base import load_base
+from grit_jax.training.checkpoint import Checkpoints, FrozenBase
 from grit_jax.training.loop import Evaluate, run_loop
 from grit_jax.training.losses import LossConfig
-from grit_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer, make_schedule
+from grit_jax.training.state import (
+    OptimizerConfig,
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_schedule,
+)
 from grit_jax.training.step import StepConfig, make_step
 from grit_jax.types import GritError
 
@@ -48,7 +57,10 @@ PATH_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of `shape`."""
+    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of `shape`.
+
+    With both, `shape` is what the model at `path` is known to be: it can be planned for without being there.
+    """
 
     path: str | None = None
     shape: ModelConfig | None = None
@@ -59,8 +71,8 @@ class ModelSection:
     export_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.shape is None):
-            raise ValueError("model needs either 'path' (a model directory or hub id) or 'shape' (for random weights)")
+        if self.path is None and self.shape is None:
+            raise ValueError("model needs 'path' (a model directory or hub id) or 'shape' (for random weights)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +120,25 @@ class RunConfig:
     train: TrainSection = dataclasses.field(default_factory=TrainSection)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    lora: LoraConfig | None = None  # adapters to a frozen model instead of all weights
+
+    def __post_init__(self) -> None:
+        if self.lora is not None and self.model.path is None:
+            raise ValueError("lora adapts a model that has learned something: it needs model.path")
+
+
+@dataclasses.dataclass
+class LoadedModel:
+    """The model that a run starts from.
+
+    Attributes:
+      params: its weights; None: to be drawn at random, or not asked for. With `lora` they are frozen and in place.
+      base: what they are called in checkpoints, with `lora`.
+    """
+
+    config: ModelConfig
+    params: Params | None
+    base: FrozenBase | None
 
 
 @dataclasses.dataclass
@@ -174,26 +205,26 @@ def _run(
     iterator = make_iterator(config.data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
-    model_config, params = load_model(config.model, tokenizer)
     mesh, rules = make_mesh(config.mesh), ShardingRules()
+    model = load_model(config, tokenizer, mesh, rules)
+    checkpoints.base = model.base
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    step_config = StepConfig(
-        model_config, config.train.loss, config.model.pooling, config.train.embedding_chunk
-    )
+    step = make_step(step_config(config, model.config), optimizer, schedule)
     (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
-    wrap = _wrapper(config, model_config, tokenizer)
+    wrap = _wrapper(config, model.config, tokenizer)
     with jax.set_mesh(mesh):
-        state = init_state(model_config, optimizer, jax.random.key(config.train.seed), mesh, rules, params)
+        key = jax.random.key(config.train.seed)
+        state = init_state(model.config, optimizer, key, mesh, rules, model.params, config.lora)
         state = run_loop(
-            state, make_step(step_config, optimizer, schedule), iterator,
+            state, step, iterator,
             steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
             evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
             batch_ids=batches.ids, profile=profile,
         )  # fmt: skip
 
     # --- export ---
-    wrap(state.params).save_pretrained(model_directory, config.model.export_dtype)
+    wrap(state).save_pretrained(model_directory, config.model.export_dtype)
     return TrainResult(output, model_directory, config.train.steps)
 
 
@@ -224,32 +255,70 @@ def _texts(sources: list[str]) -> Iterator[str]:
                 raise GritError(f"{where}: not valid JSON: {error}") from None
 
 
-def load_model(section: ModelSection, tokenizer: Tokenizer) -> tuple[ModelConfig, Params | None]:
-    """The model's shape and its weights (None: to be drawn at random), checked against the tokenizer."""
-    how = {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
-    params: Params | None = None
+def load_model(
+    config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: ShardingRules, *, with_params: bool = True
+) -> LoadedModel:
+    """The model to train, checked against the configuration and the tokenizer.
+
+    Raises:
+      GritError: an absent or damaged model, one of another shape than `model.shape` says, or one that the tokenizer or
+        `lora` does not fit.
+    """
+    section, params, base = config.model, None, None
     if section.path:
-        found = huggingface.read_model_directory(huggingface.resolve(section.path))
-        config, params = dataclasses.replace(found.config, **how), found.params
+        directory = huggingface.resolve(section.path)
+        shape = huggingface.read_model_directory(directory, with_params=False).config
+        if section.shape is not None:
+            _check_shape(section, shape)
+        model_config = dataclasses.replace(shape, **how_computed(section))
     else:
         assert section.shape is not None
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-        config = dataclasses.replace(section.shape, **how, **ids)
-    if tokenizer.vocab_size > config.vocab_size:
+        model_config = dataclasses.replace(section.shape, **how_computed(section), **ids)
+    if tokenizer.vocab_size > model_config.vocab_size:
         raise GritError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary {config.vocab_size}; "
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary {model_config.vocab_size}; "
             "set model.shape.vocab_size to at least the former"
         )
-    return config, params
+    if config.lora is not None:
+        adapter_shapes(config.lora, parameter_shapes(model_config))  # before anything large is read
+    if section.path and with_params:
+        if config.lora is None:
+            params = huggingface.load_params(directory, model_config)
+        else:
+            params, weights = load_base(directory, model_config, config.lora, mesh, rules)
+            base = FrozenBase(str(section.path), weights, config.lora.base, config.lora.alpha)
+    return LoadedModel(model_config, params, base)
 
 
-def make_evaluation(section: TrainSection, wrap: Callable[[Params], GritLM]) -> Evaluate | None:
+def how_computed(section: ModelSection) -> dict[str, Any]:
+    """How the model computes, which a shape leaves open."""
+    return {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
+
+
+def _check_shape(section: ModelSection, found: ModelConfig) -> None:
+    """Raises GritError where `model.shape` and the config.json of `model.path` differ."""
+    asked, has = dataclasses.asdict(section.shape), dataclasses.asdict(found)
+    for key in asked.keys() - {"dtype", "remat", "scan_layers", "initializer_range", "architecture"}:
+        if asked[key] != has[key] and not key.endswith("token_id"):
+            raise GritError(f"model.shape.{key} is {asked[key]}, but the model at {section.path} has {has[key]}")
+
+
+def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:
+    """What the compiled step depends on."""
+    return StepConfig(
+        model_config, config.train.loss, config.model.pooling, config.train.embedding_chunk,
+        lora=config.lora, seed=config.train.seed,
+    )  # fmt: skip
+
+
+def make_evaluation(section: TrainSection, wrap: Callable[[TrainState], GritLM]) -> Evaluate | None:
     """The evaluation that the loop calls: retrieval and perplexity on the held-out files, or None."""
     if not (section.eval_embedding or section.eval_generative):
         return None
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        model = wrap(state.params)
+        model = wrap(state)
         scores: dict[str, float] = {}
         if section.eval_embedding:
             retrieval = evaluate_retrieval(model, section.eval_embedding)
@@ -280,18 +349,19 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None) 
     if step is None:
         raise GritError(f"{run / 'checkpoints'}: no whole checkpoint there")
     tokenizer = load_tokenizer(config, run)
-    model_config, _ = load_model(config.model, tokenizer)
+    mesh, rules = make_mesh(MeshConfig()), ShardingRules()
+    model = load_model(config, tokenizer, mesh, rules, with_params=config.lora is not None)
+    checkpoints.base = model.base
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
-    mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        like = init_state(model_config, optimizer, jax.random.key(0), mesh, ShardingRules())
+        like = init_state(model.config, optimizer, jax.random.key(0), mesh, rules, model.params, config.lora)
         state = checkpoints.restore(step, like, None)
     checkpoints.close()
-    _wrapper(config, model_config, tokenizer)(state.params).save_pretrained(out, dtype or config.model.export_dtype)
+    _wrapper(config, model.config, tokenizer)(state).save_pretrained(out, dtype or config.model.export_dtype)
     return step
 
 
-def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> Callable[[Params], GritLM]:
-    """Weights in training -> the public model object."""
+def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> Callable[[TrainState], GritLM]:
+    """A model in training -> the public model object."""
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    return lambda params: GritLM(model_config, params, tokenizer, chat, config.model.pooling)
+    return lambda state: GritLM(model_config, state.weights(config.lora), tokenizer, chat, config.model.pooling)

@@ -19,6 +19,7 @@ ALLOWED = {
     "evaluation": {"rag", "inference", "data", "models"},
     "report": set(),
     "train": {"training", "evaluation", "inference", "data", "models"},
+    "abstract": {"train", "training", "data", "models"},
     "quickstart": {"train", "report", "training", "evaluation", "rag", "inference", "data", "models"},
     "cli": {"quickstart", "train", "report", "evaluation", "rag", "inference", "data", "models"},
     "__main__": {"cli"},

@@ -16,6 +16,7 @@ from grit_jax.models.attention import Keys, attend
 from grit_jax.models.cache import KVCache
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.layers import embed_tokens, gated_mlp, linear, rms_norm, rotary_angles, rotate, vocabulary_logits
+from grit_jax.models.lora import row_keys
 from grit_jax.sharding import constrain
 from grit_jax.types import KV, Mode, Output
 
@@ -111,7 +112,7 @@ class Transformer(nnx.Module):
 
     def params(self) -> Params:
         """The weights as a dictionary of arrays."""
-        return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+        return {name: value.get_value() for name, value in vars(self).items() if isinstance(value, nnx.Param)}
 
     def __call__(
         self,
@@ -139,6 +140,7 @@ class Transformer(nnx.Module):
         dtype = jnp.dtype(c.dtype)
         weights = self.params()
         layers = {name: value for name, value in weights.items() if not name.startswith(_OUTSIDE_LAYERS)}
+        layers = row_keys(layers, tokens)
         x = constrain(embed_tokens(tokens, weights, dtype), ("rows", None, None))
         angles = rotary_angles(positions, c.head_dim, c.rope_theta)
         body: Callable[..., Any] = functools.partial(

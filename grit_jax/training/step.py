@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from grit_jax.models.cache import cache_from
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.lora import LoraConfig
 from grit_jax.models.pooling import PoolingMethod, normalize, pool
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.training.losses import LossConfig, contrastive_loss, language_loss, token_losses
@@ -30,6 +31,9 @@ class StepConfig:
     pooling: PoolingMethod = "mean"
     embedding_chunk: int | None = None  # rows encoded at a time in the contrastive pass (GradCache)
     embedding_mode: AttentionMode = BIDIRECTIONAL
+    lora: LoraConfig | None = None
+    seed: int = 0  # of the adapters' dropout, with the step
+    weights_of: Callable[[Params], Params] = lambda params: params  # what is trained -> the model's weights
 
 
 def embed_rows(model: Transformer, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "RG D"]:
@@ -92,7 +96,7 @@ def joint_loss(
     params: Params, batch: Batch, config: StepConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """`contrastive + factor * language + factor * cached`, and the parts by name."""
-    model = Transformer(config.model, params)
+    model = Transformer(config.model, config.weights_of(params))
     parts: dict[str, jax.Array] = {}
     total = jnp.zeros((), jnp.float32)
     if batch.embedding is not None:
@@ -117,10 +121,13 @@ def make_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        (loss, parts), grads = jax.value_and_grad(joint_loss, has_aux=True)(state.params, batch, config)
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        weights_of = lambda params: dataclasses.replace(state, params=params).weights(config.lora, key)
+        here = dataclasses.replace(config, weights_of=weights_of)
+        (loss, parts), grads = jax.value_and_grad(joint_loss, has_aux=True)(state.params, batch, here)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
     return jax.jit(step, donate_argnums=0)
