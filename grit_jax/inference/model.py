@@ -92,7 +92,9 @@ class GritLM:
         if pooling not in get_args(PoolingMethod):
             raise GritError(f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}")
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
-        self.params: Params = {name: _place(name, params[name], mesh) for name in parameter_shapes(config)}
+        # A NumPy array of the caller's is copied: it may change later.
+        own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
+        self.params: Params = {name: _place(name, own(params[name]), mesh) for name in parameter_shapes(config)}
         self.tokenizer, self.chat, self.mode, self.mesh = tokenizer, chat, mode, mesh
         self.pooling: PoolingMethod = pooling
         end = tokenizer.encode_pieces([chat.answer_pieces("")[1:]])[0][0]
@@ -288,7 +290,7 @@ class GritLM:
 def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
     """A weight on its devices; one in several parts (adapted, quantised) stays where it is."""
     if mesh is None:
-        return jax.tree.map(jnp.asarray, value)
+        return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
     spec = fit(ShardingRules().spec(PARAMETER_AXES[name]), np.shape(value), mesh)
     return jax.device_put(value, NamedSharding(mesh, spec))
 

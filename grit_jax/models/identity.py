@@ -33,7 +33,8 @@ class WeightsHash:
     def hexdigest(self) -> str:
         """The hash, in hexadecimal."""
         how = dataclasses.asdict(self._config)
-        for key in ("dtype", "remat", "scan_layers", "bos_token_id", "eos_token_id", "pad_token_id"):
+        for key in ("dtype", "remat", "scan_layers", "bos_token_id", "eos_token_id", "pad_token_id",
+                    "router_aux_loss_coef"):  # fmt: skip
             how.pop(key, None)
         total = hashlib.blake2b(repr(sorted(how.items())).encode(), digest_size=16)
         for name in sorted(self._digests):

@@ -78,9 +78,14 @@ class AdaptedWeight:
     scale: float = dataclasses.field(metadata={"static": True})
     dropout: float = dataclasses.field(metadata={"static": True}, default=0.0)
 
-    def __getitem__(self, layer: Any) -> Array:
-        """A layer's plain weight in float32: what is written to disk."""
-        return _merge(jax.tree.map(lambda part: part[layer], dataclasses.replace(self, keys=None)))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight."""
+        return self.base.shape
+
+    def __getitem__(self, place: Any) -> Float[Array, "D F"]:
+        """The plain weight of a layer (and expert) in float32, as of an array: what is written to disk."""
+        return _merge(jax.tree.map(lambda part: part[place], dataclasses.replace(self, keys=None)))
 
     def drop(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What goes into the adapter: `x` after dropout, a mask of its own for each row."""

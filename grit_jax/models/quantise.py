@@ -26,26 +26,49 @@ NF4_CODES = (
 )  # fmt: skip
 
 
+class Quantised:
+    """What the kinds of quantised weights have in common."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight."""
+        raise NotImplementedError
+
+    def dequantise(self, dtype: jnp.dtype) -> Float[Array, "... D F"]:
+        """The weight, computed in float32."""
+        raise NotImplementedError
+
+    def axes(self, axes: Axes) -> Any:
+        """Logical axes of the parts where the array had `axes`."""
+        raise NotImplementedError
+
+    def __getitem__(self, place: Any) -> Float[Array, "D F"]:
+        """The plain weight of a layer (and expert) in float32, as of an array: what is written to disk."""
+        return _dequantise(jax.tree.map(lambda part: part[place], self))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class Int8Weight:
+class Int8Weight(Quantised):
     """`codes * scales`: symmetric, one scale for each output."""
 
     codes: Int8[Array, "... D F"]
     scales: Float32[Array, "... 1 F"]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
     def dequantise(self, dtype: jnp.dtype) -> Float[Array, "... D F"]:
-        """The weight, computed in float32."""
         return (self.codes.astype(jnp.float32) * self.scales).astype(dtype)
 
     def axes(self, axes: Axes) -> Int8Weight:
-        """Logical axes of the parts where the array had `axes`."""
         return Int8Weight(axes, (*axes[:-2], None, axes[-1]))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class NF4Weight:
+class NF4Weight(Quantised):
     """4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314), 4.13 bits a weight.
 
     A weight is `NF4_CODES[code] * scale` of its block. The scales are stored as `mean + step * code` in 8 bits, the
@@ -61,24 +84,23 @@ class NF4Weight:
     steps: Float32[Array, "... D/64 F/256"]
     mean: Float32[Array, "... 1 1"]
 
-    def dequantise(self, dtype: jnp.dtype) -> Float[Array, "... D F"]:
-        """The weight, computed in float32."""
+    @property
+    def shape(self) -> tuple[int, ...]:
         *leading, blocks, half, outputs = self.codes.shape
-        steps = jnp.repeat(self.steps, SCALE_GROUP, axis=-1)[..., :outputs]
+        return (*leading, blocks * half * 2, outputs)
+
+    def dequantise(self, dtype: jnp.dtype) -> Float[Array, "... D F"]:
+        steps = jnp.repeat(self.steps, SCALE_GROUP, axis=-1)[..., : self.shape[-1]]
         scales = self.mean + steps * self.scales.astype(jnp.float32)
         values = jnp.concatenate([_nf4_values(self.codes >> 4), _nf4_values(self.codes & 15)], axis=-2)
-        return (values * scales[..., None, :]).reshape(*leading, blocks * half * 2, outputs).astype(dtype)
+        return (values * scales[..., None, :]).reshape(self.shape).astype(dtype)
 
     def axes(self, axes: Axes) -> NF4Weight:
-        """Logical axes of the parts where the array had `axes`."""
         *leading, inputs, outputs = axes
         return NF4Weight(
             (*leading, inputs, None, outputs), (*leading, inputs, outputs), (*leading, inputs, None),
             (*leading, None, None),
         )  # fmt: skip
-
-
-Quantised = Int8Weight | NF4Weight
 
 
 def quantise(weight: Float[Array, "... D F"], precision: Precision) -> Quantised:
@@ -112,6 +134,11 @@ def quantise(weight: Float[Array, "... D F"], precision: Precision) -> Quantised
 def storage_axes(weight: Any, axes: Axes) -> Any:
     """Logical axes of each array that a weight is stored in, where the plain weight has `axes`."""
     return weight.axes(axes) if hasattr(weight, "axes") else axes
+
+
+@jax.jit
+def _dequantise(weight: Quantised) -> Float[Array, "... D F"]:
+    return weight.dequantise(jnp.float32)
 
 
 def _nf4_values(codes: UInt8[Array, "*any"]) -> Float32[Array, "*any"]:

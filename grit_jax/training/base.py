@@ -15,8 +15,8 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf_weights import load_params
 from grit_jax.models.identity import WeightsHash
 from grit_jax.models.lora import MATRICES, LoraConfig, check_quantisable
+from grit_jax.models.parameters import PARAMETER_AXES, Params, parameter_shapes
 from grit_jax.models.quantise import quantise, storage_axes
-from grit_jax.models.transformer import PARAMETER_AXES, Params, parameter_shapes
 from grit_jax.sharding import ShardingRules, fit
 
 
