@@ -25,6 +25,7 @@ from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.hf_adapter import write_adapter
 from grit_jax.models.lora import LoraConfig, adapter_shapes
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.transformer import Params, parameter_shapes
@@ -269,7 +270,7 @@ def load_model(
         directory = huggingface.resolve(section.path)
         shape = huggingface.read_model_directory(directory, with_params=False).config
         if section.shape is not None:
-            _check_shape(section, shape)
+            check_shape(section, shape)
         model_config = dataclasses.replace(shape, **how_computed(section))
     else:
         assert section.shape is not None
@@ -296,11 +297,12 @@ def how_computed(section: ModelSection) -> dict[str, Any]:
     return {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
 
 
-def _check_shape(section: ModelSection, found: ModelConfig) -> None:
+def check_shape(section: ModelSection, found: ModelConfig) -> None:
     """Raises GritError where `model.shape` and the config.json of `model.path` differ."""
     asked, has = dataclasses.asdict(section.shape), dataclasses.asdict(found)
-    for key in asked.keys() - {"dtype", "remat", "scan_layers", "initializer_range", "architecture"}:
-        if asked[key] != has[key] and not key.endswith("token_id"):
+    free = {"dtype", "remat", "scan_layers", "initializer_range", "architecture"}
+    for key in (key for key in asked if key not in free and not key.endswith("token_id")):
+        if asked[key] != has[key]:
             raise GritError(f"model.shape.{key} is {asked[key]}, but the model at {section.path} has {has[key]}")
 
 
@@ -330,20 +332,27 @@ def make_evaluation(section: TrainSection, wrap: Callable[[TrainState], GritLM])
     return evaluate
 
 
-def export_checkpoint(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None = None) -> int:
+def export_checkpoint(
+    run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None = None, *, adapter: bool = False
+) -> int:
     """Writes the newest checkpoint of a run's folder as a model directory; returns its step.
+
+    Args:
+      adapter: write the adapters of a LoRA run for PEFT instead of the model that they are merged into.
 
     Raises:
       GritError: `run` holds no configuration or no whole checkpoint; `out` holds something or cannot be written.
     """
     with new_folder(out) as folder:
-        return _export(run, folder, dtype)
+        return _export(run, folder, dtype, adapter)
 
 
-def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None) -> int:
+def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None, adapter: bool) -> int:
     if not (run / CONFIG_FILE).exists():
         raise GritError(f"{run}: no {CONFIG_FILE} there; name the output folder of a training run")
     config = read_run_config(run / CONFIG_FILE)
+    if adapter and config.lora is None:
+        raise GritError(f"{run}: trained without lora, so there are no adapters; leave --adapter out")
     checkpoints = Checkpoints(run / "checkpoints", every=1)
     step = checkpoints.latest()
     if step is None:
@@ -357,7 +366,11 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None) 
         like = init_state(model.config, optimizer, jax.random.key(0), mesh, rules, model.params, config.lora)
         state = checkpoints.restore(step, like, None)
     checkpoints.close()
-    _wrapper(config, model.config, tokenizer)(state).save_pretrained(out, dtype or config.model.export_dtype)
+    if adapter:
+        assert config.lora is not None
+        write_adapter(out, model.config, config.lora, state.params, str(config.model.path))
+    else:
+        _wrapper(config, model.config, tokenizer)(state).save_pretrained(out, dtype or config.model.export_dtype)
     return step
 
 

@@ -23,10 +23,11 @@ from grit_jax.models.lora import (
     init_adapters,
     row_keys,
 )
-from grit_jax.models.quantise import Quantised, quantise
+from grit_jax.models.quantise import quantise
 from grit_jax.models.transformer import PARAMETER_AXES, Transformer, init_params, parameter_shapes
 from grit_jax.types import AttentionMode, GritError
 
+MIXTURE = {"num_experts": 3, "num_experts_per_tok": 2, "architecture": "mixtral", "attention_bias": False}
 CONFIG = ModelConfig(
     vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16, attention_bias=True, dtype="float32", remat="none", initializer_range=0.2,
@@ -37,33 +38,37 @@ ROWS = np.random.default_rng(0).integers(1, 96, (3, 10)).astype(np.int32)
 
 
 @functools.cache
-def base(precision="full"):
+def base(precision="full", config=CONFIG):
     def make():
         freeze = lambda name, w: quantise(w, precision) if name in MATRICES and precision != "full" else w
-        return {name: freeze(name, w) for name, w in init_params(CONFIG, KEY).items()}
+        return {name: freeze(name, w) for name, w in init_params(config, KEY).items()}
 
     return jax.jit(make)()
 
 
-@functools.partial(jax.jit, static_argnames=("lora", "b_too"))
-def adapters(lora=LORA, b_too=True):
+@functools.partial(jax.jit, static_argnames=("lora", "b_too", "config"))
+def adapters(lora=LORA, b_too=True, config=CONFIG):
     """Adapters that do something: B is not zero."""
-    found = init_adapters(lora, parameter_shapes(CONFIG), KEY)
+    found = init_adapters(lora, parameter_shapes(config), KEY)
     draw = lambda i, a: 0.1 * jax.random.normal(jax.random.key(i), a.shape)
     return {n: draw(i, a) if b_too and n.endswith("_b") else a for i, (n, a) in enumerate(found.items())}
 
 
-def adapted(lora):
-    shapes = adapter_shapes(lora, parameter_shapes(CONFIG))
+def adapted(lora, config=CONFIG):
+    shapes = adapter_shapes(lora, parameter_shapes(config))
     return {name.removesuffix("_lora_a") for name in shapes if name.endswith("_a")}
 
 
-@jax.jit
 def plain(weights):
-    """The dictionary of plain arrays that weights stand for."""
-    whole = lambda w: w.dequantise(jnp.float32) if isinstance(w, Quantised) else w
-    merge = lambda w: jnp.stack([w[i] for i in range(CONFIG.num_hidden_layers)]) if isinstance(w, AdaptedWeight) else whole(w)
-    return {name: merge(weight) for name, weight in weights.items()}
+    """The dictionary of plain arrays that weights stand for, each read place by place, as an export reads it."""
+
+    def whole(name, weight):
+        leading = weight.shape[:-2]
+        if not leading or isinstance(weight, jax.Array):
+            return weight
+        return np.stack([weight[place] for place in np.ndindex(leading)]).reshape(weight.shape)
+
+    return {name: whole(name, weight) for name, weight in weights.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mode"))
@@ -74,17 +79,22 @@ def logits(weights, config=CONFIG, mode=AttentionMode.CAUSAL):
 
 
 @pytest.mark.parametrize(
-    "precision, scan, mode", [("full", True, AttentionMode.CAUSAL), ("int8", True, AttentionMode.BIDIRECTIONAL),
-                              ("int4", False, AttentionMode.CAUSAL), ("int4", True, AttentionMode.BIDIRECTIONAL)],
+    "precision, change, mode",
+    [("full", {}, AttentionMode.CAUSAL), ("int8", {}, AttentionMode.BIDIRECTIONAL),
+     ("int4", {"scan_layers": False}, AttentionMode.BIDIRECTIONAL), ("int4", MIXTURE, AttentionMode.CAUSAL)],
+    ids=["full", "int8", "int4", "int4 experts"],
 )  # fmt: skip
-def test_merged_weights_give_the_logits_of_base_and_adapters(precision, scan, mode):
-    weights, config = attach(base(precision), adapters(), LORA), dataclasses.replace(CONFIG, scan_layers=scan)
+def test_merged_weights_give_the_logits_of_base_and_adapters(precision, change, mode):
+    config = dataclasses.replace(CONFIG, **change)
+    lora = dataclasses.replace(LORA, targets=("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+    weights = attach(base(precision, config), adapters(lora, config=config), lora)
     merged = plain(weights)
     found, expected = logits(weights, config, mode), logits(merged, config, mode)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-    assert np.abs(logits(base(precision), config, mode) - found).max() > 0.01
-    before = plain(base(precision))
-    for name in adapted(LORA):  # the sum by NumPy, in float64
+    before = plain(base(precision, config))
+    assert np.abs(logits(before, config, mode) - found).max() > 0.01
+    assert set(adapted(lora, config)) == {n for n in weights if isinstance(weights[n], AdaptedWeight)} != set(MATRICES)
+    for name in adapted(lora, config):  # the sum by NumPy, in float64
         a, b = (np.asarray(factor, np.float64) for factor in (weights[name].a, weights[name].b))
         np.testing.assert_allclose(merged[name], before[name] + 2.0 * a @ b, atol=1e-6)
 
@@ -111,11 +121,19 @@ def test_an_adapter_is_the_same_whichever_others_there_are():
 
 def test_all_linear_maps_have_adapters_in_attention_and_mlp_and_nothing_else():
     shapes = adapter_shapes(LORA, parameter_shapes(CONFIG))
-    assert adapted(LORA) == {"query", "key", "value", "attention_out", "gate", "up", "down"}
+    attention = {"query", "key", "value", "attention_out"}
+    assert adapted(LORA) == attention | {"gate", "up", "down"}
     assert shapes["down_lora_a"] == (2, 128, 4) and shapes["key_lora_b"] == (2, 4, 32)
     axes = adapter_axes(PARAMETER_AXES)
     assert axes["up_lora_a"] == ("layers", "embed", None) and axes["up_lora_b"] == ("layers", None, "ffn")
     assert axes["down_lora_a"] == ("layers", "ffn", None) and axes["down_lora_b"] == ("layers", None, "embed")
+
+    mixture = dataclasses.replace(CONFIG, **MIXTURE)
+    assert adapted(LORA, mixture) == attention | {"expert_gate", "expert_up", "expert_down"}
+    assert adapter_shapes(LORA, parameter_shapes(mixture))["expert_down_lora_a"] == (2, 3, 128, 4)
+    assert axes["expert_down_lora_b"] == ("layers", "experts", None, "embed")
+    weights = attach(base("full", mixture), adapters(LORA, config=mixture), LORA, KEY)
+    assert weights["query"].keys is not None and weights["expert_up"].keys is None  # no dropout in experts
 
 
 def test_the_backward_pass_keeps_no_dequantised_layers():
