@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grit_jax.training.losses import LossConfig, contrastive_loss, language_loss, token_losses
+from grit_jax.training.contrastive import contrastive_loss
+from grit_jax.training.language import language_loss, token_losses
+from grit_jax.training.losses import LossConfig
 from grit_jax.types import GenerativeBatch, Rows
 
 

@@ -1,0 +1,171 @@
+"""The joint loss of a batch: contrastive, language and cached-document, as a function of the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from grit_jax.models.cache import cache_from
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.pooling import PoolingMethod, text_vectors
+from grit_jax.models.transformer import Params, Transformer
+from grit_jax.sharding import constrain
+from grit_jax.training.contrastive import contrastive_loss, distillation_loss
+from grit_jax.training.language import language_loss, token_losses
+from grit_jax.training.losses import LossConfig
+from grit_jax.types import AttentionMode, Batch, CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
+
+BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
+Parts = dict[str, Float[Array, ""]]  # losses by name
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What of the run's configuration the compiled step depends on (`train.py` describes its keys)."""
+
+    model: ModelConfig
+    loss: LossConfig
+    pooling: PoolingMethod = "mean"
+    embedding_chunk: int | None = None  # rows encoded at a time in the contrastive pass (GradCache)
+    generative_chunk: int | None = None  # rows of the language loss taken at a time
+    cached_chunk: int | None = None
+    embedding_mode: AttentionMode = BIDIRECTIONAL
+    generation_mode: AttentionMode = CAUSAL
+    backward: Literal["joint", "separate", "split"] = "joint"
+    gradient: Literal["both", "query", "passage"] = "both"
+
+
+@dataclasses.dataclass
+class Sides:
+    """Normalised representations of a batch's queries and passages."""
+
+    queries: Float[Array, "Q d"]
+    passages: Float[Array, "P d"]
+
+
+def in_chunks(tree, chunk: int):
+    """Arrays `[R, ...]` as `[chunks, chunk, ...]`, empty rows at the end; each chunk spread over all devices."""
+
+    def split(x: jax.Array) -> jax.Array:
+        pad = [(0, -x.shape[0] % chunk)] + [(0, 0)] * (x.ndim - 1)
+        parts = jnp.pad(x, pad).reshape(-1, chunk, *x.shape[1:])
+        return constrain(parts, (None, "rows") + (None,) * (x.ndim - 1))
+
+    return jax.tree.map(split, tree)
+
+
+def embed_rows(
+    params: Params, rows: Rows, mask: jax.Array, segments_per_row: int, config: StepConfig
+) -> Float[Array, "RG d"]:
+    """One normalised vector for each segment of packed rows, flattened to `row * G + segment - 1`.
+
+    With `embedding_chunk`, rows are encoded in chunks under `jax.checkpoint`: only the vectors of a chunk are
+    kept and its activations are recomputed in the backward pass (GradCache, arXiv 2101.06983, as one map).
+    """
+
+    def encode(part: tuple[Rows, jax.Array]) -> Float[Array, "r G d"]:
+        rows, mask = part
+        model = Transformer(config.model, params)
+        mode = config.embedding_mode
+        hidden = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks).hidden
+        return text_vectors(params, hidden, rows.segments, mask, segments_per_row, config.pooling)
+
+    count = mask.shape[0]
+    chunk = config.embedding_chunk or count
+    if chunk >= count:
+        vectors = encode((rows, mask))
+    else:
+        vectors = jax.lax.map(jax.checkpoint(encode), in_chunks((rows, mask), chunk))
+    return vectors.reshape(-1, vectors.shape[-1])[: count * segments_per_row]
+
+
+def embed_queries(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "Q d"]:
+    """The queries' representations from rows of their own."""
+    part = jax.tree.map(lambda x: x[: batch.query_rows], (batch.rows, batch.pool))
+    return embed_rows(params, *part, batch.segments_per_row, config)[batch.queries]
+
+
+def embed_passages(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "P d"]:
+    """The passages' representations from rows of their own."""
+    part = jax.tree.map(lambda x: x[batch.query_rows :], (batch.rows, batch.pool))
+    vectors = embed_rows(params, *part, batch.segments_per_row, config)
+    return vectors[batch.passages - batch.query_rows * batch.segments_per_row]
+
+
+def embed_sides(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Sides:
+    """Queries and passages; a side that `config.gradient` leaves out is a constant.
+
+    Where the sides have rows of their own, the constant one leaves nothing behind for a backward pass.
+    """
+    fixed = {"both": (), "query": ("passages",), "passage": ("queries",)}[config.gradient]
+    if batch.query_rows:
+        constant = jax.lax.stop_gradient(params)
+        take = lambda side: constant if side in fixed else params
+        return Sides(embed_queries(take("queries"), batch, config), embed_passages(take("passages"), batch, config))
+    vectors = embed_rows(params, batch.rows, batch.pool, batch.segments_per_row, config)
+    sides = Sides(vectors[batch.queries], vectors[batch.passages])
+    return dataclasses.replace(sides, **{side: jax.lax.stop_gradient(getattr(sides, side)) for side in fixed})
+
+
+def embedding_losses(sides: Sides, batch: EmbeddingBatch, config: StepConfig) -> tuple[Float[Array, ""], Parts]:
+    """The embedding side's share of the loss, and its parts; negatives are all passages of the global batch."""
+    parts = {
+        "loss_emb": contrastive_loss(
+            sides.queries, sides.passages, config.loss,
+            positives=batch.positives, present=batch.present, texts=batch.texts,
+        )
+    }  # fmt: skip
+    total = parts["loss_emb"]
+    if config.loss.distillation_factor:
+        if batch.scores is None:
+            raise ValueError("distillation needs the batch's `scores`")
+        parts["loss_distill"] = distillation_loss(
+            sides.queries, sides.passages, batch.scores, config.loss, present=batch.present
+        )
+        total += config.loss.distillation_factor * parts["loss_distill"]
+    scale = config.loss.emb_grad_scale
+    return (total if scale == 1.0 else scale * total + jax.lax.stop_gradient((1 - scale) * total)), parts
+
+
+def generative_loss(params: Params, batch: GenerativeBatch, config: StepConfig, cache=None) -> Float[Array, ""]:
+    """Language loss of packed sequences, after cached documents where there are any."""
+    model, rows = Transformer(config.model, params), batch.rows
+    hidden = model(
+        rows.tokens, rows.positions, rows.segments, mode=config.generation_mode, cache=cache, blocks=rows.blocks
+    ).hidden
+    losses = token_losses(model.logits, hidden, rows.tokens, block=config.loss.logits_block)
+    return language_loss(losses, batch, config.loss)
+
+
+def cached_loss(params: Params, batch: CachedBatch, config: StepConfig) -> Float[Array, ""]:
+    """Language loss of answers over cached documents, with gradients through the documents' caches.
+
+    The same two passes that serve: pieces as they are embedded and blind to each other, then the text on their cache.
+    """
+    model, pieces = Transformer(config.model, params), batch.pieces
+    kv = model(
+        pieces.tokens, pieces.positions, pieces.segments, mode=config.embedding_mode, blocks=pieces.blocks,
+        return_kv=True,
+    ).kv  # fmt: skip
+    cache = cache_from(kv, batch.piece_positions, batch.piece_owner, config.model)
+    return generative_loss(params, batch.text, config, cache)
+
+
+def joint_loss(params: Params, batch: Batch, config: StepConfig) -> tuple[Float[Array, ""], Parts]:
+    """`contrastive + factor * language + factor * cached`, and the parts by name."""
+    parts: Parts = {}
+    total = jnp.zeros((), jnp.float32)
+    if batch.embedding is not None:
+        share, parts = embedding_losses(embed_sides(params, batch.embedding, config), batch.embedding, config)
+        total += share
+    if batch.generative is not None:
+        parts["loss_gen"] = generative_loss(params, batch.generative, config)
+        total += config.loss.generative_factor * parts["loss_gen"]
+    if batch.cached is not None:
+        parts["loss_cached"] = cached_loss(params, batch.cached, config)
+        total += config.loss.cached_factor * parts["loss_cached"]
+    return total, parts
