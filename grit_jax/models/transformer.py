@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from grit_jax.models.attention import Keys, attend
 from grit_jax.models.cache import KVCache
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.layers import gated_mlp, project, rms_norm, rotary_angles, rotate
+from grit_jax.models.layers import embed_tokens, gated_mlp, linear, rms_norm, rotary_angles, rotate, vocabulary_logits
 from grit_jax.sharding import constrain
 from grit_jax.types import KV, Mode, Output
 
@@ -69,7 +69,7 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     "final_norm": (None,),
     "head": ("embed", "vocab_out"),
 }
-_OUTSIDE_LAYERS = ("embed", "final_norm", "head")
+_OUTSIDE_LAYERS = ("embed", "final_norm", "head")  # and what is added to them under names that begin so
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -100,22 +100,18 @@ class Transformer(nnx.Module):
     `Transformer(config, rngs=nnx.Rngs(0))` makes new ones.
     """
 
-    embed: nnx.Param
-    final_norm: nnx.Param
-    head: nnx.Param  # absent where the embedding is tied
-
     def __init__(self, config: ModelConfig, params: Params | None = None, *, rngs: nnx.Rngs | None = None):
         if params is None:
             if rngs is None:
                 raise ValueError("Transformer needs params or rngs")
             params = init_params(config, rngs.params())
         self.config = config
-        for name in parameter_shapes(config):
-            setattr(self, name, nnx.Param(params[name]))
+        for name, value in params.items():
+            setattr(self, name, nnx.Param(value))
 
     def params(self) -> Params:
         """The weights as a dictionary of arrays."""
-        return {name: getattr(self, name)[...] for name in parameter_shapes(self.config)}
+        return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
 
     def __call__(
         self,
@@ -141,9 +137,9 @@ class Transformer(nnx.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        layers = {name: getattr(self, name)[...] for name in parameter_shapes(c) if name not in _OUTSIDE_LAYERS}
-        # A dtype cast before the gather keeps the table's rows in float32 only on disk.
-        x = constrain(self.embed[...][tokens].astype(dtype), ("rows", None, None))
+        weights = self.params()
+        layers = {name: value for name, value in weights.items() if not name.startswith(_OUTSIDE_LAYERS)}
+        x = constrain(embed_tokens(tokens, weights, dtype), ("rows", None, None))
         angles = rotary_angles(positions, c.head_dim, c.rope_theta)
         body: Callable[..., Any] = functools.partial(
             _layer, config=c, mode=mode, angles=angles, positions=positions, segments=segments,
@@ -161,26 +157,22 @@ class Transformer(nnx.Module):
                 x, own = body(x, jax.tree.map(lambda a: a[index], (layers, cached)))  # noqa: B023
                 collected.append(own)
             kv = jax.tree.map(lambda *a: jnp.stack(a), *collected) if return_kv else None
-        hidden = rms_norm(x, self.final_norm[...], c.rms_norm_eps)
+        hidden = rms_norm(x, weights["final_norm"], c.rms_norm_eps)
         return Output(hidden, kv)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in float32."""
-        head = self.embed[...].T if self.config.tie_word_embeddings else self.head[...]
-        return jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return vocabulary_logits(hidden, self.params())
 
 
 def _layer(x, layer_and_cache, *, config, mode, angles, positions, segments, cache_marks, return_kv, blocks):
     """One pre-norm layer: `x` [B T D] and this layer's slice of weights and cache -> new `x`, own keys/values."""
     layer, cached_kv = layer_and_cache
     c = config
-    weight = lambda name: layer[name].astype(x.dtype)
     B, T, _ = x.shape
 
     h = rms_norm(x, layer["attention_norm"], c.rms_norm_eps)
-    q, k, v = (project(h, weight(name)) for name in ("query", "key", "value"))
-    if c.attention_bias:
-        q, k, v = q + weight("query_bias"), k + weight("key_bias"), v + weight("value_bias")
+    q, k, v = (linear(h, layer, name) for name in ("query", "key", "value"))
     q = q.reshape(B, T, c.num_attention_heads, c.head_dim)
     k = k.reshape(B, T, c.num_key_value_heads, c.head_dim)
     v = v.reshape(B, T, c.num_key_value_heads, c.head_dim)
@@ -190,7 +182,7 @@ def _layer(x, layer_and_cache, *, config, mode, angles, positions, segments, cac
     cached = None if cached_kv is None else Keys(*(a.astype(x.dtype) for a in cached_kv), *cache_marks)
     own = Keys(rotate(k, angles), v, positions, segments)
     out = attend(rotate(q, angles), own, mode=mode, window=c.sliding_window, cached=cached, blocks=blocks)
-    x = x + project(out.reshape(B, T, -1), weight("attention_out"))
+    x = x + linear(out.reshape(B, T, -1), layer, "attention_out")
     h = rms_norm(x, layer["mlp_norm"], c.rms_norm_eps)
-    x = x + gated_mlp(h, weight("gate"), weight("up"), weight("down"))
+    x = x + gated_mlp(h, layer)
     return constrain(x, ("rows", None, None)), (KV(k, v) if return_kv else None)
