@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,8 @@ from grit_jax.config import dump_yaml, load_config
 from grit_jax.data.chat import FORMATS
 from grit_jax.data.datasets import open_lines
 from grit_jax.data.formats import document_text
-from grit_jax.data.pipeline import DataConfig, JointBatches, make_iterator
+from grit_jax.data.pipeline import JointBatches, make_iterator
+from grit_jax.data.settings import BatchNeeds, DataConfig
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
@@ -25,19 +25,21 @@ from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params
-from grit_jax.progress import say
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.training.attention_codes import ATTENTION_CODES, AttentionModes
 from grit_jax.training.checkpoint import Checkpoints
+from grit_jax.training.contrastive import check_dimensions
+from grit_jax.training.joint import CHUNKS, StepConfig, check_chunks
 from grit_jax.training.loop import Evaluate, run_loop
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer, make_schedule
-from grit_jax.training.step import StepConfig, make_step
-from grit_jax.types import GritError
+from grit_jax.training.step import make_step
+from grit_jax.types import AttentionMode, GritError
 
+DATA_SUMMARY_FILE = "data_summary.json"  # in the output folder: what became of every source's examples
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration as it was run, paths absolute
-
-log = logging.getLogger(__name__)
 
 # Keys of a configuration that hold file names (see config.load_config).
 PATH_KEYS = (
@@ -48,11 +50,19 @@ PATH_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of `shape`."""
+    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of `shape`.
+
+    Attributes:
+      attention: who sees whom, as a code of the paper (see `training/attention_codes.py`).
+      projection: dimensions of a linear head on the embeddings, trained with the model; None: none but what the
+        model at `path` has.
+    """
 
     path: str | None = None
     shape: ModelConfig | None = None
     pooling: PoolingMethod = "mean"
+    attention: str = "bbcc"
+    projection: int | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and moments are float32
     remat: Literal["none", "full", "dots"] = "full"
     scan_layers: bool = True
@@ -61,6 +71,16 @@ class ModelSection:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.shape is None):
             raise ValueError("model needs either 'path' (a model directory or hub id) or 'shape' (for random weights)")
+        if self.attention not in ATTENTION_CODES:
+            known = ", ".join(ATTENTION_CODES)
+            raise ValueError(f"model.attention must be one of {known}, is '{self.attention}'")
+        if self.projection is not None and self.projection < 1:
+            raise ValueError(f"model.projection must be at least 1, is {self.projection}")
+
+    @property
+    def modes(self) -> AttentionModes:
+        """What `attention` means."""
+        return ATTENTION_CODES[self.attention]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +99,15 @@ class TokenizerSection:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSection:
-    """How long, how often, and with which losses."""
+    """How long, how often, and with which losses and gradients.
+
+    Attributes:
+      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time; the numbers stay the same,
+        memory is that of a chunk. Embedding chunks cost a second forward pass (GradCache), the others none.
+      backward: "joint" is one backward pass for all losses, "separate" one for each in turn, "split" beside it one
+        for the queries' and one for the passages' side of the contrastive loss; the gradient is the same.
+      gradient: "query" or "passage" trains one side of the contrastive loss alone, the other being held fixed.
+    """
 
     steps: int = 1000
     seed: int = 0
@@ -89,12 +117,26 @@ class TrainSection:
     eval_embedding: str | None = None  # held-out files; None: no evaluation of that kind
     eval_generative: str | None = None
     embedding_chunk: int | None = None
+    generative_chunk: int | None = None
+    cached_chunk: int | None = None
+    backward: Literal["joint", "separate", "split"] = "joint"
+    gradient: Literal["both", "query", "passage"] = "both"
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         for key, least in (("steps", 1), ("seed", 0), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
             if getattr(self, key) < least:
                 raise ValueError(f"train.{key} must be at least {least}, is {getattr(self, key)}")
+        for key in CHUNKS:
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ValueError(f"train.{key} must be at least 1 row, is {getattr(self, key)}")
+        if self.eval_every < 0:
+            raise ValueError(f"train.eval_every must be at least 0, is {self.eval_every}")
+        if self.backward == "split" and self.gradient != "both":
+            raise ValueError(
+                f"train.backward: split adds up both sides' gradients, train.gradient is {self.gradient}; "
+                "use backward: separate with it"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,27 +208,27 @@ def _run(
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    batches = JointBatches(config.data, tokenizer, chat, config.train.seed, config.train.steps)
-    for source in batches.summary:
-        left_out = "".join(f"; {n} {why}" for why, n in {**source.skipped, **source.filtered}.items())
-        tell = say if left_out else log.info  # what was left out must not go unseen
-        tell(f"{source.name}: {source.used} of {source.examples} {source.kind} examples{left_out}")
+    batches = JointBatches(
+        config.data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config)
+    )
+    batches.tell_summary(output / DATA_SUMMARY_FILE)
     iterator = make_iterator(config.data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
     model_config, params = load_model(config.model, tokenizer)
+    projection = projection_width(config.model, params)
     mesh, rules = make_mesh(config.mesh), ShardingRules()
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    step_config = StepConfig(
-        model_config, config.train.loss, config.model.pooling, config.train.embedding_chunk
-    )
+    how = step_config(config, model_config)
+    check_dimensions(how.loss, projection or model_config.hidden_size)
+    check_chunks(how, mesh, rules)
     (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
     wrap = _wrapper(config, model_config, tokenizer)
     with jax.set_mesh(mesh):
-        state = init_state(model_config, optimizer, jax.random.key(config.train.seed), mesh, rules, params)
+        state = init_state(model_config, optimizer, jax.random.key(config.train.seed), mesh, rules, params, projection)
         state = run_loop(
-            state, make_step(step_config, optimizer, schedule), iterator,
+            state, make_step(how, optimizer, schedule), iterator,
             steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
             evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
             batch_ids=batches.ids, profile=profile,
@@ -195,6 +237,26 @@ def _run(
     # --- export ---
     wrap(state.params).save_pretrained(model_directory, config.model.export_dtype)
     return TrainResult(output, model_directory, config.train.steps)
+
+
+def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:
+    """What the compiled step depends on."""
+    train, modes = config.train, config.model.modes
+    return StepConfig(
+        model_config, train.loss, config.model.pooling, train.embedding_chunk, train.generative_chunk,
+        train.cached_chunk, modes.embedding, modes.generation, train.backward, train.gradient,
+    )  # fmt: skip
+
+
+def batch_needs(config: RunConfig) -> BatchNeeds:
+    """What the run's attention and losses ask of its batches."""
+    train, modes = config.train, config.model.modes
+    return BatchNeeds(
+        sample_blocks=modes.embedding is AttentionMode.PREFIX,
+        prefix_generation=modes.generation is AttentionMode.PREFIX,
+        separate_sides=train.backward == "split" or train.gradient != "both",
+        teacher_scores=train.loss.distillation_factor > 0,
+    )
 
 
 def load_tokenizer(config: RunConfig, output: Path) -> Tokenizer:
@@ -243,6 +305,21 @@ def load_model(section: ModelSection, tokenizer: Tokenizer) -> tuple[ModelConfig
     return config, params
 
 
+def projection_width(section: ModelSection, params: Params | None) -> int | None:
+    """Dimensions of the run's projection: those of the model it starts from, or of a new one; None: there is none.
+
+    Raises:
+      GritError: the configuration asks for others than the model has.
+    """
+    there = params[PROJECTION].shape[1] if params is not None and PROJECTION in params else None
+    if there and section.projection not in (None, there):
+        raise GritError(
+            f"model.projection is {section.projection}, but {section.path} has one of {there} dimensions; "
+            "leave the key out to train that"
+        )
+    return there or section.projection
+
+
 def make_evaluation(section: TrainSection, wrap: Callable[[Params], GritLM]) -> Evaluate | None:
     """The evaluation that the loop calls: retrieval and perplexity on the held-out files, or None."""
     if not (section.eval_embedding or section.eval_generative):
@@ -280,11 +357,14 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None) 
     if step is None:
         raise GritError(f"{run / 'checkpoints'}: no whole checkpoint there")
     tokenizer = load_tokenizer(config, run)
-    model_config, _ = load_model(config.model, tokenizer)
+    model_config, params = load_model(config.model, tokenizer)
+    projection = projection_width(config.model, params)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        like = init_state(model_config, optimizer, jax.random.key(0), mesh, ShardingRules())
+        like = init_state(
+            model_config, optimizer, jax.random.key(0), mesh, ShardingRules(), projection=projection
+        )
         state = checkpoints.restore(step, like, None)
     checkpoints.close()
     _wrapper(config, model_config, tokenizer)(state.params).save_pretrained(out, dtype or config.model.export_dtype)
@@ -294,4 +374,7 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None) 
 def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> Callable[[Params], GritLM]:
     """Weights in training -> the public model object."""
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    return lambda params: GritLM(model_config, params, tokenizer, chat, config.model.pooling)
+    modes, pooling = config.model.modes, config.model.pooling
+    return lambda params: GritLM(
+        model_config, params, tokenizer, chat, pooling, mode=modes.embedding, generation_mode=modes.generation
+    )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +21,13 @@ from grit_jax.data.sampling import ContrastivePlan, Selection, StreamPlan, choos
 from grit_jax.data.settings import BatchNeeds, DataConfig
 from grit_jax.data.tokenise import ExampleTokenizer
 from grit_jax.data.tokenizer import Tokenizer
+from grit_jax.progress import say
 from grit_jax.types import Batch, GritError
 
 if TYPE_CHECKING:
     import grain
+
+log = logging.getLogger(__name__)
 
 _SUBSET, _STEP = 100, 101
 # A run without a number of steps: no one trains for longer.
@@ -142,6 +148,14 @@ class JointBatches:
     def summary(self) -> list[SourceSummary]:
         """One entry a source: examples used, skipped and filtered, and why."""
         return [entry for part in self._parts.values() for entry in part.summary]
+
+    def tell_summary(self, path: Path) -> None:
+        """Says what became of each source's examples, and writes it to `path`; what is left out is not just logged."""
+        for source in self.summary:
+            tell = say if source.used < source.examples else log.info
+            tell(str(source))
+        entries = [dataclasses.asdict(source) for source in self.summary]
+        path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def __len__(self) -> int:
         return _ENDLESS if self.num_steps is None else self.num_steps

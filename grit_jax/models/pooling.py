@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grit_jax.models.projection import PROJECTION, project
+
 PoolingMethod = Literal["mean", "weightedmean", "lasttoken", "cls"]
 EPSILON = 1e-12  # of the L2 norm, as torch's normalize
 
-# The weights of the projection and their logical axes; a model without one does not have these names.
-PROJECTION_AXES: dict[str, tuple[str | None, ...]] = {"projection": ("embed", None), "projection_bias": (None,)}
 
 
 def pool(
@@ -56,22 +55,6 @@ def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2))
 
 
-def init_projection(hidden_size: int, width: int, key: jax.Array) -> dict[str, Float[Array, ...]]:
-    """New weights of a projection, `[hidden_size, width]` and a bias, uniform as torch's `nn.Linear` has them."""
-    bound = 1 / math.sqrt(hidden_size)
-    shapes = {"projection": (hidden_size, width), "projection_bias": (width,)}
-    keys = jax.random.split(key)
-    return {
-        name: jax.random.uniform(k, shape, jnp.float32, -bound, bound)
-        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
-
-
-def embedding_width(params: Mapping[str, Any], hidden_size: int) -> int:
-    """Dimensions of the vectors that a model gives."""
-    return params["projection"].shape[1] if "projection" in params else hidden_size
-
-
 def text_vectors(
     params: Mapping[str, Any],
     hidden: Float[Array, "R T D"],
@@ -87,7 +70,4 @@ def text_vectors(
     vector for a fraction of the work, and what sentence-transformers computes (its Dense module after Pooling).
     """
     pooled = pool(hidden, segments, mask, segments_per_row, method)
-    if "projection" in params:
-        weight, bias = (params[name].astype(jnp.float32) for name in PROJECTION_AXES)
-        pooled = jnp.einsum("rgd,dk->rgk", pooled, weight, precision=jax.lax.Precision.HIGHEST) + bias
-    return normalize(pooled)
+    return normalize(project(params, pooled) if PROJECTION in params else pooled)

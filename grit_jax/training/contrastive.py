@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,12 +11,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models.pooling import normalize
+from grit_jax.progress import say
 from grit_jax.training.losses import LossConfig, in_blocks
 from grit_jax.types import GritError
 
-# (target, about) of a block's pairs -> the candidates that are none of their negatives; `about` is the query's
-# number in one direction, the passage's in the other.
-Exclude = Callable[[Int[Array, " n"], Int[Array, " n"]], "Bool[Array, 'n m'] | None"]
+# Numbers of a block's queries (in the other direction: passages) -> the candidates that are none of their negatives.
+Exclude = Callable[[jax.Array], "jax.Array | None"]
 
 
 def contrastive_loss(
@@ -49,22 +50,21 @@ def contrastive_loss(
     first = np.arange(P) % group < positives
     if config.mask_duplicates and texts is None:
         raise ValueError("mask_duplicates needs the passages' `texts`")
-    # The positives' texts of each query; a place without one has none.
-    kinds = None if not config.mask_duplicates else texts if present is None else jnp.where(present, texts, -1)
-    own = None if kinds is None else kinds.reshape(Q, group)[:, :positives]
+    # Numbers of the passages' texts, and of each query's positives; an empty place has none.
+    kinds = jnp.zeros(P, jnp.int32) if texts is None else jnp.asarray(texts)
+    kinds = kinds if present is None else jnp.where(present, kinds, -1)
+    own = [kinds.reshape(Q, group)[:, k] for k in range(positives)] if config.mask_duplicates else []
 
-    def not_negatives(target: jax.Array, query: jax.Array) -> jax.Array | None:
-        masks = []
+    def not_negatives(query: jax.Array) -> jax.Array | None:
+        masks = [kinds[None, :] == kind[query][:, None] for kind in own]
         if positives > 1:
             masks.append(first[None, :] & (np.arange(P) // group == query[:, None]))
         if present is not None:
             masks.append(~present[None, :])
-        if own is not None:
-            masks += [kinds[None, :] == own[query, k][:, None] for k in range(positives)]
         return _any(masks)
 
-    def not_other_queries(target: jax.Array, passage: jax.Array) -> jax.Array | None:
-        return None if own is None else _any([own[:, k][None, :] == kinds[passage][:, None] for k in range(positives)])
+    def not_other_queries(passage: jax.Array) -> jax.Array | None:
+        return _any([kind[None, :] == kinds[passage][:, None] for kind in own])
 
     anchors = queries if positives == 1 else jnp.repeat(queries, positives, axis=0)
     losses = _directed_losses(anchors, passages, place, number, not_negatives, config)
@@ -118,6 +118,17 @@ def matryoshka_views(config: LossConfig, width: int) -> list[tuple[int, float]]:
     return list(zip(dims, config.matryoshka_weights or [1.0] * len(dims), strict=True))
 
 
+def check_dimensions(config: LossConfig, width: int) -> None:
+    """Looks at the Matryoshka dimensions before a run: GritError as `matryoshka_views`, a warning where the whole
+    vector is not among them."""
+    dims = [dim for dim, _ in matryoshka_views(config, width)]
+    if width not in dims:
+        say(
+            f"warning: train.loss.matryoshka_dims ({', '.join(map(str, dims))}) leave out the vectors' own {width}: "
+            "the whole vector is not trained"
+        )
+
+
 def _directed_losses(
     anchors: Float[Array, "n D"],
     candidates: Float[Array, "m D"],
@@ -132,7 +143,7 @@ def _directed_losses(
 
     def block_losses(args) -> Float[Array, " b"]:
         target, about, whole, *vectors = args
-        masks = [exclude(target, about)]
+        masks = [exclude(about)]
         if config.false_negatives != "none":
             masks.append(_too_similar(_cosines(whole, candidates), target, config))
         none = _any([mask for mask in masks if mask is not None])
@@ -175,7 +186,4 @@ def _at(scores: Float[Array, "n m"], target: Int[Array, " n"]) -> Float[Array, "
 
 def _any(masks: list[jax.Array]) -> jax.Array | None:
     """Their union; None of none."""
-    union = masks[0] if masks else None
-    for mask in masks[1:]:
-        union = union | mask
-    return union
+    return functools.reduce(jnp.logical_or, masks) if masks else None

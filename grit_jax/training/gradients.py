@@ -96,16 +96,18 @@ def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -
     Tokens get their weights from the whole batch first, so that the sum is the unchunked loss, groups of a mixed
     loss included, however the chunks cut through them.
     """
-    text = batch.generative if batch.generative is not None else batch.cached.text
+    if batch.cached is not None:
+        text = batch.cached.text
+        whole = lambda text: Batch(cached=dataclasses.replace(batch.cached, text=text))
+    else:
+        assert batch.generative is not None
+        text = batch.generative
+        whole = lambda text: Batch(generative=text)
     if text.targets.shape[0] <= chunk:
         return jax.value_and_grad(joint_loss, has_aux=True)(params, batch, config)
     # A token loss over one sequence is the plain weighted sum.
-    weighted = dataclasses.replace(text, targets=token_weights(text, config.loss), sequences=1)
+    rows = whole(dataclasses.replace(text, targets=token_weights(text, config.loss), sequences=1))
     summed = dataclasses.replace(config, loss=dataclasses.replace(config.loss, generative="token"))
-    if batch.generative is not None:
-        rows = Batch(generative=weighted)
-    else:
-        rows = Batch(cached=dataclasses.replace(batch.cached, text=weighted))
 
     def of_chunk(part: Batch) -> Gradient:
         return jax.value_and_grad(joint_loss, has_aux=True)(params, part, summed)

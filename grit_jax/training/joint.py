@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from grit_jax.models.cache import cache_from
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.sharding import constrain
+from grit_jax.sharding import ShardingRules, constrain
 from grit_jax.training.contrastive import contrastive_loss, distillation_loss
 from grit_jax.training.language import language_loss, token_losses
 from grit_jax.training.losses import LossConfig
-from grit_jax.types import AttentionMode, Batch, CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
+from grit_jax.types import AttentionMode, Batch, CachedBatch, EmbeddingBatch, GenerativeBatch, GritError, Rows
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
+CHUNKS = ("embedding_chunk", "generative_chunk", "cached_chunk")
 Parts = dict[str, Float[Array, ""]]  # losses by name
 
 
@@ -58,6 +61,18 @@ def in_chunks(tree, chunk: int):
     return jax.tree.map(split, tree)
 
 
+def check_chunks(config: StepConfig, mesh: Mesh, rules: ShardingRules) -> None:
+    """Raises GritError for a chunk that does not divide among the devices: each would compute all of it."""
+    axes = (rules.rows,) if isinstance(rules.rows, str) else rules.rows or ()
+    ways = math.prod(mesh.shape[axis] for axis in axes)
+    for key in CHUNKS:
+        chunk = getattr(config, key)
+        if chunk and chunk % ways:
+            raise GritError(
+                f"train.{key} is {chunk}, but rows are split over {ways} devices; make it a multiple of {ways}"
+            )
+
+
 def embed_rows(
     params: Params, rows: Rows, mask: jax.Array, segments_per_row: int, config: StepConfig
 ) -> Float[Array, "RG d"]:
@@ -85,14 +100,14 @@ def embed_rows(
 
 def embed_queries(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "Q d"]:
     """The queries' representations from rows of their own."""
-    part = jax.tree.map(lambda x: x[: batch.query_rows], (batch.rows, batch.pool))
-    return embed_rows(params, *part, batch.segments_per_row, config)[batch.queries]
+    rows, mask = jax.tree.map(lambda x: x[: batch.query_rows], (batch.rows, batch.pool))
+    return embed_rows(params, rows, mask, batch.segments_per_row, config)[batch.queries]
 
 
 def embed_passages(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "P d"]:
     """The passages' representations from rows of their own."""
-    part = jax.tree.map(lambda x: x[batch.query_rows :], (batch.rows, batch.pool))
-    vectors = embed_rows(params, *part, batch.segments_per_row, config)
+    rows, mask = jax.tree.map(lambda x: x[batch.query_rows :], (batch.rows, batch.pool))
+    vectors = embed_rows(params, rows, mask, batch.segments_per_row, config)
     return vectors[batch.passages - batch.query_rows * batch.segments_per_row]
 
 

@@ -11,8 +11,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, init_projection
 from grit_jax.models.transformer import PARAMETER_AXES, Params, init_params
 from grit_jax.sharding import ShardingRules, tree_shardings
+
+PROJECTION_KEY = 0xD3  # beyond the numbers of the other weights
+TRAINED_AXES = PARAMETER_AXES | PROJECTION_AXES  # of everything that can be trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +82,10 @@ def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     whole = NamedSharding(mesh, PartitionSpec())
 
     def like_params(node: Any) -> Any:
-        return tree_shardings(node, PARAMETER_AXES, mesh, rules)
+        return tree_shardings(node, TRAINED_AXES, mesh, rules)
 
     def walk(node: Any) -> Any:
-        is_params = lambda n: isinstance(n, dict) and n.keys() <= PARAMETER_AXES.keys()
+        is_params = lambda n: isinstance(n, dict) and n.keys() <= TRAINED_AXES.keys()
         return jax.tree.map(lambda n: like_params(n) if is_params(n) else whole, node, is_leaf=is_params)
 
     return TrainState(whole, like_params(state.params), walk(state.opt_state))
@@ -94,11 +98,17 @@ def init_state(
     mesh: Mesh,
     rules: ShardingRules,
     params: Params | None = None,
+    projection: int | None = None,
 ) -> TrainState:
-    """A new state, each array made directly in its sharding; `params` starts from given weights instead."""
+    """A new state, each array made directly in its sharding; `params` starts from given weights instead.
+
+    `projection` adds a new head of so many dimensions to weights that have none.
+    """
 
     def create(given: Params | None) -> TrainState:
         weights = init_params(config, key) if given is None else {n: p.astype(jnp.float32) for n, p in given.items()}
+        if projection and PROJECTION not in weights:
+            weights |= init_projection(config.hidden_size, projection, jax.random.fold_in(key, PROJECTION_KEY))
         return TrainState(jnp.zeros((), jnp.int32), weights, optimizer.init(weights))
 
     shapes = jax.eval_shape(create, params)
