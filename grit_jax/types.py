@@ -132,11 +132,24 @@ class KV:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
+class RouterStats:
+    """How the tokens of a pass were spread over experts, averaged over layers; padding left out.
+
+    `chosen`: how many of its choices a token gave an expert; `probability`: what its router said before choosing.
+    """
+
+    chosen: Float[Array, " E"]
+    probability: Float[Array, " E"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
 class Output:
-    """Hidden states after the final norm, and the keys and values where they were asked for."""
+    """Hidden states after the final norm, keys and values where they were asked for, `router` where experts are."""
 
     hidden: Float[Array, "B T D"]
     kv: KV | None = None
+    router: RouterStats | None = None
 
 
 @dataclasses.dataclass

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 from grit_jax.data.chat import ChatFormat
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.plan import TOKENS_PER_SEGMENT, Call, plan_calls
+from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.projection import embedding_width
@@ -175,9 +176,11 @@ class Encoder:
             always pooled.
 
         Raises:
-          GritError: a text without tokens.
+          GritError: a text without tokens, or caches of a model whose documents cannot be cached.
         """
         start = time.perf_counter()
+        if return_cache:
+            check_records(self.config)
         empty = next((i for i, text in enumerate(ids) if not len(text)), None)
         if empty is not None:
             raise GritError(f"text {empty} has no tokens")

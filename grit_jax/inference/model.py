@@ -99,8 +99,10 @@ class GritLM:
         if pooling not in get_args(PoolingMethod):
             raise GritError(f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}")
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
+        # A NumPy array of the caller's is copied: it may change later.
+        own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
         names = [*parameter_shapes(config), *(name for name in PROJECTION_AXES if name in params)]
-        self.params: Params = {name: _place(name, params[name], mesh) for name in names}
+        self.params: Params = {name: _place(name, own(params[name]), mesh) for name in names}
         self.tokenizer, self.chat, self.mode, self.mesh = tokenizer, chat, mode, mesh
         self.generation_mode = generation_mode
         self.pooling: PoolingMethod = pooling
@@ -286,7 +288,8 @@ class GritLM:
         Weights are hashed rounded to bfloat16, so that a model has the same hash whatever dtype it was opened in.
         """
         how = dataclasses.asdict(self.config)
-        for key in ("dtype", "remat", "scan_layers", "bos_token_id", "eos_token_id", "pad_token_id"):
+        for key in ("dtype", "remat", "scan_layers", "bos_token_id", "eos_token_id", "pad_token_id",
+                    "router_aux_loss_coef"):  # fmt: skip
             how.pop(key, None)
         total = hashlib.blake2b(repr(sorted(how.items())).encode(), digest_size=16)
         with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
@@ -310,7 +313,7 @@ class GritLM:
 def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
     """A weight on its devices."""
     if mesh is None:
-        return jnp.asarray(value)
+        return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
     spec = fit(ShardingRules().spec((PARAMETER_AXES | PROJECTION_AXES)[name]), np.shape(value), mesh)
     return jax.device_put(value, NamedSharding(mesh, spec))
 

@@ -8,6 +8,7 @@ bounds both by position.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,10 @@ def attend(
     window: int | None = None,
     cached: Keys | None = None,
     blocks: Int[Array, "B T"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Attention of `T` tokens to themselves and to cached keys, scaled by `1/sqrt(H)`.
+    """Attention of `T` tokens to themselves and to cached keys.
 
     Args:
       q: rotated queries; they share `own.positions` and `own.segments`.
@@ -46,30 +49,33 @@ def attend(
       window: keys further than this from the query by position are not seen (`|i - j| < window`).
       cached: keys computed before; a query sees those with its own segment number.
       blocks: in prefix mode, query `i` sees key `j` of its segment if `j <= i` or `blocks[i] == blocks[j] != 0`.
+      scale: of the scores, None for `1/sqrt(H)`.
+      softcap: bends the scores into `(-softcap, softcap)` before the softmax.
 
     Raises:
       ValueError: prefix mode without blocks.
     """
+    options = {"window": window, "scale": q.shape[-1] ** -0.5 if scale is None else scale, "softcap": softcap}
     if isinstance(mode, AttentionMode):
-        return _attend_one_mode(q, own, cached, mode, window, blocks)
+        return _attend_one_mode(q, own, cached, mode, blocks, options)
     outputs, start = [], 0
     for block_mode, rows in mode:
         part = slice(start, start + rows)
         take = lambda keys: jax.tree.map(lambda x: x[part], keys)  # noqa: B023 - used at once
-        outputs.append(_attend_one_mode(q[part], take(own), take(cached), block_mode, window, take(blocks)))
+        outputs.append(_attend_one_mode(q[part], take(own), take(cached), block_mode, take(blocks), options))
         start += rows
     return jnp.concatenate(outputs)
 
 
 def _attend_one_mode(
-    q: jax.Array, own: Keys, cached: Keys | None, mode: AttentionMode, window: int | None, blocks: jax.Array | None
+    q: jax.Array, own: Keys, cached: Keys | None, mode: AttentionMode, blocks: jax.Array | None, options: dict[str, Any]
 ) -> jax.Array:
     prefix = mode is AttentionMode.PREFIX
     if prefix and blocks is None:
         raise ValueError("prefix attention needs `blocks`, which say what sees its later tokens")
     causal = mode is not AttentionMode.BIDIRECTIONAL
     if cached is None and not prefix:  # no fused kernel knows blocks
-        fused = kernels.fused_attention(q, own.k, own.v, own.segments, causal=causal, window=window)
+        fused = kernels.fused_attention(q, own.k, own.v, own.segments, causal=causal, **options)
         if fused is not None:
             return fused
     blocks = blocks if prefix else None
@@ -78,7 +84,7 @@ def _attend_one_mode(
     if cached is not None:
         parts.append(kernels.Part(cached.k, cached.v, cached.positions, cached.segments, causal=False))
     two_sided = mode is not AttentionMode.CAUSAL
-    return kernels.blocked_attention(queries, parts, window=window, two_sided=two_sided)
+    return kernels.blocked_attention(queries, parts, two_sided=two_sided, **options)
 
 
 def visible(

@@ -18,7 +18,8 @@ from typing import Any, get_args
 import numpy as np
 
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.hf_config import config_from_hf, config_to_hf, token_ids
+from grit_jax.models.hf_config import config_from_hf, token_ids
+from grit_jax.models.hf_export import config_to_hf
 from grit_jax.models.hf_weights import MAX_SHARD_BYTES, load_params, save_params
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION, PROJECTION_FOLDER, read_projection, write_projection

@@ -1,8 +1,9 @@
-"""The small pieces of a layer: RMS norm, rotary embedding, the products with weights, gated feed-forward."""
+"""The small pieces of a layer: RMS norm, the products with weights, gated feed-forward."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,33 +11,28 @@ from jaxtyping import Array, Float, Int
 
 Weights = Mapping[str, jax.Array]  # of one layer, or those outside the layers, by name
 
-
-def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
-    """Root-mean-square norm in float32, returned in the dtype of `x` (transformers' MistralRMSNorm)."""
-    x32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * scale * weight.astype(jnp.float32)).astype(x.dtype)
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
-def rotary_angles(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Float[Array, "B T H/2"]:
-    """Angle of each position and frequency: `position / theta^(2i/H)`, float32."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return positions.astype(jnp.float32)[..., None] * frequencies
+def rms_norm(
+    x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float, *, zero_centered: bool = False
+) -> Float[Array, "... D"]:
+    """Root-mean-square norm in float32, returned in the dtype of `x` (transformers' MistralRMSNorm).
 
-
-def rotate(x: Float[Array, "... B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "... B T N H"]:
-    """Rotary embedding in the half-split layout of Hugging Face checkpoints, computed in float32.
-
-    Rotations about the same frequencies add up, so a key rotated once to its place is right for good.
+    Args:
+      zero_centered: multiply by `1 + weight` (Gemma).
     """
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    x32, w32 = x.astype(jnp.float32), weight.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * scale * (1 + w32 if zero_centered else w32)).astype(x.dtype)
 
 
-def gated_mlp(x: Float[Array, "B T D"], layer: Weights) -> Float[Array, "B T D"]:
-    """SwiGLU feed-forward: `(silu(x gate) * (x up)) down`."""
-    return linear(jax.nn.silu(linear(x, layer, "gate")) * linear(x, layer, "up"), layer, "down")
+def gated_mlp(x: Float[Array, "B T D"], layer: Weights, activation: str = "silu") -> Float[Array, "B T D"]:
+    """Gated feed-forward: `(activation(x gate) * (x up)) down`."""
+    return linear(ACTIVATIONS[activation](linear(x, layer, "gate")) * linear(x, layer, "up"), layer, "down")
 
 
 def linear(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,14 +12,18 @@ from jaxtyping import Array, Float
 
 from grit_jax.models.transformer import Params
 from grit_jax.training.joint import (
+    LanguagePass,
     Parts,
     Sides,
     StepConfig,
+    cached_pass,
     embed_passages,
     embed_queries,
     embedding_losses,
+    generative_pass,
     in_chunks,
     joint_loss,
+    language_losses,
 )
 from grit_jax.training.language import token_weights
 from grit_jax.types import Batch, EmbeddingBatch
@@ -91,33 +96,50 @@ def _split(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Gradien
 
 
 def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -> Gradient:
-    """A language loss and its gradient, summed over chunks of rows.
+    """A language loss and its gradient, summed over chunks of rows: the numbers of the whole batch.
 
     Tokens get their weights from the whole batch first, so that the sum is the unchunked loss, groups of a mixed
-    loss included, however the chunks cut through them.
+    loss included, however the chunks cut through them. Routers are balanced over the whole batch, too: how often
+    each expert is chosen is counted in a pass of its own, and the rest of that loss is a sum over tokens.
     """
+    run: Callable[..., LanguagePass]
     if batch.cached is not None:
-        text = batch.cached.text
-        whole = lambda text: Batch(cached=dataclasses.replace(batch.cached, text=text))
+        name, run, text = "loss_cached", cached_pass, batch.cached.text
+        whole = lambda text: dataclasses.replace(batch.cached, text=text)
     else:
         assert batch.generative is not None
-        text = batch.generative
-        whole = lambda text: Batch(generative=text)
+        name, run, text = "loss_gen", generative_pass, batch.generative
+        whole = lambda text: text
     if text.targets.shape[0] <= chunk:
         return jax.value_and_grad(joint_loss, has_aux=True)(params, batch, config)
     # A token loss over one sequence is the plain weighted sum.
     rows = whole(dataclasses.replace(text, targets=token_weights(text, config.loss), sequences=1))
     summed = dataclasses.replace(config, loss=dataclasses.replace(config.loss, generative="token"))
+    tokens = jnp.maximum((text.rows.segments > 0).sum(), 1)
+    text_of = lambda part: part.text if batch.cached is not None else part
 
-    def of_chunk(part: Batch) -> Gradient:
-        return jax.value_and_grad(joint_loss, has_aux=True)(params, part, summed)
+    def of_chunk(params: Params, part: Any) -> LanguagePass:
+        found = run(params, part, summed)
+        if found.router is not None:  # means over the chunk's tokens -> its share in those over all
+            share = (text_of(part).rows.segments > 0).sum() / tokens
+            found.router = jax.tree.map(lambda mean: mean * share, found.router)
+        return found
 
-    def add(total: Gradient, part: Batch) -> tuple[Gradient, None]:
-        return jax.tree.map(jnp.add, total, of_chunk(part)), None
+    def loss(params: Params, part: Any, chosen: jax.Array | None) -> tuple[Float[Array, ""], Parts]:
+        found = of_chunk(params, part)
+        if found.router is not None:
+            found.router = dataclasses.replace(found.router, chosen=chosen)
+        return language_losses({name: found}, config)
 
     chunks = in_chunks(rows, chunk)
-    shapes = jax.eval_shape(of_chunk, jax.tree.map(lambda x: x[0], chunks))
-    return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), chunks)[0]
+    chosen = None
+    if config.model.num_experts:
+        chosen = jax.lax.map(lambda part: of_chunk(params, part).router.chosen, chunks).sum(axis=0)
+    gradient = lambda part: jax.value_and_grad(loss, has_aux=True)(params, part, chosen)
+    zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], chunks))
+    )
+    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), zero, chunks)[0]
 
 
 def _named(result: Gradient, other: Gradient) -> Gradient:

@@ -13,13 +13,23 @@ from jaxtyping import Array, Float
 
 from grit_jax.models.cache import cache_from
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.sharding import ShardingRules, constrain
 from grit_jax.training.contrastive import contrastive_loss, distillation_loss
 from grit_jax.training.language import language_loss, token_losses
 from grit_jax.training.losses import LossConfig
-from grit_jax.types import AttentionMode, Batch, CachedBatch, EmbeddingBatch, GenerativeBatch, GritError, Rows
+from grit_jax.types import (
+    AttentionMode,
+    Batch,
+    CachedBatch,
+    EmbeddingBatch,
+    GenerativeBatch,
+    GritError,
+    RouterStats,
+    Rows,
+)
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 CHUNKS = ("embedding_chunk", "generative_chunk", "cached_chunk")
@@ -146,17 +156,25 @@ def embedding_losses(sides: Sides, batch: EmbeddingBatch, config: StepConfig) ->
     return (total if scale == 1.0 else scale * total + jax.lax.stop_gradient((1 - scale) * total)), parts
 
 
-def generative_loss(params: Params, batch: GenerativeBatch, config: StepConfig, cache=None) -> Float[Array, ""]:
+@dataclasses.dataclass
+class LanguagePass:
+    """The language loss of a pass, and how its tokens were spread over experts (None without them)."""
+
+    loss: Float[Array, ""]
+    router: RouterStats | None
+
+
+def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig, cache=None) -> LanguagePass:
     """Language loss of packed sequences, after cached documents where there are any."""
     model, rows = Transformer(config.model, params), batch.rows
-    hidden = model(
+    out = model(
         rows.tokens, rows.positions, rows.segments, mode=config.generation_mode, cache=cache, blocks=rows.blocks
-    ).hidden
-    losses = token_losses(model.logits, hidden, rows.tokens, block=config.loss.logits_block)
-    return language_loss(losses, batch, config.loss)
+    )
+    losses = token_losses(model.logits, out.hidden, rows.tokens, block=config.loss.logits_block)
+    return LanguagePass(language_loss(losses, batch, config.loss), out.router)
 
 
-def cached_loss(params: Params, batch: CachedBatch, config: StepConfig) -> Float[Array, ""]:
+def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> LanguagePass:
     """Language loss of answers over cached documents, with gradients through the documents' caches.
 
     The same two passes that serve: pieces as they are embedded and blind to each other, then the text on their cache.
@@ -167,20 +185,34 @@ def cached_loss(params: Params, batch: CachedBatch, config: StepConfig) -> Float
         return_kv=True,
     ).kv  # fmt: skip
     cache = cache_from(kv, batch.piece_positions, batch.piece_owner, config.model)
-    return generative_loss(params, batch.text, config, cache)
+    return generative_pass(params, batch.text, config, cache)
+
+
+def language_losses(passes: dict[str, LanguagePass], config: StepConfig) -> tuple[Float[Array, ""], Parts]:
+    """The share of the language passes (`loss_gen`, `loss_cached`) in the loss, and their parts.
+
+    A mixture of experts adds `router_aux_loss_coef` times the load-balancing loss of each pass, outside of the
+    factors; the embedding pass has none (`gritlm: scripts/modeling_mixtral_gritlm.py:1413-1430`).
+    """
+    factors = {"loss_gen": config.loss.generative_factor, "loss_cached": config.loss.cached_factor}
+    parts = {name: one.loss for name, one in passes.items()}
+    total = sum((factors[name] * loss for name, loss in parts.items()), jnp.zeros((), jnp.float32))
+    routers = [router_aux_loss(one.router, config.model.num_experts) for one in passes.values() if one.router]
+    if routers:
+        parts["loss_router"] = sum(routers, jnp.zeros(()))
+        total += config.model.router_aux_loss_coef * parts["loss_router"]
+    return total, parts
 
 
 def joint_loss(params: Params, batch: Batch, config: StepConfig) -> tuple[Float[Array, ""], Parts]:
-    """`contrastive + factor * language + factor * cached`, and the parts by name."""
-    parts: Parts = {}
-    total = jnp.zeros((), jnp.float32)
-    if batch.embedding is not None:
-        share, parts = embedding_losses(embed_sides(params, batch.embedding, config), batch.embedding, config)
-        total += share
+    """`contrastive + factor * language + factor * cached` (and the routers' share), and the parts by name."""
+    passes: dict[str, LanguagePass] = {}
     if batch.generative is not None:
-        parts["loss_gen"] = generative_loss(params, batch.generative, config)
-        total += config.loss.generative_factor * parts["loss_gen"]
+        passes["loss_gen"] = generative_pass(params, batch.generative, config)
     if batch.cached is not None:
-        parts["loss_cached"] = cached_loss(params, batch.cached, config)
-        total += config.loss.cached_factor * parts["loss_cached"]
+        passes["loss_cached"] = cached_pass(params, batch.cached, config)
+    total, parts = language_losses(passes, config)
+    if batch.embedding is not None:
+        share, named = embedding_losses(embed_sides(params, batch.embedding, config), batch.embedding, config)
+        total, parts = share + total, named | parts
     return total, parts
