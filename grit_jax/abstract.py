@@ -10,7 +10,8 @@ import jax
 
 from grit_jax.data.shapes import abstract_batch
 from grit_jax.models import huggingface
-from grit_jax.train import RunConfig, how_computed, step_config
+from grit_jax.run_config import RunConfig, batch_needs, step_config
+from grit_jax.train import how_computed
 from grit_jax.training.state import TrainState, abstract_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
 from grit_jax.types import Batch, GritError
@@ -41,6 +42,6 @@ def abstract_step(config: RunConfig) -> AbstractStep:
     optimizer = make_optimizer(config.optimizer, schedule)
     return AbstractStep(
         make_step(step_config(config, model_config), optimizer, schedule),
-        abstract_state(model_config, optimizer, config.lora),
-        abstract_batch(config.data),
+        abstract_state(model_config, optimizer, section.projection, config.lora),
+        abstract_batch(config.data, batch_needs(config)),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +11,11 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from grit_jax.config import dump_yaml, load_config
+from grit_jax.config import dump_yaml
 from grit_jax.data.chat import FORMATS
 from grit_jax.data.datasets import open_lines
 from grit_jax.data.formats import document_text
-from grit_jax.data.pipeline import DataConfig, JointBatches, make_iterator
+from grit_jax.data.pipeline import JointBatches, make_iterator
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
@@ -26,106 +25,22 @@ from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf_adapter import write_adapter
-from grit_jax.models.lora import LoraConfig, adapter_shapes
-from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.lora import adapter_shapes
+from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
-from grit_jax.progress import say
+from grit_jax.run_config import ModelSection, RunConfig, TrainSection, batch_needs, read_run_config, step_config
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
+from grit_jax.training.contrastive import check_dimensions
+from grit_jax.training.joint import check_chunks
 from grit_jax.training.loop import Evaluate, run_loop
-from grit_jax.training.losses import LossConfig
-from grit_jax.training.state import (
-    OptimizerConfig,
-    TrainState,
-    init_state,
-    make_optimizer,
-    make_schedule,
-)
-from grit_jax.training.step import StepConfig, make_step
+from grit_jax.training.state import TrainState, init_state, make_optimizer, make_schedule
+from grit_jax.training.step import make_step
 from grit_jax.types import GritError
 
+DATA_SUMMARY_FILE = "data_summary.json"  # in the output folder: what became of every source's examples
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration as it was run, paths absolute
-
-log = logging.getLogger(__name__)
-
-# Keys of a configuration that hold file names (see config.load_config).
-PATH_KEYS = (
-    "model.path", "tokenizer.path", "tokenizer.train_on", "data.embedding", "data.generative", "data.cached",
-    "data.num_samples", "train.eval_embedding", "train.eval_generative", "output",
-)  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSection:
-    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of `shape`.
-
-    With both, `shape` is what the model at `path` is known to be: it can be planned for without being there.
-    """
-
-    path: str | None = None
-    shape: ModelConfig | None = None
-    pooling: PoolingMethod = "mean"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and moments are float32
-    remat: Literal["none", "full", "dots"] = "full"
-    scan_layers: bool = True
-    export_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        if self.path is None and self.shape is None:
-            raise ValueError("model needs 'path' (a model directory or hub id) or 'shape' (for random weights)")
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerSection:
-    """Where the tokenizer comes from: `path`, else the model's directory, else trained on `train_on`."""
-
-    path: str | None = None
-    train_on: list[str] = dataclasses.field(default_factory=list)
-    vocab_size: int = 2048
-    chat: str = "grit"
-
-    def __post_init__(self) -> None:
-        if self.chat not in FORMATS:
-            raise ValueError(f"tokenizer.chat must be one of {', '.join(FORMATS)}, is '{self.chat}'")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSection:
-    """How long, how often, and with which losses."""
-
-    steps: int = 1000
-    seed: int = 0
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    eval_every: int = 0  # 0: at the end only
-    eval_embedding: str | None = None  # held-out files; None: no evaluation of that kind
-    eval_generative: str | None = None
-    embedding_chunk: int | None = None
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-
-    def __post_init__(self) -> None:
-        for key, least in (("steps", 1), ("seed", 0), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
-            if getattr(self, key) < least:
-                raise ValueError(f"train.{key} must be at least {least}, is {getattr(self, key)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """A training configuration, as its YAML has it."""
-
-    model: ModelSection
-    output: str
-    tokenizer: TokenizerSection = dataclasses.field(default_factory=TokenizerSection)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    train: TrainSection = dataclasses.field(default_factory=TrainSection)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    lora: LoraConfig | None = None  # adapters to a frozen model instead of all weights
-
-    def __post_init__(self) -> None:
-        if self.lora is not None and self.model.path is None:
-            raise ValueError("lora adapts a model that has learned something: it needs model.path")
 
 
 @dataclasses.dataclass
@@ -133,12 +48,14 @@ class LoadedModel:
     """The model that a run starts from.
 
     Attributes:
-      params: its weights; None: to be drawn at random, or not asked for. With `lora` they are frozen and in place.
-      base: what they are called in checkpoints, with `lora`.
+      params: its weights; None: to be drawn at random. With `lora` they are frozen and in place.
+      projection: dimensions of its projection, there or new; None: there is none.
+      base: what the weights are called in checkpoints, with `lora`.
     """
 
     config: ModelConfig
     params: Params | None
+    projection: int | None
     base: FrozenBase | None
 
 
@@ -150,11 +67,6 @@ class TrainResult:
     model: Path
     steps: int
     already_finished: bool = False
-
-
-def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """A run's configuration from YAML and command line; see `config.load_config` for the errors."""
-    return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
 
 
 def train(
@@ -198,11 +110,10 @@ def _run(
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    batches = JointBatches(config.data, tokenizer, chat, config.train.seed, config.train.steps)
-    for source in batches.summary:
-        left_out = "".join(f"; {n} {why}" for why, n in {**source.skipped, **source.filtered}.items())
-        tell = say if left_out else log.info  # what was left out must not go unseen
-        tell(f"{source.name}: {source.used} of {source.examples} {source.kind} examples{left_out}")
+    batches = JointBatches(
+        config.data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config)
+    )
+    batches.tell_summary(output / DATA_SUMMARY_FILE)
     iterator = make_iterator(config.data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
@@ -211,14 +122,16 @@ def _run(
     checkpoints.base = model.base
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    step = make_step(step_config(config, model.config), optimizer, schedule)
+    how = step_config(config, model.config)
+    check_dimensions(how.loss, model.projection or model.config.hidden_size)
+    check_chunks(how, mesh, rules)
     (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
     wrap = _wrapper(config, model.config, tokenizer)
     with jax.set_mesh(mesh):
         key = jax.random.key(config.train.seed)
-        state = init_state(model.config, optimizer, key, mesh, rules, model.params, config.lora)
+        state = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
         state = run_loop(
-            state, step, iterator,
+            state, make_step(how, optimizer, schedule), iterator,
             steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
             evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
             batch_ids=batches.ids, profile=profile,
@@ -256,9 +169,7 @@ def _texts(sources: list[str]) -> Iterator[str]:
                 raise GritError(f"{where}: not valid JSON: {error}") from None
 
 
-def load_model(
-    config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: ShardingRules, *, with_params: bool = True
-) -> LoadedModel:
+def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: ShardingRules) -> LoadedModel:
     """The model to train, checked against the configuration and the tokenizer.
 
     Raises:
@@ -283,13 +194,11 @@ def load_model(
         )
     if config.lora is not None:
         adapter_shapes(config.lora, parameter_shapes(model_config))  # before anything large is read
-    if section.path and with_params:
-        if config.lora is None:
-            params = huggingface.load_params(directory, model_config)
-        else:
-            params, weights = load_base(directory, model_config, config.lora, mesh, rules)
-            base = FrozenBase(str(section.path), weights, config.lora.base, config.lora.alpha)
-    return LoadedModel(model_config, params, base)
+        params, weights = load_base(directory, model_config, config.lora, mesh, rules)
+        base = FrozenBase(str(section.path), weights, config.lora.base, config.lora.alpha)
+    elif section.path:
+        params = huggingface.read_model_directory(directory).params
+    return LoadedModel(model_config, params, projection_width(section, params), base)
 
 
 def how_computed(section: ModelSection) -> dict[str, Any]:
@@ -306,12 +215,19 @@ def check_shape(section: ModelSection, found: ModelConfig) -> None:
             raise GritError(f"model.shape.{key} is {asked[key]}, but the model at {section.path} has {has[key]}")
 
 
-def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:
-    """What the compiled step depends on."""
-    return StepConfig(
-        model_config, config.train.loss, config.model.pooling, config.train.embedding_chunk,
-        lora=config.lora, seed=config.train.seed,
-    )  # fmt: skip
+def projection_width(section: ModelSection, params: Params | None) -> int | None:
+    """Dimensions of the run's projection: those of the model it starts from, or of a new one; None: there is none.
+
+    Raises:
+      GritError: the configuration asks for others than the model has.
+    """
+    there = params[PROJECTION].shape[1] if params is not None and PROJECTION in params else None
+    if there and section.projection not in (None, there):
+        raise GritError(
+            f"model.projection is {section.projection}, but {section.path} has one of {there} dimensions; "
+            "leave the key out to train that"
+        )
+    return there or section.projection
 
 
 def make_evaluation(section: TrainSection, wrap: Callable[[TrainState], GritLM]) -> Evaluate | None:
@@ -359,11 +275,12 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None, 
         raise GritError(f"{run / 'checkpoints'}: no whole checkpoint there")
     tokenizer = load_tokenizer(config, run)
     mesh, rules = make_mesh(MeshConfig()), ShardingRules()
-    model = load_model(config, tokenizer, mesh, rules, with_params=config.lora is not None)
+    model = load_model(config, tokenizer, mesh, rules)
     checkpoints.base = model.base
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
     with jax.set_mesh(mesh):
-        like = init_state(model.config, optimizer, jax.random.key(0), mesh, rules, model.params, config.lora)
+        key = jax.random.key(0)
+        like = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
         state = checkpoints.restore(step, like, None)
     checkpoints.close()
     if adapter:
@@ -377,4 +294,8 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None, 
 def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> Callable[[TrainState], GritLM]:
     """A model in training -> the public model object."""
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    return lambda state: GritLM(model_config, state.weights(config.lora), tokenizer, chat, config.model.pooling)
+    modes, pooling = config.model.modes, config.model.pooling
+    return lambda state: GritLM(
+        model_config, state.weights(config.lora), tokenizer, chat, pooling,
+        mode=modes.embedding, generation_mode=modes.generation,
+    )  # fmt: skip

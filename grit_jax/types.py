@@ -59,8 +59,11 @@ class EmbeddingBatch:
 
     `pool` marks the tokens that mean pooling averages (instruction and tags excluded).
     `queries[i]` and `passages[j]` say where a text is: `row * segments_per_row + segment - 1`.
-    Passages of query `i` stand at `i * group_size ...`, its positive first.
+    Passages of query `i` stand at `i * group_size ...`, its `positives` (static) first.
     `segments_per_row` is static: it is the `G` of the pooled array.
+    The first `query_rows` (static) rows hold the queries and the others the passages; 0: any row holds both.
+    `texts` numbers the passages, equal ones (token for token) alike. Where queries may have fewer positives than
+    others, `present` is False in the places left empty. `scores` are a teacher's, where the run distils one.
     """
 
     rows: Rows
@@ -68,6 +71,11 @@ class EmbeddingBatch:
     queries: Int[Array, " Q"]
     passages: Int[Array, " P"]
     segments_per_row: int = dataclasses.field(metadata={"static": True}, default=1)
+    query_rows: int = dataclasses.field(metadata={"static": True}, default=0)
+    positives: int = dataclasses.field(metadata={"static": True}, default=1)
+    texts: Int[Array, " P"] | None = None
+    present: Bool[Array, " P"] | None = None
+    scores: Float[Array, " P"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -24,7 +24,8 @@ from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.plan import TOKENS_PER_SEGMENT, Call, plan_calls
 from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.pooling import PoolingMethod, normalize, pool
+from grit_jax.models.pooling import PoolingMethod, text_vectors
+from grit_jax.models.projection import embedding_width
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.progress import Progress
 from grit_jax.progress import progress as show_progress
@@ -93,7 +94,7 @@ def embed_rows(
     """One normalised float32 vector per segment of packed rows; `mask` marks the tokens that mean pooling averages."""
     model = Transformer(config, params)
     out = model(rows.tokens, rows.positions, rows.segments, mode=mode, return_kv=return_kv, blocks=rows.blocks)
-    return RowVectors(normalize(pool(out.hidden, rows.segments, mask, segments_per_row, pooling)), out.kv)
+    return RowVectors(text_vectors(params, out.hidden, rows.segments, mask, segments_per_row, pooling), out.kv)
 
 
 encode_step = jax.jit(embed_rows, static_argnames=("config", "pooling", "mode", "segments_per_row", "return_kv"))
@@ -121,6 +122,7 @@ class Encoder:
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
         self.params, self.tokenizer, self.chat = params, tokenizer, chat
         self.pooling, self.mode, self.mesh = pooling, mode, mesh
+        self.width = embedding_width(params, config.hidden_size)  # dimensions of a vector
         self._rules = ShardingRules()
         axes = self._rules.rows
         axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
@@ -184,7 +186,7 @@ class Encoder:
             raise GritError(f"text {empty} has no tokens")
         starts = list(pool_starts) if pool_starts is not None else [0] * len(ids)
         lengths = [len(text) for text in ids]
-        vectors = np.zeros((len(ids), self.config.hidden_size), np.float32)
+        vectors = np.zeros((len(ids), self.width), np.float32)
         caches: list[DocumentKV | None] | None = [None] * len(ids) if return_cache else None
         calls = plan_calls(lengths, tokens_per_call or self._tokens_per_call(), self._row_multiple)
         waiting: deque[tuple[Call, RowVectors]] = deque()

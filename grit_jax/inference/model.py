@@ -27,6 +27,7 @@ from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.identity import WeightsHash
 from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
 from grit_jax.sharding import ShardingRules, fit
 from grit_jax.types import AttentionMode, DocumentKV, GritError
@@ -73,7 +74,8 @@ class GritLM:
     """A model, its tokenizer, its format and its pooling.
 
     Attributes:
-      config, params, tokenizer, chat, pooling, mode (of embedding), stop_ids (token ids that end an answer), mesh.
+      config, params, tokenizer, chat, pooling, mode (of embedding), generation_mode (causal; prefix reads a prompt
+        bidirectionally before it answers), stop_ids (token ids that end an answer), mesh.
       encoder: texts to vectors and caches, with all its options.
     """
 
@@ -86,6 +88,7 @@ class GritLM:
         pooling: PoolingMethod = "mean",
         *,
         mode: AttentionMode = AttentionMode.BIDIRECTIONAL,
+        generation_mode: AttentionMode = AttentionMode.CAUSAL,
         stop_ids: Sequence[int] = (),
         mesh: Mesh | None = None,
     ):
@@ -94,8 +97,10 @@ class GritLM:
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
         # A NumPy array of the caller's is copied: it may change later.
         own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
-        self.params: Params = {name: _place(name, own(params[name]), mesh) for name in parameter_shapes(config)}
+        names = [*parameter_shapes(config), *(name for name in PROJECTION_AXES if name in params)]
+        self.params: Params = {name: _place(name, own(params[name]), mesh) for name in names}
         self.tokenizer, self.chat, self.mode, self.mesh = tokenizer, chat, mode, mesh
+        self.generation_mode = generation_mode
         self.pooling: PoolingMethod = pooling
         end = tokenizer.encode_pieces([chat.answer_pieces("")[1:]])[0][0]
         ends = [end[0]] if len(end) == 1 else []
@@ -134,7 +139,8 @@ class GritLM:
         assert found.params is not None
         return cls(
             found.config, found.params, tokenizer, tokenizer.format(FORMATS[found.chat_format]),
-            pooling or found.pooling, mode=found.embedding_mode, stop_ids=found.stop_token_ids, mesh=mesh,
+            pooling or found.pooling, mode=found.embedding_mode, generation_mode=found.generation_mode,
+            stop_ids=found.stop_token_ids, mesh=mesh,
         )  # fmt: skip
 
     def save_pretrained(self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) -> None:
@@ -149,9 +155,14 @@ class GritLM:
         tag = ("" if _adds_bos(directory, self.tokenizer.bos_id) else self.chat.bos) + self.chat.embed_bare
         huggingface.write_model_directory(
             directory, self.config, self.params, self.pooling, dtype or self.config.dtype,
-            embedding_mode=self.mode, chat_format=self.chat.name, prompts={"query": tag, "document": tag},
-            stop_token_ids=self.stop_ids,
+            embedding_mode=self.mode, generation_mode=self.generation_mode, chat_format=self.chat.name,
+            prompts={"query": tag, "document": tag}, stop_token_ids=self.stop_ids,
         )  # fmt: skip
+
+    @property
+    def embedding_width(self) -> int:
+        """Dimensions of a vector."""
+        return self.encoder.width
 
     @overload
     def encode(
@@ -227,7 +238,7 @@ class GritLM:
         """`decode.generate` with this model's weights and stop ids."""
         return generate(
             self.params, self.config, prompts, pieces=pieces, sampling=sampling, eos_ids=self.stop_ids,
-            return_logits=return_logits, mesh=self.mesh, on_tokens=on_tokens,
+            return_logits=return_logits, mesh=self.mesh, on_tokens=on_tokens, mode=self.generation_mode,
         )  # fmt: skip
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
@@ -291,7 +302,7 @@ def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
     """A weight on its devices; one in several parts (adapted, quantised) stays where it is."""
     if mesh is None:
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
-    spec = fit(ShardingRules().spec(PARAMETER_AXES[name]), np.shape(value), mesh)
+    spec = fit(ShardingRules().spec((PARAMETER_AXES | PROJECTION_AXES)[name]), np.shape(value), mesh)
     return jax.device_put(value, NamedSharding(mesh, spec))
 
 

@@ -147,8 +147,11 @@ def init_adapters(config: LoraConfig, weights: Shapes, key: jax.Array) -> dict[s
 def attach(
     base: Mapping[str, Any], adapters: Mapping[str, Array], config: LoraConfig, key: jax.Array | None = None
 ) -> dict[str, Any]:
-    """The weights of the adapted model; with the `key` of a training step, its adapters have dropout."""
-    weights = dict(base)
+    """The weights of the adapted model; with the `key` of a training step, its adapters have dropout.
+
+    What there is among the `adapters` beside them (a projection) is a weight as it is.
+    """
+    weights = dict(base) | {name: weight for name, weight in adapters.items() if not name.endswith((A, B))}
     for name in MATRICES:
         if name + A not in adapters:
             continue

@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.hf_weights import load_params
+from grit_jax.models.huggingface import read_model_directory
 from grit_jax.models.identity import WeightsHash
 from grit_jax.models.lora import MATRICES, LoraConfig, check_quantisable
 from grit_jax.models.parameters import PARAMETER_AXES, Params, parameter_shapes
+from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.quantise import quantise, storage_axes
 from grit_jax.sharding import ShardingRules, fit
 
@@ -38,7 +39,7 @@ def load_base(
       GritError: a damaged directory, or weights that 4-bit blocks do not divide.
     """
     check_quantisable(parameter_shapes(config), lora.base)
-    digest = WeightsHash(config)
+    digest, axes_of = WeightsHash(config), PARAMETER_AXES | PROJECTION_AXES
     one = jax.jit(functools.partial(freeze, config=config, lora=lora), static_argnums=0)
 
     def place(name: str, array: np.ndarray) -> Any:
@@ -50,10 +51,11 @@ def load_base(
             frozen = jax.device_get(one(name, array))
         return jax.tree.map(
             lambda part, axes: _put(part, NamedSharding(mesh, fit(rules.spec(axes), part.shape, mesh))),
-            frozen, storage_axes(frozen, PARAMETER_AXES[name]),
+            frozen, storage_axes(frozen, axes_of[name]),
         )  # fmt: skip
 
-    params = load_params(directory, config, config.dtype, place=place)
+    params = read_model_directory(directory, config.dtype, place=place).params
+    assert params is not None
     return params, digest.hexdigest()
 
 

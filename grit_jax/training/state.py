@@ -13,11 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import LoraConfig, adapter_axes, attach, init_adapters
+from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, init_projection
 from grit_jax.models.transformer import PARAMETER_AXES, Params, init_params, parameter_shapes
 from grit_jax.sharding import ShardingRules, tree_shardings
 from grit_jax.training.base import freeze
 
-TRAINED_AXES = {**PARAMETER_AXES, **adapter_axes(PARAMETER_AXES)}
+PROJECTION_KEY = 0xD3  # beyond the numbers of the other weights
+TRAINED_AXES = PARAMETER_AXES | PROJECTION_AXES | adapter_axes(PARAMETER_AXES)  # of everything that can be trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,25 +111,35 @@ def init_state(
     mesh: Mesh,
     rules: ShardingRules,
     params: Params | None = None,
+    projection: int | None = None,
     lora: LoraConfig | None = None,
 ) -> TrainState:
     """A new state, each array made directly in its sharding.
 
-    `params` starts from given weights instead of random ones; with `lora` they are the frozen base, in place already
-    (see `training.base`), and what is trained are new adapters to them.
+    Args:
+      params: start from these weights instead of random ones.
+      projection: add a new head of so many dimensions to weights that have none.
+      lora: train new adapters (and the projection); `params` are the frozen base, in place (see `training.base`).
     """
-    create = _creation(config, optimizer, key, lora)
-    given = params if lora is None else None
+    given, frozen = params, {}
+    if lora is not None:
+        assert params is not None
+        given = {name: params[name] for name in PROJECTION_AXES if name in params}
+        frozen = {name: weight for name, weight in params.items() if name not in given}
+    create = _creation(config, optimizer, key, projection, lora)
     shapes = jax.eval_shape(create, given)
     state = jax.jit(create, out_shardings=state_shardings(shapes, mesh, rules))(given)
-    return state if lora is None else dataclasses.replace(state, frozen=params)
+    return dataclasses.replace(state, frozen=frozen)
 
 
 def abstract_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, lora: LoraConfig | None = None
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    projection: int | None = None,
+    lora: LoraConfig | None = None,
 ) -> TrainState:
     """Shapes and dtypes of what `init_state` makes, the frozen base included; nothing is computed."""
-    state = jax.eval_shape(_creation(config, optimizer, jax.random.key(0), lora), None)
+    state = jax.eval_shape(_creation(config, optimizer, jax.random.key(0), projection, lora), None)
     if lora is None:
         return state
     random = lambda: init_params(config, jax.random.key(0))
@@ -136,17 +148,22 @@ def abstract_state(
 
 
 def _creation(
-    config: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array, lora: LoraConfig | None
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    projection: int | None,
+    lora: LoraConfig | None,
 ) -> Callable[[Params | None], TrainState]:
     """The function that makes what is trained, from given weights or without."""
 
     def create(given: Params | None) -> TrainState:
+        weights = {name: weight.astype(jnp.float32) for name, weight in (given or {}).items()}
         if lora is not None:
-            weights = init_adapters(lora, parameter_shapes(config), key)
-        elif given is not None:
-            weights = {name: weight.astype(jnp.float32) for name, weight in given.items()}
-        else:
+            weights |= init_adapters(lora, parameter_shapes(config), key)
+        elif given is None:
             weights = init_params(config, key)
+        if projection and PROJECTION not in weights:
+            weights |= init_projection(config.hidden_size, projection, jax.random.fold_in(key, PROJECTION_KEY))
         return TrainState(jnp.zeros((), jnp.int32), weights, optimizer.init(weights))
 
     return create
