@@ -26,24 +26,25 @@ COMMON = 0.7
 LR, WEIGHT_DECAY, CLIP, SMALL = 1e-2, 0.1, 1.0, 0.02
 
 
-def make_model(seed: int = 0, **sizes: Any) -> Any:
-    """A transformers Mistral whose weights are all random, norms included."""
+def make_model(seed: int = 0, common: float = COMMON, **sizes: Any) -> Any:
+    """A transformers Mistral whose weights are all random, norms included; `common` as in `randomised`."""
     import torch
     import transformers
 
     model = transformers.MistralForCausalLM(transformers.MistralConfig(**{**SIZES, **sizes})).eval()
-    return randomised(model, torch.Generator().manual_seed(seed))
+    return randomised(model, seed, common)
 
 
-def randomised(model: Any, generator: Any) -> Any:
-    """Weights large enough that attention is far from uniform, and tokens that have a direction in common: the
-    vectors of random ones are so far apart that at a temperature of 0.02 nothing but the largest score counts."""
+def randomised(model: Any, seed: int, common: float = COMMON) -> Any:
+    """Weights large enough that attention is far from uniform, and tokens that have something in common: the vectors
+    of random ones are so far apart that at a temperature of 0.02 nothing but the largest score counts."""
     import torch
 
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             noise = torch.randn(weight.shape, generator=generator)
-            mean = 1.0 if "norm" in name else COMMON if "embed_tokens" in name else 0.0
+            mean = 1.0 if "norm" in name else common if "embed_tokens" in name else 0.0
             weight.copy_(mean + 0.25 * noise)
     return model
 
