@@ -42,12 +42,13 @@ class Peer:
 
 
 def open_both(directory: Path) -> Peer:
-    """What transformers and what we make of a directory. The original's tokenizer has no padding token but another
-    special one."""
+    """What transformers and what we make of a directory."""
+    import torch
     import transformers
 
     from grit_jax.inference.model import GritLM
 
+    torch.set_num_threads(1)  # such small matrices gain nothing from more
     return Peer(
         transformers.AutoModelForCausalLM.from_pretrained(directory, dtype="float32").eval(),
         transformers.AutoTokenizer.from_pretrained(directory, padding_side="right"),
