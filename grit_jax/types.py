@@ -28,6 +28,7 @@ class AttentionMode(enum.Enum):
 
     BIDIRECTIONAL = "bidirectional"
     CAUSAL = "causal"
+    PREFIX = "prefix"  # causal, but for the blocks of `Rows.blocks`
 
 
 # One mode for all rows, or consecutive blocks of (mode, number of rows).
@@ -40,11 +41,15 @@ class Rows:
     """Packed rows of texts.
 
     `positions` count from 0 inside each text (rotary positions), `segments` from 1 in each row.
+    `blocks` belong to the prefix mode: a token of block `n > 0` also sees the later tokens of its own block in its
+    segment; 0 is a causal token. The prompt as a block is a prefix language model, the sample as a block the paper's
+    embedding with a causal instruction ("cb").
     """
 
     tokens: Int[Array, "R T"]
     positions: Int[Array, "R T"]
     segments: Int[Array, "R T"]
+    blocks: Int[Array, "R T"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -119,11 +124,24 @@ class KV:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
+class RouterStats:
+    """How the tokens of a pass were spread over experts, averaged over layers; padding left out.
+
+    `chosen`: how many of its choices a token gave an expert; `probability`: what its router said before choosing.
+    """
+
+    chosen: Float[Array, " E"]
+    probability: Float[Array, " E"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
 class Output:
-    """Hidden states after the final norm, and the keys and values where they were asked for."""
+    """Hidden states after the final norm, keys and values where they were asked for, `router` where experts are."""
 
     hidden: Float[Array, "B T D"]
     kv: KV | None = None
+    router: RouterStats | None = None
 
 
 @dataclasses.dataclass

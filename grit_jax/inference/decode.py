@@ -21,6 +21,7 @@ from grit_jax.data.packing import round_up
 from grit_jax.inference.plan import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling, sampling_rows
 from grit_jax.inference.steps import DecodeState, Limits, Loaded, decode_step, prefill_step
+from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params
 from grit_jax.progress import progress as show_progress
@@ -133,9 +134,11 @@ def load_pieces(
       rows, slots: the shape of the result, from buckets unless told; at least what is needed.
 
     Raises:
-      GritError: a record of another model's shape.
+      GritError: a record of another model's shape, or a model whose documents cannot be cached.
     """
     c = config
+    if any(len(row) for row in pieces):
+        check_records(c)
     totals = [sum(len(piece.tokens) for piece in row) for row in pieces]
     P = slots or bucket(max(totals, default=1), SHORTEST_PIECES)
     B = rows or len(pieces)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 from grit_jax.data.chat import ChatFormat
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.plan import TOKENS_PER_SEGMENT, Call, plan_calls
+from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.pooling import PoolingMethod, normalize, pool
 from grit_jax.models.transformer import Params, Transformer
@@ -91,7 +92,7 @@ def embed_rows(
 ) -> RowVectors:
     """One normalised float32 vector per segment of packed rows; `mask` marks the tokens that mean pooling averages."""
     model = Transformer(config, params)
-    out = model(rows.tokens, rows.positions, rows.segments, mode=mode, return_kv=return_kv)
+    out = model(rows.tokens, rows.positions, rows.segments, mode=mode, return_kv=return_kv, blocks=rows.blocks)
     return RowVectors(normalize(pool(out.hidden, rows.segments, mask, segments_per_row, pooling)), out.kv)
 
 
@@ -173,9 +174,11 @@ class Encoder:
             always pooled.
 
         Raises:
-          GritError: a text without tokens.
+          GritError: a text without tokens, or caches of a model whose documents cannot be cached.
         """
         start = time.perf_counter()
+        if return_cache:
+            check_records(self.config)
         empty = next((i for i, text in enumerate(ids) if not len(text)), None)
         if empty is not None:
             raise GritError(f"text {empty} has no tokens")
@@ -266,7 +269,9 @@ class Encoder:
                 segments[r, a:b] = segment
                 mask[r, a + min(starts[i], b - a - 1) : b] = True
                 a = b
-        batch = (Rows(tokens, positions, segments), mask)  # type: ignore[arg-type]
+        # In prefix mode what is pooled is the block that sees all of itself: a causal instruction, then the sample.
+        blocks = mask.astype(np.int32) if self.mode is AttentionMode.PREFIX else None
+        batch = (Rows(tokens, positions, segments, blocks), mask)  # type: ignore[arg-type]
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
             rows, pooled = batch if self.mesh is None else put_rows(batch, self.mesh, self._rules)
             return encode_step(

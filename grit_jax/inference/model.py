@@ -96,7 +96,9 @@ class GritLM:
         if pooling not in get_args(PoolingMethod):
             raise GritError(f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}")
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
-        self.params: Params = {name: _place(name, params[name], mesh) for name in parameter_shapes(config)}
+        # A NumPy array of the caller's is copied: it may change later.
+        own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
+        self.params: Params = {name: _place(name, own(params[name]), mesh) for name in parameter_shapes(config)}
         self.tokenizer, self.chat, self.mode, self.mesh = tokenizer, chat, mode, mesh
         self.pooling: PoolingMethod = pooling
         end = tokenizer.encode_pieces([chat.answer_pieces("")[1:]])[0][0]
@@ -248,10 +250,10 @@ class GritLM:
         Raises:
           GritError: shapes that differ, ids outside the vocabulary, a mask of something else, an unknown mode.
         """
-        try:
-            mode = AttentionMode(mode)
-        except ValueError:
-            raise GritError(f"mode must be 'causal' or 'bidirectional', is {mode!r}") from None
+        modes = (AttentionMode.CAUSAL, AttentionMode.BIDIRECTIONAL)  # what is a block in a prefix, ids do not say
+        if mode not in (*modes, *(known.value for known in modes)):
+            raise GritError(f"mode must be 'causal' or 'bidirectional', is {mode!r}")
+        mode = AttentionMode(mode)
         ids = np.asarray(input_ids)
         mask = np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
         if ids.ndim != 2 or ids.shape != mask.shape:
@@ -275,7 +277,8 @@ class GritLM:
         Weights are hashed rounded to bfloat16, so that a model has the same hash whatever dtype it was opened in.
         """
         how = dataclasses.asdict(self.config)
-        for key in ("dtype", "remat", "scan_layers", "bos_token_id", "eos_token_id", "pad_token_id"):
+        for key in ("dtype", "remat", "scan_layers", "bos_token_id", "eos_token_id", "pad_token_id",
+                    "router_aux_loss_coef"):  # fmt: skip
             how.pop(key, None)
         total = hashlib.blake2b(repr(sorted(how.items())).encode(), digest_size=16)
         with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
@@ -299,7 +302,7 @@ class GritLM:
 def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
     """A weight on its devices."""
     if mesh is None:
-        return jnp.asarray(value)
+        return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
     spec = fit(ShardingRules().spec(PARAMETER_AXES[name]), np.shape(value), mesh)
     return jax.device_put(value, NamedSharding(mesh, spec))
 

@@ -18,7 +18,8 @@ from typing import Any, get_args
 import numpy as np
 
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.hf_config import config_from_hf, config_to_hf, token_ids
+from grit_jax.models.hf_config import config_from_hf, token_ids
+from grit_jax.models.hf_export import config_to_hf
 from grit_jax.models.hf_weights import MAX_SHARD_BYTES, load_params, save_params
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.safetensors_io import read_json, write_json
@@ -89,6 +90,12 @@ def write_model_directory(
         warnings.warn(
             "weightedmean pooling: sentence-transformers counts a token's place from the start of the text, "
             "GRIT from the end of the prompt, so its vectors of this directory will differ from ours",
+            stacklevel=2,
+        )
+    if embedding_mode is AttentionMode.PREFIX:
+        warnings.warn(
+            "embedding_mode prefix: sentence-transformers has no causal instruction before a bidirectional text and "
+            "embeds all of it bidirectionally, so its vectors of this directory will differ from ours",
             stacklevel=2,
         )
     save_params(directory, params, config, dtype, max_shard_bytes)

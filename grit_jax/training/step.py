@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from grit_jax.models.cache import cache_from
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.pooling import PoolingMethod, normalize, pool
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.training.losses import LossConfig, contrastive_loss, language_loss, token_losses
@@ -41,7 +42,8 @@ def embed_rows(model: Transformer, batch: EmbeddingBatch, config: StepConfig) ->
 
     def encode(part: tuple[Rows, jax.Array]) -> Float[Array, "r G D"]:
         rows, mask = part
-        hidden = model(rows.tokens, rows.positions, rows.segments, mode=config.embedding_mode).hidden
+        mode = config.embedding_mode
+        hidden = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks).hidden
         return normalize(pool(hidden, rows.segments, mask, batch.segments_per_row, config.pooling))
 
     count = batch.pool.shape[0]
@@ -68,16 +70,25 @@ def embedding_loss(model: Transformer, batch: EmbeddingBatch, config: StepConfig
     return loss if scale == 1.0 else scale * loss + jax.lax.stop_gradient((1 - scale) * loss)
 
 
-def generative_loss(model: Transformer, batch: GenerativeBatch, config: StepConfig, cache=None) -> Float[Array, ""]:
-    """Language loss of packed sequences, after cached documents where there are any."""
+@dataclasses.dataclass
+class LanguageLoss:
+    """The language loss of a pass, and the load-balancing loss of its routers (None without experts)."""
+
+    loss: Float[Array, ""]
+    router: Float[Array, ""] | None
+
+
+def generative_loss(model: Transformer, batch: GenerativeBatch, config: StepConfig, cache=None) -> LanguageLoss:
+    """Losses of packed sequences, after cached documents where there are any."""
     rows = batch.rows
-    hidden = model(rows.tokens, rows.positions, rows.segments, mode=CAUSAL, cache=cache).hidden
-    losses = token_losses(model.logits, hidden, rows.tokens, block=config.loss.logits_block)
-    return language_loss(losses, batch, config.loss)
+    out = model(rows.tokens, rows.positions, rows.segments, mode=CAUSAL, cache=cache)
+    losses = token_losses(model.logits, out.hidden, rows.tokens, block=config.loss.logits_block)
+    router = None if out.router is None else router_aux_loss(out.router, config.model.num_experts)
+    return LanguageLoss(language_loss(losses, batch, config.loss), router)
 
 
-def cached_loss(model: Transformer, batch: CachedBatch, config: StepConfig) -> Float[Array, ""]:
-    """Language loss of answers over cached documents, with gradients through the documents' caches.
+def cached_loss(model: Transformer, batch: CachedBatch, config: StepConfig) -> LanguageLoss:
+    """Losses of answers over cached documents, with gradients through the documents' caches.
 
     The same two passes that serve: pieces bidirectionally and blind to each other, then the text on their cache.
     """
@@ -90,19 +101,31 @@ def cached_loss(model: Transformer, batch: CachedBatch, config: StepConfig) -> F
 def joint_loss(
     params: Params, batch: Batch, config: StepConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """`contrastive + factor * language + factor * cached`, and the parts by name."""
+    """`contrastive + factor * language + factor * cached`, and the parts by name.
+
+    A mixture of experts adds `router_aux_loss_coef` times the load-balancing loss of each language pass, outside of
+    the factors; the embedding pass has none (`gritlm: scripts/modeling_mixtral_gritlm.py:1413-1430`).
+    """
     model = Transformer(config.model, params)
     parts: dict[str, jax.Array] = {}
     total = jnp.zeros((), jnp.float32)
+    routers: list[jax.Array] = []
     if batch.embedding is not None:
         parts["loss_emb"] = embedding_loss(model, batch.embedding, config)
         total += parts["loss_emb"]
     if batch.generative is not None:
-        parts["loss_gen"] = generative_loss(model, batch.generative, config)
-        total += config.loss.generative_factor * parts["loss_gen"]
+        language = generative_loss(model, batch.generative, config)
+        parts["loss_gen"] = language.loss
+        total += config.loss.generative_factor * language.loss
+        routers += [] if language.router is None else [language.router]
     if batch.cached is not None:
-        parts["loss_cached"] = cached_loss(model, batch.cached, config)
-        total += config.loss.cached_factor * parts["loss_cached"]
+        language = cached_loss(model, batch.cached, config)
+        parts["loss_cached"] = language.loss
+        total += config.loss.cached_factor * language.loss
+        routers += [] if language.router is None else [language.router]
+    if routers:
+        parts["loss_router"] = sum(routers, jnp.zeros(()))
+        total += config.model.router_aux_loss_coef * parts["loss_router"]
     return total, parts
 
 

@@ -150,9 +150,12 @@ def test_directory_errors(tmp_path, small):
         write_model_directory(tmp_path, *small, dtype="int8")
     with pytest.warns(UserWarning, match="weightedmean"):
         write_model_directory(tmp_path, *small, pooling="weightedmean")
+    with pytest.warns(UserWarning, match="prefix.*sentence-transformers"):
+        write_model_directory(tmp_path, *small, embedding_mode=AttentionMode.PREFIX)
+    assert read_model_directory(tmp_path, with_params=False).embedding_mode is AttentionMode.PREFIX
     for content, words in (
         ('{"pooling": "max"}', "'pooling' must be one of mean"),
-        ('{"embedding_mode": "both"}', "'embedding_mode' must be one of bidirectional, causal"),
+        ('{"embedding_mode": "both"}', "'embedding_mode' must be one of bidirectional, causal, prefix"),
         ('{"chat_format": 3}', "'chat_format'"),
         ("{", "not valid JSON"),
     ):
