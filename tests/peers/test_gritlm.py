@@ -112,8 +112,8 @@ def test_caches(peer, texts, attn, instruction):
     for i, record in enumerate(found.caches):
         T = len(record.tokens)
         lengths.append(T)
-        positions = np.arange(T)[None]
-        rotated = np.asarray(rotate_keys(KV(record.k[:, None], record.v[:, None]), positions, peer.ours.config))[:, 0]
+        kv, positions = KV(record.k[:, None], record.v[:, None]), np.arange(T)[None]
+        rotated = np.asarray(rotate_keys(kv, positions, np.ones_like(positions), peer.ours.config))[:, 0]
         for layer, part in enumerate(cache.layers):
             # [K T H] there, [T K H] here.
             keys, values = (x[i, :, :T].transpose(0, 1).numpy() for x in (part.keys, part.values))
