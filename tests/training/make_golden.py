@@ -28,7 +28,6 @@ LR, WEIGHT_DECAY, CLIP, SMALL = 1e-2, 0.1, 1.0, 0.02
 
 def make_model(seed: int = 0, common: float = COMMON, **sizes: Any) -> Any:
     """A transformers Mistral whose weights are all random, norms included; `common` as in `randomised`."""
-    import torch
     import transformers
 
     model = transformers.MistralForCausalLM(transformers.MistralConfig(**{**SIZES, **sizes})).eval()
