@@ -41,6 +41,8 @@ class ModelDirectory:
 
     Attributes:
       params: name -> array, or None where only the description was asked for.
+      chat_format: name of the `ChatFormat` it was trained with, "grit" where nothing is said.
+      names_chat_format: whether grit.json names one; if not, a chat template of the directory's own may count.
       stop_token_ids: every id that ends a generation.
     """
 
@@ -51,6 +53,7 @@ class ModelDirectory:
     embedding_mode: AttentionMode
     chat_format: str
     stop_token_ids: tuple[int, ...]
+    names_chat_format: bool = True
 
 
 def write_model_directory(
@@ -61,7 +64,7 @@ def write_model_directory(
     dtype: str = "float32",
     *,
     embedding_mode: AttentionMode = AttentionMode.BIDIRECTIONAL,
-    chat_format: str = "grit",
+    chat_format: str | None = "grit",
     prompts: Mapping[str, str] | None = None,
     stop_token_ids: Sequence[int] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -73,7 +76,7 @@ def write_model_directory(
     `is_causal: false` in config.json, and transformers no longer generates from that.)
 
     Args:
-      chat_format: name of the `ChatFormat` it was trained with.
+      chat_format: name of the `ChatFormat` it was trained with; None: it goes by a chat template of its own.
       prompts: what sentence-transformers puts before a text, by kind; the one named `document` is its
         default. None: those of the GRIT format for a tokenizer that adds the beginning of sequence itself.
       stop_token_ids: ids that end a generation beside `config.eos_token_id`.
@@ -102,8 +105,8 @@ def write_model_directory(
     write_json(directory / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
     _write_sentence_transformers(directory, config, pooling, embedding_mode, dict(prompts or GRIT_PROMPTS))
     # The last file: a directory that has it is complete.
-    grit = {"pooling": pooling, "embedding_mode": embedding_mode.value, "chat_format": chat_format}
-    write_json(directory / GRIT_FILE, grit)
+    grit = {"pooling": pooling, "embedding_mode": embedding_mode.value}
+    write_json(directory / GRIT_FILE, grit if chat_format is None else grit | {"chat_format": chat_format})
 
 
 def read_model_directory(
@@ -156,6 +159,7 @@ def read_model_directory(
         embedding_mode=mode,
         chat_format=chat_format,
         stop_token_ids=tuple(dict.fromkeys(stops)),
+        names_chat_format="chat_format" in grit,
     )
 
 
