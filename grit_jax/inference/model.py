@@ -17,12 +17,13 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from grit_jax.data.chat import FORMATS, ChatFormat
+from grit_jax.data.template import ChatTemplate
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.decode import Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
 from grit_jax.inference.plan import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
-from grit_jax.inference.text import Prompts, TextWriter, conversations
+from grit_jax.inference.text import Prompts, TextWriter, conversations, messages_of
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.identity import WeightsHash
@@ -76,6 +77,8 @@ class GritLM:
     Attributes:
       config, params, tokenizer, chat, pooling, mode (of embedding), generation_mode (causal; prefix reads a prompt
         bidirectionally before it answers), stop_ids (token ids that end an answer), mesh.
+      template: a chat template that the directory came with and that is none of our formats; prompts go by it, while
+        embeddings and RAG layouts go by `chat`.
       encoder: texts to vectors and caches, with all its options.
     """
 
@@ -91,6 +94,7 @@ class GritLM:
         generation_mode: AttentionMode = AttentionMode.CAUSAL,
         stop_ids: Sequence[int] = (),
         mesh: Mesh | None = None,
+        template: ChatTemplate | None = None,
     ):
         if pooling not in get_args(PoolingMethod):
             raise GritError(f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}")
@@ -102,6 +106,7 @@ class GritLM:
         self.tokenizer, self.chat, self.mode, self.mesh = tokenizer, chat, mode, mesh
         self.generation_mode = generation_mode
         self.pooling: PoolingMethod = pooling
+        self.template = template
         end = tokenizer.encode_pieces([chat.answer_pieces("")[1:]])[0][0]
         ends = [end[0]] if len(end) == 1 else []
         self.stop_ids = tuple(dict.fromkeys(i for i in (*ends, tokenizer.eos_id, *stop_ids) if i is not None))
@@ -132,15 +137,22 @@ class GritLM:
             raise GritError(f"{path}: chat format '{found.chat_format}' is unknown; known: {', '.join(FORMATS)}")
         tokenizer = Tokenizer.from_pretrained(path)
         if tokenizer.vocab_size > found.config.vocab_size:
+            last = tokenizer.decode([tokenizer.vocab_size - 1], skip_special=False)
             raise GritError(
-                f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only "
-                f"{found.config.vocab_size}; they do not belong together"
+                f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1} ({last!r}), the model's vocabulary "
+                f"only {found.config.vocab_size}; they do not belong together"
             )
+        chat, template = tokenizer.format(FORMATS[found.chat_format]), None
+        if not found.names_chat_format:
+            template = ChatTemplate.from_pretrained(path, tokenizer)
+            own = (tokenizer.bos_token, tokenizer.eos_token)
+            formats = (each for item in FORMATS.values() for each in (item, item.with_tokens(*own)))
+            same = next((each for each in formats if template and each.jinja() == template.source), None)
+            chat, template = (same, None) if same else (chat, template)
         assert found.params is not None
         return cls(
-            found.config, found.params, tokenizer, tokenizer.format(FORMATS[found.chat_format]),
-            pooling or found.pooling, mode=found.embedding_mode, generation_mode=found.generation_mode,
-            stop_ids=found.stop_token_ids, mesh=mesh,
+            found.config, found.params, tokenizer, chat, pooling or found.pooling, mode=found.embedding_mode,
+            generation_mode=found.generation_mode, stop_ids=found.stop_token_ids, mesh=mesh, template=template,
         )  # fmt: skip
 
     def save_pretrained(self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) -> None:
@@ -150,13 +162,14 @@ class GritLM:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(directory, self.chat)
+        self.tokenizer.save(directory, None if self.template else self.chat, architecture=self.config.architecture)
         # sentence-transformers has its tokenizer add the beginning of sequence, where the tokenizer does so.
         tag = ("" if _adds_bos(directory, self.tokenizer.bos_id) else self.chat.bos) + self.chat.embed_bare
         huggingface.write_model_directory(
             directory, self.config, self.params, self.pooling, dtype or self.config.dtype,
-            embedding_mode=self.mode, generation_mode=self.generation_mode, chat_format=self.chat.name,
-            prompts={"query": tag, "document": tag}, stop_token_ids=self.stop_ids,
+            embedding_mode=self.mode, generation_mode=self.generation_mode,
+            chat_format=None if self.template else self.chat.name, prompts={"query": tag, "document": tag},
+            stop_token_ids=self.stop_ids,
         )  # fmt: skip
 
     @property
@@ -207,7 +220,7 @@ class GritLM:
         ignore_eos: bool = False,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[str]:
-        """Answers in the chat format, one for each prompt.
+        """Answers in the chat format (or by the directory's own chat template), one for each prompt.
 
         Args:
           prompts: a string is a user's turn, a list of `{"role", "content"}` is a conversation; one of them or a list.
@@ -243,6 +256,8 @@ class GritLM:
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
         """Token ids of prompts in the chat format, the assistant's tag last. See `generate` for what a prompt is."""
+        if self.template is not None:
+            return [self.template.prompt_ids(messages) for messages in messages_of(prompts)]
         pieces = [self.chat.render_turns(turns) for turns in conversations(prompts)]
         return [[i for part in parts for i in part] for parts in self.tokenizer.encode_pieces(pieces)]
 

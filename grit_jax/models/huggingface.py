@@ -43,6 +43,8 @@ class ModelDirectory:
 
     Attributes:
       params: name -> array, or None where only the description was asked for.
+      chat_format: name of the `ChatFormat` it was trained with, "grit" where nothing is said.
+      names_chat_format: whether grit.json names one; if not, a chat template of the directory's own may count.
       stop_token_ids: every id that ends a generation.
     """
 
@@ -54,6 +56,7 @@ class ModelDirectory:
     generation_mode: AttentionMode
     chat_format: str
     stop_token_ids: tuple[int, ...]
+    names_chat_format: bool = True
 
 
 def write_model_directory(
@@ -65,7 +68,7 @@ def write_model_directory(
     *,
     embedding_mode: AttentionMode = AttentionMode.BIDIRECTIONAL,
     generation_mode: AttentionMode = AttentionMode.CAUSAL,
-    chat_format: str = "grit",
+    chat_format: str | None = "grit",
     prompts: Mapping[str, str] | None = None,
     stop_token_ids: Sequence[int] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -80,7 +83,7 @@ def write_model_directory(
     sentence-transformers; that applies it after pooling, which is the same (see `pooling.text_vectors`).
 
     Args:
-      chat_format: name of the `ChatFormat` it was trained with.
+      chat_format: name of the `ChatFormat` it was trained with; None: it goes by a chat template of its own.
       prompts: what sentence-transformers puts before a text, by kind; the one named `document` is its
         default. None: those of the GRIT format for a tokenizer that adds the beginning of sequence itself.
       stop_token_ids: ids that end a generation beside `config.eos_token_id`.
@@ -126,8 +129,9 @@ def write_model_directory(
     # The last file: a directory that has it is complete.
     grit = {
         "pooling": pooling, "embedding_mode": embedding_mode.value, "generation_mode": generation_mode.value,
-        "chat_format": chat_format,
-    } | ({"projection": PROJECTION_FOLDER} if projected else {})  # fmt: skip
+    }  # fmt: skip
+    grit |= {} if chat_format is None else {"chat_format": chat_format}
+    grit |= {"projection": PROJECTION_FOLDER} if projected else {}
     write_json(directory / GRIT_FILE, grit)
 
 
@@ -186,6 +190,7 @@ def read_model_directory(
         generation_mode=generation_mode,
         chat_format=chat_format,
         stop_token_ids=tuple(dict.fromkeys(stops)),
+        names_chat_format="chat_format" in grit,
     )
 
 
