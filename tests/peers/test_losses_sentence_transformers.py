@@ -20,11 +20,11 @@ TEMPERATURE = 0.05
 
 @pytest.fixture(params=[1, 3], ids=["in-batch negatives", "hard negatives"])
 def vectors(request):
-    """Queries [Q, D] and passages [Q * group, D], unit, each query near its positive and some of its negatives."""
+    """Queries [Q, D] and passages [Q * group, D], unit, in three clusters: many negatives are near, some nearest."""
     rng = np.random.default_rng(request.param)
     group = request.param
-    q = rng.normal(size=(Q, DIM))
-    p = np.repeat(q, group, axis=0) + rng.normal(size=(Q * group, DIM))
+    q = rng.normal(size=(3, DIM)).repeat(3, axis=0) + 0.5 * rng.normal(size=(Q, DIM))
+    p = np.repeat(q, group, axis=0) + 1.2 * rng.normal(size=(Q * group, DIM))
     unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     return unit(q), unit(p)
 
@@ -55,9 +55,10 @@ def along(gradient, leaf):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_multiple_negatives_ranking(vectors, symmetric):
     q, p = vectors
-    kind = losses.MultipleNegativesSymmetricRankingLoss if symmetric else losses.MultipleNegativesRankingLoss
+    both = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"} if symmetric else {}
     leaves = columns(q, p)
-    theirs = kind(None, scale=1 / TEMPERATURE).compute_loss_from_embeddings(leaves, None)
+    kind = losses.MultipleNegativesRankingLoss(None, scale=1 / TEMPERATURE, **both)
+    theirs = kind.compute_loss_from_embeddings(leaves, None)
     compare(q, p, LossConfig(temperature=TEMPERATURE, symmetric=symmetric), theirs, leaves)
 
 
@@ -74,7 +75,7 @@ class SelfGuided(losses.CachedGISTEmbedLoss):
 
 
 @pytest.mark.parametrize("strategy", ["absolute", "relative"])
-@pytest.mark.parametrize("margin", [0.0, 0.15, -0.1])
+@pytest.mark.parametrize("margin", [0.0, 0.15, -0.02])
 def test_false_negatives_are_masked_by_their_margins(vectors, strategy, margin):
     q, p = vectors
     leaves = columns(q, p)
