@@ -156,6 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the run's output folder")
     sub.add_argument("out", metavar="OUT", type=Path)
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
+    sub.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, as a PEFT directory")
 
     sub = verb("data", data, "data sets: prepare, pydocs")
     kinds = sub.add_subparsers(dest="kind", required=True, metavar="prepare|pydocs")
@@ -279,7 +280,7 @@ def import_(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     from grit_jax.train import export_checkpoint
 
-    step = export_checkpoint(args.checkpoint, args.out, dtype=args.dtype)
+    step = export_checkpoint(args.checkpoint, args.out, dtype=args.dtype, adapter=args.adapter)
     _print(f"step {step} of {args.checkpoint} -> {args.out}")
 
 

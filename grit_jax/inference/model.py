@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import tokenizers
 from jax.sharding import Mesh, NamedSharding
@@ -28,13 +25,12 @@ from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.inference.text import Prompts, TextWriter, conversations
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.identity import WeightsHash
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
 from grit_jax.sharding import ShardingRules, fit
 from grit_jax.types import AttentionMode, DocumentKV, GritError
-
-HASH_CHUNK = 1 << 24  # numbers hashed at a time
 
 
 @dataclasses.dataclass
@@ -287,18 +283,10 @@ class GritLM:
 
         Weights are hashed rounded to bfloat16, so that a model has the same hash whatever dtype it was opened in.
         """
-        how = dataclasses.asdict(self.config)
-        for key in ("dtype", "remat", "scan_layers", "bos_token_id", "eos_token_id", "pad_token_id",
-                    "router_aux_loss_coef"):  # fmt: skip
-            how.pop(key, None)
-        total = hashlib.blake2b(repr(sorted(how.items())).encode(), digest_size=16)
-        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
-            for name in sorted(self.params):
-                values = np.asarray(self.params[name]).reshape(-1)
-                total.update(name.encode())
-                for digest in pool.map(_digest, _chunks(values)):
-                    total.update(digest)
-        return total.hexdigest()
+        digest = WeightsHash(self.config)
+        for name, weight in self.params.items():
+            digest.add(name, np.asarray(weight))
+        return digest.hexdigest()
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
         B, T = hidden.shape[:2]
@@ -311,7 +299,7 @@ class GritLM:
 
 
 def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
-    """A weight on its devices."""
+    """A weight on its devices; one in several parts (adapted, quantised) stays where it is."""
     if mesh is None:
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
     spec = fit(ShardingRules().spec((PARAMETER_AXES | PROJECTION_AXES)[name]), np.shape(value), mesh)
@@ -324,11 +312,3 @@ def _adds_bos(directory: Path, bos_id: int | None) -> bool:
         :1
     ] == [bos_id]
 
-
-def _chunks(values: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, max(len(values), 1), HASH_CHUNK):
-        yield values[start : start + HASH_CHUNK]
-
-
-def _digest(values: np.ndarray) -> bytes:
-    return hashlib.blake2b(values.astype(ml_dtypes.bfloat16).tobytes(), digest_size=32).digest()

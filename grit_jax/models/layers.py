@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Weights = Mapping[str, jax.Array]  # of one layer, or those outside the layers, by name
+from grit_jax.models.lora import AdaptedWeight
+from grit_jax.models.quantise import Quantised
+
+Weights = Mapping[str, Any]  # of one layer, or those outside the layers, by name; a matrix may be quantised or adapted
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -46,10 +50,12 @@ def linear(
     Args:
       group_sizes: for the weights of experts `[E D F]`: the rows of `x` `[M D]`, sorted by expert, that each one gets.
     """
-    weight = weights[name].astype(x.dtype)
-    if group_sizes is not None:
-        return jax.lax.ragged_dot(x, weight, group_sizes)
-    out = (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[-1])
+    weight = weights[name]
+    if isinstance(weight, AdaptedWeight):
+        inside = _product(weight.drop(x), weight.a, group_sizes)
+        out = _product(x, weight.base, group_sizes) + weight.scale * _product(inside, weight.b, group_sizes)
+    else:
+        out = _product(x, weight, group_sizes)
     bias = weights.get(name + "_bias")
     return out if bias is None else out + bias.astype(x.dtype)
 
@@ -63,3 +69,16 @@ def vocabulary_logits(hidden: Float[Array, "... D"], weights: Weights) -> Float[
     """Logits in float32, by the head or, where there is none, by the embedding table."""
     head = weights["head"] if "head" in weights else weights["embed"].T
     return jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def _product(
+    x: Float[Array, "... D"], weight: Float[Array, "D F"] | Quantised, group_sizes: Int[Array, " E"] | None
+) -> Float[Array, "... F"]:
+    """`x @ weight` in the dtype of `x`; see `linear`."""
+    if isinstance(weight, Quantised):
+        # Dequantised again in the backward pass, or the plain weights of all layers would be kept for it.
+        return jax.checkpoint(lambda x, weight: _product(x, weight.dequantise(x.dtype), group_sizes))(x, weight)
+    weight = weight.astype(x.dtype)
+    if group_sizes is not None:
+        return jax.lax.ragged_dot(x, weight, group_sizes)
+    return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[-1])

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.layers import ACTIVATIONS, Weights, linear
+from grit_jax.models.quantise import Quantised, storage_axes
 from grit_jax.sharding import ShardingRules, fit
 from grit_jax.types import RouterStats
 
@@ -59,8 +60,13 @@ def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[
     if mesh.empty or mesh.size == 1:
         return _experts(x, weights, chosen, experts, activation, None, ())
     rules = ShardingRules()
-    specs = {name: fit(rules.spec(_AXES[name]), value.shape, mesh) for name, value in experts.items()}
-    by_expert, _, by_width = specs["expert_gate"]
+    is_quantised = lambda value: isinstance(value, Quantised)
+    # Quantised experts are spread as wholes only: what shares a scale may lie across their width.
+    in_blocks = any(map(is_quantised, jax.tree.leaves(experts, is_leaf=is_quantised)))
+    axes = {name: (of[0], None, None) if in_blocks else of for name, of in _AXES.items()}
+    spec = lambda part, axes: fit(rules.spec(axes), part.shape, mesh)
+    specs = {name: jax.tree.map(spec, value, storage_axes(value, axes[name])) for name, value in experts.items()}
+    by_expert, _, by_width = spec(experts["expert_gate"], axes["expert_gate"])
     split = by_expert or by_width or ()
     rows = fit(rules.spec(("rows", None, None)), x.shape, mesh)
 

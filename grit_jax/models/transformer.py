@@ -17,6 +17,7 @@ from grit_jax.models.cache import KVCache
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.kernels import soft_cap
 from grit_jax.models.layers import embed_tokens, gated_mlp, linear, rms_norm, vocabulary_logits
+from grit_jax.models.lora import row_keys
 from grit_jax.models.moe import expert_mlp
 from grit_jax.models.parameters import OUTSIDE_LAYERS, PARAMETER_AXES, Params, init_params, parameter_shapes
 from grit_jax.models.pattern import Layer, run_layers
@@ -50,7 +51,7 @@ class Transformer(nnx.Module):
 
     def params(self) -> Params:
         """The weights as a dictionary of arrays."""
-        return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+        return {name: value.get_value() for name, value in vars(self).items() if isinstance(value, nnx.Param)}
 
     def __call__(
         self,
@@ -76,6 +77,7 @@ class Transformer(nnx.Module):
         """
         c, weights = self.config, self.params()
         layers = {name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)}
+        layers = row_keys(layers, tokens)
         x = embed_tokens(tokens, weights, jnp.dtype(c.dtype))
         if c.scale_embeddings:
             x *= jnp.asarray(math.sqrt(c.hidden_size), x.dtype)  # rounded first, as Gemma's own code does

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from grit_jax.models.cache import cache_from
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.lora import LoraConfig
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
@@ -50,6 +52,9 @@ class StepConfig:
     generation_mode: AttentionMode = CAUSAL
     backward: Literal["joint", "separate", "split"] = "joint"
     gradient: Literal["both", "query", "passage"] = "both"
+    lora: LoraConfig | None = None
+    seed: int = 0  # of the adapters' dropout, with the step
+    weights_of: Callable[[Params], Params] = lambda params: params  # what is trained -> the model's weights
 
 
 @dataclasses.dataclass
@@ -94,7 +99,7 @@ def embed_rows(
 
     def encode(part: tuple[Rows, jax.Array]) -> Float[Array, "r G d"]:
         rows, mask = part
-        model = Transformer(config.model, params)
+        model = Transformer(config.model, config.weights_of(params))
         mode = config.embedding_mode
         hidden = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks).hidden
         return text_vectors(params, hidden, rows.segments, mask, segments_per_row, config.pooling)
@@ -166,7 +171,7 @@ class LanguagePass:
 
 def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig, cache=None) -> LanguagePass:
     """Language loss of packed sequences, after cached documents where there are any."""
-    model, rows = Transformer(config.model, params), batch.rows
+    model, rows = Transformer(config.model, config.weights_of(params)), batch.rows
     out = model(
         rows.tokens, rows.positions, rows.segments, mode=config.generation_mode, cache=cache, blocks=rows.blocks
     )
@@ -179,7 +184,7 @@ def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> Langu
 
     The same two passes that serve: pieces as they are embedded and blind to each other, then the text on their cache.
     """
-    model, pieces = Transformer(config.model, params), batch.pieces
+    model, pieces = Transformer(config.model, config.weights_of(params)), batch.pieces
     kv = model(
         pieces.tokens, pieces.positions, pieces.segments, mode=config.embedding_mode, blocks=pieces.blocks,
         return_kv=True,

@@ -1,0 +1,97 @@
+"""Training adapters: what learns, what stays, and the gradient against that of all weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import lora_state
+import numpy as np
+import optax
+import pytest
+from lora_state import CONFIG, LORA
+
+from grit_jax.models.lora import LoraConfig, attach, init_adapters
+from grit_jax.models.transformer import parameter_shapes
+from grit_jax.training.losses import LossConfig
+from grit_jax.training.step import StepConfig, joint_loss
+from grit_jax.types import Batch
+
+
+@pytest.fixture(scope="module")
+def trained(batch):
+    return lora_state.run(batch, steps=15)
+
+
+def test_every_loss_falls_and_the_base_stays_bit_for_bit(trained):
+    metrics, before, after, _ = trained
+    for name in ("loss_emb", "loss_gen", "loss_cached"):
+        assert metrics[-1][name] < 0.9 * metrics[0][name], name
+    for one, two in zip(jax.tree.leaves(before.frozen), jax.tree.leaves(after.frozen), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert all(np.abs(after.params[name] - value).max() > 1e-4 for name, value in before.params.items())
+
+
+def test_only_adapters_have_optimizer_state(trained):
+    _, before, _, _ = trained
+    moments = [leaf.shape for leaf in jax.tree.leaves(before.opt_state) if leaf.ndim]
+    assert sorted(moments) == sorted([value.shape for value in before.params.values()] * 2)
+    assert {name.rpartition("_lora_")[0] for name in before.params} == {
+        "query", "key", "value", "attention_out", "gate", "up", "down"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["embedding", "generative", "cached"])
+def test_the_gradient_follows_from_that_of_all_weights(batch, kind):
+    """With `W = base + s A B`: dA = s dW B^T and dB = s A^T dW, dW from training all weights at the merged ones."""
+    lora = dataclasses.replace(LORA, dropout=0.0)
+    base = lora_state.frozen_base(CONFIG, lora)
+    adapters = jax.jit(lambda: init_adapters(lora, parameter_shapes(CONFIG), jax.random.key(1)))()
+    adapters = {n: 0.05 * jax.random.normal(jax.random.key(3), a.shape) if n.endswith("_b") else a for n, a in adapters.items()}
+    plain = lambda w: jnp.stack([w[i] for i in range(CONFIG.num_hidden_layers)]) if hasattr(w, "base") else w
+    merged = {name: plain(weight) for name, weight in attach(base, adapters, lora).items()}
+    only, step = Batch(**{kind: getattr(batch, kind)}), StepConfig(CONFIG, LossConfig(), lora=lora)
+
+    whole = jax.jit(jax.grad(lambda p: joint_loss(p, only, step)[0]))(merged)
+    found = jax.jit(jax.grad(lambda p: joint_loss(attach(base, p, lora), only, step)[0]))(adapters)
+    for name in {name.rpartition("_lora_")[0] for name in adapters}:
+        a, b, dw = adapters[name + "_lora_a"], adapters[name + "_lora_b"], whole[name]
+        for factor, expected in (("_lora_a", 4.0 * dw @ b.swapaxes(1, 2)), ("_lora_b", 4.0 * a.swapaxes(1, 2) @ dw)):
+            np.testing.assert_allclose(
+                found[name + factor], expected, atol=2e-5 * np.abs(expected).max(), err_msg=name + factor
+            )
+            assert np.abs(expected).max() > 1e-4
+
+    metrics, *_ = lora_state.run(only, lora=lora, steps=1)  # B is 0 there: the norm is that of dB alone
+    new = init_adapters(lora, parameter_shapes(CONFIG), jax.random.key(0))
+    gradient = jax.jit(jax.grad(lambda p: joint_loss(attach(base, p, lora), only, step)[0]))(new)
+    assert metrics[0]["grad_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change, step", [({"remat": "full", "scan_layers": False}, {}), ({"remat": "dots"}, {"embedding_chunk": 3})],
+    ids=["written out, recomputed", "in chunks"],
+)  # fmt: skip
+def test_recomputation_chunks_and_scan_change_nothing_with_dropout_either(batch, trained, change, step):
+    metrics, *_ = lora_state.run(batch, dataclasses.replace(CONFIG, **change), **step)
+    for one, other in zip(trained[0][:3], metrics):
+        for name in one:
+            assert other[name] == pytest.approx(one[name], rel=2e-5), name
+
+
+def test_dropout_is_in_the_step_and_follows_the_seed(batch, trained):
+    only = Batch(generative=batch.generative)
+    first = lambda **how: [m["loss"] for m in lora_state.run(only, steps=2, **how)[0]]
+    with_dropout, again, seeded = first(), first(), first(seed=1)
+    without = first(lora=dataclasses.replace(LORA, dropout=0.0))
+    assert with_dropout == again
+    assert with_dropout[0] == seeded[0] == without[0]  # new adapters add nothing, whatever is dropped
+    assert len({with_dropout[1], seeded[1], without[1]}) == 3
+
+
+def test_a_full_base_trains_as_well(batch):
+    metrics, before, _, _ = lora_state.run(
+        batch, lora=LoraConfig(rank=2, alpha=8.0, dropout=0.0, targets=("q_proj", "down_proj")), steps=6
+    )
+    assert metrics[-1]["loss"] < metrics[0]["loss"] and len(before.params) == 4
