@@ -13,10 +13,7 @@ spaces) are found in any text, there as here.
 
 from __future__ import annotations
 
-import bisect
-import dataclasses
 import functools
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,24 +24,12 @@ from tokenizers import pre_tokenizers
 
 from grit_jax.data import tokenizer_files
 from grit_jax.data.chat import GRIT, ChatFormat, Piece
+from grit_jax.data.stretches import StretchEncoder, unicode_text
 from grit_jax.types import GritError
 
 # Precedes a text that continues a prompt; a newline ends every tag and merges with nothing in Llama-like
 # vocabularies.
 _ANCHOR = "\n"
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Stretch:
-    """Text that is tokenised at once.
-
-    `parts`: the pieces that it is of and where the part of each ends. `ids`: those of each part.
-    """
-
-    text: str
-    parts: list[tuple[int, int]]
-    is_template: bool
-    ids: list[list[int]] = dataclasses.field(default_factory=list)
 
 
 class Tokenizer:
@@ -82,8 +67,6 @@ class Tokenizer:
         pad = self._special_id(pad_token)
         self.pad_id: int = pad if pad is not None else (self.eos_id or 0)
         added = self._template.get_added_tokens_decoder()
-        # What no text beside it melts into: special tokens, and tags that are a token of their own.
-        self._tag_ids = frozenset(i for i, token in added.items() if token.special or token.content.strip())
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         self.special_tokens = tuple(token.content for token in added.values() if token.special)
         ids = self._template.get_vocab(with_added_tokens=True).values()
@@ -100,9 +83,7 @@ class Tokenizer:
             and self._raw(self._template, special + "a")[1:] == self._raw(self._plain, "a")
         )
         self._template_ids = functools.lru_cache(maxsize=4096)(self._encode_template)
-        self._break_neighbours = _neighbours(self._template, self._anchor)
-        self._melts = functools.lru_cache(maxsize=65536)(self._may_melt)
-        self._template_parts = functools.lru_cache(maxsize=4096)(self._split_template)
+        self._stretches = StretchEncoder(self._plain, self._template, self.encode_batch)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Tokenizer:
@@ -153,7 +134,7 @@ class Tokenizer:
             encoded = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
             for number, text in enumerate(texts):
-                _unicode(text, number)
+                unicode_text(text, number)
             raise
         if not cut:
             return [item.ids for item in encoded]
@@ -166,16 +147,12 @@ class Tokenizer:
     def encode_pieces(self, prompts: Sequence[Sequence[Piece]]) -> list[list[list[int]]]:
         """Ids of every piece of every prompt; concatenated they are the prompt.
 
-        They are those of the whole string tokenised at once, typed special tokens apart. Many vocabularies have tokens
-        across a line break (`.` and `\\n` in one), so a tag and the text beside it are tokenised together, and a token
-        across their border belongs to the piece in which it begins. Nothing crosses some borders, that masks and
-        cached documents hold exactly: beside an answer, a document, a tag that is a token of its own, and before a
-        text that ends a prompt.
-
-        Templates are cached and texts go through two batch calls, so this is the fast way for many prompts.
+        They are those of the whole string tokenised at once, typed special tokens apart (`stretches.py` says at which
+        borders they may not be). Templates are cached and texts go through two batch calls, so this is the fast way
+        for many prompts.
         """
         if not self._has_prefix:
-            return self._encode_joined(prompts)
+            return self._stretches.encode(prompts)
         # With a dummy prefix a stretch cannot be told where it stands; such vocabularies have no token across a line
         # break either.
         result: list[list[list[int]]] = [[[] for _ in prompt] for prompt in prompts]
@@ -208,9 +185,9 @@ class Tokenizer:
           GritError: half of a surrogate pair.
         """
         if not typed:
-            return self._raw(self._template, _unicode(text))
+            return self._raw(self._template, unicode_text(text))
         # Found in a text where what was typed is crossed out, cut out of the real one.
-        crossed = list(_unicode(text))
+        crossed = list(unicode_text(text))
         for start, end in typed:
             crossed[start:end] = "x" * (end - start)
         found = self._template.encode("".join(crossed), add_special_tokens=False)
@@ -222,59 +199,6 @@ class Tokenizer:
                 ids.append(i)
                 place, continues = end, not self._prefix_after_special
         return ids + self.encode(text[place:], continues=continues)
-
-    def _encode_joined(self, prompts: Sequence[Sequence[Piece]]) -> list[list[list[int]]]:
-        """`encode_pieces` with stretches of text that may go over several pieces."""
-        stretches: list[_Stretch] = []
-        laid_out: list[list[_Stretch | tuple[int, int]]] = []  # of a prompt: a stretch, or (piece, id)
-        for prompt in prompts:
-            row: list[_Stretch | tuple[int, int]] = []
-            joins = False  # whether the next text may go on with the last stretch
-            for column, piece in enumerate(prompt):
-                alone = piece.is_answer or piece.is_document
-                alone = alone or (not piece.is_template and column == len(prompt) - 1)
-                joins = joins and not alone
-                for part in self._template_parts(piece.text) if piece.is_template else (piece.text,):
-                    if isinstance(part, int):
-                        row.append((column, part))
-                        joins = False
-                        continue
-                    if joins and part and self._melts(stretches[-1].text[-1], part[0]):
-                        stretches[-1].text += part
-                        stretches[-1].parts.append((column, len(stretches[-1].text)))
-                    elif part:
-                        stretches.append(_Stretch(part, [(column, len(part))], piece.is_template))
-                        row.append(stretches[-1])
-                    joins = bool(stretches) and not alone
-            laid_out.append(row)
-        self._encode_stretches(stretches)
-        result: list[list[list[int]]] = [[[] for _ in prompt] for prompt in prompts]
-        for pieces, row in zip(result, laid_out, strict=True):
-            for item in row:
-                if isinstance(item, tuple):
-                    pieces[item[0]].append(item[1])
-                else:
-                    for (column, _), ids in zip(item.parts, item.ids, strict=True):
-                        pieces[column] += ids
-        return result
-
-    def _encode_stretches(self, stretches: Sequence[_Stretch]) -> None:
-        texts: list[_Stretch] = []
-        several: list[_Stretch] = []
-        for stretch in stretches:
-            if len(stretch.parts) > 1:
-                several.append(stretch)
-            elif stretch.is_template:
-                stretch.ids = [list(self._template_ids(stretch.text, False))]
-            else:
-                texts.append(stretch)
-        for stretch, found in zip(texts, self.encode_batch([stretch.text for stretch in texts]), strict=True):
-            stretch.ids = [found]
-        whole = [_unicode(stretch.text) for stretch in several]
-        for stretch, encoded in zip(several, self._plain.encode_batch(whole, add_special_tokens=False), strict=True):
-            ids, starts = encoded.ids, [start for start, _ in encoded.offsets]
-            cuts = [0, *(bisect.bisect_left(starts, end) for _, end in stretch.parts[:-1]), len(ids)]
-            stretch.ids = [ids[a:b] for a, b in itertools.pairwise(cuts)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of ids; special tokens are left out unless `skip_special` is False."""
@@ -318,29 +242,6 @@ class Tokenizer:
                 return tuple(ids[len(self._anchor) :])
         return tuple(self._raw(self._template, text))
 
-    def _split_template(self, text: str) -> tuple[int | str, ...]:
-        """A template as the ids of its added tokens and the text between them."""
-        found = self._template.encode(text, add_special_tokens=False)
-        parts: list[int | str] = []
-        place = 0
-        for i, (start, end) in zip(found.ids, found.offsets, strict=True):
-            if i in self._tag_ids:
-                parts += [text[place:start], i]
-                place = end
-        return tuple(part for part in (*parts, text[place:]) if part != "")
-
-    def _may_melt(self, left: str, right: str) -> bool:
-        """Whether a token of the vocabulary may hold two characters side by side, of which one is a line break."""
-        before, after = self._break_neighbours
-        if right == _ANCHOR:
-            return self._symbol(left, -1) in before
-        return left != _ANCHOR or self._symbol(right, 0) in after
-
-    def _symbol(self, character: str, place: int) -> str:
-        """How the vocabulary writes the first (0) or last (-1) part of a character."""
-        ids = self._raw(self._plain, character)
-        return (self._template.id_to_token(ids[place]) or " ")[place] if ids else ""
-
     def _special_id(self, token: str | None) -> int | None:
         return None if token is None else self._template.token_to_id(token)
 
@@ -359,33 +260,3 @@ class Tokenizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state.pop("tokenizer_json"), **state)
-
-
-def _neighbours(reader: tokenizers.Tokenizer, line_break: Sequence[int]) -> tuple[set[str], set[str]]:
-    """What stands right before and right after a line break inside the tokens of a vocabulary."""
-    before: set[str] = set()
-    after: set[str] = set()
-    symbol = reader.id_to_token(line_break[0]) if len(line_break) == 1 else None
-    if symbol is None or len(symbol) > 1:  # no such token, or the byte of one, which merges with nothing
-        return before, after
-    for text in reader.get_vocab(with_added_tokens=True):
-        if symbol in text and len(text) > 1:
-            before |= {a for a, b in zip(text, text[1:], strict=False) if b == symbol}
-            after |= {b for a, b in zip(text, text[1:], strict=False) if a == symbol}
-    return before, after
-
-
-def _unicode(text: str, number: int | None = None) -> str:
-    """The text, if it is one.
-
-    Raises:
-      GritError: it holds half of a surrogate pair, or is no string; `number` is its place among the texts.
-    """
-    name = "a text" if number is None else f"text number {number}"
-    if not isinstance(text, str):
-        raise GritError(f"{name} is not Unicode text but {type(text).__name__}: {text!r:.60}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise GritError(f"{name} is not Unicode text ({type(error).__name__}): {text!r:.60}") from None
-    return text

@@ -167,7 +167,7 @@ MAKERS = {
     "llama2-legacy": lambda d: _llama2(d, True),
     "mistral": _mistral,
     "gemma": _gemma,
-    "unigram": lambda d: _unigram(d, **_PLAIN, add_dummy_prefix=False),
+    "unigram": lambda d: _unigram(d, **_PLAIN, add_dummy_prefix=False, user_defined_symbols=["\n"]),
     # SentencePiece's defaults: NFKC, dummy prefix, extra whitespace removed, no bytes.
     "unigram-nfkc": _unigram,
 }
