@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 import parity
 import pytest
@@ -22,7 +21,7 @@ from grit_jax.data.formats import GenerativeExample, Text  # noqa: E402
 from grit_jax.data.packing import embedding_batch, generative_batch  # noqa: E402
 from grit_jax.data.tokenise import ExampleTokenizer, Limits  # noqa: E402
 from grit_jax.training.losses import LossConfig  # noqa: E402
-from grit_jax.training.step import StepConfig, joint_loss  # noqa: E402
+from grit_jax.training.step import StepConfig  # noqa: E402
 from grit_jax.types import AttentionMode, Batch  # noqa: E402
 
 pytestmark = pytest.mark.peers
@@ -90,13 +89,8 @@ def ours(tiny_tokenizer, strings) -> Batch:
     return Batch(embedding, generative_batch(sequences, row_length=160, row_multiple=2))
 
 
-run = jax.jit(jax.value_and_grad(joint_loss, has_aux=True), static_argnums=2)
-
-
-def our_gradients(peer, batch, loss=LossConfig(), **how):
-    config = dataclasses.replace(peer.ours.config, remat="none")
-    (total, parts), gradients = run(peer.ours.params, batch, StepConfig(config, loss, **how))
-    return float(total), {k: float(v) for k, v in parts.items()}, {k: np.asarray(v) for k, v in gradients.items()}
+def our_gradients(peer, batch, loss=LossConfig(), **how) -> parity.Gradients:
+    return parity.joint_gradients(peer.ours.params, batch, StepConfig(peer.ours.config, loss, **how))
 
 
 def their_gradients(peer, loss):
@@ -151,46 +145,46 @@ def test_padded_and_packed_batches_hold_the_same(theirs, ours):
 )
 def test_contrastive_loss_and_gradients(peer, theirs, ours, pooling, attention):
     mode = AttentionMode.BIDIRECTIONAL if attention == "bb" else AttentionMode.CAUSAL
-    _, parts, found = our_gradients(peer, Batch(embedding=ours.embedding), pooling=pooling, embedding_mode=mode)
+    found = our_gradients(peer, Batch(embedding=ours.embedding), pooling=pooling, embedding_mode=mode)
     loss, expected = their_gradients(peer, lambda: contrastive(peer, theirs, pooling, attention))
-    assert parts["loss_emb"] == pytest.approx(loss, rel=1e-5)
-    parity.assert_gradients_agree(without_head(found), without_head(expected))
+    assert found.parts["loss_emb"] == pytest.approx(loss, rel=1e-5)
+    parity.assert_gradients_agree(without_head(found.gradients), without_head(expected))
     assert abs(loss - np.log(GROUP * QUERIES)) > 0.3  # a guess is far from it
 
 
 @pytest.mark.parametrize("kind, factor", [("token", 0.003), ("token", 6.0), ("mixed", 1.0), ("mixed", 0.5)])
 def test_language_loss_and_gradients(peer, theirs, ours, kind, factor):
     loss = LossConfig(generative=kind, generative_factor=factor)
-    total, _, found = our_gradients(peer, Batch(generative=ours.generative), loss)
+    found = our_gradients(peer, Batch(generative=ours.generative), loss)
     expected_loss, expected = their_gradients(
         peer, lambda: original.language(peer.model, theirs["sequences"], kind, factor)
     )
-    assert total == pytest.approx(expected_loss, rel=1e-5)
+    assert found.loss == pytest.approx(expected_loss, rel=1e-5)
     scale = lambda gradients: {name: gradient / factor for name, gradient in gradients.items()}
-    parity.assert_gradients_agree(scale(found), scale(expected))
+    parity.assert_gradients_agree(scale(found.gradients), scale(expected))
 
 
 def test_the_sum_of_both(peer, theirs, ours):
     """`loss_emb + factor * loss_gen`, one gradient of one step."""
     loss = LossConfig(generative="token", generative_factor=0.2)
-    total, parts, found = our_gradients(peer, ours, loss)
+    found = our_gradients(peer, ours, loss)
     both = lambda: contrastive(peer, theirs) + original.language(peer.model, theirs["sequences"], "token", 0.2)
     expected_loss, expected = their_gradients(peer, both)
-    assert total == pytest.approx(expected_loss, rel=1e-5)
-    assert total == pytest.approx(parts["loss_emb"] + 0.2 * parts["loss_gen"], rel=1e-6)
-    parity.assert_gradients_agree(found, expected)
+    assert found.loss == pytest.approx(expected_loss, rel=1e-5)
+    assert found.loss == pytest.approx(found.parts["loss_emb"] + 0.2 * found.parts["loss_gen"], rel=1e-6)
+    parity.assert_gradients_agree(found.gradients, expected)
 
 
 @pytest.mark.parametrize("chunk", [3, 4])
 def test_grad_cache_equals_the_plain_step(peer, theirs, ours, plain, chunk):
     """Chunks of rows here (also where they do not divide), of texts in two passes there: always the plain gradient."""
-    _, parts, found = our_gradients(peer, Batch(embedding=ours.embedding), embedding_chunk=chunk)
+    found = our_gradients(peer, Batch(embedding=ours.embedding), embedding_chunk=chunk)
     assert len(ours.embedding.pool) > chunk
-    assert parts["loss_emb"] == pytest.approx(plain[1]["loss_emb"], rel=1e-6)
-    parity.assert_gradients_agree(without_head(found), without_head(plain[2]), relative=1e-5)
+    assert found.parts["loss_emb"] == pytest.approx(plain.parts["loss_emb"], rel=1e-6)
+    parity.assert_gradients_agree(without_head(found.gradients), without_head(plain.gradients), relative=1e-5)
     loss, expected = original.grad_cache(peer.model, theirs["queries"], theirs["passages"], chunk)
-    assert parts["loss_emb"] == pytest.approx(loss, rel=1e-5)
-    parity.assert_gradients_agree(without_head(found), without_head(make_golden.as_ours(peer.model, expected)))
+    assert found.parts["loss_emb"] == pytest.approx(loss, rel=1e-5)
+    parity.assert_gradients_agree(without_head(found.gradients), without_head(make_golden.as_ours(peer.model, expected)))
 
 
 def test_what_several_devices_did_there(peer, theirs, ours, plain):
@@ -201,12 +195,12 @@ def test_what_several_devices_did_there(peer, theirs, ours, plain):
     )
     expected = make_golden.as_ours(peer.model, expected)
     loss = LossConfig(emb_grad_scale=1 / RANKS, mix_group_size=SEQUENCES // RANKS)
-    _, parts, found = our_gradients(peer, ours, loss)
-    assert parts["loss_emb"] == pytest.approx(emb, rel=1e-5) and parts["loss_gen"] == pytest.approx(gen, rel=1e-5)
-    parity.assert_gradients_agree(found, expected)
+    found = our_gradients(peer, ours, loss)
+    assert found.parts["loss_emb"] == pytest.approx(emb, rel=1e-5) and found.parts["loss_gen"] == pytest.approx(gen, rel=1e-5)
+    parity.assert_gradients_agree(found.gradients, expected)
     # Neither option is idle: without one of them the gradient is another.
     for other in (dataclasses.replace(loss, emb_grad_scale=1.0), dataclasses.replace(loss, mix_group_size=None)):
-        _, _, wrong = our_gradients(peer, ours, other)
+        wrong = our_gradients(peer, ours, other).gradients
         assert max(parity.norm_gap(wrong[name], expected[name]) for name in expected) > 1e-2
 
 
@@ -214,8 +208,8 @@ def test_chunks_of_sequences_are_groups(peer, theirs, ours):
     """Gradient accumulation over chunks of sequences there (each mixed loss divided by the number of chunks)."""
     loss, expected = their_gradients(peer, lambda: make_golden.grouped(peer.model, theirs["sequences"]))
     found = our_gradients(peer, Batch(generative=ours.generative), LossConfig(mix_group_size=make_golden.GROUP))
-    assert found[0] == pytest.approx(loss, rel=1e-5)
-    parity.assert_gradients_agree(found[2], expected)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    parity.assert_gradients_agree(found.gradients, expected)
 
 
 def test_the_golden_files_are_what_their_program_makes():

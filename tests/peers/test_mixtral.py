@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-import numpy as np
 import parity
 import pytest
 
@@ -18,7 +16,7 @@ from conftest import load_make_golden  # noqa: E402
 
 from grit_jax.models.huggingface import read_model_directory  # noqa: E402
 from grit_jax.training.losses import LossConfig  # noqa: E402
-from grit_jax.training.step import StepConfig, joint_loss  # noqa: E402
+from grit_jax.training.step import StepConfig  # noqa: E402
 from grit_jax.types import Batch  # noqa: E402
 
 pytestmark = pytest.mark.peers
@@ -45,11 +43,9 @@ def world(tmp_path_factory):
     return model, read_model_directory(directory), make_golden.tensors(padded), packed
 
 
-def ours(folder, batch, loss=LOSS, **changes):
-    config = dataclasses.replace(folder.config, remat="none", **changes)
-    run = jax.jit(jax.value_and_grad(joint_loss, has_aux=True), static_argnums=2)
-    (total, parts), gradients = run(folder.params, batch, StepConfig(config, loss))
-    return float(total), {k: float(v) for k, v in parts.items()}, {k: np.asarray(v) for k, v in gradients.items()}
+def ours(folder, batch, **changes) -> parity.Gradients:
+    config = dataclasses.replace(folder.config, **changes)
+    return parity.joint_gradients(folder.params, batch, StepConfig(config, LOSS))
 
 
 def test_our_formula_of_the_balance_is_the_one_of_transformers(world):
@@ -65,33 +61,33 @@ def test_our_formula_of_the_balance_is_the_one_of_transformers(world):
 def test_language_and_router_loss_and_gradients(world):
     model, folder, padded, packed = world
     assert folder.config.num_experts == 4 and folder.config.router_aux_loss_coef == COEFFICIENT
-    total, parts, found = ours(folder, Batch(generative=packed.generative))
+    found = ours(folder, Batch(generative=packed.generative))
     loss, gradients = original.gradients(model, lambda: original.mixtral_language(model, padded["sequences"], FACTOR)[0])
     with torch.no_grad():
         router = original.mixtral_language(model, padded["sequences"], FACTOR)[1].item()
-    assert parts["loss_router"] == pytest.approx(router, rel=1e-5)
-    assert total == pytest.approx(loss, rel=1e-5)
-    assert total == pytest.approx(FACTOR * parts["loss_gen"] + COEFFICIENT * router, rel=1e-6)
+    assert found.parts["loss_router"] == pytest.approx(router, rel=1e-5)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    assert found.loss == pytest.approx(FACTOR * found.parts["loss_gen"] + COEFFICIENT * router, rel=1e-6)
     expected = make_golden.as_ours(model, gradients)
-    parity.assert_gradients_agree(found, expected)
-    assert any(name.startswith("expert_") for name in found) and "router" in found
+    parity.assert_gradients_agree(found.gradients, expected)
+    assert any(name.startswith("expert_") for name in found.gradients) and "router" in found.gradients
     # The router's loss is seen in the gradients, and so is that the factor leaves it alone.
-    without = ours(folder, Batch(generative=packed.generative), router_aux_loss_coef=0.0)[2]
-    scaled = ours(folder, Batch(generative=packed.generative), router_aux_loss_coef=FACTOR * COEFFICIENT)[2]
+    without = ours(folder, Batch(generative=packed.generative), router_aux_loss_coef=0.0)
+    scaled = ours(folder, Batch(generative=packed.generative), router_aux_loss_coef=FACTOR * COEFFICIENT)
     for other in (without, scaled):
-        assert parity.norm_gap(other["router"], expected["router"]) > 0.1
+        assert parity.norm_gap(other.gradients["router"], expected["router"]) > 0.1
 
 
 def test_the_embedding_pass_has_no_router_loss(world):
     model, folder, padded, packed = world
-    total, parts, found = ours(folder, packed)
+    found = ours(folder, packed)
 
     def both():
         vectors = [original.embed(model, padded[side]) for side in ("queries", "passages")]
         return original.contrastive(*vectors) + original.mixtral_language(model, padded["sequences"], FACTOR)[0]
 
     loss, gradients = original.gradients(model, both)
-    assert total == pytest.approx(loss, rel=1e-5)
-    parity.assert_gradients_agree(found, make_golden.as_ours(model, gradients))
-    alone = ours(folder, Batch(embedding=packed.embedding))[1]
-    assert set(alone) == {"loss_emb"} and alone["loss_emb"] == pytest.approx(parts["loss_emb"], rel=1e-6)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    parity.assert_gradients_agree(found.gradients, make_golden.as_ours(model, gradients))
+    alone = ours(folder, Batch(embedding=packed.embedding)).parts
+    assert set(alone) == {"loss_emb"} and alone["loss_emb"] == pytest.approx(found.parts["loss_emb"], rel=1e-6)

@@ -5,7 +5,6 @@ There the batches are padded, here they are packed rows.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ from safetensors.numpy import load_file
 from grit_jax.models.huggingface import read_model_directory
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, make_optimizer, make_schedule
-from grit_jax.training.step import StepConfig, joint_loss
+from grit_jax.training.step import StepConfig
 from grit_jax.types import Batch
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,7 +34,7 @@ def golden() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def model():
     found = read_model_directory(GOLDEN)
-    return dataclasses.replace(found.config, remat="none"), {k: np.asarray(v) for k, v in found.params.items()}
+    return found.config, {name: np.asarray(value) for name, value in found.params.items()}
 
 
 def part(golden, prefix):
@@ -57,38 +56,31 @@ def batch(golden):
     return found
 
 
-run = jax.jit(jax.value_and_grad(joint_loss, has_aux=True), static_argnums=2)
-
-
-@pytest.fixture(scope="module")
-def joint(model, batch):
-    """Loss, parts and gradients of `emb + groups`."""
+def ours(model, batch, **loss):
     config, params = model
-    return run(params, batch, StepConfig(config, LossConfig(mix_group_size=GROUP)))
+    return parity.joint_gradients(params, batch, StepConfig(config, LossConfig(**loss)))
 
 
-def test_joint_losses_and_gradients(golden, joint):
-    (total, parts), found = joint
-    assert float(parts["loss_emb"]) == pytest.approx(number(golden, "loss/emb"), rel=1e-5)
-    assert float(parts["loss_gen"]) == pytest.approx(number(golden, "loss/groups"), rel=1e-5)
-    assert float(total) == pytest.approx(number(golden, "loss/emb") + number(golden, "loss/groups"), rel=1e-5)
-    expected = part(golden, "gradient/emb/")
-    generative = part(golden, "gradient/groups/")
-    parity.assert_gradients_agree(found, {name: expected[name] + generative[name] for name in expected})
+def test_joint_losses_and_gradients(golden, model, batch):
+    """`emb + groups`."""
+    found = ours(model, batch, mix_group_size=GROUP)
+    emb, groups = number(golden, "loss/emb"), number(golden, "loss/groups")
+    assert found.parts["loss_emb"] == pytest.approx(emb, rel=1e-5)
+    assert found.parts["loss_gen"] == pytest.approx(groups, rel=1e-5)
+    assert found.loss == pytest.approx(emb + groups, rel=1e-5)
+    contrastive, generative = part(golden, "gradient/emb/"), part(golden, "gradient/groups/")
+    parity.assert_gradients_agree(found.gradients, {name: contrastive[name] + generative[name] for name in contrastive})
 
 
 def test_token_loss_with_its_factor(golden, model, batch):
-    config, params = model
-    loss = LossConfig(generative="token", generative_factor=TOKEN_FACTOR)
-    (total, _), found = run(params, Batch(generative=batch.generative), StepConfig(config, loss))
-    assert float(total) == pytest.approx(number(golden, "loss/token"), rel=1e-5)
-    parity.assert_gradients_agree(found, part(golden, "gradient/token/"))
+    found = ours(model, Batch(generative=batch.generative), generative="token", generative_factor=TOKEN_FACTOR)
+    assert found.loss == pytest.approx(number(golden, "loss/token"), rel=1e-5)
+    parity.assert_gradients_agree(found.gradients, part(golden, "gradient/token/"))
 
 
 def test_mixed_loss_of_the_whole_batch(golden, model, batch):
-    config, params = model
-    loss = jax.jit(joint_loss, static_argnums=2)(params, Batch(generative=batch.generative), StepConfig(config, LossConfig()))
-    assert float(loss[0]) == pytest.approx(number(golden, "loss/mixed"), rel=1e-5)
+    found = ours(model, Batch(generative=batch.generative))
+    assert found.loss == pytest.approx(number(golden, "loss/mixed"), rel=1e-5)
     # The groups differ from it: a mistake in them would be seen.
     assert abs(number(golden, "loss/mixed") / number(golden, "loss/groups") - 1) > 1e-3
 
