@@ -1,4 +1,4 @@
-"""Quick compilation for tests that compile many small programs."""
+"""Tests compile quickly (see conftest.py); those that look at what the compiler made of a program ask for all of it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax
 
 
 @contextlib.contextmanager
-def quickly_compiled(yes: bool = True) -> Iterator[None]:
-    """Compiles without most optimizations (or with them), and leaves the setting as it was."""
+def fully_compiled() -> Iterator[None]:
+    """Compiles with all optimizations, and leaves the setting as it was."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", yes)
+    jax.config.update("jax_disable_most_optimizations", False)
     try:
         yield
     finally:

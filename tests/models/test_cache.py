@@ -15,8 +15,6 @@ from grit_jax.models.rotary import Rotation, rotate
 from grit_jax.models.transformer import Transformer, parameter_shapes
 from grit_jax.types import KV, AttentionMode, GritError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,

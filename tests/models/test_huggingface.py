@@ -21,8 +21,6 @@ from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.transformer import Transformer, init_params
 from grit_jax.types import AttentionMode, GritError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 WINDOWS = ("gemma2", "gemma3", "mistral", "qwen2_windows")

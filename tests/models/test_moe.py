@@ -16,8 +16,6 @@ from grit_jax.models.transformer import Transformer
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows, tree_shardings
 from grit_jax.types import AttentionMode, RouterStats, Rows
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 CONFIG = ModelConfig(
     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,

@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quickly_compiled
+from compilation import fully_compiled
 
 from grit_jax.models.config import FULL, SLIDING, ModelConfig
 from grit_jax.models.parameters import owners, parameter_shapes
 from grit_jax.models.pattern import Run, plan_runs
 from grit_jax.models.transformer import Transformer
 from grit_jax.types import AttentionMode
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CAUSAL = AttentionMode.CAUSAL
 SMALL = ModelConfig(
@@ -114,7 +112,7 @@ def test_a_pattern_with_a_remainder_copies_no_weights():
     layers = sum(np.prod(s.shape) for n, s in shapes.items() if n not in ("embed", "head")) * 4
 
     def memory(function, *args):
-        with quickly_compiled(False):
+        with fully_compiled():
             return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
     def loss(params, config):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import jax
 import numpy as np
 import pytest
 
@@ -12,15 +9,6 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.types import Batch, CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
 
 VOCAB, ROWS, LENGTH = 64, 8, 16
-
-
-# Of each module: its programs are many and small, and compiled in half the time (see tests/inference/conftest.py).
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
