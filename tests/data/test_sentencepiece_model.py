@@ -189,3 +189,24 @@ def test_every_token_of_the_config_is_there(tmp_path):
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     assert tokenizer.encode_rendered("<|user|><new>") == [size - 1, size]
     assert "<new>" not in tokenizer.special_tokens and "<|user|>" in tokenizer.special_tokens
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_pieces_added_to_a_model_later(model_type, tmp_path):
+    """Pieces at the end with the best scores, as vocabularies are extended, and such as complete a control piece."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    trained = tokenizer_kinds.sentencepiece_model(**{**tokenizer_kinds.PLAIN, "model_type": model_type})
+    proto = sentencepiece_model_pb2.ModelProto.FromString(trained)
+    known = {piece.piece for piece in proto.pieces}
+    for text, score in (("s>", 0.0), ("</", 0.0), ("/s", -0.1), ("0A>", -0.2), ("<0x", -0.3), ("k>", 0.0), ("er", 0.0)):
+        if text not in known:
+            proto.pieces.add(piece=text, score=score, type=1)
+    content = proto.SerializeToString()
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    lines = [*corpus.lines(300), "<s>", "</s>", "<unk>", "<0x0A>", "<s></s> <unk>x<0x0A>", "river forest lantern"]
+    assert processor.piece_to_id("s>") in tokenizer.encode("<s>")
+    for line, ours, theirs in zip(lines, tokenizer.encode_batch(lines), processor.encode(lines)):
+        assert ours == theirs or (sorted(ours) == sorted(theirs) and re.search(r"(.)\1\1", line)), line

@@ -108,11 +108,11 @@ def sentencepiece_model(**options: Any) -> bytes:
 
 
 # How Llama 2, Mistral and Gemma were trained, as far as it shows in ids.
-_PLAIN = {
+PLAIN = {
     "normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True,
     "split_digits": True, "allow_whitespace_only_pieces": True, "required_chars": "".join(map(chr, range(33, 127))),
 }  # fmt: skip
-_LLAMA = {"model_type": "bpe", **_PLAIN, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+_LLAMA = {"model_type": "bpe", **PLAIN, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
 
 
 def _llama2(directory: Path, legacy: bool | None) -> None:
@@ -144,7 +144,7 @@ def _mistral(directory: Path) -> None:
 def _gemma(directory: Path) -> None:
     runs = ["▁" * n for n in range(2, 12)] + ["\n" * n for n in range(1, 6)]
     model = sentencepiece_model(
-        model_type="bpe", **_PLAIN, add_dummy_prefix=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>",
+        model_type="bpe", **PLAIN, add_dummy_prefix=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>",
         bos_piece="<bos>", eos_piece="<eos>", user_defined_symbols=["<start_of_turn>", "<end_of_turn>", *runs],
     )  # fmt: skip
     (directory / "tokenizer.model").write_bytes(model)
@@ -167,7 +167,7 @@ MAKERS = {
     "llama2-legacy": lambda d: _llama2(d, True),
     "mistral": _mistral,
     "gemma": _gemma,
-    "unigram": lambda d: _unigram(d, **_PLAIN, add_dummy_prefix=False, user_defined_symbols=["\n"]),
+    "unigram": lambda d: _unigram(d, **PLAIN, add_dummy_prefix=False, user_defined_symbols=["\n"]),
     # SentencePiece's defaults: NFKC, dummy prefix, extra whitespace removed, no bytes.
     "unigram-nfkc": _unigram,
 }
