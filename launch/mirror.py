@@ -7,11 +7,14 @@ to the checkpoint go up before it. So a machine that dies at any instant leaves 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 MARK = "commit_success.txt"
+KEEP = 2  # whole checkpoints in the bucket: should the newest be damaged, there is one before
 FINAL_ONLY = "model"  # written at the end; half of it would pass for a finished run's
 # What `gcloud storage rsync --exclude` takes: regular expressions over the path in the folder.
 NOT_RESTORED = r"^(checkpoints|model|logs)/.*"
@@ -29,6 +32,7 @@ class Mirror:
 
     def __init__(self, local: Path, remote: str, run: Run):
         self.local, self.remote, self._run = local, remote.rstrip("/"), run
+        self._held = local.with_name(f"{local.name}.copying")
         self._whole: set[int] = set()  # checkpoints whole in the bucket
 
     def restore(self) -> int | None:
@@ -37,49 +41,46 @@ class Mirror:
         Returns:
           its step, or None when there is nothing to go on from.
         """
-        self._whole = self._list()
+        self._whole = self._list(f"*/{MARK}")
+        for step in sorted(self._list("") - self._whole):  # half of one, from a machine that died
+            self._remove(step, marked=False)
         here = self._whole_here()
-        if not self._whole:
+        newest = max(self._whole, default=0)
+        if not self._whole or max(here, default=0) >= newest:
             return max(here, default=None)
-        newest = max(self._whole)
-        if here and max(here) >= newest:
-            return max(here)
         target = self.local / "checkpoints" / str(newest)
         half = target.with_name(f"{newest}.restoring")
         for old in (half, target):
             shutil.rmtree(old, ignore_errors=True)
         half.mkdir(parents=True)
         self._storage("rsync", "--recursive", f"--exclude={NOT_RESTORED}", self.remote, str(self.local))
-        self._storage("rsync", "--recursive", f"{self.remote}/checkpoints/{newest}", str(half))
+        self._storage("rsync", "--recursive", self._there(newest), str(half))
         if not (half / MARK).exists():
-            raise MirrorError(f"{self.remote}/checkpoints/{newest}: came back without {MARK}")
+            raise MirrorError(f"{self._there(newest)}: came back without {MARK}")
         half.rename(target)
         return newest
 
     def sync(self, last: bool = False) -> None:
-        """Copies what is new to the bucket, and removes there the checkpoints that the run has dropped."""
-        here = self._whole_here()
-        new = sorted(here - self._whole)
-        for step in new:
+        """Copies what is new to the bucket: the newest checkpoint, and all that is not a checkpoint."""
+        step = self._hold()
+        if step:
             self.copy_checkpoint(step)
         self.copy_rest(model=last and (self.local / FINAL_ONLY).is_dir())
-        for step in new:
+        if step:
             self.mark(step)
             self._whole.add(step)
-        for step in sorted(self._whole - here):
-            if here and step < max(here):
-                self._storage("rm", f"{self.remote}/checkpoints/{step}/{MARK}")
-                self._whole.discard(step)
-                self._storage("rm", "--recursive", f"{self.remote}/checkpoints/{step}")
+            shutil.rmtree(self._held)
+        for old in sorted(self._whole)[:-KEEP]:
+            self._whole.discard(old)
+            self._remove(old)
 
     def copy_checkpoint(self, step: int | str) -> None:
         """All of a checkpoint but its mark."""
-        here, there = f"{self.local}/checkpoints/{step}", f"{self.remote}/checkpoints/{step}"
-        self._storage("rsync", "--recursive", f"--exclude=^{MARK}$", here, there)
+        self._storage("rsync", "--recursive", f"--exclude=^{MARK}$", f"{self._held}/{step}", self._there(step))
 
     def mark(self, step: int | str) -> None:
         """Makes a copied checkpoint count."""
-        self._storage("cp", f"{self.local}/checkpoints/{step}/{MARK}", f"{self.remote}/checkpoints/{step}/{MARK}")
+        self._storage("cp", f"{self._held}/{step}/{MARK}", f"{self._there(step)}/{MARK}")
 
     def copy_rest(self, model: bool) -> None:
         """Metrics, configuration, tokenizer; at the end the model."""
@@ -91,16 +92,42 @@ class Mirror:
         """Copies one file, such as the log."""
         self._storage("cp", str(file), f"{self.remote}/{name}")
 
-    def _list(self) -> set[int]:
-        """Steps of the whole checkpoints in the bucket."""
+    def _hold(self) -> int | None:
+        """Hard links to the newest checkpoint, if the bucket lacks it: the run may drop it while it is being copied.
+
+        A run drops the newest one never, so what was still the newest after the linking was linked whole.
+        """
+        for _ in range(5):
+            shutil.rmtree(self._held, ignore_errors=True)
+            step = max(self._whole_here(), default=0)
+            if step <= max(self._whole, default=0):
+                return None
+            with contextlib.suppress(shutil.Error, FileNotFoundError):
+                shutil.copytree(self.local / "checkpoints" / str(step), self._held / str(step), copy_function=os.link)
+                if max(self._whole_here(), default=0) == step:
+                    return step
+        return None
+
+    def _remove(self, step: int, marked: bool = True) -> None:
+        """A checkpoint from the bucket. What stays there by some mishap costs little; the next machine tries again."""
+        with contextlib.suppress(MirrorError):
+            if marked:
+                self._storage("rm", f"{self._there(step)}/{MARK}")
+            self._storage("rm", "--recursive", self._there(step))
+
+    def _list(self, what: str) -> set[int]:
+        """Steps that the bucket has something of under `checkpoints/STEP/`."""
         try:
-            text = self._storage("ls", f"{self.remote}/checkpoints/*/{MARK}")
+            text = self._storage("ls", f"{self.remote}/checkpoints/{what}")
         except MirrorError as error:
             if "matched no objects" in str(error):
                 return set()
             raise
-        steps = (line.rsplit("/", 2)[-2] for line in text.split())
-        return {int(step) for step in steps if step.isdecimal()}
+        names = (line.removeprefix(f"{self.remote}/checkpoints/").partition("/")[0] for line in text.split())
+        return {int(name) for name in names if name.isdecimal()}
+
+    def _there(self, step: int | str) -> str:
+        return f"{self.remote}/checkpoints/{step}"
 
     def _whole_here(self) -> set[int]:
         """Steps of the whole checkpoints on this machine; one being written has another name yet."""

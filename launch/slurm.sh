@@ -38,13 +38,13 @@ nodes=${SLURM_JOB_NUM_NODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:-8}
 if grep -rqF --include='*.py' 'distributed.initialize(' "$code/grit_jax"; then
   # One process a GPU, each seeing all GPUs of its node: so jax.distributed reads Slurm's variables.
-  layout=(--nodes="$nodes" --ntasks-per-node="$gpus")
+  layout=(--nodes="$nodes" --ntasks="$((nodes * gpus))" --ntasks-per-node="$gpus")
 elif [ "$nodes" -gt 1 ]; then
   fail "$nodes nodes, and grit train in this checkout runs on one (it does not call jax.distributed.initialize yet)"
 else
   layout=(--nodes=1 --ntasks=1)
 fi
-step=(srun "${layout[@]}" --gpu-bind=none --kill-on-bad-exit=1 --unbuffered "$grit" train "$@")
+step=(srun "${layout[@]}" --gpu-bind=none --cpu-bind=none --kill-on-bad-exit=1 --unbuffered "$grit" train "$@")
 
 if $dry_run; then
   printf '%q ' "${step[@]}" | sed 's/ $//'
@@ -53,7 +53,8 @@ if $dry_run; then
 fi
 
 out_of_time=false
-trap 'out_of_time=true; kill -TERM "$pid" 2> /dev/null || true' USR1
+# To the tasks themselves: srun, told to end, kills them at once.
+trap 'out_of_time=true; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
 "${step[@]}" &
 pid=$!
 status=0

@@ -43,7 +43,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("machine.SHIPPED", ("launch",))  # packing the package takes longer than all else here
-    monkeypatch.setenv("GRIT_SYNC_SECONDS", "0.05")
+    monkeypatch.setenv("GRIT_SYNC_SECONDS", "0.1")
     for name in ("GRIT_HOME", "CLOUDSDK_CORE_PROJECT", "CLOUDSDK_COMPUTE_ZONE", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     yield Cloud(root, capfd)

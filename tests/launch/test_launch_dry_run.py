@@ -9,10 +9,11 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from fake_cloud import FAST, HERE, JOB, LAUNCH, REPOSITORY, WHERE
+from fake_cloud import FAST, HERE, JOB, LAUNCH, REPOSITORY, WHERE, Cloud
 
 GOLDEN = HERE / "golden"
 SPOT = ["--type=v5litepod-8", "--spot"]
@@ -49,24 +50,29 @@ CASES = {
 }  # fmt: skip
 
 
-def dry_run(words: list[str], home: Path) -> str:
+def dry_run(words: list[str], cloud: Cloud, home: Path) -> str:
     """What a script prints with --dry-run, the paths of this machine by names."""
     at = words.index("--") if "--" in words else len(words)
-    front = ["--dry-run"] if words[0].endswith(".sh") else []
-    command = [str(LAUNCH / words[0]), *front, *words[1:at], *([] if front else ["--dry-run"]), *words[at:]]
-    where = {**os.environ, "HOME": str(home), "PATH": "/usr/bin:/bin", "TMPDIR": str(home / "tmp")}
-    (home / "tmp").mkdir(exist_ok=True)
-    program = [] if front else [sys.executable, "-S"]
-    done = subprocess.run([*program, *command], capture_output=True, text=True, env=where, cwd=home)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    for path, name in ((home / "tmp", "TMP"), (home, "HOME"), (REPOSITORY, "REPOSITORY")):
-        done.stdout = done.stdout.replace(str(path), name)
-    return done.stdout
+    if words[0] == "tpu.py":
+        done = cloud.tpu(*words[1:at], "--dry-run", *words[at:])
+        said = (done.status, done.out, done.err)
+    else:
+        where = {**os.environ, "HOME": str(home), "PATH": "/usr/bin:/bin"}
+        options = ["--dry-run", *words[1:]] if words[0].endswith(".sh") else [*words[1:at], "--dry-run", *words[at:]]
+        program = [sys.executable, "-S"] if words[0] == "worker.py" else []
+        run = subprocess.run(
+            [*program, str(LAUNCH / words[0]), *options], capture_output=True, text=True, env=where, cwd=home
+        )
+        said = (run.returncode, run.stdout, run.stderr)
+    assert (said[0], said[2]) == (0, "")
+    text = said[1].replace(tempfile.gettempdir() + "/grit-", "TMP/grit-")
+    return text.replace(str(home), "HOME").replace(str(REPOSITORY), "REPOSITORY")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case, tmp_path):
-    said = f"# launch/{shlex.join(CASES[case])}\n{dry_run(CASES[case], tmp_path)}"
+def test_golden(case, cloud, tmp_path, monkeypatch):
+    monkeypatch.undo()  # what a person would get: the whole package is shipped
+    said = f"# launch/{shlex.join(CASES[case])}\n{dry_run(CASES[case], cloud, tmp_path)}"
     golden = GOLDEN / f"{case}.txt"
     if "REWRITE_GOLDEN" in os.environ:
         golden.write_text(said)

@@ -52,11 +52,12 @@ def test_startup_runs_what_it_prints(tmp_path, monkeypatch):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A job of one node with four GPUs: `srun` runs its command once, and notes its words; `scontrol` notes its own."""
+    """A job of one node with four GPUs: `srun` runs its command once and notes its words; `scontrol` notes its own."""
     checkout = tmp_path / "checkout"
     (checkout / "grit_jax").mkdir(parents=True)
     program(checkout / ".venv" / "bin" / "grit", '#!/bin/bash\necho "grit $*"\nexec sleep "${FAKE_SLEEP:-0}"\n')
-    program(tmp_path / "bin" / "srun", f'#!/bin/bash\necho "$@" >> {tmp_path}/srun\nwhile [[ $1 == --* ]]; do shift; done\n[ -z "${{FAKE_STATUS:-}}" ] || exit "$FAKE_STATUS"\nexec "$@"\n')
+    program(tmp_path / "bin" / "srun", f'#!/bin/bash\necho "$@" >> {tmp_path}/srun\necho $$ > {tmp_path}/pid\nwhile [[ $1 == --* ]]; do shift; done\n[ -z "${{FAKE_STATUS:-}}" ] || exit "$FAKE_STATUS"\nexec "$@"\n')
+    program(tmp_path / "bin" / "scancel", f'#!/bin/bash\n[ "$*" = "--signal=TERM 17" ] && kill -TERM "$(cat {tmp_path}/pid)"\n')
     program(tmp_path / "bin" / "scontrol", f'#!/bin/bash\necho "$@" >> {tmp_path}/scontrol\n')
     job = {"SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "4"}
     for key, value in {**job, "PATH": f"{tmp_path}/bin:/usr/bin:/bin"}.items():
@@ -85,7 +86,7 @@ def test_slurm_on_several_nodes_waits_for_a_package_that_joins_them(slurm, monke
     (slurm / "checkout" / "grit_jax" / "hosts.py").write_text("jax.distributed.initialize()\n")
     assert sbatch("my.yaml", "--output", "/shared/out").returncode == 0
     words = (slurm / "srun").read_text().split()
-    assert "--nodes=2" in words and "--ntasks-per-node=4" in words and "--gpu-bind=none" in words
+    assert {"--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--gpu-bind=none"} <= set(words)
 
 
 def test_slurm_requeues_when_the_time_is_up(slurm, monkeypatch):
