@@ -1,0 +1,114 @@
+"""`--dry-run` prints the commands that would run, one a line: compared with golden files, and with what does run.
+
+Written anew by: REWRITE_GOLDEN=1 python -m pytest tests/launch/test_launch_dry_run.py   (then look at the difference)
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from fake_cloud import FAST, HERE, JOB, LAUNCH, REPOSITORY, WHERE, Cloud
+
+GOLDEN = HERE / "golden"
+SPOT = ["--type=v5litepod-8", "--spot"]
+CASES = {
+    "create": ["tpu.py", "create", "demo", "--type=v6e-8", *WHERE],
+    "create_reserved": ["tpu.py", "create", "demo", "--type=v5p-8", "--reserved", "--image=mine", *WHERE],
+    "create_vm": [
+        "tpu.py", "create", "demo", "--vm", *SPOT, "--service-account=grit@my-project.iam.gserviceaccount.com",
+        "--create-flag=--network=my-net", *WHERE,
+    ],
+    "wait": ["tpu.py", "wait", "demo", *WHERE],
+    "install": ["tpu.py", "install", "demo", *WHERE],
+    "run": ["tpu.py", "run", "demo", *JOB, *WHERE, "--", "--train.steps", "100"],
+    "run_detached": ["tpu.py", "run", "demo", "configs/quickstart_base.yaml", JOB[1], *WHERE, "--detach"],
+    "watch": ["tpu.py", "watch", "demo", *JOB, *SPOT, *WHERE, "--delete"],
+    "watch_vm": ["tpu.py", "watch", "demo", "--vm", *JOB, *SPOT, *WHERE],
+    "watch_pod": ["tpu.py", "watch", "demo", *JOB, "--type=v5p-128", *WHERE],
+    "status": ["tpu.py", "status", "demo", *WHERE],
+    "logs": ["tpu.py", "logs", "demo", "--follow", "--worker=1", *WHERE],
+    "exec": ["tpu.py", "exec", "demo", *WHERE, "--", "df -h ~; free -g"],
+    "stop": ["tpu.py", "stop", "demo", *WHERE],
+    "delete": ["tpu.py", "delete", "demo", *WHERE],
+    "delete_vm": ["tpu.py", "delete", "demo", "--vm", *WHERE],
+    "xpk": [
+        "tpu.py", "xpk", "demo", *JOB, "--type=v6e-4", "--spot", "--cluster=my-cluster",
+        "--docker-image=us-docker.pkg.dev/my-project/grit/grit:1", *WHERE, "--", "--train.steps", "100",
+    ],
+    "worker_install": ["worker.py", "install"],
+    "worker_install_cpu": ["worker.py", "install", "--extra=cpu"],
+    "worker_train": ["worker.py", "train", *JOB[:1], "gs://bucket/runs/mine", "--", "--train.steps", "100"],
+    "worker_train_direct": ["worker.py", "train", "configs/quickstart_base.yaml", "gs://bucket/runs/mine", "--direct"],
+    "slurm": ["slurm.sh", "my.yaml", "--output", "/shared/my run", "--train.steps", "100"],
+    "startup": ["startup.sh"],
+}  # fmt: skip
+
+
+def dry_run(words: list[str], cloud: Cloud, home: Path) -> str:
+    """What a script prints with --dry-run, the paths of this machine by names."""
+    at = words.index("--") if "--" in words else len(words)
+    if words[0] == "tpu.py":
+        done = cloud.tpu(*words[1:at], "--dry-run", *words[at:])
+        said = (done.status, done.out, done.err)
+    else:
+        where = {**os.environ, "HOME": str(home), "PATH": "/usr/bin:/bin"}
+        options = ["--dry-run", *words[1:]] if words[0].endswith(".sh") else [*words[1:at], "--dry-run", *words[at:]]
+        program = [sys.executable, "-S"] if words[0] == "worker.py" else []
+        run = subprocess.run(
+            [*program, str(LAUNCH / words[0]), *options], capture_output=True, text=True, env=where, cwd=home
+        )
+        said = (run.returncode, run.stdout, run.stderr)
+    assert (said[0], said[2]) == (0, "")
+    text = said[1].replace(tempfile.gettempdir() + "/grit-", "TMP/grit-")
+    return text.replace(str(home), "HOME").replace(str(REPOSITORY), "REPOSITORY")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, cloud, tmp_path, monkeypatch):
+    monkeypatch.undo()  # what a person would get: the whole package is shipped
+    said = f"# launch/{shlex.join(CASES[case])}\n{dry_run(CASES[case], cloud, tmp_path)}"
+    golden = GOLDEN / f"{case}.txt"
+    if "REWRITE_GOLDEN" in os.environ:
+        golden.write_text(said)
+    assert said == golden.read_text()
+
+
+def test_golden_files_are_shell_commands_one_a_line():
+    files = sorted(GOLDEN.glob("*.txt"))
+    assert [file.stem for file in files] == sorted(CASES)
+    programs = set()
+    for file in files:
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        assert lines, file
+        programs |= {shlex.split(line)[0].rpartition("/")[2] for line in lines}
+    assert programs == {"gcloud", "tar", "docker", "xpk", "srun", "sh", "systemctl", "python3", "uv", "grit"}
+    everything = "\n".join(file.read_text() for file in files)
+    assert subprocess.run(["bash", "-n"], input=everything, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("extra", [[], ["--vm"], ["--spot"]])
+def test_what_is_printed_is_what_runs(played, extra):
+    """A run without setbacks: the calls that reach gcloud are the lines of the dry run, word for word."""
+    watch = ["watch", "demo", *JOB, "--type=v5litepod-8", *WHERE, *FAST, *extra, "--delete"]
+    played.play(states=[["READY" if extra == ["--vm"] else "ACTIVE"]], status=["absent", "idle", "exited 0"])
+    printed = [line for line in played.tpu(*watch, "--dry-run").out.splitlines() if line.startswith("gcloud")]
+    assert played.calls == []
+    assert played.tpu(*watch).status == 0
+    assert played.calls == printed
+
+
+def test_a_dry_run_runs_nothing(cloud):
+    """Not even `gcloud config get-value`: what it would be asked for must be given."""
+    said = cloud.tpu("watch", "demo", *JOB, *SPOT, "--zone=us-west4-a", "--dry-run")
+    assert said.status == 2 and "no project is given" in said.err
+    for words in CASES.values():
+        if words[0] == "tpu.py":
+            at = words.index("--") if "--" in words else len(words)
+            assert cloud.tpu(*words[1:at], "--dry-run", *words[at:]).status == 0
+    assert cloud.calls == []
