@@ -151,6 +151,22 @@ def test_prefix_lm_there_trains_the_last_answer_alone(pair):
         assert not any(found[: last // 2]) and all(found[last:])
 
 
+def test_a_question_that_ends_in_a_line_break(pair, request):
+    """The one known exception to the same ids: where tags are tokens, the whole string begins with the two line
+    breaks and has the tag in pieces; here a tag is always the same token. What is trained is the same."""
+    mine, theirs = pair
+    turns = ["what is amber?\n", "so"]
+    ids, answers = by_characters(theirs, turns)
+    (text,) = our_masks(mine, [turns])
+    assert (list(text.ids) == ids) == (request.node.callspec.params["pair"] == "mistral")
+    trained_here, trained_there = (
+        [i for i, marked in zip(*both) if marked] for both in ((text.ids, text.targets), (ids, answers))
+    )
+    assert trained_here == trained_there and mine.decode(text.ids) == mine.decode(ids)
+    if list(text.ids) != ids:
+        assert theirs.convert_tokens_to_ids("\n\n") in ids and theirs.convert_tokens_to_ids(TAG) in text.ids
+
+
 def test_typed_special_tokens(pair):
     """A user who types `</s>` ends a sequence there and writes four characters here."""
     mine, theirs = pair
