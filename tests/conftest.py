@@ -9,9 +9,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 import pytest
+from quick_compilation import quickly_compiled
 
 from grit_jax.data.chat import GRIT
 from grit_jax.data.tokenizer import Tokenizer
@@ -60,3 +63,10 @@ def tiny_model(tiny_config: ModelConfig, tiny_params: Params, tiny_tokenizer: To
     from grit_jax.inference.model import GritLM
 
     return GritLM(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """For a module that compiles many small programs (`pytestmark = pytest.mark.usefixtures("quick")`)."""
+    with quickly_compiled():
+        yield

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
-import jax
 import pytest
-
-
-@contextlib.contextmanager
-def quickly_compiled(yes: bool) -> Iterator[None]:
-    """Compiles without most optimizations (or with them), and leaves the setting as it was."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", yes)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+from quick_compilation import quickly_compiled
 
 
 # A module, not "package": pytest takes this folder (no __init__.py) for no package, and the setting would stay on for
