@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
-from quick_compilation import quickly_compiled
+from compilation import quickly_compiled
 
 from grit_jax.data.chat import GRIT
 from grit_jax.data.tokenizer import Tokenizer

@@ -63,13 +63,12 @@ def forward(params: dict, config: ModelConfig, tokens: Sequence[int], positions,
         if c.qk_norm:
             q, k = norm(q, w["query_norm"][i]), norm(k, w["key_norm"][i])
         q, k = rotate(q, kind.local_rope), rotate(k, kind.local_rope)
-        heads = []
-        for n in range(N):
-            scores = bend(q[:, n] @ k[:, n * K // N].T / math.sqrt(c.query_pre_attn_scalar or H), c.attn_logit_softcapping)
-            scores = xp.where(mask & near(kind.window), scores, -np.inf)
-            p = xp.exp(scores - scores.max(-1, keepdims=True))
-            heads.append(p / p.sum(-1, keepdims=True) @ v[:, n * K // N])
-        return xp.stack(heads, 1).reshape(T, N * H) @ w["attention_out"][i]
+        k, v = (xp.repeat(y, N // K, axis=1) for y in (k, v))
+        scores = xp.einsum("tnh,snh->nts", q, k) / math.sqrt(c.query_pre_attn_scalar or H)
+        scores = xp.where(mask & near(kind.window), bend(scores, c.attn_logit_softcapping), -np.inf)
+        p = xp.exp(scores - scores.max(-1, keepdims=True))
+        out = xp.einsum("nts,snh->tnh", p / p.sum(-1, keepdims=True), v)
+        return out.reshape(T, N * H) @ w["attention_out"][i]
 
     def feed_forward(h, i):
         return (activation(h @ w["gate"][i]) * (h @ w["up"][i])) @ w["down"][i]
@@ -83,7 +82,8 @@ def forward(params: dict, config: ModelConfig, tokens: Sequence[int], positions,
         if c.norm_topk_prob:
             router = router / router.sum(-1, keepdims=True)
         gate, up, down = (w[f"expert_{name}"][i] for name in ("gate", "up", "down"))
-        return sum(router[:, e : e + 1] * ((activation(h @ gate[e]) * (h @ up[e])) @ down[e]) for e in range(c.num_experts))
+        wide = activation(xp.einsum("td,edf->etf", h, gate)) * xp.einsum("td,edf->etf", h, up)
+        return xp.einsum("te,etf,efd->td", router, wide, down)
 
     x = w["embed"][np.asarray(tokens)] * (math.sqrt(c.hidden_size) if c.scale_embeddings else 1)
     dense = sparse = 0

@@ -77,6 +77,9 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
 def _check_expressible(config: ModelConfig, family: Family) -> None:
     """Raises GritError for what transformers' class of the family does not have, or always has."""
     c = config
+    for key, needed in (("num_experts", family.experts), ("rope_local_base_freq", family.rope_local_base_freq)):
+        if needed and not getattr(c, key):
+            raise GritError(f"model.{key} is {_yaml(getattr(c, key))}, but {family.class_name} always has it; set it")
     must = features(family)
     if not family.gemma:
         must |= {"query_pre_attn_scalar": None, "final_logit_softcapping": None}
@@ -97,9 +100,6 @@ def _check_expressible(config: ModelConfig, family: Family) -> None:
             raise GritError(
                 f"model.{key} is {_yaml(found)}, which {family.class_name} cannot have in transformers; set {fix}"
             )
-    for key, needed in (("num_experts", family.experts), ("rope_local_base_freq", family.rope_local_base_freq)):
-        if needed and not getattr(c, key):
-            raise GritError(f"model.{key} is {_yaml(getattr(c, key))}, but {family.class_name} always has it; set it")
     if c.sliding_window is not None and family.windows == "none":
         raise GritError(
             f"model.sliding_window is {c.sliding_window}, but {family.class_name} has no sliding window in "

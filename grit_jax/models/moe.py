@@ -71,6 +71,10 @@ def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[
     rows = fit(rules.spec(("rows", None, None)), x.shape, mesh)
 
     def local(x, weights, chosen, experts):
+        # Said outright, for the sake of gradients: jax 0.10's argsort forgets over which axes its argument varies, and
+        # a gather by what it gives would not sum up what the devices of an axis send back.
+        if split:
+            x, weights = (jax.lax.pcast(a, split, to="varying") for a in (x, weights))
         return _experts(x, weights, chosen, experts, activation, by_expert, split)
 
     return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, rows, specs), out_specs=rows)(

@@ -28,10 +28,20 @@ class Run:
     period: int
     repeats: int
 
+    @property
+    def layers(self) -> int:
+        """How many they are."""
+        return self.period * self.repeats
+
 
 def plan_runs(kinds: Sequence[LayerKind]) -> tuple[Run, ...]:
-    """Splits a stack into runs: from each place on the pattern that covers most layers, the shortest of those."""
-    runs, start = [], 0
+    """Splits a stack into runs: from each place on the pattern that covers most layers, the shortest of those.
+
+    A remainder shorter than a pattern before it is one run without repeats. Each scan has gradients of the whole
+    stack of its own, which are then added up; those of layers written out are added where they belong.
+    """
+    runs: list[Run] = []
+    start = 0
     while start < len(kinds):
         rest = kinds[start:]
         best = Run(start, 1, 1)
@@ -39,10 +49,12 @@ def plan_runs(kinds: Sequence[LayerKind]) -> tuple[Run, ...]:
             repeats = 1
             while rest[repeats * period : (repeats + 1) * period] == rest[:period]:
                 repeats += 1
-            if repeats > 1 and period * repeats > best.period * best.repeats:
+            if repeats > 1 and period * repeats > best.layers:
                 best = Run(start, period, repeats)
+        if len(rest) < max((run.period for run in runs), default=0):
+            best = Run(start, len(rest), 1)
         runs.append(best)
-        start += best.period * best.repeats
+        start += best.layers
     return tuple(runs)
 
 
@@ -82,16 +94,23 @@ def run_layers(
 
         def pick(given: Any) -> Any:
             i, (weights, cached) = given
-            take = lambda tree, first, stride: jax.tree.map(lambda a: a[first + i * stride], tree)
+            take = lambda tree, first, stride: jax.tree.map(lambda a: _index(a, first + i * stride), tree)
             return {n: take(weights[n], *where) for n, where in mine.items()}, take(cached, place, run.period)
 
         return pick
 
     outputs = []
     for run in plan_runs(kinds) if scan else [Run(i, 1, 1) for i in range(len(kinds))]:
-        layers = [
-            make_layer(kinds[place], picker(run, place)) for place in range(run.start, run.start + run.period)
-        ]
+        places = range(run.start, run.start + run.period)
+        picks = [picker(run, place) for place in places]
+        if run.repeats == 1:
+            found = []
+            for place, pick in zip(places, picks, strict=True):
+                carry, output = make_layer(kinds[place], lambda picked: picked)(carry, pick((0, stacked)))
+                found.append(output)
+            outputs.append(jax.tree.map(lambda *a: jnp.stack(a), *found))
+            continue
+        layers = [make_layer(kinds[place], pick) for place, pick in zip(places, picks, strict=True)]
 
         def body(carry: Any, i: Any, layers: list[Layer] = layers) -> tuple[Any, Any]:
             found = []
@@ -100,11 +119,12 @@ def run_layers(
                 found.append(output)
             return carry, jax.tree.map(lambda *a: jnp.stack(a), *found)
 
-        if run.repeats == 1:
-            carry, output = body(carry, 0)
-        else:
-            # The stacks stay whole outside and are picked from inside: a scanned slice of them would be a copy.
-            carry, output = jax.lax.scan(body, carry, jnp.arange(run.repeats))
-            output = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), output)
-        outputs.append(output)
+        # The stacks stay whole outside and are picked from inside: a scanned slice of them would be a copy.
+        carry, output = jax.lax.scan(body, carry, jnp.arange(run.repeats))
+        outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), output))
     return carry, jax.tree.map(lambda *a: jnp.concatenate(a), *outputs)
+
+
+def _index(a: Any, i: Any) -> Any:
+    """`a[i]`; for a number a slice, whose gradient is put in its place and added to the others without a copy."""
+    return jax.lax.index_in_dim(a, i, keepdims=False) if isinstance(i, int) else a[i]

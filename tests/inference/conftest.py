@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from quick_compilation import quickly_compiled
+from compilation import quickly_compiled
 
 
 # A module, not "package": pytest takes this folder (no __init__.py) for no package, and the setting would stay on for

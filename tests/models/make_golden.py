@@ -44,7 +44,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         **SMALL, intermediate_size=24, num_local_experts=4, num_experts_per_tok=2,
         router_aux_loss_coef=0.02)),
     "qwen3_moe": ("Qwen3Moe", dict(
-        SMALL, num_hidden_layers=4, intermediate_size=40, head_dim=16, num_experts=5, num_experts_per_tok=3,
+        SMALL, num_hidden_layers=4, intermediate_size=24, head_dim=16, num_experts=5, num_experts_per_tok=3,
         moe_intermediate_size=12, norm_topk_prob=False, decoder_sparse_step=2,
         mlp_only_layers=[3])),  # one layer with experts, one that would have them, two without
     "gemma2": ("Gemma2", dict(

@@ -34,7 +34,6 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 LORA = LoraConfig(rank=4, alpha=8.0)
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures("quick")
 ROWS = np.random.default_rng(0).integers(1, 96, (3, 10)).astype(np.int32)
 
 

@@ -1,4 +1,4 @@
-"""Programs that are compiled without most optimizations: for tests that compile many small ones."""
+"""Quick compilation for tests that compile many small programs."""
 
 from __future__ import annotations
 
