@@ -97,8 +97,10 @@ def token_nll(
     return jax.lax.map(one, (flat(hidden), flat(labels), flat(weights))).sum()
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def _nll_step(params: Params, batch: GenerativeBatch, *, config: ModelConfig) -> Float[Array, ""]:
+@functools.partial(jax.jit, static_argnames=("config", "mode"))
+def _nll_step(
+    params: Params, batch: GenerativeBatch, *, config: ModelConfig, mode: AttentionMode
+) -> Float[Array, ""]:
     model = Transformer(config, params)
     rows = batch.rows
     out = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks)

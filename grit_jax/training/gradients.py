@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,16 +41,11 @@ def joint_gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient
     the contrastive loss, the other held fixed (`gritlm: gritlm/training/gradcache_trainer.py`, split_emb). Rows of
     the language losses taken in chunks have their gradients added up as they come, without a second forward pass.
     """
-    result: Gradient | None = None
-    for share in _shares(batch, config):
-        if result is not None:
-            # A backward pass starts when the one before is done, or the compiler might hold both in memory.
-            params, result = jax.lax.optimization_barrier((params, result))
-        found = _gradient(params, share, config)
-        result = found if result is None else jax.tree.map(jnp.add, _named(result, found), _named(found, result))
-    if result is None:
+    shares = _shares(batch, config)
+    if not shares:
         raise ValueError("a batch without any part has no gradient")
-    return result
+    found = [_gradient(params, share, config) for share in shares]
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, _named(a, b), _named(b, a)), found)
 
 
 def _shares(batch: Batch, config: StepConfig) -> list[Batch]:
@@ -72,7 +68,19 @@ def _gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:
             return _accumulated(params, batch, config, config.cached_chunk)
     elif config.backward == "split":
         return _split(params, batch.embedding, config)
-    return jax.value_and_grad(joint_loss, has_aux=True)(params, batch, config)
+    gradient = lambda: jax.value_and_grad(joint_loss, has_aux=True)(params, batch, config)
+    return gradient() if config.backward == "joint" else _alone(gradient, batch)
+
+
+def _alone(function: Callable[[], Any], rows: Any) -> Any:
+    """What `function` gives, computed in one go: nothing inside has its memory beside anything outside.
+
+    A branch of a condition (that there is a row at all) is the unit that the compiler schedules whole. An
+    optimization barrier is none: on a CPU it is gone before the schedule is made.
+    """
+    nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function))
+    some = functools.reduce(jnp.logical_or, [jnp.any(x != 0) for x in jax.tree.leaves(rows)])
+    return jax.lax.cond(some, function, nothing)
 
 
 def _split(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Gradient:
@@ -86,13 +94,13 @@ def _split(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Gradien
         total, parts = embedding_losses(Sides(queries, passages), batch, config)
         return total, (parts, passages)
 
-    (total, (parts, passages)), gradient = jax.value_and_grad(of_passages, has_aux=True)(params)
-    params, passages, gradient = jax.lax.optimization_barrier((params, passages, gradient))
+    first = _alone(lambda: jax.value_and_grad(of_passages, has_aux=True)(params), batch.rows)
+    (total, (parts, passages)), gradient = first
 
     def of_queries(params: Params) -> jax.Array:
         return embedding_losses(Sides(embed_queries(params, batch, config), passages), batch, config)[0]
 
-    return (total, parts), jax.tree.map(jnp.add, gradient, jax.grad(of_queries)(params))
+    return (total, parts), jax.tree.map(jnp.add, gradient, _alone(lambda: jax.grad(of_queries)(params), batch.rows))
 
 
 def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -> Gradient:

@@ -57,6 +57,7 @@ class StepConfig:
     weights_of: Callable[[Params], Params] = lambda params: params  # what is trained -> the model's weights
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Sides:
     """Normalised representations of a batch's queries and passages."""

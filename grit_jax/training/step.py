@@ -9,9 +9,11 @@ import jax
 import optax
 
 from grit_jax.training.gradients import joint_gradient
-from grit_jax.training.joint import StepConfig
+from grit_jax.training.joint import StepConfig, joint_loss
 from grit_jax.training.state import TrainState
 from grit_jax.types import Batch
+
+__all__ = ["StepConfig", "joint_loss", "make_step"]
 
 
 def make_step(
