@@ -88,7 +88,7 @@ def restored(config, output):
     checkpoints = Checkpoints(output / "checkpoints", every=1)
     checkpoints.base = model.base
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, STEPS))
-    like = init_state(model.config, optimizer, jax.random.key(0), mesh, rules, model.params, config.lora)
+    like = init_state(model.config, optimizer, jax.random.key(0), mesh, rules, model.params, model.projection, config.lora)
     return model.config, checkpoints.restore(checkpoints.latest(), like, None)
 
 

@@ -15,9 +15,10 @@ from grit_jax.models.hf_adapter import write_adapter
 from grit_jax.models.lora import LoraConfig, attach
 from grit_jax.models.transformer import init_params
 from grit_jax.sharding import ShardingRules, single_device_mesh
+from grit_jax.training.joint import StepConfig
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
-from grit_jax.training.step import StepConfig, make_step
+from grit_jax.training.step import make_step
 from grit_jax.types import Batch, GenerativeBatch, Rows
 
 pytestmark = pytest.mark.peers
@@ -74,7 +75,7 @@ def test_one_training_step_is_that_of_peft_and_torch(base, tokens):
     optimizer = make_optimizer(settings, schedule)
     mesh = single_device_mesh()
     with jax.set_mesh(mesh):
-        state = init_state(config, optimizer, jax.random.key(1), mesh, ShardingRules(), dict(model.params), LORA)
+        state = init_state(config, optimizer, jax.random.key(1), mesh, ShardingRules(), dict(model.params), lora=LORA)
         rng = np.random.default_rng(1)  # B not 0, or A would have no gradient
         state = dataclasses.replace(state, params={
             name: jax.numpy.asarray(rng.normal(size=a.shape) * 0.1, np.float32) if name.endswith("_b") else a
@@ -115,7 +116,7 @@ def test_peft_opens_an_exported_adapter(base, tokens, tmp_path):
     with jax.set_mesh(mesh := single_device_mesh()):
         state = init_state(
             model.config, make_optimizer(OptimizerConfig(), lambda step: 0.0), jax.random.key(1), mesh, ShardingRules(),
-            dict(model.params), LORA,
+            dict(model.params), lora=LORA,
         )  # fmt: skip
     adapters = {name: np.asarray(rng.normal(size=a.shape) * 0.1, np.float32) for name, a in state.params.items()}
     write_adapter(tmp_path, model.config, LORA, adapters, str(folder))
