@@ -101,8 +101,7 @@ def test_our_export_in_theirs(tmp_path, name, dtype):
     )
 
 
-# Not qwen2: whatever tokenizer lies there, AutoTokenizer makes a Qwen2Tokenizer of it, and ours is none.
-@pytest.fixture(scope="module", params=["mistral", "llama", "qwen3"])
+@pytest.fixture(scope="module", params=["mistral", "llama", "qwen2", "qwen3"])
 def exported(request, tmp_path_factory, tiny_config, tiny_tokenizer):
     """`GritLM` of a family with an own tokenizer, and the directory it saved."""
     from grit_jax.data.chat import GRIT
@@ -110,6 +109,7 @@ def exported(request, tmp_path_factory, tiny_config, tiny_tokenizer):
     name = request.param
     config = dataclasses.replace(
         tiny_config, architecture=name, qk_norm=name == "qwen3", tie_word_embeddings=name != "mistral",
+        attention_bias=name == "qwen2",
     )  # fmt: skip
     model = GritLM(
         config, init_params(config, jax.random.key(1)), tiny_tokenizer, tiny_tokenizer.format(GRIT)
