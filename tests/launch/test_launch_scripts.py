@@ -162,7 +162,8 @@ def test_the_skypilot_task():
         command = command.replace("python3", f"{sys.executable} -S")
         done = subprocess.run(["bash", "-euc", command], capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, **values})
         assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[2].endswith("bucket_runs_mine --train.steps 7")
+    train = next(line for line in done.stdout.splitlines() if "grit train" in line)
+    assert train.endswith("/bucket_runs_mine --train.steps 7")
 
 
 def test_every_command_of_the_readme(cloud, monkeypatch):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
-from fake_cloud import FAST, JOB, WHERE, expected_trace
+from fake_cloud import FAST, JOB, REPOSITORY, WHERE, expected_trace, program
 
 WATCH = ["watch", "demo", *JOB, "--type=v5litepod-8", *WHERE, *FAST, "--backoff=0"]
 RUN = ["run", "demo", *JOB, *WHERE, "--poll=0.1"]
@@ -34,6 +36,50 @@ def test_from_nothing_through_a_preemption_to_the_end(cloud):
     ]  # fmt: skip
     assert "is SUSPENDED; attempt 1 of 10 in 0 s" in states
     assert states[-2:] == ["the run has finished; its model is in gs://bucket/runs/mine/model", "torn down"]
+
+
+@pytest.mark.slow
+def test_a_real_run_is_preempted_and_its_losses_are_those_of_a_whole_one(cloud, tmp_path, monkeypatch):
+    """As above, with `grit train` itself: a small model, its machine killed in the middle."""
+    program(tmp_path / "bin" / "grit-to-install", f'#!/bin/sh\nexec {sys.executable} -m grit_jax "$@"\n')
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    texts = [f"The {a} lies {b} the {c}." for a in ("stone", "river", "lamp") for b in ("on", "by") for c in ("hill", "sea", "road")]
+    lines = {
+        "pairs": [{"query": a, "pos": [b], "neg": [c]} for a, b, c in zip(texts, texts[1:], texts[2:])],
+        "chats": [{"text": [a, b]} for a, b in zip(texts, texts[1:])],
+        "documents": [{"id": str(n), "text": text} for n, text in enumerate(texts)],
+    }
+    config = {
+        "model": {
+            "shape": {
+                "vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True,
+            },
+            "dtype": "float32", "remat": "none",
+        },
+        "tokenizer": {"train_on": ["documents.jsonl"], "vocab_size": 400},
+        "data": {
+            "embedding": ["pairs.jsonl"], "generative": ["chats.jsonl"], "embedding_batch": 4, "generative_batch": 2,
+            "query_max_length": 64, "passage_max_length": 64, "generative_max_length": 96,
+        },
+        "train": {"steps": 300, "checkpoint_every": 20},
+        "output": str(tmp_path / "whole"),
+    }  # fmt: skip
+    cloud.give_config(json.dumps(config))
+    for name, rows in lines.items():
+        cloud.bucket(f"in/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    subprocess.run([tmp_path / "bin" / "grit-to-install", "train", cloud.bucket("in/my.yaml")], check=True)
+    cloud.play(states=[[["ACTIVE", "bucket/runs/mine/checkpoints/*/commit_success.txt"], "SUSPENDED"], ["ACTIVE"]])
+    said = cloud.tpu(*WATCH, "--poll=0.5")
+    assert said.status == 0, said.err
+    assert cloud.story.count("create") == 2
+    assert "goes on from step" in cloud.bucket("runs/mine/logs/w0.log").read_text()
+    clock = ("seconds", "tokens_per_s", "data_wait_s")
+    whole = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    without = lambda trace: [{k: v for k, v in line.items() if k not in clock} for line in trace]
+    assert len(whole) == 300 and without(cloud.trace()) == without(whole)
 
 
 def test_a_run_fails_another_is_left_alone_and_stopped(cloud, monkeypatch):
