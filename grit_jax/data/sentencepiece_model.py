@@ -10,6 +10,7 @@ transformers makes of it (`llama_spaces`). Sources: `sentencepiece: src/{bpe_mod
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -67,7 +68,10 @@ def convert(model: bytes, where: str) -> SentencePieceModel:
         )
         if cuts := _cuts(proto.pieces):
             core.pre_tokenizer = cuts
-    core.normalizer = _normalizer(spec)
+    try:
+        core.normalizer = _normalizer(spec)
+    except Exception as error:  # the library raises a bare Exception
+        raise GritError(f"{where}: damaged: its normalizer cannot be read ({error}); fetch it again") from None
     core.decoder = _decoder(prefix=spec.add_dummy_prefix)
     core.add_tokens(
         [
@@ -115,12 +119,17 @@ def _parse(model: bytes, where: str) -> Any:
         proto.ParseFromString(model)
     except DecodeError:
         proto.Clear()
-    # Random bytes can parse to nothing, and a cut file to less than it had.
-    pieces = len(proto.pieces)
-    if not pieces or proto.trainer_spec.ByteSize() == 0 or not any(p.type == UNKNOWN for p in proto.pieces):
+    # Random bytes can parse to nothing, and a cut or altered file to less than it had, or to no text.
+    pieces = [piece.piece for piece in proto.pieces]
+    sound = (
+        proto.trainer_spec.ByteSize() > 0
+        and any(piece.type == UNKNOWN for piece in proto.pieces)
+        and all(isinstance(text, str) and text for text in pieces)
+        and all(map(math.isfinite, (piece.score for piece in proto.pieces)))
+        and len(set(pieces)) == len(pieces)
+    )
+    if not sound:
         raise GritError(f"{where}: damaged, or no SentencePiece model; fetch it again")
-    if len({piece.piece for piece in proto.pieces}) != pieces:
-        raise GritError(f"{where}: damaged: a piece stands in it twice; fetch it again")
     return proto
 
 

@@ -178,6 +178,30 @@ def test_models_that_are_cut_or_of_a_kind_not_read(tmp_path):
             Tokenizer.from_pretrained(tmp_path)
 
 
+def test_models_that_are_altered(tmp_path):
+    from sentencepiece import sentencepiece_model_pb2
+
+    whole = model(model_type="unigram")
+
+    def damaged(change):
+        proto = sentencepiece_model_pb2.ModelProto.FromString(whole)
+        change(proto)
+        return proto.SerializeToString()
+
+    cases = [
+        damaged(lambda proto: setattr(proto.normalizer_spec, "precompiled_charsmap", b"\x08\x00\x00\x00abc")),
+        damaged(lambda proto: setattr(proto.pieces[40], "piece", proto.pieces[41].piece)),
+        damaged(lambda proto: setattr(proto.pieces[40], "piece", "")),
+        damaged(lambda proto: setattr(proto.pieces[40], "score", float("nan"))),
+        damaged(lambda proto: setattr(proto.pieces[0], "type", 1)),
+        damaged(lambda proto: setattr(proto.pieces[40], "piece", "zzzzz")).replace(b"zzzzz", b"zz\xffzz"),
+    ]
+    for content in cases:
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        with pytest.raises(GritError, match="tokenizer.model: damaged"):
+            Tokenizer.from_pretrained(tmp_path)
+
+
 def test_every_token_of_the_config_is_there(tmp_path):
     tokenizer_kinds.make("llama2", tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
