@@ -30,12 +30,12 @@ def abstract_step(config: RunConfig) -> AbstractStep:
     """The step of a configuration with its state and its largest batch as shapes; no data and no weights are read.
 
     Raises:
-      GritError: the model's shape is not known here: `model.path` is no directory and there is no `model.shape`.
+      GritError: the model's shape is not known here: `model.path` is no directory and nothing else says it.
     """
-    section, shape = config.model, config.model.shape
+    section, shape = config.model, config.model.known_shape
     if shape is None:
         if not Path(str(section.path)).is_dir():
-            raise GritError(f"model.path: {section.path} is not here; set model.shape, too, to say what it is")
+            raise GritError(f"model.path: {section.path} is not here; say what it is by model.preset or model.shape")
         shape = huggingface.read_model_directory(str(section.path), with_params=False).config
     model_config = dataclasses.replace(shape, **how_computed(section))
     schedule = make_schedule(config.optimizer, config.train.steps)

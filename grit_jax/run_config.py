@@ -12,6 +12,7 @@ from grit_jax.data.settings import BatchNeeds, DataConfig
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.presets import PRESETS
 from grit_jax.sharding import MeshConfig
 from grit_jax.training.attention_codes import ATTENTION_CODES, AttentionModes
 from grit_jax.training.joint import CHUNKS, StepConfig
@@ -28,9 +29,10 @@ PATH_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of `shape`.
+    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of a shape: `shape`, or that of
+    the published model that `preset` names.
 
-    With both, `shape` is what the model at `path` is known to be: it can be planned for without being there.
+    A shape beside a path is what the model there is known to be: it can be planned for without being here.
 
     Attributes:
       attention: who sees whom, as a code of the paper (see `training/attention_codes.py`).
@@ -40,6 +42,7 @@ class ModelSection:
 
     path: str | None = None
     shape: ModelConfig | None = None
+    preset: str | None = None
     pooling: PoolingMethod = "mean"
     attention: str = "bbcc"
     projection: int | None = None
@@ -49,13 +52,24 @@ class ModelSection:
     export_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        if self.path is None and self.shape is None:
-            raise ValueError("model needs 'path' (a model directory or hub id) or 'shape' (for random weights)")
+        if self.path is None and self.shape is None and self.preset is None:
+            raise ValueError(
+                "model needs 'path' (a model directory or hub id), or 'shape' or 'preset' (for random weights)"
+            )
+        if self.shape is not None and self.preset is not None:
+            raise ValueError("model.shape and model.preset both say what the model's shape is; leave one out")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"model.preset: '{self.preset}' is unknown; known: {', '.join(PRESETS)}")
         if self.attention not in ATTENTION_CODES:
             known = ", ".join(ATTENTION_CODES)
             raise ValueError(f"model.attention must be one of {known}, is '{self.attention}'")
         if self.projection is not None and self.projection < 1:
             raise ValueError(f"model.projection must be at least 1, is {self.projection}")
+
+    @property
+    def known_shape(self) -> ModelConfig | None:
+        """The model's shape, as far as the configuration itself says."""
+        return self.shape if self.preset is None else PRESETS[self.preset]
 
     @property
     def modes(self) -> AttentionModes:

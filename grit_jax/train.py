@@ -180,13 +180,12 @@ def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: Shard
     if section.path:
         directory = huggingface.resolve(section.path)
         shape = huggingface.read_model_directory(directory, with_params=False).config
-        if section.shape is not None:
-            check_shape(section, shape)
+        check_shape(section, shape)
         model_config = dataclasses.replace(shape, **how_computed(section))
     else:
-        assert section.shape is not None
+        assert section.known_shape is not None
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-        model_config = dataclasses.replace(section.shape, **how_computed(section), **ids)
+        model_config = dataclasses.replace(section.known_shape, **how_computed(section), **ids)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise GritError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary {model_config.vocab_size}; "
@@ -207,12 +206,15 @@ def how_computed(section: ModelSection) -> dict[str, Any]:
 
 
 def check_shape(section: ModelSection, found: ModelConfig) -> None:
-    """Raises GritError where `model.shape` and the config.json of `model.path` differ."""
-    asked, has = dataclasses.asdict(section.shape), dataclasses.asdict(found)
+    """Raises GritError where `model.shape` or `model.preset` and the config.json of `model.path` differ."""
+    if section.known_shape is None:
+        return
+    asked, has = dataclasses.asdict(section.known_shape), dataclasses.asdict(found)
     free = {"dtype", "remat", "scan_layers", "initializer_range", "architecture"}
     for key in (key for key in asked if key not in free and not key.endswith("token_id")):
         if asked[key] != has[key]:
-            raise GritError(f"model.shape.{key} is {asked[key]}, but the model at {section.path} has {has[key]}")
+            which = f"model.shape.{key}" if section.preset is None else f"model.preset {section.preset}: {key}"
+            raise GritError(f"{which} is {asked[key]}, but the model at {section.path} has {has[key]}")
 
 
 def projection_width(section: ModelSection, params: Params | None) -> int | None:

@@ -52,8 +52,8 @@ def test_the_published_hyper_parameters(name, batches, kind, factor, group, scal
     assert (loss.generative, loss.generative_factor, loss.mix_group_size, loss.emb_grad_scale) == (kind, factor, group, scale)
     assert (optimizer.lr, optimizer.schedule, optimizer.warmup_fraction) == (2e-5, "linear", 0.03)
     assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.999, 1e-8, 0, 1)
-    assert config.model.shape.num_parameters == {"gritlm_7b": 7_241_732_096, "gritlm_8x7b": 46_702_792_704}[name]
-    assert config.model.shape.router_aux_loss_coef == 0.02 or name == "gritlm_7b"
+    assert config.model.known_shape.num_parameters == {"gritlm_7b": 7_241_732_096, "gritlm_8x7b": 46_702_792_704}[name]
+    assert config.model.known_shape.router_aux_loss_coef == 0.02 or name == "gritlm_7b"
 
 
 PUBLISHED = {  # the config.json of each, what matters of it
@@ -85,8 +85,8 @@ PUBLISHED = {  # the config.json of each, what matters of it
 def test_the_shapes_are_those_of_the_published_models(name):
     section = read_run_config(CONFIGS / f"{name}.yaml").model
     check_shape(section, config_from_hf(PUBLISHED[name], "config.json"))
-    assert section.shape.architecture == PUBLISHED[name]["model_type"]
-    with pytest.raises(GritError, match="model.shape.num_hidden_layers is .*, but the model at .* has 3"):
+    assert section.known_shape.architecture == PUBLISHED[name]["model_type"]
+    with pytest.raises(GritError, match=r"model.preset \w+: num_hidden_layers is .*, but the model at .* has 3"):
         check_shape(section, config_from_hf(PUBLISHED[name] | {"num_hidden_layers": 3}, "config.json"))
 
 
@@ -108,7 +108,7 @@ def test_qlora_of_seven_billion_weights_fits_a_small_accelerator():
     config = read_run_config(CONFIGS / "gritlm_7b.yaml", {"lora": "{base: int4}"})
     state = abstract_step(config).state
     full = abstract_step(read_run_config(CONFIGS / "gritlm_7b.yaml")).state
-    assert size(full.params) == 4 * config.model.shape.num_parameters
+    assert size(full.params) == 4 * config.model.known_shape.num_parameters
     assert 4.0e9 < size(state.frozen) < 4.2e9  # 4.13 bits a weight of the layers; the tables in bfloat16
     adapters = sum(leaf.size for leaf in state.params.values())
     assert adapters == 41_943_040  # 0.6% of the weights
@@ -117,5 +117,5 @@ def test_qlora_of_seven_billion_weights_fits_a_small_accelerator():
 
 def test_a_model_that_is_not_here_and_has_no_shape(tmp_path):
     (tmp_path / "run.yaml").write_text("model: {path: some/model}\ndata: {}\noutput: out\n")
-    with pytest.raises(GritError, match="model.path: some/model is not here; set model.shape"):
+    with pytest.raises(GritError, match="model.path: some/model is not here; say what it is by model.preset"):
         abstract_step(read_run_config(tmp_path / "run.yaml"))

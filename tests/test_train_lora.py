@@ -33,7 +33,7 @@ TIMES = ("seconds", "tokens_per_s", "data_wait_s")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, sentences, tiny_tokenizer) -> Path:
-    """A base model and a configuration with all three losses, paths relative to it."""
+    """A base model and a configuration for both losses, paths relative to it."""
     root = tmp_path_factory.mktemp("lora")
     config = ModelConfig(
         vocab_size=tiny_tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
@@ -46,7 +46,6 @@ def folder(tmp_path_factory, sentences, tiny_tokenizer) -> Path:
         "embedding": [{"query": ["find it", a], "pos": [["", b]], "neg": [["", c]]}
                       for a, b, c in zip(sentences[:40], sentences[40:80], sentences[80:120])],
         "generative": [{"text": [a, b]} for a, b in zip(sentences[:50], sentences[50:100])],
-        "cached": [{"docs": [a], "text": [b, c]} for a, b, c in zip(sentences[:30], sentences[30:60], sentences[60:90])],
     }  # fmt: skip
     for name, lines in files.items():
         (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -54,9 +53,8 @@ def folder(tmp_path_factory, sentences, tiny_tokenizer) -> Path:
         "model": {"path": "base", "dtype": "float32", "remat": "none"},
         "lora": {"rank": 4, "alpha": 8, "base": "int4"},
         "data": {
-            "embedding": ["embedding.jsonl"], "generative": ["generative.jsonl"], "cached": ["cached.jsonl"],
-            "embedding_batch": 6, "generative_batch": 4, "cached_batch": 4, "query_max_length": 64,
-            "passage_max_length": 64, "generative_max_length": 160, "document_max_length": 64,
+            "embedding": ["embedding.jsonl"], "generative": ["generative.jsonl"], "embedding_batch": 6,
+            "generative_batch": 4, "query_max_length": 64, "passage_max_length": 64, "generative_max_length": 160,
         },
         "train": {"steps": STEPS, "checkpoint_every": 2, "eval_embedding": "embedding.jsonl"},
         "optimizer": {"lr": 1e-2},
