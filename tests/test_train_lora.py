@@ -169,7 +169,7 @@ def test_other_adapters_are_refused(folder, half, change, words):
     "change, words",
     [({"lora__targets": "[w1]"}, "lora.targets"), ({"lora__rank": "0"}, "lora.rank must be at least 1"),
      ({"lora__base": "int2"}, "lora.base: expected one of full, int8, int4, found 'int2'"), ({"lora__rnak": "3"}, "did you mean 'lora.rank'"),
-     ({"model": "{shape: {vocab_size: 512}}"}, "it needs model.path")],
+     ({"model__path": "null", "model__shape": "{vocab_size: 512}"}, "it needs model.path")],
 )  # fmt: skip
 def test_a_bad_configuration_is_refused_by_key(folder, change, words):
     with pytest.raises(GritError, match=words):
