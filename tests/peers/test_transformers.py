@@ -179,7 +179,9 @@ def test_our_export_in_theirs(tmp_path, name, dtype):
     again = read_model_directory(tmp_path / "ours")
     assert again.config == dataclasses.replace(config, dtype="float32")
     ids, mask = make_golden.make_inputs(name, seed=2)
-    expected = make_golden.run_model(model.float(), ids, mask)["causal_logits"]
+    # Read anew in float32: what was read in bfloat16 has rounded Gemma's scale of the embeddings, which is no weight.
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    expected = make_golden.run_model(model, ids, mask)["causal_logits"]
     chosen = mask == 1
     np.testing.assert_allclose(
         ours(again, ids, mask, CAUSAL)[1][chosen], expected[chosen], atol=TOLERANCE, rtol=0
