@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from grit_jax import __version__, flags
 from grit_jax.types import GritError
 
-RESUMABLE = ("quickstart", "train", "index")
+RESUMABLE = ("quickstart", "train", "index", "evidence")
 STDOUT = "standard output"
 RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
 # What the machine may refuse, and what to do about it. Other errors of the system are bugs of ours.
@@ -147,6 +147,11 @@ def build_parser() -> argparse.ArgumentParser:
             one.add_argument("--instruction", default="", metavar="T")
             one.add_argument("--max-new-tokens", type=flags.positive, default=16, metavar="N")
 
+    sub = verb("evidence", evidence, "single-task twins against the joint model: does joint training cost either task?")
+    sub.add_argument("--seeds", type=flags.positive, default=3, metavar="N", help="(default: %(default)s)")
+    sub.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder (default: %(default)s)")
+    sub.add_argument("--json", action="store_true", help="print evidence.json on stdout and nothing else")
+
     sub = verb("import", import_, "a Hugging Face directory or hub id into a model directory of ours")
     sub.add_argument("source", metavar="SOURCE")
     sub.add_argument("out", metavar="OUT", type=Path)
@@ -266,6 +271,13 @@ def evaluate(args: argparse.Namespace) -> None:
         inner = value.items() if isinstance(value, dict) else [("", value)]
         lines.append(f"{name:16s}" + "  ".join(f"{key} {number:.4f}" for key, number in inner))
     _show(scores, args.json, "\n".join(lines))
+
+
+def evidence(args: argparse.Namespace) -> None:
+    from grit_jax.evidence import markdown, run_evidence
+
+    report = run_evidence(args.out, seeds=args.seeds)
+    _show(report, args.json, markdown(report).rstrip())
 
 
 def import_(args: argparse.Namespace) -> None:
