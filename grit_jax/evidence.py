@@ -91,9 +91,9 @@ def base_config(root: str = ".", tokenizer: str = "tokenizer") -> RunConfig:
         model=ModelSection(shape=SHAPE, **HOW),  # type: ignore[arg-type]
         output=_join(root, "base"),
         tokenizer=TokenizerSection(path=_join(root, tokenizer)),
-        data=_data(root, generative=["copying", "generative"], generative_batch=24),
-        train=_train(root, steps=700, checkpoint_every=100),
-        optimizer=_optimizer(1.5e-3, final_lr_fraction=0.3),
+        data=_data(root, generative=["copying", "generative"], generative_batch=16),
+        train=_train(root, steps=1500, checkpoint_every=150),
+        optimizer=_optimizer(1.5e-3, final_lr_fraction=0.1),
     )
 
 
@@ -106,8 +106,8 @@ def twin_config(name: str, root: str = ".") -> RunConfig:
         model=ModelSection(path=_join(root, "base/model"), **HOW),  # type: ignore[arg-type]
         output=_join(root, f"seed-0/{name}"),
         data=_data(root, **embedding, **generative),
-        train=_train(root, steps=240, checkpoint_every=60, loss=loss),
-        optimizer=_optimizer(LEARNING_RATES[name], final_lr_fraction=0.05),
+        train=_train(root, steps=300, checkpoint_every=60, loss=loss),
+        optimizer=_optimizer(LEARNING_RATES[name]),
     )
 
 
@@ -131,7 +131,7 @@ def _train(root: str, **how: Any) -> TrainSection:
 
 
 def _optimizer(lr: float, **how: Any) -> OptimizerConfig:
-    return OptimizerConfig(lr=lr, schedule="cosine", warmup_fraction=0.05, weight_decay=0.05, b2=0.98, **how)
+    return OptimizerConfig(lr=lr, schedule="cosine", warmup_fraction=0.1, weight_decay=0.05, b2=0.98, **how)
 
 
 def _join(root: str, name: str) -> str:
