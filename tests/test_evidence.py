@@ -16,7 +16,8 @@ from cli_world import run as grit
 from grit_jax import evidence, quickstart
 from grit_jax.config import build, read_yaml
 from grit_jax.data.pipeline import JointBatches
-from grit_jax.train import RunConfig, TrainResult, read_run_config
+from grit_jax.run_config import RunConfig, read_run_config
+from grit_jax.train import TrainResult
 from grit_jax.types import GritError
 
 SHIPPED = Path(__file__).parent.parent / "configs" / "evidence"
