@@ -109,7 +109,7 @@ def twin_config(name: str, root: str = ".") -> RunConfig:
     generative = {} if name == "embedding" else {"generative": ["generative"], "generative_batch": 16}
     loss = LossConfig(generative_factor=GENERATIVE_FACTOR) if name == "unified" else LossConfig()
     return RunConfig(
-        model=ModelSection(path=_join(root, "base/model"), **HOW),  # type: ignore[arg-type]
+        model=ModelSection(path=_join(root, "base/model"), shape=SHAPE, **HOW),  # type: ignore[arg-type]
         output=_join(root, f"seed-0/{name}"),
         data=_data(root, **embedding, **generative),
         train=_train(root, steps=300, checkpoint_every=60, loss=loss),
