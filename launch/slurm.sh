@@ -58,11 +58,11 @@ trap 'out_of_time=true; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
 "${step[@]}" &
 pid=$!
 status=0
-while true; do
+wait "$pid" || status=$?
+if $out_of_time; then # the signal has ended the waiting, not the run
   status=0
   wait "$pid" || status=$?
-  kill -0 "$pid" 2> /dev/null || break # otherwise the signal has interrupted the waiting, not the run
-done
+fi
 
 if $out_of_time && [ "$status" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${GRIT_RETRIES:-10}" ]; then
   echo "slurm.sh: out of time; requeued, and on from the newest checkpoint"

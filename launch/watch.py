@@ -77,7 +77,7 @@ class Watch:
         self._tell(str(state))
         self._compare_type(state)
         if not state.active:
-            self.heard = self.started = False
+            self.heard = False
         if state.name == ABSENT:
             if not self.policy.recreate:
                 raise LaunchError(f"there is no {self.machine.name} in {self.machine.shell.zone}; create it first")
@@ -164,7 +164,7 @@ class Watch:
         if self.heard and there and self.policy.recreate and self.silent >= UNHEARD:
             self._again(f"does not answer, though it is {self.machine.last_seen}")
             self.machine.delete()
-            self.heard = self.started = False
+            self.heard = False
             self.silent = 0
         elif self.silent >= PATIENCE:
             raise LaunchError(f"{error}; no answer {self.silent} times in a row", GAVE_UP)

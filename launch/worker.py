@@ -111,7 +111,7 @@ def install(extra: str, dry_run: bool = False) -> int:
 
 
 def start(request: dict) -> int:
-    """Starts the run in a session of its own and returns once it holds the lock."""
+    """Starts the run apart from the connection and returns once it holds the lock."""
     RUN.mkdir(parents=True, exist_ok=True)
     if running():
         if json.loads((RUN / "request").read_text()) == request:

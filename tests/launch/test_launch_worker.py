@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_cloud import LAUNCH, expected_trace
+from fake_cloud import LAUNCH, expected_trace, program
 from mirror import MARK, Mirror, MirrorError
 
 OUTPUT = "gs://bucket/runs/mine"
@@ -126,15 +126,15 @@ def test_a_checkpoint_dropped_while_it_is_linked_is_left(bucket, tmp_path, monke
     """What is linked may be half of it, without any error; the newer one is taken instead."""
     local = tmp_path / "a"
     write_checkpoint(local, 2)
-    really = os.link
+    really = shutil.copytree
 
-    def link(source, target):
-        monkeypatch.setattr("os.link", really)
-        write_checkpoint(local, 4, keep=1)
-        if Path(source).exists():
-            really(source, target)
+    def copytree(source, target, **how):
+        monkeypatch.setattr("shutil.copytree", really)
+        write_checkpoint(local, 4)
+        (source / "state" / "d" / "shard").unlink()  # the run has begun to remove it
+        really(source, target, **how)
 
-    monkeypatch.setattr("os.link", link)
+    monkeypatch.setattr("shutil.copytree", copytree)
     Mirror(local, OUTPUT, bucket).sync()
     assert Mirror(tmp_path / "b", OUTPUT, bucket).restore() == 4
     assert not [command for command in bucket.done if command[-1].endswith("checkpoints/2")]
@@ -232,6 +232,16 @@ def test_sigterm_is_handed_on_and_what_was_done_is_kept(cloud, worker, monkeypat
     again = worker("train", "gs://bucket/in/my.yaml", OUTPUT, "--", "--train.steps", total)
     assert again.returncode == 0 and "goes on from step" in again.stdout
     assert cloud.trace() == expected_trace(int(total))
+
+
+def test_a_run_that_ends_by_itself_at_sigterm_is_an_interrupted_one(worker, tmp_path):
+    """Whatever status it chooses to end with: the launcher shall go on with it elsewhere."""
+    (tmp_path / "bin" / "grit").unlink()
+    program(tmp_path / "bin" / "grit", "#!/bin/sh\ntrap 'exit 42' TERM\necho ready\nsleep 60 & wait\n")
+    child = worker("train", "gs://bucket/in/my.yaml", OUTPUT, wait=False)
+    assert child.stdout.readline().startswith("worker.py: starts") and child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGTERM)
+    assert child.wait() == 143
 
 
 def test_a_killed_supervisor_leaves_nothing_that_holds_the_tpu(cloud, worker, monkeypatch):
