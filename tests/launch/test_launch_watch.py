@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from fake_cloud import FAST, JOB, REPOSITORY, WHERE, expected_trace, program
+from fake_cloud import FAST, JOB, REPOSITORY, WHERE, expected_trace, program, until
 
 WATCH = ["watch", "demo", *JOB, "--type=v5litepod-8", *WHERE, *FAST, "--backoff=0"]
 RUN = ["run", "demo", *JOB, *WHERE, "--poll=0.1"]
@@ -93,9 +93,12 @@ def test_a_run_fails_another_is_left_alone_and_stopped(cloud, monkeypatch):
     assert "delete" not in cloud.story
     # The mistake is mended: the same command goes on from the checkpoint, here without a terminal.
     cloud.give_config()
-    monkeypatch.setenv("FAKE_STEP_SECONDS", "60")
-    assert cloud.tpu(*RUN, "--detach").status == 0
-    assert "worker w0: running | worker.py: goes on from step 2" in cloud.tpu("status", "demo", *WHERE).out
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")
+    assert cloud.tpu(*RUN, "--detach", "--", "--train.steps", "5000").status == 0
+    log = cloud.root / "vm1" / "w0" / "grit" / "run" / "log"
+    until(lambda: "training: 3/5000" in log.read_text())
+    assert "goes on from step 2" in log.read_text() and "training: 1/5000" not in log.read_text()
+    assert "worker w0: running | training: " in cloud.tpu("status", "demo", *WHERE).out
     again = cloud.tpu(*RUN, "--detach", "--", "--train.steps", "9")
     assert again.status == 1 and "start failed on a worker (status 2" in again.err
     assert "another run is under way" in (cloud.root / "ssh.log").read_text()

@@ -8,11 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from fake_cloud import LAUNCH, expected_trace, program
+from fake_cloud import LAUNCH, expected_trace, program, until
 from mirror import MARK, Mirror, MirrorError
 
 OUTPUT = "gs://bucket/runs/mine"
@@ -206,14 +205,6 @@ def worker(cloud, tmp_path, monkeypatch):
 
     run.home = home / "grit"
     return run
-
-
-def until(condition) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.02)
-    pytest.fail("it never came")
 
 
 def test_sigterm_is_handed_on_and_what_was_done_is_kept(cloud, worker, monkeypatch):
