@@ -44,7 +44,7 @@ class Watch:
         self.started = False  # whether the run was started on it, or found there
         self.waiting_since: float | None = None
         self.told = ""
-        self.noted = 0.0
+        self.noted = -NOTE_EVERY_S
 
     def until_end(self) -> int:
         """Returns the exit status of the run.

@@ -125,16 +125,16 @@ def start(request: dict) -> int:
     (RUN / "request").write_text(json.dumps(request))
     words = [request["config"], request["output"], *(["--direct"] if request["direct"] else []), "--supervised"]
     with (RUN / "log").open("ab") as log:
-        subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, __file__, "train", *words, "--", *request["overrides"]],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=HOME, start_new_session=True,
         )  # fmt: skip
-    for _ in range(600):
-        if (RUN / "pid").exists():
-            print(f"started: {request['config']}")
-            return 0
+    while not (RUN / "pid").exists() and child.poll() is None:
         time.sleep(0.05)
-    print(f"worker.py start: nothing happens; see {RUN / 'log'}", file=sys.stderr)
+    if (RUN / "pid").exists():
+        print(f"started: {request['config']}")
+        return 0
+    print(f"worker.py start: it ended at once; see {RUN / 'log'}", file=sys.stderr)
     return 1
 
 
@@ -260,15 +260,20 @@ def train(request: dict, dry_run: bool = False) -> int:
 
 def run_mirrored(command: Sequence[str], mirror: Mirror | None, tell) -> int:
     """Runs the command, copying its output now and then; SIGTERM is handed on to it."""
-    child = subprocess.Popen(command)
-    interrupted = []
+    children: list[subprocess.Popen] = []
+    interrupted: list[int] = []
 
     def hand_on(number: int, frame: object) -> None:
         interrupted.append(number)
-        child.terminate()
+        for child in children:
+            child.terminate()
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        child = subprocess.Popen(command)
+        children.append(child)
+        if interrupted:  # on the way
+            child.terminate()
         while True:
             try:
                 code = child.wait(timeout=SYNC_EVERY_S)

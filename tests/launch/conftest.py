@@ -42,7 +42,6 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setenv("FAKE_CLOUD", str(root))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr("machine.SHIPPED", ("launch",))  # packing the package takes longer than all else here
     monkeypatch.setenv("GRIT_SYNC_SECONDS", "0.1")
     for name in ("GRIT_HOME", "CLOUDSDK_CORE_PROJECT", "CLOUDSDK_COMPUTE_ZONE", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -54,6 +53,12 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 
 @pytest.fixture
+def light(monkeypatch):
+    """A checkout that is packed at once: what the machines of this cloud need of it."""
+    monkeypatch.setattr("machine.SHIPPED", ("launch",))
+
+
+@pytest.fixture
 def pauses(monkeypatch):
     """The pauses that were asked for, none of them made."""
     asked: list[float] = []
@@ -62,7 +67,7 @@ def pauses(monkeypatch):
 
 
 @pytest.fixture
-def played(cloud, pauses, monkeypatch):
+def played(cloud, pauses, light, monkeypatch):
     """A cloud that answers at once, in this process."""
     cloud.answer_here(monkeypatch)
     return cloud

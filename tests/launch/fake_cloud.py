@@ -127,7 +127,7 @@ def program(path: Path, text: str) -> None:
 
 def until(condition: Callable[[], object]) -> None:
     """Returns once the condition holds."""
-    for _ in range(1500):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.02)

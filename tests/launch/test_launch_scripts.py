@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from accelerators import accelerator
 from fake_cloud import LAUNCH, REPOSITORY, program
+from machine import SHIPPED
 
 SLURM = str(LAUNCH / "slurm.sh")
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -90,7 +90,7 @@ def test_slurm_on_several_nodes_waits_for_a_package_that_joins_them(slurm, monke
 
 
 def test_slurm_requeues_when_the_time_is_up(slurm, monkeypatch):
-    monkeypatch.setenv("FAKE_SLEEP", "30")
+    monkeypatch.setenv("FAKE_SLEEP", "3600")
     for restarts, requeued in (("0", True), ("10", False)):
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
         (slurm / "srun").unlink(missing_ok=True)
@@ -98,8 +98,7 @@ def test_slurm_requeues_when_the_time_is_up(slurm, monkeypatch):
         job = subprocess.Popen([SLURM, "my.yaml", "--output", "/shared/out"], stdout=subprocess.PIPE, text=True)
         assert job.stdout is not None and job.stdout.readline().startswith("grit train")
         job.send_signal(signal.SIGUSR1)  # as --signal=B:USR1@120 does
-        began = time.monotonic()
-        assert job.wait(20) == 143 and time.monotonic() - began < 10
+        assert job.wait(300) == 143
         assert (slurm / "scontrol").exists() is requeued
     assert "#SBATCH --signal=B:USR1@" in Path(SLURM).read_text() and "#SBATCH --requeue" in Path(SLURM).read_text()
 
@@ -141,13 +140,10 @@ def test_the_container():
     assert {"tpu", "cuda"} <= set(extras)
 
 
-def test_what_is_shipped_is_what_the_container_has(monkeypatch):
-    import machine
-
-    monkeypatch.undo()
+def test_what_is_shipped_is_what_the_container_has():
     text = (LAUNCH / "Dockerfile.dockerignore").read_text()
-    assert {f"!{part}" for part in machine.SHIPPED} <= set(text.split())
-    assert all((REPOSITORY / part).exists() for part in machine.SHIPPED)
+    assert {f"!{part}" for part in SHIPPED} <= set(text.split())
+    assert all((REPOSITORY / part).exists() for part in SHIPPED)
 
 
 def test_the_skypilot_task():

@@ -9,6 +9,7 @@ import sys
 import pytest
 from fake_cloud import FAST, JOB, REPOSITORY, WHERE, expected_trace, program, until
 
+pytestmark = pytest.mark.usefixtures("light")
 WATCH = ["watch", "demo", *JOB, "--type=v5litepod-8", *WHERE, *FAST, "--backoff=0"]
 RUN = ["run", "demo", *JOB, *WHERE, "--poll=0.1"]
 NEW = ["status", "scp", "install", "describe", "status", "start"]  # what a machine needs that has just come

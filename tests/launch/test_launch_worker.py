@@ -248,10 +248,18 @@ def test_a_killed_supervisor_leaves_nothing_that_holds_the_tpu(cloud, worker, mo
     supervisor = int((worker.home / "run" / "pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: worker("status").stdout == "grit-worker w0 lost\n")
-    orphans = [p for p in Path("/proc").glob("[0-9]*") if group_of(p) == supervisor]
+    orphans = [p for p in Path("/proc").glob("[0-9]*") if group_of(p) == supervisor and "train" in words_of(p)]
     assert len(orphans) == 1
     assert worker("stop").returncode == 0
     until(lambda: group_of(orphans[0]) is None)
+
+
+def words_of(entry: Path) -> list[str]:
+    """The command of a process that runs."""
+    try:
+        return (entry / "cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 def group_of(entry: Path) -> int | None:
@@ -267,7 +275,7 @@ def group_of(entry: Path) -> int | None:
 def test_output_that_cannot_be_copied_is_told(cloud, worker, config, status):
     """Whatever `grit train` said: with --delete the machine would go, and the run with it."""
     cloud.give_config(config)
-    cloud.play(fail={"storage": [None, None, None] + ["HTTPError 403: no access"] * 50})
+    cloud.play(fail={"storage": [None, None, None] + ["HTTPError 403: no access"] * 2000})
     done = worker("train", "gs://bucket/in/my.yaml", OUTPUT)
     assert done.returncode == status
     assert "grit train ended with status" in done.stdout and "not copied: gcloud storage rsync: " in done.stdout
