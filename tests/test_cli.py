@@ -13,12 +13,12 @@ from report_fixture import made_up_report
 
 import grit_jax.train
 from grit_jax import __version__
+from grit_jax.cli import VERBS
 from grit_jax.data import questions
 from grit_jax.data.datasets import open_source
 from grit_jax.inference.files import INT8_LEVELS, read_prompts
 from grit_jax.inference.model import GritLM
 
-VERBS = ("quickstart", "train", "encode", "generate", "index", "ask", "eval", "import", "export", "data")
 TIMINGS = {"encode_query", "search", "load", "prefill", "decode", "total"}
 
 

@@ -102,7 +102,7 @@ def build_index(
     source, identity, output = Corpus(corpus), RecordIdentity.of(model), Path(output)
     settings = {
         "format": FORMAT_VERSION, "model": identity.to_json(), "pooling": model.pooling, "kv": kv,
-        "dim": model.config.hidden_size, "max_length": max_length,
+        "dim": model.embedding_width, "max_length": max_length,
     }  # fmt: skip
     with writing(output, settings) as writer:
         # An index with documents has a store; one that has lost it must not get an empty one.
@@ -133,7 +133,7 @@ def build_index(
     return IndexSummary(
         documents=manifest["documents"], encoded=encoded, skipped=len(skipped), tokens=manifest["tokens"],
         tokens_encoded=tokens, seconds=round(time.perf_counter() - start, 3), kv=kv,
-        bytes_vectors=manifest["documents"] * model.config.hidden_size * 4,
+        bytes_vectors=manifest["documents"] * model.embedding_width * 4,
         bytes_kv=size.bytes if size is not None else 0, bytes_per_token_per_layer=round(per_token),
     )  # fmt: skip
 
@@ -250,7 +250,7 @@ class Index:
         difference = RecordIdentity.of(model).difference(manifest["model"])
         if difference is not None:
             raise GritError(f"{path}: this index was made by {difference}; {again}, with this model")
-        if manifest["pooling"] != model.pooling or manifest["dim"] != model.config.hidden_size:
+        if manifest["pooling"] != model.pooling or manifest["dim"] != model.embedding_width:
             raise GritError(f"{path}: this index was made with pooling {manifest['pooling']}; {again}, with this model")
         if not manifest["documents"]:
             raise GritError(f"{path}: there is no document in this index yet; run the same grit index again")
