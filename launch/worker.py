@@ -13,8 +13,6 @@ Needs the system's Python (3.10 or newer) and gcloud only. Everything lies in $G
 from __future__ import annotations
 
 import argparse
-import fcntl
-import json
 import os
 import re
 import shlex
@@ -23,20 +21,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import detached
+from detached import HOME, INSTALLED, INTERRUPTED, MISTAKE, RUN, Request
 from mirror import Mirror, MirrorError
 
 CODE = Path(__file__).resolve().parent.parent
-HOME = Path(os.environ.get("GRIT_HOME", Path.home() / "grit"))
-VENV, RUN = HOME / "venv", HOME / "run"
-INSTALLED = VENV / "grit-installed"
+VENV = HOME / "venv"
 SYNC_EVERY_S = float(os.environ.get("GRIT_SYNC_SECONDS", "60"))
-STOP_WITHIN_S = 120
 UV = "uv==0.13.9"
 PYTHON = "3.11"  # requirements.lock was measured with it; the images' own Python is older
-MISTAKE, UNSAVED, INTERRUPTED = 2, 75, 143
+UNSAVED = 75  # the run ended, but its output could not be copied to the bucket
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,28 +52,34 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("--direct", action="store_true", help="grit train writes to the bucket itself")
         if name == "train":
             sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
-        if name in ("install", "train"):
+        if name != "status":
             sub.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     args = parser.parse_args(argv)
+    if args.verb == "install":
+        return install(args.extra, args.dry_run)
+    if args.verb == "status":
+        return detached.status()
+    if args.verb == "stop":
+        return detached.stop(args.dry_run)
+    request = {"config": args.config, "output": args.output, "direct": args.direct, "overrides": overrides}
+    if args.verb == "start":
+        return detached.start(request, args.dry_run)
+    run = lambda: told(lambda: train(request, args.dry_run))
+    return detached.supervise(run) if args.supervised else run()
+
+
+def told(run: Callable[[], int]) -> int:
+    """The status of `run`; what its surroundings lack is told in a line."""
     try:
-        if args.verb == "install":
-            return install(args.extra, args.dry_run)
-        if args.verb == "status":
-            return status()
-        if args.verb == "stop":
-            return stop()
-        request = {"config": args.config, "output": args.output, "direct": args.direct, "overrides": overrides}
-        if args.verb == "start":
-            return start(request)
-        return supervise(request) if args.supervised else train(request, args.dry_run)
+        return run()
     except MirrorError as error:
-        print(f"worker.py {args.verb}: {error}", file=sys.stderr)
-        return 1
+        line = str(error)
     except FileNotFoundError as error:
         if error.filename not in ("gcloud", "grit"):
             raise
-        print(f"worker.py {args.verb}: {error.filename} is not installed, or not on PATH", file=sys.stderr)
-        return MISTAKE
+        line = f"{error.filename} is not installed, or not on PATH"
+    print(f"worker.py train: {line}", file=sys.stderr)
+    return MISTAKE
 
 
 # ---- install --------------------------------------------------------------------------------------------------------
@@ -84,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def install(extra: str, dry_run: bool = False) -> int:
     """This checkout and what it needs, into `venv/`, at the versions of requirements.lock."""
-    if not dry_run and running():
+    if not dry_run and detached.running():
         print("worker.py install: a run is under way here; stop it first (tpu.py stop)", file=sys.stderr)
         return MISTAKE
     uv = HOME / "uv" / "bin" / "uv"
@@ -107,114 +110,10 @@ def install(extra: str, dry_run: bool = False) -> int:
     return 0
 
 
-# ---- a run that outlives the connection -----------------------------------------------------------------------------
-
-
-def start(request: dict) -> int:
-    """Starts the run apart from the connection and returns once it holds the lock."""
-    RUN.mkdir(parents=True, exist_ok=True)
-    if running():
-        if json.loads((RUN / "request").read_text()) == request:
-            print(f"running already: {request['config']}")
-            return 0
-        print("worker.py start: another run is under way here; stop it first (tpu.py stop)", file=sys.stderr)
-        return MISTAKE
-    kill_leftovers()
-    for name in ("exit", "stopped", "pid"):
-        (RUN / name).unlink(missing_ok=True)
-    (RUN / "request").write_text(json.dumps(request))
-    words = [request["config"], request["output"], *(["--direct"] if request["direct"] else []), "--supervised"]
-    with (RUN / "log").open("ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, __file__, "train", *words, "--", *request["overrides"]],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=HOME, start_new_session=True,
-        )  # fmt: skip
-    while not (RUN / "pid").exists() and child.poll() is None:
-        time.sleep(0.05)
-    if (RUN / "pid").exists():
-        print(f"started: {request['config']}")
-        return 0
-    print(f"worker.py start: it ended at once; see {RUN / 'log'}", file=sys.stderr)
-    return 1
-
-
-def supervise(request: dict) -> int:
-    """The run itself, with its pid and its exit status on disk."""
-    lock = (RUN / "lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until this process ends, however it ends
-    write(RUN / "pid", str(os.getpid()))
-    code = 1  # of a bug of ours
-    try:
-        code = train(request)
-    except (MirrorError, FileNotFoundError) as error:
-        code = MISTAKE
-        print(f"worker.py: {error}", flush=True)
-    finally:
-        write(RUN / "exit", str(code))
-    return code
-
-
-def status() -> int:
-    """One line: what the run does, or how it ended."""
-    state, note = "absent", ""
-    if INSTALLED.exists():
-        state = "idle"
-    if running():
-        state, note = "running", last_line(RUN / "log")
-    elif (RUN / "stopped").exists():
-        state = "stopped"
-    elif (RUN / "exit").exists():
-        state, note = f"exited {(RUN / 'exit').read_text()}", last_line(RUN / "log")
-    elif (RUN / "request").exists() and state == "idle":
-        state = "lost"  # the machine went down, or somebody killed it
-    print(f"grit-worker {host()} {state}{' | ' + note if note else ''}")
-    return 0
-
-
-def stop() -> int:
-    """SIGTERM to the run, and patience; then SIGKILL."""
-    if running():
-        write(RUN / "stopped", "")
-        os.kill(int((RUN / "pid").read_text()), signal.SIGTERM)
-        until = time.monotonic() + STOP_WITHIN_S
-        while running() and time.monotonic() < until:
-            time.sleep(0.05)
-    kill_leftovers()
-    print("stopped")
-    return 0
-
-
-def running() -> bool:
-    """Whether a run holds the lock."""
-    try:
-        lock = (RUN / "lock").open("r+")
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
-
-
-def kill_leftovers() -> None:
-    """Ends what a supervisor that was killed left behind: its `grit train` would hold the TPU."""
-    if not (RUN / "pid").exists():
-        return
-    group = int((RUN / "pid").read_text())
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            pgrp = int((entry / "stat").read_text().rpartition(")")[2].split()[2])
-            if pgrp == group and b"grit" in (entry / "cmdline").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
-        except (OSError, ValueError):
-            continue  # it has ended
-
-
 # ---- the run --------------------------------------------------------------------------------------------------------
 
 
-def train(request: dict, dry_run: bool = False) -> int:
+def train(request: Request, dry_run: bool = False) -> int:
     """`grit train` with its inputs from a bucket and its output kept there; returns its exit status.
 
     143 when SIGTERM came, 75 when the run ended but its output could not be copied.
@@ -309,11 +208,7 @@ def keep(mirror: Mirror, last: bool = False) -> None:
     """What is new to the bucket, the log of a detached run included."""
     mirror.sync(last)
     if (RUN / "log").exists():
-        mirror.add(RUN / "log", f"logs/{host()}.log")
-
-
-def host() -> str:
-    return os.environ.get("HOSTNAME") or os.uname().nodename
+        mirror.add(RUN / "log", f"logs/{detached.host()}.log")
 
 
 def run_quietly(command: Sequence[str]) -> str:
@@ -327,25 +222,6 @@ def run_quietly(command: Sequence[str]) -> str:
 def print_only(command: Sequence[str]) -> str:
     print(shlex.join(command))
     return ""
-
-
-def write(path: Path, text: str) -> None:
-    """A file is there whole or not at all."""
-    half = path.with_suffix(".half")
-    half.write_text(text)
-    half.replace(path)
-
-
-def last_line(path: Path) -> str:
-    """The last thing that a log says, cut to a line of a terminal."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
-    return lines[-1][:150] if lines else ""
 
 
 if __name__ == "__main__":

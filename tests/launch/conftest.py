@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import signal
 import sys
 import time
 import types
@@ -13,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_cloud import HERE, LAUNCH, Cloud, program
+from fake_cloud import HERE, LAUNCH, Cloud, end_run, program
 
 sys.path.insert(0, str(LAUNCH))
 
@@ -46,9 +43,8 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     for name in ("GRIT_HOME", "CLOUDSDK_CORE_PROJECT", "CLOUDSDK_COMPUTE_ZONE", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     yield Cloud(root, capfd)
-    for pid in root.glob("vm*/w*/grit/run/pid"):  # what a test has left running
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(int(pid.read_text()), signal.SIGKILL)
+    for home in root.glob("vm*/w*/grit"):
+        end_run(home)
     shutil.rmtree(root, ignore_errors=True)
 
 

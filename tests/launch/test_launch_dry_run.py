@@ -45,19 +45,34 @@ CASES = {
     "worker_install_cpu": ["worker.py", "install", "--extra=cpu"],
     "worker_train": ["worker.py", "train", *JOB[:1], "gs://bucket/runs/mine", "--", "--train.steps", "100"],
     "worker_train_direct": ["worker.py", "train", "configs/quickstart_base.yaml", "gs://bucket/runs/mine", "--direct"],
+    "worker_start": ["worker.py", "start", *JOB[:1], "gs://bucket/runs/mine", "--", "--train.steps", "100"],
+    "worker_stop": ["worker.py", "stop"],
     "slurm": ["slurm.sh", "my.yaml", "--output", "/shared/my run", "--train.steps", "100"],
+    "slurm_nodes": ["SLURM_JOB_NUM_NODES=2", "slurm.sh", "my.yaml", "--output=/shared/mine"],
     "startup": ["startup.sh"],
 }  # fmt: skip
 
 
+def script(words: list[str]) -> str:
+    """The program of a case."""
+    return next(word for word in words if word.endswith((".py", ".sh")))
+
+
 def dry_run(words: list[str], cloud: Cloud, home: Path) -> str:
     """What a script prints with --dry-run, the paths of this machine by names."""
+    variables = dict(word.split("=") for word in words if word.startswith("SLURM_"))
+    words = [word for word in words if not word.startswith("SLURM_")]
     at = words.index("--") if "--" in words else len(words)
     if words[0] == "tpu.py":
         done = cloud.tpu(*words[1:at], "--dry-run", *words[at:])
         said = (done.status, done.out, done.err)
     else:
-        where = {**os.environ, "HOME": str(home), "PATH": "/usr/bin:/bin", "GRIT_SYNC_SECONDS": "60"}
+        # A checkout that joins hosts where there are several, so that what this one does makes no difference.
+        package = home / "checkout" / "grit_jax"
+        package.mkdir(parents=True)
+        (package / "hosts.py").write_text("jax.distributed.initialize()" if variables else "")
+        where = {**os.environ, "HOME": str(home), "PATH": "/usr/bin:/bin", "GRIT_SYNC_SECONDS": "60",
+                 "SLURM_SUBMIT_DIR": str(home / "checkout"), **variables}  # fmt: skip
         options = ["--dry-run", *words[1:]] if words[0].endswith(".sh") else [*words[1:at], "--dry-run", *words[at:]]
         program = [sys.executable, "-S"] if words[0] == "worker.py" else []
         run = subprocess.run(
@@ -70,8 +85,10 @@ def dry_run(words: list[str], cloud: Cloud, home: Path) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case, cloud, tmp_path):
-    said = f"# launch/{shlex.join(CASES[case])}\n{dry_run(CASES[case], cloud, tmp_path)}"
+def test_golden(case, cloud, tmp_path, monkeypatch):
+    monkeypatch.setattr("job.SEVERAL_HOSTS", True)
+    typed = shlex.join(CASES[case]).replace(f"{script(CASES[case])}", f"launch/{script(CASES[case])}", 1)
+    said = f"# {typed}\n{dry_run(CASES[case], cloud, tmp_path)}"
     golden = GOLDEN / f"{case}.txt"
     if "REWRITE_GOLDEN" in os.environ:
         golden.write_text(said)
@@ -86,7 +103,7 @@ def test_golden_files_are_shell_commands_one_a_line():
         lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
         assert lines, file
         programs |= {shlex.split(line)[0].rpartition("/")[2] for line in lines}
-    assert programs == {"gcloud", "tar", "docker", "xpk", "srun", "sh", "systemctl", "python3", "uv", "grit"}
+    assert programs == {"gcloud", "tar", "docker", "xpk", "srun", "sh", "systemctl", "python3", "uv", "grit", "kill"}
     everything = "\n".join(file.read_text() for file in files)
     assert subprocess.run(["bash", "-n"], input=everything, text=True).returncode == 0
 

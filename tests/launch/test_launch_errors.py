@@ -45,9 +45,16 @@ def one_line(said, status: int) -> str:
         (["xpk", *WATCH[1:4], "--type=v5litepod-8", *WHERE, "--cluster=c", "--docker-image=i"], "v5litepod-8 has 2 hosts"),
     ],
 )  # fmt: skip
-def test_what_was_typed(played, words, line):
+def test_what_was_typed(played, monkeypatch, words, line):
+    monkeypatch.setattr("job.SEVERAL_HOSTS", False)
     assert line in one_line(played.tpu(*words), 2)
     assert not [call for call in played.calls if "config get-value" not in call]
+
+
+def test_a_dry_run_shows_what_would_be_refused(played, monkeypatch):
+    monkeypatch.setattr("job.SEVERAL_HOSTS", False)
+    said = played.tpu(*WATCH, "--type=v5p-16", "--dry-run")
+    assert said.status == 0 and "# refused when run: v5p-16 has 2 hosts" in said.out
 
 
 @pytest.mark.parametrize(

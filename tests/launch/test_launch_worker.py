@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
-from fake_cloud import LAUNCH, expected_trace, program, until
+from fake_cloud import LAUNCH, LONG_S, end_run, expected_trace, program, until
 from mirror import MARK, Mirror, MirrorError
 
 OUTPUT = "gs://bucket/runs/mine"
@@ -204,47 +206,45 @@ def worker(cloud, tmp_path, monkeypatch):
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     run.home = home / "grit"
-    return run
+    yield run
+    end_run(run.home)
 
 
-def test_sigterm_is_handed_on_and_what_was_done_is_kept(cloud, worker, monkeypatch):
+def test_sigterm_is_handed_on_and_what_was_done_is_kept(cloud, worker):
     """As at a preemption, and in a container that is told to go."""
-    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.05")
-    child = worker("train", "gs://bucket/in/my.yaml", OUTPUT, "--", "--train.steps", "2000", wait=False)
+    cloud.give_config("hang: 5\n")
+    child = worker("train", "gs://bucket/in/my.yaml", OUTPUT, wait=False)
     until(lambda: list(worker.home.glob("output/*/checkpoints/4")))
     child.send_signal(signal.SIGTERM)
-    said, _ = child.communicate()
+    said, _ = child.communicate(timeout=LONG_S)
     assert child.returncode == 143, said
     assert "grit train ended with status 143" in said
-    steps = [int(folder.name) for folder in cloud.bucket("runs/mine/checkpoints").iterdir()]
-    assert steps and max(steps) >= 4
-    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
-    total = str(max(steps) + 2)
-    again = worker("train", "gs://bucket/in/my.yaml", OUTPUT, "--", "--train.steps", total)
-    assert again.returncode == 0 and "goes on from step" in again.stdout
-    assert cloud.trace() == expected_trace(int(total))
+    assert max(int(folder.name) for folder in cloud.bucket("runs/mine/checkpoints").iterdir()) == 4
+    again = worker("train", "gs://bucket/in/my.yaml", OUTPUT)
+    assert again.returncode == 0 and "goes on from step 4" in again.stdout
+    assert cloud.trace() == expected_trace()
 
 
 def test_a_run_that_ends_by_itself_at_sigterm_is_an_interrupted_one(worker, tmp_path):
     """Whatever status it chooses to end with: the launcher shall go on with it elsewhere."""
     (tmp_path / "bin" / "grit").unlink()
-    program(tmp_path / "bin" / "grit", "#!/bin/sh\ntrap 'exit 42' TERM\necho ready\nsleep 60 & wait\n")
+    program(tmp_path / "bin" / "grit", "#!/bin/sh\ntrap 'kill $!; exit 42' TERM\nsleep 3600 &\necho ready\nwait\n")
     child = worker("train", "gs://bucket/in/my.yaml", OUTPUT, wait=False)
     assert child.stdout.readline().startswith("worker.py: starts") and child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGTERM)
-    assert child.wait() == 143
+    child.communicate(timeout=LONG_S)
+    assert child.returncode == 143
 
 
-def test_a_killed_supervisor_leaves_nothing_that_holds_the_tpu(cloud, worker, monkeypatch):
-    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.05")
-    cloud.give_config()
+def test_a_killed_supervisor_leaves_nothing_that_holds_the_tpu(cloud, worker):
+    cloud.give_config("hang: 5\n")
     (worker.home / "venv").mkdir(parents=True)
     (worker.home / "venv" / "grit-installed").write_text("")
     assert worker("status").stdout == "grit-worker w0 idle\n"
-    assert worker("start", "gs://bucket/in/my.yaml", OUTPUT, "--", "--train.steps", "2000").returncode == 0
+    assert worker("start", "gs://bucket/in/my.yaml", OUTPUT).returncode == 0
     log = worker.home / "run" / "log"
-    until(lambda: "training: 3/" in log.read_text())
-    assert worker("status").stdout.startswith("grit-worker w0 running | training: ")
+    until(lambda: "training: 5/8" in log.read_text())
+    assert worker("status").stdout == "grit-worker w0 running | training: 5/8\n"
     supervisor = int((worker.home / "run" / "pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: worker("status").stdout == "grit-worker w0 lost\n")
@@ -252,6 +252,24 @@ def test_a_killed_supervisor_leaves_nothing_that_holds_the_tpu(cloud, worker, mo
     assert len(orphans) == 1
     assert worker("stop").returncode == 0
     until(lambda: group_of(orphans[0]) is None)
+
+
+def test_whoever_looks_while_a_run_begins_does_not_stop_it(tmp_path, monkeypatch):
+    """`status` tries the lock, too: it must not pass for a run, to others who look or to the run that begins."""
+    import detached
+
+    monkeypatch.setattr("detached.RUN", tmp_path)
+    looking = (tmp_path / "lock").open("w")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    assert not detached.running()
+    pauses: list[float] = []
+    monkeypatch.setattr("detached.time", types.SimpleNamespace(sleep=lambda s: (pauses.append(s), looking.close())))
+    held = detached.take_lock()
+    assert len(pauses) == 1 and detached.running()
+    with pytest.raises(BlockingIOError, match="another run holds it"):
+        detached.take_lock()
+    held.close()
+    assert not detached.running()
 
 
 def words_of(entry: Path) -> list[str]:
