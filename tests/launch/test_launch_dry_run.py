@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from fake_cloud import FAST, HERE, JOB, LAUNCH, REPOSITORY, WHERE, Cloud
 
 GOLDEN = HERE / "golden"
@@ -50,44 +52,57 @@ CASES = {
     "slurm": ["slurm.sh", "my.yaml", "--output", "/shared/my run", "--train.steps", "100"],
     "slurm_nodes": ["SLURM_JOB_NUM_NODES=2", "slurm.sh", "my.yaml", "--output=/shared/mine"],
     "startup": ["startup.sh"],
+    "sky": [
+        "sky", "jobs", "launch", "sky.yaml", "--env", f"CONFIG={JOB[0]}", "--env", "OUTPUT=gs://bucket/runs/mine",
+        "--env", "OVERRIDES=--train.steps 100",
+    ],
 }  # fmt: skip
 
 
 def script(words: list[str]) -> str:
-    """The program of a case."""
-    return next(word for word in words if word.endswith((".py", ".sh")))
+    """The file of launch/ that a case is about."""
+    return next(word for word in words if word.endswith((".py", ".sh", ".yaml")) and "/" not in word and word != "my.yaml")
 
 
 def dry_run(words: list[str], cloud: Cloud, home: Path) -> str:
     """What a script prints with --dry-run, the paths of this machine by names."""
-    variables = dict(word.split("=") for word in words if word.startswith("SLURM_"))
-    words = [word for word in words if not word.startswith("SLURM_")]
+    name = script(words)
+    # A checkout that joins hosts where there are several, so that what this one does makes no difference.
+    nodes = [word for word in words if word.startswith("SLURM_JOB_NUM_NODES=")]
+    package = home / "checkout" / "grit_jax"
+    package.mkdir(parents=True)
+    (package / "hosts.py").write_text("jax.distributed.initialize()" if nodes else "")
+    where = {**os.environ, "HOME": str(home), "PATH": "/usr/bin:/bin", "GRIT_SYNC_SECONDS": "60", "PYTHON": f"{sys.executable} -S",
+             "SLURM_SUBMIT_DIR": str(package.parent), **dict(word.split("=") for word in nodes)}  # fmt: skip
+    words = words[words.index(name) + 1 :]
     at = words.index("--") if "--" in words else len(words)
-    if words[0] == "tpu.py":
-        done = cloud.tpu(*words[1:at], "--dry-run", *words[at:])
+    if name == "tpu.py":
+        done = cloud.tpu(*words[:at], "--dry-run", *words[at:])
         said = (done.status, done.out, done.err)
+    elif name == "sky.yaml":  # SkyPilot runs these two on its machine
+        task = yaml.safe_load((LAUNCH / name).read_text())
+        commands = [task["setup"].replace(" install", " install --dry-run"), task["run"].replace(" train", " train --dry-run")]
+        text = "\n".join(commands).replace("python3", "$PYTHON")
+        said = ran(["bash", "-euc", text], cwd=REPOSITORY, env=where | dict(word.split("=", 1) for word in words[1::2]))
     else:
-        # A checkout that joins hosts where there are several, so that what this one does makes no difference.
-        package = home / "checkout" / "grit_jax"
-        package.mkdir(parents=True)
-        (package / "hosts.py").write_text("jax.distributed.initialize()" if variables else "")
-        where = {**os.environ, "HOME": str(home), "PATH": "/usr/bin:/bin", "GRIT_SYNC_SECONDS": "60",
-                 "SLURM_SUBMIT_DIR": str(home / "checkout"), **variables}  # fmt: skip
-        options = ["--dry-run", *words[1:]] if words[0].endswith(".sh") else [*words[1:at], "--dry-run", *words[at:]]
-        program = [sys.executable, "-S"] if words[0] == "worker.py" else []
-        run = subprocess.run(
-            [*program, str(LAUNCH / words[0]), *options], capture_output=True, text=True, env=where, cwd=home
-        )
-        said = (run.returncode, run.stdout, run.stderr)
+        program = [sys.executable, "-S"] if name == "worker.py" else []
+        options = [*words[:at], "--dry-run", *words[at:]] if name == "worker.py" else ["--dry-run", *words]
+        said = ran([*program, str(LAUNCH / name), *options], cwd=home, env=where)
     assert (said[0], said[2]) == (0, "")
     text = said[1].replace(tempfile.gettempdir() + "/grit-", "TMP/grit-")
     return text.replace(str(home), "HOME").replace(str(REPOSITORY), "REPOSITORY")
 
 
+def ran(command: list[str], **how: Any) -> tuple[int, str, str]:
+    done = subprocess.run(command, capture_output=True, text=True, **how)
+    return done.returncode, done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case, cloud, tmp_path, monkeypatch):
     monkeypatch.setattr("job.SEVERAL_HOSTS", True)
-    typed = shlex.join(CASES[case]).replace(f"{script(CASES[case])}", f"launch/{script(CASES[case])}", 1)
+    name = script(CASES[case])
+    typed = shlex.join(CASES[case]).replace(name, f"launch/{name}", 1)
     said = f"# {typed}\n{dry_run(CASES[case], cloud, tmp_path)}"
     golden = GOLDEN / f"{case}.txt"
     if "REWRITE_GOLDEN" in os.environ:

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from accelerators import accelerator
 from fake_cloud import LAUNCH, LONG_S, REPOSITORY, program
 from job import SEVERAL_HOSTS
 from machine import SHIPPED
+
+from grit_jax.run_config import read_run_config
 
 SLURM = str(LAUNCH / "slurm.sh")
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -154,14 +155,6 @@ def test_the_skypilot_task():
     slice_ = accelerator(resources["accelerators"].removeprefix("tpu-"))
     assert slice_.hosts == 1 and slice_.image == resources["accelerator_args"]["runtime_version"]
     assert resources["use_spot"] is True and task["envs"]["CONFIG"] is None and task["envs"]["OUTPUT"] is None
-    values = {"CONFIG": "gs://bucket/in/my.yaml", "OUTPUT": "gs://bucket/runs/mine", "OVERRIDES": "--train.steps 7"}
-    for name in ("setup", "run"):
-        command = task[name].replace("install", "install --dry-run").replace("train ", "train --dry-run ")
-        command = command.replace("python3", f"{sys.executable} -S")
-        done = subprocess.run(["bash", "-euc", command], capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, **values})
-        assert done.returncode == 0, done.stderr
-    train = next(line for line in done.stdout.splitlines() if "grit train" in line)
-    assert train.endswith("/bucket_runs_mine --train.steps 7")
 
 
 def test_every_command_of_the_readme(cloud, monkeypatch):
@@ -184,6 +177,18 @@ def test_every_command_of_the_readme(cloud, monkeypatch):
             verbs.add(words[1])
     assert verbs >= {"create", "wait", "install", "run", "watch", "status", "logs", "exec", "stop", "delete", "xpk"}
     assert cloud.calls == []
+
+
+def test_the_inputs_of_the_readme_are_a_configuration(tmp_path):
+    """Step 4 makes a YAML whose data lie beside it, as the corpus of `grit data pydocs` does."""
+    command = next(line for line in (LAUNCH / "README.md").read_text().splitlines() if line.startswith("sed "))
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path)
+    config = read_run_config(tmp_path / "inputs" / "my.yaml")
+    files = {Path(path).relative_to(tmp_path) for path in (*config.data.embedding, *config.data.generative, *config.data.cached)}
+    assert {str(path.parent) for path in files} == {"inputs/pydocs/train"}
+    assert {path.stem for path in files} == {"embedding_summary", "embedding_question", "generative", "rag"}
 
 
 def test_the_readme_names_what_is_here():
