@@ -28,7 +28,7 @@ EXPERTS = ModelConfig(
 
 
 def gradient(params, batch, **how):
-    return jax.jit(lambda p, b: joint_gradient(p, b, StepConfig(**how)))(params, batch)
+    return jax.jit(lambda p, b: joint_gradient(p, b, StepConfig(fuse=True, **how)))(params, batch)
 
 
 def assert_equal(found, expected, rtol=1e-5):
@@ -53,6 +53,13 @@ def params(shallow):
     return init_params(shallow, jax.random.key(0))
 
 
+@pytest.fixture(scope="module")
+def devices():
+    if len(jax.devices()) < 8:
+        pytest.skip("needs eight devices")
+    return jax.devices()[:8]
+
+
 # Of 8 and 8 rows.
 @pytest.mark.parametrize(
     "chunks, loss, side",
@@ -70,7 +77,7 @@ def params(shallow):
 )
 def test_equals_the_losses_one_after_the_other(shallow, params, batch, chunks, loss, side):
     how = {"model": shallow, "loss": dataclasses.replace(LOSS, **loss), "gradient": side}
-    assert can_fuse(batch, StepConfig(**how))
+    assert can_fuse(batch, StepConfig(fuse=True, **how))
     apart = gradient(params, batch, backward="separate", **how)
     assert_equal(gradient(params, batch, embedding_chunk=chunks[0], generative_chunk=chunks[1], **how), apart)
 
@@ -87,7 +94,8 @@ def test_modes(shallow, params, batch):
     assert_equal(gradient(params, batch, **how), apart)
 
 
-@pytest.mark.parametrize("chunk", [None, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [None, 4])
 def test_experts_are_balanced_over_generation_alone(batch, chunk):
     params = init_params(EXPERTS, jax.random.key(0))
     batch = Batch(batch.embedding, batch.generative)
@@ -96,21 +104,20 @@ def test_experts_are_balanced_over_generation_alone(batch, chunk):
     assert_equal(gradient(params, batch, embedding_chunk=chunk, generative_chunk=chunk, **how), apart)
 
 
-def test_rows_of_other_lengths_go_alone(shallow, params, batch):
+def test_one_device_has_nothing_to_gather(shallow, batch, devices):
+    how = StepConfig(shallow, LOSS)
+    assert not can_fuse(batch, how)
+    with jax.set_mesh(make_mesh(MeshConfig(1, 8, 1), devices)):
+        assert can_fuse(batch, how) and not can_fuse(batch, dataclasses.replace(how, fuse=False))
+
+
+def test_rows_of_other_lengths_go_alone(shallow, batch):
     short = jax.tree.map(lambda x: x[:, :-1] if getattr(x, "ndim", 0) == 2 else x, batch.generative)
     batch = Batch(batch.embedding, short)
-    assert not can_fuse(batch, StepConfig(shallow, LOSS))
-    gradient(params, batch, model=shallow, loss=LOSS)
+    assert not can_fuse(batch, StepConfig(shallow, LOSS, fuse=True))
 
 
 # ---- on eight devices -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def devices():
-    if len(jax.devices()) < 8:
-        pytest.skip("needs eight devices")
-    return jax.devices()[:8]
 
 
 def on_mesh(config, batch, mesh_config, devices, **how):
