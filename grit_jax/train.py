@@ -194,7 +194,7 @@ def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: Shard
     if config.lora is not None:
         adapter_shapes(config.lora, parameter_shapes(model_config))  # before anything large is read
         params, weights = load_base(directory, model_config, config.lora, mesh, rules)
-        base = FrozenBase(str(section.path), weights, config.lora.base, config.lora.alpha)
+        base = FrozenBase(str(section.path), weights, config.lora.identity)
     elif section.path:
         params = huggingface.read_model_directory(directory).params
     return LoadedModel(model_config, params, projection_width(section, params), base)
