@@ -91,7 +91,6 @@ def open_slice(name: str) -> Slice:
     chip, shape = parse_topology(name)
     os.environ.update(ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")  # jax may have read its environment before
-    jax.config.update("jax_enable_compilation_cache", False)  # such programs cannot be read back from it
     from jax.experimental import topologies
 
     # A host has 2 x 2 chips, and a smaller slice is a part of one.
@@ -104,4 +103,5 @@ def open_slice(name: str) -> Slice:
         if "not installed" in str(error) or "libtpu" in str(error):
             raise GritError("planning needs the TPU compiler (libtpu): pip install 'grit_jax[tpu]'") from None
         raise GritError(f"--topology {name}: {str(error).splitlines()[0]}") from None
+    jax.config.update("jax_enable_compilation_cache", False)  # such programs cannot be read back from it
     return Slice(name, chip, devices)
