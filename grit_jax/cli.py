@@ -172,7 +172,7 @@ def plan(args: argparse.Namespace, arguments: list[str]) -> None:
         candidates = {"topology": args.topology, "candidates": [one.to_dict() for one in found]}
         _show(candidates, args.json, search_table(found))
     else:
-        one = run(config, args.topology)
+        one = run(config, args.topology, serving=not args.train_only)
         _show(one.to_dict(), args.json, table(one))
 
 

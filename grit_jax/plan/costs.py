@@ -32,7 +32,7 @@ class Costs:
     Attributes:
       flops: of matrix products, recomputation and redundant work included.
       memory_bytes: read from and written to the chip's memory; arrays that the compiler keeps on the chip are left out.
-      collective_bytes: by kind: of what an all-gather gives, of what the others take.
+      collective_bytes: by kind of what is done: of what an all-gather gives, of what the others take.
       sent_bytes: what the chip itself sends for them, in rings: (n - 1) / n of that, twice for an all-reduce.
     """
 
@@ -88,8 +88,25 @@ class _Walk:
         elif not one.opcode.endswith(("-done", "-update")):
             costs.add(_product(here, one))
             costs.add(_collective(here, one))
+            if one.opcode == "all-reduce":
+                gathered = sum(here.by_name[name].bytes for name in one.operands if self._is_part(here, name))
+                costs.collective_bytes["all_reduce"] -= gathered
+                costs.collective_bytes["all_gather"] += gathered
             costs.memory_bytes += _moved(here, one)
         return costs
+
+    def _is_part(self, here: Computation, name: str) -> bool:
+        """Whether an array is one chip's part of a whole and zeros beside it: on a torus of three axes the compiler
+        gathers by summing such (which sends what any sum sends)."""
+        one = here.by_name.get(name)
+        if one is None:
+            return False
+        if one.opcode in ("bitcast", "copy", "copy-start", "copy-done"):
+            return self._is_part(here, one.operands[0])
+        if one.opcode == "fusion":
+            inside = self.module.computations[one.called[0]]
+            return self._is_part(inside, inside.root.name)
+        return one.opcode == "dynamic-update-slice"
 
     def _fused(self, inside: Computation) -> Costs:
         """Products and collectives inside a fusion.

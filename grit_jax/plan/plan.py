@@ -15,10 +15,10 @@ from grit_jax.plan.chips import GIB, Chip, Slice, open_slice
 from grit_jax.plan.costs import Costs, program_costs
 from grit_jax.plan.flops import step_flops
 from grit_jax.plan.programs import Program, ServingPrograms, bytes_per_chip, lower_train
+from grit_jax.progress import say
 from grit_jax.run_config import RunConfig
 from grit_jax.sharding import make_mesh
 
-PROGRAMS = ("train", "encode", "decode")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -30,7 +30,7 @@ class ProgramPlan:
       argument_bytes: what goes in (weights, optimizer state, batch), `temporary_bytes` what is made on the way.
       peak_bytes: most of it at once, the program included.
       compiler_flops: by the compiler's own count, which takes the body of a loop once; `costs` counts its trips.
-      seconds: a run's lower bounds, by what bounds it.
+      seconds: a run's lower bounds, by what bounds it; of "decode", those of one token.
     """
 
     fits: bool
@@ -113,28 +113,34 @@ class Plan:
         }
 
 
-def plan(config: RunConfig, topology: str, programs: tuple[str, ...] = PROGRAMS) -> Plan:
-    """Compiles a configuration's programs for a slice.
+def plan(config: RunConfig, topology: str, *, serving: bool = True) -> Plan:
+    """Compiles a configuration's programs for a slice: the training step and, if `serving`, those of the trained model.
 
     Raises:
       GritError: an unknown slice, no compiler, a mesh that does not fit it, or a configuration that cannot be planned.
     """
     where = open_slice(topology)
-    return plan_on(config, where, make_mesh(config.mesh, where.devices), programs)
+    return plan_on(config, where, make_mesh(config.mesh, where.devices), serving=serving)
 
 
-def plan_on(config: RunConfig, where: Slice, mesh: Mesh, programs: tuple[str, ...]) -> Plan:
-    """`plan` on a slice that is open, over a mesh of its devices; "train" is always among the programs."""
+def plan_on(config: RunConfig, where: Slice, mesh: Mesh, *, serving: bool) -> Plan:
+    """`plan` on a slice that is open, over a mesh of its devices."""
+    found: dict[str, ProgramPlan] = {}
+
+    def look(name: str, program: Program) -> jax.stages.Compiled | None:
+        say(f"plan: compiling {name} for {where.name}")
+        found[name], compiled = compile_program(program, where.chip)
+        return compiled
+
     train = lower_train(config, mesh)
-    found = {"train": compile_program(train, where.chip)[0]}
-    serving = ServingPrograms(config, train.model, mesh)
-    if "encode" in programs:
-        found["encode"] = compile_program(serving.encode(), where.chip)[0]
-    if "decode" in programs:
-        prefill = serving.prefill()
-        found["prefill"], compiled = compile_program(prefill, where.chip)
+    look("train", train)
+    if serving:
+        programs = ServingPrograms(config, train.model, mesh)
+        look("encode", programs.encode())
+        prefill = programs.prefill()
+        compiled = look("prefill", prefill)
         if compiled is not None:
-            found["decode"] = compile_program(serving.decode(prefill, compiled), where.chip)[0]
+            look("decode", programs.decode(prefill, compiled))
     return Plan(
         where.name, where.chip, dict(mesh.shape), config.train.steps,
         bytes_per_chip((train.state.params, train.state.frozen)), bytes_per_chip(train.state.opt_state),
@@ -178,8 +184,6 @@ def needed_bytes(message: str, arguments: int) -> int:
     return arguments + (round(float(temporaries[1]) * UNITS[temporaries[2]]) if temporaries else 0)
 
 
-
-
 def table(plan: Plan) -> str:
     """A plan in words."""
     train, gib = plan.programs["train"], lambda size: f"{size / GIB:.2f} GiB"
@@ -187,7 +191,7 @@ def table(plan: Plan) -> str:
     lines = [
         f"{plan.topology}: {plan.chips} chips of {gib(plan.chip.memory)}, mesh {mesh}",
         "",
-        "program    fits   peak a chip   arguments   temporaries   at least   bound by       compiled in",
+        "program    fits   peak a chip   arguments   temporaries   at least   bound by     compiled in",
     ]
     for name, one in plan.programs.items():
         bound = max(one.seconds, key=one.seconds.__getitem__) if one.seconds else "n/a"
@@ -204,7 +208,7 @@ def table(plan: Plan) -> str:
     if train.costs is not None:
         sent = ", ".join(f"{k.replace('_', '-')} {gib(v)}" for k, v in train.costs.collective_bytes.items() if v)
         lines += [
-            f"A chip computes {train.costs.flops:.3g} of them, recomputation included; collectives: {sent or 'none'}.",
+            f"Each chip computes {train.costs.flops:.3g} FLOPs, recomputation included; collectives: {sent or 'none'}.",
             f"{plan.steps} steps take at least {plan.chip_hours:.1f} chip-hours (MFU at most {plan.mfu_bound:.0%}).",
         ]
     return "\n".join(lines)

@@ -51,7 +51,7 @@ def search(config: RunConfig, topology: str) -> list[Candidate]:
             if mesh not in found:
                 train = dataclasses.replace(config.train, **{key: chunk})
                 tried = dataclasses.replace(config, mesh=mesh, train=train)
-                one = plan_on(tried, where, make_mesh(mesh, where.devices), ())
+                one = plan_on(tried, where, make_mesh(mesh, where.devices), serving=False)
                 step = one.programs["train"]
                 verdict = "fits" if step.fits else "too large"
                 say(f"{_settings(mesh, key, chunk)}: {step.peak_bytes / GIB:.2f} GiB, {verdict}")

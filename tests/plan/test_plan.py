@@ -131,7 +131,7 @@ def test_a_search_ranks_what_fits(config, monkeypatch, capsys):
     """Eight chips, of which two and more along `tensor` hold half of the rows, and eight none; two are the fastest."""
     asked = []
 
-    def fake_plan(run, where, mesh, programs):
+    def fake_plan(run, where, mesh, serving):
         tensor, chunk = mesh.shape["tensor"], run.train.embedding_chunk
         asked.append((tensor, chunk))
         return a_plan(seconds=abs(tensor - 2) + 1, fits=tensor < 8 and chunk is not None)
@@ -146,7 +146,7 @@ def test_a_search_ranks_what_fits(config, monkeypatch, capsys):
     assert "--mesh.fsdp 4 --mesh.tensor 2 --train.embedding_chunk 8" in search_table(found).splitlines()[1]
     main(["plan", str(config), "--topology", "v5e:2x4", "--search", "--json"])
     assert len(json.loads(capsys.readouterr().out)["candidates"]) == 3
-    monkeypatch.setattr("grit_jax.plan.search.plan_on", lambda *_: a_plan(fits=False))
+    monkeypatch.setattr("grit_jax.plan.search.plan_on", lambda *_, **__: a_plan(fits=False))
     with pytest.raises(GritError, match="no mesh and chunk that was tried fits"):
         search(read_run_config(config), "v5e:2x4")
 
@@ -190,7 +190,7 @@ def test_adapters_and_cached_documents_on_one_chip(config):
     mesh = make_mesh(run.mesh, where.devices)
     program = lower_train(run, mesh)
     assert "tpu_custom_call" in program.lowered.as_text()
-    found = plan(run, "v5e:1x1", ("train",))
+    found = plan(run, "v5e:1x1", serving=False)
     weights = run.model.known_shape.num_parameters
     adapters = sum(math.prod(x.shape) for x in program.state.params.values())
     assert weights < found.parameter_bytes - 4 * adapters < 1.5 * weights  # a byte each, but for the tables' two
