@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -18,7 +17,7 @@ from grit_jax.models.lora import LoraConfig
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.sharding import ShardingRules, constrain
+from grit_jax.sharding import ShardingRules, constrain, row_ways
 from grit_jax.training.contrastive import contrastive_loss, distillation_loss
 from grit_jax.training.language import language_loss, token_losses
 from grit_jax.training.losses import LossConfig
@@ -82,8 +81,7 @@ def in_chunks(tree, chunk: int):
 
 def check_chunks(config: StepConfig, mesh: Mesh, rules: ShardingRules) -> None:
     """Raises GritError for a chunk that does not divide among the devices: each would compute all of it."""
-    axes = (rules.rows,) if isinstance(rules.rows, str) else rules.rows or ()
-    ways = math.prod(mesh.shape[axis] for axis in axes)
+    ways = row_ways(mesh, rules)
     for key in CHUNKS:
         chunk = getattr(config, key)
         if chunk and chunk % ways:
