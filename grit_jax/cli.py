@@ -21,6 +21,7 @@ from grit_jax.types import GritError
 RESUMABLE = ("quickstart", "train", "index")
 STDOUT = "standard output"
 RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
+KV_KINDS = ("native", "int8", "int4", "pca2", "pca1", "none")
 # What the machine may refuse, and what to do about it. Other errors of the system are bugs of ours.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = {
@@ -114,8 +115,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--input", required=True, type=Path, metavar="corpus.jsonl")
     sub.add_argument("--output", required=True, type=Path, metavar="INDEX")
-    sub.add_argument("--kv", choices=("native", "none"), default="native")
+    sub.add_argument(
+        "--kv", choices=KV_KINDS, default="native",
+        help="how caches are kept: as computed (default), 8 or 4 bits a number, 2 or 1 bits on principal axes, not at all",
+    )  # fmt: skip
     sub.add_argument("--max-length", type=flags.positive, default=4096, metavar="N")
+    sub.add_argument("--store", metavar="PATH|URL", help="keep the caches here (gs://bucket/path), not in INDEX")
+    sub.add_argument("--update", action="store_true", help="replace documents whose text has changed")
+    sub.add_argument("--delete-missing", action="store_true", help="take out documents that are not in the corpus")
     sub.add_argument("--json", action="store_true")
 
     sub = verb("ask", ask, "answer a question over an index")
@@ -224,7 +231,10 @@ def generate(args: argparse.Namespace) -> None:
 def index(args: argparse.Namespace) -> None:
     from grit_jax.rag.index import build_index
 
-    summary = build_index(_model(args.model), args.input, args.output, kv=args.kv, max_length=args.max_length)
+    summary = build_index(
+        _model(args.model), args.input, args.output, kv=args.kv, max_length=args.max_length, store=args.store,
+        update=args.update, delete_missing=args.delete_missing,
+    )  # fmt: skip
     _show(summary.to_dict(), args.json, str(summary))
 
 
