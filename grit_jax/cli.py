@@ -117,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", required=True, type=Path, metavar="INDEX")
     sub.add_argument(
         "--kv", choices=KV_KINDS, default="native",
-        help="how caches are kept: as computed (default), 8 or 4 bits a number, 2 or 1 bits on principal axes, not at all",
+        help="caches as computed (default), at 8 or 4 bits a number, at 2 or 1 on principal axes, or none",
     )  # fmt: skip
     sub.add_argument("--max-length", type=flags.positive, default=4096, metavar="N")
     sub.add_argument("--store", metavar="PATH|URL", help="keep the caches here (gs://bucket/path), not in INDEX")
@@ -163,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the run's output folder")
     sub.add_argument("out", metavar="OUT", type=Path)
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
+    sub.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, as a PEFT directory")
 
     sub = verb("data", data, "data sets: prepare, pydocs")
     kinds = sub.add_subparsers(dest="kind", required=True, metavar="prepare|pydocs")
@@ -289,7 +290,7 @@ def import_(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     from grit_jax.train import export_checkpoint
 
-    step = export_checkpoint(args.checkpoint, args.out, dtype=args.dtype)
+    step = export_checkpoint(args.checkpoint, args.out, dtype=args.dtype, adapter=args.adapter)
     _print(f"step {step} of {args.checkpoint} -> {args.out}")
 
 

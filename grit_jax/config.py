@@ -162,7 +162,7 @@ def _check_keys(cls: type, tree: dict[str, Any], where: str, prefix: tuple[str, 
         dotted = ".".join((*prefix, str(key)))
         if key not in hints:
             known = sorted(hints)
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
             inside = f" in '{'.'.join(prefix)}'" if prefix else ""
             hint = f"did you mean '{'.'.join((*prefix, near[0]))}'?" if near else f"known{inside}: {', '.join(known)}"
             raise GritError(f"{where}: unknown key '{dotted}'; {hint}")

@@ -34,7 +34,8 @@ from grit_jax.progress import duration, say
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.report import write_html
-from grit_jax.train import ModelSection, RunConfig, TokenizerSection, TrainSection, read_run_config, train
+from grit_jax.run_config import ModelSection, RunConfig, TokenizerSection, TrainSection, read_run_config
+from grit_jax.train import train
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig
 from grit_jax.types import GritError
@@ -157,7 +158,7 @@ def joint_config(seed: int) -> RunConfig:
         output=".",
         data=_data_config(embedding_batch=32, generative_batch=12, cached_batch=12),
         train=TrainSection(
-            steps=240, seed=seed, checkpoint_every=40, eval_embedding="data/heldout/embedding.jsonl",
+            steps=180, seed=seed, checkpoint_every=30, eval_embedding="data/heldout/embedding.jsonl",
             eval_generative="data/heldout/generative.jsonl", loss=LossConfig(),
         ),
         optimizer=OptimizerConfig(

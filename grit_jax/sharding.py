@@ -45,6 +45,9 @@ class ShardingRules:
     heads: Axes = "tensor"  # N * H of the query projection
     kv_heads: Axes = "tensor"  # K * H of key and value projections
     ffn: Axes = "tensor"  # F
+    # E. Tokens are whole along `tensor`, so each device gives its own experts' share and one sum joins them, as it
+    # joins the shares of F: nothing is sent. `fit` gives the axis to the experts, and to F where E does not divide.
+    experts: Axes = "tensor"
     layers: Axes = None  # L, the scanned axis
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
@@ -79,12 +82,16 @@ def single_device_mesh(device: jax.Device | None = None) -> Mesh:
 
 
 def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """`spec` without the mesh axes that do not divide the dimension: small models stay whole there."""
-    fitted = []
+    """`spec` without the mesh axes that do not divide the dimension (small models stay whole there), or that an
+    earlier dimension has taken."""
+    fitted: list[Axes] = []
+    taken: set[str] = set()
     for size, axes in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
         names = (axes,) if isinstance(axes, str) else tuple(axes or ())
         ways = int(np.prod([mesh.shape[name] for name in names])) if names else 1
-        fitted.append(axes if ways > 1 and size % ways == 0 else None)
+        fits = ways > 1 and size % ways == 0 and taken.isdisjoint(names)
+        taken |= set(names) if fits else set()
+        fitted.append(axes if fits else None)
     return PartitionSpec(*fitted)
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 
-from grit_jax.config import dump_yaml, load_config
+from grit_jax.config import dump_yaml
 from grit_jax.data.chat import FORMATS
 from grit_jax.data.datasets import open_lines
 from grit_jax.data.formats import document_text
-from grit_jax.data.pipeline import DataConfig, JointBatches, make_iterator
+from grit_jax.data.pipeline import JointBatches, make_iterator
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
@@ -24,90 +24,39 @@ from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.pooling import PoolingMethod
-from grit_jax.models.transformer import Params
-from grit_jax.progress import say
+from grit_jax.models.hf_adapter import write_adapter
+from grit_jax.models.lora import adapter_shapes
+from grit_jax.models.projection import PROJECTION
+from grit_jax.models.transformer import Params, parameter_shapes
+from grit_jax.run_config import ModelSection, RunConfig, TrainSection, batch_needs, read_run_config, step_config
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
-from grit_jax.training.checkpoint import Checkpoints
+from grit_jax.training.base import load_base
+from grit_jax.training.checkpoint import Checkpoints, FrozenBase
+from grit_jax.training.contrastive import check_dimensions
+from grit_jax.training.joint import check_chunks
 from grit_jax.training.loop import Evaluate, run_loop
-from grit_jax.training.losses import LossConfig
-from grit_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer, make_schedule
-from grit_jax.training.step import StepConfig, make_step
+from grit_jax.training.state import TrainState, init_state, make_optimizer, make_schedule
+from grit_jax.training.step import make_step
 from grit_jax.types import GritError
 
+DATA_SUMMARY_FILE = "data_summary.json"  # in the output folder: what became of every source's examples
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration as it was run, paths absolute
 
-log = logging.getLogger(__name__)
 
-# Keys of a configuration that hold file names (see config.load_config).
-PATH_KEYS = (
-    "model.path", "tokenizer.path", "tokenizer.train_on", "data.embedding", "data.generative", "data.cached",
-    "data.num_samples", "train.eval_embedding", "train.eval_generative", "output",
-)  # fmt: skip
+@dataclasses.dataclass
+class LoadedModel:
+    """The model that a run starts from.
 
+    Attributes:
+      params: its weights; None: to be drawn at random. With `lora` they are frozen and in place.
+      projection: dimensions of its projection, there or new; None: there is none.
+      base: what the weights are called in checkpoints, with `lora`.
+    """
 
-@dataclasses.dataclass(frozen=True)
-class ModelSection:
-    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of `shape`."""
-
-    path: str | None = None
-    shape: ModelConfig | None = None
-    pooling: PoolingMethod = "mean"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and moments are float32
-    remat: Literal["none", "full", "dots"] = "full"
-    scan_layers: bool = True
-    export_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        if (self.path is None) == (self.shape is None):
-            raise ValueError("model needs either 'path' (a model directory or hub id) or 'shape' (for random weights)")
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerSection:
-    """Where the tokenizer comes from: `path`, else the model's directory, else trained on `train_on`."""
-
-    path: str | None = None
-    train_on: list[str] = dataclasses.field(default_factory=list)
-    vocab_size: int = 2048
-    chat: str = "grit"
-
-    def __post_init__(self) -> None:
-        if self.chat not in FORMATS:
-            raise ValueError(f"tokenizer.chat must be one of {', '.join(FORMATS)}, is '{self.chat}'")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSection:
-    """How long, how often, and with which losses."""
-
-    steps: int = 1000
-    seed: int = 0
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    eval_every: int = 0  # 0: at the end only
-    eval_embedding: str | None = None  # held-out files; None: no evaluation of that kind
-    eval_generative: str | None = None
-    embedding_chunk: int | None = None
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-
-    def __post_init__(self) -> None:
-        for key, least in (("steps", 1), ("seed", 0), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
-            if getattr(self, key) < least:
-                raise ValueError(f"train.{key} must be at least {least}, is {getattr(self, key)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """A training configuration, as its YAML has it."""
-
-    model: ModelSection
-    output: str
-    tokenizer: TokenizerSection = dataclasses.field(default_factory=TokenizerSection)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    train: TrainSection = dataclasses.field(default_factory=TrainSection)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    config: ModelConfig
+    params: Params | None
+    projection: int | None
+    base: FrozenBase | None
 
 
 @dataclasses.dataclass
@@ -118,11 +67,6 @@ class TrainResult:
     model: Path
     steps: int
     already_finished: bool = False
-
-
-def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """A run's configuration from YAML and command line; see `config.load_config` for the errors."""
-    return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
 
 
 def train(
@@ -166,34 +110,35 @@ def _run(
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    batches = JointBatches(config.data, tokenizer, chat, config.train.seed, config.train.steps)
-    for source in batches.summary:
-        left_out = "".join(f"; {n} {why}" for why, n in {**source.skipped, **source.filtered}.items())
-        tell = say if left_out else log.info  # what was left out must not go unseen
-        tell(f"{source.name}: {source.used} of {source.examples} {source.kind} examples{left_out}")
+    batches = JointBatches(
+        config.data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config)
+    )
+    batches.tell_summary(output / DATA_SUMMARY_FILE)
     iterator = make_iterator(config.data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
-    model_config, params = load_model(config.model, tokenizer)
     mesh, rules = make_mesh(config.mesh), ShardingRules()
+    model = load_model(config, tokenizer, mesh, rules)
+    checkpoints.base = model.base
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    step_config = StepConfig(
-        model_config, config.train.loss, config.model.pooling, config.train.embedding_chunk
-    )
+    how = step_config(config, model.config)
+    check_dimensions(how.loss, model.projection or model.config.hidden_size)
+    check_chunks(how, mesh, rules)
     (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
-    wrap = _wrapper(config, model_config, tokenizer)
+    wrap = _wrapper(config, model.config, tokenizer)
     with jax.set_mesh(mesh):
-        state = init_state(model_config, optimizer, jax.random.key(config.train.seed), mesh, rules, params)
+        key = jax.random.key(config.train.seed)
+        state = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
         state = run_loop(
-            state, make_step(step_config, optimizer, schedule), iterator,
+            state, make_step(how, optimizer, schedule), iterator,
             steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
             evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
             batch_ids=batches.ids, profile=profile,
         )  # fmt: skip
 
     # --- export ---
-    wrap(state.params).save_pretrained(model_directory, config.model.export_dtype)
+    wrap(state).save_pretrained(model_directory, config.model.export_dtype)
     return TrainResult(output, model_directory, config.train.steps)
 
 
@@ -224,32 +169,76 @@ def _texts(sources: list[str]) -> Iterator[str]:
                 raise GritError(f"{where}: not valid JSON: {error}") from None
 
 
-def load_model(section: ModelSection, tokenizer: Tokenizer) -> tuple[ModelConfig, Params | None]:
-    """The model's shape and its weights (None: to be drawn at random), checked against the tokenizer."""
-    how = {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
-    params: Params | None = None
+def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: ShardingRules) -> LoadedModel:
+    """The model to train, checked against the configuration and the tokenizer.
+
+    Raises:
+      GritError: an absent or damaged model, one of another shape than `model.shape` says, or one that the tokenizer or
+        `lora` does not fit.
+    """
+    section, params, base = config.model, None, None
     if section.path:
-        found = huggingface.read_model_directory(huggingface.resolve(section.path))
-        config, params = dataclasses.replace(found.config, **how), found.params
+        directory = huggingface.resolve(section.path)
+        shape = huggingface.read_model_directory(directory, with_params=False).config
+        check_shape(section, shape)
+        model_config = dataclasses.replace(shape, **how_computed(section))
     else:
-        assert section.shape is not None
+        assert section.known_shape is not None
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-        config = dataclasses.replace(section.shape, **how, **ids)
-    if tokenizer.vocab_size > config.vocab_size:
+        model_config = dataclasses.replace(section.known_shape, **how_computed(section), **ids)
+    if tokenizer.vocab_size > model_config.vocab_size:
         raise GritError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary {config.vocab_size}; "
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary {model_config.vocab_size}; "
             "set model.shape.vocab_size to at least the former"
         )
-    return config, params
+    if config.lora is not None:
+        adapter_shapes(config.lora, parameter_shapes(model_config))  # before anything large is read
+        params, weights = load_base(directory, model_config, config.lora, mesh, rules)
+        base = FrozenBase(str(section.path), weights, config.lora.base, config.lora.alpha)
+    elif section.path:
+        params = huggingface.read_model_directory(directory).params
+    return LoadedModel(model_config, params, projection_width(section, params), base)
 
 
-def make_evaluation(section: TrainSection, wrap: Callable[[Params], GritLM]) -> Evaluate | None:
+def how_computed(section: ModelSection) -> dict[str, Any]:
+    """How the model computes, which a shape leaves open."""
+    return {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
+
+
+def check_shape(section: ModelSection, found: ModelConfig) -> None:
+    """Raises GritError where `model.shape` or `model.preset` and the config.json of `model.path` differ."""
+    if section.known_shape is None:
+        return
+    asked, has = dataclasses.asdict(section.known_shape), dataclasses.asdict(found)
+    free = {"dtype", "remat", "scan_layers", "initializer_range", "architecture"}
+    for key in (key for key in asked if key not in free and not key.endswith("token_id")):
+        if asked[key] != has[key]:
+            which = f"model.shape.{key}" if section.preset is None else f"model.preset {section.preset}: {key}"
+            raise GritError(f"{which} is {asked[key]}, but the model at {section.path} has {has[key]}")
+
+
+def projection_width(section: ModelSection, params: Params | None) -> int | None:
+    """Dimensions of the run's projection: those of the model it starts from, or of a new one; None: there is none.
+
+    Raises:
+      GritError: the configuration asks for others than the model has.
+    """
+    there = params[PROJECTION].shape[1] if params is not None and PROJECTION in params else None
+    if there and section.projection not in (None, there):
+        raise GritError(
+            f"model.projection is {section.projection}, but {section.path} has one of {there} dimensions; "
+            "leave the key out to train that"
+        )
+    return there or section.projection
+
+
+def make_evaluation(section: TrainSection, wrap: Callable[[TrainState], GritLM]) -> Evaluate | None:
     """The evaluation that the loop calls: retrieval and perplexity on the held-out files, or None."""
     if not (section.eval_embedding or section.eval_generative):
         return None
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        model = wrap(state.params)
+        model = wrap(state)
         scores: dict[str, float] = {}
         if section.eval_embedding:
             retrieval = evaluate_retrieval(model, section.eval_embedding)
@@ -261,37 +250,54 @@ def make_evaluation(section: TrainSection, wrap: Callable[[Params], GritLM]) -> 
     return evaluate
 
 
-def export_checkpoint(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None = None) -> int:
+def export_checkpoint(
+    run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None = None, *, adapter: bool = False
+) -> int:
     """Writes the newest checkpoint of a run's folder as a model directory; returns its step.
+
+    Args:
+      adapter: write the adapters of a LoRA run for PEFT instead of the model that they are merged into.
 
     Raises:
       GritError: `run` holds no configuration or no whole checkpoint; `out` holds something or cannot be written.
     """
     with new_folder(out) as folder:
-        return _export(run, folder, dtype)
+        return _export(run, folder, dtype, adapter)
 
 
-def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None) -> int:
+def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None, adapter: bool) -> int:
     if not (run / CONFIG_FILE).exists():
         raise GritError(f"{run}: no {CONFIG_FILE} there; name the output folder of a training run")
     config = read_run_config(run / CONFIG_FILE)
+    if adapter and config.lora is None:
+        raise GritError(f"{run}: trained without lora, so there are no adapters; leave --adapter out")
     checkpoints = Checkpoints(run / "checkpoints", every=1)
     step = checkpoints.latest()
     if step is None:
         raise GritError(f"{run / 'checkpoints'}: no whole checkpoint there")
     tokenizer = load_tokenizer(config, run)
-    model_config, _ = load_model(config.model, tokenizer)
+    mesh, rules = make_mesh(MeshConfig()), ShardingRules()
+    model = load_model(config, tokenizer, mesh, rules)
+    checkpoints.base = model.base
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
-    mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        like = init_state(model_config, optimizer, jax.random.key(0), mesh, ShardingRules())
+        key = jax.random.key(0)
+        like = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
         state = checkpoints.restore(step, like, None)
     checkpoints.close()
-    _wrapper(config, model_config, tokenizer)(state.params).save_pretrained(out, dtype or config.model.export_dtype)
+    if adapter:
+        assert config.lora is not None
+        write_adapter(out, model.config, config.lora, state.params, str(config.model.path))
+    else:
+        _wrapper(config, model.config, tokenizer)(state).save_pretrained(out, dtype or config.model.export_dtype)
     return step
 
 
-def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> Callable[[Params], GritLM]:
-    """Weights in training -> the public model object."""
+def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> Callable[[TrainState], GritLM]:
+    """A model in training -> the public model object."""
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    return lambda params: GritLM(model_config, params, tokenizer, chat, config.model.pooling)
+    modes, pooling = config.model.modes, config.model.pooling
+    return lambda state: GritLM(
+        model_config, state.weights(config.lora), tokenizer, chat, pooling,
+        mode=modes.embedding, generation_mode=modes.generation,
+    )  # fmt: skip

@@ -28,6 +28,7 @@ class AttentionMode(enum.Enum):
 
     BIDIRECTIONAL = "bidirectional"
     CAUSAL = "causal"
+    PREFIX = "prefix"  # causal, but for the blocks of `Rows.blocks`
 
 
 # One mode for all rows, or consecutive blocks of (mode, number of rows).
@@ -40,11 +41,15 @@ class Rows:
     """Packed rows of texts.
 
     `positions` count from 0 inside each text (rotary positions), `segments` from 1 in each row.
+    `blocks` belong to the prefix mode: a token of block `n > 0` also sees the later tokens of its own block in its
+    segment; 0 is a causal token. The prompt as a block is a prefix language model, the sample as a block the paper's
+    embedding with a causal instruction ("cb").
     """
 
     tokens: Int[Array, "R T"]
     positions: Int[Array, "R T"]
     segments: Int[Array, "R T"]
+    blocks: Int[Array, "R T"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -54,8 +59,11 @@ class EmbeddingBatch:
 
     `pool` marks the tokens that mean pooling averages (instruction and tags excluded).
     `queries[i]` and `passages[j]` say where a text is: `row * segments_per_row + segment - 1`.
-    Passages of query `i` stand at `i * group_size ...`, its positive first.
+    Passages of query `i` stand at `i * group_size ...`, its `positives` (static) first.
     `segments_per_row` is static: it is the `G` of the pooled array.
+    The first `query_rows` (static) rows hold the queries and the others the passages; 0: any row holds both.
+    `texts` numbers the passages, equal ones (token for token) alike. Where queries may have fewer positives than
+    others, `present` is False in the places left empty. `scores` are a teacher's, where the run distils one.
     """
 
     rows: Rows
@@ -63,6 +71,11 @@ class EmbeddingBatch:
     queries: Int[Array, " Q"]
     passages: Int[Array, " P"]
     segments_per_row: int = dataclasses.field(metadata={"static": True}, default=1)
+    query_rows: int = dataclasses.field(metadata={"static": True}, default=0)
+    positives: int = dataclasses.field(metadata={"static": True}, default=1)
+    texts: Int[Array, " P"] | None = None
+    present: Bool[Array, " P"] | None = None
+    scores: Float[Array, " P"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -119,11 +132,24 @@ class KV:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
+class RouterStats:
+    """How the tokens of a pass were spread over experts, averaged over layers; padding left out.
+
+    `chosen`: how many of its choices a token gave an expert; `probability`: what its router said before choosing.
+    """
+
+    chosen: Float[Array, " E"]
+    probability: Float[Array, " E"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
 class Output:
-    """Hidden states after the final norm, and the keys and values where they were asked for."""
+    """Hidden states after the final norm, keys and values where they were asked for, `router` where experts are."""
 
     hidden: Float[Array, "B T D"]
     kv: KV | None = None
+    router: RouterStats | None = None
 
 
 @dataclasses.dataclass

@@ -55,7 +55,7 @@ CASES = {
     "encode m-bad-tokenizer --input texts.txt --output x.npy":
         "m-bad-tokenizer/tokenizer.json: not a tokenizer.json",
     "encode m-binary-tokenizer --input texts.txt --output x.npy":
-        "m-binary-tokenizer/tokenizer.json: not a tokeni",
+        "m-binary-tokenizer/tokenizer.json: not UTF-8 text",
     "encode m-pickle --input texts.txt --output x.npy": "m-pickle: only pickled weights there .*refused",
     "encode m-no-weights --input texts.txt --output x.npy": "m-no-weights: no model.safetensors",
     "encode m-no-config --input texts.txt --output x.npy": "m-no-config/config.json: no such file",
@@ -209,7 +209,7 @@ CASES = {
     "train list": "list: expected a mapping of keys",
     "train folder": "folder: cannot be read as text .*Is a directory",
     "train broken.yaml": "broken.yaml:2: not valid YAML",
-    "train strange.yaml": "strange.yaml: unknown key 'colour'; known: data, mesh, model",
+    "train strange.yaml": "strange.yaml: unknown key 'zebra'; known: data, lora, mesh, model",
     f"{TRAIN} stray": "unexpected 'stray'; overrides look like --train.steps 100",
     f"{TRAIN} --train.stepss 3": "command line: unknown key 'train.stepss'; did you mean 'train.steps'\\?",
     f"{TRAIN} --resum auto": "unknown flag --resum; did you mean --resume\\?",
@@ -244,7 +244,7 @@ CASES = {
     f"{TRAIN} --data.generative [embedding.jsonl]":
         "embedding.jsonl:1: an embedding example in a generative file",
     f"{TRAIN} --data.on_error ignore": "data.on_error: expected one of stop, skip, found 'ignore'",
-    f"{TRAIN} --model.path ./absent": "model needs either 'path' .* or 'shape'",
+    f"{TRAIN} --model.path ./absent": "./absent: absent model: no such directory",
     f"{TRAIN} --model.shape null --model.path ./absent": "./absent: absent model",
     f"{TRAIN} --model.shape null --model.path m-truncated": "m-truncated/model.safetensors: truncated",
     f"{TRAIN} --model.shape null --model.path m-pickle": "m-pickle: only pickled weights",

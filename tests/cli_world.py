@@ -117,7 +117,7 @@ def bad_files(folder: Path) -> None:
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     write_lines(folder / "roles", {"messages": said})
     (folder / "broken.yaml").write_text("output: [\n")
-    (folder / "strange.yaml").write_text("output: x\ncolour: red\n")
+    (folder / "strange.yaml").write_text("output: x\nzebra: red\n")
     (folder / "folder").mkdir()
     (folder / "folder" / "note.txt").write_text("not ours\n")
 

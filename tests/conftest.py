@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many small programs, each run once or twice: quickly compiled ones will do. In the environment, so that a process that
+# a test starts rounds as this one does; CI runs the slow and the peers' suites with 0.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Eight simulated devices for the sharding tests; everything else runs on the first.
 if "device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 import pytest
+from compilation import fully_compiled
 
 from grit_jax.data.chat import GRIT
 from grit_jax.data.tokenizer import Tokenizer
@@ -60,3 +66,10 @@ def tiny_model(tiny_config: ModelConfig, tiny_params: Params, tiny_tokenizer: To
     from grit_jax.inference.model import GritLM
 
     return GritLM(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
+
+
+@pytest.fixture()
+def full_optimization() -> Iterator[None]:
+    """For tests that look at the compiled program itself."""
+    with fully_compiled():
+        yield

@@ -176,7 +176,7 @@ def test_an_index_that_is_compressed_elsewhere_and_kept_up_to_date(capsys, texts
     ask = f"ask model --index {tmp_path}/index '{texts[4]}' --max-new-tokens 4 --mode doc --json"
     said = run(capsys, ask)
     assert said.json["documents"][0]["id"] == "d4" and said.err == ""
-    rows = [json.loads(line) for line in open("corpus.jsonl")]
+    rows = [json.loads(line) for line in Path("corpus.jsonl").read_text().splitlines()]
     rows = [{**row, "text": row["text"] + " Indeed."} if row["id"] == "d4" else row for row in rows if row["id"] != "d0"]
     (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     again = run(capsys, f"index model --input {tmp_path}/new.jsonl {index}")

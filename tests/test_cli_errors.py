@@ -90,7 +90,7 @@ def test_one_line_and_status_2(command, capsys):
         ("data pydocs --output x", 1024, "x: File too large; make room or choose another place"),
         ("quickstart --out x", 20, "x: cannot be used as output folder \\(File too large\\)"),
         ("train run.yaml --output x", 20, "x.*: File too large; make room or choose another place"),
-        ("train run.yaml --output x", 2500, "x/checkpoints: a checkpoint cannot be written .*File too large"),
+        ("train run.yaml --output x", 5000, "x/checkpoints: a checkpoint cannot be written .*File too large"),
     ],
 )  # fmt: skip
 def test_a_full_disk(command, room, words, capsys, monkeypatch):

@@ -6,6 +6,8 @@ Three kinds, told apart by their keys (texts are strings, or `[instruction, text
     generative  {"text": "a document"} or {"text": [user, assistant, user, assistant, ...]}
     cached      {"docs": ["a document", {"title": ..., "text": ...}, ...], "text": [question, answer]}
 
+An embedding line may have the scores of a teacher for its "pos" and then its "neg": "scores": [9.1, 2.5, ...].
+
 The first two are the original's (`gritlm/training/data.py`); the third trains answers over cached documents.
 """
 
@@ -16,6 +18,8 @@ import json
 from typing import Any, Literal, TypeAlias
 
 from grit_jax.types import GritError
+
+MOST_SCORE = 1e30  # a teacher's score beyond it would not survive float32
 
 Kind: TypeAlias = Literal["embedding", "generative", "cached"]
 
@@ -30,11 +34,12 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingExample:
-    """A query, texts that answer it (at least one) and texts that do not."""
+    """A query, texts that answer it (at least one) and texts that do not; a teacher's scores of both, in that order."""
 
     query: Text
     positives: tuple[Text, ...]
     negatives: tuple[Text, ...]
+    scores: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +139,22 @@ def _embedding(data: dict[str, Any], where: str) -> EmbeddingExample:
         lists[key] = tuple(_text(item, where, f"{key}[{i}]") for i, item in enumerate(value))
     if not lists["pos"]:
         raise LineError(where, '"pos" is empty; a query needs at least one positive')
-    return EmbeddingExample(_text(data["query"], where, "query"), lists["pos"], lists["neg"])
+    scores = _scores(data.get("scores"), where, len(lists["pos"]) + len(lists["neg"]))
+    return EmbeddingExample(_text(data["query"], where, "query"), lists["pos"], lists["neg"], scores)
+
+
+def _scores(value: Any, where: str, count: int) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != count:
+        raise LineError(
+            where, f'"scores" must be a list of {count} numbers, one for each of "pos" and "neg", found {_type(value)}'
+        )
+    for i, score in enumerate(value):
+        # json reads NaN and Infinity, and true is an int to Python.
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not -MOST_SCORE < score < MOST_SCORE:
+            raise LineError(where, f"scores[{i}] must be a finite number, found {_type(score)}")
+    return tuple(float(score) for score in value)
 
 
 def _generative(data: dict[str, Any], where: str) -> GenerativeExample:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from grit_jax.types import CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
@@ -44,7 +45,7 @@ class PackedTexts:
 
 @dataclasses.dataclass(frozen=True)
 class TokenText:
-    """Token ids of a sequence; `targets` marks those to be predicted, None for none."""
+    """Token ids of a sequence; `targets` marks those to be predicted."""
 
     ids: Sequence[int]
     targets: Sequence[bool]
@@ -52,10 +53,11 @@ class TokenText:
 
 @dataclasses.dataclass(frozen=True)
 class TokenCached:
-    """A continuation with its answer, and the cached texts that it follows."""
+    """A continuation with its answer, and the cached texts that it follows, each behind `prompt` tokens of tags."""
 
     pieces: Sequence[Sequence[int]]
     text: TokenText
+    prompt: int = 0
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -100,6 +102,7 @@ def pack_texts(
     min_rows: int = 0,
     min_segments: int = 0,
     prompt_lengths: Sequence[int] | None = None,
+    blocks: bool = False,
     pad_id: int = 0,
 ) -> PackedTexts:
     """Tokenised texts into rows.
@@ -109,6 +112,7 @@ def pack_texts(
       row_multiple: rows are rounded up to it (the added ones are empty).
       min_rows, min_segments: floors of the number of rows and of `segments_per_row`.
       prompt_lengths: leading tokens of each text that pooling leaves out.
+      blocks: whether what is pooled is a block of prefix attention (the paper's "cb").
     """
     lengths = [len(text) for text in ids]
     width = row_length or max(lengths, default=1)
@@ -131,7 +135,8 @@ def pack_texts(
         segments[r, a:b] = where.place[i] + 1
         pool[r, a + (prompt_lengths[i] if prompt_lengths is not None else 0) : b] = True
     locations = (where.row * per_row + where.place).astype(np.int32)
-    return PackedTexts(Rows(tokens, positions, segments), pool, locations, starts, per_row)  # type: ignore[arg-type]
+    rows = Rows(tokens, positions, segments, pool.astype(np.int32) if blocks else None)  # type: ignore[arg-type]
+    return PackedTexts(rows, pool, locations, starts, per_row)
 
 
 def embedding_batch(
@@ -142,32 +147,76 @@ def embedding_batch(
     row_length: int,
     row_multiple: int = 8,
     min_rows: int = 0,
+    min_query_rows: int = 0,
     min_segments: int = 0,
+    positives: int = 1,
+    separate: bool = False,
+    blocks: bool = False,
+    scores: Sequence[float] | None = None,
     pad_id: int = 0,
 ) -> EmbeddingBatch:
-    """Queries and passages in the same rows; `prompt_lengths` of the queries, then of the passages."""
-    packed = pack_texts(
-        [*queries, *passages],
-        row_length=row_length,
-        row_multiple=row_multiple,
-        min_rows=min_rows,
-        min_segments=min_segments,
-        prompt_lengths=prompt_lengths,
-        pad_id=pad_id,
-    )
+    """Queries and passages in the same rows, or each in rows of their own (`separate`).
+
+    Args:
+      passages: as many for each query, its `positives` first. With more than one positive, some may be missing:
+        an empty sequence each.
+      prompt_lengths: of the queries, then of the passages.
+      min_query_rows: as `min_rows`, of the queries' own rows (`min_rows` then is the passages').
+      scores: a teacher's, of the passages.
+    """
+
+    Q, texts = len(queries), [*queries, *passages]
+    there = [i for i, ids in enumerate(texts) if len(ids)]
+
+    def packed(numbers: Sequence[int], rows: int) -> PackedTexts:
+        return pack_texts(
+            [texts[i] for i in numbers], row_length=row_length, row_multiple=row_multiple, min_rows=rows,
+            min_segments=min_segments, prompt_lengths=[prompt_lengths[i] for i in numbers], blocks=blocks,
+            pad_id=pad_id,
+        )  # fmt: skip
+
+    if separate:
+        sides = [packed(range(Q), min_query_rows), packed([i for i in there if i >= Q], min_rows)]
+    else:
+        sides = [packed(there, min_rows)]
+    per_row = max(side.segments_per_row for side in sides)
+    query_rows = len(sides[0].pool) if separate else 0
+    places = [
+        (side.locations // side.segments_per_row + above) * per_row + side.locations % side.segments_per_row
+        for side, above in zip(sides, (0, query_rows), strict=False)
+    ]
+    # A missing passage points at another one; it counts nowhere.
+    locations = np.full(len(texts), places[-1][0], np.int32)
+    locations[there] = np.concatenate(places)
+    numbers: dict[bytes, int] = {}
+    number = lambda ids: numbers.setdefault(np.asarray(ids, np.int32).tobytes(), len(numbers))
     return EmbeddingBatch(
-        rows=packed.rows,
-        pool=packed.pool,  # type: ignore[arg-type]
-        queries=packed.locations[: len(queries)],  # type: ignore[arg-type]
-        passages=packed.locations[len(queries) :],  # type: ignore[arg-type]
-        segments_per_row=packed.segments_per_row,
+        rows=jax.tree.map(lambda *x: np.concatenate(x), *(side.rows for side in sides)),
+        pool=np.concatenate([side.pool for side in sides]),  # type: ignore[arg-type]
+        queries=locations[:Q],  # type: ignore[arg-type]
+        passages=locations[Q:],  # type: ignore[arg-type]
+        segments_per_row=per_row,
+        query_rows=query_rows,
+        positives=positives,
+        texts=np.array([number(ids) for ids in passages], np.int32),  # type: ignore[arg-type]
+        present=np.array([len(ids) > 0 for ids in passages]) if positives > 1 else None,  # type: ignore[arg-type]
+        scores=None if scores is None else np.asarray(scores, np.float32),  # type: ignore[arg-type]
     )
 
 
 def generative_batch(
-    texts: Sequence[TokenText], *, row_length: int, row_multiple: int = 8, min_rows: int = 0, pad_id: int = 0
+    texts: Sequence[TokenText],
+    *,
+    row_length: int,
+    row_multiple: int = 8,
+    min_rows: int = 0,
+    prefix: bool = False,
+    pad_id: int = 0,
 ) -> GenerativeBatch:
-    """Sequences for the language loss, packed; `sequence` numbers them in the order given."""
+    """Sequences for the language loss, packed; `sequence` numbers them in the order given.
+
+    With `prefix`, what stands before a sequence's first target is a block of prefix attention (a prefix-LM).
+    """
     packed = pack_texts(
         [text.ids for text in texts],
         row_length=row_length,
@@ -175,10 +224,11 @@ def generative_batch(
         min_rows=min_rows,
         pad_id=pad_id,
     )
-    targets, sequence = _targets(
-        texts, packed.rows, packed.locations // packed.segments_per_row, packed.starts
-    )
-    return GenerativeBatch(packed.rows, targets, sequence, len(texts))  # type: ignore[arg-type]
+    rows, places = packed.rows, packed.locations // packed.segments_per_row
+    if prefix:
+        rows = dataclasses.replace(rows, blocks=_prefix_blocks(texts, rows, places, packed.starts))
+    targets, sequence = _targets(texts, rows, places, packed.starts)
+    return GenerativeBatch(rows, targets, sequence, len(texts))  # type: ignore[arg-type]
 
 
 def cached_batch(
@@ -188,12 +238,15 @@ def cached_batch(
     row_length: int,
     row_multiple: int = 8,
     min_rows: int = 0,
+    blocks: bool = False,
+    prefix: bool = False,
     pad_id: int = 0,
 ) -> CachedBatch:
     """Continuations and the cached texts that they follow: an example's are in the same row of both arrays.
 
     The cached texts of an example stand one after the other and its continuation goes on from there, so
-    positions are those of the composed prompt.
+    positions are those of the composed prompt. `blocks` is that of `pack_texts` for the cached texts, `prefix` that
+    of `generative_batch` for the continuations.
     """
     totals = [sum(map(len, example.pieces)) for example in examples]
     where = pack(
@@ -206,6 +259,7 @@ def cached_batch(
         np.zeros((height, pieces_row_length), np.int32),
         np.zeros((height, pieces_row_length), np.int32),
     )
+    marks = np.zeros_like(owner)
     piece_fill, text_fill, piece_count = [0] * height, [0] * height, [0] * height
     starts = np.zeros(len(examples), np.int64)
     for i in np.argsort(where.place, kind="stable").tolist():
@@ -216,13 +270,19 @@ def cached_batch(
             a = piece_fill[r]
             piece_fill[r] = b = a + len(ids)
             _lay(pieces, r, a, ids, 0, piece_count[r])
+            marks[r, a + example.prompt : b] = 1
             owner[r, a:b] = number
             places[r, a:b] = np.arange(offset, offset + len(ids))
             offset += len(ids)
         starts[i] = text_fill[r]
         _lay(text, r, text_fill[r], example.text.ids, offset, number)
         text_fill[r] += len(example.text.ids)
-    targets, sequence = _targets([example.text for example in examples], text, where.row, starts)
+    continuations = [example.text for example in examples]
+    targets, sequence = _targets(continuations, text, where.row, starts)
+    if blocks:
+        pieces = dataclasses.replace(pieces, blocks=marks)
+    if prefix:
+        text = dataclasses.replace(text, blocks=_prefix_blocks(continuations, text, where.row, starts))
     return CachedBatch(
         pieces=pieces,
         piece_owner=owner,  # type: ignore[arg-type]
@@ -274,3 +334,12 @@ def _targets(
         targets[r, a] = 0
         sequence[r, a:b] = i
     return targets, sequence
+
+
+def _prefix_blocks(texts: Sequence[TokenText], rows: Rows, row: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """1 where a packed text's tokens stand before its first target, 0 elsewhere."""
+    blocks = np.zeros(rows.tokens.shape, np.int32)
+    for text, r, a in zip(texts, row.tolist(), starts.tolist(), strict=True):
+        targets = list(text.targets)
+        blocks[r, a : a + (targets.index(True) if True in targets else len(targets))] = 1
+    return blocks

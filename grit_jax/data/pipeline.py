@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
+import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from grit_jax.data.chat import GRIT, ChatFormat
 from grit_jax.data.datasets import open_source
-from grit_jax.data.formats import Kind
-from grit_jax.data.layouts import CACHED_MODES, MODES
+from grit_jax.data.formats import Kind, Text
 from grit_jax.data.lines import Source
 from grit_jax.data.packing import cached_batch, embedding_batch, generative_batch
 from grit_jax.data.sampling import ContrastivePlan, Selection, StreamPlan, choose_passages
-from grit_jax.data.tokenise import ExampleTokenizer, Limits
+from grit_jax.data.settings import BatchNeeds, DataConfig
+from grit_jax.data.tokenise import ExampleTokenizer
 from grit_jax.data.tokenizer import Tokenizer
+from grit_jax.progress import say
 from grit_jax.types import Batch, GritError
 
 if TYPE_CHECKING:
     import grain
+
+log = logging.getLogger(__name__)
 
 _SUBSET, _STEP = 100, 101
 # A run without a number of steps: no one trains for longer.
@@ -29,93 +35,12 @@ _ENDLESS = 2**40
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What a run reads. Sources are JSONL paths, globs, or prepared datasets; batches count examples of a
-    step over all devices, and 0 leaves a kind out. Lengths are tokens and count BOS, instruction and tags."""
-
-    embedding: list[str] = dataclasses.field(default_factory=list)
-    generative: list[str] = dataclasses.field(default_factory=list)
-    cached: list[str] = dataclasses.field(default_factory=list)
-    embedding_batch: int = 0
-    generative_batch: int = 0
-    cached_batch: int = 0
-    # Passages of a query: one positive and group_size - 1 negatives.
-    group_size: int = 2
-    query_max_length: int = 256
-    passage_max_length: int = 2048
-    generative_max_length: int = 2048
-    document_max_length: int = 2048
-    # Lengths of packed rows. None: the longest text allowed.
-    row_length: int | None = None
-    generative_row_length: int | None = None
-    # Cached examples: a row of cached texts (None: a document and a query) and the row of text that reads it
-    # (None: generative_max_length).
-    pieces_row_length: int | None = None
-    cached_row_length: int | None = None
-    # Rows are rounded up to this; every new shape is compiled anew.
-    row_multiple: int = 8
-    # Batches looked at before the run: its row counts start at their largest, so that shapes settle at once.
-    probe_steps: int = 8
-    # Layouts of cached examples, drawn at random for each.
-    layouts: list[str] = dataclasses.field(default_factory=lambda: list(CACHED_MODES))
-    # A bad line stops the run, or is left out and counted.
-    on_error: Literal["stop", "skip"] = "stop"
-    # True: bare strings get no tags and no BOS, as in the original.
-    raw_strings: bool = False
-    shuffle: bool = True
-    # Random subset of a source: its name as in the lists above, and a number of examples.
-    num_samples: dict[str, int] = dataclasses.field(default_factory=dict)
-    # Batches prepared ahead, and the threads that do it (0: each batch when it is asked for).
-    prefetch: int = 4
-    workers: int = 2
-
-    def __post_init__(self):
-        for kind in ("embedding", "generative", "cached"):
-            if getattr(self, f"{kind}_batch") and not getattr(self, kind):
-                raise ValueError(
-                    f"data.{kind}_batch is {getattr(self, f'{kind}_batch')}, but data.{kind} is empty"
-                )
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = (
-                0
-                if field.name in ("prefetch", "workers", "probe_steps") or field.name.endswith("_batch")
-                else 1
-            )
-            if isinstance(value, int) and not isinstance(value, bool) and value < least:
-                raise ValueError(f"data.{field.name} must be at least {least}, found {value}")
-        unknown = [mode for mode in self.layouts if mode not in MODES]
-        if unknown or not self.layouts:
-            raise ValueError(f"data.layouts: {unknown or 'empty'}; known: {', '.join(MODES)}")
-        for row, longest in (
-            ("row_length", max(self.query_max_length, self.passage_max_length)),
-            ("generative_row_length", self.generative_max_length),
-        ):
-            if (getattr(self, row) or longest) < longest:
-                raise ValueError(
-                    f"data.{row} ({getattr(self, row)}) is less than the longest text ({longest})"
-                )
-        known = {*self.embedding, *self.generative, *self.cached}
-        if strange := [name for name in self.num_samples if name not in known]:
-            raise ValueError(
-                f"data.num_samples: '{strange[0]}' is not a source; sources: {', '.join(sorted(known))}"
-            )
-
-    def limits(self) -> Limits:
-        """The token limits, None filled in."""
-        return Limits(
-            query=self.query_max_length,
-            passage=self.passage_max_length,
-            generative=self.generative_max_length,
-            document=self.document_max_length,
-            cached_pieces=self.pieces_row_length or self.document_max_length + self.query_max_length,
-            cached_text=self.cached_row_length or self.generative_max_length,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class SourceSummary:
-    """What became of one source: `used` of its `examples`, and why others were not (reason: count)."""
+    """What became of one source: `used` of its `examples`, and why others were not (reason: count).
+
+    `skipped` are bad lines, `filtered` good ones that the run cannot use, and `not_sampled` is what `num_samples`
+    leaves out of the rest.
+    """
 
     name: str
     kind: Kind
@@ -123,6 +48,13 @@ class SourceSummary:
     used: int
     skipped: dict[str, int]
     filtered: dict[str, int]
+    not_sampled: int = 0
+
+    def __str__(self) -> str:
+        left_out = "".join(f"; {n} {why}" for why, n in {**self.skipped, **self.filtered}.items())
+        if self.not_sampled:
+            left_out += f"; {self.not_sampled} not among the data.num_samples"
+        return f"{self.name}: {self.used} of {self.examples} {self.kind} examples{left_out}"
 
 
 class _Part:
@@ -145,7 +77,7 @@ class _Part:
             skipped, filtered = dict(source.skipped), dict(source.filtered)
             total = len(source) + sum(skipped.values()) + sum(filtered.values())
             used = len(source) if subset is None else len(subset)
-            self.summary.append(SourceSummary(name, kind, total, used, skipped, filtered))
+            self.summary.append(SourceSummary(name, kind, total, used, skipped, filtered, len(source) - used))
         sizes = [entry.used for entry in self.summary]
         self.plan: ContrastivePlan | StreamPlan | None = None
         if self.batch and kind == "embedding":
@@ -176,6 +108,7 @@ class JointBatches:
     Args:
       seed: of the order, the choice of passages and the layouts.
       num_steps: `len()`; None is endless.
+      needs: what the run's attention and losses ask for.
 
     Raises:
       GritError: a source that cannot be read, a bad line (unless skipped), or a contrastive batch of more
@@ -189,8 +122,9 @@ class JointBatches:
         chat: ChatFormat = GRIT,
         seed: int = 0,
         num_steps: int | None = None,
+        needs: BatchNeeds = BatchNeeds(),
     ):
-        self.config, self.seed, self.num_steps = config, seed, num_steps
+        self.config, self.seed, self.num_steps, self.needs = config, seed, num_steps, needs
         self.limits = config.limits()
         self._reader = ExampleTokenizer(
             tokenizer,
@@ -199,6 +133,8 @@ class JointBatches:
             group_size=config.group_size,
             layouts=config.layouts,  # type: ignore[arg-type]
             raw_strings=config.raw_strings,
+            last_answer_only=needs.prefix_generation,
+            teacher_scores=needs.teacher_scores,
         )
         self._parts = {
             kind: _Part(kind, config, self._reader, seed) for kind in ("embedding", "generative", "cached")
@@ -212,6 +148,14 @@ class JointBatches:
     def summary(self) -> list[SourceSummary]:
         """One entry a source: examples used, skipped and filtered, and why."""
         return [entry for part in self._parts.values() for entry in part.summary]
+
+    def tell_summary(self, path: Path) -> None:
+        """Says what became of each source's examples, and writes it to `path`; what is left out is not just logged."""
+        for source in self.summary:
+            tell = say if source.used < source.examples else log.info
+            tell(str(source))
+        entries = [dataclasses.asdict(source) for source in self.summary]
+        path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def __len__(self) -> int:
         return _ENDLESS if self.num_steps is None else self.num_steps
@@ -242,24 +186,40 @@ class JointBatches:
         if not examples:
             return None
         rng, limits = self._rng(step, 0), self.limits
-        texts = [example.query for example in examples]
-        for example in examples:
-            positive, negatives = choose_passages(
-                rng, len(example.positives), len(example.negatives), self.config.group_size
+        config, most = self.config, self.config.positives_per_query
+        texts: list[Text] = [example.query for example in examples]
+        places, scores = [], []
+        for number, example in enumerate(examples):
+            positives, negatives = choose_passages(
+                rng, len(example.positives), len(example.negatives), config.group_size, most
             )
-            texts += [example.positives[positive], *(example.negatives[i] for i in negatives)]
-        passages = len(texts) - len(examples)
-        ids, prompts = self._reader.embedding(
-            texts, [limits.query] * len(examples) + [limits.passage] * passages
-        )
+            chosen = [*positives, *(len(example.positives) + i for i in negatives)]
+            among = example.positives + example.negatives
+            # Where there are fewer positives than wanted, their places stay empty.
+            start = number * (most + config.group_size - 1)
+            places += [start + i for i in range(len(positives))]
+            places += [start + most + i for i in range(len(negatives))]
+            texts += [among[i] for i in chosen]
+            scores += [example.scores[i] if example.scores is not None else 0.0 for i in chosen]
+        Q, P = len(examples), len(examples) * (most + config.group_size - 1)
+        ids, prompts = self._reader.embedding(texts, [limits.query] * Q + [limits.passage] * len(places))
+        passages: list[list[int]] = [[] for _ in range(P)]
+        starts, teacher = prompts[:Q] + [0] * P, [0.0] * P
+        for place, passage, prompt, score in zip(places, ids[Q:], prompts[Q:], scores, strict=True):
+            passages[place], starts[Q + place], teacher[place] = passage, prompt, score
         return embedding_batch(
-            ids[: len(examples)],
-            ids[len(examples) :],
-            prompts,
-            row_length=self.config.row_length or max(limits.query, limits.passage),
-            row_multiple=self.config.row_multiple,
+            ids[:Q],
+            passages,
+            starts,
+            row_length=config.row_length or max(limits.query, limits.passage),
+            row_multiple=config.row_multiple,
             min_rows=self._floor.get("embedding", 0),
+            min_query_rows=self._floor.get("queries", 0),
             min_segments=self._floor.get("segments", 0),
+            positives=most,
+            separate=self.needs.separate_sides,
+            blocks=self.needs.sample_blocks,
+            scores=teacher if self.needs.teacher_scores else None,
         )
 
     def _generative(self, step: int) -> Any:
@@ -271,6 +231,7 @@ class JointBatches:
             row_length=self.config.generative_row_length or self.limits.generative,
             row_multiple=self.config.row_multiple,
             min_rows=self._floor.get("generative", 0),
+            prefix=self.needs.prefix_generation,
         )
 
     def _cached(self, step: int) -> Any:
@@ -285,6 +246,8 @@ class JointBatches:
             row_length=self.limits.cached_text,
             row_multiple=self.config.row_multiple,
             min_rows=self._floor.get("cached", 0),
+            blocks=self.needs.sample_blocks,
+            prefix=self.needs.prefix_generation,
         )
 
     def _examples(self, kind: str, step: int) -> Sequence[Any]:
@@ -302,7 +265,8 @@ class JointBatches:
 def _shape(batch: Batch) -> dict[str, int]:
     shape: dict[str, int] = {}
     if batch.embedding is not None:
-        shape["embedding"] = len(batch.embedding.rows.tokens)
+        shape["queries"] = batch.embedding.query_rows
+        shape["embedding"] = len(batch.embedding.rows.tokens) - batch.embedding.query_rows
         shape["segments"] = batch.embedding.segments_per_row
     if batch.generative is not None:
         shape["generative"] = len(batch.generative.rows.tokens)

@@ -101,7 +101,12 @@ class ContrastivePlan:
 
 
 class StreamPlan:
-    """All datasets as one stream, shuffled anew every epoch; a batch may cross the end of one."""
+    """All datasets as one stream, shuffled anew every epoch; a batch may cross the end of one.
+
+    Each kind of example has a plan of its own, so that the smaller side of a joint run is neither drawn with
+    repetitions nor cut off at the length of the larger: each sees all of its examples once an epoch of its own
+    (what the original calls unique indices, without its losses: grit.md 2.6 and 8).
+    """
 
     def __init__(self, sizes: Sequence[int], batch: int, seed: int, *, shuffle: bool = True):
         self.sizes, self.batch, self.seed, self.shuffle = tuple(sizes), batch, seed, shuffle
@@ -133,15 +138,21 @@ class StreamPlan:
 
 
 def choose_passages(
-    rng: np.random.Generator, positives: int, negatives: int, group_size: int
-) -> tuple[int, list[int]]:
-    """A positive and `group_size - 1` negatives by number; too few negatives are repeated before drawing."""
-    positive = int(rng.integers(positives))
+    rng: np.random.Generator, positives: int, negatives: int, group_size: int, most_positives: int = 1
+) -> tuple[list[int], list[int]]:
+    """Positives and `group_size - 1` negatives by number.
+
+    Up to `most_positives` different positives; too few negatives are repeated before drawing.
+    """
+    if most_positives == 1:
+        chosen = [int(rng.integers(positives))]
+    else:
+        chosen = rng.permutation(positives)[:most_positives].tolist()
     wanted = group_size - 1
     if not wanted:
-        return positive, []
+        return chosen, []
     pool = np.tile(np.arange(negatives), -(-wanted // negatives))
-    return positive, rng.permutation(pool)[:wanted].tolist()
+    return chosen, rng.permutation(pool)[:wanted].tolist()
 
 
 def _contrastive(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> ContrastivePlan:

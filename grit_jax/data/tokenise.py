@@ -37,7 +37,11 @@ class Limits:
 class ExampleTokenizer:
     """Turns parsed examples into ids within `limits`.
 
-    `raw_strings`: a bare string of a data file stays bare (no tags, not even BOS), as in the original.
+    Args:
+      raw_strings: a bare string of a data file stays bare (no tags, not even BOS), as in the original.
+      last_answer_only: of a conversation only the last answer is to be predicted, as a prefix language model
+        reads all before it at once (the original's `prefixlm`, `gritlm: gritlm/training/data.py:270-279`).
+      teacher_scores: every embedding example must have the scores of a teacher.
     """
 
     def __init__(
@@ -49,9 +53,12 @@ class ExampleTokenizer:
         group_size: int = 2,
         layouts: Sequence[Mode] = (),
         raw_strings: bool = False,
+        last_answer_only: bool = False,
+        teacher_scores: bool = False,
     ):
         self.tokenizer, self.chat, self.limits = tokenizer, chat, limits
         self.group_size, self.layouts, self.raw_strings = group_size, tuple(layouts), raw_strings
+        self.last_answer_only, self.teacher_scores = last_answer_only, teacher_scores
         longest = max(limits.query, limits.passage, limits.generative, limits.document)
         self._characters = CHARACTERS_PER_TOKEN * longest
         self._prompt_lengths: dict[str, int] = {}  # a dataset has few different instructions
@@ -71,7 +78,7 @@ class ExampleTokenizer:
         """Ids and targets of conversations and documents, cut to the generative limit."""
         prompts = [self._generative_pieces(example) for example in examples]
         return [
-            _joined(prompt, pieces, self.limits.generative)
+            _joined(prompt, pieces, self.limits.generative, self.last_answer_only)
             for prompt, pieces in zip(prompts, self.tokenizer.encode_pieces(prompts), strict=True)
         ]
 
@@ -93,7 +100,7 @@ class ExampleTokenizer:
         """Why an example cannot be used, or None.
 
         Raises:
-          LineError: there are no negatives to draw from.
+          LineError: there are no negatives to draw from, or no scores to distil.
         """
         if isinstance(example, EmbeddingExample):
             return self._check_embedding(example, where)
@@ -102,6 +109,9 @@ class ExampleTokenizer:
                 return None
             if self._too_long(self.chat.render_turns(example.turns[:1]), self.limits.generative - 1):
                 return f"the first user turn fills generative_max_length ({self.limits.generative})"
+            before = self.chat.render_turns(example.turns[:-1])
+            if self.last_answer_only and self._too_long(before, self.limits.generative - 1):
+                return f"what stands before the last answer fills generative_max_length ({self.limits.generative})"
             return None
         for mode in self.layouts:
             pieces, text = self._least(example, mode)
@@ -119,6 +129,12 @@ class ExampleTokenizer:
                 where,
                 f'no negatives, and group_size is {self.group_size}: add "neg" (grit mine finds some), or '
                 "set group_size: 1 to train on the negatives of the batch alone",
+            )
+        if self.teacher_scores and example.scores is None:
+            raise LineError(
+                where,
+                'no "scores", and train.loss.distillation_factor is above 0: add a teacher\'s score for each of '
+                '"pos" and "neg", or set the factor to 0',
             )
         for name, limit, texts in (
             ("query", self.limits.query, (example.query,)),
@@ -184,6 +200,7 @@ class ExampleTokenizer:
         return TokenCached(
             [[i for part in ids for i in part] for _, ids in cached],
             _joined(pieces, ids, self.limits.cached_text),
+            self._document_prompt,
         )
 
 
@@ -203,6 +220,11 @@ def _cut(places: list[tuple[Piece, list[list[int]], int]], most: int, room: int)
         ids[n] = ids[n][:length]
 
 
-def _joined(pieces: Sequence[Piece], ids: Sequence[list[int]], limit: int) -> TokenText:
-    targets = [piece.is_answer for piece, part in zip(pieces, ids, strict=True) for _ in part]
+def _joined(
+    pieces: Sequence[Piece], ids: Sequence[list[int]], limit: int, last_answer_only: bool = False
+) -> TokenText:
+    begin = max((n + 1 for n, piece in enumerate(pieces) if not piece.is_answer), default=0) if last_answer_only else 0
+    targets = [
+        piece.is_answer and n >= begin for n, (piece, part) in enumerate(zip(pieces, ids, strict=True)) for _ in part
+    ]
     return TokenText([i for part in ids for i in part][:limit], targets[:limit])

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 _NAMES = ("<|user|>", "<|embed|>", "<|assistant|>")
 # Each tag of the GRIT format is one token, line breaks included. Nothing merges across a tag or a line break,
-# so a prompt tokenised piece by piece has the same ids as the whole string has in transformers or vLLM.
+# so a prompt tokenised piece by piece has the same ids as the whole string has in transformers or vLLM; but for a
+# turn that ends in a line break, where the whole string has two breaks as one token and the tag in pieces.
 TAGS = tuple(dict.fromkeys((GRIT.user, GRIT.embed, GRIT.embed_bare, GRIT.assistant, *_NAMES)))
 # A line break is a token, alone or with an indentation that is common in code.
 LINE_BREAKS = ("\n", "\n\n", *("\n" + " " * width for width in (2, 3, 4, 8, 12, 16)))

@@ -40,6 +40,8 @@ def evaluate_perplexity(
 ) -> float:
     """`exp` of the mean negative log-likelihood of all tokens to be predicted (token level, not text by text).
 
+    Of a prefix language model those are the last answer's, read as it was trained: on a bidirectional prompt.
+
     Args:
       examples: a JSONL file in the generative format, or its examples.
       max_length: tokens of a sequence; what goes beyond is cut off.
@@ -52,7 +54,10 @@ def evaluate_perplexity(
         source = read_examples(examples, "generative")
         examples = [source[i] for i in range(len(source))]  # type: ignore[misc]
     limits = Limits(max_length, max_length, max_length, max_length, max_length, max_length)
-    tokenise = ExampleTokenizer(model.tokenizer, model.chat, limits, raw_strings=raw_strings)
+    prefix = model.generation_mode is AttentionMode.PREFIX
+    tokenise = ExampleTokenizer(
+        model.tokenizer, model.chat, limits, raw_strings=raw_strings, last_answer_only=prefix
+    )  # fmt: skip
     # The first token of a sequence has none before it to predict it.
     texts = [text for text in tokenise.generative(list(examples)) if any(text.targets[1:])]
     if not texts:
@@ -92,11 +97,13 @@ def token_nll(
     return jax.lax.map(one, (flat(hidden), flat(labels), flat(weights))).sum()
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def _nll_step(params: Params, batch: GenerativeBatch, *, config: ModelConfig) -> Float[Array, ""]:
+@functools.partial(jax.jit, static_argnames=("config", "mode"))
+def _nll_step(
+    params: Params, batch: GenerativeBatch, *, config: ModelConfig, mode: AttentionMode
+) -> Float[Array, ""]:
     model = Transformer(config, params)
     rows = batch.rows
-    out = model(rows.tokens, rows.positions, rows.segments, mode=AttentionMode.CAUSAL)
+    out = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks)
     return token_nll(model.logits, out.hidden, rows.tokens, batch.targets)
 
 
@@ -104,7 +111,7 @@ def _nll(model: GritLM, batch: GenerativeBatch) -> float:
     with jax.set_mesh(model.mesh) if model.mesh is not None else contextlib.nullcontext():
         if model.mesh is not None:
             batch = put_rows(batch, model.mesh, ShardingRules())
-        return float(_nll_step(model.params, batch, config=model.config))
+        return float(_nll_step(model.params, batch, config=model.config, mode=model.generation_mode))
 
 
 def _batches(texts: list[TokenText], model: GritLM) -> Iterable[GenerativeBatch]:
@@ -113,7 +120,10 @@ def _batches(texts: list[TokenText], model: GritLM) -> Iterable[GenerativeBatch]
     size = max(1, TOKENS_PER_CALL // length)
     if model.mesh is not None:
         size = round_up(size, model.mesh.size)
-    packed = generative_batch(texts, row_length=length, row_multiple=1, pad_id=model.tokenizer.pad_id)
+    packed = generative_batch(
+        texts, row_length=length, row_multiple=1, prefix=model.generation_mode is AttentionMode.PREFIX,
+        pad_id=model.tokenizer.pad_id,
+    )  # fmt: skip
     height = round_up(packed.rows.tokens.shape[0], size)
     fill = lambda a: np.pad(np.asarray(a), ((0, height - a.shape[0]), (0, 0)))
     whole = jax.tree.map(fill, packed)

@@ -115,7 +115,7 @@ def _encode(model: GritLM, texts: Sequence[Text], max_length: int, quiet: bool) 
     by_instruction: dict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(texts):
         by_instruction[text.instruction or ""].append(i)
-    vectors = np.zeros((len(texts), model.config.hidden_size), np.float32)
+    vectors = np.zeros((len(texts), model.embedding_width), np.float32)
     for instruction, numbers in by_instruction.items():
         vectors[numbers] = model.encode(
             [texts[i].text for i in numbers], instruction, max_length, progress=not quiet

@@ -25,7 +25,7 @@ from grit_jax.inference.steps import DecodeState, Limits, decode_step, prefill_s
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params
 from grit_jax.progress import progress as show_progress
-from grit_jax.types import GritError
+from grit_jax.types import AttentionMode, GritError
 
 ROWS_PER_CALL = 16  # prompts decoded together, fewer where their cache would be larger than this many bytes
 MOST_CACHE_BYTES = 4 * 2**30
@@ -87,6 +87,7 @@ def generate(
     progress: bool = False,
     on_tokens: OnTokens | None = None,
     stream_every: int = 1,
+    mode: AttentionMode = AttentionMode.CAUSAL,
 ) -> Generation:
     """Continues prompts, each after its own cached pieces.
 
@@ -99,6 +100,7 @@ def generate(
       sampling: one setting for all prompts or one for each.
       eos_ids: tokens that end an answer.
       on_tokens: called with (number of the prompt, its new tokens) every `stream_every` tokens.
+      mode: how the model generates; PREFIX reads a prompt bidirectionally, as a prefix language model was trained to.
 
     Raises:
       GritError: an empty prompt, an id outside the vocabulary, or a record of another model.
@@ -110,7 +112,8 @@ def generate(
     with show_progress(len(requests), "generate", "answers", quiet=not progress) as bar:
         for batch in _batches(requests, config, rows_per_call):
             with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-                found = _Batch(params, config, batch, list(eos_ids), return_logits).run(result, on_tokens, stream_every)
+                one = _Batch(params, config, batch, list(eos_ids), return_logits, mode)
+                found = one.run(result, on_tokens, stream_every)
             if found is not None:
                 logits.append(([request.number for request in batch], found))
             bar.update(len(batch))
@@ -161,10 +164,18 @@ class _Batch:
     """One run of the compiled programs over a few requests."""
 
     def __init__(
-        self, params: Params, config: ModelConfig, requests: list[Request], eos_ids: list[int], return_logits: bool
+        self,
+        params: Params,
+        config: ModelConfig,
+        requests: list[Request],
+        eos_ids: list[int],
+        return_logits: bool,
+        mode: AttentionMode,
     ):
         self.params, self.config, self.requests = params, config, requests
         self.eos_ids, self.return_logits = eos_ids, return_logits
+        prefix = mode is AttentionMode.PREFIX
+        self.prompt_mode = AttentionMode.BIDIRECTIONAL if prefix else AttentionMode.CAUSAL
         self.answers: list[list[int]] = [[] for _ in requests]
         self.ended = [False] * len(requests)
 
@@ -195,6 +206,7 @@ class _Batch:
         state = prefill_step(
             self.params, tokens, lengths, loaded, sampling, limit,
             config=self.config, slots=slots, new_tokens=new_tokens, return_logits=self.return_logits,
+            prompt_mode=self.prompt_mode,
         )  # fmt: skip
         state.token.block_until_ready()
         result.timings.prefill += (after := time.perf_counter()) - now

@@ -23,8 +23,10 @@ from grit_jax.data.chat import ChatFormat
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.pieces import Codec, PackedDocument, Piece
 from grit_jax.inference.plan import TOKENS_PER_SEGMENT, Call, plan_calls
+from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.pooling import PoolingMethod, normalize, pool
+from grit_jax.models.pooling import PoolingMethod, text_vectors
+from grit_jax.models.projection import embedding_width
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.progress import Progress
 from grit_jax.progress import progress as show_progress
@@ -94,8 +96,8 @@ def embed_rows(
 ) -> RowVectors:
     """One normalised float32 vector per segment of packed rows; `mask` marks the tokens that mean pooling averages."""
     model = Transformer(config, params)
-    out = model(rows.tokens, rows.positions, rows.segments, mode=mode, return_kv=return_kv)
-    vectors = normalize(pool(out.hidden, rows.segments, mask, segments_per_row, pooling))
+    out = model(rows.tokens, rows.positions, rows.segments, mode=mode, return_kv=return_kv, blocks=rows.blocks)
+    vectors = text_vectors(params, out.hidden, rows.segments, mask, segments_per_row, pooling)
     return RowVectors(vectors, out.kv if codec is None or out.kv is None else codec.pack(out.kv))
 
 
@@ -124,6 +126,7 @@ class Encoder:
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
         self.params, self.tokenizer, self.chat = params, tokenizer, chat
         self.pooling, self.mode, self.mesh = pooling, mode, mesh
+        self.width = embedding_width(params, config.hidden_size)  # dimensions of a vector
         self._rules = ShardingRules()
         axes = self._rules.rows
         axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
@@ -179,15 +182,17 @@ class Encoder:
           codec: packs the caches on the device (they come as `PackedDocument`); None leaves them plain.
 
         Raises:
-          GritError: a text without tokens.
+          GritError: a text without tokens, or caches of a model whose documents cannot be cached.
         """
         start = time.perf_counter()
+        if return_cache:
+            check_records(self.config)
         empty = next((i for i, text in enumerate(ids) if not len(text)), None)
         if empty is not None:
             raise GritError(f"text {empty} has no tokens")
         starts = list(pool_starts) if pool_starts is not None else [0] * len(ids)
         lengths = [len(text) for text in ids]
-        vectors = np.zeros((len(ids), self.config.hidden_size), np.float32)
+        vectors = np.zeros((len(ids), self.width), np.float32)
         caches: list[Piece | None] | None = [None] * len(ids) if return_cache else None
         calls = plan_calls(lengths, tokens_per_call or self._tokens_per_call(), self._row_multiple)
         waiting: deque[tuple[Call, RowVectors]] = deque()
@@ -274,7 +279,9 @@ class Encoder:
                 segments[r, a:b] = segment
                 mask[r, a + min(starts[i], b - a - 1) : b] = True
                 a = b
-        batch = (Rows(tokens, positions, segments), mask)  # type: ignore[arg-type]
+        # In prefix mode what is pooled is the block that sees all of itself: a causal instruction, then the sample.
+        blocks = mask.astype(np.int32) if self.mode is AttentionMode.PREFIX else None
+        batch = (Rows(tokens, positions, segments, blocks), mask)  # type: ignore[arg-type]
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
             rows, pooled = batch if self.mesh is None else put_rows(batch, self.mesh, self._rules)
             return encode_step(

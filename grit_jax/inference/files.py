@@ -112,7 +112,7 @@ def encode_file(
     Raises:
       GritError: `dim` beyond the model's; an output that cannot be written.
     """
-    width = model.config.hidden_size
+    width = model.embedding_width
     if dim is not None and dim > width:
         raise GritError(f"--dim {dim}: the model's vectors have {width} dimensions")
     with _whole(output) as file:  # before the work, not after it

@@ -5,36 +5,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import tokenizers
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from grit_jax.data.chat import FORMATS, ChatFormat
+from grit_jax.data.template import ChatTemplate
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.decode import Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
 from grit_jax.inference.pieces import Piece
 from grit_jax.inference.plan import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
-from grit_jax.inference.text import Prompts, TextWriter, conversations
+from grit_jax.inference.text import Prompts, TextWriter, conversations, messages_of
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.identity import WeightsHash
 from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
 from grit_jax.sharding import ShardingRules, fit
 from grit_jax.types import AttentionMode, GritError
-
-HASH_CHUNK = 1 << 24  # numbers hashed at a time
 
 
 @dataclasses.dataclass
@@ -78,7 +76,10 @@ class GritLM:
     """A model, its tokenizer, its format and its pooling.
 
     Attributes:
-      config, params, tokenizer, chat, pooling, mode (of embedding), stop_ids (token ids that end an answer), mesh.
+      config, params, tokenizer, chat, pooling, mode (of embedding), generation_mode (causal; prefix reads a prompt
+        bidirectionally before it answers), stop_ids (token ids that end an answer), mesh.
+      template: a chat template that the directory came with and that is none of our formats; prompts go by it, while
+        embeddings and RAG layouts go by `chat`.
       encoder: texts to vectors and caches, with all its options.
     """
 
@@ -91,15 +92,22 @@ class GritLM:
         pooling: PoolingMethod = "mean",
         *,
         mode: AttentionMode = AttentionMode.BIDIRECTIONAL,
+        generation_mode: AttentionMode = AttentionMode.CAUSAL,
         stop_ids: Sequence[int] = (),
         mesh: Mesh | None = None,
+        template: ChatTemplate | None = None,
     ):
         if pooling not in get_args(PoolingMethod):
             raise GritError(f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}")
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
-        self.params: Params = {name: _place(name, params[name], mesh) for name in parameter_shapes(config)}
+        # A NumPy array of the caller's is copied: it may change later.
+        own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
+        names = [*parameter_shapes(config), *(name for name in PROJECTION_AXES if name in params)]
+        self.params: Params = {name: _place(name, own(params[name]), mesh) for name in names}
         self.tokenizer, self.chat, self.mode, self.mesh = tokenizer, chat, mode, mesh
+        self.generation_mode = generation_mode
         self.pooling: PoolingMethod = pooling
+        self.template = template
         end = tokenizer.encode_pieces([chat.answer_pieces("")[1:]])[0][0]
         ends = [end[0]] if len(end) == 1 else []
         self.stop_ids = tuple(dict.fromkeys(i for i in (*ends, tokenizer.eos_id, *stop_ids) if i is not None))
@@ -130,14 +138,22 @@ class GritLM:
             raise GritError(f"{path}: chat format '{found.chat_format}' is unknown; known: {', '.join(FORMATS)}")
         tokenizer = Tokenizer.from_pretrained(path)
         if tokenizer.vocab_size > found.config.vocab_size:
+            last = tokenizer.decode([tokenizer.vocab_size - 1], skip_special=False)
             raise GritError(
-                f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only "
-                f"{found.config.vocab_size}; they do not belong together"
+                f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1} ({last!r}), the model's vocabulary "
+                f"only {found.config.vocab_size}; they do not belong together"
             )
+        chat, template = tokenizer.format(FORMATS[found.chat_format]), None
+        if not found.names_chat_format:
+            template = ChatTemplate.from_pretrained(path, tokenizer)
+            own = (tokenizer.bos_token, tokenizer.eos_token)
+            formats = (each for item in FORMATS.values() for each in (item, item.with_tokens(*own)))
+            same = next((each for each in formats if template and each.jinja() == template.source), None)
+            chat, template = (same, None) if same else (chat, template)
         assert found.params is not None
         return cls(
-            found.config, found.params, tokenizer, tokenizer.format(FORMATS[found.chat_format]),
-            pooling or found.pooling, mode=found.embedding_mode, stop_ids=found.stop_token_ids, mesh=mesh,
+            found.config, found.params, tokenizer, chat, pooling or found.pooling, mode=found.embedding_mode,
+            generation_mode=found.generation_mode, stop_ids=found.stop_token_ids, mesh=mesh, template=template,
         )  # fmt: skip
 
     def save_pretrained(self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) -> None:
@@ -147,14 +163,20 @@ class GritLM:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(directory, self.chat)
+        self.tokenizer.save(directory, None if self.template else self.chat, architecture=self.config.architecture)
         # sentence-transformers has its tokenizer add the beginning of sequence, where the tokenizer does so.
         tag = ("" if _adds_bos(directory, self.tokenizer.bos_id) else self.chat.bos) + self.chat.embed_bare
         huggingface.write_model_directory(
             directory, self.config, self.params, self.pooling, dtype or self.config.dtype,
-            embedding_mode=self.mode, chat_format=self.chat.name, prompts={"query": tag, "document": tag},
+            embedding_mode=self.mode, generation_mode=self.generation_mode,
+            chat_format=None if self.template else self.chat.name, prompts={"query": tag, "document": tag},
             stop_token_ids=self.stop_ids,
         )  # fmt: skip
+
+    @property
+    def embedding_width(self) -> int:
+        """Dimensions of a vector."""
+        return self.encoder.width
 
     @overload
     def encode(
@@ -199,7 +221,7 @@ class GritLM:
         ignore_eos: bool = False,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[str]:
-        """Answers in the chat format, one for each prompt.
+        """Answers in the chat format (or by the directory's own chat template), one for each prompt.
 
         Args:
           prompts: a string is a user's turn, a list of `{"role", "content"}` is a conversation; one of them or a list.
@@ -230,11 +252,13 @@ class GritLM:
         """`decode.generate` with this model's weights and stop ids."""
         return generate(
             self.params, self.config, prompts, pieces=pieces, sampling=sampling, eos_ids=self.stop_ids,
-            return_logits=return_logits, mesh=self.mesh, on_tokens=on_tokens,
+            return_logits=return_logits, mesh=self.mesh, on_tokens=on_tokens, mode=self.generation_mode,
         )  # fmt: skip
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
         """Token ids of prompts in the chat format, the assistant's tag last. See `generate` for what a prompt is."""
+        if self.template is not None:
+            return [self.template.prompt_ids(messages) for messages in messages_of(prompts)]
         pieces = [self.chat.render_turns(turns) for turns in conversations(prompts)]
         return [[i for part in parts for i in part] for parts in self.tokenizer.encode_pieces(pieces)]
 
@@ -249,10 +273,10 @@ class GritLM:
         Raises:
           GritError: shapes that differ, ids outside the vocabulary, a mask of something else, an unknown mode.
         """
-        try:
-            mode = AttentionMode(mode)
-        except ValueError:
-            raise GritError(f"mode must be 'causal' or 'bidirectional', is {mode!r}") from None
+        modes = (AttentionMode.CAUSAL, AttentionMode.BIDIRECTIONAL)  # what is a block in a prefix, ids do not say
+        if mode not in (*modes, *(known.value for known in modes)):
+            raise GritError(f"mode must be 'causal' or 'bidirectional', is {mode!r}")
+        mode = AttentionMode(mode)
         ids = np.asarray(input_ids)
         mask = np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
         if ids.ndim != 2 or ids.shape != mask.shape:
@@ -275,17 +299,10 @@ class GritLM:
 
         Weights are hashed rounded to bfloat16, so that a model has the same hash whatever dtype it was opened in.
         """
-        how = dataclasses.asdict(self.config)
-        for key in ("dtype", "remat", "scan_layers", "bos_token_id", "eos_token_id", "pad_token_id"):
-            how.pop(key, None)
-        total = hashlib.blake2b(repr(sorted(how.items())).encode(), digest_size=16)
-        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
-            for name in sorted(self.params):
-                values = np.asarray(self.params[name]).reshape(-1)
-                total.update(name.encode())
-                for digest in pool.map(_digest, _chunks(values)):
-                    total.update(digest)
-        return total.hexdigest()
+        digest = WeightsHash(self.config)
+        for name, weight in self.params.items():
+            digest.add(name, np.asarray(weight))
+        return digest.hexdigest()
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
         B, T = hidden.shape[:2]
@@ -298,10 +315,10 @@ class GritLM:
 
 
 def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
-    """A weight on its devices."""
+    """A weight on its devices; one in several parts (adapted, quantised) stays where it is."""
     if mesh is None:
-        return jnp.asarray(value)
-    spec = fit(ShardingRules().spec(PARAMETER_AXES[name]), np.shape(value), mesh)
+        return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
+    spec = fit(ShardingRules().spec((PARAMETER_AXES | PROJECTION_AXES)[name]), np.shape(value), mesh)
     return jax.device_put(value, NamedSharding(mesh, spec))
 
 
@@ -311,11 +328,3 @@ def _adds_bos(directory: Path, bos_id: int | None) -> bool:
         :1
     ] == [bos_id]
 
-
-def _chunks(values: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, max(len(values), 1), HASH_CHUNK):
-        yield values[start : start + HASH_CHUNK]
-
-
-def _digest(values: np.ndarray) -> bytes:
-    return hashlib.blake2b(values.astype(ml_dtypes.bfloat16).tobytes(), digest_size=32).digest()

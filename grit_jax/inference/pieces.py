@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from grit_jax.inference.plan import bucket
+from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
 from grit_jax.types import KV, DocumentKV, GritError
 
@@ -85,8 +86,9 @@ def load_pieces(pieces: Sequence[Sequence[Piece]], config: ModelConfig, rows: in
       rows: of the result, at least `len(pieces)`.
 
     Raises:
-      GritError: a record of another model's shape.
+      GritError: a record of another model's shape, or a model whose documents cannot be cached.
     """
+    check_records(config)
     B = rows or len(pieces)
     found: list[_Side] = []
     for r, row in enumerate(pieces):

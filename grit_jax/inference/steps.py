@@ -58,10 +58,12 @@ def prefill(
     slots: int,
     new_tokens: int,
     return_logits: bool,
+    prompt_mode: AttentionMode = CAUSAL,
 ) -> DecodeState:
-    """Reads right-padded prompts causally on top of the loaded pieces and chooses the first token.
+    """Reads right-padded prompts on top of the loaded pieces and chooses the first token.
 
     Args:
+      prompt_mode: causal, or bidirectional for a prefix language model: the whole prompt is its prefix.
       slots: capacity of the cache, at least `P + T + new_tokens`.
     """
     B, T = tokens.shape
@@ -73,7 +75,7 @@ def prefill(
         offset = loaded.segments.sum(axis=1)
         cache = cache_from(loaded.kv(jnp.dtype(config.dtype)), loaded.positions, loaded.segments, config)
     positions = offset[:, None] + places
-    out = model(tokens, positions, segments, mode=CAUSAL, cache=cache, return_kv=True)
+    out = model(tokens, positions, segments, mode=prompt_mode, cache=cache, return_kv=True)
     last = jnp.take_along_axis(out.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     logits = model.logits(last)
 
@@ -122,7 +124,7 @@ def decode(
     return jax.lax.while_loop(goes_on, body, state)
 
 
-prefill_step = jax.jit(prefill, static_argnames=("config", "slots", "new_tokens", "return_logits"))
+prefill_step = jax.jit(prefill, static_argnames=("config", "slots", "new_tokens", "return_logits", "prompt_mode"))
 decode_step = jax.jit(decode, static_argnames=("config",), donate_argnames=("state",))
 
 

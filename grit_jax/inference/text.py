@@ -26,6 +26,21 @@ def conversations(prompts: Prompts) -> list[list[str]]:
     return [_turns(prompt, where) for prompt, where in _named(prompts)]
 
 
+def messages_of(prompts: Prompts) -> list[Sequence[Message]]:
+    """Prompts as conversations of messages, for a chat template, which says itself what a conversation may be.
+
+    Raises:
+      GritError: a prompt that is neither a string nor a list of messages, or one that ends with the assistant's.
+    """
+    found: list[Sequence[Message]] = []
+    for prompt, where in _named(prompts):
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if messages and messages[-1].get("role") == "assistant":
+            raise GritError(f"{where}: the last message must be the user's, there is nothing to answer")
+        found.append(messages)
+    return found
+
+
 class TextWriter:
     """Tokens to text as they come; what a later token may still change is held back.
 

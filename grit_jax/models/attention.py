@@ -1,12 +1,14 @@
 """The one attention function: who sees whom, and which kernel computes it.
 
-A query sees the keys of its own segment (all of them when bidirectional, itself and the earlier ones when causal)
-and, beside them, the cached keys of its segment. A sliding window bounds both by position.
+A query sees the keys of its own segment (all of them when bidirectional, itself and the earlier ones when causal, the
+later ones of its own block as well in prefix mode) and, beside them, the cached keys of its segment. A sliding window
+bounds both by position.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +36,11 @@ def attend(
     mode: Mode,
     window: int | None = None,
     cached: Keys | None = None,
+    blocks: Int[Array, "B T"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Attention of `T` tokens to themselves and to cached keys, scaled by `1/sqrt(H)`.
+    """Attention of `T` tokens to themselves and to cached keys.
 
     Args:
       q: rotated queries; they share `own.positions` and `own.segments`.
@@ -43,31 +48,43 @@ def attend(
       mode: one mode for all rows, or consecutive blocks of `(mode, rows)`.
       window: keys further than this from the query by position are not seen (`|i - j| < window`).
       cached: keys computed before; a query sees those with its own segment number.
+      blocks: in prefix mode, query `i` sees key `j` of its segment if `j <= i` or `blocks[i] == blocks[j] != 0`.
+      scale: of the scores, None for `1/sqrt(H)`.
+      softcap: bends the scores into `(-softcap, softcap)` before the softmax.
+
+    Raises:
+      ValueError: prefix mode without blocks.
     """
+    options = {"window": window, "scale": q.shape[-1] ** -0.5 if scale is None else scale, "softcap": softcap}
     if isinstance(mode, AttentionMode):
-        return _attend_one_mode(q, own, cached, mode, window)
+        return _attend_one_mode(q, own, cached, mode, blocks, options)
     outputs, start = [], 0
     for block_mode, rows in mode:
         part = slice(start, start + rows)
         take = lambda keys: jax.tree.map(lambda x: x[part], keys)  # noqa: B023 - used at once
-        outputs.append(_attend_one_mode(q[part], take(own), take(cached), block_mode, window))
+        outputs.append(_attend_one_mode(q[part], take(own), take(cached), block_mode, take(blocks), options))
         start += rows
     return jnp.concatenate(outputs)
 
 
 def _attend_one_mode(
-    q: jax.Array, own: Keys, cached: Keys | None, mode: AttentionMode, window: int | None
+    q: jax.Array, own: Keys, cached: Keys | None, mode: AttentionMode, blocks: jax.Array | None, options: dict[str, Any]
 ) -> jax.Array:
-    causal = mode is AttentionMode.CAUSAL
-    if cached is None:
-        fused = kernels.fused_attention(q, own.k, own.v, own.segments, causal=causal, window=window)
+    prefix = mode is AttentionMode.PREFIX
+    if prefix and blocks is None:
+        raise ValueError("prefix attention needs `blocks`, which say what sees its later tokens")
+    causal = mode is not AttentionMode.BIDIRECTIONAL
+    if cached is None and not prefix:  # no fused kernel knows blocks
+        fused = kernels.fused_attention(q, own.k, own.v, own.segments, causal=causal, **options)
         if fused is not None:
             return fused
-    queries = kernels.Queries(q, own.positions, own.segments)
-    parts = [kernels.Part(own.k, own.v, own.positions, own.segments, causal=causal)]
+    blocks = blocks if prefix else None
+    queries = kernels.Queries(q, own.positions, own.segments, blocks)
+    parts = [kernels.Part(own.k, own.v, own.positions, own.segments, blocks, causal=causal)]
     if cached is not None:
         parts.append(kernels.Part(cached.k, cached.v, cached.positions, cached.segments, causal=False))
-    return kernels.blocked_attention(queries, parts, window=window, two_sided=not causal)
+    two_sided = mode is not AttentionMode.CAUSAL
+    return kernels.blocked_attention(queries, parts, two_sided=two_sided, **options)
 
 
 def visible(
@@ -77,11 +94,12 @@ def visible(
     *,
     causal: bool,
     window: int | None,
+    blocks: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "B T S"]:
     """The mask of own keys as an array, for tests and for reading; the kernels build it block by block."""
     return kernels.part_mask(
-        kernels.Queries(keys.k, query_positions, query_segments),
-        kernels.Part(keys.k, keys.v, keys.positions, keys.segments, causal=causal),
+        kernels.Queries(keys.k, query_positions, query_segments, blocks),
+        kernels.Part(keys.k, keys.v, keys.positions, keys.segments, blocks, causal=causal),
         window=window,
-        two_sided=not causal,
+        two_sided=not causal or blocks is not None,
     )

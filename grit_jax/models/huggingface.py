@@ -18,9 +18,11 @@ from typing import Any, get_args
 import numpy as np
 
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.hf_config import config_from_hf, config_to_hf, token_ids
+from grit_jax.models.hf_config import config_from_hf, token_ids
+from grit_jax.models.hf_export import config_to_hf
 from grit_jax.models.hf_weights import MAX_SHARD_BYTES, load_params, save_params
 from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.projection import PROJECTION, PROJECTION_FOLDER, read_projection, write_projection
 from grit_jax.models.safetensors_io import read_json, write_json
 from grit_jax.models.transformer import Params
 from grit_jax.types import AttentionMode, GritError
@@ -41,6 +43,8 @@ class ModelDirectory:
 
     Attributes:
       params: name -> array, or None where only the description was asked for.
+      chat_format: name of the `ChatFormat` it was trained with, "grit" where nothing is said.
+      names_chat_format: whether grit.json names one; if not, a chat template of the directory's own may count.
       stop_token_ids: every id that ends a generation.
     """
 
@@ -49,8 +53,10 @@ class ModelDirectory:
     params: Params | None
     pooling: PoolingMethod
     embedding_mode: AttentionMode
+    generation_mode: AttentionMode
     chat_format: str
     stop_token_ids: tuple[int, ...]
+    names_chat_format: bool = True
 
 
 def write_model_directory(
@@ -61,7 +67,8 @@ def write_model_directory(
     dtype: str = "float32",
     *,
     embedding_mode: AttentionMode = AttentionMode.BIDIRECTIONAL,
-    chat_format: str = "grit",
+    generation_mode: AttentionMode = AttentionMode.CAUSAL,
+    chat_format: str | None = "grit",
     prompts: Mapping[str, str] | None = None,
     stop_token_ids: Sequence[int] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -72,8 +79,11 @@ def write_model_directory(
     tokens attended to and not pooled, as `encode` does. (One that sentence-transformers has saved again says
     `is_causal: false` in config.json, and transformers no longer generates from that.)
 
+    A projection among the weights goes into a safetensors file of its own, in the Dense module of
+    sentence-transformers; that applies it after pooling, which is the same (see `pooling.text_vectors`).
+
     Args:
-      chat_format: name of the `ChatFormat` it was trained with.
+      chat_format: name of the `ChatFormat` it was trained with; None: it goes by a chat template of its own.
       prompts: what sentence-transformers puts before a text, by kind; the one named `document` is its
         default. None: those of the GRIT format for a tokenizer that adds the beginning of sequence itself.
       stop_token_ids: ids that end a generation beside `config.eos_token_id`.
@@ -91,6 +101,18 @@ def write_model_directory(
             "GRIT from the end of the prompt, so its vectors of this directory will differ from ours",
             stacklevel=2,
         )
+    if embedding_mode is AttentionMode.PREFIX:
+        warnings.warn(
+            "embedding_mode prefix: sentence-transformers has no causal instruction before a bidirectional text and "
+            "embeds all of it bidirectionally, so its vectors of this directory will differ from ours",
+            stacklevel=2,
+        )
+    if generation_mode is AttentionMode.PREFIX:
+        warnings.warn(
+            "generation_mode prefix: transformers and vLLM read a prompt causally, so their answers from this "
+            "directory will differ from ours",
+            stacklevel=2,
+        )
     save_params(directory, params, config, dtype, max_shard_bytes)
     write_json(directory / "config.json", hf)
     stops = list(dict.fromkeys(i for i in (config.eos_token_id, *stop_token_ids) if i is not None))
@@ -100,9 +122,16 @@ def write_model_directory(
         "pad_token_id": config.pad_token_id,
     }
     write_json(directory / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
-    _write_sentence_transformers(directory, config, pooling, embedding_mode, dict(prompts or GRIT_PROMPTS))
+    projected = PROJECTION in params
+    _write_sentence_transformers(directory, config, pooling, embedding_mode, dict(prompts or GRIT_PROMPTS), projected)
+    if projected:
+        write_projection(directory / PROJECTION_FOLDER, params, dtype)
     # The last file: a directory that has it is complete.
-    grit = {"pooling": pooling, "embedding_mode": embedding_mode.value, "chat_format": chat_format}
+    grit = {
+        "pooling": pooling, "embedding_mode": embedding_mode.value, "generation_mode": generation_mode.value,
+    }  # fmt: skip
+    grit |= {} if chat_format is None else {"chat_format": chat_format}
+    grit |= {"projection": PROJECTION_FOLDER} if projected else {}
     write_json(directory / GRIT_FILE, grit)
 
 
@@ -131,14 +160,16 @@ def read_model_directory(
     grit_path = directory / GRIT_FILE
     grit = read_json(grit_path) if grit_path.exists() else {}
 
-    def choice(key: str, known: Sequence[str]) -> str:
+    def choice(key: str, known: Sequence[Any]) -> Any:
         value = grit.get(key, known[0])
         if value not in known:
-            raise GritError(f"{grit_path}: '{key}' must be one of {', '.join(known)}, is {value!r}")
+            raise GritError(f"{grit_path}: '{key}' must be one of {', '.join(map(str, known))}, is {value!r}")
         return value
 
     pooling = choice("pooling", get_args(PoolingMethod))
     mode = AttentionMode(choice("embedding_mode", [mode.value for mode in AttentionMode]))
+    generation_mode = AttentionMode(choice("generation_mode", [AttentionMode.CAUSAL.value, AttentionMode.PREFIX.value]))
+    projected = choice("projection", (None, PROJECTION_FOLDER)) is not None
     chat_format = grit.get("chat_format", "grit")
     if not isinstance(chat_format, str):
         raise GritError(f"{grit_path}: 'chat_format' must be the name of a format, is {chat_format!r}")
@@ -148,14 +179,18 @@ def read_model_directory(
             content = read_json(directory / file) if (directory / file).exists() else {}
         stops += token_ids(content.get("eos_token_id"), f"{directory / file}: 'eos_token_id'")
     params = load_params(directory, config, dtype, place=place) if with_params else None
+    if params is not None and projected:
+        params |= read_projection(directory / PROJECTION_FOLDER, config.hidden_size, dtype, place)
     return ModelDirectory(
         path=directory,
         config=dataclasses.replace(config, dtype=dtype),  # type: ignore[arg-type]
         params=params,
         pooling=pooling,  # type: ignore[arg-type]
         embedding_mode=mode,
+        generation_mode=generation_mode,
         chat_format=chat_format,
         stop_token_ids=tuple(dict.fromkeys(stops)),
+        names_chat_format="chat_format" in grit,
     )
 
 
@@ -181,10 +216,8 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
             str(source),
             revision=revision,
             allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"],
-            ignore_patterns=[
-                "*/*.safetensors",
-                "consolidated*",
-            ],  # Mistral's and Meta's own copies of the weights
+            # Mistral's and Meta's own copies of the weights; modules of sentence-transformers begin with a number.
+            ignore_patterns=["[!0-9]*/*.safetensors", "consolidated*"],
         )
     except Exception as error:  # many kinds: not found, gated, offline, no network; all mean the same here
         reason = str(error).strip().partition("\n")[0]
@@ -196,10 +229,12 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
 
 
 def _write_sentence_transformers(
-    directory: Path, config: ModelConfig, pooling: str, mode: AttentionMode, prompts: dict[str, str]
+    directory: Path, config: ModelConfig, pooling: str, mode: AttentionMode, prompts: dict[str, str], projected: bool
 ) -> None:
     """The files of sentence-transformers 5.4 and later, read by older ones as well (legacy module paths)."""
-    modules = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+    normalize = "3_Normalize" if projected else "2_Normalize"
+    dense = [("Dense", PROJECTION_FOLDER)] if projected else []
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *dense, ("Normalize", normalize)]
     write_json(
         directory / "modules.json",
         [
@@ -219,8 +254,8 @@ def _write_sentence_transformers(
             "include_prompt": pooling == "cls",
         },
     )
-    (directory / "2_Normalize").mkdir(exist_ok=True)
-    write_json(directory / "2_Normalize" / "config.json", {})
+    (directory / normalize).mkdir(exist_ok=True)
+    write_json(directory / normalize / "config.json", {})
     write_json(
         directory / "config_sentence_transformers.json",
         {

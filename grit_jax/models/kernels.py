@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from grit_jax.sharding import ShardingRules, fit
 
 MASKED = -1e30  # finite, so that a row that sees nothing gives zeros' average instead of NaN
 KEY_BLOCK = 512  # keys per step of the blocked path once a part is longer than twice this
+CUDNN_HEAD = 128  # widest head of cuDNN's kernels for training, on every card that has them
 SPLASH_TILE = 128  # splash works on tiles of this many tokens and of this many head dimensions
 
 
@@ -30,17 +30,19 @@ class Queries:
     q: Float[Array, "B T N H"]
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
+    blocks: Int[Array, "B T"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Part:
-    """One group of keys. In a causal part, a key is seen from its own place in the row onwards."""
+    """One group of keys. In a causal part, a key is seen from its own place in the row onwards, and by its block."""
 
     k: Float[Array, "B S K H"]
     v: Float[Array, "B S K H"]
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]
+    blocks: Int[Array, "B S"] | None = None
     causal: bool = dataclasses.field(metadata={"static": True}, default=False)
     offset: Int[Array, ""] | int = 0  # place in the row of the part's first key
 
@@ -50,7 +52,11 @@ def part_mask(queries: Queries, part: Part, *, window: int | None, two_sided: bo
     mask = (queries.segments[:, :, None] == part.segments[:, None, :]) & (part.segments > 0)[:, None, :]
     if part.causal:
         t, s = jnp.arange(queries.segments.shape[1]), part.offset + jnp.arange(part.segments.shape[1])
-        mask &= (s[None, :] <= t[:, None])[None]
+        seen = (s[None, :] <= t[:, None])[None]
+        if part.blocks is not None and queries.blocks is not None:
+            same = queries.blocks[:, :, None] == part.blocks[:, None, :]
+            seen |= same & (part.blocks > 0)[:, None, :]
+        mask &= seen
     if window is not None:
         distance = queries.positions[:, :, None] - part.positions[:, None, :]
         mask &= (jnp.abs(distance) if two_sided else distance) < window
@@ -58,7 +64,7 @@ def part_mask(queries: Queries, part: Part, *, window: int | None, two_sided: bo
 
 
 def blocked_attention(
-    queries: Queries, parts: list[Part], *, window: int | None, two_sided: bool
+    queries: Queries, parts: list[Part], *, window: int | None, two_sided: bool, scale: float, softcap: float | None
 ) -> Float[Array, "B T N H"]:
     """Softmax attention over the union of the parts, each read in blocks of keys where it is long.
 
@@ -68,9 +74,9 @@ def blocked_attention(
     B, T, N, H = queries.q.shape
     K = parts[0].k.shape[2]
     G = N // K
-    q = (queries.q.astype(jnp.float32) * (1 / math.sqrt(H))).astype(queries.q.dtype)
+    q = (queries.q.astype(jnp.float32) * scale).astype(queries.q.dtype)
     if T == 1 and _platform() == "cpu":
-        return _one_token_attention(q, queries, parts, window=window, two_sided=two_sided)
+        return _one_token_attention(q, queries, parts, window=window, two_sided=two_sided, softcap=softcap)
     q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
 
     def scores(part: Part) -> jax.Array:
@@ -78,7 +84,7 @@ def blocked_attention(
         k = part.k.transpose(0, 2, 1, 3).reshape(B * K, S, H)
         s = jnp.einsum("xth,xsh->xts", q, k, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
         mask = part_mask(queries, part, window=window, two_sided=two_sided)
-        return jnp.where(mask[:, None, None], s, MASKED).reshape(B * K, G * T, S)
+        return jnp.where(mask[:, None, None], soft_cap(s, softcap), MASKED).reshape(B * K, G * T, S)
 
     def values(p: jax.Array, part: Part) -> jax.Array:
         v = part.v.transpose(0, 2, 1, 3).reshape(B * K, part.v.shape[1], H)
@@ -108,8 +114,19 @@ def blocked_attention(
     return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(queries.q.dtype)
 
 
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Scores bent into `(-cap, cap)` (Gemma 2): `cap * tanh(x / cap)`."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def _one_token_attention(
-    q: Float[Array, "B 1 N H"], queries: Queries, parts: list[Part], *, window: int | None, two_sided: bool
+    q: Float[Array, "B 1 N H"],
+    queries: Queries,
+    parts: list[Part],
+    *,
+    window: int | None,
+    two_sided: bool,
+    softcap: float | None,
 ) -> Float[Array, "B 1 N H"]:
     """Attention of one decoded token to long parts, keys and values read where they lie.
 
@@ -126,7 +143,7 @@ def _one_token_attention(
         k = part.k.reshape(B, part.k.shape[1], K * H)
         s = jnp.einsum("bsx,bxn->bsn", k, spread, preferred_element_type=jnp.float32)
         mask = part_mask(queries, part, window=window, two_sided=two_sided)
-        return jnp.where(mask[:, 0, :, None], s, MASKED)
+        return jnp.where(mask[:, 0, :, None], soft_cap(s, softcap), MASKED)
 
     found = [scores(part) for part in parts]
     top = functools.reduce(jnp.maximum, [s.max(axis=1, keepdims=True) for s in found])
@@ -158,6 +175,7 @@ def _over_blocks(step, state, part: Part):
         take = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=KEY_BLOCK, axis=1)
         block = Part(
             take(padded.k), take(padded.v), take(padded.positions), take(padded.segments),
+            None if padded.blocks is None else take(padded.blocks),
             causal=part.causal, offset=part.offset + start,
         )  # fmt: skip
         return step(state, block), None
@@ -173,15 +191,21 @@ def fused_attention(
     *,
     causal: bool,
     window: int | None,
+    scale: float,
+    softcap: float | None,
 ) -> Float[Array, "B T N H"] | None:
     """The platform's fused kernel for a pass without cache, or None where there is none for these shapes."""
     platform = _platform()
     T, H = q.shape[1], q.shape[3]
     if platform == "tpu" and T % SPLASH_TILE == 0 and H % SPLASH_TILE == 0:
-        return _splash(q, k, v, segments, causal=causal, window=window)
-    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and window is None:
+        return _splash(q, k, v, segments, causal=causal, window=window, scale=scale, softcap=softcap)
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    # cuDNN has no soft cap, and no head wider than this in its backward pass.
+    if platform == "gpu" and half and H % 8 == 0 and H <= CUDNN_HEAD and window is None and softcap is None:
         same = (segments[:, :, None] == segments[:, None, :])[:, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=causal, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=same, scale=scale, is_causal=causal, implementation="cudnn"
+        )
     return None
 
 
@@ -194,23 +218,24 @@ def _platform() -> str:
     return jax.default_backend()
 
 
-def _splash(q, k, v, segments, *, causal: bool, window: int | None) -> jax.Array:
+def _splash(
+    q, k, v, segments, *, causal: bool, window: int | None, scale: float, softcap: float | None
+) -> jax.Array:
     """Splash attention (jax.experimental.pallas.ops.tpu) per device under `shard_map`; heads and rows are split."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    T, N, H = q.shape[1:]
-    shape = (T, T)
+    shape = (q.shape[1], q.shape[1])
     mask: masks.Mask
     if window is not None:
         mask = masks.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
     else:
         mask = masks.CausalMask(shape) if causal else masks.FullMask(shape)
-    q = (q.astype(jnp.float32) * (1 / math.sqrt(H))).astype(q.dtype)
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
 
     def local(q, k, v, segments):
         heads = masks.MultiHeadMask([mask] * q.shape[2])
-        mha = kernel.make_splash_mha(heads, head_shards=1, q_seq_shards=1)
+        mha = kernel.make_splash_mha(heads, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap)
         ids = kernel.SegmentIds(segments, segments)
         out = jax.vmap(mha)(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ids)
         return out.swapaxes(1, 2)

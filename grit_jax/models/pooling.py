@@ -1,15 +1,19 @@
-"""From hidden states of packed rows to one vector a text."""
+"""From hidden states of packed rows to one vector a text, through a projection where the model has one."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grit_jax.models.projection import PROJECTION, project
+
 PoolingMethod = Literal["mean", "weightedmean", "lasttoken", "cls"]
 EPSILON = 1e-12  # of the L2 norm, as torch's normalize
+
 
 
 def pool(
@@ -49,3 +53,21 @@ def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     x = x.astype(jnp.float32)
     # The epsilon goes inside the root: the gradient of a zero vector (an absent segment) stays finite.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2))
+
+
+def text_vectors(
+    params: Mapping[str, Any],
+    hidden: Float[Array, "R T D"],
+    segments: Int[Array, "R T"],
+    mask: Bool[Array, "R T"],
+    segments_per_row: int,
+    method: PoolingMethod = "mean",
+) -> Float[Array, "R G d"]:
+    """The unit vector of each segment: pooled, projected where `params` has a projection, normalised.
+
+    The original projects each token before it pools (`gritlm: gritlm/training/model.py:147-148`). All four methods
+    are averages with weights that sum to one, and a linear map with a bias commutes with those; so this is the same
+    vector for a fraction of the work, and what sentence-transformers computes (its Dense module after Pooling).
+    """
+    pooled = pool(hidden, segments, mask, segments_per_row, method)
+    return normalize(project(params, pooled) if PROJECTION in params else pooled)

@@ -1,8 +1,7 @@
 """Reading and writing the safetensors files of a model directory, tensor by tensor.
 
-Reading goes through the `safetensors` library, which checks a file's header before anything else. Writing
-streams: the header is known from the shapes, so that only one tensor at a time is in memory. The same weights
-give the same bytes.
+The `safetensors` library checks a file's header before anything else is read. Reading and writing stream, one
+tensor in memory at a time. The same weights give the same bytes.
 """
 
 from __future__ import annotations
@@ -25,12 +24,27 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _CODES = {"float32": "F32", "bfloat16": "BF16"}
-_READABLE = ("F64", "F32", "F16", "BF16")  # what else there is comes from quantisation and needs its scales
+PIECE = 1 << 24  # bytes compared at a time
+# What other dtypes there are come from quantisation and need its scales.
+_READABLE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """What a header says of a tensor: its place in the file in bytes, dtype code and shape."""
+
+    start: int
+    stop: int
+    code: str
+    shape: tuple[int, ...]
 
 
 class TensorFiles:
     """The tensors of a model directory by name, whichever shards they lie in. Use it in a `with` statement.
+
+    Tensors are read from the file, not mapped: a mapped page stays in the process's memory, and reading a model to
+    its end would hold it twice.
 
     Raises:
       GritError: no safetensors file (pickles are refused), a shard of the index missing, or a damaged file.
@@ -38,11 +52,10 @@ class TensorFiles:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        self._stack = contextlib.ExitStack()
-        self._open: dict[str, Any] = {}
+        self._headers: dict[str, dict[str, _Entry]] = {}
         self._file_of: dict[str, str] = {}
         if (self.directory / SINGLE_FILE).is_file():
-            self._file_of = dict.fromkeys(self._handle(SINGLE_FILE).keys(), SINGLE_FILE)
+            self._file_of = dict.fromkeys(self._header(SINGLE_FILE), SINGLE_FILE)
         elif (self.directory / INDEX_FILE).is_file():
             self._file_of = self._read_index()
         else:
@@ -52,7 +65,7 @@ class TensorFiles:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stack.close()
+        self._headers.clear()
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
@@ -72,32 +85,59 @@ class TensorFiles:
         Raises:
           GritError: it is missing, of another shape, or of a dtype that is not a plain floating-point one.
         """
+        path, entry = self.path(name), self._entry(name)
+        if entry.shape != tuple(shape):
+            raise GritError(
+                f"{path}: tensor '{name}' has shape {list(entry.shape)}, config.json asks for {list(shape)}"
+            )
+        if entry.code not in _READABLE:
+            raise GritError(
+                f"{path}: tensor '{name}' is {entry.code}; take the checkpoint in bfloat16 or float32"
+            )
+        values = self._bytes(path, entry.start, entry.stop).view(_READABLE[entry.code])
+        return values.reshape(entry.shape)
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether two tensors hold the same bytes, compared in pieces."""
+        a, b = self._entry(first), self._entry(second)
+        if (a.code, a.shape) != (b.code, b.shape):
+            return False
+        return all(
+            np.array_equal(
+                self._bytes(self.path(first), a.start + at, min(a.start + at + PIECE, a.stop)),
+                self._bytes(self.path(second), b.start + at, min(b.start + at + PIECE, b.stop)),
+            )
+            for at in range(0, a.stop - a.start, PIECE)
+        )
+
+    def _entry(self, name: str) -> _Entry:
         path = self.path(name)
         if name not in self._file_of:
             raise GritError(f"{path}: tensor '{name}' is missing; config.json asks for it")
-        handle = self._handle(path.name)
-        try:
-            info = handle.get_slice(name)
-            found, code = list(info.get_shape()), info.get_dtype()
-            if found != list(shape):
-                raise GritError(
-                    f"{path}: tensor '{name}' has shape {found}, config.json asks for {list(shape)}"
-                )
-            if code not in _READABLE:
-                raise GritError(
-                    f"{path}: tensor '{name}' is {code}; take the checkpoint in bfloat16 or float32"
-                )
-            return handle.get_tensor(name)
-        except SafetensorError as error:  # the index names a tensor that its shard does not have
-            raise GritError(
-                f"{path}: tensor '{name}' cannot be read ({error}); download the file again"
-            ) from None
+        header = self._header(path.name)
+        if name not in header:
+            raise GritError(f"{path}: tensor '{name}' is not in it, though {INDEX_FILE} says so; download it again")
+        return header[name]
 
-    def _handle(self, file: str) -> Any:
-        if file not in self._open:
+    @staticmethod
+    def _bytes(path: Path, start: int, stop: int) -> np.ndarray:
+        try:
+            found = np.fromfile(path, np.uint8, stop - start, offset=start)
+        except OSError as error:
+            raise GritError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if len(found) != stop - start:
+            raise GritError(f"{path}: became shorter while it was read; download or copy it again")
+        return found
+
+    def _header(self, file: str) -> dict[str, _Entry]:
+        if file not in self._headers:
             path = self.directory / file
             try:
-                self._open[file] = self._stack.enter_context(safe_open(path, framework="numpy"))
+                with safe_open(path, framework="numpy"):  # checks the whole header against the file's size
+                    pass
+                with path.open("rb") as stream:
+                    length = int.from_bytes(stream.read(8), "little")
+                    tree = json.loads(stream.read(length))
             except (SafetensorError, OSError) as error:
                 with contextlib.suppress(OSError), path.open("rb") as stream:
                     if stream.read(23) == b"version https://git-lfs":
@@ -107,7 +147,13 @@ class TensorFiles:
                 raise GritError(
                     f"{path}: truncated or not a safetensors file ({error}); download or copy it again"
                 ) from None
-        return self._open[file]
+            tree.pop("__metadata__", None)
+            entries = {}
+            for name, info in tree.items():
+                start, stop = (8 + length + offset for offset in info["data_offsets"])
+                entries[name] = _Entry(start, stop, info["dtype"], tuple(info["shape"]))
+            self._headers[file] = entries
+        return self._headers[file]
 
     def _read_index(self) -> dict[str, str]:
         path = self.directory / INDEX_FILE

@@ -14,83 +14,23 @@ from jaxtyping import Array, Float, Int
 
 from grit_jax.models.attention import Keys, attend
 from grit_jax.models.cache import KVCache
-from grit_jax.models.config import ModelConfig
-from grit_jax.models.layers import gated_mlp, project, rms_norm, rotary_angles, rotate
+from grit_jax.models.config import LayerKind, ModelConfig
+from grit_jax.models.kernels import soft_cap
+from grit_jax.models.layers import embed_tokens, gated_mlp, linear, rms_norm, vocabulary_logits
+from grit_jax.models.lora import row_keys
+from grit_jax.models.moe import expert_mlp
+from grit_jax.models.parameters import OUTSIDE_LAYERS, PARAMETER_AXES, Params, init_params, parameter_shapes
+from grit_jax.models.pattern import Layer, run_layers
+from grit_jax.models.rotary import rotate, rotation
 from grit_jax.sharding import constrain
-from grit_jax.types import KV, Mode, Output
+from grit_jax.types import KV, Mode, Output, RouterStats
 
-Params = dict[str, Any]  # parameter name -> array
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight; those of a layer carry the leading `L` axis."""
-    c = config
-    L, D, F, V = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.vocab_size
-    NH, KH = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed": (V, D),
-        "attention_norm": (L, D),
-        "query": (L, D, NH),
-        "key": (L, D, KH),
-        "value": (L, D, KH),
-        "attention_out": (L, NH, D),
-        "mlp_norm": (L, D),
-        "gate": (L, D, F),
-        "up": (L, D, F),
-        "down": (L, F, D),
-        "final_norm": (D,),
-    }
-    if c.attention_bias:
-        shapes |= {"query_bias": (L, NH), "key_bias": (L, KH), "value_bias": (L, KH)}
-    if c.qk_norm:
-        shapes |= {"query_norm": (L, c.head_dim), "key_norm": (L, c.head_dim)}
-    if not c.tie_word_embeddings:
-        shapes["head"] = (D, V)
-    return shapes
-
-
-# Logical axes of every weight (see sharding.ShardingRules).
-PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
-    "embed": ("vocab", "embed"),
-    "attention_norm": ("layers", None),
-    "query": ("layers", "embed", "heads"),
-    "key": ("layers", "embed", "kv_heads"),
-    "value": ("layers", "embed", "kv_heads"),
-    "query_bias": ("layers", "heads"),
-    "key_bias": ("layers", "kv_heads"),
-    "value_bias": ("layers", "kv_heads"),
-    "query_norm": ("layers", None),
-    "key_norm": ("layers", None),
-    "attention_out": ("layers", "heads", "embed"),
-    "mlp_norm": ("layers", None),
-    "gate": ("layers", "embed", "ffn"),
-    "up": ("layers", "embed", "ffn"),
-    "down": ("layers", "ffn", "embed"),
-    "final_norm": (None,),
-    "head": ("embed", "vocab_out"),
-}
-_OUTSIDE_LAYERS = ("embed", "final_norm", "head")
+__all__ = ["PARAMETER_AXES", "Params", "Transformer", "init_params", "parameter_shapes"]
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-
-def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Random weights in float32: normal(initializer_range), outputs of a layer scaled down by sqrt(2 L)."""
-    params: Params = {}
-    for index, (name, shape) in enumerate(parameter_shapes(config).items()):
-        if name.endswith("_norm"):
-            params[name] = jnp.ones(shape, jnp.float32)
-        elif name.endswith("_bias"):
-            params[name] = jnp.zeros(shape, jnp.float32)
-        else:
-            scale = config.initializer_range
-            if name in ("attention_out", "down"):
-                scale /= math.sqrt(2 * config.num_hidden_layers)
-            params[name] = scale * jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
-    return params
 
 
 class Transformer(nnx.Module):
@@ -100,22 +40,18 @@ class Transformer(nnx.Module):
     `Transformer(config, rngs=nnx.Rngs(0))` makes new ones.
     """
 
-    embed: nnx.Param
-    final_norm: nnx.Param
-    head: nnx.Param  # absent where the embedding is tied
-
     def __init__(self, config: ModelConfig, params: Params | None = None, *, rngs: nnx.Rngs | None = None):
         if params is None:
             if rngs is None:
                 raise ValueError("Transformer needs params or rngs")
             params = init_params(config, rngs.params())
         self.config = config
-        for name in parameter_shapes(config):
-            setattr(self, name, nnx.Param(params[name]))
+        for name, value in params.items():
+            setattr(self, name, nnx.Param(value))
 
     def params(self) -> Params:
         """The weights as a dictionary of arrays."""
-        return {name: getattr(self, name)[...] for name in parameter_shapes(self.config)}
+        return {name: value.get_value() for name, value in vars(self).items() if isinstance(value, nnx.Param)}
 
     def __call__(
         self,
@@ -126,6 +62,7 @@ class Transformer(nnx.Module):
         mode: Mode,
         cache: KVCache | None = None,
         return_kv: bool = False,
+        blocks: Int[Array, "B T"] | None = None,
     ) -> Output:
         """Hidden states of `tokens`, which see their own segment and the cached keys of that segment.
 
@@ -136,58 +73,77 @@ class Transformer(nnx.Module):
           mode: static; one mode, or consecutive blocks of `(mode, rows)`.
           cache: keys and values computed before; it is read, not changed (see `cache.insert`).
           return_kv: whether to return the tokens' own keys (unrotated) and values.
+          blocks: what prefix mode needs beside (see `types.Rows`).
         """
-        c = self.config
-        dtype = jnp.dtype(c.dtype)
-        layers = {name: getattr(self, name)[...] for name in parameter_shapes(c) if name not in _OUTSIDE_LAYERS}
-        # A dtype cast before the gather keeps the table's rows in float32 only on disk.
-        x = constrain(self.embed[...][tokens].astype(dtype), ("rows", None, None))
-        angles = rotary_angles(positions, c.head_dim, c.rope_theta)
-        body: Callable[..., Any] = functools.partial(
-            _layer, config=c, mode=mode, angles=angles, positions=positions, segments=segments,
+        c, weights = self.config, self.params()
+        layers = {name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)}
+        layers = row_keys(layers, tokens)
+        x = embed_tokens(tokens, weights, jnp.dtype(c.dtype))
+        if c.scale_embeddings:
+            x *= jnp.asarray(math.sqrt(c.hidden_size), x.dtype)  # rounded first, as Gemma's own code does
+        x = constrain(x, ("rows", None, None))
+        rotations = {
+            local: rotation(c, positions, segments, local=local) for local in {k.local_rope for k in c.layer_kinds}
+        }
+        body = functools.partial(
+            _layer, config=c, mode=mode, rotations=rotations, positions=positions, segments=segments,
             cache_marks=None if cache is None else (cache.positions, cache.segments), return_kv=return_kv,
+            blocks=blocks,
         )  # fmt: skip
-        if c.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[c.remat])
+
+        def make_layer(kind: LayerKind, pick: Callable[[Any], Any]) -> Layer:
+            layer = lambda carry, given: body(carry, pick(given), kind=kind)
+            return layer if c.remat == "none" else jax.checkpoint(layer, policy=REMAT_POLICIES[c.remat])
+
+        router = None
+        if c.num_experts:
+            router = RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts))
         cached = None if cache is None else (cache.k, cache.v)
-        if c.scan_layers:
-            x, kv = jax.lax.scan(body, x, (layers, cached))
-        else:
-            collected = []
-            for index in range(c.num_hidden_layers):
-                x, own = body(x, jax.tree.map(lambda a: a[index], (layers, cached)))  # noqa: B023
-                collected.append(own)
-            kv = jax.tree.map(lambda *a: jnp.stack(a), *collected) if return_kv else None
-        hidden = rms_norm(x, self.final_norm[...], c.rms_norm_eps)
-        return Output(hidden, kv)
+        (x, router), kv = run_layers(make_layer, (x, router), layers, cached, c.layer_kinds, scan=c.scan_layers)
+        if router is not None:
+            sparse = sum(kind.experts for kind in c.layer_kinds)
+            router = jax.tree.map(lambda total: total / sparse, router)
+        hidden = rms_norm(x, weights["final_norm"], c.rms_norm_eps, zero_centered=c.zero_centered_norm)
+        return Output(hidden, kv, router)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in float32."""
-        head = self.embed[...].T if self.config.tie_word_embeddings else self.head[...]
-        return jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return soft_cap(vocabulary_logits(hidden, self.params()), self.config.final_logit_softcapping)
 
 
-def _layer(x, layer_and_cache, *, config, mode, angles, positions, segments, cache_marks, return_kv):
-    """One pre-norm layer: `x` [B T D] and this layer's slice of weights and cache -> new `x`, own keys/values."""
+def _layer(
+    carry, layer_and_cache, *, kind, config, mode, rotations, positions, segments, cache_marks, return_kv, blocks
+):
+    """One layer: `x` [B T D] and the sum of router statistics, with this layer's weights and its slice of the cache.
+
+    Returns the new `x` and sum, and the layer's own keys and values.
+    """
+    x, router = carry
     layer, cached_kv = layer_and_cache
-    c = config
-    weight = lambda name: layer[name].astype(x.dtype)
+    c, by = config, rotations[kind.local_rope]
+    norm = lambda x, name: rms_norm(x, layer[name], c.rms_norm_eps, zero_centered=c.zero_centered_norm)
     B, T, _ = x.shape
 
-    h = rms_norm(x, layer["attention_norm"], c.rms_norm_eps)
-    q, k, v = (project(h, weight(name)) for name in ("query", "key", "value"))
-    if c.attention_bias:
-        q, k, v = q + weight("query_bias"), k + weight("key_bias"), v + weight("value_bias")
+    h = norm(x, "attention_norm")
+    q, k, v = (linear(h, layer, name) for name in ("query", "key", "value"))
     q = q.reshape(B, T, c.num_attention_heads, c.head_dim)
     k = k.reshape(B, T, c.num_key_value_heads, c.head_dim)
     v = v.reshape(B, T, c.num_key_value_heads, c.head_dim)
     if c.qk_norm:
-        q = rms_norm(q, layer["query_norm"], c.rms_norm_eps)
-        k = rms_norm(k, layer["key_norm"], c.rms_norm_eps)
+        q, k = norm(q, "query_norm"), norm(k, "key_norm")
     cached = None if cached_kv is None else Keys(*(a.astype(x.dtype) for a in cached_kv), *cache_marks)
-    own = Keys(rotate(k, angles), v, positions, segments)
-    out = attend(rotate(q, angles), own, mode=mode, window=c.sliding_window, cached=cached)
-    x = x + project(out.reshape(B, T, -1), weight("attention_out"))
-    h = rms_norm(x, layer["mlp_norm"], c.rms_norm_eps)
-    x = x + gated_mlp(h, weight("gate"), weight("up"), weight("down"))
-    return constrain(x, ("rows", None, None)), (KV(k, v) if return_kv else None)
+    own = Keys(rotate(k, by), v, positions, segments)
+    out = attend(
+        rotate(q, by), own, mode=mode, window=kind.window, cached=cached, blocks=blocks,
+        scale=c.attention_scale, softcap=c.attn_logit_softcapping,
+    )  # fmt: skip
+    out = linear(out.reshape(B, T, -1), layer, "attention_out")
+    x = x + (norm(out, "attention_post_norm") if c.post_norms else out)
+    h = norm(x, "mlp_norm")
+    if kind.experts:
+        out, spread = expert_mlp(h, segments, layer, c)
+        router = jax.tree.map(jnp.add, router, spread)
+    else:
+        out = gated_mlp(h, layer, c.hidden_act)
+    x = x + (norm(out, "mlp_post_norm") if c.post_norms else out)
+    return (constrain(x, ("rows", None, None)), router), (KV(k, v) if return_kv else None)

@@ -139,7 +139,7 @@ def build_index(
     source, identity, output = Corpus(corpus), RecordIdentity.of(model), Path(output)
     settings: dict[str, Any] = {
         "format": FORMAT_VERSION, "model": identity.to_json(), "pooling": model.pooling, "kv": kv,
-        "dim": model.config.hidden_size, "max_length": max_length,
+        "dim": model.embedding_width, "max_length": max_length,
     }  # fmt: skip
     settings |= {"store": str(store)} if store is not None else {}
     with writing(output, settings, {"compression": None, "store": None}) as writer:
@@ -166,7 +166,7 @@ def build_index(
                 pending.result()
         if found.missing and delete_missing:
             dead = dict(found.missing.values())
-            writer.append(np.zeros((0, model.config.hidden_size)), [], dead)
+            writer.append(np.zeros((0, model.embedding_width)), [], dead)
             found.dead |= {found.living.pop(row) for row in dead}
         elif found.missing:
             say(f"{output}: {len(found.missing)} documents of the index are not in {corpus}; they stay in it "
@@ -180,7 +180,7 @@ def build_index(
         documents=manifest["documents"], encoded=encoded, skipped=len(found.same), replaced=len(found.changed),
         deleted=len(found.missing) if delete_missing else 0, tokens=manifest["tokens"], tokens_encoded=tokens,
         seconds=round(time.perf_counter() - start, 3), kv=kv,
-        bytes_vectors=manifest["documents"] * c.hidden_size * 4, bytes_kv=size.bytes if size is not None else 0,
+        bytes_vectors=manifest["documents"] * model.embedding_width * 4, bytes_kv=size.bytes if size is not None else 0,
         bytes_per_token_per_layer=round(per_token, 1),
         kv_ratio=round(per_token / (2 * c.num_key_value_heads * (c.head_dim or 1) * 2), 4),
     )  # fmt: skip

@@ -20,12 +20,12 @@ from jaxtyping import Array
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from grit_jax.inference.pieces import Codec, Piece
+from grit_jax.inference.pieces import Codec
 from grit_jax.models.config import ModelConfig
 from grit_jax.rag.record import NATIVE
 from grit_jax.rag.scalar import Scalar, calibrate_scalar
-from grit_jax.rag.transform import Transform, calibrate_transform
-from grit_jax.types import KV, GritError
+from grit_jax.rag.transform import AXES, Transform, calibrate_transform
+from grit_jax.types import KV, DocumentKV, GritError
 
 VERSION = 1  # of all codecs; a part of the identity of records
 KINDS = (NATIVE, "int8", "int4", "pca2", "pca1")
@@ -49,22 +49,22 @@ def sample_tokens(kind: str, config: ModelConfig) -> int:
     return max(SAMPLE_TOKENS, TOKENS_PER_DIMENSION * 2 * config.num_key_value_heads * (config.head_dim or 1))
 
 
-def calibrate(kind: str, sample: Sequence[Piece]) -> StoredCodec:
+def calibrate(kind: str, sample: Sequence[DocumentKV]) -> StoredCodec:
     """A codec for documents like those of a sample.
 
     Args:
       kind: one of `KINDS`, but not `native`.
 
     Raises:
-      GritError: heads of an odd number of dimensions cannot be packed two codes a byte.
+      GritError: the numbers of a token do not fill whole bytes.
     """
-    join = lambda name: np.concatenate([np.asarray(getattr(document, name), np.float32) for document in sample], 1)
-    kv = KV(join("k"), join("v"))
-    if kind.startswith("pca"):
-        return calibrate_transform(int(kind[3:]), kv)
-    if kind == "int4" and kv.k.shape[-1] % 2:
-        raise GritError(f"--kv int4: needs an even head_dim, this model's is {kv.k.shape[-1]}; take int8")
-    return calibrate_scalar(int(kind[3:]), kv)
+    L, _, K, H = sample[0].k.shape
+    if (kind == "int4" and H % 2) or (kind.startswith("pca") and 2 * K * H % AXES):
+        raise GritError(f"--kv {kind}: {K} heads of {H} dimensions do not fill whole bytes; take int8")
+    join = lambda name, layer: np.concatenate([getattr(one, name)[layer].astype(np.float32) for one in sample])
+    layers = (KV(join("k", layer), join("v", layer)) for layer in range(L))
+    bits = int(kind[3:])
+    return calibrate_transform(bits, layers) if kind.startswith("pca") else calibrate_scalar(bits, layers)
 
 
 def compression_of(kind: str, codec: StoredCodec | None) -> str:

@@ -55,7 +55,7 @@ class Index:
         difference = RecordIdentity.of(model).difference(manifest["model"])
         if difference is not None:
             raise GritError(f"{path}: this index was made by {difference}; {again}, with this model")
-        if manifest["pooling"] != model.pooling or manifest["dim"] != model.config.hidden_size:
+        if manifest["pooling"] != model.pooling or manifest["dim"] != model.embedding_width:
             raise GritError(f"{path}: this index was made with pooling {manifest['pooling']}; {again}, with this model")
         if not manifest["documents"]:
             raise GritError(f"{path}: there is no document in this index yet; run the same grit index again")

@@ -265,7 +265,7 @@ def writing(path: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> I
 def _claim(path: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """The manifest of the index that is there, or a new one."""
     if not (path / MANIFEST).exists():
-        manifest = {**settings, **defaults, **dict.fromkeys(COUNTS, 0), "dim": settings["dim"], "complete": False}
+        manifest = {**defaults, **dict.fromkeys(COUNTS, 0), **settings, "complete": False}
         write_manifest(path, manifest)
         return manifest
     manifest = read_manifest(path)

@@ -7,6 +7,7 @@ values have no such channels, and each token and head brings a range of its own.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,10 @@ from jaxtyping import Array, Float
 
 from grit_jax.types import KV
 
-# Parts of a sample that a channel's range may leave out at each end: where a few outliers are cut off, the steps for
-# all the others are finer.
-CUT_OFF = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04)
+# Parts of a sample that may stay outside a range at each end: where a few outliers are cut off, the steps for all the
+# others are finer. The fewer the levels, the more is worth cutting.
+CUT_OFF = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.14, 0.18, 0.22, 0.26)
+ROOMY, ROOM = 8, 1 / 8  # with so many bits a range has room on each side instead, for what the sample did not have
 SMALLEST_STEP = 1e-12
 
 
@@ -78,21 +80,29 @@ class Scalar:
         return whole.astype(jnp.float32)
 
 
-def calibrate_scalar(bits: int, sample: KV) -> Scalar:
-    """The ranges of key channels that lose least on a sample (`[L N K H]`)."""
-    most = 2**bits - 1
+def calibrate_scalar(bits: int, sample: Iterable[KV]) -> Scalar:
+    """The ranges of key channels that lose least on a sample, given layer by layer (`[N K H]`)."""
     lows, steps = [], []
-    for keys in np.asarray(sample.k, np.float32):
-        ordered = np.sort(keys, axis=0)
-        loss = np.full(keys.shape[1:], np.inf)
-        low, step = np.zeros_like(loss), np.ones_like(loss)
-        for part in CUT_OFF:
-            cut = int(part * len(keys))
-            a, b = ordered[cut], ordered[len(keys) - 1 - cut]
-            width = np.maximum((b - a) / most, SMALLEST_STEP)
-            found = np.square(np.clip(np.round((keys - a) / width), 0, most) * width + a - keys).mean(0)
-            better = found < loss
-            loss, low, step = np.where(better, found, loss), np.where(better, a, low), np.where(better, width, step)
-        lows.append(low)
-        steps.append(step)
+    for kv in sample:
+        N, K, H = kv.k.shape
+        low, step = best_ranges(np.asarray(kv.k).reshape(N, -1), np.full(K * H, bits))
+        lows.append(low.reshape(K, H))
+        steps.append(step.reshape(K, H))
     return Scalar(jnp.asarray(np.stack(lows), jnp.float32), jnp.asarray(np.stack(steps), jnp.float32), bits)
+
+
+def best_ranges(sample: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Low and step of the codes of each column of a sample `[N C]` that lose least; 0 and 1 where there are no bits."""
+    ordered = np.sort(sample, axis=0)
+    most = 2.0**bits - 1
+    loss, low, step = np.full(len(bits), np.inf), np.zeros(len(bits)), np.ones(len(bits))
+    for part in CUT_OFF:
+        cut = int(part * len(sample))
+        a, b = ordered[cut], ordered[len(sample) - 1 - cut]
+        room = np.where(bits >= ROOMY, ROOM * (b - a), 0)
+        a, b = a - room, b + room
+        width = np.maximum((b - a) / np.maximum(most, 1), SMALLEST_STEP)
+        found = np.square(np.clip(np.round((sample - a) / width), 0, most) * width + a - sample).mean(0)
+        better = (found < loss) & (bits > 0) & ((part == 0) | (bits < ROOMY))
+        loss, low, step = np.where(better, found, loss), np.where(better, a, low), np.where(better, width, step)
+    return low, step

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -290,11 +291,17 @@ class DocumentStore:
 
 
 def remove_store(path: str | Path, context: ts.Context | None = None) -> None:
-    """Removes everything below a store's path."""
+    """Removes a store and everything below its path, if there is one.
+
+    Raises:
+      GritError: it cannot be removed.
+    """
     with _told(path, "cannot be removed"):
-        base = _base(path)
-        base = base if isinstance(base, dict) else ts.KvStore.Spec(base).to_json()
-        ts.KvStore.open(base, context=context or ts.Context()).result().delete_range().result()
+        if isinstance(base := _base(path), str):
+            store = ts.KvStore.open(base, context=context or ts.Context()).result()
+            store.delete_range(ts.KvStore.KeyRange()).result()
+        elif Path(path).exists():
+            shutil.rmtree(path)
 
 
 @dataclasses.dataclass

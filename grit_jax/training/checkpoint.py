@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import inspect
 import logging
@@ -19,11 +20,26 @@ from grit_jax.training.state import TrainState
 from grit_jax.types import GritError
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenBase:
+    """What adapters were trained on: a model directory, the hash of its weights, and `lora.base` and `lora.alpha`."""
+
+    model: str
+    weights: str
+    precision: str
+    alpha: float
+
+
 class Checkpoints:
     """Saves asynchronously every `every` steps, keeps the newest `keep`, restores the newest whole one.
 
     A checkpoint that a kill left half written has no final name yet and is never seen.
+
+    Attributes:
+      base: what is frozen under the adapters of a run; a checkpoint holds them and names it. None: all is trained.
     """
+
+    base: FrozenBase | None = None
 
     def __init__(self, directory: Path, *, every: int, keep: int = 2):
         _quiet_orbax()
@@ -52,15 +68,19 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, data: Any, *, force: bool = False) -> None:
         """Starts a save when `step` is due (or `force`); returns before the bytes are on disk."""
         if force or self.due(step):
+            about = {"base": dataclasses.asdict(self.base)} if self.base else None
             with self._writing():
-                self._checkpointer.save_checkpointables_async(step, {"state": _tree(state), "data": data}, force=True)
+                self._checkpointer.save_checkpointables_async(
+                    step, {"state": _tree(state), "data": data}, force=True, custom_metadata=about
+                )
 
     def restore(self, step: int, like: TrainState, data: Any) -> TrainState:
         """The state at `step`, laid out as `like`; the data iterator (None: no matter) moves to the same place.
 
         Raises:
-          GritError: the checkpoint belongs to another model or optimizer, or is damaged.
+          GritError: the checkpoint belongs to another model, base or optimizer, or is damaged.
         """
+        self._check_base(step)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like))
         try:
             wanted = {"state": abstract} if data is None else {"state": abstract, "data": data}
@@ -79,12 +99,37 @@ class Checkpoints:
                 f"({_short(cause)}); if it is damaged, remove it, and the run goes on from the one before"
             ) from None
         leaves = jax.tree.leaves(loaded["state"])
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        trained = dataclasses.replace(like, frozen={})
+        return dataclasses.replace(jax.tree.unflatten(jax.tree.structure(trained), leaves), frozen=like.frozen)
 
     def close(self) -> None:
         """Waits for the saves under way."""
         with self._writing():
             self._checkpointer.close()
+
+    def _check_base(self, step: int) -> None:
+        """Adapters mean nothing over weights that they were not trained for."""
+        try:
+            about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+            base = FrozenBase(**about["base"]) if "base" in about else None
+        except (ValueError, KeyError, TypeError, OSError):
+            return  # damaged: reading it will say so
+        which = f"{self.directory}: the checkpoint of step {step}"
+        if base is None or self.base is None:
+            if base is not self.base:
+                holds, asks = ("all weights", "adapters (lora)") if base is None else ("adapters (lora)", "all weights")
+                raise GritError(f"{which} holds {holds}, this configuration trains {asks}; choose another output")
+            return
+        if base.weights != self.base.weights:
+            raise GritError(
+                f"{which} holds adapters to {base.model} (weights {base.weights[:8]}); {self.base.model} has other "
+                f"weights ({self.base.weights[:8]}): give model.path the base that it was trained on"
+            )
+        for key in ("precision", "alpha"):
+            was, now = getattr(base, key), getattr(self.base, key)
+            if was != now:
+                key = {"precision": "base"}.get(key, key)
+                raise GritError(f"{which} was trained with lora.{key} {was}, now it is {now}; set it back")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -122,5 +167,6 @@ def _quiet_orbax() -> None:
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
-    """Plain containers in the order of the state's own leaves: what Orbax stores by name."""
-    return {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(state))}
+    """Plain containers in the order of the state's own leaves, frozen ones left out: what Orbax stores by name."""
+    trained = dataclasses.replace(state, frozen={})
+    return {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(trained))}

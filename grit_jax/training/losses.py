@@ -1,16 +1,14 @@
-"""The losses of the joint step, as pure functions of representations and hidden states."""
+"""What the losses are: their options, checked, and the one thing they share, blocks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
-
-from grit_jax.types import GenerativeBatch
+from jaxtyping import Array, Float
 
 TEMPERATURE = 0.02  # grit.md 1.6: scores are divided by it
 
@@ -19,8 +17,20 @@ TEMPERATURE = 0.02  # grit.md 1.6: scores are divided by it
 class LossConfig:
     """How the losses are formed and added: `contrastive + generative_factor * language + cached_factor * cached`.
 
-    `generative` is the language loss over tokens: "token" sums over tokens and divides by sequences; "mixed" is
-    the mean over tokens of each group of `mix_group_size` sequences (None: the whole batch), averaged over groups.
+    Attributes:
+      generative: the language loss over tokens: "token" sums over tokens and divides by sequences; "mixed" is the
+        mean over tokens of each group of `mix_group_size` sequences (None: the whole batch), averaged over groups.
+      emb_grad_scale: parity only: the original's effective gradient is 1/devices of the true one.
+      symmetric: also the positives' direction, each positive against all queries; the mean of both directions.
+      false_negatives: leaves out a negative that is too similar to the query to be one: by "absolute", its
+        similarity is above `s - false_negative_margin`, `s` being that of the positive; by "relative", above
+        `s - false_negative_margin * |s|`. A margin below 0 leaves out only what exceeds the positive by so much.
+      mask_duplicates: leaves out a passage that is, token for token, one of the query's own positives.
+      matryoshka_dims: the contrastive loss is the sum, by `matryoshka_weights` (none: 1 each), of those of the first
+        `d` dimensions of the vectors, normalised anew. Empty: the whole vector alone.
+      distillation_factor: adds so much of the divergence KL(teacher, student) over the passages of a query: the
+        teacher's is the softmax of the row's `scores / distillation_temperature`, the student's that of the
+        similarities over `temperature`. Above 0, every embedding row needs `scores`.
     """
 
     temperature: float = TEMPERATURE
@@ -28,78 +38,45 @@ class LossConfig:
     generative_factor: float = 1.0
     cached_factor: float = 1.0
     mix_group_size: int | None = None
-    emb_grad_scale: float = 1.0  # parity only: the original's effective gradient is 1/devices of the true one
+    emb_grad_scale: float = 1.0
+    symmetric: bool = False
+    false_negatives: Literal["none", "absolute", "relative"] = "none"
+    false_negative_margin: float = 0.0
+    mask_duplicates: bool = False
+    matryoshka_dims: list[int] = dataclasses.field(default_factory=list)
+    matryoshka_weights: list[float] = dataclasses.field(default_factory=list)
+    distillation_factor: float = 0.0
+    distillation_temperature: float = 1.0
     similarity_block: int = 4096  # queries per block of the similarity matrix
     logits_block: int = 4096  # tokens per block of the vocabulary's logits
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"train.loss.temperature must be above 0, is {self.temperature}")
+        for key in ("temperature", "distillation_temperature"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"train.loss.{key} must be above 0, is {getattr(self, key)}")
+        for key in ("generative_factor", "cached_factor", "distillation_factor", "emb_grad_scale"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"train.loss.{key} must not be negative, is {getattr(self, key)}")
+        for key in ("mix_group_size", "similarity_block", "logits_block"):
+            if (getattr(self, key) or 1) < 1 or getattr(self, key) == 0:
+                raise ValueError(f"train.loss.{key} must be at least 1, is {getattr(self, key)}")
+        if not math.isfinite(self.false_negative_margin):
+            raise ValueError(f"train.loss.false_negative_margin must be a number, is {self.false_negative_margin}")
+        if self.false_negative_margin and self.false_negatives == "none":
+            raise ValueError("train.loss.false_negative_margin has no effect with train.loss.false_negatives: none")
+        dims, weights = self.matryoshka_dims, self.matryoshka_weights
+        if any(d < 1 for d in dims) or len(set(dims)) != len(dims):
+            raise ValueError(f"train.loss.matryoshka_dims must be different numbers from 1 on, is {dims}")
+        if weights and len(weights) != len(dims):
+            raise ValueError(
+                f"train.loss.matryoshka_weights has {len(weights)} numbers, matryoshka_dims {len(dims)}; "
+                "give one for each, or none"
+            )
+        if any(not 0 <= w < math.inf for w in weights):
+            raise ValueError(f"train.loss.matryoshka_weights must not be negative, is {weights}")
 
 
-def contrastive_loss(
-    queries: Float[Array, "Q D"],
-    passages: Float[Array, "P D"],
-    *,
-    temperature: float = TEMPERATURE,
-    block: int = 4096,
-) -> Float[Array, ""]:
-    """InfoNCE over the global batch (`gritlm: gritlm/training/model.py:36-47`).
-
-    The positive of query `i` is passage `i * (P // Q)`; every other passage is a negative. Representations come
-    normalised. Only `block` rows of the Q x P similarity exist at a time.
-    """
-    count = queries.shape[0]
-    group = passages.shape[0] // count
-    targets = jnp.arange(count) * group
-
-    def block_losses(args) -> Float[Array, " q"]:
-        q, target = args
-        scores = jnp.einsum("qd,pd->qp", q, passages, preferred_element_type=jnp.float32) / temperature
-        return jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
-
-    return _in_blocks(block_losses, (queries, targets), block).mean()
-
-
-def token_losses(
-    logits_of: Callable[[jax.Array], jax.Array],
-    hidden: Float[Array, "R T D"],
-    tokens: Int[Array, "R T"],
-    *,
-    block: int = 4096,
-) -> Float[Array, "R T"]:
-    """Negative log-likelihood of each token given the one before it; 0 in the first column.
-
-    Only `block` tokens' logits exist at a time; they are recomputed in the backward pass.
-    """
-    R, T, D = hidden.shape
-
-    def block_losses(args) -> Float[Array, " n"]:
-        h, label = args
-        logits = logits_of(h)
-        return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
-
-    # Row by row the label of token t is token t + 1; the last one's label is discarded below.
-    labels = jnp.roll(tokens, -1, axis=1).reshape(R * T)
-    losses = _in_blocks(block_losses, (hidden.reshape(R * T, D), labels), block).reshape(R, T)
-    return jnp.roll(losses, 1, axis=1).at[:, 0].set(0.0)
-
-
-def language_loss(losses: Float[Array, "R T"], batch: GenerativeBatch, config: LossConfig) -> Float[Array, ""]:
-    """The batch's language loss from its token losses (`gritlm: gritlm/training/model.py:87-107`)."""
-    weighted = losses * batch.targets
-    if config.generative == "token":
-        return weighted.sum() / batch.sequences
-    if config.mix_group_size is None or config.mix_group_size >= batch.sequences:
-        return weighted.sum() / jnp.maximum(batch.targets.sum(), 1.0)
-    groups = -(-batch.sequences // config.mix_group_size)
-    group = batch.sequence // config.mix_group_size
-    total = jnp.zeros(groups).at[group].add(weighted)
-    count = jnp.zeros(groups).at[group].add(batch.targets)
-    return (total / jnp.maximum(count, 1.0)).mean()
-
-
-def _in_blocks(function, arrays, block: int) -> Float[Array, " n"]:
+def in_blocks(function, arrays, block: int) -> Float[Array, " n"]:
     """`function` over blocks of the leading axis, each recomputed in the backward pass; one value a row."""
     count = arrays[0].shape[0]
     if count <= block:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -11,8 +12,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.transformer import PARAMETER_AXES, Params, init_params
+from grit_jax.models.lora import LoraConfig, adapter_axes, attach, init_adapters
+from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, init_projection
+from grit_jax.models.transformer import PARAMETER_AXES, Params, init_params, parameter_shapes
 from grit_jax.sharding import ShardingRules, tree_shardings
+from grit_jax.training.base import freeze
+
+PROJECTION_KEY = 0xD3  # beyond the numbers of the other weights
+TRAINED_AXES = PARAMETER_AXES | PROJECTION_AXES | adapter_axes(PARAMETER_AXES)  # of everything that can be trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +46,21 @@ class OptimizerConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """Step counter, weights and optimizer state; every array carries its sharding."""
+    """Step counter, weights and optimizer state; every array carries its sharding.
+
+    Attributes:
+      params: what is trained: the weights, or the adapters to `frozen` ones.
+      frozen: weights that stay as they are and have no optimizer state (none: all are trained).
+    """
 
     step: jax.Array
     params: Params
     opt_state: Any
+    frozen: Params = dataclasses.field(default_factory=dict)
+
+    def weights(self, lora: LoraConfig | None, key: jax.Array | None = None) -> Params:
+        """The weights of the model as it stands; with the `key` of a step, adapters have dropout."""
+        return self.params if lora is None else attach(self.frozen, self.params, lora, key)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -74,14 +91,14 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 
 
 def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """Shardings of a TrainState (or its shapes): moments lie like their weights, scalars are replicated."""
+    """Shardings of what a TrainState trains (or its shapes): moments lie like their weights, scalars are replicated."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def like_params(node: Any) -> Any:
-        return tree_shardings(node, PARAMETER_AXES, mesh, rules)
+        return tree_shardings(node, TRAINED_AXES, mesh, rules)
 
     def walk(node: Any) -> Any:
-        is_params = lambda n: isinstance(n, dict) and n.keys() <= PARAMETER_AXES.keys()
+        is_params = lambda n: isinstance(n, dict) and n.keys() <= TRAINED_AXES.keys()
         return jax.tree.map(lambda n: like_params(n) if is_params(n) else whole, node, is_leaf=is_params)
 
     return TrainState(whole, like_params(state.params), walk(state.opt_state))
@@ -94,12 +111,59 @@ def init_state(
     mesh: Mesh,
     rules: ShardingRules,
     params: Params | None = None,
+    projection: int | None = None,
+    lora: LoraConfig | None = None,
 ) -> TrainState:
-    """A new state, each array made directly in its sharding; `params` starts from given weights instead."""
+    """A new state, each array made directly in its sharding.
+
+    Args:
+      params: start from these weights instead of random ones.
+      projection: add a new head of so many dimensions to weights that have none.
+      lora: train new adapters (and the projection); `params` are the frozen base, in place (see `training.base`).
+    """
+    given, frozen = params, {}
+    if lora is not None:
+        assert params is not None
+        given = {name: params[name] for name in PROJECTION_AXES if name in params}
+        frozen = {name: weight for name, weight in params.items() if name not in given}
+    create = _creation(config, optimizer, key, projection, lora)
+    shapes = jax.eval_shape(create, given)
+    state = jax.jit(create, out_shardings=state_shardings(shapes, mesh, rules))(given)
+    return dataclasses.replace(state, frozen=frozen)
+
+
+def abstract_state(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    projection: int | None = None,
+    lora: LoraConfig | None = None,
+) -> TrainState:
+    """Shapes and dtypes of what `init_state` makes, the frozen base included; nothing is computed."""
+    state = jax.eval_shape(_creation(config, optimizer, jax.random.key(0), projection, lora), None)
+    if lora is None:
+        return state
+    random = lambda: init_params(config, jax.random.key(0))
+    frozen = jax.eval_shape(lambda: {name: freeze(name, weight, config, lora) for name, weight in random().items()})
+    return dataclasses.replace(state, frozen=frozen)
+
+
+def _creation(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    projection: int | None,
+    lora: LoraConfig | None,
+) -> Callable[[Params | None], TrainState]:
+    """The function that makes what is trained, from given weights or without."""
 
     def create(given: Params | None) -> TrainState:
-        weights = init_params(config, key) if given is None else {n: p.astype(jnp.float32) for n, p in given.items()}
+        weights = {name: weight.astype(jnp.float32) for name, weight in (given or {}).items()}
+        if lora is not None:
+            weights |= init_adapters(lora, parameter_shapes(config), key)
+        elif given is None:
+            weights = init_params(config, key)
+        if projection and PROJECTION not in weights:
+            weights |= init_projection(config.hidden_size, projection, jax.random.fold_in(key, PROJECTION_KEY))
         return TrainState(jnp.zeros((), jnp.int32), weights, optimizer.init(weights))
 
-    shapes = jax.eval_shape(create, params)
-    return jax.jit(create, out_shardings=state_shardings(shapes, mesh, rules))(params)
+    return create

@@ -1,4 +1,4 @@
-"""The joint step: contrastive, language and cached-document loss, one gradient, one update."""
+"""The joint step: one gradient of all losses, one update."""
 
 from __future__ import annotations
 
@@ -6,104 +6,14 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
 
-from grit_jax.models.cache import cache_from
-from grit_jax.models.config import ModelConfig
-from grit_jax.models.pooling import PoolingMethod, normalize, pool
-from grit_jax.models.transformer import Params, Transformer
-from grit_jax.training.losses import LossConfig, contrastive_loss, language_loss, token_losses
+from grit_jax.training.gradients import joint_gradient
+from grit_jax.training.joint import StepConfig, joint_loss
 from grit_jax.training.state import TrainState
-from grit_jax.types import AttentionMode, Batch, CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
+from grit_jax.types import Batch
 
-BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
-
-
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """What of the run's configuration the compiled step depends on."""
-
-    model: ModelConfig
-    loss: LossConfig
-    pooling: PoolingMethod = "mean"
-    embedding_chunk: int | None = None  # rows encoded at a time in the contrastive pass (GradCache)
-    embedding_mode: AttentionMode = BIDIRECTIONAL
-
-
-def embed_rows(model: Transformer, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "RG D"]:
-    """One normalised vector for each segment of the packed rows, flattened to `row * G + segment - 1`.
-
-    With `embedding_chunk`, rows are encoded in chunks under `jax.checkpoint`: only the vectors of a chunk are
-    kept and its activations are recomputed in the backward pass (GradCache, arXiv 2101.06983, as one map).
-    """
-
-    def encode(part: tuple[Rows, jax.Array]) -> Float[Array, "r G D"]:
-        rows, mask = part
-        hidden = model(rows.tokens, rows.positions, rows.segments, mode=config.embedding_mode).hidden
-        return normalize(pool(hidden, rows.segments, mask, batch.segments_per_row, config.pooling))
-
-    count = batch.pool.shape[0]
-    chunk = config.embedding_chunk or count
-    if chunk >= count:
-        vectors = encode((batch.rows, batch.pool))
-    else:
-        pad = -count % chunk
-        split = jax.tree.map(
-            lambda x: jnp.pad(x, ((0, pad), (0, 0))).reshape(-1, chunk, x.shape[1]), (batch.rows, batch.pool)
-        )
-        vectors = jax.lax.map(jax.checkpoint(encode), split)
-    return vectors.reshape(-1, vectors.shape[-1])[: count * batch.segments_per_row]
-
-
-def embedding_loss(model: Transformer, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, ""]:
-    """Contrastive loss of a packed batch; negatives are all passages of the global batch."""
-    vectors = embed_rows(model, batch, config)
-    loss = contrastive_loss(
-        vectors[batch.queries], vectors[batch.passages],
-        temperature=config.loss.temperature, block=config.loss.similarity_block,
-    )  # fmt: skip
-    scale = config.loss.emb_grad_scale
-    return loss if scale == 1.0 else scale * loss + jax.lax.stop_gradient((1 - scale) * loss)
-
-
-def generative_loss(model: Transformer, batch: GenerativeBatch, config: StepConfig, cache=None) -> Float[Array, ""]:
-    """Language loss of packed sequences, after cached documents where there are any."""
-    rows = batch.rows
-    hidden = model(rows.tokens, rows.positions, rows.segments, mode=CAUSAL, cache=cache).hidden
-    losses = token_losses(model.logits, hidden, rows.tokens, block=config.loss.logits_block)
-    return language_loss(losses, batch, config.loss)
-
-
-def cached_loss(model: Transformer, batch: CachedBatch, config: StepConfig) -> Float[Array, ""]:
-    """Language loss of answers over cached documents, with gradients through the documents' caches.
-
-    The same two passes that serve: pieces bidirectionally and blind to each other, then the text on their cache.
-    """
-    pieces = batch.pieces
-    kv = model(pieces.tokens, pieces.positions, pieces.segments, mode=BIDIRECTIONAL, return_kv=True).kv
-    cache = cache_from(kv, batch.piece_positions, batch.piece_owner, config.model)
-    return generative_loss(model, batch.text, config, cache)
-
-
-def joint_loss(
-    params: Params, batch: Batch, config: StepConfig
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """`contrastive + factor * language + factor * cached`, and the parts by name."""
-    model = Transformer(config.model, params)
-    parts: dict[str, jax.Array] = {}
-    total = jnp.zeros((), jnp.float32)
-    if batch.embedding is not None:
-        parts["loss_emb"] = embedding_loss(model, batch.embedding, config)
-        total += parts["loss_emb"]
-    if batch.generative is not None:
-        parts["loss_gen"] = generative_loss(model, batch.generative, config)
-        total += config.loss.generative_factor * parts["loss_gen"]
-    if batch.cached is not None:
-        parts["loss_cached"] = cached_loss(model, batch.cached, config)
-        total += config.loss.cached_factor * parts["loss_cached"]
-    return total, parts
+__all__ = ["StepConfig", "joint_loss", "make_step"]
 
 
 def make_step(
@@ -116,10 +26,15 @@ def make_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        (loss, parts), grads = jax.value_and_grad(joint_loss, has_aux=True)(state.params, batch, config)
+        here = config
+        if config.lora is not None:
+            key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+            weights_of = lambda params: dataclasses.replace(state, params=params).weights(config.lora, key)
+            here = dataclasses.replace(config, weights_of=weights_of)
+        (loss, parts), grads = joint_gradient(state.params, batch, here)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -89,6 +89,78 @@ def test_embedding_batch():
     assert batch.pool.sum() == sum(map(len, [*queries, *passages])) - 18
 
 
+def found_at(batch, place):
+    """Tokens of the text at a location, and where they stand."""
+    r, s = divmod(int(place), batch.segments_per_row)
+    tokens, _, here = segment(batch.rows, r, s + 1)
+    return tokens, r, here
+
+
+def test_sides_in_rows_of_their_own():
+    """More queries fit a row than passages, and both count their segments alike."""
+    queries, passages = random_texts(3, 40, 6), random_texts(4, 12, 60)
+    batch = embedding_batch(
+        queries, passages, [0] * 52, row_length=64, row_multiple=2, min_rows=30, min_query_rows=7, separate=True
+    )
+    assert batch.query_rows == 8 and len(batch.pool) == 38
+    for side, texts, places in (("queries", queries, batch.queries), ("passages", passages, batch.passages)):
+        for text, place in zip(texts, places.tolist(), strict=True):
+            tokens, row, _ = found_at(batch, place)
+            assert tokens == text and (row < 8) == (side == "queries")
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_missing_positives_leave_their_places_empty(separate):
+    """Three places a query, two of them for positives; two are empty. Equal passages have equal numbers."""
+    queries, passages = random_texts(3, 3, 20), random_texts(4, 9, 30)
+    passages[1] = passages[4] = []
+    passages[8] = list(passages[2])
+    batch = embedding_batch(
+        queries, passages, [1] * 12, row_length=64, row_multiple=2, positives=2, separate=separate,
+        scores=[float(i) for i in range(9)],
+    )  # fmt: skip
+    assert batch.positives == 2 and batch.present.tolist() == [i not in (1, 4) for i in range(9)]
+    for i in (0, 2, 3, 5, 6, 7, 8):
+        assert found_at(batch, batch.passages[i])[0] == passages[i]
+    same = [[batch.texts[i] == batch.texts[j] for j in range(9)] for i in range(9)]
+    assert same == [[passages[i] == passages[j] for j in range(9)] for i in range(9)]
+    assert batch.scores.dtype == np.float32 and batch.scores.tolist() == list(range(9))
+    assert (batch.rows.segments > 0).sum() == sum(map(len, [*queries, *passages]))
+
+
+def test_samples_as_blocks():
+    queries, passages = random_texts(3, 6, 20), random_texts(4, 12, 60)
+    queries[0] = [5, 6, 7]
+    batch = embedding_batch(queries, passages, [2] + [0] * 17, row_length=64, blocks=True)
+    np.testing.assert_array_equal(batch.rows.blocks, batch.pool.astype(int))
+    _, row, here = found_at(batch, batch.queries[0])
+    assert batch.rows.blocks[row, here].tolist() == [0, 0, 1]
+    assert embedding_batch(queries, passages, [0] * 18, row_length=64).rows.blocks is None
+
+
+def test_prefixes_as_blocks():
+    """All before the first target, in texts and in continuations; a text without targets is nothing but prefix."""
+    texts = [
+        TokenText([1, 2, 3, 4], [False, False, True, True]), TokenText([5, 6, 7], [False] * 3),
+        TokenText([8, 9], [True, True]),
+    ]  # fmt: skip
+    expected = {1: [1, 1, 0, 0], 5: [1, 1, 1], 8: [0, 0]}
+    batch = generative_batch(texts, row_length=16, row_multiple=1, prefix=True)
+    cached = cached_batch(
+        [TokenCached([[20, 21, 22], [23, 24]], text, prompt=2) for text in texts],
+        pieces_row_length=20, row_length=16, row_multiple=1, blocks=True, prefix=True,
+    )  # fmt: skip
+    for rows in (batch.rows, cached.text.rows):
+        for r, s in {(r, s) for r, s in zip(*np.nonzero(rows.segments))}:
+            number = rows.segments[r, s]
+            tokens, _, here = segment(rows, r, number)
+            assert rows.blocks[r, here].tolist() == expected[tokens[0]]
+        assert not rows.blocks[rows.segments == 0].any()
+    here = cached.pieces.segments > 0
+    assert (cached.pieces.blocks[here] == (cached.pieces.positions[here] >= 2)).all()
+    assert generative_batch(texts, row_length=16).rows.blocks is None
+
+
 def test_generative_batch():
     rng = np.random.default_rng(5)
     texts = [TokenText(ids, (rng.random(len(ids)) < 0.5).tolist()) for ids in random_texts(5, 30, 50)]

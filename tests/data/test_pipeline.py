@@ -13,7 +13,8 @@ import pytest
 from grit_jax.config import load_config
 from grit_jax.data.chat import GRIT
 from grit_jax.data.datasets import prepare
-from grit_jax.data.pipeline import DataConfig, JointBatches, make_iterator
+from grit_jax.data.pipeline import JointBatches, make_iterator
+from grit_jax.data.settings import BatchNeeds, DataConfig
 from grit_jax.types import GritError
 
 
@@ -222,6 +223,111 @@ def test_summary_counts_everything(files, tiny_tokenizer, tmp_path):
     assert (chat.examples, chat.used, chat.kind) == (21, 7, "generative")
     with pytest.raises(GritError, match=r"bad\.jsonl:3: "):
         JointBatches(dataclasses.replace(config, on_error="stop"), tiny_tokenizer)
+
+
+def test_several_positives_at_once(config, tiny_tokenizer):
+    """Up to two of the rows' one or two positives, all different, then the negatives; places without one are empty."""
+    config = dataclasses.replace(config, positives_per_query=2, group_size=2, generative_batch=0, cached_batch=0)
+    batches = JointBatches(config, tiny_tokenizer, seed=3, num_steps=8)
+    empty = 0
+    for step in range(8):
+        batch = batches[step].embedding
+        assert len(batch.passages) == 24 and batch.positives == 2
+        passages, where = texts(batch, batch.passages, tiny_tokenizer), batches.ids(step)["embedding"]
+        for i, place in enumerate(where):
+            path, line = place.rsplit(":", 1)
+            example = json.loads(Path(path).read_text().splitlines()[int(line) - 1])
+            here = [p for p, there in zip(passages[3 * i : 3 * i + 3], batch.present[3 * i : 3 * i + 3]) if there]
+            *positives, negative = here
+            expected = {f"<|embed|>\n{text}" for _, text in example["pos"]}
+            assert set(positives) == expected and len(positives) == len(expected)
+            assert negative in {f"<|embed|>\n{text}" for _, text in example["neg"]}
+            empty += batch.present[3 * i : 3 * i + 3].tolist().count(False)
+    assert empty
+
+
+def test_scores_stay_with_their_passages(tiny_tokenizer, tmp_path):
+    """Whichever positives and negatives are drawn; negatives that are drawn twice have their score twice."""
+    lines = [
+        {"query": f"q{n}", "pos": [f"pos {n} {i}" for i in range(1 + n % 3)], "neg": [f"neg {n} 0"],
+         "scores": [10.0 * n + i for i in range(1 + n % 3)] + [10.0 * n + 9]}
+        for n in range(12)
+    ]  # fmt: skip
+    path = write(tmp_path / "f.jsonl", lines)
+    score = {text: s for line in lines for text, s in zip([*line["pos"], *line["neg"]], line["scores"], strict=True)}
+    config = DataConfig(embedding=[path], embedding_batch=6, positives_per_query=2, group_size=3)
+    batches = JointBatches(config, tiny_tokenizer, num_steps=4, needs=BatchNeeds(teacher_scores=True))
+    for step in range(4):
+        batch = batches[step].embedding
+        for text, s, there in zip(texts(batch, batch.passages, tiny_tokenizer), batch.scores, batch.present):
+            assert not there or s == score[text.removeprefix("<|embed|>\n")]
+    assert JointBatches(config, tiny_tokenizer)[0].embedding.scores is None
+    lines[7].pop("scores")
+    path = write(tmp_path / "f.jsonl", lines)
+    with pytest.raises(GritError, match=r"f\.jsonl:8: no \"scores\""):
+        JointBatches(config, tiny_tokenizer, needs=BatchNeeds(teacher_scores=True))
+
+
+def test_what_attention_and_gradients_ask_for(config, tiny_tokenizer):
+    needs = BatchNeeds(sample_blocks=True, prefix_generation=True, separate_sides=True)
+    plain, asked = (JointBatches(config, tiny_tokenizer, seed=3, num_steps=12, needs=n) for n in (BatchNeeds(), needs))
+    shapes = set()
+    for step in range(12):
+        one, other = plain[step], asked[step]
+        for side in ("queries", "passages"):
+            assert texts(one.embedding, getattr(one.embedding, side), tiny_tokenizer) == texts(
+                other.embedding, getattr(other.embedding, side), tiny_tokenizer
+            )
+        assert (other.embedding.queries // other.embedding.segments_per_row < other.embedding.query_rows).all()
+        assert (other.embedding.passages // other.embedding.segments_per_row >= other.embedding.query_rows).all()
+        np.testing.assert_array_equal(other.embedding.rows.blocks, other.embedding.pool.astype(int))
+        rows, targets = other.generative.rows, other.generative.targets
+        np.testing.assert_array_equal(rows.tokens, one.generative.rows.tokens)
+        assert rows.blocks[(rows.segments > 0) & (rows.positions == 0)].all() and not rows.blocks[targets > 0].any()
+        answers = (other.cached.text.rows.segments > 0) & (other.cached.text.rows.blocks == 0)
+        np.testing.assert_array_equal(answers, other.cached.text.targets > 0)
+        tags = (other.cached.pieces.segments > 0) & (other.cached.pieces.blocks == 0)
+        np.testing.assert_array_equal(tags, (other.cached.pieces.segments > 0) & (other.cached.pieces.positions < 2))
+        assert one.embedding.rows.blocks is one.generative.rows.blocks is one.cached.pieces.blocks is None
+        shapes.add((other.embedding.query_rows, len(other.embedding.pool)))
+    assert len(shapes) <= 2
+
+
+def test_summary_is_told_and_written(files, tiny_tokenizer, tmp_path, capsys):
+    lines = [{"text": ["u", "a"]}, {"text": ["amber " * 500, "a"]}, {"text": None}, {"text": ["v", "b"]}]
+    path = write(tmp_path / "bad.jsonl", lines)
+    config = DataConfig(
+        generative=[path, files["chat"], files["plain"]], generative_batch=2, generative_max_length=64,
+        on_error="skip", num_samples={files["chat"]: 7},
+    )  # fmt: skip
+    batches = JointBatches(config, tiny_tokenizer)
+    capsys.readouterr()
+    batches.tell_summary(tmp_path / "summary.json")
+    told = "".join(capsys.readouterr())
+    assert "2 of 4 generative examples; 1 \"text\" must be a string, found null; 1 the first user turn fills" in told
+    assert "7 of 21 generative examples; 14 not among the data.num_samples" in told
+    assert "plain.jsonl" not in told  # nothing was left out of it
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert [entry["name"] for entry in found] == config.generative
+    for entry in found:
+        left_out = sum(entry["skipped"].values()) + sum(entry["filtered"].values()) + entry["not_sampled"]
+        assert entry["used"] + left_out == entry["examples"]
+    assert found[0]["skipped"] == {'"text" must be a string, found null': 1} and found[1]["not_sampled"] == 14
+
+
+def test_subset_of_every_kind_in_every_form(files, tiny_tokenizer, tmp_path):
+    """num_samples: embedding files with instructions alone in the original, any source here, strings included."""
+    plain = write(tmp_path / "e.jsonl", [{"query": f"q{n}", "pos": [f"p{n}"], "neg": [f"n{n}"]} for n in range(20)])
+    samples = {plain: 6, files["one"]: 5, files["plain"]: 3, files["rag"]: 4}
+    config = DataConfig(
+        embedding=[plain, files["one"]], generative=[files["plain"]], cached=[files["rag"]], embedding_batch=4,
+        generative_batch=2, cached_batch=2, num_samples=samples,
+    )  # fmt: skip
+    batches = JointBatches(config, tiny_tokenizer, num_steps=40)
+    assert {entry.name: entry.used for entry in batches.summary} == samples
+    seen = collections.Counter(place for step in range(40) for places in batches.ids(step).values() for place in places)
+    counts = collections.Counter(place.rsplit(":", 1)[0] for place in seen)
+    assert counts == samples
 
 
 def test_subset_is_random_and_fixed(files, tiny_tokenizer):

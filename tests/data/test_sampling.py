@@ -94,11 +94,34 @@ def test_stream_sees_everything_once_an_epoch(sizes, batch):
 def test_passages():
     rng = np.random.default_rng(0)
     drawn = [choose_passages(rng, 3, 5, 4) for _ in range(300)]
-    assert {positive for positive, _ in drawn} == {0, 1, 2}
+    assert {tuple(positives) for positives, _ in drawn} == {(0,), (1,), (2,)}
     assert all(len(set(negatives)) == 3 for _, negatives in drawn)
     assert {n for _, negatives in drawn for n in negatives} == set(range(5))
     # Too few are repeated, each as often as the others give or take one.
     for _ in range(50):
         counts = collections.Counter(choose_passages(rng, 1, 2, 6)[1])
         assert sum(counts.values()) == 5 and set(counts.values()) == {2, 3}
-    assert choose_passages(rng, 1, 0, 1) == (0, [])
+    assert choose_passages(rng, 1, 0, 1) == ([0], [])
+
+
+def test_several_positives_are_different_ones():
+    rng = np.random.default_rng(0)
+    drawn = [choose_passages(rng, 5, 2, 2, 3)[0] for _ in range(200)]
+    assert all(len(set(positives)) == 3 for positives in drawn)
+    assert {n for positives in drawn for n in positives} == set(range(5))
+    assert sorted(choose_passages(rng, 2, 2, 2, 3)[0]) == [0, 1]  # as many as there are
+
+
+def test_the_smaller_side_is_drawn_whole_and_once_an_epoch():
+    """Unique indices, of either side and of batches that do not divide: no example is lost or drawn before its turn.
+
+    The original draws the smaller side by the larger one's index and never reaches what lies beyond (grit.md 8).
+    """
+    contrastive, stream = ContrastivePlan((7, 6), 5, seed=1), StreamPlan((101,), 3, seed=1)
+    for plan, total, batch in ((contrastive, 13, 5), (stream, 101, 3)):
+        for epochs in (1, 2, 5):
+            seen = collections.Counter(p for step in range(epochs * total // batch) for p in pairs(plan(step)))
+            assert sum(seen.values()) == epochs * total // batch * batch
+            assert max(seen.values()) - min((seen[p] for p in seen), default=0) <= 1
+        whole = collections.Counter(p for step in range(total) for p in pairs(plan(step)))
+        assert len(whole) == total and set(whole.values()) == {batch}

@@ -7,6 +7,7 @@ import pytest
 from grit_jax.data.chat import GRIT
 from grit_jax.data.formats import CachedExample, EmbeddingExample, GenerativeExample, LineError, Text
 from grit_jax.data.layouts import CACHED_MODES, MODES, compose
+from grit_jax.data.packing import generative_batch
 from grit_jax.data.tokenise import LEAST_DOCUMENT, ExampleTokenizer, Limits
 
 LIMITS = Limits(query=24, passage=40, generative=60, document=48, cached_pieces=120, cached_text=150)
@@ -61,6 +62,44 @@ def test_generative_masks_token_by_token(reader, tiny_tokenizer):
     ]
     assert list(document.ids) == whole(tiny_tokenizer, "<s>amber</s>")
     assert list(document.targets) == [False] + [True] * (len(document.ids) - 1)
+
+
+def test_only_the_last_answer_of_a_prefix_language_model(tiny_tokenizer):
+    """The original's `prefixlm` labels, token by token; a document is all answer."""
+    reader = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS, last_answer_only=True)
+    turns = ("amber river", "stone", "paper?", "quiet")
+    conversation, document = reader.generative([GenerativeExample(turns), GenerativeExample(text="amber")])
+    before = whole(tiny_tokenizer, "<s><|user|>\namber river\n<|assistant|>\n") + whole(tiny_tokenizer, "stone</s>")
+    before += whole(tiny_tokenizer, "\n<|user|>\npaper?\n<|assistant|>\n")
+    answer = whole(tiny_tokenizer, "quiet</s>")
+    assert list(conversation.ids) == before + answer
+    assert list(conversation.targets) == [False] * len(before) + [True] * len(answer)
+    assert list(document.targets) == [False] + [True] * (len(document.ids) - 1)
+    long = "amber river stone paper " * 20
+    assert reader.check(GenerativeExample(("u", long)), "f:1") is None
+    reason = "what stands before the last answer fills generative_max_length (60)"
+    assert reader.check(GenerativeExample(("u", long, "v", "b")), "f:1") == reason
+    every = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS)
+    assert every.check(GenerativeExample(("u", long, "v", "b")), "f:1") is None  # its first answer is trained
+
+
+def test_padding_is_known_by_its_place_and_not_by_its_id(tiny_tokenizer):
+    """The original pads with the beginning of sequence and takes every such id for padding (grit.md 8)."""
+    reader = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS)
+    text, short = reader.generative([GenerativeExample(("amber river", "stone")), GenerativeExample(("u", "a"))])
+    pad = list(text.ids)[list(text.targets).index(True)]  # as bad as it can be: padding looks like an answer
+    batch = generative_batch([text, short], row_length=40, row_multiple=4, pad_id=pad)
+    assert (batch.rows.tokens == pad).sum() > sum(ids.count(pad) for ids in (list(text.ids), list(short.ids)))
+    assert batch.targets.sum() == sum(text.targets) + sum(short.targets)
+    assert not batch.targets[batch.rows.segments == 0].any()
+
+
+def test_a_teachers_scores_are_asked_for(tiny_tokenizer):
+    reader = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS, teacher_scores=True)
+    example = EmbeddingExample(Text("", "q"), (Text("", "p"),), (Text("", "n"),))
+    with pytest.raises(LineError, match=r'f:9: no "scores", and train.loss.distillation_factor is above 0'):
+        reader.check(example, "f:9")
+    assert reader.check(dataclasses.replace(example, scores=(1.0, 0.0)), "f:9") is None
 
 
 def test_generative_is_cut_on_the_right(reader, tiny_tokenizer):

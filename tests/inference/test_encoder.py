@@ -50,8 +50,22 @@ def test_causal_mode_is_another_program_over_the_same_weights(encoder, tiny_para
     causal = with_pooling(encoder, "lasttoken", AttentionMode.CAUSAL)
     formatted = causal.format(sentences[:3])
     for ids, vector in zip(formatted.ids, causal.encode(sentences[:3]).vectors, strict=True):
-        expected = dense.embedding(tiny_params, encoder.config, ids, formatted.prompt, "lasttoken", causal=True)
+        expected = dense.embedding(tiny_params, encoder.config, ids, formatted.prompt, "lasttoken", "causal")
         np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+def test_prefix_mode_is_a_causal_instruction_before_a_bidirectional_text(encoder, tiny_params, sentences):
+    """The paper's "cb": the text sees all of itself and its instruction, which sees nothing of the text."""
+    prefix = with_pooling(encoder, "mean", AttentionMode.PREFIX)
+    formatted = prefix.format(sentences[:6], "Find the sentence")
+    found = prefix.encode(sentences[:6], "Find the sentence", return_cache=True)
+    for ids, vector in zip(formatted.ids, found.vectors, strict=True):
+        expected = dense.embedding(tiny_params, encoder.config, ids, formatted.prompt, "mean", "prefix")
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    first, other = (cache.k[:, : formatted.prompt] for cache in found.caches[:2])
+    np.testing.assert_allclose(first, other, atol=1e-5)  # the same instruction, whatever follows
+    whole = encoder.encode(sentences[:6], "Find the sentence")
+    assert (whole.vectors * found.vectors).sum(1).max() < 0.999
 
 
 def test_vectors_are_unit_writable_float32(encoder, sentences):

@@ -11,15 +11,20 @@ from grit_jax.models import kernels
 from grit_jax.models.attention import Keys, attend, visible
 from grit_jax.types import AttentionMode
 
-BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
+BIDIRECTIONAL, CAUSAL, PREFIX = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL, AttentionMode.PREFIX
 B, T, S, N, K, H = 2, 11, 9, 4, 2, 8
 
 
+# Blocks of the tokens of `make`: whole texts, parts of them, a number twice in a text and in two texts, none.
+BLOCKS = np.array([[1, 1, 1, 0, 0, 0, 2, 2, 0, 1, 1], [0, 0, 3, 3, 3, 1, 1, 0, 3, 3, 0]])
+
+
 def sees(mode, window, t, s, query, key, cached):
-    """Whether token `t` sees key `s`; `query` and `key` are their (position, segment)."""
+    """Whether token `t` sees key `s`; `query` and `key` are their (position, segment, block)."""
     if key[1] == 0 or key[1] != query[1]:
         return False
-    if mode is CAUSAL and not cached and s > t:
+    together = mode is BIDIRECTIONAL or mode is PREFIX and query[2] == key[2] != 0
+    if not together and not cached and s > t:
         return False
     distance = query[0] - key[0]
     return window is None or (distance < window if mode is CAUSAL else abs(distance) < window)
@@ -28,7 +33,7 @@ def sees(mode, window, t, s, query, key, cached):
 def dense_mask(mode, window, own, cached):
     """The mask over own and cached keys, `[B, T, T + S]`, one entry at a time."""
     marks = lambda keys, b: list(
-        zip(np.asarray(keys.positions)[b], np.asarray(keys.segments)[b], strict=True)
+        zip(np.asarray(keys.positions)[b], np.asarray(keys.segments)[b], BLOCKS[b], strict=False)
     )
     rows = []
     for b in range(own.k.shape[0]):
@@ -55,9 +60,8 @@ def naive(q, own, cached, mask):
 
 def attend_now(q, own, cached, mode, window=None):
     """Compiled anew, since `KEY_BLOCK` may have changed."""
-    return np.asarray(
-        jax.jit(lambda *a: attend(a[0], a[1], mode=mode, window=window, cached=a[2]))(q, own, cached)
-    )
+    run = lambda *a: attend(a[0], a[1], mode=mode, window=window, cached=a[2], blocks=jnp.asarray(BLOCKS))
+    return np.asarray(jax.jit(run)(q, own, cached))
 
 
 def make(seed=0, kv_heads=K):
@@ -80,7 +84,7 @@ def make(seed=0, kv_heads=K):
     return normal(B, T, N, H), own, cached
 
 
-@pytest.mark.parametrize("mode", [BIDIRECTIONAL, CAUSAL], ids=lambda mode: mode.value)
+@pytest.mark.parametrize("mode", [BIDIRECTIONAL, CAUSAL, PREFIX], ids=lambda mode: mode.value)
 @pytest.mark.parametrize(
     "block, window, with_cache",
     [(512, None, False), (512, 3, True), (4, 3, False), (4, None, True)],
@@ -108,16 +112,34 @@ def test_values_and_gradients(monkeypatch, mode, block, window, with_cache):
 
     arrays = (q, (own.k, own.v), cached and (cached.k, cached.v))
     (_, expected), expected_grads = scalar(lambda *a: naive(*a, mask))(arrays)
-    (_, out), grads = jax.jit(scalar(lambda q, own, c: attend(q, own, mode=mode, window=window, cached=c)))(
-        arrays
-    )
+    blocks = jnp.asarray(BLOCKS)
+    (_, out), grads = jax.jit(
+        scalar(lambda q, own, c: attend(q, own, mode=mode, window=window, cached=c, blocks=blocks))
+    )(arrays)
     assert np.isfinite(out).all() and out.dtype == jnp.float32
     np.testing.assert_allclose(np.where(seeing, out, 0), np.where(seeing, expected, 0), atol=2e-6)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-6)
     np.testing.assert_array_equal(
-        visible(own.positions, own.segments, own, causal=mode is CAUSAL, window=window), mask[:, :, :T]
-    )
+        visible(
+            own.positions, own.segments, own, causal=mode is not BIDIRECTIONAL, window=window,
+            blocks=blocks if mode is PREFIX else None,
+        ), mask[:, :, :T],
+    )  # fmt: skip
+
+
+def test_prefix_mode_between_the_two_others():
+    """One block over everything is bidirectional, none is causal; without blocks there is nothing to go by."""
+    q, own, cached = make()
+    seeing = np.asarray(own.segments) > 0
+    run = lambda mode, blocks: np.asarray(attend(q, own, mode=mode, window=3, cached=cached, blocks=blocks))[seeing]
+    zeros = jnp.zeros((B, T), jnp.int32)
+    np.testing.assert_allclose(run(PREFIX, zeros + 1), run(BIDIRECTIONAL, None), atol=2e-6)
+    own.positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    cached.positions = jnp.zeros_like(cached.positions)  # a causal query stands behind its cache
+    np.testing.assert_allclose(run(PREFIX, zeros), run(CAUSAL, zeros + 1), atol=2e-6)
+    with pytest.raises(ValueError, match="blocks"):
+        run(PREFIX, None)
 
 
 def test_one_decoded_token_reads_the_cache():
@@ -133,7 +155,11 @@ def test_one_decoded_token_reads_the_cache():
 def test_blocks_of_rows_in_different_modes():
     q, own, cached = make()
     seeing = np.asarray(own.segments) > 0
-    blocks = ((CAUSAL, 1), (BIDIRECTIONAL, 1))
+    for blocks in (((CAUSAL, 1), (BIDIRECTIONAL, 1)), ((CAUSAL, 1), (PREFIX, 1))):
+        check_blocks(q, own, cached, seeing, blocks)
+
+
+def check_blocks(q, own, cached, seeing, blocks):
     mixed = attend_now(q, own, cached, blocks, 3)
     for row, (mode, _) in enumerate(blocks):
         expected = naive(q, own, cached, dense_mask(mode, 3, own, cached))

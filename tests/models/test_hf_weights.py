@@ -1,7 +1,11 @@
 """Weights in and out: bit-exact round trips, shards, killed writers, and damaged files named in the error."""
 
+import dataclasses
 import functools
 import json
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,12 +17,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from grit_jax.models import safetensors_io
-from grit_jax.models.huggingface import load_params, read_model_directory, save_params
+from grit_jax.models.huggingface import load_params, read_model_directory, save_params, write_model_directory
 from grit_jax.models.transformer import parameter_shapes
 from grit_jax.types import GritError
 
 GOLDEN = Path(__file__).parent / "golden"  # written by transformers: see make_golden.py
-FAMILIES = ("mistral", "llama", "qwen2", "qwen3")
+FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 read_golden = functools.cache(lambda name: read_model_directory(GOLDEN / name))
 
 
@@ -29,6 +33,22 @@ def raises(*words):
 
 def bits(params):
     return {name: np.asarray(value).tobytes() for name, value in params.items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_directory_round_trip_is_bit_identical(name, dtype, tmp_path):
+    """Config, weights, and the bytes of every file of a second export."""
+    folder = read_model_directory(GOLDEN / name, dtype)
+    write_model_directory(tmp_path / "one", folder.config, folder.params, dtype=dtype, max_shard_bytes=40_000)
+    again = read_model_directory(tmp_path / "one", dtype)
+    assert again.config == folder.config and bits(again.params) == bits(folder.params)
+    write_model_directory(tmp_path / "two", again.config, again.params, dtype=dtype, max_shard_bytes=40_000)
+    first, second = (
+        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()}
+        for n in ("one", "two")
+    )
+    assert first == second and len([p for p in first if p.suffix == ".safetensors"]) > 1
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -108,6 +128,75 @@ def test_other_names_that_real_checkpoints_have(tmp_path):
     save_file({k: v.astype(np.float16) for k, v in tensors.items()}, tmp_path / "model.safetensors")
     half = load_params(tmp_path, folder.config)
     np.testing.assert_array_equal(half["up"], folder.params["up"].astype(np.float16).astype(np.float32))
+
+
+def test_the_text_part_of_a_multimodal_checkpoint(tmp_path):
+    """Gemma 3: nested `text_config`, other prefixes, and an image part that is named and left alone."""
+    folder = read_golden("gemma3")
+    tensors = load_file(GOLDEN / "gemma3" / "model.safetensors")
+    config = json.loads((GOLDEN / "gemma3" / "config.json").read_text())
+    nested = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config,
+              "eos_token_id": [9, 8], "vision_config": {"hidden_size": 8}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(nested))
+    for prefix in ("language_model.model.", "model.language_model."):
+        inner = {prefix + name.removeprefix("model."): value for name, value in tensors.items()}
+        save_file(inner | {"vision_tower.patch.weight": np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")
+        with pytest.warns(UserWarning, match="multimodal.*1 tensors"):
+            again = read_model_directory(tmp_path)
+        assert again.config == folder.config and bits(again.params) == bits(folder.params)
+    assert again.stop_token_ids == (9, 8)
+
+
+def test_experts_that_are_missing_are_named(tmp_path):
+    folder = read_golden("mixtral")
+    tensors = load_file(GOLDEN / "mixtral" / "model.safetensors")
+    name = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
+    save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "model.safetensors")
+    with raises("model.safetensors", name, "missing"):
+        load_params(tmp_path, folder.config)
+    save_file(tensors | {name: tensors[name].T.copy()}, tmp_path / "model.safetensors")
+    with raises("model.safetensors", name, r"\[32, 24\]", r"\[24, 32\]"):
+        load_params(tmp_path, folder.config)
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from grit_jax.models.huggingface import read_model_directory
+
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+if sys.argv[2] == "device":
+    import jax
+    jax.device_put(np.zeros(1)).block_until_ready()
+    place = lambda name, array: jax.device_put(array)
+else:
+    place = None
+before = peak()
+folder = read_model_directory(sys.argv[1], place=place)
+total = sum(np.asarray(value).nbytes for value in folder.params.values())
+print(peak() - before, total)
+"""
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_reading_takes_the_model_and_little_more(tmp_path, where):
+    """Peak memory of a process that reads 88 MB in seven shards: the model and at most 1.2 times the largest shard."""
+    config = dataclasses.replace(
+        read_golden("llama").config, hidden_size=512, num_attention_heads=8, num_key_value_heads=8, head_dim=64,
+        intermediate_size=1536, num_hidden_layers=6, vocab_size=2048,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = {name: rng.random(shape, np.float32) for name, shape in parameter_shapes(config).items()}
+    write_model_directory(tmp_path, config, params, max_shard_bytes=14_000_000)
+    shards = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
+    assert len(shards) > 5
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path), where], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    used, total = map(int, done.stdout.split())
+    assert total == 4 * config.num_parameters > 80_000_000
+    assert used < total + 1.2 * max(shards)
 
 
 def test_unused_tensors_are_reported(tmp_path):

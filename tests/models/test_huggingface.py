@@ -15,27 +15,36 @@ from safetensors.numpy import load_file
 
 from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.hf_families import FAMILIES as FAMILY_TABLE
 from grit_jax.models.huggingface import read_model_directory, resolve, write_model_directory
+from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.transformer import Transformer, init_params
 from grit_jax.types import AttentionMode, GritError
 
 GOLDEN = Path(__file__).parent / "golden"
-FAMILIES = ("mistral", "llama", "qwen2", "qwen3")
+FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+WINDOWS = ("gemma2", "gemma3", "mistral", "qwen2_windows")
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 TOLERANCE = 2e-4
 
 
 @functools.cache
+def read_golden(name):
+    """Our reading of a golden directory."""
+    return read_model_directory(GOLDEN / name)
+
+
 def golden(name):
     """Our reading of a golden directory, and what transformers computed with it."""
-    return read_model_directory(GOLDEN / name), load_file(GOLDEN / name / "golden.safetensors")
+    return read_golden(name), load_file(GOLDEN / name / "golden.safetensors")
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mode"))
 def run(params, tokens, positions, segments, *, config, mode):
     model = Transformer(config, params)
-    hidden = model(tokens, positions, segments, mode=mode).hidden
-    return hidden, model.logits(hidden)
+    out = model(tokens, positions, segments, mode=mode)
+    aux = None if out.router is None else router_aux_loss(out.router, config.num_experts)
+    return out.hidden, model.logits(out.hidden), aux
 
 
 def compute(folder, tokens, positions, segments, mode):
@@ -56,7 +65,8 @@ def bits(params):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_numbers_are_those_of_transformers(name, packed):
-    """Causal logits and bidirectional states; packed, all texts share one row and see the same as alone."""
+    """Causal logits and bidirectional states, and the loss of routers; packed, all texts share one row and see the
+    same as alone."""
     folder, data = golden(name)
     ids, mask = data["input_ids"], data["attention_mask"].astype(bool)
     rows, columns = np.nonzero(mask)
@@ -67,13 +77,27 @@ def test_numbers_are_those_of_transformers(name, packed):
     else:
         tokens, positions, segments = ids, np.broadcast_to(np.arange(ids.shape[1]), ids.shape), mask
         pick = lambda x: np.asarray(x)[mask]
-    _, logits = compute(folder, tokens, positions, segments, CAUSAL)
-    hidden, _ = compute(folder, tokens, positions, segments, BIDIRECTIONAL)
+    _, logits, aux = compute(folder, tokens, positions, segments, CAUSAL)
+    hidden, *_ = compute(folder, tokens, positions, segments, BIDIRECTIONAL)
     np.testing.assert_allclose(pick(logits), data["causal_logits"][mask], atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(pick(hidden), data["bidirectional_hidden"][mask], atol=TOLERANCE, rtol=0)
+    assert (aux is not None) == (name in ("mixtral", "qwen3_moe"))
+    if aux is not None:
+        np.testing.assert_allclose(aux, data["router_aux_loss"][0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_every_family_has_golden_files():
+    assert {read_golden(name).config.architecture for name in FAMILIES} == set(FAMILY_TABLE)
+    scalings = {read_golden(name).config.rope_scaling.rope_type for name in FAMILIES if name.startswith("rope_")}
+    assert scalings == {"linear", "dynamic", "llama3", "yarn"}
+    for name in FAMILIES:  # inputs beyond the original length, or scaling would not show
+        config = read_golden(name).config
+        if config.rope_scaling is not None and name.startswith("rope_"):
+            original = config.rope_scaling.original_max_position_embeddings or config.max_position_embeddings
+            assert golden(name)[1]["input_ids"].shape[1] > original
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(WINDOWS)))
 def test_explicit_and_native_bidirectional_masks_agree_without_a_window(name):
     _, data = golden(name)
     mask = data["attention_mask"].astype(bool)
@@ -89,7 +113,7 @@ def test_bidirectional_window_of_transformers_on_cpu():
     folder, data = golden("mistral")
     ids, mask = data["input_ids"], data["attention_mask"]
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    hidden, _ = compute(folder, ids, positions, mask, BIDIRECTIONAL)
+    hidden, *_ = compute(folder, ids, positions, mask, BIDIRECTIONAL)
     chosen = mask.astype(bool)
     np.testing.assert_allclose(
         np.asarray(hidden)[chosen], data["bidirectional_hidden_sdpa"][chosen], atol=TOLERANCE, rtol=0
@@ -150,9 +174,12 @@ def test_directory_errors(tmp_path, small):
         write_model_directory(tmp_path, *small, dtype="int8")
     with pytest.warns(UserWarning, match="weightedmean"):
         write_model_directory(tmp_path, *small, pooling="weightedmean")
+    with pytest.warns(UserWarning, match="prefix.*sentence-transformers"):
+        write_model_directory(tmp_path, *small, embedding_mode=AttentionMode.PREFIX)
+    assert read_model_directory(tmp_path, with_params=False).embedding_mode is AttentionMode.PREFIX
     for content, words in (
         ('{"pooling": "max"}', "'pooling' must be one of mean"),
-        ('{"embedding_mode": "both"}', "'embedding_mode' must be one of bidirectional, causal"),
+        ('{"embedding_mode": "both"}', "'embedding_mode' must be one of bidirectional, causal, prefix"),
         ('{"chat_format": 3}', "'chat_format'"),
         ("{", "not valid JSON"),
     ):
@@ -196,4 +223,4 @@ def test_the_package_offers_what_it_says():
 
 
 def test_golden_files_are_small():
-    assert all(path.stat().st_size < 1_000_000 for path in GOLDEN.rglob("*") if path.is_file())
+    assert all(path.stat().st_size < 250_000 for path in GOLDEN.rglob("*") if path.is_file())

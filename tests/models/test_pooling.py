@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grit_jax.models.pooling import normalize, pool
+from grit_jax.models.pooling import normalize, pool, text_vectors
+from grit_jax.models.projection import PROJECTION, PROJECTION_BIAS
 
 METHODS = ("mean", "weightedmean", "lasttoken", "cls")
 
@@ -79,3 +80,19 @@ def test_normalize():
     np.testing.assert_allclose(normalize(x), [[0.6, 0.8], [0, 0], [1, 0], [0.5**0.5, 0.5**0.5]], rtol=1e-6)
     narrow = normalize(jnp.array([3.0, 4.0], jnp.bfloat16))
     assert narrow.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_projection_of_the_pooled_text_is_one_of_each_token(method):
+    """The original projects every token, then pools (`gritlm: gritlm/training/model.py:147-148`); so does this loop."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(1, 9, 6)).astype(np.float32)
+    params = {PROJECTION: rng.normal(size=(6, 4)).astype(np.float32), PROJECTION_BIAS: rng.normal(size=4).astype(np.float32)}
+    segments, mask = np.array([[1] * 5 + [2] * 3 + [0]]), np.array([[0, 0, 1, 1, 1, 0, 1, 1, 0]], bool)
+    tokens = hidden[0].astype(np.float64) @ params[PROJECTION] + params[PROJECTION_BIAS]
+    out = text_vectors(params, jnp.asarray(hidden), jnp.asarray(segments), jnp.asarray(mask), 2, method)
+    for segment in (1, 2):
+        expected = naive_pool(tokens, segments[0] == segment, mask[0], method)
+        np.testing.assert_allclose(out[0, segment - 1], expected / np.linalg.norm(expected), atol=1e-6)
+    plain = text_vectors({}, jnp.asarray(hidden), jnp.asarray(segments), jnp.asarray(mask), 2, method)
+    np.testing.assert_array_equal(plain, normalize(pool(hidden, segments, mask, 2, method)))

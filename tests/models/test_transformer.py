@@ -127,7 +127,9 @@ def test_bfloat16_computes_near_float32(params, rows):
 
 def test_parameters():
     tied = dataclasses.replace(CONFIG, tie_word_embeddings=True)
-    full = dataclasses.replace(CONFIG, attention_bias=True, qk_norm=True)
+    full = dataclasses.replace(
+        CONFIG, attention_bias=True, qk_norm=True, post_norms=True, num_experts=3, mlp_only_layers=(0,),
+    )  # fmt: skip
     assert "head" not in parameter_shapes(tied)
     assert {"query_bias", "key_bias", "value_bias", "query_norm", "key_norm"} <= set(parameter_shapes(full))
     assert set(parameter_shapes(full)) == set(PARAMETER_AXES)
@@ -147,6 +149,8 @@ def test_initialisation():
     assert np.std(first["up"]) == pytest.approx(0.02, rel=0.05)
     assert np.std(first["down"]) == pytest.approx(0.02 / 2, rel=0.05)  # sqrt(2 L) = 2
     assert (first["mlp_norm"] == 1).all()
+    centred = make(dataclasses.replace(config, zero_centered_norm=True), jax.random.key(0))
+    assert (centred["mlp_norm"] == 0).all() and (centred["up"] == first["up"]).all()
     assert abs(np.corrcoef(first["gate"].ravel(), first["up"].ravel())[0, 1]) < 0.1  # not the same draw
 
 
@@ -165,7 +169,14 @@ def test_the_module_is_its_parameters(params):
     [({"num_key_value_heads": 3}, "num_key_value_heads"), ({"head_dim": 7}, "head_dim"),
      ({"head_dim": -2}, "head_dim"),
      ({"num_attention_heads": 0}, "num_attention_heads"), ({"num_key_value_heads": 0}, "num_key_value_heads"),
-     ({"vocab_size": 0}, "vocab_size"), ({"num_hidden_layers": 0}, "num_hidden_layers")],
+     ({"vocab_size": 0}, "vocab_size"), ({"num_hidden_layers": 0}, "num_hidden_layers"),
+     ({"layer_types": ("full_attention",)}, "layer_types has 1 entries"),
+     ({"layer_types": ("full_attention", "local")}, "layer_types: 'local'"),
+     ({"layer_types": ("full_attention", "sliding_attention"), "sliding_window": None}, "layer_types .*sliding_window"),
+     ({"sliding_window": 0}, "sliding_window must be positive"),
+     ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok"),
+     ({"num_experts": 2, "decoder_sparse_step": 0}, "decoder_sparse_step"),
+     ({"num_experts": 2, "mlp_only_layers": (0, 1)}, "mlp_only_layers")],
 )  # fmt: skip
 def test_sizes_that_do_not_fit(change, key):
     with pytest.raises(ValueError, match=f"model.{key}"):

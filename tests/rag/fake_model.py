@@ -72,7 +72,8 @@ def fake_model(weights: str = "w1", seconds: float = 0.0, **changes):
     return types.SimpleNamespace(
         **{
             "config": CONFIG, "encoder": FakeEncoder(seconds), "chat": GRIT, "mode": AttentionMode.BIDIRECTIONAL,
-            "pooling": "mean", "weights_hash": weights, "mesh": None, **changes,
+            "pooling": "mean", "embedding_width": CONFIG.hidden_size, "weights_hash": weights, "mesh": None,
+            **changes,
         }  # fmt: skip
     )
 

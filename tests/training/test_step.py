@@ -10,9 +10,10 @@ import pytest
 
 from grit_jax.models.transformer import Transformer, init_params
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.training.joint import StepConfig, joint_loss
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
-from grit_jax.training.step import StepConfig, joint_loss, make_step
+from grit_jax.training.step import make_step
 from grit_jax.types import AttentionMode, Batch
 
 STEPS = 3

@@ -1,0 +1,176 @@
+"""A training configuration, as its YAML has it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from grit_jax.config import load_config
+from grit_jax.data.chat import FORMATS
+from grit_jax.data.settings import BatchNeeds, DataConfig
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.lora import LoraConfig
+from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.presets import PRESETS
+from grit_jax.sharding import MeshConfig
+from grit_jax.training.attention_codes import ATTENTION_CODES, AttentionModes
+from grit_jax.training.joint import CHUNKS, StepConfig
+from grit_jax.training.losses import LossConfig
+from grit_jax.training.state import OptimizerConfig
+from grit_jax.types import AttentionMode
+
+# Keys of a configuration that hold file names (see config.load_config).
+PATH_KEYS = (
+    "model.path", "tokenizer.path", "tokenizer.train_on", "data.embedding", "data.generative", "data.cached",
+    "data.num_samples", "train.eval_embedding", "train.eval_generative", "output",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of a shape: `shape`, or that of
+    the published model that `preset` names.
+
+    A shape beside a path is what the model there is known to be: it can be planned for without being here.
+
+    Attributes:
+      attention: who sees whom, as a code of the paper (see `training/attention_codes.py`).
+      projection: dimensions of a linear head on the embeddings, trained with the model; None: none but what the
+        model at `path` has.
+    """
+
+    path: str | None = None
+    shape: ModelConfig | None = None
+    preset: str | None = None
+    pooling: PoolingMethod = "mean"
+    attention: str = "bbcc"
+    projection: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and moments are float32
+    remat: Literal["none", "full", "dots"] = "full"
+    scan_layers: bool = True
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.shape is None and self.preset is None:
+            raise ValueError(
+                "model needs 'path' (a model directory or hub id), or 'shape' or 'preset' (for random weights)"
+            )
+        if self.shape is not None and self.preset is not None:
+            raise ValueError("model.shape and model.preset both say what the model's shape is; leave one out")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"model.preset: '{self.preset}' is unknown; known: {', '.join(PRESETS)}")
+        if self.attention not in ATTENTION_CODES:
+            known = ", ".join(ATTENTION_CODES)
+            raise ValueError(f"model.attention must be one of {known}, is '{self.attention}'")
+        if self.projection is not None and self.projection < 1:
+            raise ValueError(f"model.projection must be at least 1, is {self.projection}")
+
+    @property
+    def known_shape(self) -> ModelConfig | None:
+        """The model's shape, as far as the configuration itself says."""
+        return self.shape if self.preset is None else PRESETS[self.preset]
+
+    @property
+    def modes(self) -> AttentionModes:
+        """What `attention` means."""
+        return ATTENTION_CODES[self.attention]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSection:
+    """Where the tokenizer comes from: `path`, else the model's directory, else trained on `train_on`."""
+
+    path: str | None = None
+    train_on: list[str] = dataclasses.field(default_factory=list)
+    vocab_size: int = 2048
+    chat: str = "grit"
+
+    def __post_init__(self) -> None:
+        if self.chat not in FORMATS:
+            raise ValueError(f"tokenizer.chat must be one of {', '.join(FORMATS)}, is '{self.chat}'")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSection:
+    """How long, how often, and with which losses and gradients.
+
+    Attributes:
+      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time; the numbers stay the same,
+        memory is that of a chunk. Embedding chunks cost a second forward pass (GradCache), the others none.
+      backward: "joint" is one backward pass for all losses, "separate" one for each in turn, "split" beside it one
+        for the queries' and one for the passages' side of the contrastive loss; the gradient is the same.
+      gradient: "query" or "passage" trains one side of the contrastive loss alone, the other being held fixed.
+    """
+
+    steps: int = 1000
+    seed: int = 0
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    eval_every: int = 0  # 0: at the end only
+    eval_embedding: str | None = None  # held-out files; None: no evaluation of that kind
+    eval_generative: str | None = None
+    embedding_chunk: int | None = None
+    generative_chunk: int | None = None
+    cached_chunk: int | None = None
+    backward: Literal["joint", "separate", "split"] = "joint"
+    gradient: Literal["both", "query", "passage"] = "both"
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        for key, least in (("steps", 1), ("seed", 0), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"train.{key} must be at least {least}, is {getattr(self, key)}")
+        for key in CHUNKS:
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ValueError(f"train.{key} must be at least 1 row, is {getattr(self, key)}")
+        if self.eval_every < 0:
+            raise ValueError(f"train.eval_every must be at least 0, is {self.eval_every}")
+        if self.backward == "split" and self.gradient != "both":
+            raise ValueError(
+                f"train.backward: split adds up both sides' gradients, train.gradient is {self.gradient}; "
+                "use backward: separate with it"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A training configuration, as its YAML has it."""
+
+    model: ModelSection
+    output: str
+    tokenizer: TokenizerSection = dataclasses.field(default_factory=TokenizerSection)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainSection = dataclasses.field(default_factory=TrainSection)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    lora: LoraConfig | None = None  # adapters to a frozen model instead of all weights
+
+    def __post_init__(self) -> None:
+        if self.lora is not None and self.model.path is None:
+            raise ValueError("lora adapts a model that has learned something: it needs model.path")
+
+
+def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """A run's configuration from YAML and command line; see `config.load_config` for the errors."""
+    return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
+
+
+def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:
+    """What the compiled step depends on."""
+    train, modes = config.train, config.model.modes
+    return StepConfig(
+        model_config, train.loss, config.model.pooling, train.embedding_chunk, train.generative_chunk,
+        train.cached_chunk, modes.embedding, modes.generation, train.backward, train.gradient, config.lora, train.seed,
+    )  # fmt: skip
+
+
+def batch_needs(config: RunConfig) -> BatchNeeds:
+    """What the run's attention and losses ask of its batches."""
+    train, modes = config.train, config.model.modes
+    return BatchNeeds(
+        sample_blocks=modes.embedding is AttentionMode.PREFIX,
+        prefix_generation=modes.generation is AttentionMode.PREFIX,
+        separate_sides=train.backward == "split" or train.gradient != "both",
+        teacher_scores=train.loss.distillation_factor > 0,
+    )

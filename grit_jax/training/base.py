@@ -1,0 +1,63 @@
+"""The frozen base under LoRA adapters: read weight by weight, quantised, put on its devices, and known by its hash."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.huggingface import read_model_directory
+from grit_jax.models.identity import WeightsHash
+from grit_jax.models.lora import MATRICES, LoraConfig, check_quantisable
+from grit_jax.models.parameters import PARAMETER_AXES, Params, parameter_shapes
+from grit_jax.models.projection import PROJECTION_AXES
+from grit_jax.models.quantise import quantise, storage_axes
+from grit_jax.sharding import ShardingRules, fit
+
+
+def freeze(name: str, weight: jax.Array, config: ModelConfig, lora: LoraConfig) -> Any:
+    """A weight as it lies frozen in memory: quantised, or in the dtype of the computation."""
+    if lora.base != "full" and name in MATRICES:
+        return quantise(weight, lora.base)
+    return weight.astype(jnp.dtype(config.dtype))
+
+
+def load_base(
+    directory: Path, config: ModelConfig, lora: LoraConfig, mesh: Mesh, rules: ShardingRules
+) -> tuple[Params, str]:
+    """The weights of a model directory, frozen, and the hash that they have in `GritLM.weights_hash`.
+
+    Host memory holds one weight at a time in its stored precision. The same files give the same bits.
+
+    Raises:
+      GritError: a damaged directory, or weights that 4-bit blocks do not divide.
+    """
+    check_quantisable(parameter_shapes(config), lora.base)
+    digest, axes_of = WeightsHash(config), PARAMETER_AXES | PROJECTION_AXES
+    one = jax.jit(functools.partial(freeze, config=config, lora=lora), static_argnums=0)
+
+    def place(name: str, array: np.ndarray) -> Any:
+        digest.add(name, array)
+        if array.ndim > 2:  # layer by layer: the device need not hold the whole weight before it is quantised
+            layers = [jax.device_get(one(name, layer)) for layer in array]
+            frozen = jax.tree.map(lambda *parts: np.stack(parts), *layers)
+        else:
+            frozen = jax.device_get(one(name, array))
+        return jax.tree.map(
+            lambda part, axes: _put(part, NamedSharding(mesh, fit(rules.spec(axes), part.shape, mesh))),
+            frozen, storage_axes(frozen, axes_of[name]),
+        )  # fmt: skip
+
+    params = read_model_directory(directory, config.dtype, place=place).params
+    assert params is not None
+    return params, digest.hexdigest()
+
+
+def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

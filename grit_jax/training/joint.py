@@ -1,0 +1,224 @@
+"""The joint loss of a batch: contrastive, language and cached-document, as a function of the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from grit_jax.models.cache import cache_from
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.lora import LoraConfig
+from grit_jax.models.moe import router_aux_loss
+from grit_jax.models.pooling import PoolingMethod, text_vectors
+from grit_jax.models.transformer import Params, Transformer
+from grit_jax.sharding import ShardingRules, constrain
+from grit_jax.training.contrastive import contrastive_loss, distillation_loss
+from grit_jax.training.language import language_loss, token_losses
+from grit_jax.training.losses import LossConfig
+from grit_jax.types import (
+    AttentionMode,
+    Batch,
+    CachedBatch,
+    EmbeddingBatch,
+    GenerativeBatch,
+    GritError,
+    RouterStats,
+    Rows,
+)
+
+BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
+CHUNKS = ("embedding_chunk", "generative_chunk", "cached_chunk")
+Parts = dict[str, Float[Array, ""]]  # losses by name
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What of the run's configuration the compiled step depends on (`train.py` describes its keys)."""
+
+    model: ModelConfig
+    loss: LossConfig
+    pooling: PoolingMethod = "mean"
+    embedding_chunk: int | None = None  # rows encoded at a time in the contrastive pass (GradCache)
+    generative_chunk: int | None = None  # rows of the language loss taken at a time
+    cached_chunk: int | None = None
+    embedding_mode: AttentionMode = BIDIRECTIONAL
+    generation_mode: AttentionMode = CAUSAL
+    backward: Literal["joint", "separate", "split"] = "joint"
+    gradient: Literal["both", "query", "passage"] = "both"
+    lora: LoraConfig | None = None
+    seed: int = 0  # of the adapters' dropout, with the step
+    weights_of: Callable[[Params], Params] = lambda params: params  # what is trained -> the model's weights
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Sides:
+    """Normalised representations of a batch's queries and passages."""
+
+    queries: Float[Array, "Q d"]
+    passages: Float[Array, "P d"]
+
+
+def in_chunks(tree, chunk: int):
+    """Arrays `[R, ...]` as `[chunks, chunk, ...]`, empty rows at the end; each chunk spread over all devices."""
+
+    def split(x: jax.Array) -> jax.Array:
+        pad = [(0, -x.shape[0] % chunk)] + [(0, 0)] * (x.ndim - 1)
+        parts = jnp.pad(x, pad).reshape(-1, chunk, *x.shape[1:])
+        return constrain(parts, (None, "rows") + (None,) * (x.ndim - 1))
+
+    return jax.tree.map(split, tree)
+
+
+def check_chunks(config: StepConfig, mesh: Mesh, rules: ShardingRules) -> None:
+    """Raises GritError for a chunk that does not divide among the devices: each would compute all of it."""
+    axes = (rules.rows,) if isinstance(rules.rows, str) else rules.rows or ()
+    ways = math.prod(mesh.shape[axis] for axis in axes)
+    for key in CHUNKS:
+        chunk = getattr(config, key)
+        if chunk and chunk % ways:
+            raise GritError(
+                f"train.{key} is {chunk}, but rows are split over {ways} devices; make it a multiple of {ways}"
+            )
+
+
+def embed_rows(
+    params: Params, rows: Rows, mask: jax.Array, segments_per_row: int, config: StepConfig
+) -> Float[Array, "RG d"]:
+    """One normalised vector for each segment of packed rows, flattened to `row * G + segment - 1`.
+
+    With `embedding_chunk`, rows are encoded in chunks under `jax.checkpoint`: only the vectors of a chunk are
+    kept and its activations are recomputed in the backward pass (GradCache, arXiv 2101.06983, as one map).
+    """
+
+    def encode(part: tuple[Rows, jax.Array]) -> Float[Array, "r G d"]:
+        rows, mask = part
+        model = Transformer(config.model, config.weights_of(params))
+        mode = config.embedding_mode
+        hidden = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks).hidden
+        return text_vectors(params, hidden, rows.segments, mask, segments_per_row, config.pooling)
+
+    count = mask.shape[0]
+    chunk = config.embedding_chunk or count
+    if chunk >= count:
+        vectors = encode((rows, mask))
+    else:
+        vectors = jax.lax.map(jax.checkpoint(encode), in_chunks((rows, mask), chunk))
+    return vectors.reshape(-1, vectors.shape[-1])[: count * segments_per_row]
+
+
+def embed_queries(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "Q d"]:
+    """The queries' representations from rows of their own."""
+    rows, mask = jax.tree.map(lambda x: x[: batch.query_rows], (batch.rows, batch.pool))
+    return embed_rows(params, rows, mask, batch.segments_per_row, config)[batch.queries]
+
+
+def embed_passages(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "P d"]:
+    """The passages' representations from rows of their own."""
+    rows, mask = jax.tree.map(lambda x: x[batch.query_rows :], (batch.rows, batch.pool))
+    vectors = embed_rows(params, rows, mask, batch.segments_per_row, config)
+    return vectors[batch.passages - batch.query_rows * batch.segments_per_row]
+
+
+def embed_sides(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Sides:
+    """Queries and passages; a side that `config.gradient` leaves out is a constant.
+
+    Where the sides have rows of their own, the constant one leaves nothing behind for a backward pass.
+    """
+    fixed = {"both": (), "query": ("passages",), "passage": ("queries",)}[config.gradient]
+    if batch.query_rows:
+        constant = jax.lax.stop_gradient(params)
+        take = lambda side: constant if side in fixed else params
+        return Sides(embed_queries(take("queries"), batch, config), embed_passages(take("passages"), batch, config))
+    vectors = embed_rows(params, batch.rows, batch.pool, batch.segments_per_row, config)
+    sides = Sides(vectors[batch.queries], vectors[batch.passages])
+    return dataclasses.replace(sides, **{side: jax.lax.stop_gradient(getattr(sides, side)) for side in fixed})
+
+
+def embedding_losses(sides: Sides, batch: EmbeddingBatch, config: StepConfig) -> tuple[Float[Array, ""], Parts]:
+    """The embedding side's share of the loss, and its parts; negatives are all passages of the global batch."""
+    parts = {
+        "loss_emb": contrastive_loss(
+            sides.queries, sides.passages, config.loss,
+            positives=batch.positives, present=batch.present, texts=batch.texts,
+        )
+    }  # fmt: skip
+    total = parts["loss_emb"]
+    if config.loss.distillation_factor:
+        if batch.scores is None:
+            raise ValueError("distillation needs the batch's `scores`")
+        parts["loss_distill"] = distillation_loss(
+            sides.queries, sides.passages, batch.scores, config.loss, present=batch.present
+        )
+        total += config.loss.distillation_factor * parts["loss_distill"]
+    scale = config.loss.emb_grad_scale
+    return (total if scale == 1.0 else scale * total + jax.lax.stop_gradient((1 - scale) * total)), parts
+
+
+@dataclasses.dataclass
+class LanguagePass:
+    """The language loss of a pass, and how its tokens were spread over experts (None without them)."""
+
+    loss: Float[Array, ""]
+    router: RouterStats | None
+
+
+def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig, cache=None) -> LanguagePass:
+    """Language loss of packed sequences, after cached documents where there are any."""
+    model, rows = Transformer(config.model, config.weights_of(params)), batch.rows
+    out = model(
+        rows.tokens, rows.positions, rows.segments, mode=config.generation_mode, cache=cache, blocks=rows.blocks
+    )
+    losses = token_losses(model.logits, out.hidden, rows.tokens, block=config.loss.logits_block)
+    return LanguagePass(language_loss(losses, batch, config.loss), out.router)
+
+
+def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> LanguagePass:
+    """Language loss of answers over cached documents, with gradients through the documents' caches.
+
+    The same two passes that serve: pieces as they are embedded and blind to each other, then the text on their cache.
+    """
+    model, pieces = Transformer(config.model, config.weights_of(params)), batch.pieces
+    kv = model(
+        pieces.tokens, pieces.positions, pieces.segments, mode=config.embedding_mode, blocks=pieces.blocks,
+        return_kv=True,
+    ).kv  # fmt: skip
+    cache = cache_from(kv, batch.piece_positions, batch.piece_owner, config.model)
+    return generative_pass(params, batch.text, config, cache)
+
+
+def language_losses(passes: dict[str, LanguagePass], config: StepConfig) -> tuple[Float[Array, ""], Parts]:
+    """The share of the language passes (`loss_gen`, `loss_cached`) in the loss, and their parts.
+
+    A mixture of experts adds `router_aux_loss_coef` times the load-balancing loss of each pass, outside of the
+    factors; the embedding pass has none (`gritlm: scripts/modeling_mixtral_gritlm.py:1413-1430`).
+    """
+    factors = {"loss_gen": config.loss.generative_factor, "loss_cached": config.loss.cached_factor}
+    parts = {name: one.loss for name, one in passes.items()}
+    total = sum((factors[name] * loss for name, loss in parts.items()), jnp.zeros((), jnp.float32))
+    routers = [router_aux_loss(one.router, config.model.num_experts) for one in passes.values() if one.router]
+    if routers:
+        parts["loss_router"] = sum(routers, jnp.zeros(()))
+        total += config.model.router_aux_loss_coef * parts["loss_router"]
+    return total, parts
+
+
+def joint_loss(params: Params, batch: Batch, config: StepConfig) -> tuple[Float[Array, ""], Parts]:
+    """`contrastive + factor * language + factor * cached` (and the routers' share), and the parts by name."""
+    passes: dict[str, LanguagePass] = {}
+    if batch.generative is not None:
+        passes["loss_gen"] = generative_pass(params, batch.generative, config)
+    if batch.cached is not None:
+        passes["loss_cached"] = cached_pass(params, batch.cached, config)
+    total, parts = language_losses(passes, config)
+    if batch.embedding is not None:
+        share, named = embedding_losses(embed_sides(params, batch.embedding, config), batch.embedding, config)
+        total, parts = share + total, named | parts
+    return total, parts

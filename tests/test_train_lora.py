@@ -1,0 +1,199 @@
+"""A LoRA run as a whole: small checkpoints that know their base, exact resume, a merged model at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from grit_jax.data.chat import GRIT
+from grit_jax.inference.model import GritLM
+from grit_jax.metrics import read_lines
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.lora import MATRICES
+from grit_jax.models.transformer import init_params
+from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.train import export_checkpoint, load_model, load_tokenizer, read_run_config, train
+from grit_jax.training import loop
+from grit_jax.training.base import load_base
+from grit_jax.training.checkpoint import Checkpoints
+from grit_jax.training.state import init_state, make_optimizer, make_schedule
+from grit_jax.types import GritError
+
+STEPS = 4
+TIMES = ("seconds", "tokens_per_s", "data_wait_s")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, sentences, tiny_tokenizer) -> Path:
+    """A base model and a configuration for both losses, paths relative to it."""
+    root = tmp_path_factory.mktemp("lora")
+    config = ModelConfig(
+        vocab_size=tiny_tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, dtype="float32", initializer_range=0.2,
+        bos_token_id=tiny_tokenizer.bos_id, eos_token_id=tiny_tokenizer.eos_id, pad_token_id=tiny_tokenizer.pad_id,
+    )  # fmt: skip
+    params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
+    GritLM(config, params, tiny_tokenizer, tiny_tokenizer.format(GRIT)).save_pretrained(root / "base")
+    files = {
+        "embedding": [{"query": ["find it", a], "pos": [["", b]], "neg": [["", c]]}
+                      for a, b, c in zip(sentences[:40], sentences[40:80], sentences[80:120])],
+        "generative": [{"text": [a, b]} for a, b in zip(sentences[:50], sentences[50:100])],
+    }  # fmt: skip
+    for name, lines in files.items():
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = {
+        "model": {"path": "base", "dtype": "float32", "remat": "none"},
+        "lora": {"rank": 4, "alpha": 8, "base": "int4"},
+        "data": {
+            "embedding": ["embedding.jsonl"], "generative": ["generative.jsonl"], "embedding_batch": 6,
+            "generative_batch": 4, "query_max_length": 64, "passage_max_length": 64, "generative_max_length": 160,
+        },
+        "train": {"steps": STEPS, "checkpoint_every": 2, "eval_embedding": "embedding.jsonl"},
+        "optimizer": {"lr": 1e-2},
+        "mesh": {"data": 1, "fsdp": 8},
+        "output": "whole",
+    }  # fmt: skip
+    (root / "config.yaml").write_text(yaml.safe_dump(run))
+    return root
+
+
+def read(folder, **overrides):
+    return read_run_config(folder / "config.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def trace(output: Path) -> list[dict]:
+    """The metrics without what the clock says."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_lines(output / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> Path:
+    return train(read(folder)).output
+
+
+def restored(config, output):
+    """The state of the newest checkpoint."""
+    mesh, rules = make_mesh(MeshConfig()), ShardingRules()
+    model = load_model(config, load_tokenizer(config, output), mesh, rules)
+    checkpoints = Checkpoints(output / "checkpoints", every=1)
+    checkpoints.base = model.base
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, STEPS))
+    like = init_state(model.config, optimizer, jax.random.key(0), mesh, rules, model.params, model.projection, config.lora)
+    return model.config, checkpoints.restore(checkpoints.latest(), like, None)
+
+
+def test_the_model_at_the_end_is_a_plain_one_that_computes_the_same(folder, whole, sentences):
+    config = read(folder)
+    merged = GritLM.from_pretrained(whole / "model")
+    assert all(isinstance(weight, jax.Array) for weight in merged.params.values())
+    model_config, state = restored(config, whole)
+    adapted = GritLM(model_config, state.weights(config.lora), merged.tokenizer, merged.chat)
+    ids = np.asarray([merged.prompt_ids([sentences[3]])[0][:12]])
+    for mode in ("causal", "bidirectional"):
+        found, expected = merged(ids, mode=mode).logits, adapted(ids, mode=mode).logits
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    base = GritLM.from_pretrained(folder / "base")
+    assert np.abs(base(ids).logits - merged(ids).logits).max() > 0.01
+    np.testing.assert_array_equal(base.params["embed"], merged.params["embed"])
+    assert trace(whole)[-1]["eval_ndcg@10"] > 0  # evaluated with adapters and quantised base as they are
+
+
+def test_export_writes_the_same_model(whole, tmp_path):
+    assert export_checkpoint(whole, tmp_path / "out") == STEPS
+    one, two = load_file(whole / "model" / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_a_checkpoint_holds_adapters_and_moments_and_not_the_base(folder, whole):
+    config = read(folder)
+    _, state = restored(config, whole)
+    metadata = Checkpoints(whole / "checkpoints", every=1)._checkpointer.checkpointables_metadata(STEPS)
+    stored = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(metadata.metadata["state"]))
+    adapters = sum(value.size for value in state.params.values())
+    assert 3 * adapters <= stored <= 3 * adapters + 4  # and a few counters
+    assert set(metadata.custom_metadata["base"]) == {"model", "weights", "precision", "alpha"}
+
+
+@pytest.mark.parametrize("broken_at", [1, 3])
+def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_at, monkeypatch):
+    config = read(folder, output=str(folder / f"broken{broken_at}"))
+    put_rows, calls = loop.put_rows, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == broken_at + 1:
+            raise RuntimeError("the power went out")
+        return put_rows(*args)
+
+    monkeypatch.setattr(loop, "put_rows", failing)
+    with pytest.raises(RuntimeError):
+        train(config)
+    monkeypatch.setattr(loop, "put_rows", put_rows)
+    assert trace(train(config).output) == trace(whole)
+
+
+@pytest.fixture(scope="module")
+def half(folder) -> Path:
+    """A run of two steps, to be gone on from."""
+    return train(read(folder, output=str(folder / "half"), train__steps="2", train__eval_embedding="null")).output
+
+
+def test_another_base_is_refused_by_name(folder, half, tmp_path):
+    shutil.copytree(folder / "base", tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
+    save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(GritError, match=r"half.checkpoints: .* step 2 .* adapters to .*base \(.*other has other weights"):
+        train(read(folder, output=str(half), model__path=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [({"lora__base": "int8"}, "lora.base int4, now it is int8"), ({"lora__alpha": "16"}, "lora.alpha 8.0, now it is 16.0"),
+     ({"lora": "null"}, "holds adapters .* trains all weights"), ({"lora__rank": "2"}, "another model or optimizer")],
+)  # fmt: skip
+def test_other_adapters_are_refused(folder, half, change, words):
+    with pytest.raises(GritError, match=words):
+        train(read(folder, output=str(half), **change))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [({"lora__targets": "[w1]"}, "lora.targets"), ({"lora__rank": "0"}, "lora.rank must be at least 1"),
+     ({"lora__base": "int2"}, "lora.base: expected one of full, int8, int4, found 'int2'"), ({"lora__rnak": "3"}, "did you mean 'lora.rank'"),
+     ({"model__path": "null", "model__shape": "{vocab_size: 512}"}, "it needs model.path")],
+)  # fmt: skip
+def test_a_bad_configuration_is_refused_by_key(folder, change, words):
+    with pytest.raises(GritError, match=words):
+        read(folder, **change)
+
+
+def test_a_shape_beside_the_path_must_be_that_of_the_model(folder):
+    wrong = {"vocab_size": 480, "hidden_size": 128, "num_hidden_layers": 2}
+    config = read(folder, output=str(folder / "wrong"), model__shape=json.dumps(wrong))
+    with pytest.raises(GritError, match=r"model.shape.\w+ is .*, but the model at .*base has"):
+        train(config)
+
+
+@pytest.mark.parametrize("precision", ["full", "int8", "int4"])
+def test_a_base_is_read_to_the_same_bits_on_any_mesh_and_known_by_its_hash(folder, precision):
+    config = read(folder)
+    base = GritLM.from_pretrained(folder / "base")
+    lora = dataclasses.replace(config.lora, base=precision)
+    both = [
+        load_base(folder / "base", base.config, lora, make_mesh(mesh, devices), ShardingRules())
+        for mesh, devices in ((MeshConfig(1, 1, 1), jax.devices()[:1]), (MeshConfig(2, 2, 2), jax.devices()[:8]))
+    ]
+    for one, two in zip(*(jax.tree.leaves(params) for params, _ in both), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert both[0][1] == both[1][1] == base.weights_hash
+    for name, weight in both[0][0].items():
+        assert isinstance(weight, jax.Array) == (precision == "full" or name not in MATRICES), name
