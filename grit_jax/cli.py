@@ -11,17 +11,15 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from grit_jax import __version__, flags
+from grit_jax import flags
+from grit_jax.parser import build_parser
 from grit_jax.types import GritError
 
-RESUMABLE = ("quickstart", "train", "index")
+RESUMABLE = ("quickstart", "train", "index", "evidence")
 STDOUT = "standard output"
-RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
-KV_KINDS = ("native", "int8", "int4", "pca2", "pca1", "none")
 # What the machine may refuse, and what to do about it. Other errors of the system are bugs of ours.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = {
@@ -35,7 +33,7 @@ REFUSALS = {
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `grit` command."""
     argv = sys.argv[1:] if argv is None else argv
-    args, rest = build_parser().parse_known_args(argv)
+    args, rest = build_parser(VERBS).parse_known_args(argv)
     if rest and args.verb != "train":
         args.parser.refuse(rest[0])
     _use_huge_pages(argv)
@@ -62,120 +60,6 @@ def main(argv: list[str] | None = None) -> None:
         if not any(os.strerror(number) in str(error) for number in FULL):
             raise
         _fail(args, f"{_output(args)}: {str(error).partition('; ')[0]}{REFUSALS[errno.ENOSPC]}")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line as DESIGN section 6 has it."""
-    parser = flags.Parser(
-        prog="grit", description="One language model that embeds and generates: train it, search with it, ask it."
-    )
-    parser.add_argument("--version", action="version", version=f"grit_jax {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, run: Callable[..., None], help: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run, parser=sub)
-        return sub
-
-    sub = verb("quickstart", quickstart, "the whole job on this machine's own Python documentation, in minutes")
-    sub.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
-    sub.add_argument("--seed", type=flags.natural, default=0)
-    sub.add_argument("--from-scratch", action="store_true", help="train tokenizer and base model here, too (slow)")
-    sub.add_argument("--json", action="store_true", help="print report.json on stdout and nothing else")
-
-    sub = verb("train", train, "train from a YAML configuration; every key can be overridden: --train.steps 100")
-    sub.add_argument("config", metavar="CONFIG", type=Path)
-    sub.add_argument("--resume", choices=("auto", "never"), default="auto")
-    sub.add_argument("--profile", type=flags.span, metavar="START:STOP", help="trace these steps with the JAX profiler")
-
-    sub = verb("encode", encode, "texts to vectors")
-    sub.add_argument("model", metavar="MODEL")
-    sub.add_argument("--input", required=True, type=Path, metavar="F.jsonl|F.txt")
-    sub.add_argument("--output", required=True, type=Path, metavar="V.npy")
-    sub.add_argument("--instruction", default="", metavar="T")
-    sub.add_argument("--max-length", type=flags.positive, default=512, metavar="N")
-    sub.add_argument("--dim", type=flags.positive, metavar="K", help="keep the first K dimensions, normalised again")
-    sub.add_argument("--precision", choices=("float32", "bfloat16", "int8", "binary"), default="float32")
-    sub.add_argument("--json", action="store_true")
-
-    sub = verb("generate", generate, "chat-formatted generation")
-    sub.add_argument("model", metavar="MODEL")
-    source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", metavar="T")
-    source.add_argument("--input", type=Path, metavar="F.jsonl")
-    sub.add_argument("--max-new-tokens", type=flags.positive, default=128, metavar="N")
-    sub.add_argument("--temperature", type=flags.number, default=0.0, metavar="X", help="0 (default) is greedy")
-    sub.add_argument("--top-p", type=flags.number, default=1.0, metavar="X")
-    sub.add_argument("--top-k", type=flags.natural, default=0, metavar="N")
-    sub.add_argument("--seed", type=flags.natural, default=0)
-    sub.add_argument("--stream", action="store_true", help="print tokens as they come")
-    sub.add_argument("--json", action="store_true")
-
-    sub = verb("index", index, "one pass per document: vector and key/value cache")
-    sub.add_argument("model", metavar="MODEL")
-    sub.add_argument("--input", required=True, type=Path, metavar="corpus.jsonl")
-    sub.add_argument("--output", required=True, type=Path, metavar="INDEX")
-    sub.add_argument(
-        "--kv", choices=KV_KINDS, default="native",
-        help="caches as computed (default), at 8 or 4 bits a number, at 2 or 1 on principal axes, or none",
-    )  # fmt: skip
-    sub.add_argument("--max-length", type=flags.positive, default=4096, metavar="N")
-    sub.add_argument("--store", metavar="PATH|URL", help="keep the caches here (gs://bucket/path), not in INDEX")
-    sub.add_argument("--update", action="store_true", help="replace documents whose text has changed")
-    sub.add_argument("--delete-missing", action="store_true", help="take out documents that are not in the corpus")
-    sub.add_argument("--json", action="store_true")
-
-    sub = verb("ask", ask, "answer a question over an index")
-    sub.add_argument("model", metavar="MODEL")
-    sub.add_argument("--index", required=True, type=Path, metavar="INDEX")
-    sub.add_argument("question", metavar="QUESTION")
-    sub.add_argument("--mode", choices=RAG_MODES, default="auto")
-    sub.add_argument("--k", type=flags.positive, default=1, metavar="N")
-    sub.add_argument("--instruction", default="", metavar="T", help="instruction of the search query")
-    sub.add_argument("--max-new-tokens", type=flags.positive, default=64, metavar="N")
-    sub.add_argument("--json", action="store_true")
-
-    sub = verb("eval", evaluate, "scores: retrieval, perplexity, rag")
-    kinds = sub.add_subparsers(dest="kind", required=True, metavar="retrieval|perplexity|rag")
-    for kind, what in (
-        ("retrieval", "recall and nDCG over the pool of all pos and neg of an embedding file"),
-        ("perplexity", "perplexity of the answers of a generative file"),
-        ("rag", "match, exact match and F1 of the seven layouts over a questions file"),
-    ):
-        one = kinds.add_parser(kind, help=what, description=what)
-        one.set_defaults(parser=one)
-        one.add_argument("model", metavar="MODEL")
-        one.add_argument("--input", required=True, type=Path, metavar="F.jsonl")
-        one.add_argument("--json", action="store_true")
-        if kind == "rag":
-            one.add_argument("--modes", nargs="+", choices=RAG_MODES[:-1], default=list(RAG_MODES[:-1]))
-            one.add_argument("--k", type=flags.positive, default=1, metavar="N")
-            one.add_argument("--index", type=Path, metavar="INDEX", help="search here; default: the given documents")
-            one.add_argument("--instruction", default="", metavar="T")
-            one.add_argument("--max-new-tokens", type=flags.positive, default=16, metavar="N")
-
-    sub = verb("import", import_, "a Hugging Face directory or hub id into a model directory of ours")
-    sub.add_argument("source", metavar="SOURCE")
-    sub.add_argument("out", metavar="OUT", type=Path)
-    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-
-    sub = verb("export", export, "a training run's newest checkpoint as a Hugging Face directory")
-    sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the run's output folder")
-    sub.add_argument("out", metavar="OUT", type=Path)
-    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
-    sub.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, as a PEFT directory")
-
-    sub = verb("data", data, "data sets: prepare, pydocs")
-    kinds = sub.add_subparsers(dest="kind", required=True, metavar="prepare|pydocs")
-    one = kinds.add_parser("prepare", help="JSONL files to a tfds dataset (ArrayRecord)")
-    one.set_defaults(parser=one)
-    one.add_argument("sources", nargs="+", metavar="SRC")
-    one.add_argument("--output", required=True, type=Path, metavar="DIR")
-    one = kinds.add_parser("pydocs", help="the quickstart's corpus from the Python documentation installed here")
-    one.set_defaults(parser=one)
-    one.add_argument("--output", required=True, type=Path, metavar="DIR")
-    one.add_argument("--seed", type=flags.natural, default=0)
-    return parser
 
 
 # ---- verbs ----------------------------------------------------------------------------------------------------------
@@ -278,6 +162,13 @@ def evaluate(args: argparse.Namespace) -> None:
     _show(scores, args.json, "\n".join(lines))
 
 
+def evidence(args: argparse.Namespace) -> None:
+    from grit_jax.evidence import markdown, run_evidence
+
+    report = run_evidence(args.out, seeds=args.seeds)
+    _show(report, args.json, markdown(report).rstrip())
+
+
 def import_(args: argparse.Namespace) -> None:
     from grit_jax.inference.files import new_folder
 
@@ -312,6 +203,12 @@ def data(args: argparse.Namespace) -> None:
         _print(f"{summary.documents} documents: {summary.train} to train on, {summary.held_out} held out")
         for name, rows in summary.rows.items():
             _print(f"  {args.output / name}.jsonl: {rows} lines")
+
+
+VERBS = {
+    "quickstart": quickstart, "train": train, "encode": encode, "generate": generate, "index": index, "ask": ask,
+    "eval": evaluate, "evidence": evidence, "import": import_, "export": export, "data": data,
+}  # fmt: skip
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------

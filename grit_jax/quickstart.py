@@ -61,7 +61,7 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
     _claim(out, settings)
     report_path = out / "report.json"
     if report_path.exists():
-        report = _read_json(report_path)
+        report = read_json(report_path)
         say(f"{out} holds a finished quickstart; reporting it (remove the folder to run it again)")
         return report
     started, clock = time.perf_counter(), _Clock(out / "timings.json")
@@ -69,7 +69,7 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
     # --- corpus ---
     data = out / "data"
     with clock("corpus"):
-        corpus = _corpus(data, seed)
+        corpus = prepare_corpus(data, seed)
     held_out = {kind: data / "heldout" / f"{kind}.jsonl" for kind in ("embedding", "generative", "rag", "documents")}
 
     # --- training ---
@@ -146,7 +146,7 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
         "seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip
     write_html(report, metrics, out / "report.html")
-    _write_json(report_path, report)  # last: its presence says that all is done
+    write_json(report_path, report)  # last: its presence says that all is done
     say(f"done in {duration(report['seconds'])}; the page: {out / 'report.html'}")
     return report
 
@@ -195,7 +195,7 @@ def _data_config(**batches: int) -> DataConfig:
     )  # fmt: skip
 
 
-def _corpus(data: Path, seed: int) -> dict[str, Any]:
+def prepare_corpus(data: Path, seed: int) -> dict[str, Any]:
     """Writes the corpus unless it is there, and returns its numbers for the report."""
     done = data / "corpus.json"
     if not done.exists():
@@ -204,12 +204,12 @@ def _corpus(data: Path, seed: int) -> dict[str, Any]:
             summary = write_corpus(data, seed)
         except ValueError as error:
             raise GritError(f"the documentation installed here is too little to train on: {error}") from None
-        _write_json(done, {
+        write_json(done, {
             "documents": summary.documents, "train": summary.train, "held_out": summary.held_out,
             "dropped": summary.dropped, "rows": summary.rows, "skipped_files": summary.skipped_files,
             "missing_packages": list(summary.missing_packages),
         })  # fmt: skip
-    return _read_json(done)
+    return read_json(done)
 
 
 def _copy_base(folder: Path) -> None:
@@ -279,8 +279,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         if not path.exists():
             if any(file.name != "quickstart.tmp" for file in out.iterdir()):
                 raise GritError(f"{out}: the folder is not empty and holds no quickstart; choose another --out")
-            _write_json(path, settings)
-        there = _read_json(path)
+            write_json(path, settings)
+        there = read_json(path)
     except OSError as error:
         raise GritError(f"{out}: cannot be used as output folder ({error.strerror}); choose another --out") from None
     for key in ("seed", "from_scratch"):
@@ -289,7 +289,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             raise GritError(f"{out} holds a quickstart with {flag} {there.get(key)}; choose another --out or remove it")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         value = json.loads(path.read_text())
     except ValueError as error:
@@ -299,7 +299,7 @@ def _read_json(path: Path) -> Any:
     return value
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text(json.dumps(value, indent=1))
@@ -313,7 +313,7 @@ class _Clock:
 
     def __init__(self, path: Path):
         self._path = path
-        self.seconds: dict[str, float] = _read_json(path) if path.exists() else {}
+        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
 
     def __call__(self, stage: str) -> _Clock:
         self._stage, self._start = stage, time.perf_counter()
@@ -325,4 +325,4 @@ class _Clock:
     def __exit__(self, *_: object) -> None:
         spent = time.perf_counter() - self._start
         self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + spent, 2)
-        _write_json(self._path, self.seconds)
+        write_json(self._path, self.seconds)

@@ -13,12 +13,12 @@ from report_fixture import made_up_report
 
 import grit_jax.train
 from grit_jax import __version__
+from grit_jax.cli import VERBS
 from grit_jax.data import questions
 from grit_jax.data.datasets import open_source
 from grit_jax.inference.files import INT8_LEVELS, read_prompts
 from grit_jax.inference.model import GritLM
 
-VERBS = ("quickstart", "train", "encode", "generate", "index", "ask", "eval", "import", "export", "data")
 TIMINGS = {"encode_query", "search", "load", "prefill", "decode", "total"}
 
 
@@ -166,7 +166,7 @@ def test_index_and_ask(capsys, texts, tmp_path):
 
 
 def test_an_index_that_is_compressed_elsewhere_and_kept_up_to_date(capsys, texts, tmp_path):
-    from grit_jax.cli import KV_KINDS
+    from grit_jax.parser import KV_KINDS
     from grit_jax.rag.compress import KINDS
 
     assert (*KINDS, "none") == KV_KINDS
