@@ -166,6 +166,23 @@ def evidence(args: argparse.Namespace) -> None:
     _show(report, args.json, markdown(report).rstrip())
 
 
+def bench(args: argparse.Namespace) -> None:
+    from grit_jax.bench.rag import bench_rag
+    from grit_jax.bench.show import markdown, write
+    from grit_jax.inference.files import writable_folder
+
+    if args.output is not None:
+        writable_folder(args.output)
+    model = _model(args.model)
+    found = bench_rag(
+        model, args.kv, tokens=args.tokens, new_tokens=args.new_tokens, repeats=args.repeats, seed=args.seed,
+        curve=args.output is not None, folder=args.output,
+    )  # fmt: skip
+    if args.output is not None:
+        write(found, model, args.output)
+    _print(json.dumps(found.rows()) if args.json else markdown(found, model).rstrip())
+
+
 def import_(args: argparse.Namespace) -> None:
     from grit_jax.inference.files import new_folder
 
@@ -204,7 +221,7 @@ def data(args: argparse.Namespace) -> None:
 
 VERBS = {
     "quickstart": quickstart, "train": train, "encode": encode, "generate": generate, "index": index, "ask": ask,
-    "eval": evaluate, "evidence": evidence, "import": import_, "export": export, "data": data,
+    "eval": evaluate, "evidence": evidence, "bench": bench, "import": import_, "export": export, "data": data,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from grit_jax import __version__, flags
 
 RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
+KV_KINDS = ("native", "none")
 
 
 def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentParser:
@@ -62,7 +63,7 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--input", required=True, type=Path, metavar="corpus.jsonl")
     sub.add_argument("--output", required=True, type=Path, metavar="INDEX")
-    sub.add_argument("--kv", choices=("native", "none"), default="native")
+    sub.add_argument("--kv", choices=KV_KINDS, default="native")
     sub.add_argument("--max-length", type=flags.positive, default=4096, metavar="N")
     sub.add_argument("--json", action="store_true")
 
@@ -99,6 +100,21 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("--seeds", type=flags.positive, default=3, metavar="N", help="(default: %(default)s)")
     sub.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder (default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="print evidence.json on stdout and nothing else")
+
+    sub = verb("bench", "measures this machine: rag")
+    kinds = sub.add_subparsers(dest="kind", required=True, metavar="rag")
+    what = "seconds to an answer over a document, in every layout: a long document (A), a long question (B)"
+    one = kinds.add_parser("rag", help=what, description=what)
+    one.set_defaults(parser=one)
+    one.add_argument("model", metavar="MODEL")
+    one.add_argument("--kv", choices=KV_KINDS[:-1], default="native", help="how records are kept")
+    one.add_argument("--output", type=Path, metavar="DIR", help="write table.md, rag.json and latency.png, the curve "
+                     "over five lengths")  # fmt: skip
+    one.add_argument("--tokens", type=flags.positive, default=4000, metavar="N", help="of the long side")
+    one.add_argument("--new-tokens", type=flags.positive, default=16, metavar="N")
+    one.add_argument("--repeats", type=flags.positive, default=3, metavar="N", help="rounds, after one that compiles")
+    one.add_argument("--seed", type=flags.natural, default=0)
+    one.add_argument("--json", action="store_true")
 
     sub = verb("import", "a Hugging Face directory or hub id into a model directory of ours")
     sub.add_argument("source", metavar="SOURCE")

@@ -23,8 +23,9 @@ ALLOWED = {
     "run_config": {"training", "data", "models"},
     "quickstart": {"train", "run_config", "report", "training", "evaluation", "rag", "inference", "data", "models"},
     "evidence": {"quickstart", "train", "run_config", "training", "inference", "data", "models"},
+    "bench": {"rag", "inference", "data", "models"},
     "parser": set(),
-    "cli": {"parser", "quickstart", "evidence", "train", "report", "evaluation", "rag", "inference", "data", "models"},
+    "cli": {"parser", "bench", "quickstart", "evidence", "train", "report", "evaluation", "rag", "inference", "data", "models"},
     "__main__": {"cli"},
     "__init__": {"inference"},
 }
