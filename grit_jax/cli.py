@@ -116,7 +116,10 @@ def generate(args: argparse.Namespace) -> None:
 def index(args: argparse.Namespace) -> None:
     from grit_jax.rag.index import build_index
 
-    summary = build_index(_model(args.model), args.input, args.output, kv=args.kv, max_length=args.max_length)
+    summary = build_index(
+        _model(args.model), args.input, args.output, kv=args.kv, max_length=args.max_length, store=args.store,
+        update=args.update, delete_missing=args.delete_missing,
+    )  # fmt: skip
     _show(summary.to_dict(), args.json, str(summary))
 
 

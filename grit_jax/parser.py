@@ -9,7 +9,7 @@ from pathlib import Path
 from grit_jax import __version__, flags
 
 RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
-KV_KINDS = ("native", "none")
+KV_KINDS = ("native", "int8", "int4", "pca2", "pca1", "none")
 
 
 def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentParser:
@@ -63,8 +63,14 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--input", required=True, type=Path, metavar="corpus.jsonl")
     sub.add_argument("--output", required=True, type=Path, metavar="INDEX")
-    sub.add_argument("--kv", choices=KV_KINDS, default="native")
+    sub.add_argument(
+        "--kv", choices=KV_KINDS, default="native",
+        help="caches as computed (default), at 8 or 4 bits a number, at 2 or 1 on principal axes, or none",
+    )  # fmt: skip
     sub.add_argument("--max-length", type=flags.positive, default=4096, metavar="N")
+    sub.add_argument("--store", metavar="PATH|URL", help="keep the caches here (gs://bucket/path), not in INDEX")
+    sub.add_argument("--update", action="store_true", help="replace documents whose text has changed")
+    sub.add_argument("--delete-missing", action="store_true", help="take out documents that are not in the corpus")
     sub.add_argument("--json", action="store_true")
 
     sub = verb("ask", "answer a question over an index")

@@ -123,9 +123,13 @@ CASES = {
     "index model --input corpus.jsonl --output i-short-documents": "i-short-documents: the index is damaged",
     "index model --input corpus.jsonl --output i-bad-documents": "i-bad-documents",
     "index model --input corpus.jsonl --output i-format":
-        "i-format: the index that is there has format 99, not 1",
+        "i-format: the index that is there has format 99, not 2",
     "index model --input corpus.jsonl --output i-bad-kv": "i-bad-kv/kv: cannot be opened as a document store",
     "index model --input corpus.jsonl --output i-no-kv": "i-no-kv",
+    "index model --input corpus.jsonl --output index --kv int4": "index: the index that is there has kv 'native'",
+    "index model --input corpus.jsonl --output index --store elsewhere":
+        "index: the index that is there has store None, not 'elsewhere'",
+    "index model --input corpus.jsonl --output x --store nowhere://x": "nowhere://x: cannot be opened as a document",
     "index model --input corpus.jsonl --output x --kv int5": "--kv: invalid choice: 'int5'",
     "index model --input corpus.jsonl --output x --max-length 0": "--max-length: must be at least 1, is 0",
     # ---- ask
@@ -141,7 +145,7 @@ CASES = {
     "ask model --index i-wrong-type q": "i-wrong-type",
     "ask model --index i-nothing q":
         "i-nothing: there is no document in this index yet; run the same grit index again",
-    "ask model --index i-format q": "i-format: format 99, this version reads 1",
+    "ask model --index i-format q": "i-format: format 99, this version reads 2",
     "ask model --index i-short-vectors q":
         "i-short-vectors/vectors.npy: cannot be read .*; make the index again",
     "ask model --index i-short-documents q":

@@ -163,10 +163,10 @@ def bad_indexes(folder: Path, model: GritLM, other: GritLM) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
     (copy("i-bad-manifest") / "index.json").write_text('{"format": 1,')
-    (copy("i-other-manifest") / "index.json").write_text('{"format": 1}')
+    (copy("i-other-manifest") / "index.json").write_text('{"format": 2}')
     manifest("i-wrong-type", documents="nine")
     manifest("i-unfinished", complete=False)
-    manifest("i-nothing", documents=0, tokens=0, documents_bytes=0, complete=False)
+    manifest("i-nothing", documents=0, rows=0, tokens=0, documents_bytes=0, complete=False)
     manifest("i-format", format=99)
     for name, file in (("i-short-vectors", "vectors.npy"), ("i-short-documents", "documents.jsonl")):
         path = copy(name) / file

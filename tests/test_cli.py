@@ -165,6 +165,27 @@ def test_index_and_ask(capsys, texts, tmp_path):
     assert unfinished.status == 0 and "warning" in unfinished.err and "not finished" in unfinished.err
 
 
+def test_an_index_that_is_compressed_elsewhere_and_kept_up_to_date(capsys, texts, tmp_path):
+    from grit_jax.parser import KV_KINDS
+    from grit_jax.rag.compress import KINDS
+
+    assert (*KINDS, "none") == KV_KINDS
+    index = f"--output {tmp_path}/index --kv int4 --store {tmp_path}/records --json"
+    made = run(capsys, f"index model --input corpus.jsonl {index}").json
+    assert made["kv"] == "int4" and 0 < made["kv_ratio"] < 0.5 and not (tmp_path / "index" / "kv").exists()
+    ask = f"ask model --index {tmp_path}/index '{texts[4]}' --max-new-tokens 4 --mode doc --json"
+    said = run(capsys, ask)
+    assert said.json["documents"][0]["id"] == "d4" and said.err == ""
+    rows = [json.loads(line) for line in Path("corpus.jsonl").read_text().splitlines()]
+    rows = [{**row, "text": row["text"] + " Indeed."} if row["id"] == "d4" else row for row in rows if row["id"] != "d0"]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = run(capsys, f"index model --input {tmp_path}/new.jsonl {index}")
+    assert again.status == 2 and "--update" in again.err
+    again = run(capsys, f"index model --input {tmp_path}/new.jsonl {index} --update --delete-missing").json
+    assert [again[name] for name in ("documents", "encoded", "replaced", "deleted")] == [8, 1, 1, 1]
+    assert run(capsys, ask).json["documents"][0]["id"] == "d4"
+
+
 def test_an_index_without_records(capsys, tmp_path):
     made = run(capsys, f"index model --input corpus.jsonl --output {tmp_path}/index --kv none --json")
     assert made.json["bytes_kv"] == 0

@@ -18,10 +18,11 @@ from grit_jax.data.lines import read_examples
 from grit_jax.data.spans import normalise
 from grit_jax.inference.decode import ROWS_PER_CALL
 from grit_jax.inference.model import GritLM
+from grit_jax.inference.pieces import Piece
 from grit_jax.inference.sampling import Sampling
 from grit_jax.progress import Progress, progress
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.types import DocumentKV, GritError
+from grit_jax.types import GritError
 
 if TYPE_CHECKING:
     from grit_jax.rag.index import Index
@@ -129,7 +130,7 @@ def _from_rows(
 ) -> Answers:
     """Answers over the rows' own documents, all distinct ones encoded once for all layouts."""
     reader = Reader(model, max_length)
-    records: dict[str, DocumentKV] = {}
+    records: dict[str, Piece] = {}
     if set(modes) & set(DOCUMENT_CACHES):
         texts = list(dict.fromkeys(text for row in rows for text in row.docs))
         records = dict(zip(texts, reader.records(texts), strict=True))

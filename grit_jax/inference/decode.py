@@ -18,18 +18,18 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from grit_jax.data.packing import round_up
+from grit_jax.inference.pieces import SHORTEST_PIECES, Piece, load_pieces
 from grit_jax.inference.plan import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling, sampling_rows
-from grit_jax.inference.steps import DecodeState, Limits, Loaded, decode_step, prefill_step
-from grit_jax.models.cache import check_records
+from grit_jax.inference.steps import DecodeState, Limits, decode_step, prefill_step
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params
 from grit_jax.progress import progress as show_progress
-from grit_jax.types import KV, AttentionMode, DocumentKV, GritError
+from grit_jax.types import AttentionMode, GritError
 
 ROWS_PER_CALL = 16  # prompts decoded together, fewer where their cache would be larger than this many bytes
 MOST_CACHE_BYTES = 4 * 2**30
-SHORTEST_PROMPT, SHORTEST_PIECES, SHORTEST_ANSWER = 32, 128, 16  # smallest buckets, in tokens
+SHORTEST_PROMPT, SHORTEST_ANSWER = 32, 16  # smallest buckets, in tokens
 BLOCK = 512  # the attention kernel reads long caches in blocks of so many slots and would copy other lengths
 
 OnTokens = Callable[[int, list[int]], None]
@@ -64,7 +64,7 @@ class Request:
 
     number: int
     prompt: Sequence[int]
-    pieces: Sequence[DocumentKV]
+    pieces: Sequence[Piece]
     sampling: Sampling
 
     @property
@@ -78,7 +78,7 @@ def generate(
     config: ModelConfig,
     prompts: Sequence[Sequence[int]],
     *,
-    pieces: Sequence[Sequence[DocumentKV]] | None = None,
+    pieces: Sequence[Sequence[Piece]] | None = None,
     sampling: Sampling | Sequence[Sampling] = GREEDY,
     eos_ids: Sequence[int] = (),
     return_logits: bool = False,
@@ -123,47 +123,6 @@ def generate(
         for numbers, found in logits:
             result.logits[numbers, : found.shape[1]] = found
     return result
-
-
-def load_pieces(
-    pieces: Sequence[Sequence[DocumentKV]],
-    config: ModelConfig,
-    rows: int | None = None,
-    slots: int | None = None,
-) -> Loaded:
-    """Records of each row side by side in one host array, in the order given.
-
-    Args:
-      rows, slots: the shape of the result, from buckets unless told; at least what is needed.
-
-    Raises:
-      GritError: a record of another model's shape, or a model whose documents cannot be cached.
-    """
-    c = config
-    if any(len(row) for row in pieces):
-        check_records(c)
-    totals = [sum(len(piece.tokens) for piece in row) for row in pieces]
-    P = slots or bucket(max(totals, default=1), SHORTEST_PIECES)
-    B = rows or len(pieces)
-    shape = (c.num_hidden_layers, B, P, c.num_key_value_heads, c.head_dim)
-    dtype = jnp.dtype(c.dtype)
-    k, v = np.zeros(shape, dtype), np.zeros(shape, dtype)
-    positions, segments = np.zeros((B, P), np.int32), np.zeros((B, P), np.int32)
-    for r, row in enumerate(pieces):
-        a = 0
-        for number, piece in enumerate(row):
-            b = a + len(piece.tokens)
-            expected = (shape[0], b - a, *shape[3:])
-            if piece.k.shape != expected or piece.v.shape != expected:
-                raise GritError(
-                    f"prompt {r}, piece {number}: its cache has shape {piece.k.shape}, this model's would have "
-                    f"{expected}; it was made by another model: encode it again"
-                )
-            k[:, r, a:b], v[:, r, a:b] = piece.k, piece.v
-            a = b
-        positions[r, :a] = np.arange(a)
-        segments[r, :a] = 1
-    return Loaded(KV(k, v), positions, segments)  # type: ignore[arg-type]
 
 
 def _requests(prompts, pieces, sampling, config: ModelConfig) -> list[Request]:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from grit_jax.data.chat import ChatFormat
 from grit_jax.data.tokenizer import Tokenizer
+from grit_jax.inference.pieces import Codec, PackedDocument, Piece
 from grit_jax.inference.plan import TOKENS_PER_SEGMENT, Call, plan_calls
 from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
@@ -50,7 +51,7 @@ class Encoded:
     """
 
     vectors: Float[np.ndarray, "N D"]
-    caches: list[DocumentKV] | None
+    caches: list[Piece] | None
     tokens: int
     seconds: float
 
@@ -68,22 +69,24 @@ class EncodedText:
     """One text out of `Encoder.stream`."""
 
     vector: Float[np.ndarray, " D"]
-    cache: DocumentKV | None
+    cache: Piece | None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class RowVectors:
-    """Pooled and normalised segments of packed rows, and the keys (unrotated) and values of every token."""
+    """Pooled and normalised segments of packed rows, and the keys (unrotated) and values of every token, plain or
+    packed by a codec."""
 
     vectors: Float[Array, "R G D"]
-    kv: KV | None
+    kv: KV | dict[str, Array] | None
 
 
 def embed_rows(
     params: Params,
     rows: Rows,
     mask: Bool[Array, "R T"],
+    codec: Codec | None = None,
     *,
     config: ModelConfig,
     pooling: PoolingMethod,
@@ -94,7 +97,8 @@ def embed_rows(
     """One normalised float32 vector per segment of packed rows; `mask` marks the tokens that mean pooling averages."""
     model = Transformer(config, params)
     out = model(rows.tokens, rows.positions, rows.segments, mode=mode, return_kv=return_kv, blocks=rows.blocks)
-    return RowVectors(text_vectors(params, out.hidden, rows.segments, mask, segments_per_row, pooling), out.kv)
+    vectors = text_vectors(params, out.hidden, rows.segments, mask, segments_per_row, pooling)
+    return RowVectors(vectors, out.kv if codec is None or out.kv is None else codec.pack(out.kv))
 
 
 encode_step = jax.jit(embed_rows, static_argnames=("config", "pooling", "mode", "segments_per_row", "return_kv"))
@@ -166,6 +170,7 @@ class Encoder:
         pool_starts: Sequence[int] | None = None,
         *,
         return_cache: bool = False,
+        codec: Codec | None = None,
         progress: bool = False,
         tokens_per_call: int | None = None,
     ) -> Encoded:
@@ -174,6 +179,7 @@ class Encoder:
         Args:
           pool_starts: how many leading tokens of each text mean pooling leaves out; None for none. The last token is
             always pooled.
+          codec: packs the caches on the device (they come as `PackedDocument`); None leaves them plain.
 
         Raises:
           GritError: a text without tokens, or caches of a model whose documents cannot be cached.
@@ -187,16 +193,16 @@ class Encoder:
         starts = list(pool_starts) if pool_starts is not None else [0] * len(ids)
         lengths = [len(text) for text in ids]
         vectors = np.zeros((len(ids), self.width), np.float32)
-        caches: list[DocumentKV | None] | None = [None] * len(ids) if return_cache else None
+        caches: list[Piece | None] | None = [None] * len(ids) if return_cache else None
         calls = plan_calls(lengths, tokens_per_call or self._tokens_per_call(), self._row_multiple)
         waiting: deque[tuple[Call, RowVectors]] = deque()
         with show_progress(sum(lengths), "encode", "tokens", quiet=not progress) as bar:
             for call in calls:
-                waiting.append((call, self._dispatch(call, ids, starts, return_cache)))
+                waiting.append((call, self._dispatch(call, ids, starts, return_cache, codec)))
                 if len(waiting) >= IN_FLIGHT:
-                    self._collect(*waiting.popleft(), ids, vectors, caches, bar)
+                    self._collect(*waiting.popleft(), ids, vectors, caches, codec, bar)
             while waiting:
-                self._collect(*waiting.popleft(), ids, vectors, caches, bar)
+                self._collect(*waiting.popleft(), ids, vectors, caches, codec, bar)
         return Encoded(vectors, caches, sum(lengths), time.perf_counter() - start)  # type: ignore[arg-type]
 
     def stream(
@@ -256,7 +262,9 @@ class Encoder:
         platform = (self.mesh.devices.flat[0] if self.mesh is not None else jax.devices()[0]).platform
         return TOKENS_PER_CALL.get(platform, TOKENS_PER_CALL["gpu"]) * self._row_multiple
 
-    def _dispatch(self, call: Call, ids: Sequence[Sequence[int]], starts: Sequence[int], return_kv: bool) -> RowVectors:
+    def _dispatch(
+        self, call: Call, ids: Sequence[Sequence[int]], starts: Sequence[int], return_kv: bool, codec: Codec | None
+    ) -> RowVectors:
         """Lays the rows of a call out and starts it; the result is awaited in `_collect`."""
         shape = (call.rows, call.length)
         tokens = np.full(shape, self.tokenizer.pad_id, np.int32)
@@ -277,7 +285,7 @@ class Encoder:
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
             rows, pooled = batch if self.mesh is None else put_rows(batch, self.mesh, self._rules)
             return encode_step(
-                self.params, rows, pooled, config=self.config, pooling=self.pooling, mode=self.mode,
+                self.params, rows, pooled, codec, config=self.config, pooling=self.pooling, mode=self.mode,
                 segments_per_row=call.length // TOKENS_PER_SEGMENT, return_kv=return_kv,
             )  # fmt: skip
 
@@ -287,7 +295,8 @@ class Encoder:
         result: RowVectors,
         ids: Sequence[Sequence[int]],
         vectors: np.ndarray,
-        caches: list[DocumentKV | None] | None,
+        caches: list[Piece | None] | None,
+        codec: Codec | None,
         bar: Progress,
     ) -> None:
         found = _to_host(result.vectors)
@@ -295,12 +304,15 @@ class Encoder:
             vectors[texts] = found[r, : len(texts)]
         if caches is not None and result.kv is not None:
             # One transfer for the whole call; each text gets arrays of its own, or it would keep the call alive.
-            k, v = _to_host(result.kv.k), _to_host(result.kv.v)
+            plain = {"k": result.kv.k, "v": result.kv.v} if isinstance(result.kv, KV) else result.kv
+            arrays = {name: _to_host(array) for name, array in plain.items()}
             for r, texts in enumerate(call.texts):
                 a = 0
                 for i in texts:
                     b = a + len(ids[i])
-                    caches[i] = DocumentKV(np.asarray(ids[i], np.int32), k[:, r, a:b].copy(), v[:, r, a:b].copy())
+                    own = {name: array[:, r, a:b].copy() for name, array in arrays.items()}
+                    tokens = np.asarray(ids[i], np.int32)
+                    caches[i] = DocumentKV(tokens, **own) if codec is None else PackedDocument(tokens, own, codec)
                     a = b
         bar.update(sum(len(ids[i]) for texts in call.texts for i in texts))
 

@@ -21,6 +21,7 @@ from grit_jax.data.template import ChatTemplate
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.decode import Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
+from grit_jax.inference.pieces import Piece
 from grit_jax.inference.plan import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.inference.text import Prompts, TextWriter, conversations, messages_of
@@ -31,7 +32,7 @@ from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
 from grit_jax.sharding import ShardingRules, fit
-from grit_jax.types import AttentionMode, DocumentKV, GritError
+from grit_jax.types import AttentionMode, GritError
 
 
 @dataclasses.dataclass
@@ -243,7 +244,7 @@ class GritLM:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        pieces: Sequence[Sequence[DocumentKV]] | None = None,
+        pieces: Sequence[Sequence[Piece]] | None = None,
         sampling: Sampling | Sequence[Sampling] = GREEDY,
         return_logits: bool = False,
         on_tokens: Callable[[int, list[int]], None] | None = None,

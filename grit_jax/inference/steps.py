@@ -12,26 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grit_jax.inference.pieces import Loaded
 from grit_jax.inference.sampling import SamplingRows, sample
 from grit_jax.models.cache import KVCache, cache_from, empty_cache, insert
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.types import KV, AttentionMode
+from grit_jax.types import AttentionMode
 
 CAUSAL = AttentionMode.CAUSAL
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Loaded:
-    """Pieces of `B` rows side by side, as they were stored (keys unrotated), and where each token is to stand.
-
-    `positions` continue from piece to piece; `segments` are 1, or 0 in empty slots.
-    """
-
-    kv: KV
-    positions: Int[Array, "B P"]
-    segments: Int[Array, "B P"]
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +73,7 @@ def prefill(
     cache, offset = None, jnp.zeros(B, jnp.int32)
     if loaded is not None:
         offset = loaded.segments.sum(axis=1)
-        cache = cache_from(loaded.kv, loaded.positions, loaded.segments, config)
+        cache = cache_from(loaded.kv(jnp.dtype(config.dtype)), loaded.positions, loaded.segments, config)
     positions = offset[:, None] + places
     out = model(tokens, positions, segments, mode=prompt_mode, cache=cache, return_kv=True)
     last = jnp.take_along_axis(out.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]

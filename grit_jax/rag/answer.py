@@ -12,13 +12,14 @@ import numpy as np
 
 from grit_jax.data.layouts import MODES, Mode
 from grit_jax.inference.model import GritLM
+from grit_jax.inference.pieces import Piece
 from grit_jax.inference.sampling import Sampling
 from grit_jax.progress import say
 from grit_jax.rag.costs import costs_of
 from grit_jax.rag.index import Index
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.rag.router import Costs, route
-from grit_jax.types import DocumentKV, GritError
+from grit_jax.types import GritError
 
 QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time
 
@@ -85,7 +86,7 @@ class _Asked:
 
     questions: list[str]
     documents: list[list[_Document]]
-    queries: list[DocumentKV] | None
+    queries: list[Piece] | None
     modes: list[Mode]
 
 
@@ -247,7 +248,7 @@ class Asker:
     def _stored(self) -> bool:
         return self.index is not None and self.index.kv != "none"
 
-    def _records(self, asked: _Asked, warnings: list[list[str]]) -> dict[str, DocumentKV]:
+    def _records(self, asked: _Asked, warnings: list[list[str]]) -> dict[str, Piece]:
         """Records by text, for all questions whose layout reads them; those that cannot be used are computed."""
         users: dict[str, list[int]] = {}
         wanted: dict[str, _Document] = {}
@@ -255,7 +256,7 @@ class Asker:
             for document in found if mode in DOCUMENT_CACHES else ():
                 users.setdefault(document.text, []).append(i)
                 wanted[document.text] = document
-        records: dict[str, DocumentKV] = {}
+        records: dict[str, Piece] = {}
         stored = [d for d in wanted.values() if d.row is not None and self._stored]
         for document, record in zip(stored, self._fetch(stored), strict=True):
             if isinstance(record, GritError):
@@ -273,7 +274,7 @@ class Asker:
             records |= dict(zip(texts, self._reader.records(texts), strict=True))
         return records
 
-    def _fetch(self, documents: Sequence[_Document]) -> Sequence[DocumentKV | GritError]:
+    def _fetch(self, documents: Sequence[_Document]) -> Sequence[Piece | GritError]:
         """Records from the store, or what is wrong with each."""
         if not documents:
             return []

@@ -65,6 +65,9 @@ class Corpus:
         for number, line in enumerate(self._lines):
             yield parse_document(line, self._lines.where(number))
 
+    def __getitem__(self, number: int) -> CorpusDocument:
+        return parse_document(self._lines[number], self._lines.where(number))
+
     def where(self, id: str) -> str:
         """`file:line` of a document."""
         return self._lines.where(list(self.digests).index(id))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from grit_jax.data.layouts import CACHED_MODES, Mode, compose
 from grit_jax.inference.decode import Timings
 from grit_jax.inference.model import GritLM
+from grit_jax.inference.pieces import Piece
 from grit_jax.inference.sampling import Sampling
-from grit_jax.types import DocumentKV, GritError
+from grit_jax.types import GritError
 
 DOCUMENT_CACHES: tuple[Mode, ...] = ("doc", "query-doc", "doc-query")  # layouts that read documents from records
 SHORT = Sampling(max_new_tokens=16)  # the original's answers
@@ -29,8 +30,8 @@ class Reading:
     mode: Mode
     question: str
     documents: tuple[str, ...] = ()
-    records: tuple[DocumentKV, ...] = ()
-    query: DocumentKV | None = None
+    records: tuple[Piece, ...] = ()
+    query: Piece | None = None
 
 
 @dataclasses.dataclass
@@ -54,7 +55,7 @@ class Reader:
         self.model, self.max_length = model, max_length
         self._room = max_length - model.encoder.format([""], max_length=max_length).prompt
 
-    def records(self, texts: Sequence[str]) -> list[DocumentKV]:
+    def records(self, texts: Sequence[str]) -> list[Piece]:
         """The records of documents or queries, from one encoding pass."""
         caches = self.model.encoder.encode(texts, max_length=self.max_length, return_cache=True).caches
         assert caches is not None
@@ -100,7 +101,7 @@ class Reader:
         return Readings(answers, found.tokens, found.timings)
 
 
-def _pieces(reading: Reading) -> tuple[DocumentKV, ...]:
+def _pieces(reading: Reading) -> tuple[Piece, ...]:
     """The records of a layout in the order in which they are read."""
     if reading.mode not in CACHED_MODES:
         return ()

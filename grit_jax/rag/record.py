@@ -1,17 +1,19 @@
-"""A document's record as bytes: a header that describes it, then keys and values layer by layer.
+"""A document's record as bytes: a header that describes it, then its arrays layer by layer.
 
-    magic (8) | header length (4) | CRC-32 of the header (4) | header (JSON) | zeros to a multiple of 64 |
-    layer 0: keys [T K H], values [T K H] | layer 1: ...
+    magic (8) | header length (4) | CRC-32 of header and tokens (4) | header (JSON) | token ids | zeros to a multiple
+    of 64 | layer 0: array [T ...], array [T ...], ..., zeros to a multiple of 8 | layer 1: ...
 
-Numbers are little-endian. Each layer has a checksum of its own, so that it can be read, checked and used before the
-next one has come.
+Plain records have the arrays `k` and `v` (`[T K H]`), packed ones those of their codec. Numbers are little-endian.
+Each layer has a checksum of its own, so that it can be read, checked and used before the next one has come.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -21,14 +23,18 @@ import ml_dtypes
 import numpy as np
 
 from grit_jax.inference.model import GritLM
+from grit_jax.inference.pieces import Codec, PackedDocument, Piece
 from grit_jax.types import DocumentKV, GritError
 
-FORMAT_VERSION = 1
-MAGIC = b"GRITKV1\n"
+FORMAT_VERSION = 2
+MAGIC = b"GRITKV2\n"
 PREFIX = struct.Struct("<8sII")
-ALIGNMENT = 64
-NATIVE = "native"  # keys and values in the type in which the model computed them
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+ALIGNMENT, LAYER_ALIGNMENT = 64, 8
+NATIVE = "native"  # keys and values in the type in which the model computes
+DTYPES = {
+    dtype.name: dtype
+    for dtype in map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16, np.uint8, np.uint16, np.uint32))
+}  # fmt: skip
 
 
 class RecordError(GritError):
@@ -47,7 +53,7 @@ class RecordIdentity:
       weights: `GritLM.weights_hash`, which covers the configuration.
       chat: the strings of the chat format.
       attention: the mode of the encoding pass.
-      compression: how keys and values are written.
+      compression: how keys and values are written: `native`, or a codec's name, version and calibration.
     """
 
     weights: str
@@ -63,103 +69,185 @@ class RecordIdentity:
         return cls(model.weights_hash, chat, model.mode.value, compression)
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written into headers and manifests."""
+        """As it is written into manifests."""
         return {**dataclasses.asdict(self), "chat": dict(self.chat)}
 
+    def to_header(self) -> dict[str, Any]:
+        """As it is written into records: the chat format as a hash."""
+        return {**dataclasses.asdict(self), "chat": _digest(json.dumps(dict(self.chat)).encode())[:16]}
+
     def difference(self, other: dict[str, Any]) -> str | None:
-        """How `other` (from `to_json`) differs, in words for the person; None where it does not."""
+        """How `other` (from `to_json` or `to_header`) differs, in words for the person; None where it does not."""
+        mine = self.to_json() if isinstance(other.get("chat"), dict) else self.to_header()
         names = {
             "format": "another version of the format",
             "weights": "another model (its weights differ)",
             "chat": "another chat format",
             "attention": "another attention mode",
-            "compression": "another compression",
+            "compression": f"another compression ({other.get('compression')}, not {self.compression})",
         }
-        mine = self.to_json()
         return next((what for name, what in names.items() if other.get(name) != mine[name]), None)
 
 
 def document_key(tokens: Sequence[int], identity: RecordIdentity) -> str:
     """The record's name: SHA-256 over the token ids and everything in `identity`, hexadecimal."""
-    what = json.dumps(identity.to_json(), sort_keys=True).encode()
-    return hashlib.sha256(what + b"\0" + np.asarray(tokens, "<i4").tobytes()).hexdigest()
+    return _digest(_identity_bytes(identity) + b"\0" + np.asarray(tokens, "<i4").tobytes())
 
 
-def encode_record(document: DocumentKV, identity: RecordIdentity) -> bytes:
+@functools.lru_cache(maxsize=8)
+def _identity_bytes(identity: RecordIdentity) -> bytes:
+    return json.dumps(identity.to_json(), sort_keys=True).encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where things stand in a record, read from its header and checked against what it must be.
+
+    Attributes:
+      arrays: name, dtype and shape `[T ...]` of the arrays of a layer, in order.
+      start: of layer 0.
+    """
+
+    tokens: np.ndarray
+    arrays: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
+    checksums: tuple[int, ...]
+    start: int
+
+    @property
+    def layers(self) -> int:
+        """How many."""
+        return len(self.checksums)
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of a layer, padding included."""
+        size = sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in self.arrays)
+        return size + -size % LAYER_ALIGNMENT
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record."""
+        return self.start + self.layers * self.layer_bytes
+
+
+def encode_record(document: Piece, identity: RecordIdentity) -> bytes:
     """The record of a document.
 
     Raises:
-      ValueError: arrays that do not belong together, or a compression that is not written here.
+      ValueError: arrays that do not belong together, or not to this compression.
     """
-    k, v = np.asarray(document.k), np.asarray(document.v)
-    if k.shape != v.shape or k.ndim != 4 or k.shape[1] != len(document.tokens) or k.dtype != v.dtype:
-        raise ValueError(f"{len(document.tokens)} tokens, keys {k.dtype}{k.shape}, values {v.dtype}{v.shape}")
-    if identity.compression != NATIVE or k.dtype.name not in DTYPES:
-        raise ValueError(f"compression {identity.compression!r} of {k.dtype}")
-    body = np.stack([k, v], axis=1)  # [L 2 T K H]
-    layers = [layer.tobytes() for layer in body]
+    arrays = {"k": document.k, "v": document.v} if isinstance(document, DocumentKV) else document.arrays
+    T, L = len(document.tokens), len(next(iter(arrays.values())))
+    for name, array in arrays.items():
+        if array.shape[:2] != (L, T) or array.dtype.name not in DTYPES:
+            raise ValueError(f"{T} tokens, {L} layers, array {name} {array.dtype}{array.shape}")
+    if (identity.compression == NATIVE) != isinstance(document, DocumentKV):
+        raise ValueError(f"compression {identity.compression!r} of a {type(document).__name__}")
+    layers = [b"".join(np.ascontiguousarray(array[layer]).tobytes() for array in arrays.values()) for layer in range(L)]
+    layers = [layer + bytes(-len(layer) % LAYER_ALIGNMENT) for layer in layers]
+    ids = np.asarray(document.tokens)
+    ids = ids.astype("<u2" if ids.max(initial=0) < 1 << 16 else "<u4")
     header = json.dumps(
         {
-            **identity.to_json(),
-            "key": document_key(document.tokens, identity),
-            "tokens": [int(i) for i in document.tokens],
-            "shape": list(k.shape),
-            "dtype": k.dtype.name,
-            "layer_bytes": len(layers[0]) if layers else 0,
+            **identity.to_header(),
+            "tokens": T,
+            "token_type": ids.dtype.name,
+            "arrays": [[name, array.dtype.name, array.shape[2:]] for name, array in arrays.items()],
             "crc32": [zlib.crc32(layer) for layer in layers],
         },
         separators=(",", ":"),
     ).encode()
-    prefix = PREFIX.pack(MAGIC, len(header), zlib.crc32(header))
-    return b"".join([prefix, header, bytes(_padding(len(header))), *layers])
+    described = header + ids.tobytes()
+    prefix = PREFIX.pack(MAGIC, len(header), zlib.crc32(described))
+    return b"".join([prefix, described, bytes(-(len(prefix) + len(described)) % ALIGNMENT), *layers])
 
 
-def decode_record(blob: bytes, key: str, identity: RecordIdentity, name: str) -> DocumentKV:
-    """The document in a record, its arrays views of `blob`.
+def read_layout(blob: bytes, key: str, identity: RecordIdentity, name: str) -> Layout:
+    """What the beginning of a record says.
 
     Args:
+      blob: the record, or its beginning (as much as header and tokens take).
       key, identity: what the record must be.
       name: of the document, for messages.
 
     Raises:
-      RecordError: damaged, cut short, or not the record asked for; the message names the document.
-    """
-    header = read_header(blob, key, name)
-    difference = identity.difference(header)
-    if difference is not None:
-        raise RecordError(key, f"{name}: its record was made by {difference}; index it again with this model")
-    tokens = np.asarray(header["tokens"], np.int32)
-    if header["key"] != key or document_key(tokens, identity) != key:
-        raise RecordError(key, f"{name}: its record is that of another document")
-    L, T, K, H = header["shape"]
-    dtype, size = DTYPES[header["dtype"]], header["layer_bytes"]
-    start = PREFIX.size + header["header_bytes"]
-    start += _padding(header["header_bytes"])
-    if len(blob) != start + L * size or size != 2 * T * K * H * dtype.itemsize or len(tokens) != T:
-        raise RecordError(key, f"{name}: its record is cut short ({len(blob)} of {start + L * size} bytes)")
-    view = memoryview(blob)
-    for layer, crc in enumerate(header["crc32"]):
-        a = start + layer * size
-        if zlib.crc32(view[a : a + size]) != crc:
-            raise RecordError(key, f"{name}: its record is damaged (checksum of layer {layer})")
-    body = np.frombuffer(blob, dtype, offset=start).reshape(L, 2, T, K, H)
-    return DocumentKV(tokens, body[:, 0], body[:, 1])
-
-
-def read_header(blob: bytes, key: str, name: str) -> dict[str, Any]:
-    """The header of a record, checked, with its length as `header_bytes`.
-
-    Raises:
-      RecordError: not a record, or its header is damaged.
+      RecordError: not a record, damaged, or not the record asked for; the message names the document.
     """
     if len(blob) < PREFIX.size:
         raise RecordError(key, f"{name}: its record is cut short ({len(blob)} bytes)")
     magic, length, crc = PREFIX.unpack_from(blob)
-    raw = blob[PREFIX.size : PREFIX.size + length]
-    if magic != MAGIC or len(raw) != length or zlib.crc32(raw) != crc:
-        raise RecordError(key, f"{name}: its record is damaged (header)")
-    return {**json.loads(raw), "header_bytes": length}
+    if magic != MAGIC:
+        raise RecordError(key, f"{name}: its record is damaged (it does not begin as one of this version)")
+    try:
+        header = json.loads(blob[PREFIX.size : PREFIX.size + length])
+        dtype = DTYPES[header["token_type"]]
+        end = PREFIX.size + length + header["tokens"] * dtype.itemsize
+        described = blob[PREFIX.size : end]
+    except (ValueError, KeyError, TypeError):
+        raise RecordError(key, f"{name}: its record is damaged (header)") from None
+    if zlib.crc32(described) != crc:
+        raise RecordError(key, f"{name}: its record is damaged (checksum of the header)")
+    difference = identity.difference(header)
+    if difference is not None:
+        raise RecordError(key, f"{name}: its record was made by {difference}; index it again with this model")
+    tokens = np.frombuffer(described, dtype, offset=length).astype(np.int32)
+    if document_key(tokens, identity) != key:
+        raise RecordError(key, f"{name}: its record is that of another document")
+    arrays = tuple(
+        (array, DTYPES[dtype], (len(tokens), *shape)) for array, dtype, shape in header["arrays"]
+    )
+    return Layout(tokens, arrays, tuple(header["crc32"]), end + -end % ALIGNMENT)
 
 
-def _padding(header: int) -> int:
-    return -(PREFIX.size + header) % ALIGNMENT
+class RecordBody:
+    """The arrays of a record, filled layer by layer in any order."""
+
+    def __init__(self, layout: Layout, key: str, name: str):
+        self.layout, self.key, self._name = layout, key, name
+        self.arrays = {
+            array: np.empty((layout.layers, *shape), dtype) for array, dtype, shape in layout.arrays
+        }
+
+    def fill(self, first: int, data: bytes) -> None:
+        """Takes the bytes of layers from `first` on.
+
+        Raises:
+          RecordError: damaged, or cut short.
+        """
+        view, size = memoryview(data), self.layout.layer_bytes
+        for n in range(len(data) // size):
+            layer, part = first + n, view[n * size : (n + 1) * size]
+            if zlib.crc32(part) != self.layout.checksums[layer]:
+                raise RecordError(self.key, f"{self._name}: its record is damaged (checksum of layer {layer})")
+            at = 0
+            for array, dtype, shape in self.layout.arrays:
+                count = math.prod(shape)
+                self.arrays[array][layer] = np.frombuffer(part, dtype, count, at).reshape(shape)
+                at += count * dtype.itemsize
+
+    def document(self, codec: Codec | None) -> Piece:
+        """The document, once every layer is there."""
+        if codec is None:
+            return DocumentKV(self.layout.tokens, self.arrays["k"], self.arrays["v"])
+        return PackedDocument(self.layout.tokens, self.arrays, codec)
+
+
+def decode_record(blob: bytes, key: str, identity: RecordIdentity, name: str, codec: Codec | None = None) -> Piece:
+    """The document in a whole record.
+
+    Args:
+      codec: what its arrays are packed with; None for a plain one.
+
+    Raises:
+      RecordError: as `read_layout`, a layer is damaged, or the record has not the length that its header says.
+    """
+    layout = read_layout(blob, key, identity, name)
+    if len(blob) != layout.size:
+        raise RecordError(key, f"{name}: its record is cut short ({len(blob)} of {layout.size} bytes)")
+    body = RecordBody(layout, key, name)
+    body.fill(0, memoryview(blob)[layout.start :])
+    return body.document(codec)

@@ -7,21 +7,38 @@ transaction holds a batch of them: after a crash each batch is there whole or no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
 
-from grit_jax.rag.record import RecordError, RecordIdentity, decode_record, document_key, encode_record
-from grit_jax.types import DocumentKV, GritError
+from grit_jax.inference.pieces import Piece
+from grit_jax.rag.compress import StoredCodec, codec_from_bytes, kind_of, to_bytes
+from grit_jax.rag.record import (
+    Layout,
+    RecordBody,
+    RecordError,
+    RecordIdentity,
+    decode_record,
+    document_key,
+    encode_record,
+    read_layout,
+)
+from grit_jax.types import GritError
 
-META = "meta"
-RECORDS = "doc/"
+META, CALIBRATION, RECORDS = "meta", "calibration", "doc/"
 NODE_CACHE = 64 << 20  # bytes of the tree's nodes kept in memory; records themselves are not
+# A record longer than HEAD is read in parts of whole layers, several at once: checking one overlaps with reading the
+# next, and malloc recycles buffers of a part's size where it maps one of 65 MB anew each time, page by page.
+HEAD, PART, READERS = 256 << 10, 4 << 20, 8
+COPY_BYTES = 64 << 20  # of records copied in one transaction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,61 +51,86 @@ class StoreSize:
 
 
 class DocumentStore:
-    """Records of documents. Open one with `DocumentStore.open`."""
+    """Records of documents. Open one with `DocumentStore.open`, make one with `DocumentStore.create`.
 
-    def __init__(self, kv: ts.KvStore, path: str, identity: RecordIdentity):
-        self._kv, self.path, self.identity = kv, path, identity
+    Attributes:
+      identity: what its records must be.
+      codec: what they are packed with; None where they are plain.
+    """
+
+    def __init__(self, kv: ts.KvStore, path: str, identity: RecordIdentity, codec: StoredCodec | None):
+        self._kv, self.path, self.identity, self.codec = kv, path, identity, codec
         # What was read since is not asked for again on disk: keys are content-addressed, records do not change.
         self._fresh = time.time()
 
     @classmethod
-    def open(cls, path: str | Path, identity: RecordIdentity, create: bool = False) -> DocumentStore:
-        """Opens a store for the records of one model.
+    def open(cls, path: str | Path, identity: RecordIdentity, context: ts.Context | None = None) -> DocumentStore:
+        """Opens a store.
 
         Args:
           path: a directory, or a URL that TensorStore knows (`gs://bucket/path`).
-          identity: what its records must be (`RecordIdentity.of(model)`).
-          create: makes an empty store where there is none.
+          identity: what its records must be.
+          context: of TensorStore; None makes one.
 
         Raises:
-          GritError: nothing there, unreadable, or the store of another model.
+          GritError: nothing there, unreadable, or the store of another model or compression.
         """
-        text = str(path)
-        base: Any = text.rstrip("/") + "/"
-        if "://" not in text:
-            base = {"driver": "file", "path": str(Path(text).absolute()) + "/"}
-        context = ts.Context({"cache_pool": {"total_bytes_limit": NODE_CACHE}})
-        try:
-            kv = ts.KvStore.open({"driver": "ocdbt", "base": base}, context=context).result()
-            store = cls(kv, text, identity)
-            meta = store._meta(kv)
-            if meta is None and create:
-                with ts.Transaction(atomic=True) as transaction:
-                    store._write_meta(kv.with_transaction(transaction), StoreSize())
-                return store
-        except (ValueError, OSError) as error:
-            raise GritError(f"{text}: cannot be opened as a document store ({_short(error)})") from None
+        kv, meta = _open(path, context)
         if meta is None:
-            raise GritError(f"{text}: there is no document store; make one with: grit index")
-        difference = identity.difference(meta["identity"])
+            raise GritError(f"{path}: there is no document store; make one with: grit index")
+        difference = identity.difference(meta.get("identity") or {})
         if difference is not None:
-            raise GritError(f"{text}: this store was made by {difference}; run grit index again with this model")
+            raise GritError(f"{path}: this store was made by {difference}; run grit index again with this model")
+        with _told(path, "cannot be opened as a document store"):
+            calibration = kv.read(CALIBRATION).result()
+        codec = codec_from_bytes(calibration.value, identity.compression, str(path))
+        return cls(kv, str(path), identity, codec)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        identity: RecordIdentity,
+        codec: StoredCodec | None = None,
+        context: ts.Context | None = None,
+    ) -> DocumentStore:
+        """Makes an empty store, or opens the one that is there.
+
+        One of the same model and kind of compression, but with another calibration, is opened as it is: its maker was
+        killed before anything else knew of it.
+
+        Raises:
+          GritError: as `open`, and a place that cannot be written.
+        """
+        kv, meta = _open(path, context)
+        if meta is not None:
+            found = str((meta.get("identity") or {}).get("compression"))
+            if kind_of(found) == kind_of(identity.compression):
+                identity = dataclasses.replace(identity, compression=found)
+            return cls.open(path, identity, context)
+        store = cls(kv, str(path), identity, codec)
+        with _told(path, "cannot be written"), ts.Transaction(atomic=True) as transaction:
+            view = kv.with_transaction(transaction)
+            view.write(CALIBRATION, to_bytes(codec)).result()
+            store._write_meta(view, StoreSize())
         return store
 
     @property
     def size(self) -> StoreSize:
         """Records, tokens and bytes held."""
-        meta = self._meta(self._kv)
+        with _told(self.path, "cannot be read"):
+            meta = _read_meta(self._kv)
         return StoreSize(**meta["size"]) if meta else StoreSize()
-
-    @property
-    def bytes_used(self) -> int:
-        """Bytes of all records."""
-        return self.size.bytes
 
     def key(self, tokens: Sequence[int]) -> str:
         """The key of a document's record."""
         return document_key(tokens, self.identity)
+
+    def keys(self) -> list[str]:
+        """The keys of all records."""
+        with _told(self.path, "cannot be read"):
+            names = self._kv.list(ts.KvStore.KeyRange(RECORDS, RECORDS + "~")).result()
+        return [name.decode().removeprefix(RECORDS) for name in names]
 
     def has(self, key: str) -> bool:
         """Whether there is a record under `key`; it is not read."""
@@ -96,14 +138,10 @@ class DocumentStore:
 
     def has_many(self, keys: Sequence[str]) -> list[bool]:
         """`has` of many keys at once."""
-        nothing = slice(0, 0)
-        reads = [self._kv.read(RECORDS + key, byte_range=nothing, staleness_bound=self._fresh) for key in keys]
-        try:
-            return [read.result().state == "value" for read in reads]
-        except (ValueError, OSError) as error:
-            raise GritError(f"{self.path}: cannot be read ({_short(error)})") from None
+        with _told(self.path, "cannot be read"):
+            return [read.result().state == "value" for read in [self._read(key, slice(0, 0)) for key in keys]]
 
-    def put_many(self, documents: Iterable[DocumentKV]) -> list[str]:
+    def put_many(self, documents: Iterable[Piece]) -> list[str]:
         """Writes records in one transaction; when it returns they are on disk. Those already there are not rewritten.
 
         Returns:
@@ -117,27 +155,48 @@ class DocumentStore:
         new = {key: document for key, document in zip(keys, batch, strict=True)}
         there = self.has_many(list(new))
         new = {key: document for (key, document), found in zip(new.items(), there, strict=True) if not found}
-        if not new:
-            return keys
-        blobs = {RECORDS + key: encode_record(document, self.identity) for key, document in new.items()}
-        was = self.size
-        size = StoreSize(
-            was.records + len(blobs),
-            was.tokens + sum(len(document.tokens) for document in new.values()),
-            was.bytes + sum(map(len, blobs.values())),
-        )
-        try:
-            with ts.Transaction(atomic=True) as transaction:
-                view = self._kv.with_transaction(transaction)
-                for name, blob in blobs.items():
-                    view.write(name, blob).result()
-                self._write_meta(view, size)
-        except (ValueError, OSError) as error:
-            raise GritError(f"{self.path}: cannot be written ({_short(error)})") from None
-        self._fresh = time.time()
+        blobs = {key: encode_record(document, self.identity) for key, document in new.items()}
+        self._write(blobs, sum(len(document.tokens) for document in new.values()), sum(map(len, blobs.values())))
         return keys
 
-    def get_many(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[DocumentKV]:
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Removes records in one transaction; keys without one are passed over.
+
+        The store's files only grow: their bytes come free when what is left is copied (`copy_to`).
+
+        Raises:
+          GritError: the store cannot be written.
+        """
+        keys = list(keys)
+        gone: dict[str, None] = {}
+        tokens = size = 0
+        for key, head in zip(keys, self._heads(keys), strict=True):
+            if head is not None:
+                gone[key] = None
+                if (layout := self._layout(head, key)) is not None:
+                    tokens, size = tokens + len(layout.tokens), size + layout.size
+        self._write(gone, -tokens, -size)
+
+    def copy_to(self, other: DocumentStore, keys: Sequence[str]) -> None:
+        """Copies records into another store of the same identity; those that are there or cannot be read are not.
+
+        Raises:
+          GritError: one of the stores cannot be read or written.
+        """
+        size = self.size
+        together = max(1, COPY_BYTES * size.records // max(size.bytes, 1))
+        keys = [key for key, there in zip(keys, other.has_many(keys), strict=True) if not there]
+        for start in range(0, len(keys), together):
+            part = keys[start : start + together]
+            blobs = {}
+            for key, read in zip(part, [self._read(key) for key in part], strict=True):
+                with contextlib.suppress(ValueError, OSError):
+                    blobs[key] = read.result().value
+            found = {key: layout for key in blobs if (layout := self._layout(blobs[key], key)) is not None}
+            tokens = sum(len(layout.tokens) for layout in found.values())
+            other._write({key: blobs[key] for key in found}, tokens, sum(layout.size for layout in found.values()))
+
+    def get_many(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[Piece]:
         """Documents by key, read together.
 
         Args:
@@ -152,30 +211,133 @@ class DocumentStore:
                 raise document
         return found  # type: ignore[return-value]
 
-    def fetch(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[DocumentKV | RecordError]:
+    def fetch(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[Piece | RecordError]:
         """`get_many` that returns what is wrong with a record in its place instead of raising it."""
         names = [f"document {key[:12]}" for key in keys] if names is None else names
-        reads = [self._kv.read(RECORDS + key, staleness_bound=self._fresh) for key in keys]
-        return [self._one(read, key, name) for read, key, name in zip(reads, keys, names, strict=True)]
+        heads = [self._read(key, slice(0, HEAD)) for key in keys]
+        with ThreadPoolExecutor(READERS) as pool:
+            started = [self._start(*one, pool) for one in zip(heads, keys, names, strict=True)]
+            return [self._finish(*one) for one in zip(started, keys, names, strict=True)]
 
-    def _one(self, read: Any, key: str, name: str) -> DocumentKV | RecordError:
+    def _start(self, head: Any, key: str, name: str, pool: ThreadPoolExecutor) -> _Reading | Any:
+        """A long record on its way in parts; or the read of the whole of one shorter than a head."""
         try:
-            result = read.result()
+            result = head.result()
+            layout = read_layout(result.value, key, self.identity, name)
+        except (RecordError, ValueError, OSError):
+            return self._read(key)  # also what is wrong with a record: the whole of it will say
+        body = RecordBody(layout, key, name)
+        layers = max(1, PART // layout.layer_bytes)
+        return _Reading(body, [
+            pool.submit(self._part, body, first, min(first + layers, layout.layers))
+            for first in range(0, layout.layers, layers)
+        ])  # fmt: skip
+
+    def _part(self, body: RecordBody, first: int, last: int) -> None:
+        layout = body.layout
+        a, b = (layout.start + layer * layout.layer_bytes for layer in (first, last))
+        body.fill(first, self._read(body.key, slice(a, b)).result().value)
+
+    def _finish(self, started: Any, key: str, name: str) -> Piece | RecordError:
+        try:
+            if isinstance(started, _Reading):
+                for part in started.parts:
+                    part.result()
+                return started.body.document(self.codec)
+            result = started.result()
             if result.state != "value":
                 return RecordError(key, f"{name}: has no record in {self.path}")
-            return decode_record(result.value, key, self.identity, name)
+            return decode_record(result.value, key, self.identity, name, self.codec)
         except RecordError as error:
             return error
         except (ValueError, OSError) as error:
             return RecordError(key, f"{name}: its record in {self.path} cannot be read ({_short(error)})")
 
-    def _meta(self, kv: ts.KvStore) -> dict[str, Any] | None:
-        result = kv.read(META).result()
-        return json.loads(result.value) if result.state == "value" else None
+    def _heads(self, keys: Sequence[str]) -> Iterator[bytes | None]:
+        """The beginning of each record, or all of a short one; None where there is none."""
+        for key, read in zip(keys, [self._read(key, slice(0, HEAD)) for key in keys], strict=True):
+            try:
+                result = read.result()
+            except (ValueError, OSError):  # shorter than that
+                with _told(self.path, "cannot be read"):
+                    result = self._read(key).result()
+            yield result.value if result.state == "value" else None
+
+    def _layout(self, head: bytes, key: str) -> Layout | None:
+        try:
+            return read_layout(head, key, self.identity, key)
+        except RecordError:
+            return None
+
+    def _read(self, key: str, part: slice | None = None) -> Any:
+        return self._kv.read(RECORDS + key, byte_range=part or slice(None), staleness_bound=self._fresh)
+
+    def _write(self, records: Mapping[str, bytes | None], tokens: int, size: int) -> None:
+        """Writes (None: removes) records and the new size, all in one transaction."""
+        if not records:
+            return
+        was, sign = self.size, -1 if None in records.values() else 1
+        now = StoreSize(was.records + sign * len(records), was.tokens + tokens, was.bytes + size)
+        with _told(self.path, "cannot be written"), ts.Transaction(atomic=True) as transaction:
+            view = self._kv.with_transaction(transaction)
+            for key, blob in records.items():
+                view.write(RECORDS + key, blob).result()
+            self._write_meta(view, now)
+        self._fresh = time.time()
 
     def _write_meta(self, kv: ts.KvStore, size: StoreSize) -> None:
         meta = {"identity": self.identity.to_json(), "size": dataclasses.asdict(size)}
         kv.write(META, json.dumps(meta).encode()).result()
+
+
+def remove_store(path: str | Path, context: ts.Context | None = None) -> None:
+    """Removes a store and everything below its path, if there is one.
+
+    Raises:
+      GritError: it cannot be removed.
+    """
+    with _told(path, "cannot be removed"):
+        if isinstance(base := _base(path), str):
+            store = ts.KvStore.open(base, context=context or ts.Context()).result()
+            store.delete_range(ts.KvStore.KeyRange()).result()
+        elif Path(path).exists():
+            shutil.rmtree(path)
+
+
+@dataclasses.dataclass
+class _Reading:
+    """A long record, and the parts of it on their way."""
+
+    body: RecordBody
+    parts: list[Future[None]]
+
+
+def _open(path: str | Path, context: ts.Context | None) -> tuple[ts.KvStore, dict[str, Any] | None]:
+    """The database and what stands in it about itself, None where there is nothing yet."""
+    context = context or ts.Context({"cache_pool": {"total_bytes_limit": NODE_CACHE}})
+    with _told(path, "cannot be opened as a document store"):
+        kv = ts.KvStore.open({"driver": "ocdbt", "base": _base(path)}, context=context).result()
+        return kv, _read_meta(kv)
+
+
+def _base(path: str | Path) -> Any:
+    """A path or URL in TensorStore's terms."""
+    text = str(path)
+    return text.rstrip("/") + "/" if "://" in text else {"driver": "file", "path": str(Path(text).absolute()) + "/"}
+
+
+def _read_meta(kv: ts.KvStore) -> dict[str, Any] | None:
+    result = kv.read(META).result()
+    return json.loads(result.value) if result.state == "value" else None
+
+
+@contextlib.contextmanager
+def _told(path: str | Path, what: str) -> Iterator[None]:
+    """TensorStore's errors in words for the person."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise GritError(f"{path}: {what} ({_short(error)})") from None
 
 
 def _short(error: Exception) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 
 from grit_jax.data.chat import GRIT
 from grit_jax.inference.encoder import Encoded, FormattedTexts
+from grit_jax.inference.pieces import PackedDocument
 from grit_jax.models.config import ModelConfig
-from grit_jax.types import AttentionMode, DocumentKV
+from grit_jax.types import KV, AttentionMode, DocumentKV
 
 CONFIG = ModelConfig(
     vocab_size=300, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2,
@@ -29,6 +30,16 @@ def document_kv(ids, config: ModelConfig = CONFIG) -> DocumentKV:
     shape = (config.num_hidden_layers, len(ids), config.num_key_value_heads, config.head_dim)
     k, v = rng.standard_normal((2, *shape)).astype(np.float32)
     return DocumentKV(np.asarray(ids, np.int32), k, v)
+
+
+def packed(document: DocumentKV, codec) -> DocumentKV | PackedDocument:
+    """A record as the encoder makes it with this codec."""
+    if codec is None:
+        return document
+    T = len(document.tokens)
+    wide = lambda a: np.pad(a[:, None], ((0, 0), (0, 0), (0, -T % 128), (0, 0), (0, 0)))  # few shapes to compile
+    arrays = codec.pack(KV(wide(document.k), wide(document.v)))
+    return PackedDocument(document.tokens, {name: np.asarray(a)[:, 0, :T] for name, a in arrays.items()}, codec)
 
 
 def vector(ids) -> np.ndarray:
@@ -48,11 +59,11 @@ class FakeEncoder:
         """One tag and the bytes of each text."""
         return FormattedTexts([[256, *text.encode()][:max_length] for text in texts], 1)
 
-    def encode_ids(self, ids, pool_starts=None, *, return_cache=False) -> Encoded:
+    def encode_ids(self, ids, pool_starts=None, *, return_cache=False, codec=None) -> Encoded:
         """Vectors and caches of the ids."""
         time.sleep(self.seconds)
         self.encoded += [tuple(text) for text in ids]
-        caches = [document_kv(text) for text in ids] if return_cache else None
+        caches = [packed(document_kv(text), codec) for text in ids] if return_cache else None
         return Encoded(np.stack([vector(text) for text in ids]), caches, sum(map(len, ids)), self.seconds)
 
 
@@ -67,7 +78,22 @@ def fake_model(weights: str = "w1", seconds: float = 0.0, **changes):
     )
 
 
-if __name__ == "__main__":
-    from grit_jax.rag.index import build_index
+def main(corpus: str, output: str, kv: str = "native") -> None:
+    """Indexes a corpus, saying what is committed."""
+    from grit_jax.rag import build
+    from grit_jax.rag.index_files import IndexWriter
 
-    build_index(fake_model(seconds=0.005), sys.argv[1], sys.argv[2], batch_tokens=60, quiet=True)
+    append = IndexWriter.append
+
+    def says(self, vectors, documents, dead=None) -> None:
+        append(self, vectors, documents, dead)
+        print(*(document["id"] for document in documents), end=".\n", flush=True)
+
+    IndexWriter.append = says  # type: ignore[method-assign]
+    print("begins", flush=True)
+    model = fake_model(seconds=0.005)
+    build.build_index(model, corpus, output, kv=kv, update=True, delete_missing=True, batch_tokens=60, quiet=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

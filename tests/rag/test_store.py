@@ -7,8 +7,11 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 import pytest
-from fake_model import document_kv, fake_model
+import tensorstore as ts
+from fake_model import document_kv, fake_model, packed
 
+from grit_jax.rag import store as store_module
+from grit_jax.rag.compress import calibrate, compression_of
 from grit_jax.rag.record import (
     PREFIX,
     RecordError,
@@ -16,9 +19,9 @@ from grit_jax.rag.record import (
     decode_record,
     document_key,
     encode_record,
-    read_header,
+    read_layout,
 )
-from grit_jax.rag.store import DocumentStore
+from grit_jax.rag.store import DocumentStore, StoreSize, remove_store
 from grit_jax.types import DocumentKV, GritError
 
 IDENTITY = RecordIdentity.of(fake_model())
@@ -27,7 +30,7 @@ DOCUMENTS = [document_kv(range(10, 10 + n)) for n in (1, 7, 40)]
 
 @pytest.fixture
 def store(tmp_path):
-    store = DocumentStore.open(tmp_path / "kv", IDENTITY, create=True)
+    store = DocumentStore.create(tmp_path / "kv", IDENTITY)
     store.put_many(DOCUMENTS)
     return store
 
@@ -61,26 +64,26 @@ def test_a_layer_can_be_read_by_itself(store):
     """Layer-major bytes: K then V of layer i lie together, at a place that the header gives."""
     document = DOCUMENTS[2]
     blob = encode_record(document, IDENTITY)
-    header = read_header(blob, store.key(document.tokens), "d")
-    start = -(-(PREFIX.size + header["header_bytes"]) // 64) * 64
-    size = header["layer_bytes"]
+    layout = read_layout(blob, store.key(document.tokens), IDENTITY, "d")
+    start, size = layout.start, layout.layer_bytes
+    assert start % 64 == 0 and len(blob) == layout.size == start + 3 * size
     for layer in range(3):
         part = np.frombuffer(blob[start + layer * size : start + (layer + 1) * size], np.float32)
         np.testing.assert_array_equal(part.reshape(2, 40, 1, 4)[0], document.k[layer])
         np.testing.assert_array_equal(part.reshape(2, 40, 1, 4)[1], document.v[layer])
-    assert header["tokens"] == list(range(10, 50)) and header["attention"] == "bidirectional"
+    assert layout.tokens.tolist() == list(range(10, 50)) and b'"attention":"bidirectional"' in blob
 
 
 def test_what_is_there_is_not_written_again(store):
     before = store.size
     assert before.records == 3 and before.tokens == 48
-    assert before.bytes == sum(len(encode_record(d, IDENTITY)) for d in DOCUMENTS) == store.bytes_used
+    assert before.bytes == sum(len(encode_record(d, IDENTITY)) for d in DOCUMENTS)
     keys = store.put_many([DOCUMENTS[0], document_kv([1, 2]), document_kv([1, 2])])
     assert keys[1] == keys[2] and store.size.records == 4 and store.size.tokens == 50
 
 
 def test_a_key_depends_on_everything():
-    changes = {"weights": "w2", "attention": "causal", "compression": "int8", "format": 2, "chat": (("bos", "x"),)}
+    changes = {"weights": "w2", "attention": "causal", "compression": "int8-1-x", "format": 1, "chat": (("bos", "x"),)}
     others = [dataclasses.replace(IDENTITY, **{name: value}) for name, value in changes.items()]
     keys = {document_key([1, 2], one) for one in (IDENTITY, *others)} | {document_key([2, 1], IDENTITY)}
     assert len(keys) == 7
@@ -90,9 +93,9 @@ def test_a_key_depends_on_everything():
 def test_every_changed_byte_is_noticed():
     document = DOCUMENTS[1]
     blob, key = encode_record(document, IDENTITY), document_key(document.tokens, IDENTITY)
-    header = PREFIX.size + read_header(blob, key, "d")["header_bytes"]
-    body = -(-header // 64) * 64
-    places = [*range(0, header, 7), *range(body, len(blob), 11), len(blob) - 1]
+    body = read_layout(blob, key, IDENTITY, "d").start
+    described = len(blob[:body].rstrip(b"\0"))
+    places = [*range(0, described, 7), *range(body, len(blob), 11), len(blob) - 1]
     for place in places:
         damaged = bytearray(blob)
         damaged[place] ^= 1
@@ -118,6 +121,127 @@ def test_another_documents_or_models_record_is_not_used():
         other = dataclasses.replace(IDENTITY, **{name: value})
         with pytest.raises(RecordError, match="zeno.*another"):
             decode_record(blob, document_key(DOCUMENTS[0].tokens, other), other, "zeno")
+
+
+def test_long_records_are_read_in_parts(tmp_path, monkeypatch):
+    """Ranges of whole layers, checked one by one; nothing else of the record is read."""
+    monkeypatch.setattr(store_module, "HEAD", 800)
+    monkeypatch.setattr(store_module, "PART", 2000)
+    store = DocumentStore.create(tmp_path / "kv", IDENTITY)
+    documents = [document_kv(range(10, 10 + n)) for n in (40, 3, 90)]
+    keys = store.put_many(documents)
+    read: list[slice] = []
+    original = DocumentStore._read
+
+    def spy(self, key, part=None):
+        read.append(part)
+        return original(self, key, part)
+
+    monkeypatch.setattr(DocumentStore, "_read", spy)
+    for found, document in zip(store.get_many(keys), documents, strict=True):
+        assert_same(found, document)
+    # The short one whole, after a head that it is shorter than; layers of 1280 and 2880 bytes one at a time.
+    assert sorted(part.stop - part.start if part else 0 for part in read) == [0] + [800] * 3 + [1280] * 3 + [2880] * 3
+    path = largest_file(tmp_path / "kv")
+    data, victim = bytearray(path.read_bytes()), documents[2].v[1].tobytes()
+    data[data.index(victim) + 9] ^= 1
+    path.write_bytes(data)
+    found = DocumentStore.open(tmp_path / "kv", IDENTITY).fetch(keys, ["a", "b", "document 'c'"])
+    assert_same(found[0], documents[0])
+    assert isinstance(found[2], RecordError) and "document 'c'" in str(found[2]) and "layer 1" in str(found[2])
+
+
+@pytest.mark.parametrize("url", ["memory://records/of/mine", "file://{}/records"])
+def test_any_place_that_tensorstore_knows(url, tmp_path):
+    """What `gs://` goes through: URLs, and a context that credentials and caches belong to."""
+    url, context = url.format(tmp_path), ts.Context()
+    with pytest.raises(GritError, match="grit index"):
+        DocumentStore.open(url, IDENTITY, context)
+    keys = DocumentStore.create(url, IDENTITY, context=context).put_many(DOCUMENTS)
+    store = DocumentStore.open(url, IDENTITY, context)
+    for found, document in zip(store.get_many(keys), DOCUMENTS, strict=True):
+        assert_same(found, document)
+    other = DocumentStore.create(url + ".1", IDENTITY, context=context)
+    store.copy_to(other, keys[:2])
+    remove_store(url, context)
+    with pytest.raises(GritError, match="grit index"):
+        DocumentStore.open(url, IDENTITY, context)
+    assert DocumentStore.open(url + ".1", IDENTITY, context).has_many(keys) == [True, True, False]
+
+
+def test_records_are_removed_and_counted_off(store, tmp_path):
+    keys = [store.key(d.tokens) for d in DOCUMENTS]
+    store.delete_many([keys[1], "0" * 64])
+    sizes = [len(encode_record(d, IDENTITY)) for d in DOCUMENTS]
+    assert store.size == StoreSize(2, 41, sizes[0] + sizes[2]) and set(store.keys()) == {keys[0], keys[2]}
+    assert store.has_many(keys) == [True, False, True]
+    store.delete_many(keys)
+    assert store.size == StoreSize() and store.keys() == []
+    store.put_many(DOCUMENTS)
+    assert_same(DocumentStore.open(tmp_path / "kv", IDENTITY).get_many(keys)[1], DOCUMENTS[1])
+
+
+def test_copies_hold_what_can_be_read(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "COPY_BYTES", 1)  # one record a transaction
+    keys = [store.key(d.tokens) for d in DOCUMENTS]
+    other = DocumentStore.create(tmp_path / "other", IDENTITY)
+    other.put_many(DOCUMENTS[:1])
+    store.copy_to(other, keys)
+    assert other.size == store.size
+    for found, document in zip(other.get_many(keys), DOCUMENTS, strict=True):
+        assert_same(found, document)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "pca2", "pca1"])
+def test_packed_records(kind, tmp_path):
+    """The store keeps the calibration; a record of another one is another record."""
+    codec = calibrate(kind, [document_kv(range(100, 180))])
+    identity = dataclasses.replace(IDENTITY, compression=compression_of(kind, codec))
+    documents = [packed(document, codec) for document in DOCUMENTS]
+    DocumentStore.create(tmp_path / "kv", identity, codec).put_many(documents)
+    store = DocumentStore.open(tmp_path / "kv", identity)
+    keys = [store.key(d.tokens) for d in DOCUMENTS]
+    assert not set(keys) & {document_key(d.tokens, IDENTITY) for d in DOCUMENTS}
+    for found, document in zip(store.get_many(keys), documents, strict=True):
+        assert found.codec is store.codec and found.arrays.keys() == document.arrays.keys()
+        for name, array in document.arrays.items():
+            assert found.arrays[name].tobytes() == array.tobytes() and found.arrays[name].dtype == array.dtype
+    again = found.codec.expand({name: array[:, None] for name, array in found.arrays.items()})
+    expected = codec.expand({name: array[:, None] for name, array in documents[2].arrays.items()})
+    np.testing.assert_array_equal(again.k, expected.k)
+    np.testing.assert_array_equal(again.v, expected.v)
+    # Another calibration: refused by name where it matters, taken as it is by a maker that starts anew.
+    other = calibrate(kind, [document_kv(range(200, 260))])
+    moved = dataclasses.replace(IDENTITY, compression=compression_of(kind, other))
+    with pytest.raises(GritError, match=f"another compression \\({kind}-1-"):
+        DocumentStore.open(tmp_path / "kv", moved)
+    assert DocumentStore.create(tmp_path / "kv", moved, other).identity == identity
+    with pytest.raises(GritError, match="another compression"):
+        DocumentStore.create(tmp_path / "kv", IDENTITY)
+    blob = encode_record(documents[1], identity)
+    with pytest.raises(RecordError, match="zeno.*another compression"):
+        decode_record(blob, document_key(DOCUMENTS[1].tokens, moved), moved, "zeno", other)
+    for place in (len(blob) // 2, len(blob) - 9):
+        damaged = bytearray(blob)
+        damaged[place] ^= 1
+        with pytest.raises(RecordError, match="zeno.*damaged"):
+            decode_record(bytes(damaged), keys[1], identity, "zeno", codec)
+
+
+def test_a_damaged_calibration_is_an_error(tmp_path):
+    codec = calibrate("int8", [document_kv(range(100, 180))])
+    identity = dataclasses.replace(IDENTITY, compression=compression_of("int8", codec))
+    DocumentStore.create(tmp_path / "kv", identity, codec)
+    path = largest_file(tmp_path / "kv")
+    data = path.read_bytes()
+    at = data.index(np.asarray(codec.step).tobytes())
+    path.write_bytes(data[:at] + b"\xff" + data[at + 1 :])
+    with pytest.raises(GritError, match="calibration.*damaged"):
+        DocumentStore.open(tmp_path / "kv", identity)
+    unknown = dataclasses.replace(IDENTITY, compression="int3-9-0")
+    DocumentStore.create(tmp_path / "other", unknown)
+    with pytest.raises(GritError, match="'int3-9-0' is unknown"):
+        DocumentStore.open(tmp_path / "other", unknown)
 
 
 def largest_file(folder):
@@ -166,7 +290,7 @@ def test_another_models_store_does_not_open(store, tmp_path):
     with pytest.raises(GritError, match="another model.*grit index"):
         DocumentStore.open(tmp_path / "kv", other)
     with pytest.raises(GritError, match="another model"):
-        DocumentStore.open(tmp_path / "kv", other, create=True)
+        DocumentStore.create(tmp_path / "kv", other)
 
 
 def test_a_batch_is_written_whole_or_not_at_all(store):

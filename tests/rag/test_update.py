@@ -1,0 +1,235 @@
+"""Keeping an index up to date: documents replaced and deleted in place, and nothing half done after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_model
+import numpy as np
+import pytest
+from fake_model import document_kv, vector
+
+from grit_jax.rag import build
+from grit_jax.rag.index import Index, build_index
+from grit_jax.rag.index_files import MANIFEST, IndexWriter
+from grit_jax.rag.store import DocumentStore
+from grit_jax.types import GritError
+
+ROWS = [{"id": f"d{i}", "text": f"text number {i} " * (1 + i % 5)} for i in range(40)]
+
+
+def write(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def changed(rows, which, what="rewritten"):
+    return [{**row, "text": f"{what} {i}"} if i in which else row for i, row in enumerate(rows)]
+
+
+@pytest.fixture
+def model():
+    return fake_model.fake_model()
+
+
+@pytest.fixture
+def index(model, tmp_path):
+    build_index(model, write(tmp_path / "c.jsonl", ROWS), tmp_path / "index", batch_tokens=200, quiet=True)
+    return tmp_path / "index"
+
+
+def assert_holds(index: Index, rows):
+    """Vector, text and record of every document, each from its own ids, and no other record."""
+    assert {index.documents[i]["id"] for i in range(len(index))} == {row["id"] for row in rows} and len(index) == len(rows)
+    by_id = {index.documents[i]["id"]: i for i in range(len(index))}
+    ids = [[256, *row["text"].encode()] for row in rows]
+    lines = [index.documents[by_id[row["id"]]] for row in rows]
+    for row, line, tokens, record in zip(rows, lines, ids, index.store.get_many([line["key"] for line in lines])):
+        assert index.text(row["id"]) == row["text"] and line["tokens"] == len(tokens)
+        np.testing.assert_array_equal(index.vectors[by_id[row["id"]]], vector(tokens))
+        np.testing.assert_array_equal(record.k, document_kv(tokens).k)
+        assert index.text(int(index.search(vector(tokens)[None], 1).rows[0, 0])) == row["text"]
+    assert set(index.store.keys()) == {line["key"] for line in lines}
+    assert index.store.size.records == len({line["key"] for line in lines})
+    assert index.manifest["tokens"] == sum(map(len, ids))
+
+
+def test_changed_documents_are_replaced_and_new_ones_added(model, index, tmp_path):
+    rows = [*changed(ROWS, {3, 17}), {"id": "new", "text": "another one"}]
+    model.encoder.encoded.clear()
+    summary = build_index(model, write(tmp_path / "c.jsonl", rows), index, update=True, quiet=True)
+    assert (summary.documents, summary.encoded, summary.skipped, summary.replaced) == (41, 3, 38, 2)
+    assert len(model.encoder.encoded) == 3 and summary.deleted == 0
+    assert_holds(Index.open(index, model), rows)
+    assert build_index(model, tmp_path / "c.jsonl", index, quiet=True).encoded == 0
+
+
+def test_documents_that_are_gone_stay_unless_told(model, index, tmp_path, capsys):
+    rows = ROWS[:30]
+    build_index(model, write(tmp_path / "c.jsonl", rows), index, quiet=True)
+    assert "10 documents of the index are not in" in capsys.readouterr().err
+    assert_holds(Index.open(index, model), ROWS)
+    summary = build_index(model, tmp_path / "c.jsonl", index, delete_missing=True, quiet=True)
+    assert (summary.documents, summary.deleted, summary.encoded) == (30, 10, 0)
+    assert_holds(Index.open(index, model), rows)
+    # Deleted is not remembered: it can come back.
+    build_index(model, write(tmp_path / "c.jsonl", ROWS), index, quiet=True)
+    assert_holds(Index.open(index, model), ROWS)
+
+
+def test_without_update_a_change_is_refused_and_nothing_is_written(model, index, tmp_path):
+    before = (index / MANIFEST).read_text()
+    with pytest.raises(GritError, match=r"c\.jsonl:6: document 'd5' has changed.*--update"):
+        build_index(model, write(tmp_path / "c.jsonl", changed(ROWS, {5})), index, delete_missing=True, quiet=True)
+    assert (index / MANIFEST).read_text() == before
+
+
+def test_a_record_that_others_share_is_kept(model, tmp_path):
+    rows = [{"id": str(i), "text": "the same"} for i in range(8)]
+    build_index(model, write(tmp_path / "c.jsonl", rows), tmp_path / "index", quiet=True)
+    rows[0] = {"id": "0", "text": "not the same"}
+    build_index(model, write(tmp_path / "c.jsonl", rows), tmp_path / "index", update=True, quiet=True)
+    assert_holds(Index.open(tmp_path / "index", model), rows)
+
+
+def test_much_dead_is_copied_away_and_its_bytes_come_free(model, index, tmp_path):
+    opened = Index.open(index, model)
+    size = sum(file.stat().st_size for file in index.rglob("*") if file.is_file())
+    rows = changed(ROWS[:20], {0, 1})
+    build_index(model, write(tmp_path / "c.jsonl", rows), index, update=True, delete_missing=True, quiet=True)
+    assert_holds(Index.open(index, model), rows)
+    assert sorted(path.name for path in index.iterdir() if path.name != ".lock") == [
+        "dead.1.bin", "documents.1.jsonl", "index.json", "kv.1", "vectors.1.npy"
+    ]  # fmt: skip
+    assert sum(file.stat().st_size for file in index.rglob("*") if file.is_file()) < 0.6 * size
+    np.testing.assert_array_equal(np.load(index / "vectors.1.npy"), Index.open(index, model).vectors)
+    # Who had it open still reads texts and vectors; records are computed anew by who asks for them.
+    assert opened.text("d30") == ROWS[30]["text"] and opened.search(vector([256, 1])[None], 3).rows.shape == (1, 3)
+    # And it goes on from there.
+    build_index(model, write(tmp_path / "c.jsonl", ROWS), index, update=True, quiet=True)
+    assert_holds(Index.open(index, model), ROWS)
+
+
+def test_an_index_with_everything_deleted_can_be_filled_again(model, index, tmp_path):
+    other = [{"id": "x", "text": "only one"}]
+    build_index(model, write(tmp_path / "c.jsonl", other), index, delete_missing=True, quiet=True)
+    assert_holds(Index.open(index, model), other)
+    build_index(model, write(tmp_path / "c.jsonl", ROWS), index, delete_missing=True, quiet=True)
+    assert_holds(Index.open(index, model), ROWS)
+
+
+@pytest.mark.parametrize(
+    "owner, name",
+    [
+        (IndexWriter, "next_generation"), (DocumentStore, "delete_many"), (DocumentStore, "copy_to"),
+        (build, "remove_store"), (IndexWriter, "_remove"), (IndexWriter, "append"), (DocumentStore, "put_many"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("before", [True, False])
+def test_a_writer_that_dies_anywhere_leaves_an_index_and_the_next_one_finishes(
+    model, index, tmp_path, monkeypatch, owner, name, before
+):
+    """Death right before and right after each step that changes files."""
+    rows = changed(ROWS[:24], {0, 5, 6})
+    write(tmp_path / "c.jsonl", rows)
+    step = getattr(owner, name)
+
+    def dies(*args, **kwargs):
+        if not before:
+            step(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dies)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(model, tmp_path / "c.jsonl", index, update=True, delete_missing=True, quiet=True)
+    half = Index.open(index, model)
+    texts = {row["id"]: {row["text"]} for row in ROWS}
+    for row in rows:
+        texts[row["id"]].add(row["text"])
+    ids = [half.documents[i]["id"] for i in range(len(half))]
+    assert len(set(ids)) == len(ids) and set(ids) >= {row["id"] for row in rows}
+    records = half.store.get_many([half.documents[i]["key"] for i in range(len(half))])
+    for i, record in enumerate(records):
+        text = half.text(i)
+        assert text in texts[ids[i]]
+        tokens = [256, *text.encode()]
+        np.testing.assert_array_equal(half.vectors[i], vector(tokens))
+        np.testing.assert_array_equal(record.v, document_kv(tokens).v)
+    build_index(model, tmp_path / "c.jsonl", index, update=True, delete_missing=True, quiet=True)
+    finished = Index.open(index, model)
+    assert_holds(finished, rows)
+    leftover = {path.name for path in index.iterdir()} - {MANIFEST, ".lock"}
+    generation = finished.manifest["generation"]
+    assert all((f".{generation}" in name) == bool(generation) for name in leftover)
+
+
+def state(path: Path, model) -> dict[str, str]:
+    """Texts by id, once it is sure that each has its own vector and record."""
+    try:
+        index = Index.open(path, model)
+    except GritError as error:
+        assert "no document in this index yet" in str(error) or "there is no index" in str(error)
+        return {}
+    lines = [index.documents[i] for i in range(len(index))]
+    records = index.store.get_many([line["key"] for line in lines])
+    native = index.store.codec is None
+    for i, (line, record) in enumerate(zip(lines, records, strict=True)):
+        tokens = [256, *line["text"].encode()]
+        np.testing.assert_array_equal(index.vectors[i], vector(tokens))
+        np.testing.assert_array_equal(record.tokens, tokens)
+        expected = document_kv(tokens) if native else fake_model.packed(document_kv(tokens), index.store.codec)
+        np.testing.assert_array_equal(*((a.v if native else a.arrays["v"]) for a in (record, expected)))
+    assert len({line["id"] for line in lines}) == len(lines)
+    return {line["id"]: line["text"] for line in lines}
+
+
+def kill_writers(folder: Path, kills: int, kv: str, seed: int = 0) -> int:
+    """Brings an index from one corpus to another and back, each writer killed at some moment of its work.
+
+    Returns:
+      How many were killed before they were done.
+    """
+    model, path, rng = fake_model.fake_model(), folder / "index", np.random.default_rng(seed)
+    first = [{"id": f"k{i}", "text": f"killed document {i} " * (1 + i % 3)} for i in range(60)]
+    second = [*changed(first, set(range(0, 60, 2)))[10:], *({"id": f"n{i}", "text": f"new {i}"} for i in range(20))]
+    corpora = [write(folder / "first.jsonl", first), write(folder / "second.jsonl", second)]
+    done, before, turn = 0, {}, 0
+    while done < kills:
+        rows = (first, second)[turn % 2]
+        wanted = {row["id"]: row["text"] for row in rows}
+        command = [sys.executable, fake_model.__file__, str(corpora[turn % 2]), str(path), kv]
+        process = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begins\n"
+        time.sleep(rng.uniform(0, 0.6))
+        finished = process.poll() is not None
+        process.kill()
+        said = process.stdout.read().decode().splitlines()
+        process.wait()
+        done += not finished
+        turn += finished
+        acknowledged = {id for line in said if line.endswith(".") for id in line[:-1].split()}
+        after = state(path, model)
+        for id in {*before, *after, *wanted}:
+            assert after.get(id) in (before.get(id), wanted.get(id)), (id, before.get(id), after.get(id))
+            if id in before and id in wanted:
+                assert id in after
+        assert all(after[id] == wanted[id] for id in acknowledged)
+        if finished:
+            assert after == wanted
+        before = after
+    summary = build_index(model, corpora[0], path, kv=kv, update=True, delete_missing=True, quiet=True)
+    assert state(path, model) == {row["id"]: row["text"] for row in first} and summary.documents == len(first)
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv, kills", [("native", 3), ("int4", 3)])
+def test_writers_killed_at_any_moment_of_an_update_lose_nothing(tmp_path, kv, kills):
+    assert kill_writers(tmp_path, kills, kv) == kills
