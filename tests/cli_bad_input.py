@@ -176,9 +176,10 @@ CASES = {
     "eval rag model --input rag.jsonl --index i-other": "i-other: this index was made by another model",
     "eval rag model --input rag.jsonl --modes none --max-new-tokens 100000": "the model reads 32768",
     # ---- bench
-    "bench": "required: rag",
+    "bench": "required: encode\\|decode\\|train\\|rag\\|all",
     "bench model": "invalid choice: 'model'",
     "bench rag": "required: MODEL; see grit bench rag --help",
+    "bench encode model --tokens 5": "unknown flag --tokens, did you mean --batch-tokens\\?",
     "bench rag absent/model": "absent/model: absent model",
     "bench rag model --kv none": "--kv: invalid choice: 'none'",
     "bench rag model --tokens 0": "--tokens: must be at least 1, is 0",

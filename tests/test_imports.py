@@ -23,7 +23,7 @@ ALLOWED = {
     "run_config": {"training", "data", "models"},
     "quickstart": {"train", "run_config", "report", "training", "evaluation", "rag", "inference", "data", "models"},
     "evidence": {"quickstart", "train", "run_config", "training", "inference", "data", "models"},
-    "bench": {"rag", "inference", "data", "models"},
+    "bench": {"rag", "inference", "training", "data", "models"},
     "parser": set(),
     "cli": {"parser", "bench", "quickstart", "evidence", "train", "report", "evaluation", "rag", "inference", "data", "models"},
     "__main__": {"cli"},
