@@ -141,17 +141,18 @@ def bench_rag(
     Raises:
       GritError: more tokens than the model reads, or a tokenizer that cannot make such texts.
     """
-    check_length(model, tokens, new_tokens)
+    texts = TextMaker(model, seed)
+    check_length(model, texts, tokens, new_tokens)
     lengths = [tokens >> i for i in reversed(range(CURVE if curve else 1)) if tokens >> i]
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as scratch:
-        samples = [_sample(model, kv, shape, long, seed, Path(scratch)) for long in lengths for shape in SHAPES]
+        samples = [_sample(model, texts, kv, shape, long, Path(scratch)) for long in lengths for shape in SHAPES]
         cases = [(sample, mode) for sample in samples for mode in MEASURED]
         runs: dict[tuple[_Sample, str], list[_Run]] = {case: [] for case in cases}
         with progress(len(cases) * (repeats + 1), "bench rag", "answers", quiet=quiet) as bar:
-            for round in range(repeats + 1):
-                for sample, mode in cases[::-1] if round % 2 else cases:
+            for turn in range(repeats + 1):
+                for sample, mode in cases[::-1] if turn % 2 else cases:
                     run = _answer(model, sample, mode, new_tokens)
-                    if round:  # in the first one programs are compiled
+                    if turn:  # in the first one programs are compiled
                         runs[sample, mode].append(run)
                     bar.update(1, f"{mode} {sample.shape} {sample.long}")
         largest = max(samples, key=lambda sample: sample.doc_tokens)
@@ -163,9 +164,8 @@ def bench_rag(
     return RagBench(table, timings if curve else [], rates, weights)
 
 
-def _sample(model: GritLM, kv: str, shape: Shape, long: int, seed: int, folder: Path) -> _Sample:
+def _sample(model: GritLM, texts: TextMaker, kv: str, shape: Shape, long: int, folder: Path) -> _Sample:
     """A question, and an index with the one document that it finds."""
-    texts = TextMaker(model, seed)
     query, document = (SHORT_SIDE, long) if shape == "A" else (long, SHORT_SIDE)
     sample = _Sample(
         shape, long, texts.text(query, "question"), texts.text(document, "document"), folder / f"{shape}{long}"
@@ -177,14 +177,14 @@ def _sample(model: GritLM, kv: str, shape: Shape, long: int, seed: int, folder: 
     return sample
 
 
-def check_length(model: GritLM, tokens: int, new_tokens: int) -> None:
+def check_length(model: GritLM, texts: TextMaker, tokens: int, new_tokens: int) -> None:
     """That the model reads samples of so many tokens in every layout.
 
     Raises:
       GritError: it does not; the message says how many it reads.
     """
-    texts, tags = TextMaker(model), model.encoder.format([""]).prompt
-    short, reader = texts.text(SHORT_SIDE), Reader(model, tags + SHORT_SIDE)
+    tags, short = model.encoder.format([""]).prompt, texts.text(SHORT_SIDE)
+    reader = Reader(model, tags + SHORT_SIDE)
     longest = 0
     for mode in MODES:
         prompt = len(reader.prompts([Reading(mode, short, (short,) if mode != "none" else ())])[0])

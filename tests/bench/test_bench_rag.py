@@ -14,6 +14,7 @@ from compilation import fully_compiled
 
 from grit_jax.bench import floor, rag, show
 from grit_jax.bench.rag import MEASURED, bench_rag, check_length
+from grit_jax.bench.texts import TextMaker
 from grit_jax.data.layouts import MODES
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
@@ -144,8 +145,10 @@ def test_more_than_the_model_reads(model):
     with pytest.raises(GritError, match="this model reads 100; take --tokens") as error:
         bench_rag(short, tokens=4000, quiet=True)
     most = int(str(error.value).split("--tokens ")[-1].split()[0])
-    check_length(short, most, 16)
-    texts, tags = rag.TextMaker(short), short.encoder.format([""]).prompt
+    texts, tags = TextMaker(short), short.encoder.format([""]).prompt
+    check_length(short, texts, most, 16)
+    with pytest.raises(GritError, match=f"take --tokens {most} at most"):
+        check_length(short, texts, most + 1, 16)
     reader = Reader(short, most + tags)
     lengths = []
     for question, document in ((texts.text(1), texts.text(most)), (texts.text(most), texts.text(1))):
