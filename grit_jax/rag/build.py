@@ -239,6 +239,8 @@ def _open_store(
         codec = calibrate(m["kv"], sample)
     identity = dataclasses.replace(identity, compression=compression_of(m["kv"], codec))
     store = DocumentStore.create(path, identity, codec)
+    if store.size.records:
+        raise GritError(f"{path}: holds the records of another index; choose another --store")
     writer.commit(compression=store.identity.compression)
     return store
 

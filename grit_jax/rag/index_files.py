@@ -75,6 +75,7 @@ class IndexWriter:
             rows=m["rows"] + len(documents),
             dead=m["dead"] + len(dead),
             documents_bytes=m["documents_bytes"] + len(lines),
+            complete=False,
         )
         write_manifest(self.path, m)
 

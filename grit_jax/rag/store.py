@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +37,7 @@ NODE_CACHE = 64 << 20  # bytes of the tree's nodes kept in memory; records thems
 # A record longer than HEAD is read in parts of whole layers, several at once: checking one overlaps with reading the
 # next, and malloc recycles buffers of a part's size where it maps one of 65 MB anew each time, page by page.
 HEAD, PART, READERS = 256 << 10, 4 << 20, 8
+OCDBT_FILES = ("manifest.ocdbt", "d/")
 COPY_BYTES = 64 << 20  # of records copied in one transaction
 
 
@@ -291,17 +291,19 @@ class DocumentStore:
 
 
 def remove_store(path: str | Path, context: ts.Context | None = None) -> None:
-    """Removes a store and everything below its path, if there is one.
+    """Removes a store, if there is one; what else there is below its path stays.
 
     Raises:
       GritError: it cannot be removed.
     """
     with _told(path, "cannot be removed"):
-        if isinstance(base := _base(path), str):
-            store = ts.KvStore.open(base, context=context or ts.Context()).result()
-            store.delete_range(ts.KvStore.KeyRange()).result()
-        elif Path(path).exists():
-            shutil.rmtree(path)
+        files = ts.KvStore.open(_base(path), context=context or ts.Context()).result()
+        for prefix in OCDBT_FILES:
+            files.delete_range(ts.KvStore.KeyRange(prefix, prefix + "~")).result()
+    if "://" not in str(path):
+        for folder in (Path(path) / "d", Path(path)):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 @dataclasses.dataclass

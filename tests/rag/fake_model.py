@@ -1,14 +1,15 @@
-"""A stand-in for a model whose vectors and caches follow from the token ids alone: indexing without a forward pass.
-
-Run as a program it indexes a corpus: what the tests of killed writers kill.
-"""
+"""A stand-in for a model whose vectors and caches follow from the token ids alone: indexing without a forward pass."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from grit_jax.data.chat import GRIT
 from grit_jax.inference.encoder import Encoded, FormattedTexts
 from grit_jax.inference.pieces import PackedDocument
 from grit_jax.models.config import ModelConfig
+from grit_jax.rag.build import build_index
+from grit_jax.rag.index_files import IndexWriter
 from grit_jax.types import KV, AttentionMode, DocumentKV
 
 CONFIG = ModelConfig(
@@ -78,22 +81,64 @@ def fake_model(weights: str = "w1", seconds: float = 0.0, **changes):
     )
 
 
-def main(corpus: str, output: str, kv: str = "native") -> None:
-    """Indexes a corpus, saying what is committed."""
-    from grit_jax.rag import build
-    from grit_jax.rag.index_files import IndexWriter
+class Writers:
+    """Processes that index a corpus with a fake model, one at a time: what tests kill.
 
+    They are forked from a process that has imported everything, so that each begins to work at once.
+    """
+
+    def __enter__(self) -> Writers:
+        command, env = [sys.executable, __file__], {**os.environ, "JAX_PLATFORMS": "cpu"}
+        self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+    def start(self, corpus: Path, output: Path, kv: str = "native") -> int:
+        """Starts to index; the process's id."""
+        print(json.dumps([str(corpus), str(output), kv]), file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+    def end(self) -> tuple[set[str], bool]:
+        """Once the process is over: ids of the documents that it said to be committed, and whether it had finished."""
+        ids: set[str] = set()
+        while True:
+            word, *more = self._process.stdout.readline().split()
+            if word == "over":
+                return ids, more == ["0"]
+            ids |= set(more)
+
+
+def main() -> None:
+    """For each line of standard input forks a process that indexes, and says how it ended."""
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                index(*json.loads(line))
+                status = 0
+            finally:
+                os._exit(status)
+        print(child, flush=True)
+        print("over", os.waitpid(child, 0)[1], flush=True)
+
+
+def index(corpus: str, output: str, kv: str) -> None:
+    """Brings an index to what a corpus says, telling what is committed."""
     append = IndexWriter.append
 
-    def says(self, vectors, documents, dead=None) -> None:
+    def tells(self, vectors, documents, dead=None) -> None:
         append(self, vectors, documents, dead)
-        print(*(document["id"] for document in documents), end=".\n", flush=True)
+        os.write(1, " ".join(["committed", *(document["id"] for document in documents)]).encode() + b"\n")
 
-    IndexWriter.append = says  # type: ignore[method-assign]
-    print("begins", flush=True)
+    IndexWriter.append = tells  # type: ignore[method-assign]
     model = fake_model(seconds=0.005)
-    build.build_index(model, corpus, output, kv=kv, update=True, delete_missing=True, batch_tokens=60, quiet=True)
+    build_index(model, corpus, output, kv=kv, update=True, delete_missing=True, batch_tokens=60, quiet=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -5,10 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import fake_model
@@ -197,44 +193,6 @@ def test_damaged_files_are_noticed(model, corpus, tmp_path):
     (path / MANIFEST).write_text("{")
     with pytest.raises(GritError, match="index.json"):
         Index.open(path, model)
-
-
-def test_killed_writers_lose_nothing_and_the_next_one_goes_on(model, tmp_path, capsys):
-    rows = [{"id": f"k{i}", "text": f"killed document {i} " * (1 + i % 3)} for i in range(150)]
-    corpus, path = write(tmp_path / "c.jsonl", rows), tmp_path / "index"
-    command = [sys.executable, fake_model.__file__, str(corpus), str(path)]
-    rng, acknowledged, kills = np.random.default_rng(0), 0, 0
-    for wanted in (1, 30, 60, 90):
-        process = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"})
-        deadline = time.monotonic() + 120
-        while count(path) < max(wanted, acknowledged + 1) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.02))  # at any instant of a batch
-        before = count(path)
-        kills += process.poll() is None
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert count(path) >= before >= acknowledged
-        acknowledged = count(path)
-        # What the manifest counts is all there, in the corpus's order.
-        assert_holds(Index.open(path, model), rows[:acknowledged])
-        if acknowledged < len(rows):
-            assert "not finished" in capsys.readouterr().err
-    assert kills >= 2
-    summary = build_index(model, corpus, path, batch_tokens=60, quiet=True)
-    assert summary.skipped == acknowledged and summary.encoded == len(rows) - acknowledged
-    index = Index.open(path, model)
-    assert_holds(index, rows)
-    assert index.store.size.records == len(rows)
-    assert (path / VECTORS).stat().st_size == 128 + len(rows) * 8 * 4
-
-
-def count(path: Path) -> int:
-    """Documents that a writer has acknowledged."""
-    try:
-        return json.loads((path / MANIFEST).read_text())["documents"]
-    except FileNotFoundError:
-        return 0
 
 
 # ---- search ----

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -115,6 +115,18 @@ def test_much_dead_is_copied_away_and_its_bytes_come_free(model, index, tmp_path
     assert_holds(Index.open(index, model), ROWS)
 
 
+def test_a_store_elsewhere_is_of_one_index_and_nothing_else_there_is_touched(model, index, tmp_path):
+    records = tmp_path / "records"
+    records.mkdir()
+    (records / "notes.txt").write_text("mine")
+    build_index(model, tmp_path / "c.jsonl", tmp_path / "first", store=str(records), quiet=True)
+    with pytest.raises(GritError, match="records: holds the records of another index; choose another --store"):
+        build_index(model, tmp_path / "c.jsonl", tmp_path / "second", store=str(records), quiet=True)
+    build_index(model, write(tmp_path / "c.jsonl", ROWS[:9]), tmp_path / "first", delete_missing=True, quiet=True)
+    assert_holds(Index.open(tmp_path / "first", model), ROWS[:9])
+    assert [path.name for path in records.iterdir()] == ["notes.txt"] and (tmp_path / "records.1").exists()
+
+
 def test_an_index_with_everything_deleted_can_be_filled_again(model, index, tmp_path):
     other = [{"id": "x", "text": "only one"}]
     build_index(model, write(tmp_path / "c.jsonl", other), index, delete_missing=True, quiet=True)
@@ -189,47 +201,44 @@ def state(path: Path, model) -> dict[str, str]:
     return {line["id"]: line["text"] for line in lines}
 
 
-def kill_writers(folder: Path, kills: int, kv: str, seed: int = 0) -> int:
-    """Brings an index from one corpus to another and back, each writer killed at some moment of its work.
-
-    Returns:
-      How many were killed before they were done.
-    """
-    model, path, rng = fake_model.fake_model(), folder / "index", np.random.default_rng(seed)
+@pytest.mark.parametrize(
+    "kv, kills",
+    [
+        ("native", 6),
+        pytest.param("native", 100, marks=pytest.mark.slow),
+        pytest.param("int4", 20, marks=pytest.mark.slow),
+    ],
+)
+def test_writers_killed_at_any_moment_lose_nothing(tmp_path, kv, kills):
+    """From nothing to one corpus, to another and back, each writer killed at a random moment of its work."""
     first = [{"id": f"k{i}", "text": f"killed document {i} " * (1 + i % 3)} for i in range(60)]
     second = [*changed(first, set(range(0, 60, 2)))[10:], *({"id": f"n{i}", "text": f"new {i}"} for i in range(20))]
-    corpora = [write(folder / "first.jsonl", first), write(folder / "second.jsonl", second)]
-    done, before, turn = 0, {}, 0
-    while done < kills:
-        rows = (first, second)[turn % 2]
-        wanted = {row["id"]: row["text"] for row in rows}
-        command = [sys.executable, fake_model.__file__, str(corpora[turn % 2]), str(path), kv]
-        process = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"begins\n"
-        time.sleep(rng.uniform(0, 0.6))
-        finished = process.poll() is not None
-        process.kill()
-        said = process.stdout.read().decode().splitlines()
-        process.wait()
-        done += not finished
-        turn += finished
-        acknowledged = {id for line in said if line.endswith(".") for id in line[:-1].split()}
-        after = state(path, model)
-        for id in {*before, *after, *wanted}:
-            assert after.get(id) in (before.get(id), wanted.get(id)), (id, before.get(id), after.get(id))
-            if id in before and id in wanted:
-                assert id in after
-        assert all(after[id] == wanted[id] for id in acknowledged)
-        if finished:
-            assert after == wanted
-        before = after
-    summary = build_index(model, corpora[0], path, kv=kv, update=True, delete_missing=True, quiet=True)
-    assert state(path, model) == {row["id"]: row["text"] for row in first} and summary.documents == len(first)
-    return done
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kv, kills", [("native", 3), ("int4", 3)])
-def test_writers_killed_at_any_moment_of_an_update_lose_nothing(tmp_path, kv, kills):
-    assert kill_writers(tmp_path, kills, kv) == kills
+    turns = [(write(tmp_path / name, rows), {row["id"]: row["text"] for row in rows})
+             for name, rows in (("first", first), ("second", second))]  # fmt: skip
+    model, path, rng = fake_model.fake_model(), tmp_path / "index", np.random.default_rng(0)
+    done, turn, before = 0, 0, {}
+    with fake_model.Writers() as writers:
+        writers.start(turns[0][0], tmp_path / "undisturbed", kv)
+        began = time.perf_counter()
+        assert writers.end() == (set(turns[0][1]), True)
+        whole = time.perf_counter() - began
+        while done < kills:
+            corpus, wanted = turns[turn % 2]
+            writer = writers.start(corpus, path, kv)
+            time.sleep(rng.uniform(0, whole))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(writer, signal.SIGKILL)
+            acknowledged, finished = writers.end()
+            done, turn = done + (not finished), turn + finished
+            whole *= 0.9 if finished else 1.02  # writers that are killed at work are what is wanted
+            after = state(path, model)
+            # Of each document the old text or the new one, of those acknowledged the new one.
+            for id in {*before, *after, *wanted}:
+                assert after.get(id) in (before.get(id), wanted.get(id)), (id, before.get(id), after.get(id))
+            assert all(id in after for id in before if id in wanted)
+            assert all(after[id] == wanted[id] for id in acknowledged)
+            assert after == wanted or not finished
+            assert after in ({}, before, wanted) or not json.loads((path / MANIFEST).read_text())["complete"]
+            before = after
+    build_index(model, turns[0][0], path, kv=kv, update=True, delete_missing=True, quiet=True)
+    assert state(path, model) == turns[0][1]
