@@ -186,6 +186,34 @@ def evidence(args: argparse.Namespace) -> None:
     _show(report, args.json, markdown(report).rstrip())
 
 
+def bench(args: argparse.Namespace) -> None:
+    from grit_jax.bench.rag import bench_rag
+    from grit_jax.bench.show import markdown, write
+    from grit_jax.bench.throughput import bench_decode, bench_encode, bench_train, lines
+    from grit_jax.inference.files import writable_folder
+
+    output, how = getattr(args, "output", None), {"repeats": args.repeats, "seed": args.seed}
+    if output is not None:
+        writable_folder(output)
+    model, shown = _model(args.model), []
+    found: dict[str, Any] = {}
+    for name, measure in (("encode", bench_encode), ("decode", bench_decode), ("train", bench_train)):
+        if args.kind in (name, "all"):
+            size = {} if name == "decode" else {"batch_tokens": args.batch_tokens}
+            found[name] = measure(model, **size, **how)
+            shown += [name, *lines(found[name]), ""]
+    if args.kind in ("rag", "all"):
+        bench = bench_rag(
+            model, args.kv, tokens=args.tokens, new_tokens=args.new_tokens, curve=output is not None, folder=output,
+            **how,
+        )  # fmt: skip
+        if output is not None:
+            write(bench, model, output)
+        found["rag"] = bench.rows()
+        shown.append(markdown(bench, model))
+    _print(json.dumps(found if args.kind == "all" else found[args.kind]) if args.json else "\n".join(shown).rstrip())
+
+
 def import_(args: argparse.Namespace) -> None:
     from grit_jax.inference.files import new_folder
 
@@ -224,7 +252,8 @@ def data(args: argparse.Namespace) -> None:
 
 VERBS = {
     "quickstart": quickstart, "train": train, "encode": encode, "generate": generate, "index": index, "ask": ask,
-    "eval": evaluate, "evidence": evidence, "plan": plan, "import": import_, "export": export, "data": data,
+    "eval": evaluate, "evidence": evidence, "bench": bench, "plan": plan, "import": import_, "export": export,
+    "data": data,
 }  # fmt: skip
 
 

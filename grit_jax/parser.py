@@ -114,6 +114,31 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder (default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="print evidence.json on stdout and nothing else")
 
+    sub = verb("bench", "measures this machine: encode, decode, train, rag, all of them")
+    kinds = sub.add_subparsers(dest="kind", required=True, metavar="encode|decode|train|rag|all")
+    for kind, what in (
+        ("encode", "texts to vectors: tokens a second, with and without their caches"),
+        ("decode", "prompts to answers: tokens a second, one answer alone and several together"),
+        ("train", "optimizer steps: tokens a second, both losses and each alone"),
+        ("rag", "seconds to an answer over a document, in every layout: a long document (A), a long question (B)"),
+        ("all", "all of these"),
+    ):
+        one = kinds.add_parser(kind, help=what, description=what)
+        one.set_defaults(parser=one)
+        one.add_argument("model", metavar="MODEL")
+        one.add_argument("--repeats", type=flags.positive, default=3, metavar="N", help="after one that compiles")
+        one.add_argument("--seed", type=flags.natural, default=0)
+        one.add_argument("--json", action="store_true")
+        if kind in ("encode", "train", "all"):
+            one.add_argument("--batch-tokens", type=flags.positive, default=4096, metavar="N", help="encoded at once, "
+                             "or of a training step")  # fmt: skip
+        if kind in ("rag", "all"):
+            one.add_argument("--kv", choices=KV_KINDS[:-1], default="native", help="how records are kept")
+            one.add_argument("--output", type=Path, metavar="DIR", help="write table.md, rag.json and latency.png, the "
+                             "curve over five lengths")  # fmt: skip
+            one.add_argument("--tokens", type=flags.positive, default=4000, metavar="N", help="of the long side")
+            one.add_argument("--new-tokens", type=flags.positive, default=16, metavar="N")
+
     sub = verb("import", "a Hugging Face directory or hub id into a model directory of ours")
     sub.add_argument("source", metavar="SOURCE")
     sub.add_argument("out", metavar="OUT", type=Path)

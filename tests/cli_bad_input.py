@@ -177,6 +177,18 @@ CASES = {
     "eval rag model --input rag.jsonl --index absent": "absent: there is no index",
     "eval rag model --input rag.jsonl --index i-other": "i-other: this index was made by another model",
     "eval rag model --input rag.jsonl --modes none --max-new-tokens 100000": "the model reads 32768",
+    # ---- bench
+    "bench": "required: encode\\|decode\\|train\\|rag\\|all",
+    "bench model": "invalid choice: 'model'",
+    "bench rag": "required: MODEL; see grit bench rag --help",
+    "bench encode model --tokens 5": "unknown flag --tokens, did you mean --batch-tokens\\?",
+    "bench rag absent/model": "absent/model: absent model",
+    "bench rag model --kv none": "--kv: invalid choice: 'none'",
+    "bench rag model --tokens 0": "--tokens: must be at least 1, is 0",
+    "bench rag model --repeats 0": "--repeats: must be at least 1",
+    "bench rag model --tokens 40000": "this model reads 32768; take --tokens 3",
+    "bench rag model --output texts.txt": "texts.txt: is a file; name a folder",
+    "bench rag model --token 5": "unknown flag --token, did you mean --tokens\\?",
     # ---- import
     "import model": "required: OUT",
     "import ./absent x": "./absent: absent model: no such directory",

@@ -15,6 +15,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.pieces import Piece
 from grit_jax.inference.sampling import Sampling
 from grit_jax.progress import say
+from grit_jax.rag.costs import costs_of
 from grit_jax.rag.index import Index
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.rag.router import Costs, route
@@ -51,13 +52,15 @@ class AskTimings:
 
 @dataclasses.dataclass
 class Answer:
-    """An answer, the documents it was read from (`{"id", "score"}`, best first), the layout used, seconds by stage."""
+    """An answer, the documents it was read from (`{"id", "score"}`, best first), the layout used, seconds by stage,
+    and how many tokens were generated (without the end of sequence)."""
 
     answer: str
     documents: list[dict[str, Any]]
     mode: str
     timings: dict[str, float]
     warnings: list[str]
+    new_tokens: int
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `grit ask`."""
@@ -66,13 +69,15 @@ class Answer:
 
 @dataclasses.dataclass
 class _Document:
-    """A document to read. `row` is its place in the index, None where the caller gave its text."""
+    """A document to read. `row` is its place in the index, None where the caller gave its text; `key` and `tokens`
+    are those of its record."""
 
     id: str
     text: str
     score: float | None = None
     row: int | None = None
     key: str = ""
+    tokens: int = 0
 
 
 @dataclasses.dataclass
@@ -95,7 +100,7 @@ class Asker:
     def __init__(self, model: GritLM, index: Index | None = None, *, max_length: int = 512):
         self.model, self.index = model, index
         self._reader = Reader(model, index.max_length if index is not None else max_length)
-        self._costs = Costs.estimate(model.config)
+        self._costs: Costs | None = None
         self._warned: set[str] = set()
 
     def ask(
@@ -134,6 +139,9 @@ class Asker:
             raise GritError(f"{len(questions)} questions, but documents for {len(documents)}")
         if documents is None and self.index is None and mode != "none":
             raise GritError(f"mode '{mode}' needs an index or documents; use 'none' to answer without")
+        if mode == "auto" and documents is None and self._costs is None:
+            assert self.index is not None
+            self._costs = costs_of(self.model, self.index)  # before any clock runs: it may have to measure them
         how = sampling or Sampling(max_new_tokens=max_new_tokens)
         answers: list[Answer] = []
         for start in range(0, len(questions), QUESTIONS_TOGETHER):
@@ -167,8 +175,9 @@ class Asker:
         share = timings.share(len(questions))
         return [
             Answer(
-                text, [_shown(document) for document in asked.documents[i]], asked.modes[i], dict(share), warnings[i]
-            )
+                text, [_shown(document) for document in asked.documents[i]], asked.modes[i], dict(share), warnings[i],
+                len(read.tokens[i]),
+            )  # fmt: skip
             for i, text in enumerate(read.answers)
         ]
 
@@ -182,8 +191,9 @@ class Asker:
         searching = given is None
         vectors, queries = None, None
         with timings.stage("encode_query"):
-            # `auto` may choose a layout that reads the query's record, and gets it for nothing from this pass.
-            if mode in QUERY_CACHES or (mode == "auto" and searching and not instruction):
+            # `auto` may choose a layout that reads the query's record, and gets it from this pass.
+            recording = mode == "auto" and searching and not instruction and self._worth_recording(questions)
+            if mode in QUERY_CACHES or recording:
                 encoded = self.model.encoder.encode(questions, max_length=self._reader.max_length, return_cache=True)
                 vectors, queries = encoded.vectors, encoded.caches
             if searching and (vectors is None or instruction):
@@ -211,7 +221,7 @@ class Asker:
         for rows, scores in zip(result.rows.tolist(), result.scores.tolist(), strict=True):
             lines = [index.documents[row] for row in rows]
             found.append([
-                _Document(line["id"], index.text(row), score, row, line["key"])
+                _Document(line["id"], index.text(row), score, row, line["key"], line["tokens"])
                 for row, score, line in zip(rows, scores, lines, strict=True)
             ])  # fmt: skip
         return found
@@ -219,12 +229,20 @@ class Asker:
     def _route(self, question: str, documents: Sequence[_Document], recorded: bool) -> Mode:
         if not documents:
             return "none"
-        count = lambda texts: [len(ids) for ids in self.model.tokenizer.encode_batch(texts)]
+        if any(document.row is None for document in documents):
+            return "doc-then-query"  # texts without records: nothing is saved by encoding them first
+        assert self._costs is not None
         return route(
-            count([question])[0], count([document.text for document in documents]), self._costs,
-            documents_stored=self._stored and all(document.row is not None for document in documents),
-            query_recorded=recorded,
+            self._count(question), [document.tokens for document in documents], self._costs,
+            documents_stored=self._stored, query_recorded=recorded,
         ).mode  # fmt: skip
+
+    def _worth_recording(self, questions: Sequence[str]) -> bool:
+        assert self._costs is not None
+        return any(self._costs.worth_recording(self._count(question)) for question in questions)
+
+    def _count(self, text: str) -> int:
+        return len(self.model.tokenizer.encode(text))
 
     @property
     def _stored(self) -> bool:

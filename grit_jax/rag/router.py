@@ -3,14 +3,14 @@
 Only ways in which every token of the answer's prompt attends to query and documents together, or to a record that it
 was trained to read, are chosen among: the two layouts that put both records side by side lose most where the model was
 not trained for them (grit: section 4.2), and are used when asked for by name.
+
+What reading and loading cost is measured, not assumed (`costs.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-
-import jax
 
 from grit_jax.data.layouts import Mode
 from grit_jax.models.config import ModelConfig
@@ -19,38 +19,67 @@ from grit_jax.models.config import ModelConfig
 ROUTED: tuple[Mode, ...] = ("doc-then-query", "doc", "query")
 TEMPLATE_TOKENS = 32  # of a continuation beside query and documents
 
-# FLOP/s of a prefill and bytes/s from the store's files to the device. Those of a CPU follow from processor time
-# measured on a busy machine (4.3e10 FLOP/s a core; records read from the page cache at 1.1 to 2.1 GB/s), taken for two
-# cores. GPU and TPU are guesses, not measured: 40% of a chip's peak, and one NVMe disk.
-PREFILL_FLOPS = {"cpu": 8e10, "gpu": 4e14, "tpu": 8e13}
-LOAD_BYTES = {"cpu": 1.0e9, "gpu": 3.0e9, "tpu": 3.0e9}
-LOAD_SECONDS = 1e-3  # of one batch of reads, however small
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Floating-point operations of a pass: for each token, and for each pair of a token and one that it sees.
+
+    The kernels compute the pairs that a causal mask hides, too.
+    """
+
+    token: float
+    pair: float
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Work:
+        """That of a model; all experts count, which their measured rate makes up for."""
+        tables = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+        pair = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+        return cls(2 * (config.num_parameters - tables), pair)
+
+    def reading(self, tokens: int, before: int = 0) -> float:
+        """Of `tokens` new tokens after `before` ones that are in the cache."""
+        return tokens * (self.token + self.pair * (before + tokens))
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What the parts of an answer cost on one machine with one model."""
+    """What the parts of an answer cost on one machine with one model.
 
-    prefill_tokens_per_s: float
-    load_bytes_per_s: float
-    bytes_per_token: float
-    load_seconds: float = LOAD_SECONDS
+    Attributes:
+      flops: operations a second of reading a prompt.
+      load_seconds, load_seconds_per_token: from the store's files to memory, each question and each token of its
+        documents. Infinite where no record can be loaded.
+      place_seconds_per_token: of a record, from memory to its place in the cache on the device.
+    """
 
-    @classmethod
-    def estimate(cls, config: ModelConfig, platform: str | None = None) -> Costs:
-        """From the model's size and constants of the platform."""
-        platform = platform or jax.devices()[0].platform
-        flops = PREFILL_FLOPS.get(platform, PREFILL_FLOPS["gpu"])
-        width = 4 if config.dtype == "float32" else 2
-        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * (config.head_dim or 0)
-        return cls(
-            flops / (2 * config.num_parameters), LOAD_BYTES.get(platform, LOAD_BYTES["gpu"]), numbers * width
-        )
+    work: Work
+    flops: float
+    load_seconds: float
+    load_seconds_per_token: float
+    place_seconds_per_token: float
+
+    def read(self, tokens: int, before: int = 0) -> float:
+        """Seconds for `tokens` new tokens after `before` cached ones."""
+        return self.work.reading(tokens, before) / self.flops
+
+    def load(self, tokens: int) -> float:
+        """Seconds for documents of so many tokens, from the files to memory."""
+        return self.load_seconds + tokens * self.load_seconds_per_token
+
+    def place(self, tokens: int) -> float:
+        """Seconds for records of so many tokens, from memory into the cache."""
+        return tokens * self.place_seconds_per_token
+
+    def worth_recording(self, query_tokens: int) -> bool:
+        """Whether taking a query's record from the pass that embeds it, and putting it back, can be less than reading
+        the query again."""
+        return 2 * self.place(query_tokens) < self.read(query_tokens, TEMPLATE_TOKENS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """The chosen layout, and the estimated seconds of each."""
+    """The chosen layout, and the estimated seconds of each, of what they do not have in common."""
 
     mode: Mode
     seconds: dict[Mode, float]
@@ -65,26 +94,25 @@ def route(
     query_recorded: bool = True,
     among: Sequence[Mode] = ROUTED,
 ) -> Route:
-    """The cheapest of `among`: tokens still to be read against bytes to be loaded.
+    """The cheapest of `among`: tokens still to be read against records to be loaded.
 
     Args:
       documents_stored: their records are in a store; else a layout that uses them encodes them first.
       query_recorded: the query's record is at hand, because the pass that embedded it for retrieval left it.
     """
-    documents = sum(document_tokens)
-    read = lambda tokens: (tokens + TEMPLATE_TOKENS) / costs.prefill_tokens_per_s
-    load = costs.load_seconds + documents * costs.bytes_per_token / costs.load_bytes_per_s
-    if not documents_stored:
-        load = documents / costs.prefill_tokens_per_s
-    query = 0.0 if query_recorded else query_tokens / costs.prefill_tokens_per_s
+    query, documents = query_tokens, sum(document_tokens)
+    read = lambda tokens, before=0: costs.read(tokens + TEMPLATE_TOKENS, before)
+    load = costs.load(documents) if documents_stored else sum(costs.read(tokens) for tokens in document_tokens)
+    load += costs.place(documents)
+    record = costs.place(query) + (0.0 if query_recorded else costs.read(query))
     known: dict[Mode, float] = {
-        "none": read(query_tokens),
-        "query-then-doc": read(query_tokens + documents),
-        "doc-then-query": read(query_tokens + documents),
-        "doc": load + read(query_tokens),
-        "query": query + read(documents),
-        "query-doc": query + load + read(0),
-        "doc-query": query + load + read(0),
+        "none": read(query),
+        "query-then-doc": read(query + documents),
+        "doc-then-query": read(query + documents),
+        "doc": load + read(query, documents),
+        "query": record + read(documents, query),
+        "query-doc": record + load + read(0, query + documents),
+        "doc-query": record + load + read(0, query + documents),
     }
     seconds = {mode: known[mode] for mode in among}
     return Route(min(seconds, key=seconds.__getitem__), seconds)

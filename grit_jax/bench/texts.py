@@ -1,0 +1,68 @@
+"""Texts of an exact number of tokens, made of words of a model's own vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from grit_jax.inference.model import GritLM
+from grit_jax.types import GritError
+
+CANDIDATES = 4000  # ids looked at for words
+MANY = 1 << 24  # tokens; no text here is cut
+ATTEMPTS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Vocabulary:
+    """Words that are one token at the beginning of a text, others that are one after a word and a separator."""
+
+    first: list[str]
+    next: list[str]
+    separator: str
+
+
+class TextMaker:
+    """Makes texts that a model reads as so many tokens, tags of the embedding format apart; the same for a seed."""
+
+    def __init__(self, model: GritLM, seed: int = 0):
+        self._model, self._seed = model, seed
+
+    def text(self, tokens: int, name: str = "") -> str:
+        """A text of exactly `tokens` tokens; another one for another name.
+
+        Raises:
+          GritError: the tokenizer has no words of one token of which such a text could be made.
+        """
+        vocabulary = self._vocabulary
+        for attempt in range(ATTEMPTS):
+            rng = np.random.default_rng([self._seed, tokens, attempt, *name.encode()])
+            words = [rng.choice(vocabulary.first), *rng.choice(vocabulary.next, tokens - 1)]
+            for _ in range(ATTEMPTS):  # words may merge with their neighbours
+                text = vocabulary.separator.join(words)
+                more = tokens - self.count([text])[0]
+                if not more:
+                    return text
+                words = words[: max(1, len(words) + more)] if more < 0 else [*words, *rng.choice(vocabulary.next, more)]
+        raise GritError(f"no text of exactly {tokens} tokens can be made with this model's tokenizer")
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of texts as the model embeds them, without its tags."""
+        found = self._model.encoder.format(texts, max_length=MANY)
+        return [len(ids) - found.prompt for ids in found.ids]
+
+    @functools.cached_property
+    def _vocabulary(self) -> _Vocabulary:
+        tokenizer = self._model.tokenizer
+        ids = np.random.default_rng(self._seed).permutation(tokenizer.vocab_size)[:CANDIDATES]
+        texts = dict.fromkeys(tokenizer.decode([i]).strip() for i in ids.tolist())
+        words = [text for text in texts if text.isalnum()]
+        first = [word for word, n in zip(words, self.count(words), strict=True) if n == 1]
+        for separator in (" ", "") if first else ():
+            counts = self.count([f"{first[0]}{separator}{word}" for word in words])
+            if found := [word for word, n in zip(words, counts, strict=True) if n == 2]:
+                return _Vocabulary(first, found, separator)
+        raise GritError("this model's tokenizer has no words that are one token, to make texts of a given length of")
