@@ -102,6 +102,13 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
             one.add_argument("--instruction", default="", metavar="T")
             one.add_argument("--max-new-tokens", type=flags.positive, default=16, metavar="N")
 
+    sub = verb("plan", "what a configuration takes on a TPU slice, asked of the TPU compiler; no TPU is used")
+    sub.add_argument("config", metavar="CONFIG", type=Path)
+    sub.add_argument("--topology", required=True, metavar="NAME", help="v5p:4x4x4, v5e:16x16, v6e:8x8, v4:4x4x4, ...")
+    sub.add_argument("--search", action="store_true", help="try meshes and chunk sizes for the training step")
+    sub.add_argument("--train-only", action="store_true", help="leave the programs of the trained model out")
+    sub.add_argument("--json", action="store_true")
+
     sub = verb("evidence", "single-task twins against the joint model: does joint training cost either task?")
     sub.add_argument("--seeds", type=flags.positive, default=3, metavar="N", help="(default: %(default)s)")
     sub.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder (default: %(default)s)")
