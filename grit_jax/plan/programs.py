@@ -14,9 +14,10 @@ from grit_jax.abstract import abstract_step
 from grit_jax.data.packing import round_up
 from grit_jax.inference.decode import ROWS_PER_CALL, SHORTEST_PIECES, SHORTEST_PROMPT, cache_fits, cache_slots
 from grit_jax.inference.encoder import TOKENS_PER_CALL, encode_step
+from grit_jax.inference.pieces import Loaded
 from grit_jax.inference.plan import TOKENS_PER_SEGMENT, bucket
 from grit_jax.inference.sampling import GREEDY, sampling_rows
-from grit_jax.inference.steps import Limits, Loaded, decode_step, prefill_step
+from grit_jax.inference.steps import Limits, decode_step, prefill_step
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
 from grit_jax.models.quantise import storage_axes
@@ -100,7 +101,7 @@ class ServingPrograms:
         while B > 1 and not cache_fits(c, B, P + T + new):
             B //= 2
         kv = _shape((c.num_hidden_layers, B, P, c.num_key_value_heads, c.head_dim), c.dtype)
-        loaded = Loaded(KV(kv, kv), _shape((B, P)), _shape((B, P)))
+        loaded = Loaded((KV(kv, kv),), _shape((B, P)), _shape((B, P)))
         prompts = (_shape((B, T)), _shape((B,)), loaded, *self._settings(B))
         return _lower(
             prefill_step, self.mesh, self.params, *self._whole(prompts), config=c, slots=cache_slots(P, T, new),
