@@ -168,8 +168,10 @@ def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:
     """What the compiled step depends on."""
     train, modes = config.train, config.model.modes
     return StepConfig(
-        model_config, train.loss, config.model.pooling, train.embedding_chunk, train.generative_chunk,
-        train.cached_chunk, modes.embedding, modes.generation, train.backward, train.gradient, config.lora, train.seed,
+        model_config, train.loss, pooling=config.model.pooling, embedding_chunk=train.embedding_chunk,
+        generative_chunk=train.generative_chunk, cached_chunk=train.cached_chunk, embedding_mode=modes.embedding,
+        generation_mode=modes.generation, backward=train.backward, gradient=train.gradient, lora=config.lora,
+        seed=train.seed,
     )  # fmt: skip
 
 

@@ -52,11 +52,11 @@ class StepConfig:
     embedding_mode: AttentionMode = BIDIRECTIONAL
     generation_mode: AttentionMode = CAUSAL
     backward: Literal["joint", "separate", "split"] = "joint"
-    fuse: bool | None = None  # see `can_fuse`; None: where the mesh has several devices
     gradient: Literal["both", "query", "passage"] = "both"
     lora: LoraConfig | None = None
     seed: int = 0  # of the adapters' dropout, with the step
     weights_of: Callable[[Params], Params] = lambda params: params  # what is trained -> the model's weights
+    fuse: bool | None = None  # see `can_fuse`; None: where the mesh has several devices
 
 
 @jax.tree_util.register_dataclass
