@@ -10,6 +10,7 @@ import jax
 
 from grit_jax.data.shapes import abstract_batch
 from grit_jax.models import huggingface
+from grit_jax.models.config import ModelConfig
 from grit_jax.run_config import RunConfig, batch_needs, step_config
 from grit_jax.train import how_computed
 from grit_jax.training.state import TrainState, abstract_state, make_optimizer, make_schedule
@@ -21,6 +22,7 @@ from grit_jax.types import Batch, GritError
 class AbstractStep:
     """A training step and the shapes of what goes into it: `jax.eval_shape(step, state, batch)` traces it."""
 
+    model: ModelConfig
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
     state: TrainState
     batch: Batch
@@ -41,6 +43,7 @@ def abstract_step(config: RunConfig) -> AbstractStep:
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     return AbstractStep(
+        model_config,
         make_step(step_config(config, model_config), optimizer, schedule),
         abstract_state(model_config, optimizer, section.projection, config.lora),
         abstract_batch(config.data, batch_needs(config)),

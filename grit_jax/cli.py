@@ -34,13 +34,14 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `grit` command."""
     argv = sys.argv[1:] if argv is None else argv
     args, rest = build_parser(VERBS).parse_known_args(argv)
-    if rest and args.verb != "train":
+    takes_keys = args.verb in ("train", "plan")
+    if rest and not takes_keys:
         args.parser.refuse(rest[0])
     _use_huge_pages(argv)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            args.run(args, rest) if args.verb == "train" else args.run(args)
+            args.run(args, rest) if takes_keys else args.run(args)
     except GritError as error:
         _fail(args, str(error))
     except KeyboardInterrupt:
@@ -162,6 +163,22 @@ def evaluate(args: argparse.Namespace) -> None:
     _show(scores, args.json, "\n".join(lines))
 
 
+def plan(args: argparse.Namespace, arguments: list[str]) -> None:
+    from grit_jax.plan.plan import plan as run
+    from grit_jax.plan.plan import table
+    from grit_jax.plan.search import search, search_table
+    from grit_jax.run_config import read_run_config
+
+    config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
+    if args.search:
+        found = search(config, args.topology)
+        candidates = {"topology": args.topology, "candidates": [one.to_dict() for one in found]}
+        _show(candidates, args.json, search_table(found))
+    else:
+        one = run(config, args.topology, serving=not args.train_only)
+        _show(one.to_dict(), args.json, table(one))
+
+
 def evidence(args: argparse.Namespace) -> None:
     from grit_jax.evidence import markdown, run_evidence
 
@@ -235,7 +252,8 @@ def data(args: argparse.Namespace) -> None:
 
 VERBS = {
     "quickstart": quickstart, "train": train, "encode": encode, "generate": generate, "index": index, "ask": ask,
-    "eval": evaluate, "evidence": evidence, "bench": bench, "import": import_, "export": export, "data": data,
+    "eval": evaluate, "evidence": evidence, "bench": bench, "plan": plan, "import": import_, "export": export,
+    "data": data,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from grit_jax import __version__, flags
 
 RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
-KV_KINDS = ("native", "int8", "int4", "pca2", "pca1", "none")
+KV_KINDS = ("native", "int8", "int4", "pca2", "none")
 
 
 def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentParser:
@@ -65,7 +65,7 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("--output", required=True, type=Path, metavar="INDEX")
     sub.add_argument(
         "--kv", choices=KV_KINDS, default="native",
-        help="caches as computed (default), at 8 or 4 bits a number, at 2 or 1 on principal axes, or none",
+        help="caches as computed (default), at 8 or 4 bits a number, at 2 on principal axes, or none",
     )  # fmt: skip
     sub.add_argument("--max-length", type=flags.positive, default=4096, metavar="N")
     sub.add_argument("--store", metavar="PATH|URL", help="keep the caches here (gs://bucket/path), not in INDEX")
@@ -101,6 +101,13 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
             one.add_argument("--index", type=Path, metavar="INDEX", help="search here; default: the given documents")
             one.add_argument("--instruction", default="", metavar="T")
             one.add_argument("--max-new-tokens", type=flags.positive, default=16, metavar="N")
+
+    sub = verb("plan", "what a configuration takes on a TPU slice, asked of the TPU compiler; no TPU is used")
+    sub.add_argument("config", metavar="CONFIG", type=Path)
+    sub.add_argument("--topology", required=True, metavar="NAME", help="v5p:4x4x4, v5e:16x16, v6e:8x8, v4:4x4x4, ...")
+    sub.add_argument("--search", action="store_true", help="try meshes and chunk sizes for the training step")
+    sub.add_argument("--train-only", action="store_true", help="leave the programs of the trained model out")
+    sub.add_argument("--json", action="store_true")
 
     sub = verb("evidence", "single-task twins against the joint model: does joint training cost either task?")
     sub.add_argument("--seeds", type=flags.positive, default=3, metavar="N", help="(default: %(default)s)")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
+
+from jax.sharding import Mesh
 
 from grit_jax.config import load_config
 from grit_jax.data.chat import FORMATS
@@ -13,7 +16,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.presets import PRESETS
-from grit_jax.sharding import MeshConfig
+from grit_jax.sharding import MeshConfig, ShardingRules, row_ways
 from grit_jax.training.attention_codes import ATTENTION_CODES, AttentionModes
 from grit_jax.training.joint import CHUNKS, StepConfig
 from grit_jax.training.losses import LossConfig
@@ -154,6 +157,11 @@ class RunConfig:
 def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
     """A run's configuration from YAML and command line; see `config.load_config` for the errors."""
     return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
+
+
+def data_config(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> DataConfig:
+    """What the run reads over a mesh: rows in multiples of their split, or else each device would compute them all."""
+    return dataclasses.replace(config.data, row_multiple=math.lcm(config.data.row_multiple, row_ways(mesh, rules)))
 
 
 def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:

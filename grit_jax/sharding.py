@@ -7,6 +7,7 @@ program therefore runs on one device, on simulated CPU devices and on a pod.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,15 +112,27 @@ def tree_shardings(shapes: Any, axes: Any, mesh: Mesh, rules: ShardingRules) -> 
     }
 
 
-def put_rows(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """Host arrays as global arrays, the first dimension split over the mesh axes of `rows`.
+def row_ways(mesh: Mesh, rules: ShardingRules) -> int:
+    """In how many parts rows are split."""
+    axes = (rules.rows,) if isinstance(rules.rows, str) else rules.rows or ()
+    return math.prod(mesh.shape[axis] for axis in axes)
 
-    A dimension that does not divide evenly is replicated (an index list of a few hundred numbers).
+
+def row_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+    """How arrays of rows (or their shapes) lie: the first dimension split over the mesh axes of `rows`.
+
+    A dimension that does not divide evenly is replicated, as a list is (an index list of a few hundred numbers).
     """
 
-    def put(x: Any) -> jax.Array:
-        x = np.asarray(x)
-        spec = fit(rules.spec(("rows",)), x.shape[:1], mesh) if x.ndim > 1 else PartitionSpec()
-        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+    def sharding(x: Any) -> NamedSharding:
+        spec = fit(rules.spec(("rows",)), x.shape[:1], mesh) if len(x.shape) > 1 else PartitionSpec()
+        return NamedSharding(mesh, spec)
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(sharding, tree)
+
+
+def put_rows(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+    """Host arrays as global arrays that lie as `row_shardings` says."""
+    tree = jax.tree.map(np.asarray, tree)
+    put = lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    return jax.tree.map(put, tree, row_shardings(tree, mesh, rules))

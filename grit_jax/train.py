@@ -28,7 +28,15 @@ from grit_jax.models.hf_adapter import write_adapter
 from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
-from grit_jax.run_config import ModelSection, RunConfig, TrainSection, batch_needs, read_run_config, step_config
+from grit_jax.run_config import (
+    ModelSection,
+    RunConfig,
+    TrainSection,
+    batch_needs,
+    data_config,
+    read_run_config,
+    step_config,
+)
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
@@ -110,14 +118,13 @@ def _run(
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    batches = JointBatches(
-        config.data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config)
-    )
+    mesh, rules = make_mesh(config.mesh), ShardingRules()
+    data = data_config(config, mesh, rules)
+    batches = JointBatches(data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config))
     batches.tell_summary(output / DATA_SUMMARY_FILE)
-    iterator = make_iterator(config.data, tokenizer, chat, config.train.seed, config.train.steps, batches)
+    iterator = make_iterator(data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
-    mesh, rules = make_mesh(config.mesh), ShardingRules()
     model = load_model(config, tokenizer, mesh, rules)
     checkpoints.base = model.base
     schedule = make_schedule(config.optimizer, config.train.steps)
@@ -194,7 +201,7 @@ def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: Shard
     if config.lora is not None:
         adapter_shapes(config.lora, parameter_shapes(model_config))  # before anything large is read
         params, weights = load_base(directory, model_config, config.lora, mesh, rules)
-        base = FrozenBase(str(section.path), weights, config.lora.base, config.lora.alpha)
+        base = FrozenBase(str(section.path), weights, config.lora.identity)
     elif section.path:
         params = huggingface.read_model_directory(directory).params
     return LoadedModel(model_config, params, projection_width(section, params), base)

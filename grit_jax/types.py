@@ -31,7 +31,7 @@ class AttentionMode(enum.Enum):
     PREFIX = "prefix"  # causal, but for the blocks of `Rows.blocks`
 
 
-# One mode for all rows, or consecutive blocks of (mode, number of rows).
+# One mode for all rows, or blocks of (mode, number of rows) that follow one another and repeat over all rows.
 Mode: TypeAlias = "AttentionMode | tuple[tuple[AttentionMode, int], ...]"
 
 

@@ -51,6 +51,8 @@ CASES = {
     "encode empty --input texts.txt --output x.npy": "empty: a file; expected a model directory",
     "encode folder --input texts.txt --output x.npy": "folder/config.json: no such file",
     "encode m-truncated --input texts.txt --output x.npy": "m-truncated/model.safetensors: truncated",
+    "encode m-no-tensor --input texts.txt --output x.npy":
+        "m-no-tensor/model.safetensors: tensor 'model.norm.weight' is missing; config.json asks for it",
     "encode m-no-tokenizer --input texts.txt --output x.npy": "m-no-tokenizer: no tokenizer.json there",
     "encode m-bad-tokenizer --input texts.txt --output x.npy":
         "m-bad-tokenizer/tokenizer.json: not a tokenizer.json",
@@ -193,6 +195,8 @@ CASES = {
     "import empty x": "empty: a file; expected a model directory",
     "import folder x": "folder/config.json: no such file",
     "import m-truncated x": "m-truncated/model.safetensors: truncated",
+    "import m-no-tensor x": "m-no-tensor/model.safetensors: tensor 'model.norm.weight' is missing",
+    "import m-other-shape x": "'model.embed_tokens.weight' has shape \\[\\d+, 48\\], config.json asks for \\[\\d+, 64\\]",
     "import m-no-tokenizer x": "m-no-tokenizer: no tokenizer.json there",
     "import m-pickle x": "m-pickle: only pickled weights there",
     "import m-unknown x": "architecture 'MambaForCausalLM' is not supported",
@@ -222,6 +226,7 @@ CASES = {
     "train folder": "folder: cannot be read as text .*Is a directory",
     "train broken.yaml": "broken.yaml:2: not valid YAML",
     "train strange.yaml": "strange.yaml: unknown key 'zebra'; known: data, lora, mesh, model",
+    "train typo.yaml": "typo.yaml: unknown key 'train.stepps'; did you mean 'train.steps'\\?",
     f"{TRAIN} stray": "unexpected 'stray'; overrides look like --train.steps 100",
     f"{TRAIN} --train.stepss 3": "command line: unknown key 'train.stepss'; did you mean 'train.steps'\\?",
     f"{TRAIN} --resum auto": "unknown flag --resum; did you mean --resume\\?",
@@ -253,12 +258,22 @@ CASES = {
     f"{TRAIN} --data.generative [empty]": "empty: empty",
     f"{TRAIN} --data.generative [binary]": "binary: binary data",
     f"{TRAIN} --data.generative [strange]": "strange:1: no known key",
+    f"{TRAIN} --data.generative [cut.jsonl]": "cut.jsonl:2: not valid JSON: Expecting ',' delimiter at column 14",
+    f"{TRAIN} --data.generative [typed.jsonl]": "typed.jsonl:1: turn 2 must be a string, found int",
+    f"{TRAIN} --data.generative [blank.jsonl]": "blank.jsonl:1: turn 2 is empty",
+    f"{TRAIN} --data.generative [turn.jsonl]":
+        "no usable line; the first problem: turn.jsonl:1: the first user turn fills generative_max_length \\(64\\)",
+    f"{TRAIN} --data.embedding [instruction.jsonl] --data.embedding_batch 1 --data.group_size 1":
+        "no usable line; the first problem: instruction.jsonl:1: an instruction fills query_max_length \\(256\\)",
     f"{TRAIN} --data.generative [embedding.jsonl]":
         "embedding.jsonl:1: an embedding example in a generative file",
     f"{TRAIN} --data.on_error ignore": "data.on_error: expected one of stop, skip, found 'ignore'",
     f"{TRAIN} --model.path ./absent": "./absent: absent model: no such directory",
     f"{TRAIN} --model.shape null --model.path ./absent": "./absent: absent model",
     f"{TRAIN} --model.shape null --model.path m-truncated": "m-truncated/model.safetensors: truncated",
+    f"{TRAIN} --model.shape null --model.path m-no-tensor": "tensor 'model.norm.weight' is missing",
+    f"{TRAIN} --model.shape null --model.path m-other-shape": "'model.embed_tokens.weight' has shape",
+    f"{TRAIN} --model.shape null --model.path m-unknown": "architecture 'MambaForCausalLM' is not supported",
     f"{TRAIN} --model.shape null --model.path m-pickle": "m-pickle: only pickled weights",
     f"{TRAIN} --model.shape.num_key_value_heads 0": "num_key_value_heads must be at least 1, is 0",
     f"{TRAIN} --model.shape.hidden_size big": "model.shape.hidden_size: expected a whole number, found 'big'",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from grit_jax import cli
 from grit_jax.inference.model import GritLM
@@ -112,12 +113,18 @@ def bad_files(folder: Path) -> None:
     (folder / "strange").write_text('{"colour": "red"}\n')
     (folder / "number").write_text('{"id": "a", "text": 5, "query": 5, "pos": 5, "prompt": 5, "docs": 5}\n')
     (folder / "surrogate").write_text('"half \\ud800"\n')
+    (folder / "cut.jsonl").write_text('{"text": ["a", "b"]}\n{"text": ["a"\n')
+    write_lines(folder / "typed.jsonl", {"text": ["a", 5]})
+    write_lines(folder / "blank.jsonl", {"text": ["a", " "]})
+    write_lines(folder / "turn.jsonl", {"text": ["long " * 99, "b"]})
+    write_lines(folder / "instruction.jsonl", {"query": ["long " * 99, "a"], "pos": ["b"]})
     write_lines(folder / "twice", {"id": "a", "text": "one"}, {"id": "a", "text": "two"})
     write_lines(folder / "messages", {"messages": "hello"})
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     write_lines(folder / "roles", {"messages": said})
     (folder / "broken.yaml").write_text("output: [\n")
     (folder / "strange.yaml").write_text("output: x\nzebra: red\n")
+    (folder / "typo.yaml").write_text("output: x\ntrain: {stepps: 3}\n")
     (folder / "folder").mkdir()
     (folder / "folder" / "note.txt").write_text("not ours\n")
 
@@ -133,6 +140,8 @@ def bad_models(folder: Path, model: Path) -> None:
     (copy("m-no-tokenizer") / "tokenizer.json").unlink()
     (copy("m-bad-tokenizer") / "tokenizer.json").write_text("{}")
     (copy("m-binary-tokenizer") / "tokenizer.json").write_bytes(b"\xff\xfe\0")
+    weights = copy("m-no-tensor") / "model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if k != "model.norm.weight"}, weights)
     pickled = copy("m-pickle")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     (copy("m-no-weights") / "model.safetensors").unlink()

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from grit_jax.data.packing import TokenText, embedding_batch, generative_batch
-from grit_jax.training.step import StepConfig, joint_loss
+from grit_jax.training.gradients import joint_gradient
+from grit_jax.training.step import StepConfig
 from grit_jax.types import Batch, EmbeddingBatch, GenerativeBatch
 
 IGNORED = -100
@@ -20,19 +21,21 @@ def unpadded(ids: np.ndarray, mask: np.ndarray) -> list[list[int]]:
     return [row[kept == 1].tolist() for row, kept in zip(np.asarray(ids), np.asarray(mask))]
 
 
-def embedding(queries: Mapping[str, np.ndarray], passages: Mapping[str, np.ndarray], row_length: int) -> EmbeddingBatch:
+def embedding(
+    queries: Mapping[str, np.ndarray], passages: Mapping[str, np.ndarray], row_length: int, **how: bool
+) -> EmbeddingBatch:
     """From `input_ids`, `attention_mask` `[B T]` and `instruction_lens` `[B]` of both sides."""
     sides = [unpadded(side["input_ids"], side["attention_mask"]) for side in (queries, passages)]
     prompts = [int(n) for side in (queries, passages) for n in side["instruction_lens"]]
-    return embedding_batch(*sides, prompts, row_length=row_length, row_multiple=2)
+    return embedding_batch(*sides, prompts, row_length=row_length, row_multiple=2, **how)
 
 
-def generative(batch: Mapping[str, np.ndarray], row_length: int) -> GenerativeBatch:
+def generative(batch: Mapping[str, np.ndarray], row_length: int, **how: bool) -> GenerativeBatch:
     """From `input_ids`, `attention_mask` and `labels` `[B T]`."""
     ids = unpadded(batch["input_ids"], batch["attention_mask"])
     labels = unpadded(batch["labels"], batch["attention_mask"])
     texts = [TokenText(row, [label != IGNORED for label in marks]) for row, marks in zip(ids, labels)]
-    return generative_batch(texts, row_length=row_length, row_multiple=2)
+    return generative_batch(texts, row_length=row_length, row_multiple=2, **how)
 
 
 @dataclasses.dataclass
@@ -47,7 +50,7 @@ class Gradients:
 def joint_gradients(params: Mapping[str, np.ndarray], batch: Batch, config: StepConfig) -> Gradients:
     """Ours, compiled. Rematerialisation is left out: it changes nothing but the time."""
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none"))
-    run = jax.jit(lambda params, batch: jax.value_and_grad(joint_loss, has_aux=True)(params, batch, config))
+    run = jax.jit(lambda params, batch: joint_gradient(params, batch, config))
     (loss, parts), gradients = run(dict(params), batch)
     named = {name: np.asarray(gradient) for name, gradient in gradients.items()}
     return Gradients(float(loss), {name: float(part) for name, part in parts.items()}, named)

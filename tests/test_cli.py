@@ -215,7 +215,12 @@ def test_eval(capsys):
 
 
 def test_train_and_export(capsys, tmp_path, monkeypatch):
-    write_lines(tmp_path / "half.jsonl", {"text": ["a", "b"]}, {"text": 5}, {"text": ["c", "d"]})
+    write_lines(
+        tmp_path / "half.jsonl", {"text": ["a", "b"]}, {"text": 5}, {"text": ["a", ""]}, {"query": "a", "pos": ["b"]},
+        {"text": ["long " * 99, "b"]}, {"text": ["c", "d"]},
+    )  # fmt: skip
+    with (tmp_path / "half.jsonl").open("a") as file:
+        file.write('{"text": ["a"\n')
     run_folder, steps = tmp_path / "run", "metrics.jsonl"
     train = (
         f"train run.yaml --output {run_folder} --data.on_error skip "
@@ -223,9 +228,20 @@ def test_train_and_export(capsys, tmp_path, monkeypatch):
     )
     said = run(capsys, train)
     assert said.out == f"2 steps done; model in {run_folder}/model, metrics in {run_folder}/{steps}\n"
+    reasons = {
+        "skipped": {
+            "\"text\" must be a string, found int ('5')": 1, "turn 2 is empty": 1,
+            "an embedding example in a generative file": 1, "not valid JSON: Expecting ',' delimiter at column 14": 1,
+        },
+        "filtered": {"the first user turn fills generative_max_length (64)": 1},
+    }  # fmt: skip
+    counts = "; ".join(f"{count} {why}" for part in reasons.values() for why, count in part.items())
     assert [line for line in said.lines if "half.jsonl" in line] == [
-        f"{tmp_path}/half.jsonl: 2 of 3 generative examples; 1 \"text\" must be a string, found int ('5')"
+        f"{tmp_path}/half.jsonl: 2 of 7 generative examples; {counts}"
     ]
+    half = json.loads((run_folder / "data_summary.json").read_text())[1]
+    assert (half["examples"], half["used"], half["not_sampled"]) == (7, 2, 0)
+    assert {key: half[key] for key in reasons} == reasons
     assert [json.loads(line)["step"] for line in (run_folder / steps).read_text().splitlines()] == [0, 1]
     said = run(capsys, train)
     assert (said.status, said.out) == (0, f"finished before: 2 steps; model in {run_folder}/model\n")

@@ -22,10 +22,11 @@ ALLOWED = {
     "abstract": {"train", "run_config", "training", "data", "models"},
     "run_config": {"training", "data", "models"},
     "quickstart": {"train", "run_config", "report", "training", "evaluation", "rag", "inference", "data", "models"},
+    "plan": {"abstract", "run_config", "training", "inference", "data", "models"},
     "evidence": {"quickstart", "train", "run_config", "training", "inference", "data", "models"},
     "bench": {"rag", "inference", "training", "data", "models"},
     "parser": set(),
-    "cli": {"parser", "bench", "quickstart", "evidence", "train", "report", "evaluation", "rag", "inference", "data", "models"},
+    "cli": {"parser", "bench", "quickstart", "evidence", "train", "plan", "run_config", "report", "evaluation", "rag", "inference", "data", "models"},
     "__main__": {"cli"},
     "__init__": {"inference"},
 }

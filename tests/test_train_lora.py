@@ -112,6 +112,31 @@ def test_export_writes_the_same_model(whole, tmp_path):
     assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
+def test_export_writes_the_adapters_alone_for_peft(folder, whole, tmp_path):
+    assert export_checkpoint(whole, tmp_path / "out", adapter=True) == STEPS
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    prefix = "base_model.model.model.layers.1."
+    assert len(tensors) == 2 * 7 * 2
+    assert tensors[prefix + "self_attn.k_proj.lora_A.weight"].shape == (4, 64)  # [rank, in], [out, rank]
+    assert tensors[prefix + "mlp.down_proj.lora_B.weight"].shape == (64, 4)
+    about = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (about["peft_type"], about["r"], about["lora_alpha"]) == ("LORA", 4, 8)
+    assert about["base_model_name_or_path"] == str(folder / "base")
+    # Base and adapters by NumPy are the merged model, up to what four bits lose of the base.
+    base, merged = (load_file(d / "model.safetensors") for d in (folder / "base", whole / "model"))
+    name = "self_attn.k_proj"
+    added = 2.0 * tensors[f"{prefix}{name}.lora_B.weight"] @ tensors[f"{prefix}{name}.lora_A.weight"]
+    rest = merged[f"model.layers.1.{name}.weight"] - added
+    lost = rest - base[f"model.layers.1.{name}.weight"]
+    assert 0.08 < np.linalg.norm(lost) / np.linalg.norm(rest) < 0.1 and np.linalg.norm(added) > 0.01
+
+
+def test_a_run_without_lora_has_no_adapters_to_export(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {preset: qwen3_0_6b}\noutput: here\n")
+    with pytest.raises(GritError, match="trained without lora, so there are no adapters; leave --adapter out"):
+        export_checkpoint(tmp_path, tmp_path / "out", adapter=True)
+
+
 def test_a_checkpoint_holds_adapters_and_moments_and_not_the_base(folder, whole):
     config = read(folder)
     _, state = restored(config, whole)
@@ -119,7 +144,7 @@ def test_a_checkpoint_holds_adapters_and_moments_and_not_the_base(folder, whole)
     stored = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(metadata.metadata["state"]))
     adapters = sum(value.size for value in state.params.values())
     assert 3 * adapters <= stored <= 3 * adapters + 4  # and a few counters
-    assert set(metadata.custom_metadata["base"]) == {"model", "weights", "precision", "alpha"}
+    assert set(metadata.custom_metadata["base"]) == {"model", "weights", "lora"}
 
 
 @pytest.mark.parametrize("broken_at", [1, 3])
@@ -158,7 +183,8 @@ def test_another_base_is_refused_by_name(folder, half, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [({"lora__base": "int8"}, "lora.base int4, now it is int8"), ({"lora__alpha": "16"}, "lora.alpha 8.0, now it is 16.0"),
-     ({"lora": "null"}, "holds adapters .* trains all weights"), ({"lora__rank": "2"}, "another model or optimizer")],
+     ({"lora": "null"}, "holds adapters .* trains all weights"), ({"lora__rank": "2"}, "lora.rank 4, now it is 2"),
+     ({"lora__targets": "[q_proj, o_proj]"}, r"lora.targets \[.*\], now it is \['o_proj', 'q_proj'\]")],
 )  # fmt: skip
 def test_other_adapters_are_refused(folder, half, change, words):
     with pytest.raises(GritError, match=words):
@@ -168,8 +194,9 @@ def test_other_adapters_are_refused(folder, half, change, words):
 @pytest.mark.parametrize(
     "change, words",
     [({"lora__targets": "[w1]"}, "lora.targets"), ({"lora__rank": "0"}, "lora.rank must be at least 1"),
-     ({"lora__base": "int2"}, "lora.base: expected one of full, int8, int4, found 'int2'"), ({"lora__rnak": "3"}, "did you mean 'lora.rank'"),
-     ({"model__path": "null", "model__shape": "{vocab_size: 512}"}, "it needs model.path")],
+     ({"lora__base": "int2"}, "lora.base: expected one of full, int8, int4, found 'int2'"),
+     ({"model__preset": "gpt_5"}, "model.preset: 'gpt_5' is unknown; known: mistral_7b"), ({"lora__rnak": "3"}, "did you mean 'lora.rank'"),
+     ({"model__path": "null", "model__preset": "qwen3_0_6b"}, "it needs model.path")],
 )  # fmt: skip
 def test_a_bad_configuration_is_refused_by_key(folder, change, words):
     with pytest.raises(GritError, match=words):

@@ -190,7 +190,8 @@ def _cached(data: dict[str, Any], where: str) -> CachedExample:
 def _load(line: str | bytes, where: str) -> dict[str, Any]:
     try:
         # Not json's own guess of an encoding: it takes two odd bytes for UTF-16.
-        data = json.loads(line.decode("utf-8") if isinstance(line, bytes) else line)
+        text = line.decode("utf-8") if isinstance(line, bytes) else line
+        data = json.loads(text.rstrip())  # or a line that is cut short would be wrong at column 1 of the next
     except UnicodeDecodeError as error:
         raise LineError(where, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
     except ValueError as error:

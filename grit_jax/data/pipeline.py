@@ -133,7 +133,7 @@ class JointBatches:
             group_size=config.group_size,
             layouts=config.layouts,  # type: ignore[arg-type]
             raw_strings=config.raw_strings,
-            last_answer_only=needs.prefix_generation,
+            last_answer_only=config.last_answer_only or needs.prefix_generation,
             teacher_scores=needs.teacher_scores,
         )
         self._parts = {

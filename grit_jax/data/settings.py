@@ -45,6 +45,9 @@ class DataConfig:
     on_error: Literal["stop", "skip"] = "stop"
     # True: bare strings get no tags and no BOS, as in the original.
     raw_strings: bool = False
+    # Of a conversation only the last answer is trained (the original's prefixlm, whose attention stays causal; where
+    # model.attention makes a prefix of what stands before it, nothing else can be).
+    last_answer_only: bool = False
     shuffle: bool = True
     # Random subset of a source: its name as in the lists above, and a number of examples.
     num_samples: dict[str, int] = dataclasses.field(default_factory=dict)

@@ -21,7 +21,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.plan import bucket
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.progress import progress
+from grit_jax.progress import progress, say
 from grit_jax.sharding import ShardingRules, put_rows
 from grit_jax.types import AttentionMode, GenerativeBatch, GritError
 
@@ -59,9 +59,12 @@ def evaluate_perplexity(
         model.tokenizer, model.chat, limits, raw_strings=raw_strings, last_answer_only=prefix
     )  # fmt: skip
     # The first token of a sequence has none before it to predict it.
-    texts = [text for text in tokenise.generative(list(examples)) if any(text.targets[1:])]
+    every = tokenise.generative(list(examples))
+    texts = [text for text in every if any(text.targets[1:])]
     if not texts:
         raise GritError("perplexity: no example has a token to predict within max_length")
+    if left_out := len(every) - len(texts):
+        say(f"perplexity: {left_out} of {len(every)} examples have nothing to predict within {max_length} tokens")
     total, count = 0.0, 0.0
     with progress(sum(len(text.ids) for text in texts), "perplexity", "tokens", quiet=quiet) as bar:
         for batch in _batches(texts, model):

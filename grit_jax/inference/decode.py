@@ -140,20 +140,31 @@ def _requests(prompts, pieces, sampling, config: ModelConfig) -> list[Request]:
 
 def _batches(requests: Sequence[Request], config: ModelConfig, rows_per_call: int) -> Iterator[list[Request]]:
     """Requests that are decoded together: alike in length, and no more than fit the memory."""
-    c = config
-    slot = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
     batch: list[Request] = []
     longest = 0
     for request in sorted(requests, key=lambda r: (bucket(r.cached, SHORTEST_PIECES), len(r.prompt))):
         mine = request.cached + len(request.prompt) + request.sampling.max_new_tokens
         longest = max(longest, mine)
-        full = len(batch) == rows_per_call or _padded(len(batch) + 1) * longest * slot > MOST_CACHE_BYTES
+        full = len(batch) == rows_per_call or not cache_fits(config, len(batch) + 1, longest)
         if batch and full:
             yield batch
             batch, longest = [], mine
         batch.append(request)
     if batch:
         yield batch
+
+
+def cache_fits(config: ModelConfig, rows: int, length: int) -> bool:
+    """Whether so many rows of that length may be decoded together."""
+    c = config
+    slot = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
+    return _padded(rows) * length * slot <= MOST_CACHE_BYTES
+
+
+def cache_slots(pieces: int, prompt: int, new_tokens: int) -> int:
+    """Capacity of a cache for so many tokens."""
+    slots = pieces + prompt + new_tokens
+    return round_up(slots, BLOCK if slots > 2 * BLOCK else 128)
 
 
 def _padded(rows: int) -> int:
@@ -201,8 +212,7 @@ class _Batch:
         sampling = sampling_rows([*(request.sampling for request in self.requests), *fillers])
         limit = Limits(limits, ignore, np.asarray(self.eos_ids or [-1], np.int32))  # type: ignore[arg-type]
         new_tokens = bucket(longest, SHORTEST_ANSWER)
-        slots = (loaded.positions.shape[1] if loaded is not None else 0) + tokens.shape[1] + new_tokens
-        slots = round_up(slots, BLOCK if slots > 2 * BLOCK else 128)
+        slots = cache_slots(loaded.positions.shape[1] if loaded is not None else 0, tokens.shape[1], new_tokens)
         state = prefill_step(
             self.params, tokens, lengths, loaded, sampling, limit,
             config=self.config, slots=slots, new_tokens=new_tokens, return_logits=self.return_logits,

@@ -30,7 +30,7 @@ from grit_jax.models.projection import embedding_width
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.progress import Progress
 from grit_jax.progress import progress as show_progress
-from grit_jax.sharding import ShardingRules, put_rows
+from grit_jax.sharding import ShardingRules, put_rows, row_ways
 from grit_jax.types import KV, AttentionMode, DocumentKV, GritError, Rows
 
 # Tokens of one call where the caller does not say. On a CPU few, so that activations stay in its caches; elsewhere
@@ -128,9 +128,7 @@ class Encoder:
         self.pooling, self.mode, self.mesh = pooling, mode, mesh
         self.width = embedding_width(params, config.hidden_size)  # dimensions of a vector
         self._rules = ShardingRules()
-        axes = self._rules.rows
-        axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
-        self._row_multiple = int(np.prod([mesh.shape[a] for a in axes])) if mesh is not None else 1
+        self._row_multiple = row_ways(mesh, self._rules) if mesh is not None else 1
 
     def encode(
         self,

@@ -45,7 +45,7 @@ def attend(
     Args:
       q: rotated queries; they share `own.positions` and `own.segments`.
       own: keys of the same tokens.
-      mode: one mode for all rows, or consecutive blocks of `(mode, rows)`.
+      mode: one mode for all rows, or blocks of `(mode, rows)` that follow one another and repeat over all rows.
       window: keys further than this from the query by position are not seen (`|i - j| < window`).
       cached: keys computed before; a query sees those with its own segment number.
       blocks: in prefix mode, query `i` sees key `j` of its segment if `j <= i` or `blocks[i] == blocks[j] != 0`.
@@ -53,18 +53,24 @@ def attend(
       softcap: bends the scores into `(-softcap, softcap)` before the softmax.
 
     Raises:
-      ValueError: prefix mode without blocks.
+      ValueError: prefix mode without blocks; rows that the blocks do not divide.
     """
     options = {"window": window, "scale": q.shape[-1] ** -0.5 if scale is None else scale, "softcap": softcap}
     if isinstance(mode, AttentionMode):
         return _attend_one_mode(q, own, cached, mode, blocks, options)
+    period = sum(rows for _, rows in mode)
+    if q.shape[0] % period:
+        raise ValueError(f"{q.shape[0]} rows cannot be split in blocks of {period} rows")
     outputs, start = [], 0
+    # Folded to [repeats, period, ...]: devices whose rows are whole repeats cut up their own and send nothing.
+    fold = lambda x: x.reshape(-1, period, *x.shape[1:])
     for block_mode, rows in mode:
-        part = slice(start, start + rows)
-        take = lambda keys: jax.tree.map(lambda x: x[part], keys)  # noqa: B023 - used at once
-        outputs.append(_attend_one_mode(q[part], take(own), take(cached), block_mode, take(blocks), options))
+        pick = lambda x: fold(x)[:, start : start + rows].reshape(-1, *x.shape[1:])  # noqa: B023 - used at once
+        take = lambda tree: jax.tree.map(pick, tree)  # noqa: B023
+        out = _attend_one_mode(take(q), take(own), take(cached), block_mode, take(blocks), options)
+        outputs.append(out.reshape(-1, rows, *out.shape[1:]))
         start += rows
-    return jnp.concatenate(outputs)
+    return jnp.concatenate(outputs, axis=1).reshape(q.shape)
 
 
 def _attend_one_mode(

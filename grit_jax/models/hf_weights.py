@@ -131,7 +131,10 @@ def save_params(
         shape = shapes[name][len(place) :]
 
         def values(name: str = name, place: tuple[int, ...] = place, is_linear: bool = is_linear) -> np.ndarray:
-            array = np.asarray(params[name][place] if place else params[name])
+            weight = params[name]
+            if _on_host(weight):
+                weight = np.asarray(weight)  # no copy, and no program that takes a layer out
+            array = np.asarray(weight[place] if place else weight)
             return array.T if is_linear else array
 
         tensors.append(Tensor(hf_name, shape[::-1] if is_linear else shape, values))
@@ -171,6 +174,12 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _on_host(weight: Any) -> bool:
+    """Whether a JAX array lies whole in the host's memory."""
+    devices = weight.devices() if hasattr(weight, "devices") else ()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def _report_unused(files: TensorFiles, names: set[str], config: ModelConfig, prefix: str) -> None:

@@ -62,7 +62,7 @@ def linear(
 
 def embed_tokens(tokens: Int[Array, "B T"], weights: Weights, dtype: jnp.dtype) -> Float[Array, "B T D"]:
     """Rows of the embedding table, cast after the gather: the table as a whole is never cast."""
-    return weights["embed"][tokens].astype(dtype)
+    return jnp.asarray(weights["embed"])[tokens].astype(dtype)
 
 
 def vocabulary_logits(hidden: Float[Array, "... D"], weights: Weights) -> Float[Array, "... V"]:

@@ -61,6 +61,11 @@ class LoraConfig:
         """What the product of the two factors is multiplied by."""
         return self.alpha / self.rank
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What trained adapters mean nothing without."""
+        return {"base": self.base, "rank": self.rank, "alpha": self.alpha, "targets": sorted(self.targets)}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass

@@ -63,6 +63,7 @@ class Transformer(nnx.Module):
         cache: KVCache | None = None,
         return_kv: bool = False,
         blocks: Int[Array, "B T"] | None = None,
+        routed: Int[Array, "B T"] | None = None,
     ) -> Output:
         """Hidden states of `tokens`, which see their own segment and the cached keys of that segment.
 
@@ -70,10 +71,11 @@ class Transformer(nnx.Module):
           tokens: ids; padding may be any valid id.
           positions: rotary positions.
           segments: from 1; 0 is padding.
-          mode: static; one mode, or consecutive blocks of `(mode, rows)`.
+          mode: static; one mode, or blocks of `(mode, rows)` (see `types.Mode`).
           cache: keys and values computed before; it is read, not changed (see `cache.insert`).
           return_kv: whether to return the tokens' own keys (unrotated) and values.
           blocks: what prefix mode needs beside (see `types.Rows`).
+          routed: the tokens that `Output.router` is counted over, 0 elsewhere; None: `segments`.
         """
         c, weights = self.config, self.params()
         layers = {name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)}
@@ -88,7 +90,7 @@ class Transformer(nnx.Module):
         body = functools.partial(
             _layer, config=c, mode=mode, rotations=rotations, positions=positions, segments=segments,
             cache_marks=None if cache is None else (cache.positions, cache.segments), return_kv=return_kv,
-            blocks=blocks,
+            blocks=blocks, routed=segments if routed is None else routed,
         )  # fmt: skip
 
         def make_layer(kind: LayerKind, pick: Callable[[Any], Any]) -> Layer:
@@ -112,7 +114,8 @@ class Transformer(nnx.Module):
 
 
 def _layer(
-    carry, layer_and_cache, *, kind, config, mode, rotations, positions, segments, cache_marks, return_kv, blocks
+    carry, layer_and_cache, *, kind, config, mode, rotations, positions, segments, cache_marks, return_kv, blocks,
+    routed,
 ):
     """One layer: `x` [B T D] and the sum of router statistics, with this layer's weights and its slice of the cache.
 
@@ -141,7 +144,7 @@ def _layer(
     x = x + (norm(out, "attention_post_norm") if c.post_norms else out)
     h = norm(x, "mlp_norm")
     if kind.experts:
-        out, spread = expert_mlp(h, segments, layer, c)
+        out, spread = expert_mlp(h, routed, layer, c)
         router = jax.tree.map(jnp.add, router, spread)
     else:
         out = gated_mlp(h, layer, c.hidden_act)

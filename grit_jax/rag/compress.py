@@ -1,7 +1,7 @@
 """Compressed caches: which codecs there are, how they are calibrated for a model, and how a calibration is kept.
 
 `int8`, `int4` (`scalar.py`): one code a number, 1.9 and 3.6 times smaller than bfloat16 with all that belongs to them.
-`pca2`, `pca1` (`transform.py`): 2 and 1 bits a number, 8 and 16 times smaller.
+`pca2` (`transform.py`): two bits a number on principal axes, 8 times smaller and nearer to native than int4.
 
 What a codec must know of keys and values (ranges of channels, principal axes) does not come from the document, whose
 record would have to carry it: documents are short. It is calibrated once, on a sample of the corpus, and kept in the
@@ -28,7 +28,7 @@ from grit_jax.rag.transform import AXES, Transform, calibrate_transform
 from grit_jax.types import KV, DocumentKV, GritError
 
 VERSION = 1  # of all codecs; a part of the identity of records
-KINDS = (NATIVE, "int8", "int4", "pca2", "pca1")
+KINDS = (NATIVE, "int8", "int4", "pca2")
 SAMPLE_TOKENS = 8192  # to calibrate on, at least,
 TOKENS_PER_DIMENSION = 32  # and for a transform so many for each number of a token and layer: its axes must not be
 # those of the sample alone
@@ -44,7 +44,7 @@ class StoredCodec(Codec, Protocol):
 
 def sample_tokens(kind: str, config: ModelConfig) -> int:
     """How many tokens' keys and values to calibrate on."""
-    if not kind.startswith("pca"):
+    if kind != "pca2":
         return SAMPLE_TOKENS
     return max(SAMPLE_TOKENS, TOKENS_PER_DIMENSION * 2 * config.num_key_value_heads * (config.head_dim or 1))
 
@@ -59,12 +59,11 @@ def calibrate(kind: str, sample: Sequence[DocumentKV]) -> StoredCodec:
       GritError: the numbers of a token do not fill whole bytes.
     """
     L, _, K, H = sample[0].k.shape
-    if (kind == "int4" and H % 2) or (kind.startswith("pca") and 2 * K * H % AXES):
+    if (kind == "int4" and H % 2) or (kind == "pca2" and 2 * K * H % AXES):
         raise GritError(f"--kv {kind}: {K} heads of {H} dimensions do not fill whole bytes; take int8")
     join = lambda name, layer: np.concatenate([getattr(one, name)[layer].astype(np.float32) for one in sample])
     layers = (KV(join("k", layer), join("v", layer)) for layer in range(L))
-    bits = int(kind[3:])
-    return calibrate_transform(bits, layers) if kind.startswith("pca") else calibrate_scalar(bits, layers)
+    return calibrate_transform(layers) if kind == "pca2" else calibrate_scalar(int(kind[3:]), layers)
 
 
 def compression_of(kind: str, codec: StoredCodec | None) -> str:
@@ -99,4 +98,4 @@ def codec_from_bytes(data: bytes, compression: str, where: str) -> StoredCodec |
         arrays = {name: jnp.asarray(array) for name, array in load(data).items()}
     except SafetensorError as error:
         raise GritError(f"{where}: the calibration of its compression is damaged ({error})") from None
-    return (Transform if kind.startswith("pca") else Scalar).from_arrays(arrays)
+    return (Transform if kind == "pca2" else Scalar).from_arrays(arrays)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,11 +34,17 @@ from grit_jax.rag.record import (
 from grit_jax.types import GritError
 
 META, CALIBRATION, RECORDS = "meta", "calibration", "doc/"
-NODE_CACHE = 64 << 20  # bytes of the tree's nodes kept in memory; records themselves are not
+CONTEXT = {
+    "cache_pool": {"total_bytes_limit": 64 << 20},  # of the tree's nodes; records themselves are not kept in memory
+    # Each file is written under a name of its own and renamed. With locks it would be written over what a killed writer
+    # left under the lock's name, and keep the end of that where it is longer (TensorStore 0.1.86). There is only one
+    # writer: the index sees to that.
+    "file_io_locking": {"mode": "none"},
+}
 # A record longer than HEAD is read in parts of whole layers, several at once: checking one overlaps with reading the
 # next, and malloc recycles buffers of a part's size where it maps one of 65 MB anew each time, page by page.
 HEAD, PART, READERS = 256 << 10, 4 << 20, 8
-OCDBT_FILES = ("manifest.ocdbt", "d/")
+OCDBT_MANIFEST, OCDBT_DATA = "manifest.ocdbt", "d/"  # its files
 COPY_BYTES = 64 << 20  # of records copied in one transaction
 
 
@@ -126,18 +133,8 @@ class DocumentStore:
         """The key of a document's record."""
         return document_key(tokens, self.identity)
 
-    def keys(self) -> list[str]:
-        """The keys of all records."""
-        with _told(self.path, "cannot be read"):
-            names = self._kv.list(ts.KvStore.KeyRange(RECORDS, RECORDS + "~")).result()
-        return [name.decode().removeprefix(RECORDS) for name in names]
-
-    def has(self, key: str) -> bool:
-        """Whether there is a record under `key`; it is not read."""
-        return self.has_many([key])[0]
-
     def has_many(self, keys: Sequence[str]) -> list[bool]:
-        """`has` of many keys at once."""
+        """Whether there is a record under each key; none is read."""
         with _told(self.path, "cannot be read"):
             return [read.result().state == "value" for read in [self._read(key, slice(0, 0)) for key in keys]]
 
@@ -297,13 +294,16 @@ def remove_store(path: str | Path, context: ts.Context | None = None) -> None:
       GritError: it cannot be removed.
     """
     with _told(path, "cannot be removed"):
-        files = ts.KvStore.open(_base(path), context=context or ts.Context()).result()
-        for prefix in OCDBT_FILES:
-            files.delete_range(ts.KvStore.KeyRange(prefix, prefix + "~")).result()
-    if "://" not in str(path):
-        for folder in (Path(path) / "d", Path(path)):
-            with contextlib.suppress(OSError):  # not empty
-                folder.rmdir()
+        if isinstance(base := _base(path), str):
+            files = ts.KvStore.open(base, context=context or ts.Context()).result()
+            for prefix in (OCDBT_MANIFEST, OCDBT_DATA):
+                files.delete_range(ts.KvStore.KeyRange(prefix, prefix + "~")).result()
+        elif Path(path).exists():
+            for file in Path(path).glob(OCDBT_MANIFEST + "*"):
+                file.unlink()
+            shutil.rmtree(Path(path) / OCDBT_DATA, ignore_errors=True)
+            if not any(Path(path).iterdir()):
+                Path(path).rmdir()
 
 
 @dataclasses.dataclass
@@ -316,7 +316,7 @@ class _Reading:
 
 def _open(path: str | Path, context: ts.Context | None) -> tuple[ts.KvStore, dict[str, Any] | None]:
     """The database and what stands in it about itself, None where there is nothing yet."""
-    context = context or ts.Context({"cache_pool": {"total_bytes_limit": NODE_CACHE}})
+    context = context or ts.Context(CONTEXT)
     with _told(path, "cannot be opened as a document store"):
         kv = ts.KvStore.open({"driver": "ocdbt", "base": _base(path)}, context=context).result()
         return kv, _read_meta(kv)

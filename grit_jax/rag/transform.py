@@ -1,4 +1,4 @@
-"""pca2 and pca1: transform coding of keys and values at 2 and 1 bits a number (after KVTC, arXiv 2511.01815).
+"""pca2: transform coding of keys and values at two bits a number (after KVTC, arXiv 2511.01815).
 
 A layer's keys and values of a token, side by side, are projected on the principal axes of a sample. Most of their
 variance lies on few axes; the bits go where they save most of it, several to the first axes and none to the last ones.
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from grit_jax.rag.scalar import best_ranges
 from grit_jax.types import KV
 
+BITS = 2  # a number, on average
 AXES = 8  # share a number of bits: one bit of each of their codes is a byte
 KEY_WEIGHT = 2.0  # an error in a key counts as one so many times as large in a value: answers change more with it
 SMALLEST_SCALE = 1e-6
@@ -99,7 +100,7 @@ class Transform:
         return KV(x[..., 0, :, :], x[..., 1, :, :])
 
 
-def calibrate_transform(bits_per_number: int, sample: Iterable[KV]) -> Transform:
+def calibrate_transform(sample: Iterable[KV]) -> Transform:
     """Principal axes of a sample, given layer by layer (`[N K H]`), and the bits of each, as many in every layer."""
     layers = []
     for kv in sample:
@@ -110,7 +111,7 @@ def calibrate_transform(bits_per_number: int, sample: Iterable[KV]) -> Transform
         scale = np.concatenate([np.full(K * H, max(size, SMALLEST_SCALE)) for size in sizes])
         x = np.concatenate([k, v], 1) / scale
         mean, axes, variances = _principal_axes(x)
-        count = bits_per_number * len(scale) // AXES
+        count = BITS * len(scale) // AXES
         bits = np.repeat(_allocate(variances.reshape(-1, AXES).mean(1), count), AXES)
         low, step = best_ranges((x - mean) @ axes, bits)
         layers.append((mean * scale, scale, axes, low, step, bits))

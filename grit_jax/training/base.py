@@ -39,7 +39,7 @@ def load_base(
       GritError: a damaged directory, or weights that 4-bit blocks do not divide.
     """
     check_quantisable(parameter_shapes(config), lora.base)
-    digest, axes_of = WeightsHash(config), PARAMETER_AXES | PROJECTION_AXES
+    digest = WeightsHash(config)
     one = jax.jit(functools.partial(freeze, config=config, lora=lora), static_argnums=0)
 
     def place(name: str, array: np.ndarray) -> Any:
@@ -49,14 +49,18 @@ def load_base(
             frozen = jax.tree.map(lambda *parts: np.stack(parts), *layers)
         else:
             frozen = jax.device_get(one(name, array))
-        return jax.tree.map(
-            lambda part, axes: _put(part, NamedSharding(mesh, fit(rules.spec(axes), part.shape, mesh))),
-            frozen, storage_axes(frozen, axes_of[name]),
-        )  # fmt: skip
+        return jax.tree.map(_put, frozen, frozen_shardings({name: frozen}, mesh, rules)[name])
 
     params = read_model_directory(directory, config.dtype, place=place).params
     assert params is not None
     return params, digest.hexdigest()
+
+
+def frozen_shardings(frozen: Params, mesh: Mesh, rules: ShardingRules) -> Any:
+    """Shardings of frozen weights (or their shapes): each part of a quantised one lies as the weight would."""
+    axes_of = PARAMETER_AXES | PROJECTION_AXES
+    place = lambda part, axes: NamedSharding(mesh, fit(rules.spec(axes), part.shape, mesh))
+    return {name: jax.tree.map(place, part, storage_axes(part, axes_of[name])) for name, part in frozen.items()}
 
 
 def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:

@@ -22,12 +22,17 @@ from grit_jax.types import GritError
 
 @dataclasses.dataclass(frozen=True)
 class FrozenBase:
-    """What adapters were trained on: a model directory, the hash of its weights, and `lora.base` and `lora.alpha`."""
+    """What adapters were trained on, and how they are put to it.
+
+    Attributes:
+      model: a directory or hub id.
+      weights: the hash of its weights.
+      lora: the keys of that section that a checkpoint means nothing without.
+    """
 
     model: str
     weights: str
-    precision: str
-    alpha: float
+    lora: dict[str, Any]
 
 
 class Checkpoints:
@@ -125,10 +130,9 @@ class Checkpoints:
                 f"{which} holds adapters to {base.model} (weights {base.weights[:8]}); {self.base.model} has other "
                 f"weights ({self.base.weights[:8]}): give model.path the base that it was trained on"
             )
-        for key in ("precision", "alpha"):
-            was, now = getattr(base, key), getattr(self.base, key)
+        for key, now in self.base.lora.items():
+            was = base.lora.get(key)
             if was != now:
-                key = {"precision": "base"}.get(key, key)
                 raise GritError(f"{which} was trained with lora.{key} {was}, now it is {now}; set it back")
 
     @contextlib.contextmanager

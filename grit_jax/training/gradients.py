@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grit_jax.models.transformer import Params
+from grit_jax.training.fused import fused_gradient
 from grit_jax.training.joint import (
     LanguagePass,
     Parts,
     Sides,
     StepConfig,
     cached_pass,
+    can_fuse,
     embed_passages,
     embed_queries,
     embedding_losses,
@@ -35,7 +37,8 @@ Gradient = tuple[tuple[Float[Array, ""], Parts], Params]  # as jax.value_and_gra
 def joint_gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:
     """The joint loss with its parts, and its gradient.
 
-    `config.backward`: "joint" is one backward pass over all losses; "separate" takes them one after the other
+    `config.backward`: "joint" is one backward pass over all losses, in which embedding rows and generative rows go
+    through the layers together where they have one length (`joint.can_fuse`); "separate" takes them one after the other
     (language, cached, then contrastive: `gritlm: gritlm/training/gradcache_trainer.py:549-550`), so that only one
     of them has its activations in memory; "split" beside it takes the passages' and then the queries' side of
     the contrastive loss, the other held fixed (`gritlm: gritlm/training/gradcache_trainer.py`, split_emb). Rows of
@@ -50,14 +53,23 @@ def joint_gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient
 
 def _shares(batch: Batch, config: StepConfig) -> list[Batch]:
     """The parts of a batch that share a backward pass."""
+    fused = _fused_in_chunks(batch, config)
     alone = [
         Batch(**{kind: part})
-        for kind, chunk in (("generative", config.generative_chunk), ("cached", config.cached_chunk))
-        if (part := getattr(batch, kind)) is not None and (chunk or config.backward != "joint")
-    ]
+        for kind, apart in (
+            ("generative", config.generative_chunk and not fused), ("cached", config.cached_chunk or fused)
+        )
+        if (part := getattr(batch, kind)) is not None and (apart or config.backward != "joint")
+    ]  # fmt: skip
     taken = {field.name for share in alone for field in dataclasses.fields(share) if getattr(share, field.name)}
     rest = dataclasses.replace(batch, **{kind: None for kind in taken})
     return alone + ([rest] if jax.tree.leaves(rest) else [])
+
+
+def _fused_in_chunks(batch: Batch, config: StepConfig) -> bool:
+    """Whether chunks of embedding rows and of generative rows go through the layers together."""
+    chunked = config.embedding_chunk or config.generative_chunk
+    return bool(chunked) and not config.model.num_experts and can_fuse(batch, config)
 
 
 def _gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:
@@ -68,6 +80,8 @@ def _gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:
             return _accumulated(params, batch, config, config.cached_chunk)
     elif config.backward == "split":
         return _split(params, batch.embedding, config)
+    elif _fused_in_chunks(batch, config):
+        return fused_gradient(params, batch, config)
     gradient = lambda: jax.value_and_grad(joint_loss, has_aux=True)(params, batch, config)
     return gradient() if config.backward == "joint" else _alone(gradient, batch)
 

@@ -58,7 +58,7 @@ class LossConfig:
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"train.loss.{key} must not be negative, is {getattr(self, key)}")
         for key in ("mix_group_size", "similarity_block", "logits_block"):
-            if (getattr(self, key) or 1) < 1 or getattr(self, key) == 0:
+            if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"train.loss.{key} must be at least 1, is {getattr(self, key)}")
         if not math.isfinite(self.false_negative_margin):
             raise ValueError(f"train.loss.false_negative_margin must be a number, is {self.false_negative_margin}")

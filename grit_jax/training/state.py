@@ -16,7 +16,7 @@ from grit_jax.models.lora import LoraConfig, adapter_axes, attach, init_adapters
 from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, init_projection
 from grit_jax.models.transformer import PARAMETER_AXES, Params, init_params, parameter_shapes
 from grit_jax.sharding import ShardingRules, tree_shardings
-from grit_jax.training.base import freeze
+from grit_jax.training.base import freeze, frozen_shardings
 
 PROJECTION_KEY = 0xD3  # beyond the numbers of the other weights
 TRAINED_AXES = PARAMETER_AXES | PROJECTION_AXES | adapter_axes(PARAMETER_AXES)  # of everything that can be trained
@@ -91,7 +91,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 
 
 def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """Shardings of what a TrainState trains (or its shapes): moments lie like their weights, scalars are replicated."""
+    """Shardings of a TrainState (or its shapes): moments lie like their weights, scalars are replicated."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def like_params(node: Any) -> Any:
@@ -101,7 +101,8 @@ def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
         is_params = lambda n: isinstance(n, dict) and n.keys() <= TRAINED_AXES.keys()
         return jax.tree.map(lambda n: like_params(n) if is_params(n) else whole, node, is_leaf=is_params)
 
-    return TrainState(whole, like_params(state.params), walk(state.opt_state))
+    frozen = frozen_shardings(state.frozen, mesh, rules)
+    return TrainState(whole, like_params(state.params), walk(state.opt_state), frozen)
 
 
 def init_state(

@@ -48,6 +48,7 @@ def test_good_lines(line, example):
 
 BAD = [
     ("{", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
+    ('{"query": "q"\n', "not valid JSON: Expecting ',' delimiter at column 14"),
     (b"\xff\xfe", "not UTF-8 text"),
     ("[" * 100_000, "nested too deeply"),
     ("[1]", "expected a JSON object, found a list of 1"),

@@ -293,6 +293,21 @@ def test_what_attention_and_gradients_ask_for(config, tiny_tokenizer):
     assert len(shapes) <= 2
 
 
+def test_the_last_answer_alone(tiny_tokenizer, tmp_path):
+    """The original's `prefixlm`, attention as it is: the same rows, and of their targets those of the last answers."""
+    turns = [[f"why {n}?", f"so {n}", "and then?", f"then {n}"] for n in range(6)]
+    path = write(tmp_path / "f.jsonl", [{"text": text} for text in turns])
+    config = DataConfig(generative=[path], generative_batch=6, generative_max_length=64)
+    whole, last = (
+        JointBatches(dataclasses.replace(config, last_answer_only=only), tiny_tokenizer, num_steps=1)[0].generative
+        for only in (False, True)
+    )
+    assert same(whole.rows, last.rows) and last.rows.blocks is None
+    answers = lambda batch, i: tiny_tokenizer.decode(batch.rows.tokens[(batch.targets > 0) & (batch.sequence == i)])
+    assert {answers(last, i) for i in range(6)} == {f"then {n}" for n in range(6)}
+    assert all(answers(whole, i) == answers(last, i).replace("then", "so") + answers(last, i) for i in range(6))
+
+
 def test_summary_is_told_and_written(files, tiny_tokenizer, tmp_path, capsys):
     lines = [{"text": ["u", "a"]}, {"text": ["amber " * 500, "a"]}, {"text": None}, {"text": ["v", "b"]}]
     path = write(tmp_path / "bad.jsonl", lines)

@@ -98,6 +98,14 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tiny_model, rows):
     assert found == pytest.approx(tiny_model.config.vocab_size, rel=1e-5)
 
 
+def test_what_has_nothing_to_predict_is_counted(tiny_model, capsys):
+    fine, long = GenerativeExample(("a", "river")), GenerativeExample(("word " * 50, "x"))
+    found = evaluate_perplexity(tiny_model, [fine, long, long], max_length=20)
+    assert "perplexity: 2 of 3 examples have nothing to predict within 20 tokens\n" in capsys.readouterr().err
+    assert found == pytest.approx(evaluate_perplexity(tiny_model, [fine], max_length=20), rel=1e-6)
+    assert "nothing to predict" not in capsys.readouterr().err
+
+
 def test_mistakes_are_named(tiny_model, tmp_path):
     (tmp_path / "g.jsonl").write_text('{"text": ["only a question"]}\n')
     with pytest.raises(GritError, match=r"g\.jsonl:1.*odd"):

@@ -93,14 +93,34 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, method: str) -> torch.Tensor:
     return (hidden * weights[:, :, None].float()).sum(1) / weights.sum(1, keepdim=True).float()
 
 
-def embed(model: Any, batch: Padded, pooling: str = "mean", attention: str = "bb") -> torch.Tensor:
-    """Unit vectors `[B D]` (gritlm: gritlm/training/model.py:134-165): the instruction is seen and not pooled."""
-    how = {"is_causal": False} if attention[:2] == "bb" else {}
-    hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"], **how).last_hidden_state
+def embed(
+    model: Any, batch: Padded, pooling: str = "mean", attention: str = "bb", projection: torch.nn.Linear | None = None
+) -> torch.Tensor:
+    """Unit vectors `[B D]` (gritlm: gritlm/training/model.py:134-165): the instruction is seen and not pooled, each
+    token is projected before."""
+    hidden = hidden_states(model, batch, attention, batch["instruction_lens"])
+    hidden = hidden if projection is None else projection(hidden)
     mask = batch["attention_mask"].clone()
     for row, length in zip(mask, batch["instruction_lens"].tolist()):
         row[:length] = 0
     return F.normalize(pool(hidden, mask, pooling), dim=-1)
+
+
+def hidden_states(model: Any, batch: Padded, attention: str, prompts: torch.Tensor) -> torch.Tensor:
+    """`[B T D]`. The first letter is the attention of the first `prompts` tokens of each text among themselves, the
+    second that of the others, bidirectional or causal (arXiv 2402.09906, section 3.1; of "cb" and "bc" the released
+    code has the names alone: gritlm/training/model.py:141-142)."""
+    if attention == "cc":
+        return model.model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    mask = batch["attention_mask"]
+    if attention != "bb":
+        place = torch.arange(mask.shape[1])
+        behind = place >= prompts[:, None]  # [B T]
+        free = behind if attention == "cb" else ~behind
+        seen = (place[None, :] <= place[:, None]) | (free[:, :, None] & free[:, None, :])
+        allowed = seen & mask[:, None, :].bool()
+        mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)[:, None]
+    return model.model(batch["input_ids"], attention_mask=mask, is_causal=False).last_hidden_state
 
 
 # --- losses -----------------------------------------------------------------------------------------------------
@@ -117,6 +137,12 @@ def language(model: Any, batch: Padded, kind: str = "mixed", factor: float = 1.0
     """The language loss of one device's batch (gritlm: gritlm/training/model.py:81-107)."""
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return shifted(logits, batch["labels"], kind) * factor
+
+
+def prefix_language(model: Any, batch: Padded, kind: str = "mixed") -> torch.Tensor:
+    """The paper's prefix-LM ("bc"): what stands before the first label sees all of itself."""
+    prompts = (batch["labels"] != IGNORED).int().argmax(1)
+    return shifted(model.lm_head(hidden_states(model, batch, "bc", prompts)), batch["labels"], kind)
 
 
 def shifted(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
@@ -184,6 +210,21 @@ def grad_cache(
         for part, gradient in zip(side, vectors.grad.split(chunk)):
             (embed(model, part, **how) * gradient).sum().backward()
     return loss.item(), collected(model)
+
+
+def split_step(model: Any, queries: Padded, passages: Padded) -> tuple[float, dict[str, torch.Tensor]]:
+    """Two backward passes, the passages' with the queries held fixed and the queries' with the passages' vectors of
+    the first (gritlm: gritlm/training/gradcache_trainer.py:584-605)."""
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        fixed = embed(model, queries)
+    found = embed(model, passages)
+    first = contrastive(fixed, found)
+    first.backward()
+    second = contrastive(embed(model, queries), found.detach())
+    second.backward()
+    assert torch.allclose(first, second)
+    return second.item(), collected(model)
 
 
 def ranks_step(

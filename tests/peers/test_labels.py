@@ -67,8 +67,8 @@ def pair(request, tiny_tokenizer, tmp_path_factory):
     return mine, theirs
 
 
-def our_masks(tokenizer, conversations, limit=WIDE):
-    reader = ExampleTokenizer(tokenizer, GRIT, Limits(limit, limit, limit, limit, limit, limit))
+def our_masks(tokenizer, conversations, limit=WIDE, **how):
+    reader = ExampleTokenizer(tokenizer, GRIT, Limits(limit, limit, limit, limit, limit, limit), **how)
     return reader.generative([GenerativeExample(tuple(turns)) for turns in conversations])
 
 
@@ -139,8 +139,11 @@ def test_more_turns_are_ours_by_the_characters_and_theirs_by_a_count(pair, reque
 
 
 def test_prefix_lm_there_trains_the_last_answer_alone(pair):
-    """`prefixlm` masks every fragment but the last, by the same count; one turn is unchanged."""
-    _, theirs = pair
+    """`prefixlm` masks every fragment but the last, by the same count; one turn is unchanged. So does
+    `data.last_answer_only`, by the ids themselves."""
+    mine, theirs = pair
+    ours = our_masks(mine, MORE_TURNS, last_answer_only=True)
+    assert our_masks(mine, ONE_TURN, last_answer_only=True) == our_masks(mine, ONE_TURN)
     plain = original.collate_generative(theirs, ONE_TURN, WIDE)["labels"]
     np.testing.assert_array_equal(original.collate_generative(theirs, ONE_TURN, WIDE, prefix_lm=True)["labels"], plain)
     batch = original.collate_generative(theirs, MORE_TURNS, WIDE, prefix_lm=True)
@@ -149,6 +152,7 @@ def test_prefix_lm_there_trains_the_last_answer_alone(pair):
         found = trained(batch["labels"][row, : len(ids)])
         last = max(i for i in range(len(ids)) if not answers[i]) + 1
         assert not any(found[: last // 2]) and all(found[last:])
+        assert list(ours[row].targets) == [i >= last for i in range(len(ids))]
 
 
 def test_a_question_that_ends_in_a_line_break(pair, request):

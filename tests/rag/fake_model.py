@@ -19,6 +19,7 @@ from grit_jax.inference.pieces import PackedDocument
 from grit_jax.models.config import ModelConfig
 from grit_jax.rag.build import build_index
 from grit_jax.rag.index_files import IndexWriter
+from grit_jax.rag.store import RECORDS, DocumentStore
 from grit_jax.types import KV, AttentionMode, DocumentKV
 
 CONFIG = ModelConfig(
@@ -49,6 +50,11 @@ def vector(ids) -> np.ndarray:
     """A unit vector that only these ids have."""
     found = np.random.default_rng([*ids, 7]).standard_normal(CONFIG.hidden_size)
     return (found / np.linalg.norm(found)).astype(np.float32)
+
+
+def stored_keys(store: DocumentStore) -> set[str]:
+    """The keys of all records of a store, from its tree."""
+    return {name.decode().removeprefix(RECORDS) for name in store._kv.list().result() if name.startswith(RECORDS.encode())}
 
 
 @dataclasses.dataclass

@@ -12,6 +12,8 @@ from grit_jax.data.layouts import MODES, compose
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
+from grit_jax.rag.record import encode_record
+from grit_jax.rag.store import RECORDS
 from grit_jax.types import GritError
 
 NEW = 5
@@ -141,6 +143,46 @@ def test_a_damaged_record_is_computed_anew_with_a_warning(tiny_model, corpus, as
     assert again.answer == good.answer and again.documents == good.documents
     assert len(again.warnings) == 1 and "document 'd4'" in again.warnings[0] and "damaged" in again.warnings[0]
     assert "document 'd4'" in capsys.readouterr().err
+
+
+def cut_short(index):
+    return encode_record(index.store.get_many([index.documents[4]["key"]])[0], index.store.identity)[:-9]
+
+
+def of_another_document(index):
+    return encode_record(index.store.get_many([index.documents[5]["key"]])[0], index.store.identity)
+
+
+def of_another_model(index):
+    other = dataclasses.replace(index.store.identity, weights="0" * 32)
+    return encode_record(index.store.get_many([index.documents[4]["key"]])[0], other)
+
+
+def gone(index):
+    return None
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        (cut_short, "is cut short"),
+        (of_another_document, "is that of another document"),
+        (of_another_model, "was made by another model"),
+        (gone, "has no record"),
+    ],
+)
+def test_a_record_that_is_not_the_documents_is_computed_anew(
+    tiny_model, corpus, asker, sentences, tmp_path, record, message, capsys
+):
+    build_index(tiny_model, corpus, tmp_path / "index", quiet=True)
+    index = Index.open(tmp_path / "index", tiny_model)
+    index.store._kv.write(RECORDS + index.documents[4]["key"], record(index)).result()
+    again = Asker(tiny_model, Index.open(tmp_path / "index", tiny_model)).ask(
+        sentences[4], "doc", k=2, max_new_tokens=NEW
+    )[0]
+    assert again.answer == asker.ask(sentences[4], "doc", k=2, max_new_tokens=NEW)[0].answer
+    assert len(again.warnings) == 1 and message in again.warnings[0]
+    assert again.warnings[0].startswith("document 'd4'") and again.warnings[0] in capsys.readouterr().err
 
 
 def test_a_store_that_cannot_be_opened_is_done_without(tiny_model, corpus, asker, tmp_path):

@@ -80,18 +80,18 @@ def test_key_ranges_are_by_channel_and_leave_outliers_out():
     assert beyond.any() and np.abs(through("int8")[0] - OTHER.k)[beyond].max() < np.abs(k - OTHER.k)[beyond].max() / 4
 
 
-def test_transforms_lose_less_with_fewer_bits():
+def test_axes_lose_less_with_fewer_bits():
     lost = {kind: [loss(a, b) for a, b in zip(through(kind), (OTHER.k, OTHER.v))] for kind in CODECS}
     assert max(lost["int8"]) < 1e-3 and max(lost["int4"]) < 0.05
-    assert sum(lost["pca2"]) < sum(lost["int4"]) and sum(lost["pca2"]) < sum(lost["pca1"]) < 0.3
+    assert sum(lost["pca2"]) < sum(lost["int4"])
 
 
 def test_axes_and_bits_of_a_transform():
     """Uncorrelated projections with most bits where the variance is; what a byte holds, bit by bit."""
-    codec = calibrate("pca1", [SAMPLE])
+    codec = calibrate("pca2", [SAMPLE])
     D = 2 * K * H
     bits, axes = np.asarray(codec.bits), np.asarray(codec.axes)
-    assert (np.diff(bits, axis=1) <= 0).all() and (bits.sum(1) == D).all()  # one bit a number, in every layer
+    assert (np.diff(bits, axis=1) <= 0).all() and (bits.sum(1) == 2 * D).all()  # two bits a number, in every layer
     x = np.concatenate([SAMPLE.k.reshape(L, T, -1), SAMPLE.v.reshape(L, T, -1)], -1)
     c = np.einsum("ltd,ldr->ltr", (x - np.asarray(codec.mean)[:, None]) / np.asarray(codec.scale)[:, None], axes)
     for layer in c:
@@ -100,32 +100,33 @@ def test_axes_and_bits_of_a_transform():
     low, step = (np.asarray(array)[:, None] for array in (codec.low, codec.step))
     codes = np.clip(np.rint((c - low) / step), 0, 2.0 ** bits[:, None] - 1).astype(int)
     packed = np.asarray(codec.pack(kv(SAMPLE))["bits"])[:, 0]
-    assert packed.shape == (L, T, D // 8) and packed.dtype == np.uint8
-    wrong = 0
+    assert packed.shape == (L, T, D // 4) and packed.dtype == np.uint8
+    stored = np.zeros_like(codes)
     for layer in range(L):
         byte = 0
         for group in range(bits.shape[1] // 8):
             for order in range(bits[layer, 8 * group]):
-                mine = (codes[layer, :, 8 * group : 8 * group + 8] >> order & 1) @ (1 << np.arange(8))
-                wrong += (mine != packed[layer, :, byte]).sum()
+                found = packed[layer, :, byte, None] >> np.arange(8) & 1
+                stored[layer, :, 8 * group : 8 * group + 8] |= found.astype(int) << order
                 byte += 1
-        assert byte == D // 8
-    assert wrong <= 1e-3 * packed.size
-    values = np.where(bits[:, None] > 0, low + codes * step, 0)
+        assert byte == D // 4
+    assert (stored != codes).mean() < 1e-3  # halves may round either way
+    values = np.where(bits[:, None] > 0, low + stored * step, 0)
     y = np.asarray(codec.mean)[:, None] + np.einsum("ltr,ldr->ltd", values, axes) * np.asarray(codec.scale)[:, None]
-    k, v = through("pca1", SAMPLE)
-    np.testing.assert_allclose(np.concatenate([k.reshape(L, T, -1), v.reshape(L, T, -1)], -1), y, rtol=1e-3, atol=0.3)
+    k, v = through("pca2", SAMPLE)
+    found = np.concatenate([k.reshape(L, T, -1), v.reshape(L, T, -1)], -1)
+    np.testing.assert_allclose(found, y, rtol=1e-3, atol=1e-3)
 
 
 def test_the_quantiser_table_is_max_s():
     """What the best uniform steps leave of a Gaussian, by integration."""
-    x = np.linspace(-8, 8, 20_001)
+    x = np.linspace(-8, 8, 4001)
     density = np.exp(-x * x / 2) / np.sqrt(2 * np.pi) * (x[1] - x[0])
     for bits in range(1, len(LEFT)):
         left = lambda step, n=2**bits: float(density @ np.square(
             (np.clip(np.floor(x / step + n / 2), 0, n - 1) - (n - 1) / 2) * step - x
         ))  # fmt: skip
-        best = min(left(width / 2**bits) for width in np.geomspace(2.5, 9, 200))
+        best = min(left(width / 2**bits) for width in np.geomspace(2.5, 9, 100))
         assert best == pytest.approx(LEFT[bits], rel=0.02)
 
 
@@ -137,7 +138,7 @@ def test_the_quantiser_table_is_max_s():
     ],
     ids=["quickstart", "56M"],
 )
-@pytest.mark.parametrize("kind, most", [("int8", 0.55), ("int4", 0.30), ("pca2", 0.14), ("pca1", 0.075)])
+@pytest.mark.parametrize("kind, most", [("int8", 0.55), ("int4", 0.30), ("pca2", 0.14)])
 def test_bytes_of_a_short_document(config, kind, most):
     """Against bfloat16 keys and values without any header: scales, token ids, header and checksums included."""
     from fake_model import fake_model, packed
@@ -147,7 +148,7 @@ def test_bytes_of_a_short_document(config, kind, most):
     rng = np.random.default_rng(0)
     shape = lambda n: (config.num_hidden_layers, n, config.num_key_value_heads, config.head_dim)
     make = lambda n: DocumentKV(np.arange(n) % 2048, *(rng.standard_normal(shape(n)).astype(np.float32) for _ in "kv"))
-    codec, document = calibrate(kind, [make(300)]), make(110)
+    codec, document = calibrate(kind, [make(40)]), make(110)
     identity = RecordIdentity.of(fake_model("f" * 32), compression_of(kind, codec))
     size = len(encode_record(packed(document, codec), identity))
     assert size <= most * 2 * 2 * np.prod(shape(110))
@@ -189,4 +190,4 @@ def test_an_odd_head_is_told():
         odd = DocumentKV(np.arange(9), *np.ones((2, L, 9, K, 3), np.float32))
         with pytest.raises(GritError, match=f"--kv {kind}: 2 heads of 3 dimensions.*int8"):
             calibrate(kind, [odd])
-    assert sample_tokens("pca1", ModelConfig(num_key_value_heads=8, head_dim=128)) == 32 * 2048
+    assert sample_tokens("pca2", ModelConfig(num_key_value_heads=8, head_dim=128)) == 32 * 2048

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore as ts
-from fake_model import document_kv, fake_model, packed
+from fake_model import document_kv, fake_model, packed, stored_keys
 
 from grit_jax.rag import store as store_module
 from grit_jax.rag.compress import calibrate, compression_of
@@ -49,7 +49,7 @@ def test_records_come_back_bit_by_bit_in_any_order(store, tmp_path):
     for order in ([0, 1, 2], [2, 0], [1, 1]):
         for found, i in zip(again.get_many([keys[i] for i in order]), order, strict=True):
             assert_same(found, DOCUMENTS[i])
-    assert again.has_many([*keys, "0" * 64]) == [True, True, True, False] and again.has(keys[0])
+    assert again.has_many([*keys, "0" * 64]) == [True, True, True, False]
 
 
 def test_special_numbers_and_bfloat16_survive():
@@ -173,10 +173,10 @@ def test_records_are_removed_and_counted_off(store, tmp_path):
     keys = [store.key(d.tokens) for d in DOCUMENTS]
     store.delete_many([keys[1], "0" * 64])
     sizes = [len(encode_record(d, IDENTITY)) for d in DOCUMENTS]
-    assert store.size == StoreSize(2, 41, sizes[0] + sizes[2]) and set(store.keys()) == {keys[0], keys[2]}
+    assert store.size == StoreSize(2, 41, sizes[0] + sizes[2]) and stored_keys(store) == {keys[0], keys[2]}
     assert store.has_many(keys) == [True, False, True]
     store.delete_many(keys)
-    assert store.size == StoreSize() and store.keys() == []
+    assert store.size == StoreSize() and not stored_keys(store)
     store.put_many(DOCUMENTS)
     assert_same(DocumentStore.open(tmp_path / "kv", IDENTITY).get_many(keys)[1], DOCUMENTS[1])
 
@@ -192,7 +192,7 @@ def test_copies_hold_what_can_be_read(store, tmp_path, monkeypatch):
         assert_same(found, document)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "pca2", "pca1"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "pca2"])
 def test_packed_records(kind, tmp_path):
     """The store keeps the calibration; a record of another one is another record."""
     codec = calibrate(kind, [document_kv(range(100, 180))])
@@ -277,6 +277,16 @@ def test_a_file_cut_short_or_gone_is_an_error_and_never_a_record(store, tmp_path
         DocumentStore.open(tmp_path / "kv", IDENTITY).get_many([key], ["document 'c'"])
 
 
+def test_what_a_killed_writer_left_does_no_harm(store, tmp_path):
+    """A file under the name that TensorStore locks and writes to first, longer than what is written next."""
+    (tmp_path / "kv" / "manifest.ocdbt.__lock").write_bytes(b"x" * 5000)
+    DocumentStore.open(tmp_path / "kv", IDENTITY).put_many([document_kv([1, 2])])
+    again = DocumentStore.open(tmp_path / "kv", IDENTITY)
+    assert again.size.records == 4 and again.has_many([again.key([1, 2])]) == [True]
+    remove_store(tmp_path / "kv")
+    assert not (tmp_path / "kv").exists()
+
+
 def test_absent_record_and_absent_store(store, tmp_path):
     with pytest.raises(RecordError, match="no record"):
         store.get_many(["0" * 64])
@@ -298,4 +308,4 @@ def test_a_batch_is_written_whole_or_not_at_all(store):
     broken = dataclasses.replace(document_kv([3, 4]), tokens=np.array([3], np.int32))
     with pytest.raises(ValueError):
         store.put_many([document_kv([90, 91]), broken])
-    assert store.size == before and not store.has(store.key([90, 91]))
+    assert store.size == before and store.has_many([store.key([90, 91])]) == [False]

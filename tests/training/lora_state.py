@@ -10,10 +10,9 @@ import optax
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import LoraConfig
-from grit_jax.models.quantise import storage_axes
-from grit_jax.models.transformer import PARAMETER_AXES, init_params
-from grit_jax.sharding import MeshConfig, ShardingRules, fit, make_mesh, put_rows
-from grit_jax.training.base import freeze
+from grit_jax.models.transformer import init_params
+from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.training.base import freeze, frozen_shardings
 from grit_jax.training.joint import StepConfig
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer, make_schedule
@@ -44,11 +43,8 @@ def start(
 ) -> TrainState:
     """A new state, the base in place."""
     rules = ShardingRules()
-    put = lambda part, axes: jax.device_put(part, jax.NamedSharding(mesh, fit(rules.spec(axes), part.shape, mesh)))
-    frozen = {
-        name: jax.tree.map(put, weight, storage_axes(weight, PARAMETER_AXES[name]))
-        for name, weight in frozen_base(config, lora).items()
-    }
+    frozen = frozen_base(config, lora)
+    frozen = jax.device_put(frozen, frozen_shardings(frozen, mesh, rules))
     return init_state(config, optimizer, jax.random.key(0), mesh, rules, frozen, projection, lora)
 
 

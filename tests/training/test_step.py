@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
 from grit_jax.models.transformer import Transformer, init_params
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
-from grit_jax.training.joint import StepConfig, joint_loss
+from grit_jax.training.joint import StepConfig, embed_sides, embedding_losses, joint_loss
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
@@ -97,6 +99,21 @@ def test_emb_grad_scale_scales_the_gradient_and_not_the_loss(config, batch):
     (same, _), eighth = value(0.125)
     assert float(same) == pytest.approx(float(full), rel=1e-6)
     np.testing.assert_allclose(eighth["query"], gradient["query"] / 8, rtol=1e-4, atol=1e-7)
+
+
+def test_bfloat16_computes_and_float32_pools_and_scores(config, batch):
+    """Pooling, similarities and the loss over them are no rounder than float32 (arXiv 2402.09906, table on precision)."""
+    params, only = init_params(config, jax.random.key(0)), batch.embedding
+    how = StepConfig(dataclasses.replace(config, dtype="bfloat16"), LossConfig())
+    narrow, wide = (jax.jit(functools.partial(embed_sides, config=c))(params, only) for c in (how, StepConfig(config, LossConfig())))
+    vectors = np.asarray(narrow.queries), np.asarray(narrow.passages)
+    assert 1e-4 < np.abs(vectors[0] - wide.queries).max() < 0.1  # the layers did compute in bfloat16
+    for side in vectors:
+        assert side.dtype == np.float32 and (side != side.astype(ml_dtypes.bfloat16).astype(np.float32)).mean() > 0.9
+    scores = vectors[0].astype(np.float64) @ vectors[1].T.astype(np.float64) / 0.02
+    right = scores[np.arange(len(scores)), np.arange(len(scores)) * (scores.shape[1] // len(scores))]
+    expected = (np.log(np.exp(scores - scores.max(1, keepdims=True)).sum(1)) + scores.max(1) - right).mean()
+    assert float(embedding_losses(narrow, only, how)[1]["loss_emb"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_lowers_every_loss(config, batch):

@@ -1,0 +1,259 @@
+"""What one run of a compiled program costs a chip: arithmetic, memory traffic and what it sends to other chips.
+
+The compiler's own analysis counts a loop's body once; here it counts as often as the loop runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from grit_jax.plan.hlo import Computation, Instruction, Module, Shape, parse, trip_count
+
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
+KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute")
+# Instructions that move nothing in memory themselves.
+FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "opt-barrier", "partition-id", "replica-id", "iota",
+}  # fmt: skip
+# Matrix products over all tiles of the scores in each of splash attention's kernels
+# (jax: experimental/pallas/ops/tpu/splash_attention/splash_attention_kernel.py), those that a causal mask hides too.
+SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+
+
+@dataclasses.dataclass
+class Costs:
+    """Of one chip.
+
+    Attributes:
+      flops: of matrix products, recomputation and redundant work included.
+      memory_bytes: read from and written to the chip's memory; arrays that the compiler keeps on the chip are left out.
+      collective_bytes: by kind of what is done: of what an all-gather gives, of what the others take.
+      sent_bytes: what the chip itself sends for them, in rings: (n - 1) / n of that, twice for an all-reduce.
+    """
+
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+    collective_bytes: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    sent_bytes: float = 0.0
+
+    def add(self, other: Costs, times: float = 1) -> None:
+        self.flops += times * other.flops
+        self.memory_bytes += times * other.memory_bytes
+        self.sent_bytes += times * other.sent_bytes
+        for kind, size in other.collective_bytes.items():
+            self.collective_bytes[kind] += times * size
+
+
+def program_costs(text: str) -> Costs:
+    """The costs of a compiled program from its text; of the branches of a condition, the dearest counts."""
+    module = parse(text)
+    return _Walk(module).computation(module.entry)
+
+
+class _Walk:
+    def __init__(self, module: Module):
+        self.module = module
+        self.known: dict[str, Costs] = {}
+
+    def computation(self, name: str) -> Costs:
+        """Of a computation that runs by itself: the program, a loop's body, a branch."""
+        if name not in self.known:
+            here, total = self.module.computations[name], Costs()
+            for instruction in here.instructions:
+                total.add(self._instruction(here, instruction))
+            self.known[name] = total
+        return self.known[name]
+
+    def _instruction(self, here: Computation, one: Instruction) -> Costs:
+        costs = Costs()
+        if one.opcode == "while":
+            times = trip_count(self.module, one)
+            for called in one.called:
+                costs.add(self.computation(called), times)
+        elif one.opcode == "conditional":
+            branches = [self.computation(name) for name in one.called]
+            costs.add(max(branches, key=lambda c: (c.flops, c.memory_bytes)))
+        elif one.opcode in ("call", "async-start"):
+            for called in one.called:
+                costs.add(self.computation(called))
+        elif one.opcode == "fusion":
+            inside = self.module.computations[one.called[0]]
+            costs.add(self._fused(inside))
+            costs.memory_bytes += _fusion_bytes(inside)
+        elif not one.opcode.endswith(("-done", "-update")):
+            costs.add(_product(here, one))
+            costs.add(_collective(here, one))
+            if one.opcode == "all-reduce":
+                gathered = sum(here.by_name[name].bytes for name in one.operands if self._is_part(here, name))
+                costs.collective_bytes["all_reduce"] -= gathered
+                costs.collective_bytes["all_gather"] += gathered
+            costs.memory_bytes += _moved(here, one)
+        return costs
+
+    def _is_part(self, here: Computation, name: str) -> bool:
+        """Whether an array is one chip's part of a whole and zeros beside it: on a torus of three axes the compiler
+        gathers by summing such (which sends what any sum sends)."""
+        one = here.by_name.get(name)
+        if one is None:
+            return False
+        if one.opcode in ("bitcast", "copy", "copy-start", "copy-done"):
+            return self._is_part(here, one.operands[0])
+        if one.opcode == "fusion":
+            inside = self.module.computations[one.called[0]]
+            return self._is_part(inside, inside.root.name)
+        return one.opcode == "dynamic-update-slice"
+
+    def _fused(self, inside: Computation) -> Costs:
+        """Products and collectives inside a fusion.
+
+        A TPU's collective that runs beside other work appears in the fusion that starts it, in those that it runs
+        beside and in the one that ends it; the first counts. One that reduces and keeps a part is a reduce-scatter.
+        """
+        costs = Costs()
+        targets = {one.attribute("custom_call_target") for one in inside.instructions if one.opcode == "custom-call"}
+        starts = '"AsyncCollectiveStart"' in targets
+        beside = inside.name.startswith("async_collective_fusion") or '"AsyncCollectiveDone"' in targets
+        scatters = any(one.opcode == "dynamic-slice" for one in inside.instructions)
+        for one in inside.instructions:
+            if one.opcode == "fusion":
+                costs.add(self._fused(self.module.computations[one.called[0]]))
+            costs.add(_product(inside, one))
+            if starts or not beside:
+                costs.add(_collective(inside, one, scatters))
+        return costs
+
+
+def _product(here: Computation, one: Instruction) -> Costs:
+    """FLOPs of a matrix product."""
+    if one.opcode not in ("dot", "convolution", "custom-call"):
+        return Costs()
+    shapes, result = here.shapes_of(one), one.shapes[0]
+    if one.opcode == "dot":
+        contracted = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
+        return Costs(flops=2 * result.size * math.prod(shapes[0].dims[d] for d in contracted))
+    if one.opcode == "convolution":
+        return Costs(flops=_convolution_flops(shapes[0], shapes[1], result, one.rest))
+    products = next((n for kernel, n in SPLASH.items() if one.name.startswith(kernel)), 0)
+    if not products:
+        return Costs()
+    q, k = [shape for shape in shapes if shape.dtype in ("bf16", "f32", "f16")][:2]
+    return Costs(flops=2 * products * q.size * k.dims[-2])
+
+
+def _convolution_flops(lhs: Shape, rhs: Shape, result: Shape, text: str) -> float:
+    """A TPU's compiler writes matrix products as convolutions, batch dimensions as spatial ones with padding: only
+    the places where the window meets the input count (xla: xla/service/hlo_cost_analysis.cc, HandleConvolution)."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
+    assert labels is not None, text
+    of = lambda shape, names, letter: shape.dims[names.index(letter)]
+    groups = {key: int(n) for key, n in re.findall(r"(feature|batch)_group_count=(\d+)", text)}
+    total = 2.0 * of(lhs, labels[1], "b") / groups.get("batch", 1) * of(result, labels[3], "f")
+    total *= of(lhs, labels[1], "f") / groups.get("feature", 1)
+    window = re.search(r"window=\{([^}]*)\}", text)
+    settings = dict(part.split("=") for part in window[1].split()) if window else {}
+    spatial = sorted(letter for letter in labels[1] if letter.isdigit())
+
+    def setting(key: str, place: int, default: int) -> int:
+        return int(settings[key].split("x")[place].split("_")[0]) if key in settings else default
+
+    for place, letter in enumerate(spatial):
+        size, kernel, out = of(lhs, labels[1], letter), of(rhs, labels[2], letter), of(result, labels[3], letter)
+        dilation = setting("lhs_dilate", place, 1)
+        at = np.arange(out)[:, None] * setting("stride", place, 1)
+        at = at + np.arange(kernel)[None] * setting("rhs_dilate", place, 1) - setting("pad", place, 0)
+        total *= int(((at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)).sum())
+    return total
+
+
+def _collective(here: Computation, one: Instruction, scatters: bool = False) -> Costs:
+    """What a collective instruction moves between chips."""
+    opcode = one.opcode.removesuffix("-start")
+    if opcode not in COLLECTIVES:
+        return Costs()
+    kind = opcode.removeprefix("ragged-").replace("-", "_")
+    taken = sum(shape.bytes for shape in here.shapes_of(one))
+    chips = group_size(one.rest)
+    whole = taken * chips if kind == "all_gather" else taken
+    sent = whole if kind == "collective_permute" else whole * (chips - 1) / chips
+    if kind == "all_reduce" and scatters:
+        kind = "reduce_scatter"
+    costs = Costs(sent_bytes=2 * sent if kind == "all_reduce" else sent)
+    costs.collective_bytes[kind] = whole
+    return costs
+
+
+def group_size(text: str) -> int:
+    """Chips that take part together: `{{0,1},{2,3}}`, `[2,4]<=[8]`, or axes of a mesh as newer compilers write."""
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    if mesh:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[name]) for name, part in parts)
+    tiled = re.search(r"replica_groups=\[\d+,(\d+)\]", text)
+    if tiled:
+        return int(tiled[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
+    return len(listed[1].split(",")) if listed else 1
+
+
+def _moved(here: Computation, one: Instruction) -> float:
+    """Bytes that an instruction outside of fusions reads from and writes to memory."""
+    if one.opcode in FREE or (one.opcode == "custom-call" and not any(k in one.rest for k in ("tpu_custom_call",))):
+        return 0.0
+    taken = here.shapes_of(one)
+    if one.opcode in ("dynamic-slice", "gather"):
+        taken = one.shapes
+    elif one.opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * _in_memory(taken[1:2] if one.opcode == "dynamic-update-slice" else taken[-1:])
+    given = one.shapes[:1] if one.opcode.endswith("-start") else one.shapes
+    return _in_memory(taken) + _in_memory(given)
+
+
+def _fusion_bytes(inside: Computation) -> float:
+    """Bytes that a fusion reads and writes: of a parameter of which it slices parts, those; of one that it updates in
+    place, the update."""
+    total = 0.0
+    for one in inside.instructions:
+        if one.opcode == "parameter":
+            total += _read(inside, one)
+    root = inside.root
+    given = [inside.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    for one in given:
+        while one.opcode in ("bitcast", "copy") and one.operands[0] in inside.by_name:
+            one = inside.by_name[one.operands[0]]
+        if one.opcode == "dynamic-update-slice":
+            total += _in_memory(inside.by_name[one.operands[1]].shapes) if _in_memory(one.shapes) else 0.0
+        elif one.opcode not in ("parameter", "custom-call"):
+            total += _in_memory(one.shapes)
+    return total
+
+
+def _read(inside: Computation, one: Instruction) -> float:
+    """Bytes of a parameter (or of what is a view of it) that a fusion reads."""
+    if not _in_memory(one.shapes):
+        return 0.0
+    total = 0.0
+    for user in inside.users[one.name]:
+        if user.opcode in ("dynamic-slice", "gather") and user.operands[0] == one.name:
+            total += user.bytes
+        elif user.opcode == "bitcast":
+            total += _read(inside, dataclasses.replace(user, shapes=one.shapes))
+        elif user.opcode == "tuple" or (user.opcode == "dynamic-update-slice" and user.operands[0] == one.name):
+            continue
+        else:
+            return one.bytes
+    return min(total, one.bytes)
+
+
+def _in_memory(shapes: list[Shape]) -> float:
+    return sum(shape.bytes for shape in shapes if shape.in_memory)
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    found = re.search(pattern, text)
+    return [int(n) for n in found[1].split(",") if n] if found else []

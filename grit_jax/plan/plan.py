@@ -1,0 +1,214 @@
+"""`grit plan`: the programs of a configuration compiled for a slice, and what they take there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from grit_jax.plan.chips import GIB, Chip, Slice, open_slice
+from grit_jax.plan.costs import Costs, program_costs
+from grit_jax.plan.flops import step_flops
+from grit_jax.plan.programs import Program, ServingPrograms, bytes_per_chip, lower_train
+from grit_jax.progress import say
+from grit_jax.run_config import RunConfig
+from grit_jax.sharding import make_mesh
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass
+class ProgramPlan:
+    """One compiled program on one chip. Where it does not fit, the compiler says what it needs and nothing more.
+
+    Attributes:
+      argument_bytes: what goes in (weights, optimizer state, batch), `temporary_bytes` what is made on the way.
+      peak_bytes: most of it at once, the program included.
+      compiler_flops: by the compiler's own count, which takes the body of a loop once; `costs` counts its trips.
+      seconds: a run's lower bounds, by what bounds it; of "decode", those of one token.
+    """
+
+    fits: bool
+    peak_bytes: int
+    argument_bytes: int
+    temporary_bytes: int
+    compile_seconds: float
+    costs: Costs | None = None
+    compiler_flops: float | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def roofline(self) -> float | None:
+        """Seconds that a run takes at least."""
+        return max(self.seconds.values()) if self.seconds else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        costs = self.costs
+        return {
+            "fits": self.fits,
+            "peak_bytes_per_chip": self.peak_bytes,
+            "argument_bytes_per_chip": self.argument_bytes,
+            "temporary_bytes_per_chip": self.temporary_bytes,
+            "executed_flops_per_chip": costs and costs.flops,
+            "compiler_flops_per_chip": self.compiler_flops,
+            "memory_traffic_bytes_per_chip": costs and costs.memory_bytes,
+            "collective_bytes": costs and costs.collective_bytes,
+            "sent_bytes_per_chip": costs and costs.sent_bytes,
+            "bounds_seconds": self.seconds,
+            "roofline_step_seconds": self.roofline,
+            "compile_seconds": round(self.compile_seconds, 1),
+        }
+
+
+@dataclasses.dataclass
+class Plan:
+    """A configuration on a slice; `programs` by name, "train" among them."""
+
+    topology: str
+    chip: Chip
+    mesh: dict[str, int]
+    steps: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    flops_per_step: int
+    programs: dict[str, ProgramPlan]
+
+    @property
+    def chips(self) -> int:
+        return int(np.prod(list(self.mesh.values())))
+
+    @property
+    def mfu_bound(self) -> float | None:
+        """Of the chips' peak, what the model's own FLOPs can be at most."""
+        step = self.programs["train"].roofline
+        return step and self.flops_per_step / (self.chips * self.chip.flops * step)
+
+    @property
+    def chip_hours(self) -> float | None:
+        """Of the whole run at the roofline."""
+        step = self.programs["train"].roofline
+        return step and self.chips * self.steps * step / 3600
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; figures without a program's name are those of the training step."""
+        return {
+            "topology": self.topology,
+            "chips": self.chips,
+            "mesh": self.mesh,
+            "hbm_bytes_per_chip": self.chip.memory,
+            "parameter_bytes_per_chip": self.parameter_bytes,
+            "optimizer_bytes_per_chip": self.optimizer_bytes,
+            "flops_per_step": self.flops_per_step,
+            "mfu_bound": self.mfu_bound,
+            "steps": self.steps,
+            "chip_hours": self.chip_hours,
+            **self.programs["train"].to_dict(),
+            "programs": {name: program.to_dict() for name, program in self.programs.items()},
+        }
+
+
+def plan(config: RunConfig, topology: str, *, serving: bool = True) -> Plan:
+    """Compiles a configuration's programs for a slice: the training step and, if `serving`, those of the trained model.
+
+    Raises:
+      GritError: an unknown slice, no compiler, a mesh that does not fit it, or a configuration that cannot be planned.
+    """
+    where = open_slice(topology)
+    return plan_on(config, where, make_mesh(config.mesh, where.devices), serving=serving)
+
+
+def plan_on(config: RunConfig, where: Slice, mesh: Mesh, *, serving: bool) -> Plan:
+    """`plan` on a slice that is open, over a mesh of its devices."""
+    found: dict[str, ProgramPlan] = {}
+
+    def look(name: str, program: Program) -> jax.stages.Compiled | None:
+        say(f"plan: compiling {name} for {where.name}")
+        found[name], compiled = compile_program(program, where.chip)
+        return compiled
+
+    train = lower_train(config, mesh)
+    look("train", train)
+    if serving:
+        programs = ServingPrograms(config, train.model, mesh)
+        look("encode", programs.encode())
+        prefill = programs.prefill()
+        compiled = look("prefill", prefill)
+        if compiled is not None:
+            look("decode", programs.decode(prefill, compiled))
+    return Plan(
+        where.name, where.chip, dict(mesh.shape), config.train.steps,
+        bytes_per_chip((train.state.params, train.state.frozen)), bytes_per_chip(train.state.opt_state),
+        step_flops(config, train.model), found,
+    )  # fmt: skip
+
+
+def compile_program(program: Program, chip: Chip) -> tuple[ProgramPlan, jax.stages.Compiled | None]:
+    """Compiles a program and looks at it; None for one that the chip's memory does not hold."""
+    started = time.perf_counter()
+    try:
+        compiled = program.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        given, needed = program.argument_bytes, needed_bytes(str(error), program.argument_bytes)
+        return ProgramPlan(False, needed, given, needed - given, time.perf_counter() - started), None
+    seconds = time.perf_counter() - started
+    memory, costs = compiled.memory_analysis(), program_costs(compiled.as_text())
+    bounds = {
+        "compute": costs.flops / chip.flops,
+        "memory": costs.memory_bytes / chip.memory_rate,
+        "interconnect": costs.sent_bytes / chip.link_rate,
+    }
+    # Weights that a program does not read are not among its arguments, but they are there.
+    arguments = max(memory.argument_size_in_bytes, program.argument_bytes)
+    peak = arguments + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    flops = compiled.cost_analysis().get("flops")
+    return ProgramPlan(
+        peak <= chip.memory, peak, arguments, memory.temp_size_in_bytes, seconds, costs, flops, bounds
+    ), compiled  # fmt: skip
+
+
+def needed_bytes(message: str, arguments: int) -> int:
+    """What a program would need of a chip's memory, by the compiler's refusal."""
+    used = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
+    if used:
+        return round(float(used[1]) * UNITS[used[2]])
+    temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMG]?)\)", message)
+    return arguments + (round(float(temporaries[1]) * UNITS[temporaries[2]]) if temporaries else 0)
+
+
+def table(plan: Plan) -> str:
+    """A plan in words."""
+    train, gib = plan.programs["train"], lambda size: f"{size / GIB:.2f} GiB"
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    lines = [
+        f"{plan.topology}: {plan.chips} chips of {gib(plan.chip.memory)}, mesh {mesh}",
+        "",
+        "program    fits   peak a chip   arguments   temporaries   at least   bound by     compiled in",
+    ]
+    for name, one in plan.programs.items():
+        bound = max(one.seconds, key=one.seconds.__getitem__) if one.seconds else "n/a"
+        least = f"{one.roofline:.3g} s" if one.seconds else "n/a"
+        lines.append(
+            f"{name:10} {'yes' if one.fits else 'NO':4} {gib(one.peak_bytes):>13} {gib(one.argument_bytes):>11} "
+            f"{gib(one.temporary_bytes):>13} {least:>10}   {bound:12} {one.compile_seconds:9.0f} s"
+        )
+    lines += [
+        "",
+        f"A chip holds {gib(plan.parameter_bytes)} of parameters and {gib(plan.optimizer_bytes)} of optimizer state.",
+        f"A step has {plan.flops_per_step:.3g} model FLOPs over the slice.",
+    ]
+    if train.costs is not None:
+        sent = ", ".join(f"{k.replace('_', '-')} {gib(v)}" for k, v in train.costs.collective_bytes.items() if v)
+        lines += [
+            f"Each chip computes {train.costs.flops:.3g} FLOPs, recomputation included; collectives: {sent or 'none'}.",
+            f"{plan.steps} steps take at least {plan.chip_hours:.1f} chip-hours (MFU at most {plan.mfu_bound:.0%}).",
+        ]
+    return "\n".join(lines)

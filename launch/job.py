@@ -1,0 +1,132 @@
+"""What is to run on a slice: a configuration, its output folder, and how the workers are told and asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+
+from accelerators import Accelerator
+from machine import REPOSITORY, WORKER, Machine
+from shell import LaunchError, Shell, Unreachable
+
+# Whether `grit train` joins several hosts and writes its output to a bucket itself. As long as not, one host is rented.
+SEVERAL_HOSTS = False
+INTERRUPTED = 143  # SIGTERM: the machine goes down; the run goes on from its checkpoint
+UNSAVED = 75  # of worker.py: the run ended, but its output could not be copied to the bucket
+REPORT = re.compile(r"^grit-worker (\S+) (absent|idle|running|lost|stopped|exited (\d+))(?: \| (.*))?$", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """`grit train CONFIG OVERRIDES`, its output in a bucket.
+
+    `config` is a file under `configs/` of this checkout, or a `gs://` address; the folder that holds the latter is
+    copied to each worker, so that relative paths in the YAML hold.
+    """
+
+    config: str
+    output: str
+    overrides: tuple[str, ...] = ()
+    direct: bool = False  # `grit train` itself writes to the bucket: several hosts, one output folder
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+", self.output):
+            raise LaunchError(
+                f"--output {self.output}: wants gs://BUCKET/FOLDER; what is on the machine alone dies with it"
+            )
+        if self.config.startswith("gs://"):
+            if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+/[^/\s]+\.ya?ml", self.config):
+                raise LaunchError(f"{self.config}: wants gs://BUCKET/FOLDER/NAME.yaml; its whole folder goes along")
+            if self.output.startswith(self.config.rpartition("/")[0] + "/"):
+                raise LaunchError(f"--output {self.output}: lies in the folder of {self.config}, which goes along")
+        elif not self.config.startswith("configs/"):
+            raise LaunchError(
+                f"{self.config}: the workers have this checkout's configs/ only; put the file and its data in a bucket "
+                f"and name it there: gcloud storage cp -r {self.config.rpartition('/')[0] or '.'} gs://BUCKET/inputs"
+            )
+        elif not (REPOSITORY / self.config).is_file():
+            raise LaunchError(f"{REPOSITORY / self.config}: no such file")
+        if own := [word for word in self.overrides if re.match(r"--(output|resume)\b", word)]:
+            raise LaunchError(f"{own[0]} is set by the launcher; leave it out")
+
+    def words(self) -> list[str]:
+        """As worker.py takes it."""
+        direct = ["--direct"] if self.direct else []
+        return [self.config, self.output, *direct, *(["--", *self.overrides] if self.overrides else [])]
+
+
+def check_hosts(accelerator: Accelerator, hosts: int, shell: Shell) -> None:
+    """Refuses to rent many hosts for code that would use one; a dry run only notes it.
+
+    Raises:
+      LaunchError: the slice has several hosts, and `grit train` in this checkout uses one.
+    """
+    if hosts == 1 or SEVERAL_HOSTS:
+        return
+    refusal = (
+        f"{accelerator.name} has {hosts} hosts, and `grit train` in this checkout runs on one; "
+        "on one host run v5litepod-8, v6e-8, v5p-8 or v4-8"
+    )
+    if not shell.dry_run:
+        raise LaunchError(refusal)
+    shell.note(f"refused when run: {refusal}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one worker says of its run: absent, idle, running, lost, stopped or exited."""
+
+    host: str
+    state: str
+    status: int | None = None
+    note: str = ""
+
+
+class Workers:
+    """The workers of a machine, asked through ssh."""
+
+    def __init__(self, machine: Machine, imagined: str = "absent"):
+        self.machine = machine
+        self.imagined = imagined  # what every worker says in a dry run
+
+    def reports(self) -> list[Report]:
+        """One from every worker.
+
+        Raises:
+          Unreachable: some worker cannot be reached.
+        """
+        hosts = self.machine.accelerator.hosts if self.machine.accelerator else 1
+        imagined = "".join(f"grit-worker {host} {self.imagined}\n" for host in range(hosts))
+        command = f"if [ -f {WORKER} ]; then python3 {WORKER} status; else echo grit-worker $(hostname) absent; fi"
+        text = self.machine.shell.ask(self.machine.on_workers(command), name=self.machine.name, imagined=imagined)
+        found: dict[str, Report] = {}
+        for host, state, status, note in REPORT.findall(text):
+            found[host] = Report(host, state.split()[0], int(status) if status else None, note)
+        if not found or (self.machine.accelerator and len(found) != hosts):
+            raise Unreachable(f"{self.machine.name}: {len(found)} of {hosts} workers answered", 1)
+        return list(found.values())
+
+    def install(self) -> None:
+        self.machine.install()
+        self.imagined = "idle"
+
+    def start(self, job: Job) -> None:
+        """Starts the run on every worker, detached; where it runs already, nothing happens.
+
+        Raises:
+          LaunchError: another run is under way there.
+        """
+        self._tell(f"start {shlex.join(job.words())}")
+        self.imagined = "exited 0"
+
+    def stop(self) -> None:
+        """SIGTERM to the run on every worker; returns when it has ended."""
+        self._tell("stop")
+        self.imagined = "stopped"
+
+    def _tell(self, what: str) -> None:
+        command = self.machine.on_workers(f"python3 {WORKER} {what}")
+        if status := self.machine.shell.show(command):
+            failed = f"{what.split()[0]} failed on a worker (status {status}; its output is above)"
+            raise LaunchError(f"{self.machine.name}: {failed}", 1)

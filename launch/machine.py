@@ -1,0 +1,165 @@
+"""One slice in the cloud: create it, look at it, copy to it, run commands on all of its workers, tear it down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from accelerators import Accelerator
+from shell import LaunchError, NotThere, Shell, say
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "requirements.lock", "grit_jax", "configs", "launch")
+STARTUP = REPOSITORY / "launch" / "startup.sh"
+CODE = "grit/code"  # on every worker, from its home directory
+WORKER = f"{CODE}/launch/worker.py"
+
+# States of a queued resource (tpu/v2 QueuedResourceState) and of a TPU VM (tpu/v2 Node.State), by what they mean here.
+ABSENT = "ABSENT"
+ACTIVE = ("ACTIVE", "READY")
+LOST = ("SUSPENDING", "SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "HIDDEN", "HIDING")
+GOING = ("DELETING",)
+# All others are on their way: CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, STARTING, RESTARTING, ...
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What the cloud says of a slice."""
+
+    name: str
+    reason: str = ""
+    type: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}" if self.reason else self.name
+
+    @property
+    def active(self) -> bool:
+        return self.name in ACTIVE
+
+    @property
+    def lost(self) -> bool:
+        return self.name in LOST
+
+
+@dataclasses.dataclass
+class Machine:
+    """A queued resource with one node of the same name, or (`queued=False`) a TPU VM without a queue."""
+
+    name: str
+    shell: Shell
+    accelerator: Accelerator | None = None
+    spot: bool = False
+    reserved: bool = False
+    queued: bool = True
+    image: str | None = None
+    service_account: str | None = None
+    create_flags: tuple[str, ...] = ()
+    last_seen: str = ""  # the last state the cloud told
+    imagined: str = ABSENT  # the state that a dry run takes for granted
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.name):
+            raise LaunchError(f"{self.name}: names have lower-case letters, digits and dashes, and begin with a letter")
+
+    def state(self) -> State:
+        """What the cloud says now; ABSENT when it knows no such name."""
+        imagined = json.dumps({"state": {"state": self.imagined} if self.queued else self.imagined})
+        try:
+            command = [*self._kind("describe"), "--format=json"]
+            told: dict[str, Any] = json.loads(self.shell.ask(command, name=self.name, imagined=imagined))
+        except NotThere:
+            self.last_seen = ABSENT
+            return State(ABSENT)
+        if self.queued:
+            nodes = told.get("tpu", {}).get("nodeSpec") or [{}]
+            node = nodes[0].get("node", {})
+            inner = told.get("state", {})
+            error = inner.get("failedData", {}).get("error", {})
+            state = State(inner.get("state", "UNKNOWN"), error.get("message", ""), node.get("acceleratorType", ""))
+        else:
+            health = told.get("healthDescription", "")
+            state = State(told.get("state", "UNKNOWN"), health, told.get("acceleratorType", ""))
+        self.last_seen = state.name
+        return state
+
+    def create(self) -> None:
+        """Asks for the slice; it is not there yet when this returns."""
+        assert self.accelerator is not None
+        image = self.image or self.accelerator.image
+        if image is None:
+            raise LaunchError(f"no image is known here for {self.accelerator.name}; name one with --image")
+        command = self._kind("create")
+        command += [f"--node-id={self.name}"] if self.queued else []
+        command += [f"--accelerator-type={self.accelerator.name}"]
+        command += [f"--runtime-version={image}"] if self.queued else [f"--version={image}"]
+        command += ["--spot"] if self.spot else ["--reserved"] if self.reserved else []
+        command += ["--scopes=https://www.googleapis.com/auth/cloud-platform"]
+        command += [f"--service-account={self.service_account}"] if self.service_account else []
+        command += [f"--metadata-from-file=startup-script={STARTUP}", *self.create_flags]
+        if not self.shell.dry_run:
+            say(f"{self.name}: asking for {self.accelerator} in {self.shell.zone}, image {image}")
+        self.last_seen = "CREATING"  # also when interrupted on the way: better a warning too many
+        try:
+            self.shell.ask(command, name=self.name)
+        except LaunchError as error:
+            self.last_seen = ""
+            if re.search(r"accelerator.?type", str(error), re.IGNORECASE):
+                offered = ", ".join(self._offered()) or "none"
+                raise LaunchError(f"{error}; types that {self.shell.zone} has: {offered}") from None
+            raise
+        self.imagined = ACTIVE[0 if self.queued else 1]
+
+    def delete(self) -> None:
+        """Tears the slice down and waits until it is gone."""
+        command = [*self._kind("delete"), "--quiet"]
+        try:
+            self.shell.ask([*command, "--force"] if self.queued else command, name=self.name)
+        except NotThere:
+            say(f"{self.name}: was gone already")
+        self.imagined = self.last_seen = ABSENT
+
+    def install(self) -> None:
+        """Copies this checkout to every worker and installs it there.
+
+        Raises:
+          LaunchError: a step failed; what it said is on the terminal.
+        """
+        archive = Path(tempfile.gettempdir()) / f"grit-{self.name}.tgz"
+        shipped = [part for part in SHIPPED if (REPOSITORY / part).exists()]
+        pack = ["tar", "-czf", str(archive), "--exclude=__pycache__", "-C", str(REPOSITORY), *shipped]
+        copy = [*self._vm("scp"), str(archive), f"{self.name}:grit-code.tgz", "--worker=all", "--quiet"]
+        unpack = f"rm -rf {CODE} && mkdir -p {CODE} && tar -xzf grit-code.tgz -C {CODE}"
+        install = self.on_workers(f"{unpack} && python3 {WORKER} install --extra=tpu")
+        for what, command in (("pack the code", pack), ("copy the code", copy), ("install", install)):
+            if status := self.shell.show(command):
+                raise LaunchError(f"{self.name}: could not {what} (status {status}; its output is above)", 1)
+
+    def on_workers(self, command: str, worker: str = "all") -> list[str]:
+        """The gcloud command that runs a shell command on the workers; its status is that of a worker that failed."""
+        return [*self._vm("ssh"), self.name, f"--worker={worker}", "--quiet", f"--command={command}"]
+
+    def _kind(self, verb: str) -> list[str]:
+        kind = "queued-resources" if self.queued else "tpu-vm"
+        return ["gcloud", "compute", "tpus", kind, verb, self.name, *self._where()]
+
+    def _vm(self, verb: str) -> list[str]:
+        return ["gcloud", "compute", "tpus", "tpu-vm", verb, *self._where()]
+
+    def _where(self) -> list[str]:
+        return [f"--project={self.shell.project}", f"--zone={self.shell.zone}"]
+
+    def _offered(self) -> list[str]:
+        """Accelerator types that the zone has, of the same generation if any."""
+        assert self.accelerator is not None
+        command = ["gcloud", "compute", "tpus", "accelerator-types", "list", *self._where(), "--format=value(type)"]
+        try:
+            names = self.shell.ask(command).split()
+        except LaunchError:
+            return []
+        family = self.accelerator.name.rpartition("-")[0]
+        return [name for name in names if name.startswith(family)] or names

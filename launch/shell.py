@@ -1,0 +1,149 @@
+"""Runs `gcloud` and its like, or only prints what would be run; failures become one line for the person."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+
+GAVE_UP = 3  # exit status: out of retries, or of the time to wait
+ANSWER_WITHIN_S = 900  # gcloud itself tries an unreachable worker for some minutes
+
+
+class LaunchError(Exception):
+    """What the person can change: one line, and the exit status."""
+
+    def __init__(self, message: str, status: int = 2):
+        super().__init__(message)
+        self.status = status
+
+
+class NotThere(LaunchError):
+    """The cloud knows nothing of that name."""
+
+
+class NoCapacity(LaunchError):
+    """The zone has no such machine to give now."""
+
+
+class Unreachable(LaunchError):
+    """No answer, or one that nobody expects: worth another try."""
+
+
+# What gcloud says on stderr -> what to say. The first that is found counts.
+SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
+    (
+        r"do not currently have an active account|Reauthentication|invalid_grant|default credentials",
+        LaunchError,
+        "gcloud has no valid credentials; run: gcloud auth login",
+    ),
+    (
+        r"SERVICE_DISABLED|has not been used in project|it is disabled",
+        LaunchError,
+        "the Cloud TPU API is off in {project}; run: gcloud services enable tpu.googleapis.com --project={project}",
+    ),
+    (r"no more capacity|STOCKOUT", NoCapacity, "{zone} has none free now; try another zone, --spot, or the queue"),
+    (
+        r"RESOURCE_EXHAUSTED|[Qq]uota (limit|.*exceeded)",
+        LaunchError,
+        "the quota of {project} does not allow it ({detail}); ask for more at "
+        "https://console.cloud.google.com/iam-admin/quotas?project={project}",
+    ),
+    (
+        r"ALREADY_EXISTS|already exists",
+        LaunchError,
+        "{name} exists already in {zone}; choose another name, go on with it (tpu.py watch), "
+        "or tear it down (tpu.py delete)",
+    ),
+    (
+        r"[Ll]ocation .*(not found|unauthorized)",
+        LaunchError,
+        "{zone} is no zone with TPUs, or {project} may not use it; see https://cloud.google.com/tpu/docs/regions-zones",
+    ),
+    (
+        r"CONSUMER_INVALID|Project .*(not found|deleted)|project .*does not exist",
+        LaunchError,
+        "there is no project {project} for this account; see: gcloud projects list",
+    ),
+    (r"NOT_FOUND|was not found", NotThere, "there is no {name} in {zone} of {project}"),
+    (
+        r"PERMISSION_DENIED|does not have .*permission",
+        LaunchError,
+        "this account may not do that in {project}; it needs roles/tpu.admin and roles/iam.serviceAccountUser "
+        "({detail})",
+    ),
+)
+
+
+class Shell:
+    """Where commands run: here, or (`dry_run`) nowhere, each printed as one line that can be pasted."""
+
+    def __init__(self, project: str, zone: str, dry_run: bool = False):
+        self.project, self.zone, self.dry_run = project, zone, dry_run
+
+    def ask(self, command: Sequence[str], *, name: str = "", imagined: str = "") -> str:
+        """The stdout of a command; in a dry run `imagined`.
+
+        Raises:
+          LaunchError: it failed; what gcloud said in plain words.
+        """
+        if self._only_print(command):
+            return imagined
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_WITHIN_S
+            )
+        except FileNotFoundError:
+            raise missing(command[0]) from None
+        except subprocess.TimeoutExpired:
+            raise Unreachable(f"{' '.join(command[:5])}: no answer within {ANSWER_WITHIN_S} s", 1) from None
+        if done.returncode:
+            raise self.explain(command, name, done.stderr)
+        return done.stdout
+
+    def show(self, command: Sequence[str]) -> int:
+        """Runs a command on the person's terminal and returns its exit status (0 in a dry run)."""
+        if self._only_print(command):
+            return 0
+        try:
+            return subprocess.run(command).returncode
+        except FileNotFoundError:
+            raise missing(command[0]) from None
+
+    def note(self, text: str) -> None:
+        """A remark in the output of a dry run."""
+        if self.dry_run:
+            print(f"# {text}")
+
+    def explain(self, command: Sequence[str], name: str, stderr: str) -> LaunchError:
+        """The error for what a command said before it failed."""
+        error = stderr[max(0, stderr.find("ERROR:")) :]  # warnings come before it, and speak of quotas, too
+        detail = " ".join(re.sub(r"^ERROR: (\(\S+\) )?", "", error).split())[:300] or "it said nothing"
+        for pattern, kind, message in SAYINGS:
+            if re.search(pattern, error):
+                filled = message.format(project=self.project, zone=self.zone, name=name or "that", detail=detail)
+                return kind(filled)
+        return Unreachable(f"{' '.join(command[:5])}: {detail}", 1)
+
+    def _only_print(self, command: Sequence[str]) -> bool:
+        if self.dry_run:
+            print(shlex.join(command))
+        return self.dry_run
+
+
+def missing(program: str) -> LaunchError:
+    """The error for a program that is not installed."""
+    places = {
+        "gcloud": "https://cloud.google.com/sdk/docs/install",
+        "xpk": "https://github.com/AI-Hypercomputer/xpk (pip install xpk)",
+        "docker": "https://docs.docker.com/engine/install",
+    }
+    where = f"; see {places[program]}" if program in places else ""
+    return LaunchError(f"{program} is not installed, or not on PATH{where}")
+
+
+def say(text: str) -> None:
+    """Progress, on stderr: stdout belongs to commands (dry run) and to what was asked for."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# A training run on GPUs under Slurm, resumed after preemption, requeue and time limit. From the top of the checkout:
+#
+#   sbatch --gpus-per-node=8 launch/slurm.sh CONFIG --output DIR [--train.steps 100 ...]
+#   launch/slurm.sh --dry-run CONFIG --output DIR          (prints what would run; needs no Slurm)
+#
+# DIR and the data must be on a file system that all nodes share. The environment is $GRIT_VENV (.venv of the checkout).
+# At most $GRIT_RETRIES (10) requeues after the time limit; a preempted job is requeued by Slurm itself.
+#SBATCH --job-name=grit
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.log
+set -euo pipefail
+
+fail() { echo "slurm.sh: $1" >&2; exit 2; }
+
+dry_run=false
+if [ "${1:-}" = --dry-run ]; then dry_run=true; shift; fi
+[ $# -ge 1 ] || fail "usage: sbatch launch/slurm.sh CONFIG --output DIR [OVERRIDES]"
+case " $* " in
+  *" --output "* | *" --output="*) ;;
+  *) fail "--output DIR is missing: a folder that all nodes share" ;;
+esac
+
+# Slurm runs a copy of this file, so the checkout is where sbatch was called.
+code=${SLURM_SUBMIT_DIR:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+[ -d "$code/grit_jax" ] || fail "$code is not the checkout; call sbatch from its top"
+$dry_run || [ -n "${SLURM_JOB_ID:-}" ] || fail "no Slurm job here; call it with sbatch"
+grit=${GRIT_VENV:-$code/.venv}/bin/grit
+$dry_run || [ -x "$grit" ] || fail "$grit is not there; make it (python3 -m venv .venv; pip install -e '.[cuda]'), or set GRIT_VENV"
+
+nodes=${SLURM_JOB_NUM_NODES:-1}
+gpus=${SLURM_GPUS_ON_NODE:-8}
+if grep -rqF --include='*.py' 'distributed.initialize(' "$code/grit_jax"; then
+  # One process a GPU, each seeing all GPUs of its node: so jax.distributed reads Slurm's variables.
+  layout=(--nodes="$nodes" --ntasks="$((nodes * gpus))" --ntasks-per-node="$gpus")
+elif [ "$nodes" -gt 1 ]; then
+  fail "$nodes nodes, and grit train in this checkout runs on one (it does not call jax.distributed.initialize yet)"
+else
+  layout=(--nodes=1 --ntasks=1)
+fi
+step=(srun "${layout[@]}" --gpu-bind=none --cpu-bind=none --kill-on-bad-exit=1 --unbuffered "$grit" train "$@")
+
+if $dry_run; then
+  printf '%q ' "${step[@]}" | sed 's/ $//'
+  echo
+  exit 0
+fi
+
+out_of_time=false
+# To the tasks themselves: srun, told to end, kills them at once.
+trap 'out_of_time=true; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
+"${step[@]}" &
+pid=$!
+status=0
+wait "$pid" || status=$?
+if $out_of_time; then # the signal has ended the waiting, not the run
+  status=0
+  wait "$pid" || status=$?
+fi
+
+if $out_of_time && [ "$status" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${GRIT_RETRIES:-10}" ]; then
+  echo "slurm.sh: out of time; requeued, and on from the newest checkpoint"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

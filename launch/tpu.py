@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""A TPU slice from nothing to a finished run: create, wait, install, run, watch, logs, delete. See launch/README.md.
+
+Exit status: 2 what you can change, 3 gave up (retries, time), 130 interrupted, otherwise that of the run or of gcloud.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from typing import NoReturn
+
+from accelerators import accelerator, check_zone
+from gke import submit
+from job import Job, Workers, check_hosts
+from machine import ABSENT, ACTIVE, Machine, State
+from shell import LaunchError, Shell, say
+from watch import Policy, Watch, wait_until_active
+
+ENVIRONMENT = {"project": "CLOUDSDK_CORE_PROJECT", "zone": "CLOUDSDK_COMPUTE_ZONE"}  # as gcloud itself reads them
+
+UNSET = {
+    "type": None, "vm": False, "spot": False, "reserved": False, "image": None, "service_account": None,
+    "create_flag": (), "retries": 0, "backoff": Policy.backoff,
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    argv, after = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    args = build_parser().parse_args(argv, argparse.Namespace(**UNSET, after=after))
+    machine: Machine | None = None
+    try:
+        if after and args.verb not in ("run", "watch", "exec", "xpk"):
+            raise LaunchError(f"{args.verb} takes nothing after --")
+        machine = make_machine(args)
+        return VERBS[args.verb](args, machine)
+    except LaunchError as error:
+        say(f"tpu.py {args.verb}: {error}")
+        leave(args, machine)
+        return error.status
+    except KeyboardInterrupt:
+        say(f"\ntpu.py {args.verb}: interrupted")
+        leave(args, machine)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="tpu.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("name", metavar="NAME", help="of the slice (queued resource and node alike)")
+    common.add_argument("--project", help="default: $CLOUDSDK_CORE_PROJECT, then what gcloud is set to")
+    common.add_argument("--zone", help="default: $CLOUDSDK_COMPUTE_ZONE, then what gcloud is set to")
+    common.add_argument("--dry-run", action="store_true", help="print the commands, one a line, and run nothing")
+
+    queue = argparse.ArgumentParser(add_help=False)
+    queue.add_argument("--vm", action="store_true", help="a TPU VM asked for directly, without the queue")
+
+    what = argparse.ArgumentParser(add_help=False)
+    what.add_argument("--type", required=True, help="the slice, such as v5litepod-8, v6e-8, v5p-8")
+    what.add_argument("--spot", action="store_true", help="cheap, and can be taken away at any moment")
+    what.add_argument(
+        "--create-flag", action="append", default=[], metavar="FLAG", help="any other, as in --create-flag=--network=x"
+    )
+
+    make = argparse.ArgumentParser(add_help=False, parents=[what])
+    make.add_argument("--reserved", action="store_true", help="from your reservation")
+    make.add_argument("--image", help="runtime version; default: Google's for that generation")
+    make.add_argument("--service-account", metavar="EMAIL", help="whose rights the workers have")
+
+    job = argparse.ArgumentParser(add_help=False)
+    job.add_argument("config", metavar="CONFIG", help="gs://BUCKET/FOLDER/NAME.yaml, or configs/NAME.yaml")
+    job.add_argument("--output", required=True, metavar="gs://BUCKET/FOLDER", help="of this run alone; resumes from it")
+
+    pace = argparse.ArgumentParser(add_help=False)
+    pace.add_argument("--poll", type=float, default=Policy.poll, metavar="SECONDS", help="between looks (%(default)s)")
+    pace.add_argument("--wait-hours", type=float, default=Policy.wait_hours, help="at most in the queue (%(default)s)")
+
+    ending = argparse.ArgumentParser(add_help=False)
+    ending.add_argument("--delete", action="store_true", help="tear the slice down when the run has ended, either way")
+
+    def verb(name: str, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=help, description=help, parents=list(parents), allow_abbrev=False)
+
+    verb("create", "ask for a slice; returns before it is there", common, queue, make)
+    verb("wait", "wait until the slice is there", common, queue, pace)
+    verb("install", "copy this checkout to all workers and install it", common)
+    words = "start a run on all workers and wait for its end; what follows -- goes to grit train"
+    sub = verb("run", words, common, queue, job, pace, ending)
+    sub.add_argument("--detach", action="store_true", help="return once it is started")
+    words = "all of it: create, install, run, and again after every preemption, until the end"
+    sub = verb("watch", words, common, queue, make, job, pace, ending)
+    sub.add_argument("--retries", type=int, default=Policy.retries, help="new attempts in all (%(default)s)")
+    sub.add_argument("--backoff", type=float, default=Policy.backoff, help="seconds of the first pause; then doubled")
+    verb("status", "what the cloud and the workers say", common, queue)
+    sub = verb("logs", "the end of a worker's log", common)
+    sub.add_argument("--worker", default="0")
+    sub.add_argument("--lines", type=int, default=100)
+    sub.add_argument("--follow", action="store_true")
+    verb("exec", "run a command on all workers: exec NAME -- COMMAND", common)
+    verb("stop", "end the run, keep the slice", common)
+    sub = verb("delete", "tear the slice down (asks)", common, queue)
+    sub.add_argument("--yes", action="store_true", help="do not ask")
+    sub = verb("xpk", "the same run as a workload on a GKE cluster; NAME is the workload's", common, what, job)
+    sub.add_argument("--cluster", required=True)
+    sub.add_argument("--docker-image", required=True, metavar="REGISTRY/NAME:TAG")
+    sub.add_argument("--no-build", action="store_true", help="the image is there already")
+    sub.add_argument("--retries", type=int, default=Policy.retries, help="restarts after a preemption (%(default)s)")
+    return parser
+
+
+def make_machine(args: argparse.Namespace) -> Machine:
+    """The slice that the command line names, its words checked before anything is asked or rented."""
+    chosen = accelerator(args.type) if args.type else None
+    project, zone = (setting(args, key) for key in ENVIRONMENT)
+    machine = Machine(
+        args.name, Shell(project, check_zone(zone), args.dry_run), chosen, queued=not args.vm,
+        spot=args.spot, reserved=args.reserved, image=args.image, service_account=args.service_account,
+        create_flags=tuple(args.create_flag), imagined=ABSENT if args.verb == "watch" else ACTIVE[args.vm],
+    )  # fmt: skip
+    if machine.spot and machine.reserved:
+        raise LaunchError("--spot or --reserved, not both")
+    return machine
+
+
+def setting(args: argparse.Namespace, key: str) -> str:
+    """A project or zone: from the flag, the environment, or gcloud's own configuration."""
+    if value := getattr(args, key) or os.environ.get(ENVIRONMENT[key]):
+        return value
+    section = "core" if key == "project" else "compute"
+    if not args.dry_run:  # which runs nothing, not even this
+        value = Shell("", "").ask(["gcloud", "config", "get-value", f"{section}/{key}"]).strip()
+    if not value or value == "(unset)":
+        ways = f"--{key}, ${ENVIRONMENT[key]}, or: gcloud config set {section}/{key} VALUE"
+        raise LaunchError(f"no {key} is given; give it with {ways}")
+    return value
+
+
+def make_job(args: argparse.Namespace, machine: Machine) -> Job:
+    """The run that the command line asks for."""
+    chosen = machine.accelerator
+    job = Job(args.config, args.output, tuple(args.after), direct=bool(chosen and chosen.hosts > 1))
+    if chosen:
+        check_hosts(chosen, chosen.hosts, machine.shell)
+    return job
+
+
+def make_policy(args: argparse.Namespace) -> Policy:
+    return Policy(
+        poll=args.poll, wait_hours=args.wait_hours, delete=args.delete, recreate=args.verb == "watch",
+        backoff=args.backoff, retries=args.retries,
+    )  # fmt: skip
+
+
+def leave(args: argparse.Namespace, machine: Machine | None) -> None:
+    """What state the slice is left in, what that costs, and how to be rid of it."""
+    if machine is None or machine.shell.dry_run or machine.last_seen in ("", ABSENT):
+        return
+    state = State(machine.last_seen)
+    if state.active:
+        what = "it stays, and is billed until it is torn down"
+    elif state.lost:
+        what = "it is not billed, but holds its name and perhaps quota"
+    else:
+        what = "it is billed from when it becomes ACTIVE"
+    say(f"{machine.name} was {state.name} when last seen: {what}")
+    if args.verb in ("run", "watch"):
+        say("  a run under way on it goes on; the same command looks after it again")
+    say(f"  to tear it down: launch/tpu.py delete {machine.name} {where(args, machine)}")
+
+
+def where(args: argparse.Namespace, machine: Machine) -> str:
+    return f"--project={machine.shell.project} --zone={machine.shell.zone}{' --vm' if args.vm else ''}"
+
+
+# ---- verbs ----------------------------------------------------------------------------------------------------------
+
+
+def create(args: argparse.Namespace, machine: Machine) -> int:
+    machine.create()
+    if not args.dry_run:
+        say(f"{machine.name}: asked for; next: launch/tpu.py wait {machine.name} {where(args, machine)}")
+    return 0
+
+
+def wait(args: argparse.Namespace, machine: Machine) -> int:
+    wait_until_active(machine, Policy(poll=args.poll, wait_hours=args.wait_hours))
+    return 0
+
+
+def install(args: argparse.Namespace, machine: Machine) -> int:
+    machine.install()
+    return 0
+
+
+def run(args: argparse.Namespace, machine: Machine) -> int:
+    job, workers = make_job(args, machine), Workers(machine, imagined="idle")
+    watch = Watch(machine, workers, job, make_policy(args))
+    if not args.detach:
+        return watch.until_end()
+    watch.until_started()
+    if not args.dry_run:
+        say(f"{machine.name}: started; it goes on without this terminal (status, logs, stop, watch)")
+    return 0
+
+
+def watch(args: argparse.Namespace, machine: Machine) -> int:
+    job = make_job(args, machine)
+    machine.shell.note("the way without a setback; on SUSPENDED or FAILED: delete, create, and on from the checkpoint,")
+    machine.shell.note(f"at most {args.retries} times, first after {args.backoff:g} s, then twice as long each time")
+    return Watch(machine, Workers(machine), job, make_policy(args)).until_end()
+
+
+def status(args: argparse.Namespace, machine: Machine) -> int:
+    state = machine.state()
+    if not args.dry_run:
+        print(f"{machine.name} {state.type} {state}".replace("  ", " "))
+    if state.active:
+        machine.accelerator = accelerator(state.type) if state.type else None
+        for report in Workers(machine).reports():
+            if not args.dry_run:
+                code = "" if report.status is None else f" {report.status}"
+                print(f"worker {report.host}: {report.state}{code}{' | ' + report.note if report.note else ''}")
+    return 0
+
+
+def logs(args: argparse.Namespace, machine: Machine) -> int:
+    command = f"tail -n {args.lines} {'-F ' if args.follow else ''}grit/run/log"
+    return machine.shell.show(machine.on_workers(command, worker=args.worker))
+
+
+def execute(args: argparse.Namespace, machine: Machine) -> int:
+    if not args.after:
+        raise LaunchError("nothing to run: exec NAME -- COMMAND")
+    command = args.after[0] if len(args.after) == 1 else shlex.join(args.after)
+    return machine.shell.show(machine.on_workers(command))
+
+
+def stop(args: argparse.Namespace, machine: Machine) -> int:
+    Workers(machine).stop()
+    return 0
+
+
+def delete(args: argparse.Namespace, machine: Machine) -> int:
+    state = machine.state()
+    if state.name == ABSENT:
+        say(f"there is no {machine.name} in {machine.shell.zone} of {machine.shell.project}")
+        return 0
+    if not (args.yes or args.dry_run):
+        if not sys.stdin.isatty():
+            raise LaunchError("nobody to ask; --yes tears it down without asking")
+        answer = input(f"Tear down {machine.name} ({state.name}) and everything on its disks? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            say("nothing done")
+            return 1
+    machine.delete()
+    if not args.dry_run:
+        say(f"{machine.name}: gone; nothing of it is billed any more (the bucket is)")
+    return 0
+
+
+def xpk(args: argparse.Namespace, machine: Machine) -> int:
+    assert machine.accelerator is not None
+    check_hosts(machine.accelerator, machine.accelerator.hosts_on_gke, machine.shell)
+    job = Job(args.config, args.output, tuple(args.after), direct=machine.accelerator.hosts_on_gke > 1)
+    return submit(machine, job, args.cluster, args.docker_image, build=not args.no_build, retries=args.retries)
+
+
+VERBS = {
+    "create": create, "wait": wait, "install": install, "run": run, "watch": watch, "status": status, "logs": logs,
+    "exec": execute, "stop": stop, "delete": delete, "xpk": xpk,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())

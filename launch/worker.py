@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""What runs on a worker: install, start, status, stop, and the run itself with its output kept in a bucket.
+
+    worker.py install --extra tpu
+    worker.py start CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (detached; survives the ssh connection)
+    worker.py train CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (here; for containers and batch systems)
+    worker.py status | stop
+
+Needs the system's Python (3.10 or newer) and gcloud only. Everything lies in $GRIT_HOME (~/grit): `venv/`, `inputs/`,
+`output/`, and in `run/` the pid, the log and the exit status of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import detached
+from detached import HOME, INSTALLED, INTERRUPTED, MISTAKE, RUN, Request
+from mirror import Mirror, MirrorError
+
+CODE = Path(__file__).resolve().parent.parent
+VENV = HOME / "venv"
+SYNC_EVERY_S = float(os.environ.get("GRIT_SYNC_SECONDS", "60"))
+UV = "uv==0.13.9"
+PYTHON = "3.11"  # requirements.lock was measured with it; the images' own Python is older
+UNSAVED = 75  # the run ended, but its output could not be copied to the bucket
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    argv, overrides = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = argparse.ArgumentParser(prog="worker.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name in ("install", "start", "train", "status", "stop"):
+        sub = verbs.add_parser(name, allow_abbrev=False)
+        if name == "install":
+            sub.add_argument("--extra", default="tpu", choices=("tpu", "cuda", "cpu"))
+        if name in ("start", "train"):
+            sub.add_argument("config")
+            sub.add_argument("output")
+            sub.add_argument("--direct", action="store_true", help="grit train writes to the bucket itself")
+        if name == "train":
+            sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+        if name != "status":
+            sub.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    args = parser.parse_args(argv)
+    if args.verb == "install":
+        return install(args.extra, args.dry_run)
+    if args.verb == "status":
+        return detached.status()
+    if args.verb == "stop":
+        return detached.stop(args.dry_run)
+    request = {"config": args.config, "output": args.output, "direct": args.direct, "overrides": overrides}
+    if args.verb == "start":
+        return detached.start(request, args.dry_run)
+    run = lambda: told(lambda: train(request, args.dry_run))
+    return detached.supervise(run) if args.supervised else run()
+
+
+def told(run: Callable[[], int]) -> int:
+    """The status of `run`; what its surroundings lack is told in a line."""
+    try:
+        return run()
+    except MirrorError as error:
+        line = str(error)
+    except FileNotFoundError as error:
+        if error.filename not in ("gcloud", "grit"):
+            raise
+        line = f"{error.filename} is not installed, or not on PATH"
+    print(f"worker.py train: {line}", file=sys.stderr)
+    return MISTAKE
+
+
+# ---- install --------------------------------------------------------------------------------------------------------
+
+
+def install(extra: str, dry_run: bool = False) -> int:
+    """This checkout and what it needs, into `venv/`, at the versions of requirements.lock."""
+    if not dry_run and detached.running():
+        print("worker.py install: a run is under way here; stop it first (tpu.py stop)", file=sys.stderr)
+        return MISTAKE
+    uv = HOME / "uv" / "bin" / "uv"
+    what = str(CODE) if extra == "cpu" else f"{CODE}[{extra}]"
+    commands = [
+        ["python3", "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(HOME / "uv"), UV],
+        [str(uv), "venv", "--quiet", "--clear", "--python", PYTHON, str(VENV)],
+        [str(uv), "pip", "install", "--quiet", "--python", str(VENV / "bin" / "python"),
+         "--constraint", str(CODE / "requirements.lock"), "--editable", what],
+        [str(VENV / "bin" / "grit"), "--version"],
+    ]  # fmt: skip
+    for command in commands:
+        if dry_run:
+            print(shlex.join(command))
+        elif code := subprocess.run(command).returncode:
+            print(f"worker.py install: {shlex.join(command)} failed with status {code}", file=sys.stderr)
+            return code
+    if not dry_run:
+        INSTALLED.write_text(f"{extra}\n")
+    return 0
+
+
+# ---- the run --------------------------------------------------------------------------------------------------------
+
+
+def train(request: Request, dry_run: bool = False) -> int:
+    """`grit train` with its inputs from a bucket and its output kept there; returns its exit status.
+
+    143 when SIGTERM came, 75 when the run ended but its output could not be copied.
+    """
+    tell = (lambda text: None) if dry_run else (lambda text: print(f"worker.py: {text}", flush=True))
+    run = print_only if dry_run else run_quietly
+    config, output = request["config"], request["output"]
+    if config.startswith("gs://"):
+        folder, _, name = config.rpartition("/")
+        inputs = HOME / "inputs"
+        if not dry_run:
+            inputs.mkdir(parents=True, exist_ok=True)
+        run(["gcloud", "storage", "rsync", "--recursive", folder, str(inputs)])
+        config = str(inputs / name)
+    elif not Path(config).is_absolute():
+        config = str(CODE / config)
+
+    mirror = None
+    if output.startswith("gs://") and not request["direct"]:
+        local = HOME / "output" / re.sub(r"[^-\w.]+", "_", output.removeprefix("gs://").rstrip("/"))
+        mirror = Mirror(local, output, run)
+        if not dry_run:
+            local.mkdir(parents=True, exist_ok=True)
+        step = mirror.restore()
+        tell(f"goes on from step {step}" if step else "starts from the beginning")
+        output = str(local)
+
+    installed = VENV / "bin" / "grit"
+    grit = str(installed) if installed.exists() else shutil.which("grit") or "grit"
+    command = [grit, "train", config, "--output", output, *request["overrides"]]
+    if dry_run:
+        print_only(command)
+        if mirror:
+            print(f"# every {SYNC_EVERY_S:g} s, for each new checkpoint; the model at the end")
+            mirror.copy_checkpoint("STEP")
+            mirror.copy_rest(model=True)
+            mirror.mark("STEP")
+        return 0
+    code = run_mirrored(command, mirror, tell)
+    tell(f"grit train ended with status {code}")
+    return save_last(mirror, code, tell) if mirror else code
+
+
+def run_mirrored(command: Sequence[str], mirror: Mirror | None, tell) -> int:
+    """Runs the command, copying its output now and then; SIGTERM is handed on to it."""
+    children: list[subprocess.Popen] = []
+    interrupted: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        interrupted.append(number)
+        for child in children:
+            child.terminate()
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        child = subprocess.Popen(command)
+        children.append(child)
+        if interrupted:  # on the way
+            child.terminate()
+        while True:
+            try:
+                code = child.wait(timeout=SYNC_EVERY_S)
+                break
+            except subprocess.TimeoutExpired:
+                if mirror:
+                    try:
+                        keep(mirror)
+                    except MirrorError as error:
+                        tell(f"not copied this time: {error}")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code < 0:
+        code = 128 - code
+    return INTERRUPTED if interrupted and code else code
+
+
+def save_last(mirror: Mirror, code: int, tell) -> int:
+    """The last copy, which must succeed: the machine may be gone in a minute."""
+    for attempt in range(3):
+        try:
+            keep(mirror, last=code == 0)
+            return code
+        except MirrorError as error:
+            tell(f"not copied: {error}")
+            if attempt < 2:
+                time.sleep(min(SYNC_EVERY_S, 10 * (attempt + 1)))
+    return INTERRUPTED if code == INTERRUPTED else UNSAVED
+
+
+def keep(mirror: Mirror, last: bool = False) -> None:
+    """What is new to the bucket, the log of a detached run included."""
+    mirror.sync(last)
+    if (RUN / "log").exists():
+        mirror.add(RUN / "log", f"logs/{detached.host()}.log")
+
+
+def run_quietly(command: Sequence[str]) -> str:
+    """Runs a command and returns its stdout; what it said goes into the error."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise MirrorError(f"{' '.join(command[:3])}: {' '.join(done.stderr.split())[-300:] or done.returncode}")
+    return done.stdout
+
+
+def print_only(command: Sequence[str]) -> str:
+    print(shlex.join(command))
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""What a compiled program costs, read off its text: a module by hand, and programs whose costs are known beforehand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from grit_jax.plan.costs import group_size, program_costs
+from grit_jax.plan.hlo import parse, trip_count
+
+# As a TPU's compiler writes: a loop without a noted trip count, a product as a convolution, a gather that runs beside
+# other work (three fusions, one gather), a reduction that keeps a part, a sum that gathers, arrays in on-chip memory
+# (S(1)).
+MODULE = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%start (p: bf16[64,32]) -> (bf16[64,32], bf16[64,128]) {
+  %p = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-gather.1 = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=6, replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_0'}, dimensions={1}
+  ROOT %custom-call.1 = (bf16[64,32]{1,0}, bf16[64,128]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.7 (q: bf16[64,32], x: bf16[16,64], w: bf16[64,32]) -> (f32[16,32], bf16[64,32]) {
+  %x = bf16[16,64]{1,0} parameter(1)
+  %w = bf16[64,32]{1,0} parameter(2)
+  %convolution.1 = f32[16,32]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+  %q = bf16[64,32]{1,0} parameter(0)
+  %all-gather.2 = bf16[64,128]{1,0} all-gather(%q), channel_id=6, replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_0'}, dimensions={1}
+  ROOT %tuple.1 = (f32[16,32]{1,0}, bf16[64,32]{1,0}) tuple(%convolution.1, %q)
+}
+
+%done (r: bf16[64,32]) -> bf16[64,128] {
+  %r = bf16[64,32]{1,0} parameter(0)
+  %all-gather.3 = bf16[64,128]{1,0} all-gather(%r), channel_id=6, replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_0'}, dimensions={1}
+  ROOT %custom-call.2 = bf16[64,128]{1,0} custom-call(%r, %all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.1 (g: f32[64,128]) -> f32[64,32] {
+  %g = f32[64,128]{1,0} parameter(0)
+  %all-reduce.1 = f32[64,128]{1,0} all-reduce(%g), channel_id=9, replica_groups={{0,1,2,3}}, to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %dynamic-slice.1 = f32[64,32]{1,0} dynamic-slice(%all-reduce.1, %zero, %zero), dynamic_slice_sizes={64,32}
+}
+
+%body (t: (s32[], bf16[64,32], f32[64,128])) -> (s32[], bf16[64,32], f32[64,128]) {
+  %t = (s32[]{:T(128)}, bf16[64,32]{1,0}, /*index=2*/f32[64,128]{1,0}) parameter(0)
+  %w0 = bf16[64,32]{1,0} get-tuple-element(%t), index=1
+  %fusion.1 = (bf16[64,32]{1,0}, bf16[64,128]{1,0}) fusion(%w0), kind=kCustom, calls=%start
+  %x0 = bf16[16,64]{1,0:T(8,128)S(1)} constant({...})
+  %fusion.2 = (f32[16,32]{1,0}, bf16[64,32]{1,0}) fusion(%w0, %x0, %w0), kind=kOutput, calls=%async_collective_fusion.7
+  %fusion.3 = bf16[64,128]{1,0} fusion(%w0), kind=kCustom, calls=%done
+  %g0 = f32[64,128]{1,0} get-tuple-element(%t), index=2
+  %fusion.4 = f32[64,32]{1,0} fusion(%g0), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %tuple.2 = (s32[]{:T(128)}, bf16[64,32]{1,0}, f32[64,128]{1,0}) tuple(%t)
+}
+
+%condition (t.1: (s32[], bf16[64,32], f32[64,128])) -> pred[] {
+  %t.1 = (s32[]{:T(128)}, bf16[64,32]{1,0}, f32[64,128]{1,0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(5)
+  %i = s32[]{:T(128)} get-tuple-element(%t.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (arg: f32[8]) -> f32[8] {
+  %arg = f32[8]{0} parameter(0)
+  %init = (s32[]{:T(128)}, bf16[64,32]{1,0}, f32[64,128]{1,0}) custom-call(%arg), custom_call_target="AllocateBuffer"
+  %while.1 = (s32[]{:T(128)}, bf16[64,32]{1,0}, f32[64,128]{1,0}) while(%init), condition=%condition, body=%body
+  %big = f32[1024]{0} custom-call(%arg), custom_call_target="AllocateBuffer"
+  %negate.1 = f32[1024]{0:T(1024)S(1)} negate(%big)
+  %negate.2 = f32[1024]{0} negate(%negate.1)
+  %zeros = f32[32]{0:T(1024)S(1)} constant({...})
+  %place = s32[]{:T(128)S(1)} constant(8)
+  %own = f32[32]{0:T(1024)S(1)} dynamic-update-slice(%zeros, %arg, %place)
+  %filled = f32[32]{0:T(1024)S(1)} bitcast(%own)
+  %all-reduce.3 = (f32[32]{0:T(1024)S(1)}, f32[8]{0:T(1024)S(1)}) all-reduce(%filled, %arg), channel_id=12, replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %all-reduce.2 = f32[8]{0} all-reduce(%arg), channel_id=11, replica_groups=[1,4]<=[4], to_apply=%add
+}
+"""
+
+
+def test_a_module_by_hand():
+    costs = program_costs(MODULE)
+    gathered, reduced = 64 * 128 * 2, 64 * 128 * 4
+    assert costs.collective_bytes == {
+        "all_gather": 5 * gathered + 128, "reduce_scatter": 5 * reduced, "all_reduce": 32 + 32, "all_to_all": 0, "collective_permute": 0,
+    }  # fmt: skip
+    assert costs.sent_bytes == 3 / 4 * (5 * gathered + 5 * reduced + 2 * (128 + 32 + 32))
+    assert costs.flops == 5 * 2 * 16 * 64 * 32
+    body = 5 * (64 * 32 * 2 + (64 * 32 * 2 + 16 * 32 * 4) + 64 * 32 * 2 + (reduced + 64 * 32 * 4))
+    assert body < costs.memory_bytes - 2 * 4096 < body * 1.5 + 128
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("replica_groups={{0,1},{2,3}}", 2), ("replica_groups=[2,4]<=[8]", 4), ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+     ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, dimensions={0}", 8), ("replica_groups=mesh['a'=8] {'a':(2)4}", 4)],
+)  # fmt: skip
+def test_who_takes_part(text, size):
+    assert group_size(f"channel_id=1, {text}, use_global_device_ids=true") == size
+
+
+@pytest.mark.usefixtures("full_optimization")
+def test_collectives_of_a_program_on_eight_devices():
+    """Each in a loop of five, on arrays whose sizes are known."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+
+    def local(a, b, c, d, e):  # each device has [1, 16] of the first, [8, 16] of the others
+        def body(carry, _):
+            a, b, c, d, e = carry
+            a = a + jax.lax.all_gather(jnp.sin(a), "x", tiled=True).sum(axis=0, keepdims=True)
+            b = b + jax.lax.psum(jnp.sin(b), "x")
+            c = c + jnp.tile(jax.lax.psum_scatter(jnp.sin(c), "x", tiled=True), (8, 1))
+            d = d + jax.lax.all_to_all(jnp.sin(d), "x", 0, 0, tiled=True)
+            e = e + jax.lax.ppermute(jnp.sin(e), "x", [(i, (i + 1) % 8) for i in range(8)])
+            return (a, b, c, d, e), None
+
+        return jax.lax.scan(body, (a, b, c, d, e), length=5)[0]
+
+    split = jax.shard_map(local, mesh=mesh, in_specs=(P("x"),) * 5, out_specs=(P("x"),) * 5, check_vma=False)
+    shapes = [(8, 16)] + [(64, 16)] * 4
+    arguments = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, P("x"))) for s in shapes]
+    costs = program_costs(jax.jit(split).lower(*arguments).compile().as_text())
+    assert costs.collective_bytes == dict.fromkeys(costs.collective_bytes, 5 * 8 * 16 * 4)
+    assert costs.sent_bytes == 5 * 8 * 16 * 4 * (7 / 8 * 3 + 2 * 7 / 8 + 1)
+
+
+@pytest.mark.usefixtures("full_optimization")
+def test_products_of_a_loop_are_counted_as_often_as_it_runs():
+    def program(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    x, w = jax.ShapeDtypeStruct((32, 64), jnp.float32), jax.ShapeDtypeStruct((7, 64, 64), jnp.float32)
+    compiled = jax.jit(program).lower(x, w).compile()
+    costs = program_costs(compiled.as_text())
+    assert costs.flops == 7 * 2 * 32 * 64 * 64
+    once = compiled.cost_analysis()["flops"]  # the compiler's own count: the body once, elementwise work included
+    assert 2 * 32 * 64 * 64 <= once < 2 * 2 * 32 * 64 * 64
+    # Of the stacked weights each trip reads its own, once.
+    assert 7 * 64 * 64 * 4 <= costs.memory_bytes < 3 * 7 * (64 * 64 + 3 * 32 * 64) * 4
+
+
+def test_a_convolution_counts_where_its_window_meets_the_input():
+    """A TPU's way to write a product for two heads: they are a padded window."""
+    text = MODULE.replace("dim_labels=bf_io->bf", "window={size=1x2 pad=0_0x1_1 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f")
+    text = text.replace("%x = bf16[16,64]{1,0}", "%x = bf16[4,16,64,1]{1,0}").replace("%w = bf16[64,32]{1,0} p", "%w = bf16[2,8,64,1]{1,0} p")
+    text = text.replace("%convolution.1 = f32[16,32]", "%convolution.1 = f32[4,16,2,8]")
+    assert program_costs(text).flops == 5 * 2 * 4 * 16 * 64 * 2 * 8
+
+
+def test_loops_without_a_known_end_run_once():
+    program = jax.jit(lambda x: jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: x @ x, x))
+    text = program.lower(jnp.ones((4, 4))).compile().as_text()
+    module = parse(text)
+    loops = [i for c in module.computations.values() for i in c.instructions if i.opcode == "while"]
+    assert [trip_count(module, loop) for loop in loops] == [1]
+    assert program_costs(text).flops == 2 * 4 * 4 * 4

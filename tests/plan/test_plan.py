@@ -1,0 +1,228 @@
+"""`grit plan`: what is wrong is said in one line; and, with the TPU's compiler installed, a configuration on a slice."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from grit_jax.cli import main
+from grit_jax.plan.chips import CHIPS, GIB, Slice, open_slice, parse_topology
+from grit_jax.plan.costs import KINDS, Costs
+from grit_jax.plan.plan import Plan, ProgramPlan, compile_program, needed_bytes, plan, table
+from grit_jax.plan.programs import Program, lower_train
+from grit_jax.plan.search import MOST_TRIES, search, search_table
+from grit_jax.run_config import data_config, read_run_config
+from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.types import GritError
+
+needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
+
+# Heads of 128 and rows of 256 tokens, so that splash attention takes them.
+RUN = """
+model:
+  shape: {vocab_size: 512, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 128}
+data: {embedding: [a.jsonl], embedding_batch: 16, query_max_length: 128, passage_max_length: 256, row_multiple: 2,
+       generative: [b.jsonl], generative_batch: 8, generative_max_length: 256, document_max_length: 256}
+train: {steps: 1000, embedding_chunk: 8, loss: {logits_block: 512}}
+output: out
+"""
+KEYS = {
+    "topology", "chips", "hbm_bytes_per_chip", "peak_bytes_per_chip", "fits", "parameter_bytes_per_chip",
+    "optimizer_bytes_per_chip", "temporary_bytes_per_chip", "flops_per_step", "collective_bytes",
+    "roofline_step_seconds", "mfu_bound", "compile_seconds",
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [("v5p", "not a topology"), ("v5p:4x", "not a topology"), ("v9:4x4", "no chip 'v9' is known.* v4, v5e, v5p, v6e"),
+     ("v5p:4x4", "v5p slices have 3 sides, such as v5p:4x4x4"), ("v5e:2x2x1", "have 2 sides"),
+     ("v5e:32x32", "no such slice.* 256 chips are the most"), ("v5e:3x3", "sides are 1 or even"), ("v5e:0x4", "no such")],
+)  # fmt: skip
+def test_slices_that_there_are_not(name, words):
+    with pytest.raises(GritError, match=f"--topology {name}: .*{words}"):
+        parse_topology(name)
+
+
+def test_slices_that_there_are():
+    assert parse_topology("v5p:4x4x4") == (CHIPS["v5p"], (4, 4, 4))
+    assert [parse_topology(f"{c}:1x1")[1] for c in ("v5e", "v6e")] == [(1, 1)] * 2
+
+
+def test_without_the_compiler(config, capsys, monkeypatch):
+    def missing(**_):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as stopped:
+        main(["plan", str(config), "--topology", "v5e:2x2", "--json"])
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and said.out == ""
+    assert said.err == "grit plan: planning needs the TPU compiler (libtpu): pip install 'grit_jax[tpu]'\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [(["--topology", "v5x:1"], "--topology v5x:1: not a topology"), (["--topology", "v5e:2x2", "--train.stepz", "3"], "train.steps"),
+     ([], "--topology"), (["--topology", "v5e:2x2", "--serch"], "did you mean --search")],
+)  # fmt: skip
+def test_what_is_typed_wrong_is_one_line(config, capsys, arguments, words):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", str(config), *arguments])
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and said.out == "" and words in said.err and len(said.err.splitlines()) == 1
+
+
+def test_what_the_compiler_says_of_too_little_memory():
+    assert needed_bytes("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+                        "Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.", 5) == round(20.5 * GIB)  # fmt: skip
+    assert needed_bytes("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+                        "(26.84G) exceeds available HBM (15.75G).", 5 * GIB) == round(26.84 * GIB) + 5 * GIB  # fmt: skip
+
+
+def test_rows_of_a_run_divide_among_its_devices(config):
+    """Rows that do not would be computed whole on every device."""
+    devices = jax.devices()[:8]
+    rules = ShardingRules()
+    rows = lambda multiple, mesh: data_config(
+        read_run_config(config, {"data.row_multiple": str(multiple)}), make_mesh(mesh, devices), rules
+    ).row_multiple
+    assert [rows(2, MeshConfig()), rows(12, MeshConfig()), rows(3, MeshConfig(2, 2, 2))] == [8, 24, 12]
+
+
+def a_plan(seconds: float = 2.0, peak: int = 9 * GIB, fits: bool = True, chips: int = 8) -> Plan:
+    """Of a step bound by what it sends; one that does not fit has no costs."""
+    costs = Costs(1e15, 1e12, dict.fromkeys(KINDS, 3.0 * GIB), 4e11)
+    bounds = {"compute": seconds / 2, "memory": seconds / 4, "interconnect": seconds}
+    step = ProgramPlan(fits, peak, 2 * GIB, peak - 2 * GIB, 70.0, *((costs, 1e14, bounds) if fits else ()))
+    mesh = {"data": 1, "fsdp": chips, "tensor": 1}
+    return Plan("v5e:2x4", CHIPS["v5e"], mesh, 1800, GIB, 2 * GIB, 10**15, {"train": step})
+
+
+def test_figures_of_a_plan():
+    found = a_plan().to_dict()
+    assert found.keys() >= KEYS and found["programs"]["train"]["executed_flops_per_chip"] == 1e15
+    assert found["mfu_bound"] == pytest.approx(1e15 / (8 * 197e12 * 2))  # half of a step of 2 s would be all of it
+    assert found["chip_hours"] == 8 * 1800 * 2 / 3600
+    said = table(a_plan())
+    assert "interconnect" in said and "8.0 chip-hours (MFU at most 32%)" in said and "all-gather 3.00 GiB" in said
+    too_large = a_plan(peak=40 * GIB, fits=False)
+    assert too_large.to_dict().keys() >= KEYS and too_large.to_dict()["roofline_step_seconds"] is None
+    assert "NO" in table(too_large) and "40.00 GiB" in table(too_large)
+    json.dumps(too_large.to_dict())
+
+
+def test_a_search_ranks_what_fits(config, monkeypatch, capsys):
+    """Eight chips, of which two and more along `tensor` hold half of the rows, and eight none; two are the fastest."""
+    asked = []
+
+    def fake_plan(run, where, mesh, serving):
+        tensor, chunk = mesh.shape["tensor"], run.train.embedding_chunk
+        asked.append((tensor, chunk))
+        return a_plan(seconds=abs(tensor - 2) + 1, fits=tensor < 8 and chunk is not None)
+
+    monkeypatch.setattr("grit_jax.plan.search.open_slice", lambda name: Slice(name, CHIPS["v5e"], jax.devices()[:8]))
+    monkeypatch.setattr("grit_jax.plan.search.plan_on", fake_plan)
+    found = search(read_run_config(config), "v5e:2x4")
+    assert [one.mesh.tensor for one in found] == [2, 1, 4]
+    assert asked[:4] == [(1, None), (2, None), (4, None), (8, None)] and len(asked) <= MOST_TRIES
+    rows = 40  # 32 passages, and 16 queries two in a row
+    assert [one.chunk for one in found] == [rows // 4 // ways * ways for ways in (4, 8, 2)]
+    assert "--mesh.fsdp 4 --mesh.tensor 2 --train.embedding_chunk 8" in search_table(found).splitlines()[1]
+    main(["plan", str(config), "--topology", "v5e:2x4", "--search", "--json"])
+    assert len(json.loads(capsys.readouterr().out)["candidates"]) == 3
+    monkeypatch.setattr("grit_jax.plan.search.plan_on", lambda *_, **__: a_plan(fits=False))
+    with pytest.raises(GritError, match="no mesh and chunk that was tried fits"):
+        search(read_run_config(config), "v5e:2x4")
+
+
+# ---- with the compiler ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.tpu
+@needs_compiler
+@pytest.mark.usefixtures("full_optimization")
+def test_a_configuration_on_a_slice(config, capsys):
+    main(["plan", str(config), "--topology", "v5e:2x2", "--mesh.tensor", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() >= KEYS and set(found["programs"]) == {"train", "encode", "prefill", "decode"}
+    assert all(one["fits"] and one["peak_bytes_per_chip"] > 0 for one in found["programs"].values())
+    assert (found["chips"], found["hbm_bytes_per_chip"]) == (4, 16 * GIB)
+    shape = read_run_config(config).model.known_shape
+    quarter = 4 * shape.num_parameters / 4  # float32; only norms are whole everywhere, and the table is split in two
+    assert quarter < found["parameter_bytes_per_chip"] < 1.2 * quarter
+    assert found["optimizer_bytes_per_chip"] == pytest.approx(2 * found["parameter_bytes_per_chip"], abs=100)
+    assert found["parameter_bytes_per_chip"] + found["optimizer_bytes_per_chip"] < found["peak_bytes_per_chip"]
+    # Each chip has rows of half the batch, for which it gathers its half of the layers' weights, forward and backward.
+    layers = 2 * (256 * 512 * 2 + 2 * 256 * 256 + 3 * 256 * 512)
+    assert found["collective_bytes"]["all_gather"] > 2 * layers / 2 * 2
+    # All that the model asks for is computed, by some chip, and some of it again.
+    assert 1 < 4 * found["executed_flops_per_chip"] / found["flops_per_step"] < 2.5
+    assert found["compiler_flops_per_chip"] < found["executed_flops_per_chip"]  # bodies of loops once
+    assert 0 < found["mfu_bound"] < 1
+    hours = 4 * 1000 * found["roofline_step_seconds"] / 3600
+    assert found["chip_hours"] == pytest.approx(hours)
+
+
+@pytest.mark.tpu
+@needs_compiler
+@pytest.mark.usefixtures("full_optimization")
+def test_adapters_and_cached_documents_on_one_chip(config):
+    """A slice smaller than a host; splash attention is in the program."""
+    cached = {"data.cached": "[c.jsonl]", "data.cached_batch": "4", "model.path": "somewhere"}
+    run = read_run_config(config, {"lora": "{rank: 4, base: int8}", **cached})
+    where = open_slice("v5e:1x1")
+    mesh = make_mesh(run.mesh, where.devices)
+    program = lower_train(run, mesh)
+    assert "tpu_custom_call" in program.lowered.as_text()
+    found = plan(run, "v5e:1x1", serving=False)
+    weights = run.model.known_shape.num_parameters
+    adapters = sum(math.prod(x.shape) for x in program.state.params.values())
+    assert weights < found.parameter_bytes - 4 * adapters < 1.5 * weights  # a byte each, but for the tables' two
+    assert found.optimizer_bytes == 2 * 4 * adapters + 4 + 4
+    train = found.programs["train"]
+    assert train.fits and train.costs.sent_bytes == 0 and train.costs.memory_bytes > weights
+
+
+@pytest.mark.tpu
+@needs_compiler
+def test_a_program_that_does_not_fit():
+    where = open_slice("v5e:1x1")
+    lie = NamedSharding(make_mesh(MeshConfig(), where.devices), PartitionSpec())
+    x = jax.ShapeDtypeStruct((60000, 60000), jnp.float32, sharding=lie)
+    program = Program(jax.jit(lambda x: jnp.sin(x.T) @ x).lower(x), 60000 * 60000 * 4)
+    found, compiled = compile_program(program, where.chip)
+    assert not found.fits and compiled is None and found.roofline is None
+    assert found.peak_bytes > 2 * 60000 * 60000 * 4 > CHIPS["v5e"].memory
+    json.dumps(found.to_dict())
+
+
+@pytest.mark.tpu
+@needs_compiler
+@pytest.mark.parametrize("name, chips", [("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:1x1", 1), ("v5e:2x1", 2), ("v5p:4x4x4", 64)])
+def test_a_chip_is_one_device(name, chips):
+    assert len(open_slice(name).devices) == math.prod(parse_topology(name)[1]) == chips
+
+
+@pytest.mark.tpu
+@needs_compiler
+def test_a_mesh_that_does_not_fit_the_slice(config):
+    with pytest.raises(GritError, match="1 x 3 x 1 needs 3 devices, 4 are here"):
+        plan(read_run_config(config, {"mesh.fsdp": "3"}), "v5e:2x2")
+    with pytest.raises(GritError, match="train.embedding_chunk is 6, but rows are split over 4 devices"):
+        plan(read_run_config(config, {"train.embedding_chunk": "6"}), "v5e:2x2")
