@@ -62,11 +62,14 @@ def measure_costs(model: GritLM, index: Index) -> Costs:
     flops = (work.reading(long) - work.reading(SHORT)) / seconds
     loads = _loads(index)
     if loads is None:
-        start, slope, record = math.inf, math.inf, _blank(model, long)
+        start, slope, record = math.inf, math.inf, None
     else:
         (few, quick), (many, slow), record = loads
-        slope = max(slow - quick, 0.0) / (many - few) if many > few else slow / many
+        # From documents alike in length the part that does not grow with them cannot be told.
+        slope = max(slow - quick, 0.0) / (many - few) if many > 2 * few else slow / many
         start = max(quick - few * slope, 0.0)
+    if record is None or len(record.tokens) < long:
+        record = _blank(model, long)  # placing a few tokens costs as much as placing a bucket of them
     tokens = len(record.tokens)
     try:
         beside = work.reading(SHORT, tokens) - work.reading(SHORT)

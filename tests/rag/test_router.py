@@ -140,6 +140,19 @@ def test_costs_follow_from_what_was_timed(tiny_model, index, monkeypatch):
     assert costs_of(tiny_model, index) == found  # as it was kept
 
 
+def test_placing_is_measured_on_a_long_record(tiny_model, index, monkeypatch):
+    """One of a few tokens takes as long as a whole bucket, which is not to be multiplied by a long question."""
+    placed = []
+    monkeypatch.setattr(
+        measuring, "_read", lambda model, n, pieces=(): placed.extend(len(p.tokens) for p in pieces) or n / 1000
+    )
+    load = measuring._load
+    short = min(range(len(index)), key=lambda row: index.documents[row]["tokens"])
+    monkeypatch.setattr(measuring, "_load", lambda index, key: load(index, index.documents[short]["key"]))
+    costs_of(tiny_model, index)
+    assert index.documents[short]["tokens"] < 32 and placed == [256]
+
+
 def test_the_first_measurement_counts(tiny_model, index, monkeypatch):
     """Of two processes that measure at once both use what the quicker one found."""
 
