@@ -203,7 +203,7 @@ def group_size(text: str) -> int:
 
 def _moved(here: Computation, one: Instruction) -> float:
     """Bytes that an instruction outside of fusions reads from and writes to memory."""
-    if one.opcode in FREE or (one.opcode == "custom-call" and not any(k in one.rest for k in ("tpu_custom_call",))):
+    if one.opcode in FREE or (one.opcode == "custom-call" and "tpu_custom_call" not in one.rest):
         return 0.0
     taken = here.shapes_of(one)
     if one.opcode in ("dynamic-slice", "gather"):
