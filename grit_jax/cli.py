@@ -1,6 +1,7 @@
 """The `grit` command: one function a verb, which parses, calls and prints.
 
-A `GritError` becomes one line on stderr and exit status 2, as does a wrong flag; any other traceback is a bug.
+A `GritError` becomes one line on stderr and exit status 2, as does a wrong flag; any other traceback is a bug. A run
+that SIGTERM ends exits with `PREEMPTED`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 from grit_jax import flags
 from grit_jax.parser import build_parser
+from grit_jax.preemption import PREEMPTED, Preempted
 from grit_jax.types import GritError
 
 RESUMABLE = ("quickstart", "train", "index", "evidence")
@@ -47,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
         hint = "; the same command goes on where it stopped" if args.verb in RESUMABLE else ""
         print(f"\ngrit {args.verb}: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
+    except Preempted as told:
+        print(f"grit {args.verb}: {told}; the same command goes on", file=sys.stderr)
+        sys.exit(PREEMPTED)
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         _drop_stdout()
         sys.exit(141)

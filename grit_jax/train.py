@@ -28,6 +28,7 @@ from grit_jax.models.hf_adapter import write_adapter
 from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
+from grit_jax.preemption import Notice, on_sigterm
 from grit_jax.run_config import ModelSection, RunConfig, TrainSection, batch_needs, read_run_config, step_config
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.training.base import load_base
@@ -74,39 +75,50 @@ def train(
 ) -> TrainResult:
     """Runs a configuration to its end and exports the model to `output/model`.
 
-    `resume="auto"` goes on from the newest checkpoint in `output`; "never" refuses a folder that has one.
+    `resume="auto"` goes on from the newest checkpoint in `output`; "never" refuses a folder that has one. On SIGTERM
+    the step under way ends and is saved; a second one ends the process at once.
 
     Raises:
+      Preempted: SIGTERM came; the same call goes on from there.
       GritError: anything wrong with the configuration, the data, the base model or the output folder.
     """
     output = Path(config.output)
-    model_directory = output / "model"
     writable_folder(output)
     checkpoints = Checkpoints(
         output / "checkpoints", every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
     )
-    try:
-        latest = checkpoints.latest()
-        if latest is not None and resume == "never":
-            raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
-        if latest is not None and latest >= config.train.steps and (model_directory / "grit.json").exists():
-            return TrainResult(output, model_directory, latest, already_finished=True)
-        if profile and not (latest or 0) <= profile[0] < profile[1] <= config.train.steps:
-            span = f"{profile[0]}:{profile[1]}"
-            raise GritError(f"--profile {span}: this run goes from step {latest or 0} to {config.train.steps}")
-        # The model of a shorter run would pass for this one's, were this one killed before its export.
-        (model_directory / huggingface.GRIT_FILE).unlink(missing_ok=True)
-        return _run(config, output, model_directory, checkpoints, profile)
-    except OSError as error:  # a full disk does not say where it is full
-        error.filename = error.filename or str(output)
-        raise
-    finally:
-        checkpoints.close()  # a save under way is finished whatever else went wrong
+    with on_sigterm() as notice:
+        try:
+            return _go_on(config, output, checkpoints, resume, profile, notice)
+        except OSError as error:  # a full disk does not say where it is full
+            error.filename = error.filename or str(output)
+            raise
+        finally:
+            with notice.hold():
+                checkpoints.close()  # a save under way is finished whatever else went wrong
+
+
+def _go_on(
+    config: RunConfig, output: Path, checkpoints: Checkpoints, resume: Literal["auto", "never"],
+    profile: tuple[int, int] | None, notice: Notice,
+) -> TrainResult:  # fmt: skip
+    latest, model_directory = checkpoints.latest(), output / "model"
+    if latest is not None and resume == "never":
+        raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
+    if latest is not None and latest >= config.train.steps and (model_directory / huggingface.GRIT_FILE).exists():
+        return TrainResult(output, model_directory, latest, already_finished=True)
+    if profile and not (latest or 0) <= profile[0] < profile[1] <= config.train.steps:
+        span = f"{profile[0]}:{profile[1]}"
+        raise GritError(f"--profile {span}: this run goes from step {latest or 0} to {config.train.steps}")
+    # The model of a shorter run would pass for this one's, were this one killed before its export.
+    (model_directory / huggingface.GRIT_FILE).unlink(missing_ok=True)
+    return _run(config, output, model_directory, checkpoints, profile, notice)
 
 
 def _run(
-    config: RunConfig, output: Path, model_directory: Path, checkpoints: Checkpoints, profile: tuple[int, int] | None
-) -> TrainResult:
+    config: RunConfig, output: Path, model_directory: Path, checkpoints: Checkpoints,
+    profile: tuple[int, int] | None, notice: Notice,
+) -> TrainResult:  # fmt: skip
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
@@ -130,12 +142,13 @@ def _run(
     with jax.set_mesh(mesh):
         key = jax.random.key(config.train.seed)
         state = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
-        state = run_loop(
-            state, make_step(how, optimizer, schedule), iterator,
-            steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
-            evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
-            batch_ids=batches.ids, profile=profile,
-        )  # fmt: skip
+        with notice.hold():
+            state = run_loop(
+                state, make_step(how, optimizer, schedule), iterator,
+                steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
+                evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
+                batch_ids=batches.ids, profile=profile, told_to_stop=lambda: notice.arrived,
+            )  # fmt: skip
 
     # --- export ---
     wrap(state).save_pretrained(model_directory, config.model.export_dtype)

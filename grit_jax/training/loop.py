@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grit_jax.metrics import MetricsFile
+from grit_jax.preemption import Preempted
 from grit_jax.progress import progress
 from grit_jax.sharding import ShardingRules, put_rows
 from grit_jax.training.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ def run_loop(
     evaluate_every: int = 0,
     batch_ids: Callable[[int], Any] | None = None,
     profile: tuple[int, int] | None = None,
+    told_to_stop: Callable[[], bool] = lambda: False,
     description: str = "training",
 ) -> TrainState:
     """Trains until `steps` steps are done, from the newest checkpoint when there is one.
@@ -47,12 +49,14 @@ def run_loop(
       evaluate: called every `evaluate_every` steps and at the end; its numbers join that step's metrics.
       batch_ids: names of the examples of a step, for the report of a loss that is not finite.
       profile: steps (from, to) to trace with the JAX profiler into `output/profile`.
+      told_to_stop: asked after every step; a True one ends the run there, its state saved.
 
     Returns:
       The final state; `output/metrics.jsonl` has one line for each step.
 
     Raises:
-      GritError: a loss is not finite; the ids of its batch are in `output/bad_batch.json`.
+      GritError: a loss or the gradient is not finite; the ids of its batch are in `output/bad_batch.json`.
+      Preempted: it was told to stop.
     """
     # --- where are we ---
     start = checkpoints.latest() if resume else None
@@ -65,6 +69,7 @@ def run_loop(
     # --- train ---
     record = _Recorder(metrics_file, bar, output, batch_ids)
     pending: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
+    stop = False
     for step in range(start, steps):
         if profile and step == profile[0]:
             jax.profiler.start_trace(str(output / "profile"))
@@ -86,14 +91,18 @@ def run_loop(
         if profile and step + 1 == profile[1]:
             jax.block_until_ready(state.params)
             jax.profiler.stop_trace()
-        last = step + 1 == steps
-        if last or due or checkpoints.due(step + 1):
+        last, stop = step + 1 == steps, told_to_stop()
+        if last or stop or due or checkpoints.due(step + 1):
             # The line goes to disk before the checkpoint that says it is behind us.
             record(*pending)
             pending = None
-            checkpoints.save(step + 1, state, batches, force=last)
+            checkpoints.save(step + 1, state, batches, force=last or stop)
+        if stop:
+            break
     bar.close()
     metrics_file.close()
+    if stop:
+        raise Preempted(f"told to stop; {step + 1} of {steps} steps are saved")
     return state
 
 
@@ -130,10 +139,10 @@ class _Recorder:
         self._file.write(step, values)
         losses = " ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("loss"))
         self._bar.update(1, note=losses)
-        if not math.isfinite(values["loss"]):
+        if bad := next((name for name in metrics if not math.isfinite(values[name])), None):
             report = {"step": step, "metrics": str(values), "ids": self._batch_ids(step) if self._batch_ids else None}
             (self._output / "bad_batch.json").write_text(json.dumps(report, indent=1))
             raise GritError(
-                f"step {step}: the loss is {values['loss']}; the examples of its batch are listed in "
+                f"step {step}: {bad} is {values[bad]}; the examples of its batch are listed in "
                 f"{self._output / 'bad_batch.json'}; a lower optimizer.lr or a longer warmup usually helps"
             )
