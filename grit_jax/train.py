@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,11 +32,13 @@ from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.preemption import Notice, on_sigterm
 from grit_jax.run_config import ModelSection, RunConfig, TrainSection, batch_needs, read_run_config, step_config
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.trackers import open_trackers
 from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
 from grit_jax.training.contrastive import check_dimensions
 from grit_jax.training.joint import check_chunks
 from grit_jax.training.loop import Evaluate, run_loop
+from grit_jax.training.measure import model_flops
 from grit_jax.training.state import TrainState, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
 from grit_jax.types import GritError
@@ -119,6 +122,11 @@ def _run(
     config: RunConfig, output: Path, model_directory: Path, checkpoints: Checkpoints,
     profile: tuple[int, int] | None, notice: Notice,
 ) -> TrainResult:  # fmt: skip
+    trackers = open_trackers(
+        output, checkpoints.latest() or 0, tensorboard=config.train.tensorboard, wandb=config.train.wandb,
+        config=dataclasses.asdict(config),
+    )  # fmt: skip
+
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
@@ -148,6 +156,7 @@ def _run(
                 steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
                 evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
                 batch_ids=batches.ids, profile=profile, told_to_stop=lambda: notice.arrived,
+                flops=functools.partial(model_flops, config=how), trackers=trackers,
             )  # fmt: skip
 
     # --- export ---

@@ -78,7 +78,7 @@ def trace(output: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def whole(folder) -> Path:
-    return train(read_run_config(folder / "config.yaml")).output
+    return train(read_run_config(folder / "config.yaml"), profile=(2, 4)).output
 
 
 def test_a_run_leaves_metrics_checkpoints_and_a_model(whole):
@@ -86,6 +86,8 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(whole):
     assert [json.loads(line)["step"] for line in lines] == list(range(STEPS))
     first, last = json.loads(lines[0]), json.loads(lines[-1])
     assert {"loss", "loss_emb", "loss_gen", "loss_cached", "lr", "tokens_per_s", "grad_norm", "padding"} <= first.keys()
+    assert first["seconds"] > first["data_wait_s"] >= 0 and {"mfu", "hbm_bytes"} <= first.keys()
+    assert list((whole / "profile").rglob("*.xplane.pb")), "steps 2 and 3 were to be traced"
     assert last["eval_ndcg@10"] > 0 and last["eval_perplexity"] > 1
     model = GritLM.from_pretrained(whole / "model")
     np.testing.assert_allclose(np.linalg.norm(model.encode(["a river"]), axis=1), 1, rtol=1e-5)
