@@ -79,11 +79,15 @@ def quickstart(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace, arguments: list[str]) -> None:
+    from grit_jax.hosts import is_first, join_hosts
     from grit_jax.train import read_run_config
     from grit_jax.train import train as run
 
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
+    join_hosts()
     result = run(config, resume=args.resume, profile=args.profile)
+    if not is_first():
+        return
     if result.already_finished:
         _print(f"finished before: {result.steps} steps; model in {result.model}")
     else:

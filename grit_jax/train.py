@@ -21,6 +21,7 @@ from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
+from grit_jax.hosts import is_first, wait_for_all
 from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
@@ -31,7 +32,7 @@ from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.preemption import Notice, on_sigterm
 from grit_jax.run_config import ModelSection, RunConfig, TrainSection, batch_needs, read_run_config, step_config
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight
 from grit_jax.trackers import open_trackers
 from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
@@ -39,7 +40,7 @@ from grit_jax.training.contrastive import check_dimensions
 from grit_jax.training.joint import check_chunks
 from grit_jax.training.loop import Evaluate, run_loop
 from grit_jax.training.measure import model_flops
-from grit_jax.training.state import TrainState, init_state, make_optimizer, make_schedule
+from grit_jax.training.state import TRAINED_AXES, TrainState, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
 from grit_jax.types import GritError
 
@@ -86,7 +87,9 @@ def train(
       GritError: anything wrong with the configuration, the data, the base model or the output folder.
     """
     output = Path(config.output)
-    writable_folder(output)
+    if is_first():
+        writable_folder(output)
+    wait_for_all("output folder")
     checkpoints = Checkpoints(
         output / "checkpoints", every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
     )
@@ -125,7 +128,7 @@ def _run(
     trackers = open_trackers(
         output, checkpoints.latest() or 0, tensorboard=config.train.tensorboard, wandb=config.train.wandb,
         config=dataclasses.asdict(config),
-    )  # fmt: skip
+    ) if is_first() else []  # fmt: skip
 
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
@@ -133,7 +136,8 @@ def _run(
     batches = JointBatches(
         config.data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config)
     )
-    batches.tell_summary(output / DATA_SUMMARY_FILE)
+    if is_first():
+        batches.tell_summary(output / DATA_SUMMARY_FILE)
     iterator = make_iterator(config.data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
@@ -145,8 +149,9 @@ def _run(
     how = step_config(config, model.config)
     check_dimensions(how.loss, model.projection or model.config.hidden_size)
     check_chunks(how, mesh, rules)
-    (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
-    wrap = _wrapper(config, model.config, tokenizer)
+    if is_first():
+        (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
+    wrap = _wrapper(config, model.config, tokenizer, mesh)
     with jax.set_mesh(mesh):
         key = jax.random.key(config.train.seed)
         state = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
@@ -160,7 +165,12 @@ def _run(
             )  # fmt: skip
 
     # --- export ---
-    wrap(state).save_pretrained(model_directory, config.model.export_dtype)
+    trained = wrap(state)
+    if is_first():
+        trained.save_pretrained(model_directory, config.model.export_dtype)
+    else:
+        huggingface.read_along(trained.params, trained.config)
+    wait_for_all("model written")
     return TrainResult(output, model_directory, config.train.steps)
 
 
@@ -170,9 +180,10 @@ def load_tokenizer(config: RunConfig, output: Path) -> Tokenizer:
     if section.path:
         return Tokenizer.from_pretrained(huggingface.resolve(section.path))
     if section.train_on:
-        if not (kept / "tokenizer.json").exists():
+        if is_first() and not (kept / "tokenizer.json").exists():
             tokenizer = train_tokenizer(_texts(section.train_on), section.vocab_size)
             tokenizer.save(kept, FORMATS[section.chat])
+        wait_for_all("tokenizer")
         return Tokenizer.from_pretrained(kept)
     if config.model.path:
         return Tokenizer.from_pretrained(huggingface.resolve(config.model.path))
@@ -218,7 +229,8 @@ def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: Shard
         params, weights = load_base(directory, model_config, config.lora, mesh, rules)
         base = FrozenBase(str(section.path), weights, config.lora.base, config.lora.alpha)
     elif section.path:
-        params = huggingface.read_model_directory(directory).params
+        place = functools.partial(put_weight, axes=TRAINED_AXES, mesh=mesh, rules=rules)
+        params = huggingface.read_model_directory(directory, place=place).params
     return LoadedModel(model_config, params, projection_width(section, params), base)
 
 
@@ -293,7 +305,7 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None, 
     config = read_run_config(run / CONFIG_FILE)
     if adapter and config.lora is None:
         raise GritError(f"{run}: trained without lora, so there are no adapters; leave --adapter out")
-    checkpoints = Checkpoints(run / "checkpoints", every=1)
+    checkpoints = Checkpoints(run / "checkpoints", every=1, writes=False)
     step = checkpoints.latest()
     if step is None:
         raise GritError(f"{run / 'checkpoints'}: no whole checkpoint there")
@@ -311,15 +323,17 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None, 
         assert config.lora is not None
         write_adapter(out, model.config, config.lora, state.params, str(config.model.path))
     else:
-        _wrapper(config, model.config, tokenizer)(state).save_pretrained(out, dtype or config.model.export_dtype)
+        _wrapper(config, model.config, tokenizer, mesh)(state).save_pretrained(out, dtype or config.model.export_dtype)
     return step
 
 
-def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> Callable[[TrainState], GritLM]:
+def _wrapper(
+    config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh
+) -> Callable[[TrainState], GritLM]:
     """A model in training -> the public model object."""
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
     modes, pooling = config.model.modes, config.model.pooling
     return lambda state: GritLM(
         model_config, state.weights(config.lora), tokenizer, chat, pooling,
-        mode=modes.embedding, generation_mode=modes.generation,
+        mode=modes.embedding, generation_mode=modes.generation, mesh=mesh if mesh.size > 1 else None,
     )  # fmt: skip

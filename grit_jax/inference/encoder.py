@@ -29,7 +29,7 @@ from grit_jax.models.projection import embedding_width
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.progress import Progress
 from grit_jax.progress import progress as show_progress
-from grit_jax.sharding import ShardingRules, put_rows
+from grit_jax.sharding import ShardingRules, put_rows, to_host
 from grit_jax.types import KV, AttentionMode, DocumentKV, GritError, Rows
 
 # Tokens of one call where the caller does not say. On a CPU few, so that activations stay in its caches; elsewhere
@@ -290,12 +290,12 @@ class Encoder:
         caches: list[DocumentKV | None] | None,
         bar: Progress,
     ) -> None:
-        found = _to_host(result.vectors)
+        found = to_host(result.vectors)
         for r, texts in enumerate(call.texts):
             vectors[texts] = found[r, : len(texts)]
         if caches is not None and result.kv is not None:
             # One transfer for the whole call; each text gets arrays of its own, or it would keep the call alive.
-            k, v = _to_host(result.kv.k), _to_host(result.kv.v)
+            k, v = to_host(result.kv.k), to_host(result.kv.v)
             for r, texts in enumerate(call.texts):
                 a = 0
                 for i in texts:
@@ -303,12 +303,3 @@ class Encoder:
                     caches[i] = DocumentKV(np.asarray(ids[i], np.int32), k[:, r, a:b].copy(), v[:, r, a:b].copy())
                     a = b
         bar.update(sum(len(ids[i]) for texts in call.texts for i in texts))
-
-
-def _to_host(x: jax.Array) -> np.ndarray:
-    """The whole array in this process, also where its parts lie in several."""
-    if not x.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from grit_jax.hosts import Agreement, is_first, wait_for_all
 from grit_jax.metrics import MetricsFile
 from grit_jax.preemption import Preempted
 from grit_jax.progress import progress
@@ -52,7 +53,7 @@ def run_loop(
       evaluate: called every `evaluate_every` steps and at the end; its numbers join that step's metrics.
       batch_ids: names of the examples of a step, for the report of a loss that is not finite.
       profile: steps (from, to) to trace with the JAX profiler into `output/profile`.
-      told_to_stop: asked after every step; a True one ends the run there, its state saved.
+      told_to_stop: asked after every step; where any host's is True, the run ends on all of them, its state saved.
       flops: model FLOPs of the step over a batch, for its `mfu`.
       trackers: take each step's numbers, as metrics.jsonl does; closed at the end.
 
@@ -68,13 +69,14 @@ def run_loop(
     if start is not None:
         state = checkpoints.restore(start, state, batches)
     start = start or 0
-    sinks = [MetricsFile(output / "metrics.jsonl", start), *trackers]
+    sinks = [MetricsFile(output / "metrics.jsonl", start), *trackers] if is_first() else []
     bar = progress(steps, description, "steps", initial=start)
 
     # --- train ---
+    wait_for_all("first step")  # it is compiled side by side; where one has to wait, some transports lose patience
     record = _Recorder(sinks, bar, output, batch_ids, peak_flops(mesh.devices.flat))
     pending: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
-    stop = False
+    stop, to_stop = False, Agreement(told_to_stop, mesh)
     for step in range(start, steps):
         if profile and step == profile[0]:
             jax.profiler.start_trace(str(output / "profile"))
@@ -97,7 +99,7 @@ def run_loop(
         if profile and step + 1 == profile[1]:
             jax.block_until_ready(state.params)
             jax.profiler.stop_trace()
-        last, stop = step + 1 == steps, told_to_stop()
+        last, stop = step + 1 == steps, to_stop()
         if last or stop or due or checkpoints.due(step + 1):
             # The line goes to disk before the checkpoint that says it is behind us.
             record(*pending)
@@ -141,7 +143,8 @@ class _Recorder:
         self._bar.update(1, note=losses)
         if bad := next((name for name in metrics if not math.isfinite(values[name])), None):
             report = {"step": step, "metrics": str(values), "ids": self._batch_ids(step) if self._batch_ids else None}
-            (self._output / "bad_batch.json").write_text(json.dumps(report, indent=1))
+            if is_first():
+                (self._output / "bad_batch.json").write_text(json.dumps(report, indent=1))
             raise GritError(
                 f"step {step}: {bad} is {values[bad]}; the examples of its batch are listed in "
                 f"{self._output / 'bad_batch.json'}; a lower optimizer.lr or a longer warmup usually helps"
