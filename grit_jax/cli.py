@@ -1,6 +1,7 @@
 """The `grit` command: one function a verb, which parses, calls and prints.
 
-A `GritError` becomes one line on stderr and exit status 2, as does a wrong flag; any other traceback is a bug.
+A `GritError` becomes one line on stderr and exit status 2, as does a wrong flag; any other traceback is a bug. A run
+that SIGTERM ends exits with `PREEMPTED`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 from grit_jax import flags
 from grit_jax.parser import build_parser
+from grit_jax.preemption import PREEMPTED, Preempted
 from grit_jax.types import GritError
 
 RESUMABLE = ("quickstart", "train", "index", "evidence")
@@ -48,6 +50,9 @@ def main(argv: list[str] | None = None) -> None:
         hint = "; the same command goes on where it stopped" if args.verb in RESUMABLE else ""
         print(f"\ngrit {args.verb}: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
+    except Preempted as told:
+        print(f"grit {args.verb}: {told}; the same command goes on", file=sys.stderr)
+        sys.exit(PREEMPTED)
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         _drop_stdout()
         sys.exit(141)
@@ -75,11 +80,15 @@ def quickstart(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace, arguments: list[str]) -> None:
+    from grit_jax.hosts import is_first, join_hosts
     from grit_jax.train import read_run_config
     from grit_jax.train import train as run
 
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
+    join_hosts()
     result = run(config, resume=args.resume, profile=args.profile)
+    if not is_first():
+        return
     if result.already_finished:
         _print(f"finished before: {result.steps} steps; model in {result.model}")
     else:

@@ -104,6 +104,7 @@ class TrainSection:
       backward: "joint" is one backward pass for all losses, "separate" one for each in turn, "split" beside it one
         for the queries' and one for the passages' side of the contrastive loss; the gradient is the same.
       gradient: "query" or "passage" trains one side of the contrastive loss alone, the other being held fixed.
+      tensorboard, wandb: show what metrics.jsonl has there, too: event files in the output folder, and a W&B project.
     """
 
     steps: int = 1000
@@ -118,6 +119,8 @@ class TrainSection:
     cached_chunk: int | None = None
     backward: Literal["joint", "separate", "split"] = "joint"
     gradient: Literal["both", "query", "passage"] = "both"
+    tensorboard: bool = False
+    wandb: str | None = None
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:

@@ -118,6 +118,21 @@ def row_ways(mesh: Mesh, rules: ShardingRules) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
+def to_host(x: Any) -> np.ndarray:
+    """The whole array in this process; where its parts lie in several, all of them must ask for it."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+
+
+def put_weight(name: str, array: np.ndarray, axes: Any, mesh: Mesh, rules: ShardingRules) -> jax.Array:
+    """A weight from the host, each device given its own part."""
+    sharding = NamedSharding(mesh, fit(rules.spec(axes[name]), array.shape, mesh))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def row_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     """How arrays of rows (or their shapes) lie: the first dimension split over the mesh axes of `rows`.
 

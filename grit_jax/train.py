@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
+from grit_jax.hosts import is_first, wait_for_all
 from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
@@ -28,6 +30,7 @@ from grit_jax.models.hf_adapter import write_adapter
 from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
+from grit_jax.preemption import Notice, on_sigterm
 from grit_jax.run_config import (
     ModelSection,
     RunConfig,
@@ -37,13 +40,15 @@ from grit_jax.run_config import (
     read_run_config,
     step_config,
 )
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight
+from grit_jax.trackers import open_trackers
 from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
 from grit_jax.training.contrastive import check_dimensions
 from grit_jax.training.joint import check_chunks
 from grit_jax.training.loop import Evaluate, run_loop
-from grit_jax.training.state import TrainState, init_state, make_optimizer, make_schedule
+from grit_jax.training.measure import model_flops
+from grit_jax.training.state import TRAINED_AXES, TrainState, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
 from grit_jax.types import GritError
 
@@ -82,46 +87,65 @@ def train(
 ) -> TrainResult:
     """Runs a configuration to its end and exports the model to `output/model`.
 
-    `resume="auto"` goes on from the newest checkpoint in `output`; "never" refuses a folder that has one.
+    `resume="auto"` goes on from the newest checkpoint in `output`; "never" refuses a folder that has one. On SIGTERM
+    the step under way ends and is saved; a second one ends the process at once.
 
     Raises:
+      Preempted: SIGTERM came; the same call goes on from there.
       GritError: anything wrong with the configuration, the data, the base model or the output folder.
     """
     output = Path(config.output)
-    model_directory = output / "model"
-    writable_folder(output)
+    if is_first():
+        writable_folder(output)
+    wait_for_all("output folder")
     checkpoints = Checkpoints(
         output / "checkpoints", every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
     )
-    try:
-        latest = checkpoints.latest()
-        if latest is not None and resume == "never":
-            raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
-        if latest is not None and latest >= config.train.steps and (model_directory / "grit.json").exists():
-            return TrainResult(output, model_directory, latest, already_finished=True)
-        if profile and not (latest or 0) <= profile[0] < profile[1] <= config.train.steps:
-            span = f"{profile[0]}:{profile[1]}"
-            raise GritError(f"--profile {span}: this run goes from step {latest or 0} to {config.train.steps}")
-        # The model of a shorter run would pass for this one's, were this one killed before its export.
-        (model_directory / huggingface.GRIT_FILE).unlink(missing_ok=True)
-        return _run(config, output, model_directory, checkpoints, profile)
-    except OSError as error:  # a full disk does not say where it is full
-        error.filename = error.filename or str(output)
-        raise
-    finally:
-        checkpoints.close()  # a save under way is finished whatever else went wrong
+    with on_sigterm() as notice:
+        try:
+            return _go_on(config, output, checkpoints, resume, profile, notice)
+        except OSError as error:  # a full disk does not say where it is full
+            error.filename = error.filename or str(output)
+            raise
+        finally:
+            with notice.hold():
+                checkpoints.close()  # a save under way is finished whatever else went wrong
+
+
+def _go_on(
+    config: RunConfig, output: Path, checkpoints: Checkpoints, resume: Literal["auto", "never"],
+    profile: tuple[int, int] | None, notice: Notice,
+) -> TrainResult:  # fmt: skip
+    latest, model_directory = checkpoints.latest(), output / "model"
+    if latest is not None and resume == "never":
+        raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
+    if latest is not None and latest >= config.train.steps and (model_directory / huggingface.GRIT_FILE).exists():
+        return TrainResult(output, model_directory, latest, already_finished=True)
+    if profile and not (latest or 0) <= profile[0] < profile[1] <= config.train.steps:
+        span = f"{profile[0]}:{profile[1]}"
+        raise GritError(f"--profile {span}: this run goes from step {latest or 0} to {config.train.steps}")
+    # The model of a shorter run would pass for this one's, were this one killed before its export.
+    (model_directory / huggingface.GRIT_FILE).unlink(missing_ok=True)
+    return _run(config, output, model_directory, checkpoints, profile, notice)
 
 
 def _run(
-    config: RunConfig, output: Path, model_directory: Path, checkpoints: Checkpoints, profile: tuple[int, int] | None
-) -> TrainResult:
+    config: RunConfig, output: Path, model_directory: Path, checkpoints: Checkpoints,
+    profile: tuple[int, int] | None, notice: Notice,
+) -> TrainResult:  # fmt: skip
+    trackers = open_trackers(
+        output, checkpoints.latest() or 0, tensorboard=config.train.tensorboard, wandb=config.train.wandb,
+        config=dataclasses.asdict(config),
+    ) if is_first() else []  # fmt: skip
+
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
     mesh, rules = make_mesh(config.mesh), ShardingRules()
     data = data_config(config, mesh, rules)
     batches = JointBatches(data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config))
-    batches.tell_summary(output / DATA_SUMMARY_FILE)
+    if is_first():
+        batches.tell_summary(output / DATA_SUMMARY_FILE)
     iterator = make_iterator(data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
@@ -132,20 +156,28 @@ def _run(
     how = step_config(config, model.config)
     check_dimensions(how.loss, model.projection or model.config.hidden_size)
     check_chunks(how, mesh, rules)
-    (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
-    wrap = _wrapper(config, model.config, tokenizer)
+    if is_first():
+        (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
+    wrap = _wrapper(config, model.config, tokenizer, mesh)
     with jax.set_mesh(mesh):
         key = jax.random.key(config.train.seed)
         state = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
-        state = run_loop(
-            state, make_step(how, optimizer, schedule), iterator,
-            steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
-            evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
-            batch_ids=batches.ids, profile=profile,
-        )  # fmt: skip
+        with notice.hold():
+            state = run_loop(
+                state, make_step(how, optimizer, schedule), iterator,
+                steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
+                evaluate=make_evaluation(config.train, wrap), evaluate_every=config.train.eval_every,
+                batch_ids=batches.ids, profile=profile, told_to_stop=lambda: notice.arrived,
+                flops=functools.partial(model_flops, config=how), trackers=trackers,
+            )  # fmt: skip
 
     # --- export ---
-    wrap(state).save_pretrained(model_directory, config.model.export_dtype)
+    trained = wrap(state)
+    if is_first():
+        trained.save_pretrained(model_directory, config.model.export_dtype)
+    else:
+        huggingface.read_along(trained.params, trained.config)
+    wait_for_all("model written")
     return TrainResult(output, model_directory, config.train.steps)
 
 
@@ -155,9 +187,10 @@ def load_tokenizer(config: RunConfig, output: Path) -> Tokenizer:
     if section.path:
         return Tokenizer.from_pretrained(huggingface.resolve(section.path))
     if section.train_on:
-        if not (kept / "tokenizer.json").exists():
+        if is_first() and not (kept / "tokenizer.json").exists():
             tokenizer = train_tokenizer(_texts(section.train_on), section.vocab_size)
             tokenizer.save(kept, FORMATS[section.chat])
+        wait_for_all("tokenizer")
         return Tokenizer.from_pretrained(kept)
     if config.model.path:
         return Tokenizer.from_pretrained(huggingface.resolve(config.model.path))
@@ -203,7 +236,8 @@ def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: Shard
         params, weights = load_base(directory, model_config, config.lora, mesh, rules)
         base = FrozenBase(str(section.path), weights, config.lora.identity)
     elif section.path:
-        params = huggingface.read_model_directory(directory).params
+        place = functools.partial(put_weight, axes=TRAINED_AXES, mesh=mesh, rules=rules)
+        params = huggingface.read_model_directory(directory, place=place).params
     return LoadedModel(model_config, params, projection_width(section, params), base)
 
 
@@ -278,7 +312,7 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None, 
     config = read_run_config(run / CONFIG_FILE)
     if adapter and config.lora is None:
         raise GritError(f"{run}: trained without lora, so there are no adapters; leave --adapter out")
-    checkpoints = Checkpoints(run / "checkpoints", every=1)
+    checkpoints = Checkpoints(run / "checkpoints", every=1, writes=False)
     step = checkpoints.latest()
     if step is None:
         raise GritError(f"{run / 'checkpoints'}: no whole checkpoint there")
@@ -296,15 +330,17 @@ def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None, 
         assert config.lora is not None
         write_adapter(out, model.config, config.lora, state.params, str(config.model.path))
     else:
-        _wrapper(config, model.config, tokenizer)(state).save_pretrained(out, dtype or config.model.export_dtype)
+        _wrapper(config, model.config, tokenizer, mesh)(state).save_pretrained(out, dtype or config.model.export_dtype)
     return step
 
 
-def _wrapper(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> Callable[[TrainState], GritLM]:
+def _wrapper(
+    config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh
+) -> Callable[[TrainState], GritLM]:
     """A model in training -> the public model object."""
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
     modes, pooling = config.model.modes, config.model.pooling
     return lambda state: GritLM(
         model_config, state.weights(config.lora), tokenizer, chat, pooling,
-        mode=modes.embedding, generation_mode=modes.generation,
+        mode=modes.embedding, generation_mode=modes.generation, mesh=mesh if mesh.size > 1 else None,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,67 +14,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from training_run import STEPS, trace, write_run
 
+import grit_jax.train
+from grit_jax import cli
 from grit_jax.inference.model import GritLM
-from grit_jax.metrics import read_lines
+from grit_jax.preemption import PREEMPTED
 from grit_jax.train import RunConfig, export_checkpoint, read_run_config, train
 from grit_jax.training import loop
 from grit_jax.types import GritError
 
-STEPS = 6
-TIMES = ("seconds", "tokens_per_s", "data_wait_s")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, sentences) -> Path:
-    """A configuration with all three kinds of data, paths relative to it."""
-    root = tmp_path_factory.mktemp("run")
-    files = {
-        "embedding": [
-            {"query": ["find it", a], "pos": [["", b]], "neg": [["", c]]}
-            for a, b, c in zip(sentences[:40], sentences[40:80], sentences[80:120], strict=True)
-        ],
-        "generative": [{"text": [a, b]} for a, b in zip(sentences[:50], sentences[50:100], strict=True)],
-        "cached": [{"docs": [a], "text": [b, c]} for a, b, c in zip(sentences[:30], sentences[30:60], sentences[60:90], strict=True)],
-        "documents": [{"id": str(i), "text": text} for i, text in enumerate(sentences)],
-    }  # fmt: skip
-    for name, lines in files.items():
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = {
-        "model": {
-            "shape": {
-                "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True,
-            },
-            "dtype": "float32", "remat": "none",
-        },
-        "tokenizer": {"train_on": ["documents.jsonl"], "vocab_size": 480},
-        "data": {
-            "embedding": ["embedding.jsonl"], "generative": ["generative.jsonl"], "cached": ["cached.jsonl"],
-            "embedding_batch": 6, "generative_batch": 4, "cached_batch": 4, "query_max_length": 64,
-            "passage_max_length": 64, "generative_max_length": 160, "document_max_length": 64,
-        },
-        "train": {
-            "steps": STEPS, "checkpoint_every": 2, "eval_embedding": "embedding.jsonl",
-            "eval_generative": "generative.jsonl",
-        },
-        "optimizer": {"lr": 1e-3},
-        "mesh": {"data": 1, "fsdp": 8},
-        "output": "whole",
-    }  # fmt: skip
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    return root
-
-
-def trace(output: Path) -> list[dict]:
-    """The metrics without what the clock says."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_lines(output / "metrics.jsonl")]
+    return write_run(tmp_path_factory.mktemp("run"), sentences)
 
 
 @pytest.fixture(scope="module")
 def whole(folder) -> Path:
-    return train(read_run_config(folder / "config.yaml")).output
+    return train(read_run_config(folder / "config.yaml"), profile=(2, 4)).output
 
 
 def test_a_run_leaves_metrics_checkpoints_and_a_model(whole):
@@ -81,6 +40,8 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(whole):
     assert [json.loads(line)["step"] for line in lines] == list(range(STEPS))
     first, last = json.loads(lines[0]), json.loads(lines[-1])
     assert {"loss", "loss_emb", "loss_gen", "loss_cached", "lr", "tokens_per_s", "grad_norm", "padding"} <= first.keys()
+    assert first["seconds"] > first["data_wait_s"] >= 0 and {"mfu", "hbm_bytes"} <= first.keys()
+    assert list((whole / "profile").rglob("*.xplane.pb")), "steps 2 and 3 were to be traced"
     assert last["eval_ndcg@10"] > 0 and last["eval_perplexity"] > 1
     model = GritLM.from_pretrained(whole / "model")
     np.testing.assert_allclose(np.linalg.norm(model.encode(["a river"]), axis=1), 1, rtol=1e-5)
@@ -114,6 +75,47 @@ def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_
     assert trace(train(config).output) == trace(whole)
 
 
+@pytest.mark.parametrize("told_at", [2, STEPS - 1])
+def test_sigterm_ends_the_step_saves_and_says_so(folder, whole, told_at, monkeypatch, capsys):
+    """Between two checkpoints, and at the end before the model is written."""
+    output, put_rows, calls = folder / f"told{told_at}", loop.put_rows, []
+
+    def told(*args):
+        if len(calls) == told_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        calls.append(1)
+        return put_rows(*args)
+
+    before = signal.getsignal(signal.SIGTERM)
+    command = ["train", str(folder / "config.yaml"), "--output", str(output)]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(loop, "put_rows", told)
+        cli.main(command)
+    assert ended.value.code == PREEMPTED == 128 + signal.SIGTERM
+    said = capsys.readouterr().err
+    assert f"grit train: told to stop; {told_at + 1} of {STEPS} steps are saved; the same command goes on" in said
+    assert len(calls) == told_at + 1 and (output / "checkpoints" / str(told_at + 1)).is_dir()
+    assert trace(output) == trace(whole)[: told_at + 1] and not (output / "model").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+    cli.main(command)
+    assert trace(output) == trace(whole) and (output / "model" / "grit.json").exists()
+
+
+def test_what_a_kill_leaves_of_a_save_is_ignored(folder, whole):
+    """The folder of a save under way, which has everything but its final name, and newer metrics."""
+    output = folder / "half"
+    config = read_run_config(folder / "config.yaml", {"output": str(output)})
+    shutil.copytree(whole, output)
+    shutil.rmtree(output / "model")
+    newest = output / "checkpoints" / str(STEPS)
+    newest.rename(newest.with_name(f"{STEPS}.orbax-checkpoint-tmp"))
+    half = newest.with_name(f"{STEPS}.orbax-checkpoint-tmp")
+    assert export_checkpoint(output, folder / "half_exported") == STEPS - 2
+    assert half.is_dir()  # it might be that of a run under way
+    assert trace(train(config).output) == trace(whole)
+    assert sorted(path.name for path in newest.parent.iterdir()) == [str(STEPS - 2), str(STEPS)]
+
+
 def test_export_writes_the_newest_checkpoint(whole, tmp_path):
     assert export_checkpoint(whole, tmp_path / "out") == STEPS
     one, two = GritLM.from_pretrained(whole / "model"), GritLM.from_pretrained(tmp_path / "out")
@@ -130,6 +132,24 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(folder):
     assert len(ids["embedding"]) == 6 and "embedding.jsonl:" in ids["embedding"][0]
 
 
+def test_a_gradient_that_is_not_finite_is_the_fault_of_its_own_batch(folder, monkeypatch):
+    """Its loss is finite still; the next one's is not."""
+    config = read_run_config(folder / "config.yaml", {"output": str(folder / "inf")})
+    make_step = grit_jax.train.make_step
+
+    def broken(*args):
+        step = make_step(*args)
+        spoilt = lambda state, metrics: metrics | {"grad_norm": metrics["grad_norm"] / (state.step != 3)}
+        return lambda *given: (lambda state, metrics: (state, spoilt(state, metrics)))(*step(*given))
+
+    monkeypatch.setattr(grit_jax.train, "make_step", broken)
+    with pytest.raises(GritError, match="step 2: grad_norm is inf"):
+        train(config)
+    report = json.loads((folder / "inf" / "bad_batch.json").read_text())
+    assert report["step"] == 2 and len(report["ids"]["generative"]) == 4
+    assert [path.name for path in (folder / "inf" / "checkpoints").iterdir()] == ["2"]
+
+
 def test_relative_paths_are_relative_to_the_yaml_and_overrides_to_the_working_directory(folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = read_run_config(folder / "config.yaml", {"output": "here"})
@@ -143,22 +163,39 @@ def test_every_shipped_configuration_loads():
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_leaves_the_identical_trace(folder, whole):
-    """Real processes, SIGKILL, until one gets through."""
-    output, generator = folder / "killed", random.Random(0)
-    command = [sys.executable, "-m", "grit_jax", "train", str(folder / "config.yaml"), "--output", str(output)]
-    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
-    kills = 0
-    for _ in range(12):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-        wait_for = generator.randrange(STEPS)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline and kills < 5:
-            if len(trace(output)) > wait_for:
+    """Real processes and SIGKILL, at any moment of start-up, steps, saves, evaluation and export.
+
+    A run is killed and started again until it gets through, then the next one begins, $GRIT_KILLS (5) times in all.
+    """
+    kills, generator = int(os.environ.get("GRIT_KILLS", "5")), random.Random(0)
+    startup, killed, run = None, 0, 0
+    while killed < kills or run == 0:
+        run += 1
+        output = folder / f"killed{run}"
+        status = None
+        while status != 0:
+            began, process = time.monotonic(), start(output)
+            wait_for = generator.randrange(-1, STEPS)  # lines; -1: some moment of the start
+            if startup and killed < kills and generator.random() < 0.9:
+                if wait_for < 0:
+                    time.sleep(generator.random() * startup)
+                while process.poll() is None and len(trace(output)) <= wait_for:
+                    time.sleep(0.01)
                 time.sleep(generator.random() / 2)
                 process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.02)
-        if process.wait(timeout=300) == 0:
-            break
-    assert kills >= 2 and trace(output) == trace(whole)
+            while not startup:  # the first of all is not killed before it is known how long a start takes
+                assert process.poll() is None and time.monotonic() < began + 300
+                startup = time.monotonic() - began if trace(output) else None
+                time.sleep(0.01)
+            status = process.wait(timeout=300)
+            killed += status == -signal.SIGKILL
+            assert status in (0, -signal.SIGKILL)
+        assert trace(output) == trace(whole)
+    print(f"{killed} kills in {run} runs")
+
+
+def start(output: Path, *more: str) -> subprocess.Popen:
+    """`grit train` as a process of its own."""
+    command = [sys.executable, "-m", "grit_jax", "train", str(output.parent / "config.yaml"), "--output", str(output)]
+    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    return subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)

@@ -30,7 +30,7 @@ from grit_jax.models.projection import embedding_width
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.progress import Progress
 from grit_jax.progress import progress as show_progress
-from grit_jax.sharding import ShardingRules, put_rows, row_ways
+from grit_jax.sharding import ShardingRules, put_rows, row_ways, to_host
 from grit_jax.types import KV, AttentionMode, DocumentKV, GritError, Rows
 
 # Tokens of one call where the caller does not say. On a CPU few, so that activations stay in its caches; elsewhere
@@ -297,13 +297,13 @@ class Encoder:
         codec: Codec | None,
         bar: Progress,
     ) -> None:
-        found = _to_host(result.vectors)
+        found = to_host(result.vectors)
         for r, texts in enumerate(call.texts):
             vectors[texts] = found[r, : len(texts)]
         if caches is not None and result.kv is not None:
             # One transfer for the whole call; each text gets arrays of its own, or it would keep the call alive.
             plain = {"k": result.kv.k, "v": result.kv.v} if isinstance(result.kv, KV) else result.kv
-            arrays = {name: _to_host(array) for name, array in plain.items()}
+            arrays = {name: to_host(array) for name, array in plain.items()}
             for r, texts in enumerate(call.texts):
                 a = 0
                 for i in texts:
@@ -313,12 +313,3 @@ class Encoder:
                     caches[i] = DocumentKV(tokens, **own) if codec is None else PackedDocument(tokens, own, codec)
                     a = b
         bar.update(sum(len(ids[i]) for texts in call.texts for i in texts))
-
-
-def _to_host(x: jax.Array) -> np.ndarray:
-    """The whole array in this process, also where its parts lie in several."""
-    if not x.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)

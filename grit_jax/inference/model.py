@@ -316,7 +316,7 @@ class GritLM:
 
 def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
     """A weight on its devices; one in several parts (adapted, quantised) stays where it is."""
-    if mesh is None:
+    if mesh is None or not isinstance(value, np.ndarray | jax.Array):
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
     spec = fit(ShardingRules().spec((PARAMETER_AXES | PROJECTION_AXES)[name]), np.shape(value), mesh)
     return jax.device_put(value, NamedSharding(mesh, spec))

@@ -11,7 +11,9 @@ import numpy as np
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.parameters import Params, owners, parameter_shapes
+from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.safetensors_io import DTYPES, Tensor, TensorFiles, write_tensors
+from grit_jax.sharding import to_host
 from grit_jax.types import GritError
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -120,10 +122,23 @@ def save_params(
     """Writes weights under Hugging Face's names; the same weights give the same bytes.
 
     Args:
-      params: arrays that this process can read, NumPy or JAX.
+      params: NumPy or JAX arrays; of those that lie in several processes, the others `read_along`.
       dtype: float32 or bfloat16 (rounded to nearest even).
       max_shard_bytes: a larger model is split into shards with an index.
     """
+    write_tensors(directory, _to_write(params, config), dtype, max_shard_bytes)
+
+
+def read_along(params: Mapping[str, Any], config: ModelConfig) -> None:
+    """What the other processes do while process 0 writes a model: one tensor after the other is gathered from all."""
+    for tensor in _to_write(params, config):
+        tensor.values()
+    for name in PROJECTION_AXES:
+        if name in params:
+            to_host(params[name])
+
+
+def _to_write(params: Mapping[str, Any], config: ModelConfig) -> list[Tensor]:
     tensors = []
     names, shapes = hf_names(config), parameter_shapes(config)
     for name, place, hf_name in _on_disk_order(config):
@@ -134,11 +149,11 @@ def save_params(
             weight = params[name]
             if _on_host(weight):
                 weight = np.asarray(weight)  # no copy, and no program that takes a layer out
-            array = np.asarray(weight[place] if place else weight)
+            array = to_host(weight[place] if place else weight)
             return array.T if is_linear else array
 
         tensors.append(Tensor(hf_name, shape[::-1] if is_linear else shape, values))
-    write_tensors(directory, tensors, dtype, max_shard_bytes)
+    return tensors
 
 
 def _tensors(name: str, config: ModelConfig, prefix: str) -> Iterator[tuple[tuple[int, ...], str]]:

@@ -20,7 +20,7 @@ import numpy as np
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf_config import config_from_hf, token_ids
 from grit_jax.models.hf_export import config_to_hf
-from grit_jax.models.hf_weights import MAX_SHARD_BYTES, load_params, save_params
+from grit_jax.models.hf_weights import MAX_SHARD_BYTES, load_params, read_along, save_params
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION, PROJECTION_FOLDER, read_projection, write_projection
 from grit_jax.models.safetensors_io import read_json, write_json
@@ -28,8 +28,8 @@ from grit_jax.models.transformer import Params
 from grit_jax.types import AttentionMode, GritError
 
 __all__ = [
-    "GRIT_PROMPTS", "ModelDirectory", "config_from_hf", "config_to_hf", "load_params", "read_model_directory",
-    "resolve", "save_params", "write_model_directory",
+    "GRIT_PROMPTS", "ModelDirectory", "config_from_hf", "config_to_hf", "load_params", "read_along",
+    "read_model_directory", "resolve", "save_params", "write_model_directory",
 ]  # fmt: skip
 
 GRIT_FILE = "grit.json"

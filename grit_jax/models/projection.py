@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from grit_jax.models.safetensors_io import DTYPES, Tensor, TensorFiles, read_json, write_json, write_tensors
+from grit_jax.sharding import to_host
 from grit_jax.types import GritError
 
 # Its weights and their logical axes; a model without a projection does not have these names.
@@ -45,7 +46,7 @@ def embedding_width(params: Mapping[str, Any], hidden_size: int) -> int:
 
 def write_projection(folder: Path, params: Mapping[str, Any], dtype: str) -> None:
     """Writes it as the Dense module of sentence-transformers, the weight `[out, in]` as torch has it."""
-    weight, bias = np.asarray(params[PROJECTION]).T, np.asarray(params[PROJECTION_BIAS])
+    weight, bias = to_host(params[PROJECTION]).T, to_host(params[PROJECTION_BIAS])
     tensors = [Tensor("linear.weight", weight.shape, lambda: weight), Tensor("linear.bias", bias.shape, lambda: bias)]
     write_tensors(folder, tensors, dtype, max_shard_bytes=weight.nbytes + bias.nbytes)
     config = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": True}

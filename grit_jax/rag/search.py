@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from grit_jax.sharding import ShardingRules
+from grit_jax.sharding import ShardingRules, to_host
 from grit_jax.types import GritError
 
 # Rows scored at a time on each device: scores of a block are [Q, BLOCK], so all N of them never exist.
@@ -86,8 +86,8 @@ class VectorSearch:
                 best = _search(
                     self._vectors, padded, np.int32(self.count), k=k, mesh=self.mesh, axes=self._axes
                 )
-            rows[start : start + len(part)] = np.asarray(best.rows)[: len(part)]
-            scores[start : start + len(part)] = np.asarray(best.scores)[: len(part)]
+            rows[start : start + len(part)] = to_host(best.rows)[: len(part)]
+            scores[start : start + len(part)] = to_host(best.scores)[: len(part)]
         return SearchResult(rows, scores)
 
     def _place(self, vectors: np.ndarray) -> Float[Array, "N D"]:

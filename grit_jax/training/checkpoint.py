@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import inspect
+import json
 import logging
 import os
 import sys
@@ -38,7 +39,7 @@ class FrozenBase:
 class Checkpoints:
     """Saves asynchronously every `every` steps, keeps the newest `keep`, restores the newest whole one.
 
-    A checkpoint that a kill left half written has no final name yet and is never seen.
+    A checkpoint that a kill left half written has no final name yet and is never seen; who `writes` removes it.
 
     Attributes:
       base: what is frozen under the adapters of a run; a checkpoint holds them and names it. None: all is trained.
@@ -46,7 +47,7 @@ class Checkpoints:
 
     base: FrozenBase | None = None
 
-    def __init__(self, directory: Path, *, every: int, keep: int = 2):
+    def __init__(self, directory: Path, *, every: int, keep: int = 2, writes: bool = True):
         _quiet_orbax()
         policies = ocp.training.save_decision_policies
         try:
@@ -55,7 +56,7 @@ class Checkpoints:
                 directory.absolute(),
                 save_decision_policy=policies.FixedIntervalPolicy(every),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=writes,  # one that only reads may have a living run beside it
             )
         except OSError as error:
             raise GritError(f"{directory}: cannot be written ({error.strerror}); choose another output") from None
@@ -88,9 +89,12 @@ class Checkpoints:
         self._check_base(step)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like))
         try:
-            wanted = {"state": abstract} if data is None else {"state": abstract, "data": data}
-            loaded = self._checkpointer.load_checkpointables(step, wanted)
-        except (ValueError, KeyError, OSError) as error:
+            loaded = self._checkpointer.load_checkpointables(step, {"state": abstract})
+            if data is not None:
+                # Every process was at the same place; there may be more of them now, or fewer.
+                place = next((self.directory / str(step) / "data").glob("process_0-of-*.json"))
+                data.set_state(json.loads(place.read_text()))
+        except (ValueError, KeyError, OSError, StopIteration) as error:
             cause: BaseException = error
             while cause.__cause__ or cause.__context__:  # Orbax tells of all that it tried; the first has the reason
                 cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]

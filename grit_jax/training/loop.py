@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from grit_jax.hosts import Agreement, is_first, wait_for_all
 from grit_jax.metrics import MetricsFile
+from grit_jax.preemption import Preempted
 from grit_jax.progress import progress
 from grit_jax.sharding import ShardingRules, put_rows
+from grit_jax.trackers import Tracker
 from grit_jax.training.checkpoint import Checkpoints
+from grit_jax.training.measure import count_tokens, memory_in_use, peak_flops
 from grit_jax.training.state import TrainState
 from grit_jax.types import Batch, GritError
 
@@ -38,6 +41,9 @@ def run_loop(
     evaluate_every: int = 0,
     batch_ids: Callable[[int], Any] | None = None,
     profile: tuple[int, int] | None = None,
+    told_to_stop: Callable[[], bool] = lambda: False,
+    flops: Callable[[Batch], int] = lambda batch: 0,
+    trackers: Sequence[Tracker] = (),
     description: str = "training",
 ) -> TrainState:
     """Trains until `steps` steps are done, from the newest checkpoint when there is one.
@@ -47,24 +53,30 @@ def run_loop(
       evaluate: called every `evaluate_every` steps and at the end; its numbers join that step's metrics.
       batch_ids: names of the examples of a step, for the report of a loss that is not finite.
       profile: steps (from, to) to trace with the JAX profiler into `output/profile`.
+      told_to_stop: asked after every step; where any host's is True, the run ends on all of them, its state saved.
+      flops: model FLOPs of the step over a batch, for its `mfu`.
+      trackers: take each step's numbers, as metrics.jsonl does; closed at the end.
 
     Returns:
       The final state; `output/metrics.jsonl` has one line for each step.
 
     Raises:
-      GritError: a loss is not finite; the ids of its batch are in `output/bad_batch.json`.
+      GritError: a loss or the gradient is not finite; the ids of its batch are in `output/bad_batch.json`.
+      Preempted: it was told to stop.
     """
     # --- where are we ---
     start = checkpoints.latest() if resume else None
     if start is not None:
         state = checkpoints.restore(start, state, batches)
     start = start or 0
-    metrics_file = MetricsFile(output / "metrics.jsonl", start)
+    sinks = [MetricsFile(output / "metrics.jsonl", start), *trackers] if is_first() else []
     bar = progress(steps, description, "steps", initial=start)
 
     # --- train ---
-    record = _Recorder(metrics_file, bar, output, batch_ids)
+    wait_for_all("first step")  # it is compiled side by side; where one has to wait, some transports lose patience
+    record = _Recorder(sinks, bar, output, batch_ids, peak_flops(mesh.devices.flat))
     pending: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
+    stop, to_stop = False, Agreement(told_to_stop, mesh)
     for step in range(start, steps):
         if profile and step == profile[0]:
             jax.profiler.start_trace(str(output / "profile"))
@@ -75,7 +87,8 @@ def run_loop(
         # The previous step's numbers are read while this one computes.
         if pending:
             record(*pending)
-        pending = (step, metrics, {**count_tokens(host_batch), "data_wait_s": round(waited, 4)})
+        used = {**count_tokens(host_batch), "data_wait_s": round(waited, 4), "hbm_bytes": memory_in_use()}
+        pending = (step, metrics, {**used, "flops": flops(host_batch)})
         due = evaluate and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0))
         if due:
             assert evaluate is not None
@@ -86,36 +99,30 @@ def run_loop(
         if profile and step + 1 == profile[1]:
             jax.block_until_ready(state.params)
             jax.profiler.stop_trace()
-        last = step + 1 == steps
-        if last or due or checkpoints.due(step + 1):
+        last, stop = step + 1 == steps, to_stop()
+        if last or stop or due or checkpoints.due(step + 1):
             # The line goes to disk before the checkpoint that says it is behind us.
             record(*pending)
             pending = None
-            checkpoints.save(step + 1, state, batches, force=last)
+            checkpoints.save(step + 1, state, batches, force=last or stop)
+        if stop:
+            break
     bar.close()
-    metrics_file.close()
+    for sink in sinks:
+        sink.close()
+    if stop:
+        raise Preempted(f"told to stop; {step + 1} of {steps} steps are saved")
     return state
-
-
-def count_tokens(batch: Batch) -> dict[str, int | float]:
-    """Tokens of a host batch and the share of its places that are padding."""
-    segments = [
-        rows for rows in (
-            batch.embedding and batch.embedding.rows.segments,
-            batch.generative and batch.generative.rows.segments,
-            batch.cached and batch.cached.pieces.segments,
-            batch.cached and batch.cached.text.rows.segments,
-        ) if rows is not None
-    ]  # fmt: skip
-    tokens = int(sum(np.count_nonzero(s) for s in segments))
-    return {"tokens": tokens, "padding": round(1 - tokens / max(1, sum(s.size for s in segments)), 4)}
 
 
 class _Recorder:
     """Reads a step's numbers from the device and writes its line; a step lasts from the line before to its own."""
 
-    def __init__(self, metrics_file: MetricsFile, bar: Any, output: Path, batch_ids: Callable[[int], Any] | None):
-        self._file, self._bar, self._output, self._batch_ids = metrics_file, bar, output, batch_ids
+    def __init__(
+        self, sinks: Sequence[Tracker], bar: Any, output: Path, batch_ids: Callable[[int], Any] | None,
+        peak: float | None,
+    ):  # fmt: skip
+        self._sinks, self._bar, self._output, self._batch_ids, self._peak = sinks, bar, output, batch_ids, peak
         self._last = time.perf_counter()
 
     def leave_out(self, seconds: float) -> None:
@@ -126,14 +133,19 @@ class _Recorder:
         values = {name: float(value) for name, value in metrics.items()}
         now = time.perf_counter()
         seconds, self._last = max(now - self._last, 1e-9), now
-        values |= extra | {"seconds": round(seconds, 4), "tokens_per_s": round(extra["tokens"] / seconds, 1)}
-        self._file.write(step, values)
+        flops = extra.pop("flops")
+        mfu = round(flops / (seconds * self._peak), 4) if flops and self._peak else None
+        rate = round(extra["tokens"] / seconds, 1)
+        values |= extra | {"seconds": round(seconds, 4), "tokens_per_s": rate, "mfu": mfu}
+        for sink in self._sinks:
+            sink.write(step, values)
         losses = " ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("loss"))
         self._bar.update(1, note=losses)
-        if not math.isfinite(values["loss"]):
+        if bad := next((name for name in metrics if not math.isfinite(values[name])), None):
             report = {"step": step, "metrics": str(values), "ids": self._batch_ids(step) if self._batch_ids else None}
-            (self._output / "bad_batch.json").write_text(json.dumps(report, indent=1))
+            if is_first():
+                (self._output / "bad_batch.json").write_text(json.dumps(report, indent=1))
             raise GritError(
-                f"step {step}: the loss is {values['loss']}; the examples of its batch are listed in "
+                f"step {step}: {bad} is {values[bad]}; the examples of its batch are listed in "
                 f"{self._output / 'bad_batch.json'}; a lower optimizer.lr or a longer warmup usually helps"
             )

@@ -1,0 +1,106 @@
+"""One run on several hosts: every process runs the same program over one mesh, and process 0 writes what all agree on.
+
+Hosts find each other by jax.distributed: as a TPU slice or Slurm says, or by three environment variables,
+
+    GRIT_COORDINATOR=HOST:PORT GRIT_NUM_PROCESSES=4 GRIT_PROCESS_ID=0 grit train CONFIG      (process 0 runs on HOST)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
+
+from grit_jax.types import GritError
+
+DEVICES = Path("/dev")  # where a TPU VM shows its chips
+WAIT_SECONDS = 1800  # for the slowest host: it may have to fetch a model first
+VARIABLES = ("GRIT_COORDINATOR", "GRIT_NUM_PROCESSES", "GRIT_PROCESS_ID")
+
+
+def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
+    """Joins the other processes of the run, where the environment tells of any; before JAX is used.
+
+    Raises:
+      GritError: the variables contradict each other, or the others cannot be reached.
+    """
+    how = _explicit(environment)
+    if how is None and not _in_a_cluster(environment):
+        return
+    # SIGTERM is heard by `preemption`, and the hosts agree on it by `Agreement`.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(**(how or {}))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise GritError(
+            f"the hosts of this run cannot be joined ({str(error).splitlines()[0]}); "
+            f"set {', '.join(VARIABLES)}, or GRIT_NUM_PROCESSES=1 for a run on this host alone"
+        ) from None
+
+
+def _explicit(environment: Mapping[str, str]) -> dict[str, str | int] | None:
+    """What the three variables say; {} where they leave it to JAX's own; None: nothing."""
+    given = {name: environment[name] for name in VARIABLES if name in environment}
+    if not given:
+        return {} if "JAX_COORDINATOR_ADDRESS" in environment else None
+    missing = [name for name in VARIABLES if name not in given]
+    if given == {"GRIT_NUM_PROCESSES": "1"}:
+        return None
+    if missing:
+        raise GritError(f"{', '.join(given)} without {', '.join(missing)}; set all three, in every process of the run")
+    coordinator, count, number = (given[name] for name in VARIABLES)
+    if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+        raise GritError(
+            f"GRIT_PROCESS_ID={number} and GRIT_NUM_PROCESSES={count}: wants whole numbers, the first from 0 to the "
+            "second less 1"
+        )
+    return {"coordinator_address": coordinator, "num_processes": int(count), "process_id": int(number)}
+
+
+def _in_a_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether this is a task of a Slurm step of several, or a host with TPU chips (of a slice of several, maybe)."""
+    if environment.get("GRIT_NUM_PROCESSES") == "1":
+        return False
+    if "SLURM_STEP_NODELIST" in environment:
+        return int(environment.get("SLURM_NTASKS", "1")) > 1
+    if (environment.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu" or "TPU_SKIP_MDS_QUERY" in environment:
+        return False
+    chips = [*DEVICES.glob("accel[0-9]*"), *DEVICES.glob("vfio/[0-9]*")]
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def is_first() -> bool:
+    """True in process 0, which writes and speaks."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(where: str) -> None:
+    """Returns once every process has come here; `where` is a name for the place. Devices are not involved."""
+    multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * WAIT_SECONDS)
+
+
+class Agreement:
+    """Whether any process of the run was told to stop: the same answer in all of them, in the same step.
+
+    It is that of the call before, so that the question travels while a step computes. Alone, a process need not ask.
+    """
+
+    def __init__(self, told: Callable[[], bool], mesh: Mesh):
+        self._told, self._asked = told, None
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def __call__(self) -> bool:
+        if jax.process_count() == 1:
+            return self._told()
+        answer = self._asked is not None and bool(self._asked)
+        mine = np.full(self._split.mesh.size, self._told())
+        self._asked = self._any(jax.make_array_from_callback(mine.shape, self._split, lambda index: mine[index]))
+        return answer

@@ -1,0 +1,60 @@
+"""SIGTERM, by which a machine is taken away: a training run ends its step, saves, and says so by its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+PREEMPTED = 143  # exit status, as a shell has it of SIGTERM: nothing is lost, the same command goes on
+
+
+class Preempted(BaseException):
+    """SIGTERM came, and what was to be saved is saved. No mistake of anybody's: `except Exception` lets it pass."""
+
+
+class Notice:
+    """Whether SIGTERM has come.
+
+    Attributes:
+      arrived: it has.
+      held: it is left at that; whoever looks at `arrived` will act. Otherwise it raises `Preempted` where it strikes.
+    """
+
+    arrived = False
+    held = False
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """For work that must come to a good end first."""
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+
+
+@contextlib.contextmanager
+def on_sigterm() -> Iterator[Notice]:
+    """Notes the first SIGTERM; the second one ends the process at once, as it does outside of this.
+
+    Only the main thread hears signals; elsewhere this does nothing.
+    """
+    notice = Notice()
+    if threading.current_thread() is not threading.main_thread():
+        yield notice
+        return
+
+    def note(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        notice.arrived = True
+        if not notice.held:
+            raise Preempted("told to stop")
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield notice
+    finally:
+        # None: a handler that Python does not know of, such as the one of jax.distributed.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

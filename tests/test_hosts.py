@@ -1,0 +1,82 @@
+"""How processes find each other: by three variables, by JAX's own, by Slurm, or not at all."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from grit_jax import hosts
+from grit_jax.hosts import Agreement, join_hosts
+from grit_jax.sharding import MeshConfig, make_mesh
+from grit_jax.types import GritError
+
+SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+THREE = {"GRIT_COORDINATOR": "node1:8476", "GRIT_NUM_PROCESSES": "4", "GRIT_PROCESS_ID": "3"}
+
+
+@pytest.fixture()
+def joined(monkeypatch):
+    """What jax.distributed was asked for."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: calls.append(how))
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "environment, how",
+    [({}, []),
+     (THREE, [{"coordinator_address": "node1:8476", "num_processes": 4, "process_id": 3}]),
+     ({"JAX_COORDINATOR_ADDRESS": "node1:1"}, [{}]),
+     (SLURM | {"SLURM_NTASKS": "2"}, [{}]),
+     (SLURM | {"SLURM_NTASKS": "1"}, []),
+     ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"}, []),  # a batch script outside of srun is no task of it
+     (SLURM | {"SLURM_NTASKS": "2", "GRIT_NUM_PROCESSES": "1"}, [])],
+)  # fmt: skip
+def test_who_joins(joined, environment, how):
+    join_hosts(environment)
+    assert joined == how
+
+
+@pytest.mark.parametrize("libtpu, asked", [(True, [{}]), (False, [])])
+def test_a_host_with_tpu_chips_asks_for_its_slice(joined, monkeypatch, tmp_path, libtpu, asked):
+    (tmp_path / "accel0").touch()
+    monkeypatch.setattr(hosts, "DEVICES", tmp_path)
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: libtpu or None)
+    join_hosts({})
+    assert joined == asked
+    join_hosts({"JAX_PLATFORMS": "cpu"})
+    join_hosts({"GRIT_NUM_PROCESSES": "1"})
+    assert joined == asked
+
+
+@pytest.mark.parametrize(
+    "environment, words",
+    [({"GRIT_COORDINATOR": "a:1", "GRIT_PROCESS_ID": "0"}, "without GRIT_NUM_PROCESSES; set all three"),
+     ({"GRIT_NUM_PROCESSES": "2"}, "without GRIT_COORDINATOR, GRIT_PROCESS_ID"),
+     (THREE | {"GRIT_PROCESS_ID": "4"}, "GRIT_PROCESS_ID=4 and GRIT_NUM_PROCESSES=4: wants"),
+     (THREE | {"GRIT_NUM_PROCESSES": "four"}, "GRIT_NUM_PROCESSES=four: wants")],
+)  # fmt: skip
+def test_variables_that_contradict_each_other(joined, environment, words):
+    with pytest.raises(GritError, match=words):
+        join_hosts(environment)
+    assert joined == []
+
+
+def test_hosts_that_cannot_be_reached(joined, monkeypatch):
+    def late(**how):
+        raise RuntimeError("DEADLINE_EXCEEDED: no answer\nmore of it")
+
+    monkeypatch.setattr(jax.distributed, "initialize", late)
+    with pytest.raises(GritError, match=r"cannot be joined \(DEADLINE_EXCEEDED: no answer\); set GRIT_COORDINATOR"):
+        join_hosts(THREE)
+
+
+def test_the_question_is_answered_at_once_alone_and_a_step_later_among_many(monkeypatch):
+    told = [False, True, False, False]
+    mesh = make_mesh(MeshConfig(1, -1, 1), jax.devices())
+    ask = Agreement(iter(told).__next__, mesh)
+    assert [ask() for _ in told] == told
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    ask = Agreement(iter(told).__next__, mesh)
+    assert [ask() for _ in told] == [False, False, True, False]
