@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import pytest
+from tqdm import tqdm
 
 from grit_jax.data import pydocs
 from grit_jax.data.documents import MAX_CHARACTERS, Document, clip, near_duplicates, parse_signature, side, split
@@ -194,6 +195,7 @@ def test_standard_library_modules(monkeypatch):
     wanted = ("json", "textwrap", "heapq", "antigravity")
     files = [f for f in pydocs._files("python", None) if f[0].split(".")[0] in wanted]
     monkeypatch.setattr(pydocs, "_files", lambda package, path: files)
+    tqdm.get_lock()  # the first bar of a process imports what it is made of
     before = set(sys.modules)
     documents = {d.id: d for d in pydocs.read(["python"], progress=False).documents}
     assert set(sys.modules) == before
