@@ -55,7 +55,7 @@ def test_a_finished_run_started_again_does_nothing(folder, whole):
         train(read_run_config(folder / "config.yaml"), resume="never")
 
 
-@pytest.mark.parametrize("broken_at", [1, 3, 5])
+@pytest.mark.parametrize("broken_at", [pytest.param(1, marks=pytest.mark.slow), 3, 5])
 def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_at, monkeypatch):
     config = read_run_config(folder / "config.yaml", {"output": str(folder / f"broken{broken_at}")})
     put_rows, calls = loop.put_rows, []
@@ -75,7 +75,7 @@ def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_
     assert trace(train(config).output) == trace(whole)
 
 
-@pytest.mark.parametrize("told_at", [2, STEPS - 1])
+@pytest.mark.parametrize("told_at", [2, pytest.param(STEPS - 1, marks=pytest.mark.slow)])
 def test_sigterm_ends_the_step_saves_and_says_so(folder, whole, told_at, monkeypatch, capsys):
     """Between two checkpoints, and at the end before the model is written."""
     output, put_rows, calls = folder / f"told{told_at}", loop.put_rows, []

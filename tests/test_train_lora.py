@@ -147,7 +147,7 @@ def test_a_checkpoint_holds_adapters_and_moments_and_not_the_base(folder, whole)
     assert set(metadata.custom_metadata["base"]) == {"model", "weights", "lora"}
 
 
-@pytest.mark.parametrize("broken_at", [1, 3])
+@pytest.mark.parametrize("broken_at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_at, monkeypatch):
     config = read(folder, output=str(folder / f"broken{broken_at}"))
     put_rows, calls = loop.put_rows, []

@@ -37,15 +37,18 @@ def model(tiny_config, tiny_params, tiny_tokenizer, tiny_model):
     return GritLM(tiny_config, tiny_params, tiny_tokenizer, tiny_model.chat, stop_ids=range(tiny_config.vocab_size))
 
 
-@pytest.fixture(scope="module")
-def bench(model, tmp_path_factory):
+def run_bench(model, folder, curve):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(costs, "measure_costs", lambda *_: PROCESSOR)
         patch.setattr(rag, "CURVE", 2)
-        folder = tmp_path_factory.mktemp("bench")
-        found = bench_rag(model, tokens=TOKENS, new_tokens=NEW, repeats=2, curve=True, folder=folder, quiet=True)
+        found = bench_rag(model, tokens=TOKENS, new_tokens=NEW, repeats=2, curve=curve, folder=folder, quiet=True)
         assert not list(folder.iterdir())  # indices are gone
         return found
+
+
+@pytest.fixture(scope="module")
+def bench(model, tmp_path_factory):
+    return run_bench(model, tmp_path_factory.mktemp("bench"), curve=False)
 
 
 def test_every_layout_on_both_samples(bench):
@@ -54,18 +57,15 @@ def test_every_layout_on_both_samples(bench):
     for row in rows:
         assert row.keys() >= CONTRACT and row["kv"] == "native" and row["repeats"] == 2
         assert (row["query_tokens"], row["doc_tokens"]) == {"A": (1, TOKENS), "B": (TOKENS, 1)}[row["shape"]]
-    assert [(row.shape, row.mode, max(row.query_tokens, row.doc_tokens)) for row in bench.curve] == [
-        (shape, mode, tokens) for tokens in (TOKENS // 2, TOKENS) for shape in "AB" for mode in MEASURED
-    ]
 
 
 def test_the_end_of_sequence_is_ignored(bench, model):
-    assert {row.new_tokens for row in bench.curve} == {NEW}
+    assert {row.new_tokens for row in bench.table} == {NEW}
     assert model.generate_ids([[5]], sampling=Sampling(max_new_tokens=NEW)).tokens == [[]]
 
 
 def test_parts_and_wholes(bench):
-    for row in bench.curve:
+    for row in bench.table:
         assert row.total_s >= row.ttft_s >= max(row.load_s, row.search_s) and row.least_s <= row.total_s <= row.most_s
         assert row.total_s >= row.decode_s + row.ttft_s - 1e-3 and row.decode_s > 0 and row.prefill_s > 0
         assert (row.search_s > 0) == (row.mode != "none") and row.floor_s > 0
@@ -115,14 +115,20 @@ def test_a_table_for_the_person(bench, model, tmp_path, monkeypatch, capsys):
     show.write(bench, model, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"table.md", "rag.json"}
     assert (tmp_path / "table.md").read_text() == text and "grit-jax[plot]" in capsys.readouterr().err
-    assert json.loads((tmp_path / "rag.json").read_text()) == [vars(row) for row in bench.curve]
+    assert json.loads((tmp_path / "rag.json").read_text()) == [vars(row) for row in bench.table]
     warm = dataclasses.replace(bench, table=[dataclasses.replace(row, cold=False) for row in bench.table])
     assert "page cache" in show.markdown(warm, model)
 
 
-def test_the_curve_is_drawn(bench, model, tmp_path):
-    pytest.importorskip("matplotlib")
+@pytest.mark.slow
+def test_the_curve_is_measured_and_drawn(model, tmp_path_factory, tmp_path):
+    bench = run_bench(model, tmp_path_factory.mktemp("bench"), curve=True)
+    assert [(row.shape, row.mode, max(row.query_tokens, row.doc_tokens)) for row in bench.curve] == [
+        (shape, mode, tokens) for tokens in (TOKENS // 2, TOKENS) for shape in "AB" for mode in MEASURED
+    ]
     show.write(bench, model, tmp_path)
+    assert json.loads((tmp_path / "rag.json").read_text()) == [vars(row) for row in bench.curve]
+    pytest.importorskip("matplotlib")
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 
