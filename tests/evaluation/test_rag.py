@@ -78,12 +78,15 @@ def rows(tiny_model, sentences):
     return rows
 
 
-def test_every_layout_over_the_rows_own_documents(tiny_model, rows, tmp_path):
+@pytest.mark.parametrize(
+    "modes", [("none", "doc", "query-doc"), pytest.param(MODES, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_every_layout_over_the_rows_own_documents(tiny_model, rows, tmp_path, modes):
     path = tmp_path / "rag.jsonl"
     lines = [{"docs": list(row.docs), "text": [row.question, row.answer]} for row in rows]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = evaluate_rag(tiny_model, path, max_new_tokens=NEW, quiet=True)
-    assert list(found) == list(MODES)
+    found = evaluate_rag(tiny_model, path, modes, max_new_tokens=NEW, quiet=True)
+    assert list(found) == list(modes)
     asker = Asker(tiny_model)
     for mode, scores in found.items():
         answers = asker.ask([r.question for r in rows], mode, documents=[r.docs for r in rows], max_new_tokens=NEW)
@@ -110,6 +113,7 @@ def test_documents_from_an_index(tiny_model, rows, sentences, tmp_path):
     assert found["doc"]["f1"] == pytest.approx(np.mean(alone)) and set(found) == {"doc", "auto"}
 
 
+@pytest.mark.slow
 def test_windows_do_not_matter(tiny_model, rows, monkeypatch):
     import grit_jax.evaluation.rag as module
 

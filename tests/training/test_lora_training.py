@@ -63,7 +63,7 @@ def test_the_gradient_follows_from_that_of_all_weights(batch):
 
 @pytest.mark.parametrize(
     "change, step",
-    [({"remat": "full"}, {"embedding_chunk": 3}),
+    [pytest.param({"remat": "full"}, {"embedding_chunk": 3}, marks=pytest.mark.slow),
      pytest.param({"remat": "dots", "scan_layers": False}, {"backward": "separate", "generative_chunk": 4}, marks=pytest.mark.slow)],
     ids=["chunks", "all at once"],
 )  # fmt: skip
