@@ -44,7 +44,8 @@ def test_from_nothing_through_a_failure_and_a_preemption_to_the_end(cloud):
 
 # `grit`, but one that came from step 0 halts in step 50, so that the preemption finds it there on any machine.
 HALTING_GRIT = """
-import time
+import os, time
+os.environ.setdefault("GLIBC_TUNABLES", "")  # or main() starts a plain `grit` in this one's place
 from grit_jax.cli import main
 from grit_jax.metrics import MetricsFile
 
