@@ -7,13 +7,13 @@ weights are frozen (no gradient of theirs). Tokens are those of texts at their l
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import adapter_shapes
-from grit_jax.models.parameters import OUTSIDE_LAYERS, parameter_shapes
+from grit_jax.models.parameters import parameter_shapes
 from grit_jax.run_config import RunConfig
+from grit_jax.training.measure import weight_flops
 from grit_jax.types import AttentionMode
 
 
@@ -37,16 +37,6 @@ def visible_pairs(length: int, mode: AttentionMode, window: int | None) -> int:
     causal = reach * (reach + 1) // 2 + (length - reach) * reach
     # In prefix mode a block sees itself as well: as large as the text, that is everything.
     return causal if mode is AttentionMode.CAUSAL else 2 * causal - length
-
-
-def weight_flops(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> int:
-    """FLOPs of a token through the layers' matrices of these shapes, of experts through those chosen."""
-    share = config.num_experts_per_tok / config.num_experts if config.num_experts else 1
-    total = 0.0
-    for name, shape in shapes.items():
-        if not name.startswith(OUTSIDE_LAYERS) and not name.endswith(("_norm", "_bias")):
-            total += 2 * math.prod(shape) * (share if name.startswith("expert_") else 1)
-    return round(total)
 
 
 def attention_flops(config: ModelConfig, texts: Texts) -> int:
