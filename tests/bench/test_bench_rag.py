@@ -22,7 +22,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
 from grit_jax.rag import costs
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.rag.router import Costs, Work
+from grit_jax.rag.router import ROUTED, Costs, Work
 from grit_jax.types import GritError
 
 TOKENS, NEW = 48, 3
@@ -166,7 +166,7 @@ def test_more_than_the_model_reads(model):
 
 
 @pytest.mark.slow
-def test_auto_is_about_as_quick_as_the_quickest(tiny_tokenizer, tiny_model, tmp_path):
+def test_auto_is_about_as_quick_as_the_quickest_that_it_chooses_among(tiny_tokenizer, tiny_model, tmp_path):
     """Measured costs and measured answers; generous, because other work on the machine hits one of them alone."""
     config = ModelConfig(
         vocab_size=2000, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
@@ -177,6 +177,4 @@ def test_auto_is_about_as_quick_as_the_quickest(tiny_tokenizer, tiny_model, tmp_
         rows = bench_rag(model, tokens=1000, repeats=5, folder=tmp_path, quiet=True).table
     for shape in "AB":
         least = {row.mode: row.least_s for row in rows if row.shape == shape}
-        auto = least.pop("auto")
-        least.pop("none")
-        assert auto < 1.25 * min(least.values()), least
+        assert least["auto"] < 1.25 * min(least[mode] for mode in ROUTED), least
