@@ -6,11 +6,9 @@ import dataclasses
 import json
 import sys
 
-import jax
 import numpy as np
 import pytest
 from cli_world import run
-from compilation import fully_compiled
 
 from grit_jax.bench import floor, rag, show
 from grit_jax.bench.rag import MEASURED, bench_rag, check_length
@@ -18,11 +16,9 @@ from grit_jax.bench.texts import TextMaker
 from grit_jax.data.layouts import MODES
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
-from grit_jax.models.config import ModelConfig
-from grit_jax.models.transformer import init_params
 from grit_jax.rag import costs
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.rag.router import ROUTED, Costs, Work
+from grit_jax.rag.router import Costs, Work
 from grit_jax.types import GritError
 
 TOKENS, NEW = 48, 3
@@ -163,18 +159,3 @@ def test_more_than_the_model_reads(model):
             cached = (texts.count([document])[0] + tags) * (mode in DOCUMENT_CACHES)
             lengths.append(len(prompt) + cached + (texts.count([question])[0] + tags) * (mode in QUERY_CACHES) + 16)
     assert max(lengths) == 100
-
-
-@pytest.mark.slow
-def test_auto_is_about_as_quick_as_the_quickest_that_it_chooses_among(tiny_tokenizer, tiny_model, tmp_path):
-    """Measured costs and measured answers; generous, because other work on the machine hits one of them alone."""
-    config = ModelConfig(
-        vocab_size=2000, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, dtype="float32",
-    )  # fmt: skip
-    model = GritLM(config, init_params(config, jax.random.key(0)), tiny_tokenizer, tiny_model.chat)
-    with fully_compiled():
-        rows = bench_rag(model, tokens=1000, repeats=5, folder=tmp_path, quiet=True).table
-    for shape in "AB":
-        least = {row.mode: row.least_s for row in rows if row.shape == shape}
-        assert least["auto"] < 1.25 * min(least[mode] for mode in ROUTED), least
