@@ -60,7 +60,7 @@ def check_hosts(accelerator: Accelerator, hosts: int, shell: Shell) -> None:
     """Refuses to rent many hosts for code that would use one; a dry run only notes it.
 
     Raises:
-      LaunchError: the slice has several hosts, and `grit train` in this checkout uses one.
+      LaunchError: the slice has several hosts, and `grit train` writes to no bucket that they share.
     """
     if hosts == 1 or SEVERAL_HOSTS:
         return

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
+from training_run import break_off
 
 from grit_jax.data.chat import GRIT
 from grit_jax.inference.model import GritLM
@@ -21,7 +22,6 @@ from grit_jax.models.lora import MATRICES
 from grit_jax.models.transformer import init_params
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.train import export_checkpoint, load_model, load_tokenizer, read_run_config, train
-from grit_jax.training import loop
 from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints
 from grit_jax.training.state import init_state, make_optimizer, make_schedule
@@ -148,20 +148,9 @@ def test_a_checkpoint_holds_adapters_and_moments_and_not_the_base(folder, whole)
 
 
 @pytest.mark.parametrize("broken_at", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_at, monkeypatch):
+def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_at):
     config = read(folder, output=str(folder / f"broken{broken_at}"))
-    put_rows, calls = loop.put_rows, []
-
-    def failing(*args):
-        calls.append(1)
-        if len(calls) == broken_at + 1:
-            raise RuntimeError("the power went out")
-        return put_rows(*args)
-
-    monkeypatch.setattr(loop, "put_rows", failing)
-    with pytest.raises(RuntimeError):
-        train(config)
-    monkeypatch.setattr(loop, "put_rows", put_rows)
+    break_off(config, broken_at)
     assert trace(train(config).output) == trace(whole)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from grit_jax.metrics import read_lines
+from grit_jax.run_config import RunConfig
+from grit_jax.train import train
+from grit_jax.training import loop
 
 STEPS = 6
 TIMES = ("seconds", "tokens_per_s", "data_wait_s")
@@ -55,3 +59,19 @@ def write_run(root: Path, sentences: list[str]) -> Path:
 def trace(output: Path) -> list[dict]:
     """The metrics without what the clock says."""
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_lines(output / "metrics.jsonl")]
+
+
+def break_off(config: RunConfig, step: int) -> None:
+    """Runs a configuration until the batch of `step` is at hand, and there ends it as a bug would."""
+    put_rows, calls = loop.put_rows, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == step + 1:
+            raise RuntimeError("the power went out")
+        return put_rows(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "put_rows", failing)
+        with pytest.raises(RuntimeError):
+            train(config)
