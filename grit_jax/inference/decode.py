@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,18 @@ from grit_jax.data.packing import round_up
 from grit_jax.inference.pieces import SHORTEST_PIECES, Piece, load_pieces
 from grit_jax.inference.plan import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling, sampling_rows
-from grit_jax.inference.steps import DecodeState, Limits, decode_step, prefill_step
+from grit_jax.inference.steps import (
+    DecodeState,
+    Limits,
+    PrefillState,
+    decode_step,
+    prefill_end_step,
+    prefill_layer_step,
+    prefill_start_step,
+    prefill_step,
+)
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.parameters import places
 from grit_jax.models.transformer import Params
 from grit_jax.progress import progress as show_progress
 from grit_jax.types import AttentionMode, GritError
@@ -30,14 +40,14 @@ from grit_jax.types import AttentionMode, GritError
 ROWS_PER_CALL = 16  # prompts decoded together, fewer where their cache would be larger than this many bytes
 MOST_CACHE_BYTES = 4 * 2**30
 SHORTEST_PROMPT, SHORTEST_ANSWER = 32, 16  # smallest buckets, in tokens
-BLOCK = 512  # the attention kernel reads long caches in blocks of so many slots and would copy other lengths
+SLOTS = 128  # caches have a multiple of so many
 
 OnTokens = Callable[[int, list[int]], None]
 
 
 @dataclasses.dataclass
 class Timings:
-    """Seconds: records brought to the device, prompts read (first token included), other tokens decoded."""
+    """Seconds: waiting for records, prompts read (first token included), other tokens decoded."""
 
     load: float = 0.0
     prefill: float = 0.0
@@ -163,8 +173,7 @@ def cache_fits(config: ModelConfig, rows: int, length: int) -> bool:
 
 def cache_slots(pieces: int, prompt: int, new_tokens: int) -> int:
     """Capacity of a cache for so many tokens."""
-    slots = pieces + prompt + new_tokens
-    return round_up(slots, BLOCK if slots > 2 * BLOCK else 128)
+    return round_up(pieces + prompt + new_tokens, SLOTS)
 
 
 def _padded(rows: int) -> int:
@@ -194,12 +203,6 @@ class _Batch:
         """Fills `result` at the requests' numbers; the logits `[b, new, V]` if they are wanted."""
         start = time.perf_counter()
         rows = _padded(len(self.requests))
-        loaded = None
-        if any(len(request.pieces) for request in self.requests):
-            loaded = jax.device_put(load_pieces([request.pieces for request in self.requests], self.config, rows))
-            jax.block_until_ready(loaded)
-        result.timings.load += (now := time.perf_counter()) - start
-
         # The rows that fill the batch up have one token to read and end with their first one.
         longest = max(request.sampling.max_new_tokens for request in self.requests)
         limits, ignore = np.ones(rows, np.int32), np.zeros(rows, bool)
@@ -212,14 +215,22 @@ class _Batch:
         sampling = sampling_rows([*(request.sampling for request in self.requests), *fillers])
         limit = Limits(limits, ignore, np.asarray(self.eos_ids or [-1], np.int32))  # type: ignore[arg-type]
         new_tokens = bucket(longest, SHORTEST_ANSWER)
-        slots = cache_slots(loaded.positions.shape[1] if loaded is not None else 0, tokens.shape[1], new_tokens)
-        state = prefill_step(
-            self.params, tokens, lengths, loaded, sampling, limit,
-            config=self.config, slots=slots, new_tokens=new_tokens, return_logits=self.return_logits,
-            prompt_mode=self.prompt_mode,
-        )  # fmt: skip
+        how: dict[str, Any] = {"new_tokens": new_tokens, "return_logits": self.return_logits}
+        waited = 0.0
+        if any(len(request.pieces) for request in self.requests):
+            read, waited = self._read_over_records(tokens, lengths, new_tokens)
+            state = prefill_end_step(
+                self.params, read.cache, read.x, read.positions, read.segments, lengths, sampling, limit,
+                config=self.config, **how,
+            )  # fmt: skip
+        else:
+            state = prefill_step(
+                self.params, tokens, lengths, sampling, limit, config=self.config,
+                slots=cache_slots(0, tokens.shape[1], new_tokens), prompt_mode=self.prompt_mode, **how,
+            )  # fmt: skip
         state.token.block_until_ready()
-        result.timings.prefill += (after := time.perf_counter()) - now
+        result.timings.load += waited
+        result.timings.prefill += (after := time.perf_counter()) - start - waited
 
         told = 0
         while True:
@@ -237,6 +248,31 @@ class _Batch:
             result.tokens[request.number] = answer
             result.finished[request.number] = "stop" if ended else "length"
         return np.asarray(state.logits)[: len(self.requests), :step] if self.return_logits else None
+
+    def _read_over_records(
+        self, tokens: np.ndarray, lengths: np.ndarray, new_tokens: int
+    ) -> tuple[PrefillState, float]:
+        """Takes the prompts through all layers, and the seconds that this waited for records.
+
+        Layers are handed to the device as they come, and it works on one while the next one is on its way.
+        """
+        config, began = self.config, time.perf_counter()
+        loaded = load_pieces([request.pieces for request in self.requests], config, len(lengths))
+        waited = time.perf_counter() - began
+        slots = cache_slots(loaded.positions.shape[1], tokens.shape[1], new_tokens)
+        state = prefill_start_step(
+            self.params, tokens, lengths, loaded.positions, loaded.segments, config=config, slots=slots
+        )
+        for layer, kind in enumerate(config.layer_kinds):
+            began = time.perf_counter()
+            records = jax.device_put(loaded.layer(layer))
+            waited += time.perf_counter() - began
+            where = places(self.params, config.layer_kinds, layer)
+            state = prefill_layer_step(
+                self.params, state, np.int32(layer), {name: np.int32(at) for name, at in where.items()}, records,
+                loaded.codecs, config=config, kind=kind, prompt_mode=self.prompt_mode,
+            )  # fmt: skip
+        return state, waited
 
     def _collect(self, state: DecodeState, told: int, step: int, on_tokens: OnTokens | None) -> None:
         """Takes what belongs to the answers of the tokens number `told` to `step`."""

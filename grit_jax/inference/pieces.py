@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -37,6 +36,10 @@ class Codec(Protocol):
         """Nearly the same keys and values, in float32."""
         ...
 
+    def at(self, layer: Int[Array, ""]) -> Codec:
+        """The codec of one layer: its arrays are `[1 B T ...]`."""
+        ...
+
 
 @dataclasses.dataclass
 class PackedDocument:
@@ -47,36 +50,48 @@ class PackedDocument:
     codec: Codec
 
 
-Piece: TypeAlias = "DocumentKV | PackedDocument"
+class ComingDocument(Protocol):
+    """A record on its way: its tokens are known, its layers come one after the other."""
+
+    tokens: Int[np.ndarray, " T"]
+    codec: Codec | None  # None: plain
+
+    def layer(self, layer: int) -> dict[str, np.ndarray]:
+        """The arrays of a layer, waited for: `k` `[K H T]` and `v` `[K T H]`, or those of the codec `[T ...]`.
+
+        Raises:
+          GritError: they cannot be used.
+        """
+        ...
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Packed:
-    """Packed pieces of `B` rows side by side: arrays `[L B P ...]` by name."""
-
-    arrays: dict[str, Array]
-    codec: Any
+Piece: TypeAlias = "DocumentKV | PackedDocument | ComingDocument"
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Loaded:
     """Pieces of `B` rows side by side, as they were stored, and where each token is to stand.
 
-    The slots of `parts` follow one another; each part holds the pieces of one kind. The order of slots means nothing:
-    `positions` run from piece to piece in the order of reading; `segments` are 1, or 0 in empty slots.
+    The slots of the kinds of pieces (plain ones, those of each codec) follow one another. The order of slots means
+    nothing: `positions` run from piece to piece in the order of reading; `segments` are 1, or 0 in empty slots.
     """
 
-    parts: tuple[KV | Packed, ...]
-    positions: Int[Array, "B P"]
-    segments: Int[Array, "B P"]
+    positions: Int[np.ndarray, "B P"]
+    segments: Int[np.ndarray, "B P"]
+    sides: list[_Side]
 
-    def kv(self, dtype: jnp.dtype) -> KV:
-        """Keys (before rotary embedding) and values of all slots."""
-        plain = [part if isinstance(part, KV) else part.codec.expand(part.arrays) for part in self.parts]
-        join = lambda *arrays: jnp.concatenate([array.astype(dtype) for array in arrays], axis=2)
-        return jax.tree.map(join, *plain)
+    @property
+    def codecs(self) -> tuple[Codec | None, ...]:
+        """What each kind is packed with."""
+        return tuple(side.codec for side in self.sides)
+
+    def layer(self, layer: int) -> tuple[dict[str, np.ndarray], ...]:
+        """The arrays of each kind: `k` `[B K H P]` and `v` `[B K P H]` of plain pieces, `[B P ...]` of packed ones.
+
+        Raises:
+          GritError: a record that is on its way cannot be used.
+        """
+        return tuple(side.lay_out(layer) for side in self.sides)
 
 
 def load_pieces(pieces: Sequence[Sequence[Piece]], config: ModelConfig, rows: int | None = None) -> Loaded:
@@ -89,65 +104,86 @@ def load_pieces(pieces: Sequence[Sequence[Piece]], config: ModelConfig, rows: in
       GritError: a record of another model's shape, or a model whose documents cannot be cached.
     """
     check_records(config)
-    B = rows or len(pieces)
-    found: list[_Side] = []
+    sides: list[_Side] = []
     for r, row in enumerate(pieces):
         position = 0
         for number, piece in enumerate(row):
             codec = None if isinstance(piece, DocumentKV) else piece.codec
-            side = next((side for side in found if side.codec is codec), None)
+            side = next((side for side in sides if side.codec is codec), None)
             if side is None:
-                found.append(side := _Side(codec, [[] for _ in range(B)]))
+                sides.append(side := _Side(codec, [[] for _ in range(rows or len(pieces))], config))
             _check_shape(piece, config, f"prompt {r}, piece {number}")
-            side.rows[r].append((position, piece))
+            side.rows[r].append(_Placed(piece, position))
             position += len(piece.tokens)
-    found.sort(key=lambda side: side.codec is None)  # packed ones first: they are the documents
-    sides = [side.lay_out(config, SHORTEST_BESIDE if n else SHORTEST_PIECES) for n, side in enumerate(found)]
+    sides.sort(key=lambda side: side.codec is None)  # packed ones first: they are the documents
+    for n, side in enumerate(sides):
+        side.choose_slots(SHORTEST_BESIDE if n else SHORTEST_PIECES)
     join = lambda name: np.concatenate([getattr(side, name) for side in sides], axis=1)
-    return Loaded(tuple(side.parts[0] for side in sides), join("positions"), join("segments"))  # type: ignore[arg-type]
+    return Loaded(join("positions"), join("segments"), sides)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """A piece, and the position of its first token."""
+
+    piece: Piece
+    position: int
 
 
 @dataclasses.dataclass
 class _Side:
-    """The pieces of one kind: of each row, their first positions and themselves."""
+    """The pieces of one kind, row by row."""
 
     codec: Codec | None
-    rows: list[list[tuple[int, Piece]]]
+    rows: list[list[_Placed]]
+    config: ModelConfig
 
-    def lay_out(self, config: ModelConfig, shortest: int) -> Loaded:
-        """Host arrays as long as the longest row's pieces, rounded up to a bucket."""
-        B = len(self.rows)
-        P = bucket(max(sum(len(piece.tokens) for _, piece in row) for row in self.rows), shortest)
-        example = _arrays(next(piece for row in self.rows for _, piece in row))
-        dtype = lambda array: array.dtype if self.codec is not None else np.dtype(jnp.dtype(config.dtype))
-        arrays = {
-            name: _aligned_zeros((array.shape[0], B, P, *array.shape[2:]), dtype(array))
-            for name, array in example.items()
-        }
-        positions, segments = np.zeros((B, P), np.int32), np.zeros((B, P), np.int32)
+    def choose_slots(self, shortest: int) -> None:
+        """As many slots as the longest row's pieces take, rounded up to a bucket."""
+        lengths = [sum(len(placed.piece.tokens) for placed in row) for row in self.rows]
+        P = bucket(max(lengths), shortest)
+        self.positions, self.segments = np.zeros((2, len(self.rows), P), np.int32)
         for r, row in enumerate(self.rows):
-            a = 0
-            for position, piece in row:
-                b = a + len(piece.tokens)
-                for name, array in _arrays(piece).items():
-                    arrays[name][:, r, a:b] = array
-                positions[r, a:b] = np.arange(position, position + b - a)
-                a = b
-            segments[r, :a] = 1
-        part = Packed(arrays, self.codec) if self.codec is not None else KV(arrays["k"], arrays["v"])
-        return Loaded((part,), positions, segments)
+            each = [placed.position + np.arange(len(placed.piece.tokens)) for placed in row]
+            self.positions[r, : lengths[r]] = np.concatenate([*each, []])
+            self.segments[r, : lengths[r]] = 1
+
+    def lay_out(self, layer: int) -> dict[str, np.ndarray]:
+        """The arrays of one layer."""
+        B, P = self.positions.shape
+        arrays: dict[str, np.ndarray] = {}
+        for r, row in enumerate(self.rows):
+            start = 0
+            for placed in row:
+                T = len(placed.piece.tokens)
+                for name, array in _layer_of(placed.piece, layer).items():
+                    axis = 0 if self.codec is not None else {"k": 2, "v": 1}[name]  # of the tokens
+                    if name not in arrays:
+                        dtype = array.dtype if self.codec is not None else np.dtype(jnp.dtype(self.config.dtype))
+                        shape = (*array.shape[:axis], P, *array.shape[axis + 1 :])
+                        arrays[name] = _aligned_zeros((B, *shape), dtype)
+                    np.moveaxis(arrays[name][r], axis, 0)[start : start + T] = np.moveaxis(array, axis, 0)
+                start += T
+        return arrays
 
 
-def _arrays(piece: Piece) -> dict[str, np.ndarray]:
-    return {"k": piece.k, "v": piece.v} if isinstance(piece, DocumentKV) else piece.arrays
+def _layer_of(piece: Piece, layer: int) -> dict[str, np.ndarray]:
+    if isinstance(piece, DocumentKV):
+        return {"k": piece.k[layer].transpose(1, 2, 0), "v": piece.v[layer].transpose(1, 0, 2)}
+    if isinstance(piece, PackedDocument):
+        return {name: array[layer] for name, array in piece.arrays.items()}
+    return piece.layer(layer)
 
 
 def _check_shape(piece: Piece, config: ModelConfig, name: str) -> None:
-    """That a record has the layers, tokens and heads that it must have."""
+    """That a whole record has the layers, tokens and heads that it must have; one on its way is its maker's."""
     expected: tuple[int, ...] = (config.num_hidden_layers, len(piece.tokens))
     if isinstance(piece, DocumentKV):
         expected = (*expected, config.num_key_value_heads, config.head_dim)
-    for array in _arrays(piece).values():
+        arrays = [piece.k, piece.v]
+    else:
+        arrays = list(piece.arrays.values()) if isinstance(piece, PackedDocument) else []
+    for array in arrays:
         found = array.shape[: len(expected)]
         if found != expected or (isinstance(piece, DocumentKV) and array.ndim != 4):
             raise GritError(

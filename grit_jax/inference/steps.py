@@ -1,7 +1,8 @@
-"""The two compiled programs of generation: reading the prompts, and one token after the other.
+"""The compiled programs of generation: reading the prompts, and one token after the other.
 
-Decode is a `lax.while_loop` whose cache is updated in place; its state goes in and comes out, so that the same program
-decodes to the end or a few tokens at a time.
+Prompts without records are read by one program. On top of records they are read layer by layer, so that a layer
+computes while later ones are still on their way from the store. Decode is a `lax.while_loop` whose cache is updated in
+place; its state goes in and comes out, so that the same program decodes to the end or a few tokens at a time.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.inference.pieces import Loaded
+from grit_jax.inference.pieces import Codec
 from grit_jax.inference.sampling import SamplingRows, sample
-from grit_jax.models.cache import KVCache, cache_from, empty_cache, insert
-from grit_jax.models.config import ModelConfig
+from grit_jax.models.attention import Slots
+from grit_jax.models.cache import KVCache, empty_cache, insert, place_keys, write_layer
+from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.types import AttentionMode
+from grit_jax.sharding import constrain
+from grit_jax.types import KV, AttentionMode
 
 CAUSAL = AttentionMode.CAUSAL
 
@@ -46,11 +49,21 @@ class Limits:
     eos: Int[Array, " E"]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class PrefillState:
+    """Prompts on their way through the layers: `x` goes into the next one, the layers before it are in the cache."""
+
+    x: Float[Array, "B T D"]
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    cache: KVCache
+
+
 def prefill(
     params: Params,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
-    loaded: Loaded | None,
     sampling: SamplingRows,
     limits: Limits,
     *,
@@ -60,40 +73,98 @@ def prefill(
     return_logits: bool,
     prompt_mode: AttentionMode = CAUSAL,
 ) -> DecodeState:
-    """Reads right-padded prompts on top of the loaded pieces and chooses the first token.
+    """Reads right-padded prompts and chooses the first token.
 
     Args:
       prompt_mode: causal, or bidirectional for a prefix language model: the whole prompt is its prefix.
-      slots: capacity of the cache, at least `P + T + new_tokens`.
+      slots: capacity of the cache, at least `T + new_tokens`.
     """
-    B, T = tokens.shape
     model = Transformer(config, params)
-    places = jnp.broadcast_to(jnp.arange(T), (B, T))
-    segments = (places < lengths[:, None]).astype(jnp.int32)
-    cache, offset = None, jnp.zeros(B, jnp.int32)
-    if loaded is not None:
-        offset = loaded.segments.sum(axis=1)
-        cache = cache_from(loaded.kv(jnp.dtype(config.dtype)), loaded.positions, loaded.segments, config)
-    positions = offset[:, None] + places
-    out = model(tokens, positions, segments, mode=prompt_mode, cache=cache, return_kv=True)
-    last = jnp.take_along_axis(out.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    logits = model.logits(last)
+    positions, segments = _places(tokens, lengths)
+    out = model(tokens, positions, segments, mode=prompt_mode, return_kv=True)
+    cache = insert(_empty(config, tokens.shape[0], slots), out.kv, positions, segments, config)
+    return _first_token(model, out.hidden, cache, lengths, lengths, sampling, limits, new_tokens, return_logits)
 
-    working = empty_cache(config, B, slots)
-    if cache is not None:
-        working = _copy_into(working, cache)
-    working = insert(working, out.kv, positions, segments, config)
-    first = sample(logits, sampling, jnp.zeros((), jnp.int32))
-    state = DecodeState(
-        cache=working,
-        step=jnp.zeros((), jnp.int32),
-        token=first,
-        position=offset + lengths,
-        done=jnp.zeros(B, bool),
-        tokens=jnp.zeros((B, new_tokens), jnp.int32),
-        logits=jnp.zeros((B, new_tokens, logits.shape[-1]), jnp.float32) if return_logits else None,
+
+def prefill_start(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    places: Int[Array, "B P"],
+    owners: Int[Array, "B P"],
+    *,
+    config: ModelConfig,
+    slots: int,
+) -> PrefillState:
+    """Prompts after records whose tokens stand at `places` (`owners` 0: an empty slot); `slots` as in `prefill`."""
+    positions, segments = _places(tokens, lengths)
+    cache = _empty(config, tokens.shape[0], slots)
+    write = lambda marks, these: jax.lax.dynamic_update_slice(marks, these.astype(jnp.int32), (0, 0))
+    cache.positions, cache.segments = write(cache.positions, places), write(cache.segments, owners)
+    cache.cursor = jnp.asarray(places.shape[1], jnp.int32)
+    positions += owners.sum(axis=1, keepdims=True)
+    return PrefillState(Transformer(config, params).begin(tokens), positions, segments, cache)
+
+
+def prefill_layer(
+    params: Params,
+    state: PrefillState,
+    layer: Int[Array, ""],
+    weights: dict[str, Int[Array, ""]],
+    records: tuple[dict[str, Array], ...],
+    codecs: tuple[Codec | None, ...],
+    *,
+    config: ModelConfig,
+    kind: LayerKind,
+    prompt_mode: AttentionMode,
+) -> PrefillState:
+    """One layer over the records' keys and values of that layer. The state's buffers are written in place.
+
+    Args:
+      weights: where the layer's weights stand (`parameters.places`).
+      records, codecs: from `Loaded`.
+    """
+    found = [_expand(*one, layer) for one in zip(records, codecs, strict=True)]
+    dtype = jnp.dtype(config.dtype)
+    k = jnp.concatenate([kv.k for kv in found], axis=3).astype(dtype)
+    v = jnp.concatenate([kv.v for kv in found], axis=2).astype(dtype)
+    cache, P = state.cache, k.shape[3]
+    marks = cache.positions[:, :P], cache.segments[:, :P]
+    k = place_keys(k, *marks, config, local=kind.local_rope)
+    out = Transformer(config, params).one_layer(
+        state.x, state.positions, state.segments, Slots(k, v, *marks), kind=kind, places=weights, mode=prompt_mode
     )
-    return _record(state, first, logits, limits)
+    own = place_keys(
+        out.kv.k.transpose(0, 2, 3, 1), state.positions, state.segments, config, local=kind.local_rope
+    )
+    cache = write_layer(cache, layer, k, v, 0)
+    cache = write_layer(cache, layer, own, out.kv.v.swapaxes(1, 2), P)
+    return dataclasses.replace(state, x=out.x, cache=_constrained(cache))
+
+
+def prefill_end(
+    params: Params,
+    cache: KVCache,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    sampling: SamplingRows,
+    limits: Limits,
+    *,
+    config: ModelConfig,
+    new_tokens: int,
+    return_logits: bool,
+) -> DecodeState:
+    """Chooses the first token after the last layer, from what a `PrefillState` holds. The cache is written in place."""
+    model = Transformer(config, params)
+    write = lambda marks, these: jax.lax.dynamic_update_slice(marks, these, (0, cache.cursor))
+    cache = dataclasses.replace(
+        cache, positions=write(cache.positions, positions), segments=write(cache.segments, segments),
+        cursor=cache.cursor + x.shape[1],
+    )  # fmt: skip
+    after = positions[:, 0] + lengths
+    return _first_token(model, model.end(x), cache, lengths, after, sampling, limits, new_tokens, return_logits)
 
 
 def decode(
@@ -125,7 +196,59 @@ def decode(
 
 
 prefill_step = jax.jit(prefill, static_argnames=("config", "slots", "new_tokens", "return_logits", "prompt_mode"))
+prefill_start_step = jax.jit(prefill_start, static_argnames=("config", "slots"))
+prefill_layer_step = jax.jit(
+    prefill_layer, static_argnames=("config", "kind", "prompt_mode"), donate_argnames=("state",)
+)
+prefill_end_step = jax.jit(
+    prefill_end, static_argnames=("config", "new_tokens", "return_logits"), donate_argnames=("cache",)
+)
 decode_step = jax.jit(decode, static_argnames=("config",), donate_argnames=("state",))
+
+
+def _places(tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
+    """Positions and segments of right-padded prompts."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return positions, (positions < lengths[:, None]).astype(jnp.int32)
+
+
+def _expand(arrays: dict[str, Array], codec: Codec | None, layer: Int[Array, ""]) -> KV:
+    """Keys `[B K H P]` and values `[B K P H]` of one layer's records."""
+    if codec is None:
+        return KV(arrays["k"], arrays["v"])
+    kv = codec.at(layer).expand({name: array[None] for name, array in arrays.items()})
+    return KV(kv.k[0].transpose(0, 2, 3, 1), kv.v[0].swapaxes(1, 2))
+
+
+def _empty(config: ModelConfig, rows: int, slots: int) -> KVCache:
+    return _constrained(empty_cache(config, rows, slots))
+
+
+def _constrained(cache: KVCache) -> KVCache:
+    """Heads and rows split as those of the activations are, from the first program on to the last."""
+    k = constrain(cache.k, (None, "rows", "kv_heads", None, None))
+    return dataclasses.replace(cache, k=k, v=constrain(cache.v, (None, "rows", "kv_heads", None, None)))
+
+
+def _first_token(
+    model: Transformer, hidden: Float[Array, "B T D"], cache: KVCache, lengths: Int[Array, " B"],
+    after: Int[Array, " B"], sampling: SamplingRows, limits: Limits, new_tokens: int, return_logits: bool,
+) -> DecodeState:  # fmt: skip
+    """The state once each prompt's last token is read; `after` is the position that the next one gets."""
+    B = len(lengths)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    logits = model.logits(last)
+    first = sample(logits, sampling, jnp.zeros((), jnp.int32))
+    state = DecodeState(
+        cache=cache,
+        step=jnp.zeros((), jnp.int32),
+        token=first,
+        position=after,
+        done=jnp.zeros(B, bool),
+        tokens=jnp.zeros((B, new_tokens), jnp.int32),
+        logits=jnp.zeros((B, new_tokens, logits.shape[-1]), jnp.float32) if return_logits else None,
+    )
+    return _record(state, first, logits, limits)
 
 
 def _record(state: DecodeState, token: jax.Array, logits: jax.Array, limits: Limits) -> DecodeState:
@@ -140,16 +263,4 @@ def _record(state: DecodeState, token: jax.Array, logits: jax.Array, limits: Lim
     step = state.step + 1
     return dataclasses.replace(
         state, tokens=tokens, logits=kept, done=state.done | ended | (step >= limits.length), step=step
-    )
-
-
-def _copy_into(working: KVCache, pieces: KVCache) -> KVCache:
-    """A cache that begins with the slots of another one."""
-    begin = lambda whole, part: jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), (0,) * whole.ndim)
-    return KVCache(
-        k=begin(working.k, pieces.k),
-        v=begin(working.v, pieces.v),
-        positions=begin(working.positions, pieces.positions),
-        segments=begin(working.segments, pieces.segments),
-        cursor=pieces.cursor,
     )

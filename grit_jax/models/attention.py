@@ -21,10 +21,21 @@ from grit_jax.types import AttentionMode, Mode
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Keys:
-    """Rotated keys, values, and where they stand; segment 0 marks an empty slot."""
+    """Rotated keys, values, and where they stand; segment 0 is padding."""
 
     k: Float[Array, "B S K H"]
     v: Float[Array, "B S K H"]
+    positions: Int[Array, "B S"]
+    segments: Int[Array, "B S"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Slots:
+    """A layer of a cache: rotated keys and values as they are read, head by head; segment 0 marks an empty slot."""
+
+    k: Float[Array, "B K H S"]
+    v: Float[Array, "B K S H"]
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]
 
@@ -35,7 +46,7 @@ def attend(
     *,
     mode: Mode,
     window: int | None = None,
-    cached: Keys | None = None,
+    cached: Slots | None = None,
     blocks: Int[Array, "B T"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
@@ -74,8 +85,9 @@ def attend(
 
 
 def _attend_one_mode(
-    q: jax.Array, own: Keys, cached: Keys | None, mode: AttentionMode, blocks: jax.Array | None, options: dict[str, Any]
-) -> jax.Array:
+    q: jax.Array, own: Keys, cached: Slots | None, mode: AttentionMode, blocks: jax.Array | None,
+    options: dict[str, Any],
+) -> jax.Array:  # fmt: skip
     prefix = mode is AttentionMode.PREFIX
     if prefix and blocks is None:
         raise ValueError("prefix attention needs `blocks`, which say what sees its later tokens")
@@ -88,7 +100,7 @@ def _attend_one_mode(
     queries = kernels.Queries(q, own.positions, own.segments, blocks)
     parts = [kernels.Part(own.k, own.v, own.positions, own.segments, blocks, causal=causal)]
     if cached is not None:
-        parts.append(kernels.Part(cached.k, cached.v, cached.positions, cached.segments, causal=False))
+        parts.append(kernels.Part(cached.k, cached.v, cached.positions, cached.segments, by_head=True))
     two_sided = mode is not AttentionMode.CAUSAL
     return kernels.blocked_attention(queries, parts, two_sided=two_sided, **options)
 

@@ -20,14 +20,16 @@ from grit_jax.types import KV, GritError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class KVCache:
-    """Rotated keys and values of `S` slots in each of `B` rows.
+    """Rotated keys and values of `S` slots in each of `B` rows, head by head.
+
+    Slots come last in the keys, so that a decoded token's products with all of them run along memory.
 
     A slot's `segments` entry says which queries see it (0: empty), its `positions` entry where it stands.
     `cursor` is the next free slot, the same in every row; ragged rows leave empty slots behind.
     """
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    k: Float[Array, "L B K H S"]
+    v: Float[Array, "L B K S H"]
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]
     cursor: Int[Array, ""]
@@ -35,15 +37,16 @@ class KVCache:
     @property
     def slots(self) -> int:
         """Capacity `S`."""
-        return self.k.shape[2]
+        return self.positions.shape[1]
 
 
 def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None = None) -> KVCache:
     """A cache with room for `slots` tokens in each row."""
-    shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
+    L, K, H = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     dtype = dtype or jnp.dtype(config.dtype)
     marks = jnp.zeros((rows, slots), jnp.int32)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), marks, marks, jnp.zeros((), jnp.int32))
+    k, v = jnp.zeros((L, rows, K, H, slots), dtype), jnp.zeros((L, rows, K, slots, H), dtype)
+    return KVCache(k, v, marks, marks, jnp.zeros((), jnp.int32))
 
 
 def rotate_keys(
@@ -84,8 +87,8 @@ def cache_from(
       GritError: a model whose documents cannot be cached.
     """
     check_records(config)
-    slots = jnp.asarray(kv.k.shape[2], jnp.int32)
-    return KVCache(rotate_keys(kv, positions, segments, config), kv.v, positions, segments, slots)
+    by_head = _by_head(KV(rotate_keys(kv, positions, segments, config), kv.v))
+    return KVCache(by_head.k, by_head.v, positions, segments, jnp.asarray(kv.k.shape[2], jnp.int32))
 
 
 def insert(
@@ -97,11 +100,39 @@ def insert(
     """
     at = cache.cursor
     write = jax.lax.dynamic_update_slice
-    keys = rotate_keys(kv, positions, segments, config).astype(cache.k.dtype)
+    by_head = _by_head(KV(rotate_keys(kv, positions, segments, config), kv.v))
     return KVCache(
-        k=write(cache.k, keys, (0, 0, at, 0, 0)),
-        v=write(cache.v, kv.v.astype(cache.v.dtype), (0, 0, at, 0, 0)),
+        k=write(cache.k, by_head.k.astype(cache.k.dtype), (0, 0, 0, 0, at)),
+        v=write(cache.v, by_head.v.astype(cache.v.dtype), (0, 0, 0, at, 0)),
         positions=write(cache.positions, positions.astype(jnp.int32), (0, at)),
         segments=write(cache.segments, segments.astype(jnp.int32), (0, at)),
         cursor=at + kv.k.shape[2],
     )
+
+
+def place_keys(
+    k: Float[Array, "B K H P"], positions: Int[Array, "B P"], segments: Int[Array, "B P"], config: ModelConfig, *,
+    local: bool,
+) -> Float[Array, "B K H P"]:  # fmt: skip
+    """One layer's keys of a record, as a cache holds them, rotated to `positions` (`local`: see `rotation`)."""
+    by = rotation(config, positions, segments, local=local)
+    cos, sin = (a.swapaxes(1, 2)[:, None] for a in (by.cos, by.sin))
+    first, second = jnp.split(k.astype(jnp.float32), 2, axis=2)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2).astype(k.dtype)
+
+
+def write_layer(
+    cache: KVCache, layer: Int[Array, ""], k: Float[Array, "B K H T"], v: Float[Array, "B K T H"], at: int
+) -> KVCache:
+    """Rotated keys and values of one layer in the slots from `at` on. The marks of the slots are the caller's."""
+    write = jax.lax.dynamic_update_slice
+    return dataclasses.replace(
+        cache,
+        k=write(cache.k, k.astype(cache.k.dtype)[None], (layer, 0, 0, 0, at)),
+        v=write(cache.v, v.astype(cache.v.dtype)[None], (layer, 0, 0, at, 0)),
+    )
+
+
+def _by_head(kv: KV) -> KV:
+    """`[L B T K H]` as a cache has them."""
+    return KV(kv.k.transpose(0, 1, 3, 4, 2), kv.v.transpose(0, 1, 3, 2, 4))

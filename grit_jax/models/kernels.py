@@ -36,7 +36,10 @@ class Queries:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Part:
-    """One group of keys. In a causal part, a key is seen from its own place in the row onwards, and by its block."""
+    """One group of keys. In a causal part, a key is seen from its own place in the row onwards, and by its block.
+
+    Those of a cache lie as there (`by_head`): keys `[B K H S]`, values `[B K S H]`.
+    """
 
     k: Float[Array, "B S K H"]
     v: Float[Array, "B S K H"]
@@ -44,14 +47,29 @@ class Part:
     segments: Int[Array, "B S"]
     blocks: Int[Array, "B S"] | None = None
     causal: bool = dataclasses.field(metadata={"static": True}, default=False)
+    by_head: bool = dataclasses.field(metadata={"static": True}, default=False)
     offset: Int[Array, ""] | int = 0  # place in the row of the part's first key
+
+    @property
+    def length(self) -> int:
+        """`S`."""
+        return self.segments.shape[1]
+
+    def cut(self, start: Int[Array, ""] | int, size: int) -> Part:
+        """`size` keys from `start` on."""
+        take = lambda x, axis: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+        return dataclasses.replace(
+            self, k=take(self.k, 3 if self.by_head else 1), v=take(self.v, 2 if self.by_head else 1),
+            positions=take(self.positions, 1), segments=take(self.segments, 1), blocks=take(self.blocks, 1),
+            offset=self.offset + start,
+        )  # fmt: skip
 
 
 def part_mask(queries: Queries, part: Part, *, window: int | None, two_sided: bool) -> Bool[Array, "B T S"]:
     """Which keys of a part each query sees."""
     mask = (queries.segments[:, :, None] == part.segments[:, None, :]) & (part.segments > 0)[:, None, :]
     if part.causal:
-        t, s = jnp.arange(queries.segments.shape[1]), part.offset + jnp.arange(part.segments.shape[1])
+        t, s = jnp.arange(queries.segments.shape[1]), part.offset + jnp.arange(part.length)
         seen = (s[None, :] <= t[:, None])[None]
         if part.blocks is not None and queries.blocks is not None:
             same = queries.blocks[:, :, None] == part.blocks[:, None, :]
@@ -72,29 +90,33 @@ def blocked_attention(
     two to four times as fast as the four-axis einsum.
     """
     B, T, N, H = queries.q.shape
-    K = parts[0].k.shape[2]
+    K = parts[0].k.shape[1 if parts[0].by_head else 2]
     G = N // K
     q = (queries.q.astype(jnp.float32) * scale).astype(queries.q.dtype)
-    if T == 1 and _platform() == "cpu":
-        return _one_token_attention(q, queries, parts, window=window, two_sided=two_sided, softcap=softcap)
+    if T == 1:
+        return _one_token_attention(q.reshape(B, K, G, H), queries, parts, window, two_sided, softcap)
     q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
 
     def scores(part: Part) -> jax.Array:
-        S = part.k.shape[1]
-        k = part.k.transpose(0, 2, 1, 3).reshape(B * K, S, H)
-        s = jnp.einsum("xth,xsh->xts", q, k, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
+        S = part.length
+        if part.by_head:
+            s = jnp.einsum("xth,xhs->xts", q, part.k.reshape(B * K, H, S), preferred_element_type=jnp.float32)
+        else:
+            k = part.k.transpose(0, 2, 1, 3).reshape(B * K, S, H)
+            s = jnp.einsum("xth,xsh->xts", q, k, preferred_element_type=jnp.float32)
         mask = part_mask(queries, part, window=window, two_sided=two_sided)
-        return jnp.where(mask[:, None, None], soft_cap(s, softcap), MASKED).reshape(B * K, G * T, S)
+        s = soft_cap(s.reshape(B, K, G, T, S), softcap)
+        return jnp.where(mask[:, None, None], s, MASKED).reshape(B * K, G * T, S)
 
     def values(p: jax.Array, part: Part) -> jax.Array:
-        v = part.v.transpose(0, 2, 1, 3).reshape(B * K, part.v.shape[1], H)
+        v = (part.v if part.by_head else part.v.transpose(0, 2, 1, 3)).reshape(B * K, part.length, H)
         return jnp.einsum("xts,xsh->xth", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
-    short = sum(part.k.shape[1] for part in parts) <= 2 * KEY_BLOCK
-    if short and (len(parts) == 1 or T > 1):
-        # One softmax over all parts. Not for a decoded token: there the running one saves a copy of the cache.
+    keys = sum(part.length for part in parts)
+    if T * keys <= (2 * KEY_BLOCK) ** 2:
+        # One softmax over all parts.
         p = jax.nn.softmax(jnp.concatenate([scores(part) for part in parts], axis=-1), axis=-1)
-        ends = np.cumsum([part.k.shape[1] for part in parts])[:-1]
+        ends = np.cumsum([part.length for part in parts])[:-1]
         out = sum(values(block, part) for block, part in zip(jnp.split(p, ends, axis=-1), parts, strict=True))
     else:
         shape = (B * K, G * T)
@@ -120,67 +142,41 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def _one_token_attention(
-    q: Float[Array, "B 1 N H"],
+    q: Float[Array, "B K G H"],
     queries: Queries,
     parts: list[Part],
-    *,
     window: int | None,
     two_sided: bool,
     softcap: float | None,
 ) -> Float[Array, "B 1 N H"]:
-    """Attention of one decoded token to long parts, keys and values read where they lie.
-
-    The query of each head is laid out over all kv heads, zeros but at its own: `K` times the products, but no
-    transposed copy of the cache, which costs XLA's CPU backend more (17.6 against 10.3 ms for 12 layers of 4608 slots).
-    """
-    B, _, N, H = q.shape
-    K = parts[0].k.shape[2]
-    G = N // K
-    own = jnp.eye(K, dtype=q.dtype)
-    spread = jnp.einsum("bkgh,kj->bjhkg", q.reshape(B, K, G, H), own).reshape(B, K * H, N)
+    """Attention of one decoded token: every part is read once, where it lies."""
 
     def scores(part: Part) -> jax.Array:
-        k = part.k.reshape(B, part.k.shape[1], K * H)
-        s = jnp.einsum("bsx,bxn->bsn", k, spread, preferred_element_type=jnp.float32)
+        s = jnp.einsum("bkgh,bkhs->bkgs" if part.by_head else "bkgh,bskh->bkgs", q, part.k,
+                       preferred_element_type=jnp.float32)  # fmt: skip
         mask = part_mask(queries, part, window=window, two_sided=two_sided)
-        return jnp.where(mask[:, 0, :, None], soft_cap(s, softcap), MASKED)
+        return jnp.where(mask[:, None], soft_cap(s, softcap), MASKED)
+
+    def values(p: jax.Array, part: Part) -> jax.Array:
+        form = "bkgs,bksh->bkgh" if part.by_head else "bkgs,bskh->bkgh"
+        return jnp.einsum(form, p.astype(part.v.dtype), part.v, preferred_element_type=jnp.float32)
 
     found = [scores(part) for part in parts]
-    top = functools.reduce(jnp.maximum, [s.max(axis=1, keepdims=True) for s in found])
+    top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in found])
     weights = [jnp.exp(s - top) for s in found]
-    total = sum(p.sum(axis=1) for p in weights)  # B N
-    out = sum(
-        jnp.einsum(
-            "bsn,bsx->bnx", p.astype(part.v.dtype), part.v.reshape(B, part.v.shape[1], K * H),
-            preferred_element_type=jnp.float32,
-        )
-        for p, part in zip(weights, parts, strict=True)
-    )  # fmt: skip
-    out = jnp.einsum("bkgjh,kj->bkgh", out.reshape(B, K, G, K, H), own.astype(out.dtype)).reshape(B, 1, N, H)
-    return (out / jnp.maximum(total, 1e-30)[:, None, :, None]).astype(queries.q.dtype)
+    total = sum(p.sum(-1, keepdims=True) for p in weights)
+    out = sum(values(p, part) for p, part in zip(weights, parts, strict=True)) / jnp.maximum(total, 1e-30)
+    return out.reshape(queries.q.shape).astype(queries.q.dtype)
 
 
 def _over_blocks(step, state, part: Part):
     """Applies `step` to the part, in blocks of keys once it is long; blocks are recomputed in the backward pass."""
-    S = part.k.shape[1]
-    if S <= 2 * KEY_BLOCK:
+    if part.length <= 2 * KEY_BLOCK:
         return step(state, part)
-    pad = -S % KEY_BLOCK
-    padded = jax.tree.map(
-        lambda x: jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2)) if jnp.ndim(x) else x, part
-    )
-
-    def body(state, index):
-        start = index * KEY_BLOCK
-        take = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=KEY_BLOCK, axis=1)
-        block = Part(
-            take(padded.k), take(padded.v), take(padded.positions), take(padded.segments),
-            None if padded.blocks is None else take(padded.blocks),
-            causal=part.causal, offset=part.offset + start,
-        )  # fmt: skip
-        return step(state, block), None
-
-    return jax.lax.scan(jax.checkpoint(body), state, jnp.arange((S + pad) // KEY_BLOCK))[0]
+    whole, rest = divmod(part.length, KEY_BLOCK)
+    block = jax.checkpoint(lambda state, start: step(state, part.cut(start, KEY_BLOCK)))
+    state = jax.lax.scan(lambda state, i: (block(state, i * KEY_BLOCK), None), state, jnp.arange(whole))[0]
+    return step(state, part.cut(whole * KEY_BLOCK, rest)) if rest else state
 
 
 def fused_attention(

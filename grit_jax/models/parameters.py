@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +89,12 @@ def owners(name: str, kinds: Sequence[LayerKind]) -> tuple[int, ...]:
     if name.startswith(DENSE):
         return tuple(i for i, kind in enumerate(kinds) if not kind.experts)
     return tuple(range(len(kinds)))
+
+
+def places(names: Iterable[str], kinds: Sequence[LayerKind], layer: int) -> dict[str, int]:
+    """Where the weights of a layer stand in their stacks; those that it does not have are left out."""
+    stacks = ((name, owners(name, kinds)) for name in names if not name.startswith(OUTSIDE_LAYERS))
+    return {name: own.index(layer) for name, own in stacks if layer in own}
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:

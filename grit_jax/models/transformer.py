@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from grit_jax.models.attention import Keys, attend
+from grit_jax.models.attention import Keys, Slots, attend
 from grit_jax.models.cache import KVCache
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.kernels import soft_cap
@@ -31,6 +32,15 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class LayerOutput:
+    """What a layer gives: its output, and its tokens' own keys (unrotated) and values `[B T K H]`."""
+
+    x: Float[Array, "B T D"]
+    kv: KV
 
 
 class Transformer(nnx.Module):
@@ -80,10 +90,7 @@ class Transformer(nnx.Module):
         c, weights = self.config, self.params()
         layers = {name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)}
         layers = row_keys(layers, tokens)
-        x = embed_tokens(tokens, weights, jnp.dtype(c.dtype))
-        if c.scale_embeddings:
-            x *= jnp.asarray(math.sqrt(c.hidden_size), x.dtype)  # rounded first, as Gemma's own code does
-        x = constrain(x, ("rows", None, None))
+        x = self.begin(tokens)
         rotations = {
             local: rotation(c, positions, segments, local=local) for local in {k.local_rope for k in c.layer_kinds}
         }
@@ -105,8 +112,48 @@ class Transformer(nnx.Module):
         if router is not None:
             sparse = sum(kind.experts for kind in c.layer_kinds)
             router = jax.tree.map(lambda total: total / sparse, router)
-        hidden = rms_norm(x, weights["final_norm"], c.rms_norm_eps, zero_centered=c.zero_centered_norm)
-        return Output(hidden, kv, router)
+        return Output(self.end(x), kv, router)
+
+    def begin(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What the first layer gets."""
+        c = self.config
+        x = embed_tokens(tokens, self.params(), jnp.dtype(c.dtype))
+        if c.scale_embeddings:
+            x *= jnp.asarray(math.sqrt(c.hidden_size), x.dtype)  # rounded first, as Gemma's own code does
+        return constrain(x, ("rows", None, None))
+
+    def one_layer(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        cached: Slots,
+        *,
+        kind: LayerKind,
+        places: Mapping[str, Any],
+        mode: Mode,
+    ) -> LayerOutput:
+        """One layer by itself, over its cached keys: what `__call__` does for each, for a caller that has them one
+        after the other.
+
+        Args:
+          kind, places: what the layer is (static), and where its weights stand (`parameters.places`).
+        """
+        c, weights = self.config, self.params()
+        own = {name: jax.tree.map(lambda a: a[at], weights[name]) for name, at in places.items()}  # noqa: B023
+        router = RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts)) if c.num_experts else None
+        (x, _), kv = _layer(
+            (x, router), (own, (cached.k, cached.v)), kind=kind, config=c, mode=mode,
+            rotations={kind.local_rope: rotation(c, positions, segments, local=kind.local_rope)},
+            positions=positions, segments=segments, cache_marks=(cached.positions, cached.segments), return_kv=True,
+            blocks=None, routed=segments,
+        )  # fmt: skip
+        return LayerOutput(x, kv)
+
+    def end(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Hidden states from what the last layer gives."""
+        c = self.config
+        return rms_norm(x, self.params()["final_norm"], c.rms_norm_eps, zero_centered=c.zero_centered_norm)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in float32."""
@@ -134,7 +181,7 @@ def _layer(
     v = v.reshape(B, T, c.num_key_value_heads, c.head_dim)
     if c.qk_norm:
         q, k = norm(q, "query_norm"), norm(k, "key_norm")
-    cached = None if cached_kv is None else Keys(*(a.astype(x.dtype) for a in cached_kv), *cache_marks)
+    cached = None if cached_kv is None else Slots(*(a.astype(x.dtype) for a in cached_kv), *cache_marks)
     own = Keys(rotate(k, by), v, positions, segments)
     out = attend(
         rotate(q, by), own, mode=mode, window=kind.window, cached=cached, blocks=blocks,

@@ -18,6 +18,7 @@ from grit_jax.progress import say
 from grit_jax.rag.costs import costs_of
 from grit_jax.rag.index import Index
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
+from grit_jax.rag.record import RecordError
 from grit_jax.rag.router import Costs, route
 from grit_jax.types import GritError
 
@@ -159,17 +160,13 @@ class Asker:
             asked = self._retrieve(questions, mode, k, instruction, given, timings)
             with timings.stage("load"):
                 records = self._records(asked, warnings)
-            readings = [
-                Reading(
-                    chosen, question, tuple(document.text for document in found),
-                    tuple(records[document.text] for document in found) if chosen in DOCUMENT_CACHES else (),
-                    asked.queries[i] if asked.queries is not None and chosen in QUERY_CACHES else None,
-                )
-                for i, (question, found, chosen) in enumerate(
-                    zip(asked.questions, asked.documents, asked.modes, strict=True)
-                )
-            ]  # fmt: skip
-            read = self._reader.read(readings, how)
+            while True:
+                try:
+                    read = self._reader.read(_readings(asked, records), how)
+                    break
+                except RecordError as error:  # in a layer that came after the first ones
+                    with timings.stage("load"):
+                        self._replace(error, asked, records, warnings)
         for name in ("load", "prefill", "decode"):
             setattr(timings, name, getattr(timings, name) + getattr(read.timings, name))
         share = timings.share(len(questions))
@@ -274,14 +271,23 @@ class Asker:
             records |= dict(zip(texts, self._reader.records(texts), strict=True))
         return records
 
+    def _replace(
+        self, error: RecordError, asked: _Asked, records: dict[str, Piece], warnings: list[list[str]]
+    ) -> None:
+        """Computes the record that turned out to be unusable."""
+        users = [i for i, found in enumerate(asked.documents) if any(d.key == error.key for d in found)]
+        text = next(d.text for i in users for d in asked.documents[i] if d.key == error.key)
+        self._warn(f"{error}; its cache is computed anew", users, warnings)
+        records[text] = self._reader.records([text])[0]
+
     def _fetch(self, documents: Sequence[_Document]) -> Sequence[Piece | GritError]:
-        """Records from the store, or what is wrong with each."""
+        """Records from the store, long ones still on their way, or what is wrong with each."""
         if not documents:
             return []
         assert self.index is not None
         names = [f"document {document.id!r}" for document in documents]
         try:
-            return self.index.store.fetch([document.key for document in documents], names)
+            return self.index.store.stream([document.key for document in documents], names)
         except GritError as error:  # the store itself
             return [GritError(f"{name}: {error}") for name in names]
 
@@ -291,6 +297,18 @@ class Asker:
         if message not in self._warned:
             self._warned.add(message)
             say(f"warning: {message}")
+
+
+def _readings(asked: _Asked, records: dict[str, Piece]) -> list[Reading]:
+    """What is to be read for each question."""
+    return [
+        Reading(
+            mode, question, tuple(document.text for document in found),
+            tuple(records[document.text] for document in found) if mode in DOCUMENT_CACHES else (),
+            asked.queries[i] if asked.queries is not None and mode in QUERY_CACHES else None,
+        )
+        for i, (question, found, mode) in enumerate(zip(asked.questions, asked.documents, asked.modes, strict=True))
+    ]  # fmt: skip
 
 
 def _shown(document: _Document) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """A document's record as bytes: a header that describes it, then its arrays layer by layer.
 
     magic (8) | header length (4) | CRC-32 of header and tokens (4) | header (JSON) | token ids | zeros to a multiple
-    of 64 | layer 0: array [T ...], array [T ...], ..., zeros to a multiple of 8 | layer 1: ...
+    of 64 | layer 0: array, array, ..., zeros to a multiple of 8 | layer 1: ...
 
-Plain records have the arrays `k` and `v` (`[T K H]`), packed ones those of their codec. Numbers are little-endian.
-Each layer has a checksum of its own, so that it can be read, checked and used before the next one has come.
+Plain records have the arrays `k` `[K H T]` and `v` `[K T H]`, as a cache holds them; packed ones those of their codec
+`[T ...]`. Numbers are little-endian. Each layer has a checksum of its own, so that it can be read, checked and used
+before the next one has come.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import ml_dtypes
@@ -26,8 +28,8 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.pieces import Codec, PackedDocument, Piece
 from grit_jax.types import DocumentKV, GritError
 
-FORMAT_VERSION = 2
-MAGIC = b"GRITKV2\n"
+FORMAT_VERSION = 3
+MAGIC = b"GRITKV3\n"
 PREFIX = struct.Struct("<8sII")
 ALIGNMENT, LAYER_ALIGNMENT = 64, 8
 NATIVE = "native"  # keys and values in the type in which the model computes
@@ -108,7 +110,7 @@ class Layout:
     """Where things stand in a record, read from its header and checked against what it must be.
 
     Attributes:
-      arrays: name, dtype and shape `[T ...]` of the arrays of a layer, in order.
+      arrays: name, dtype and shape of the arrays of a layer, in order.
       start: of layer 0.
     """
 
@@ -140,12 +142,15 @@ def encode_record(document: Piece, identity: RecordIdentity) -> bytes:
     Raises:
       ValueError: arrays that do not belong together, or not to this compression.
     """
-    arrays = {"k": document.k, "v": document.v} if isinstance(document, DocumentKV) else document.arrays
+    plain = isinstance(document, DocumentKV)
+    arrays = {"k": document.k, "v": document.v} if plain else document.arrays
     T, L = len(document.tokens), len(next(iter(arrays.values())))
     for name, array in arrays.items():
         if array.shape[:2] != (L, T) or array.dtype.name not in DTYPES:
             raise ValueError(f"{T} tokens, {L} layers, array {name} {array.dtype}{array.shape}")
-    if (identity.compression == NATIVE) != isinstance(document, DocumentKV):
+    if plain:
+        arrays = {"k": document.k.transpose(0, 2, 3, 1), "v": document.v.transpose(0, 2, 1, 3)}
+    if (identity.compression == NATIVE) != plain:
         raise ValueError(f"compression {identity.compression!r} of a {type(document).__name__}")
     layers = [b"".join(np.ascontiguousarray(array[layer]).tobytes() for array in arrays.values()) for layer in range(L)]
     layers = [layer + bytes(-len(layer) % LAYER_ALIGNMENT) for layer in layers]
@@ -156,7 +161,7 @@ def encode_record(document: Piece, identity: RecordIdentity) -> bytes:
             **identity.to_header(),
             "tokens": T,
             "token_type": ids.dtype.name,
-            "arrays": [[name, array.dtype.name, array.shape[2:]] for name, array in arrays.items()],
+            "arrays": [[name, array.dtype.name, array.shape[1:]] for name, array in arrays.items()],
             "crc32": [zlib.crc32(layer) for layer in layers],
         },
         separators=(",", ":"),
@@ -197,9 +202,7 @@ def read_layout(blob: bytes, key: str, identity: RecordIdentity, name: str) -> L
     tokens = np.frombuffer(described, dtype, offset=length).astype(np.int32)
     if document_key(tokens, identity) != key:
         raise RecordError(key, f"{name}: its record is that of another document")
-    arrays = tuple(
-        (array, DTYPES[dtype], (len(tokens), *shape)) for array, dtype, shape in header["arrays"]
-    )
+    arrays = tuple((array, DTYPES[dtype], tuple(shape)) for array, dtype, shape in header["arrays"])
     return Layout(tokens, arrays, tuple(header["crc32"]), end + -end % ALIGNMENT)
 
 
@@ -232,8 +235,35 @@ class RecordBody:
     def document(self, codec: Codec | None) -> Piece:
         """The document, once every layer is there."""
         if codec is None:
-            return DocumentKV(self.layout.tokens, self.arrays["k"], self.arrays["v"])
+            k, v = self.arrays["k"], self.arrays["v"]
+            return DocumentKV(self.layout.tokens, k.transpose(0, 3, 1, 2), v.transpose(0, 2, 1, 3))
         return PackedDocument(self.layout.tokens, self.arrays, codec)
+
+
+@dataclasses.dataclass
+class StreamedDocument:
+    """A long record whose parts, of `together` layers each, are on their way (a `ComingDocument`)."""
+
+    tokens: np.ndarray
+    codec: Codec | None
+    body: RecordBody
+    together: int
+    parts: list[Future[None]]
+
+    def layer(self, layer: int) -> dict[str, np.ndarray]:
+        """The arrays of a layer, waited for.
+
+        Raises:
+          RecordError: it cannot be read, or is damaged.
+        """
+        self.parts[layer // self.together].result()
+        return {name: array[layer] for name, array in self.body.arrays.items()}
+
+    def whole(self) -> Piece:
+        """The document with all its layers; errors as `layer`."""
+        for part in self.parts:
+            part.result()
+        return self.body.document(self.codec)
 
 
 def decode_record(blob: bytes, key: str, identity: RecordIdentity, name: str, codec: Codec | None = None) -> Piece:

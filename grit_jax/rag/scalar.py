@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from grit_jax.types import KV
 
@@ -45,6 +45,10 @@ class Scalar:
     def arrays(self) -> dict[str, Array]:
         """The calibration."""
         return {"low": self.low, "step": self.step, "bits": jnp.asarray(self.bits, jnp.int32)}
+
+    def at(self, layer: Int[Array, ""]) -> Scalar:
+        """The codec of one layer."""
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer), self)
 
     def pack(self, kv: KV) -> dict[str, Array]:
         """Codes of keys and values, and low and step of the values."""

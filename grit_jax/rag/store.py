@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from grit_jax.rag.record import (
     RecordBody,
     RecordError,
     RecordIdentity,
+    StreamedDocument,
     decode_record,
     document_key,
     encode_record,
@@ -210,13 +212,20 @@ class DocumentStore:
 
     def fetch(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[Piece | RecordError]:
         """`get_many` that returns what is wrong with a record in its place instead of raising it."""
+        return [self._whole(document) for document in self.stream(keys, names)]
+
+    def stream(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[Piece | RecordError]:
+        """`fetch` that returns as soon as the records' beginnings are there.
+
+        Layers of long records (`ComingDocument`) come while the first ones are used. What is wrong with a layer is
+        raised, as a RecordError, where it is asked for.
+        """
         names = [f"document {key[:12]}" for key in keys] if names is None else names
         heads = [self._read(key, slice(0, HEAD)) for key in keys]
-        with ThreadPoolExecutor(READERS) as pool:
-            started = [self._start(*one, pool) for one in zip(heads, keys, names, strict=True)]
-            return [self._finish(*one) for one in zip(started, keys, names, strict=True)]
+        started = [self._start(*one) for one in zip(heads, keys, names, strict=True)]
+        return [self._finish(*one) for one in zip(started, keys, names, strict=True)]
 
-    def _start(self, head: Any, key: str, name: str, pool: ThreadPoolExecutor) -> _Reading | Any:
+    def _start(self, head: Any, key: str, name: str) -> StreamedDocument | Any:
         """A long record on its way in parts; or the read of the whole of one shorter than a head."""
         try:
             result = head.result()
@@ -224,23 +233,39 @@ class DocumentStore:
         except (RecordError, ValueError, OSError):
             return self._read(key)  # also what is wrong with a record: the whole of it will say
         body = RecordBody(layout, key, name)
-        layers = max(1, PART // layout.layer_bytes)
-        return _Reading(body, [
-            pool.submit(self._part, body, first, min(first + layers, layout.layers))
-            for first in range(0, layout.layers, layers)
+        together = max(1, PART // layout.layer_bytes)
+        return StreamedDocument(layout.tokens, self.codec, body, together, [
+            self._readers.submit(self._part, body, name, first, min(first + together, layout.layers))
+            for first in range(0, layout.layers, together)
         ])  # fmt: skip
 
-    def _part(self, body: RecordBody, first: int, last: int) -> None:
+    def _whole(self, document: Piece | RecordError) -> Piece | RecordError:
+        if not isinstance(document, StreamedDocument):
+            return document
+        try:
+            return document.whole()
+        except RecordError as error:
+            return error
+
+    @functools.cached_property
+    def _readers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(READERS, "records")
+
+    def _part(self, body: RecordBody, name: str, first: int, last: int) -> None:
         layout = body.layout
         a, b = (layout.start + layer * layout.layer_bytes for layer in (first, last))
-        body.fill(first, self._read(body.key, slice(a, b)).result().value)
+        try:
+            body.fill(first, self._read(body.key, slice(a, b)).result().value)
+        except (ValueError, OSError) as error:
+            raise self._unreadable(body.key, name, error) from None
+
+    def _unreadable(self, key: str, name: str, error: Exception) -> RecordError:
+        return RecordError(key, f"{name}: its record in {self.path} cannot be read ({_short(error)})")
 
     def _finish(self, started: Any, key: str, name: str) -> Piece | RecordError:
+        if isinstance(started, StreamedDocument):
+            return started
         try:
-            if isinstance(started, _Reading):
-                for part in started.parts:
-                    part.result()
-                return started.body.document(self.codec)
             result = started.result()
             if result.state != "value":
                 return RecordError(key, f"{name}: has no record in {self.path}")
@@ -248,7 +273,7 @@ class DocumentStore:
         except RecordError as error:
             return error
         except (ValueError, OSError) as error:
-            return RecordError(key, f"{name}: its record in {self.path} cannot be read ({_short(error)})")
+            return self._unreadable(key, name, error)
 
     def _heads(self, keys: Sequence[str]) -> Iterator[bytes | None]:
         """The beginning of each record, or all of a short one; None where there is none."""
@@ -304,14 +329,6 @@ def remove_store(path: str | Path, context: ts.Context | None = None) -> None:
             shutil.rmtree(Path(path) / OCDBT_DATA, ignore_errors=True)
             if not any(Path(path).iterdir()):
                 Path(path).rmdir()
-
-
-@dataclasses.dataclass
-class _Reading:
-    """A long record, and the parts of it on their way."""
-
-    body: RecordBody
-    parts: list[Future[None]]
 
 
 def _open(path: str | Path, context: ts.Context | None) -> tuple[ts.KvStore, dict[str, Any] | None]:

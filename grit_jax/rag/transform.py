@@ -78,6 +78,10 @@ class Transform:
         names = ("mean", "scale", "axes", "low", "step", "bits")
         return {name: getattr(self, name) for name in names} | {"heads": jnp.asarray(self.heads, jnp.int32)}
 
+    def at(self, layer: Int[Array, ""]) -> Transform:
+        """The codec of one layer."""
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer), self)
+
     def pack(self, kv: KV) -> dict[str, Array]:
         """The codes' bits."""
         L, B, T, K, H = kv.k.shape

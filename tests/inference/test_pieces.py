@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from grit_jax.data.chat import GRIT
+from grit_jax.inference import decode as decode_module
 from grit_jax.inference import pieces as module
 from grit_jax.inference.decode import generate
 from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.pieces import PackedDocument, load_pieces
 from grit_jax.inference.sampling import Sampling
+from grit_jax.inference.steps import _expand
 from grit_jax.types import KV, DocumentKV, GritError
 
 
@@ -27,6 +29,9 @@ class Halves:
 
     def pack(self, kv: KV) -> dict[str, jax.Array]:
         return {"both": jnp.stack([jnp.round(kv.k), jnp.round(kv.v)], 3) / self.factor}
+
+    def at(self, layer: jax.Array) -> Halves:
+        return self
 
     def expand(self, arrays: dict[str, jax.Array]) -> KV:
         both = arrays["both"] * self.factor
@@ -75,8 +80,11 @@ def test_rows_of_packed_and_plain_pieces(tiny_config, plain, packed):
     other = PackedDocument(plain[2].tokens, {"both": packed[2].arrays["both"] / 2}, OTHER)
     rows = [[plain[0], packed[1]], [], [packed[3], plain[4], packed[5], other]]
     loaded = load_pieces(rows, tiny_config, 4)
-    kv = loaded.kv(jnp.dtype("float32"))
-    assert len(loaded.parts) == 3 and isinstance(loaded.parts[-1], KV)
+    layers = [loaded.layer(i) for i in range(tiny_config.num_hidden_layers)]
+    expanded = [[_expand(*one, i) for one in zip(layer, loaded.codecs, strict=True)] for i, layer in enumerate(layers)]
+    join = lambda name, axis: np.stack([np.concatenate([getattr(kv, name) for kv in layer], axis) for layer in expanded])
+    kv = KV(join("k", 3).transpose(0, 1, 4, 2, 3), join("v", 2).transpose(0, 1, 3, 2, 4))
+    assert len(loaded.codecs) == 3 and loaded.codecs[-1] is None
     for r, row in enumerate(rows):
         found = {int(p): s for s, p in enumerate(loaded.positions[r]) if loaded.segments[r, s]}
         assert sorted(found) == list(range(sum(len(piece.tokens) for piece in row)))
@@ -119,18 +127,48 @@ def test_answers_over_packed_records_are_those_over_their_expansion(
 
 def test_host_arrays_begin_where_the_cpu_reads_them_in_place(tiny_config, plain, packed):
     for one in (plain[0], packed[0]):
-        for array in jax.tree.leaves(load_pieces([[one]], tiny_config).parts):
-            assert not isinstance(array, np.ndarray) or array.ctypes.data % module.ALIGNMENT == 0
-    array = load_pieces([[plain[0]]], tiny_config).parts[0].k
+        for array in jax.tree.leaves(load_pieces([[one]], tiny_config).layer(0)):
+            assert array.ctypes.data % module.ALIGNMENT == 0
+    array = load_pieces([[plain[0]]], tiny_config).layer(1)[0]["k"]
     assert jax.device_put(array, jax.devices("cpu")[0]).unsafe_buffer_pointer() == array.ctypes.data
 
 
 def test_records_come_in_the_type_of_the_computation(tiny_config, plain):
     config = dataclasses.replace(tiny_config, dtype="bfloat16")
-    assert {a.dtype for a in jax.tree.leaves(load_pieces([[plain[0]]], config).parts)} == {jnp.dtype("bfloat16")}
+    assert {a.dtype for a in jax.tree.leaves(load_pieces([[plain[0]]], config).layer(0))} == {jnp.dtype("bfloat16")}
 
 
 def test_packed_records_of_another_model_are_refused(tiny_config, packed):
     config = dataclasses.replace(tiny_config, num_hidden_layers=2)
     with pytest.raises(GritError, match="prompt 0, piece 1.*another model"):
         load_pieces([[PackedDocument(packed[0].tokens, {"both": packed[0].arrays["both"][:2]}, CODEC), packed[1]]], config)
+
+
+def test_a_layer_computes_before_the_next_one_has_come(tiny_config, tiny_params, plain, monkeypatch):
+    """Records on their way give what whole ones give, and no layer is waited for before the one before has its work."""
+    order: list[str] = []
+
+    @dataclasses.dataclass
+    class Coming:
+        whole: DocumentKV
+        codec: None = None
+
+        @property
+        def tokens(self):
+            return self.whole.tokens
+
+        def layer(self, layer):
+            order.append(f"came {layer}")
+            return {"k": self.whole.k[layer].transpose(1, 2, 0), "v": self.whole.v[layer].transpose(1, 0, 2)}
+
+    def spy(params, state, layer, *args, **options):
+        order.append(f"read {layer}")
+        return step(params, state, layer, *args, **options)
+
+    step = decode_module.prefill_layer_step
+    monkeypatch.setattr(decode_module, "prefill_layer_step", spy)
+    run = lambda pieces: generate(tiny_params, tiny_config, [[5, 6, 7]], pieces=[pieces], sampling=Sampling(4))
+    expected = run(plain[:2])
+    order.clear()
+    assert run([Coming(plain[0]), plain[1]]).tokens == expected.tokens
+    assert order == [f"{what} {layer}" for layer in range(3) for what in ("came", "read")]

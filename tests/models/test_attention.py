@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grit_jax.models import kernels
-from grit_jax.models.attention import Keys, attend, visible
+from grit_jax.models.attention import Keys, Slots, attend, visible
 from grit_jax.types import AttentionMode
 
 BIDIRECTIONAL, CAUSAL, PREFIX = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL, AttentionMode.PREFIX
@@ -58,9 +58,14 @@ def naive(q, own, cached, mask):
     return jnp.einsum("bnts,bsnh->btnh", p / jnp.maximum(p.sum(-1, keepdims=True), 1e-30), v)
 
 
+def slots(keys):
+    """Keys as a cache holds them."""
+    return keys and Slots(keys.k.transpose(0, 2, 3, 1), keys.v.transpose(0, 2, 1, 3), keys.positions, keys.segments)
+
+
 def attend_now(q, own, cached, mode, window=None):
     """Compiled anew, since `KEY_BLOCK` may have changed."""
-    run = lambda *a: attend(a[0], a[1], mode=mode, window=window, cached=a[2], blocks=jnp.asarray(BLOCKS))
+    run = lambda *a: attend(a[0], a[1], mode=mode, window=window, cached=slots(a[2]), blocks=jnp.asarray(BLOCKS))
     return np.asarray(jax.jit(run)(q, own, cached))
 
 
@@ -114,7 +119,7 @@ def test_values_and_gradients(monkeypatch, mode, block, window, with_cache):
     (_, expected), expected_grads = scalar(lambda *a: naive(*a, mask))(arrays)
     blocks = jnp.asarray(BLOCKS)
     (_, out), grads = jax.jit(
-        scalar(lambda q, own, c: attend(q, own, mode=mode, window=window, cached=c, blocks=blocks))
+        scalar(lambda q, own, c: attend(q, own, mode=mode, window=window, cached=slots(c), blocks=blocks))
     )(arrays)
     assert np.isfinite(out).all() and out.dtype == jnp.float32
     np.testing.assert_allclose(np.where(seeing, out, 0), np.where(seeing, expected, 0), atol=2e-6)
@@ -132,7 +137,7 @@ def test_prefix_mode_between_the_two_others():
     """One block over everything is bidirectional, none is causal; without blocks there is nothing to go by."""
     q, own, cached = make()
     seeing = np.asarray(own.segments) > 0
-    run = lambda mode, blocks: np.asarray(attend(q, own, mode=mode, window=3, cached=cached, blocks=blocks))[seeing]
+    run = lambda mode, blocks: np.asarray(attend(q, own, mode=mode, window=3, cached=slots(cached), blocks=blocks))[seeing]
     zeros = jnp.zeros((B, T), jnp.int32)
     np.testing.assert_allclose(run(PREFIX, zeros + 1), run(BIDIRECTIONAL, None), atol=2e-6)
     own.positions = jnp.broadcast_to(jnp.arange(T), (B, T))
@@ -197,15 +202,15 @@ def test_bfloat16_keeps_its_dtype():
 def test_long_inputs_never_build_the_whole_matrix(monkeypatch):
     """Temporary memory of the forward and backward pass, as the compiler plans it."""
     monkeypatch.setattr(kernels, "KEY_BLOCK", 64)
-    length, slots = 64, 8192
+    length, many = 64, 8192
     shape = lambda tokens: (jax.ShapeDtypeStruct((1, tokens, 1, H), jnp.float32),) * 2
     marks = lambda tokens: (jax.ShapeDtypeStruct((1, tokens), jnp.int32),) * 2
-    own, cached = (Keys(*shape(n), *marks(n)) for n in (length, slots))
+    own, cached = (Keys(*shape(n), *marks(n)) for n in (length, many))
 
     @jax.jit
     @jax.grad
     def run(q, own, cached):
-        return jnp.sum(attend(q, own, mode=CAUSAL, cached=cached) ** 2)
+        return jnp.sum(attend(q, own, mode=CAUSAL, cached=slots(cached)) ** 2)
 
     memory = run.lower(shape(length)[0], own, cached).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < length * slots * 4
+    assert memory.temp_size_in_bytes < length * many * 4

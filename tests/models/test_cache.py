@@ -198,14 +198,14 @@ def test_keys_are_rotated_once(params, texts):
     turned = np.concatenate(
         [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1
     )
-    np.testing.assert_allclose(cache.k[:, 0, 3:7], turned, atol=1e-5)
-    np.testing.assert_array_equal(cache.v[:, 0, 3:7], record(kv, 2).v[:, 0])
+    np.testing.assert_allclose(jnp.moveaxis(cache.k, -1, 2)[:, 0, 3:7], turned, atol=1e-5)
+    np.testing.assert_array_equal(jnp.moveaxis(cache.v, 3, 2)[:, 0, 3:7], record(kv, 2).v[:, 0])
     np.testing.assert_array_equal(cache.positions[0, :7], np.arange(7))
     np.testing.assert_array_equal(cache.segments[0], [1] * 7 + [0] * 3)
 
     more = jax.tree.map(lambda x: x[:, :, :3], kv)
     later = jit_insert(cache, more, jnp.arange(7, 10)[None], jnp.ones((1, 3), jnp.int32), config=CONFIG)
-    np.testing.assert_array_equal(later.k[:, :, :7], cache.k[:, :, :7])
+    np.testing.assert_array_equal(later.k[..., :7], cache.k[..., :7])
     np.testing.assert_array_equal(kv.k, before)
     zeros = jnp.zeros((1, 3), jnp.int32)
     np.testing.assert_array_equal(rotate_keys(more, zeros, zeros + 1, CONFIG), more.k)
@@ -222,7 +222,7 @@ def test_cache_dtype_follows_the_computation():
     narrow = dataclasses.replace(CONFIG, dtype="bfloat16")
     assert empty_cache(narrow, 2, 3).k.dtype == jnp.bfloat16
     cache = empty_cache(narrow, 2, 3, jnp.float32)
-    assert cache.v.dtype == jnp.float32 and cache.v.shape == (2, 2, 3, 2, 8)
+    assert cache.v.dtype == jnp.float32 and cache.v.shape == (2, 2, 2, 3, 8) and cache.k.shape == (2, 2, 2, 8, 3)
     ones = jnp.ones((2, 2, 1, 2, 8), jnp.bfloat16)
     marks = jnp.ones((2, 1), jnp.int32)
     assert insert(cache, KV(ones, ones), marks, marks, narrow).k.dtype == jnp.float32

@@ -9,10 +9,11 @@ import dense_reference as dense
 import pytest
 
 from grit_jax.data.layouts import MODES, compose
+from grit_jax.rag import store as store_module
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.rag.record import encode_record
+from grit_jax.rag.record import StreamedDocument, encode_record
 from grit_jax.rag.store import RECORDS
 from grit_jax.types import GritError
 
@@ -128,15 +129,26 @@ def test_an_instruction_is_for_the_search_alone(tiny_model, asker, indices, monk
     assert plain.documents[0]["score"] != told.documents[0]["score"]
 
 
-def test_a_damaged_record_is_computed_anew_with_a_warning(tiny_model, corpus, asker, sentences, tmp_path, capsys):
+SHORT_HEAD = 1200  # bytes: every record is longer, no header is
+
+
+@pytest.mark.parametrize("head", [store_module.HEAD, SHORT_HEAD], ids=["read-whole", "layer-by-layer"])
+def test_a_damaged_record_is_computed_anew_with_a_warning(
+    tiny_model, corpus, asker, sentences, tmp_path, capsys, monkeypatch, head
+):
+    """Layer by layer, the damage shows when the prompt has gone through the layer before."""
+    monkeypatch.setattr(store_module, "HEAD", head)
+    monkeypatch.setattr(store_module, "PART", 1)
     build_index(tiny_model, corpus, tmp_path / "index", quiet=True)
     question = sentences[4]
     good = asker.ask(question, "doc", k=2, max_new_tokens=NEW)[0]
     index = Index.open(tmp_path / "index", tiny_model)
-    record = index.store.get_many([index.documents[4]["key"]])[0]
+    key = index.documents[4]["key"]
+    assert isinstance(index.store.stream([key])[0], StreamedDocument) == (head == SHORT_HEAD)
+    record = index.store.get_many([key])[0]
     for path in (tmp_path / "index" / "kv").rglob("*"):
         data = path.read_bytes() if path.is_file() else b""
-        if (at := data.find(record.v[1].tobytes())) >= 0:
+        if (at := data.find(record.v[1].transpose(1, 0, 2).tobytes())) >= 0:
             path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     again = Asker(tiny_model, Index.open(tmp_path / "index", tiny_model))
     again = again.ask(question, "doc", k=2, max_new_tokens=NEW)[0]

@@ -61,7 +61,7 @@ def test_special_numbers_and_bfloat16_survive():
 
 
 def test_a_layer_can_be_read_by_itself(store):
-    """Layer-major bytes: K then V of layer i lie together, at a place that the header gives."""
+    """Layer-major bytes: K then V of layer i lie together head by head, at a place that the header gives."""
     document = DOCUMENTS[2]
     blob = encode_record(document, IDENTITY)
     layout = read_layout(blob, store.key(document.tokens), IDENTITY, "d")
@@ -69,8 +69,8 @@ def test_a_layer_can_be_read_by_itself(store):
     assert start % 64 == 0 and len(blob) == layout.size == start + 3 * size
     for layer in range(3):
         part = np.frombuffer(blob[start + layer * size : start + (layer + 1) * size], np.float32)
-        np.testing.assert_array_equal(part.reshape(2, 40, 1, 4)[0], document.k[layer])
-        np.testing.assert_array_equal(part.reshape(2, 40, 1, 4)[1], document.v[layer])
+        np.testing.assert_array_equal(part[:160].reshape(1, 4, 40), document.k[layer].transpose(1, 2, 0))
+        np.testing.assert_array_equal(part[160:].reshape(1, 40, 4), document.v[layer].transpose(1, 0, 2))
     assert layout.tokens.tolist() == list(range(10, 50)) and b'"attention":"bidirectional"' in blob
 
 
@@ -143,12 +143,16 @@ def test_long_records_are_read_in_parts(tmp_path, monkeypatch):
     # The short one whole, after a head that it is shorter than; layers of 1280 and 2880 bytes one at a time.
     assert sorted(part.stop - part.start if part else 0 for part in read) == [0] + [800] * 3 + [1280] * 3 + [2880] * 3
     path = largest_file(tmp_path / "kv")
-    data, victim = bytearray(path.read_bytes()), documents[2].v[1].tobytes()
+    data, victim = bytearray(path.read_bytes()), documents[2].v[1].transpose(1, 0, 2).tobytes()
     data[data.index(victim) + 9] ^= 1
     path.write_bytes(data)
     found = DocumentStore.open(tmp_path / "kv", IDENTITY).fetch(keys, ["a", "b", "document 'c'"])
     assert_same(found[0], documents[0])
     assert isinstance(found[2], RecordError) and "document 'c'" in str(found[2]) and "layer 1" in str(found[2])
+    coming = DocumentStore.open(tmp_path / "kv", IDENTITY).stream(keys, ["a", "b", "document 'c'"])[2]
+    np.testing.assert_array_equal(coming.layer(0)["k"], documents[2].k[0].transpose(1, 2, 0))
+    with pytest.raises(RecordError, match="document 'c'.*layer 1"):
+        coming.layer(1)
 
 
 @pytest.mark.parametrize("url", ["memory://records/of/mine", "file://{}/records"])
@@ -250,7 +254,7 @@ def largest_file(folder):
 
 def test_a_damaged_file_spoils_only_its_record(store, tmp_path):
     path = largest_file(tmp_path / "kv")
-    data, victim = bytearray(path.read_bytes()), DOCUMENTS[2].v[1].tobytes()
+    data, victim = bytearray(path.read_bytes()), DOCUMENTS[2].v[1].transpose(1, 0, 2).tobytes()
     at = data.index(victim)
     data[at + 3] ^= 16
     path.write_bytes(data)
