@@ -40,7 +40,7 @@ from grit_jax.types import AttentionMode, GritError
 ROWS_PER_CALL = 16  # prompts decoded together, fewer where their cache would be larger than this many bytes
 MOST_CACHE_BYTES = 4 * 2**30
 SHORTEST_PROMPT, SHORTEST_ANSWER = 32, 16  # smallest buckets, in tokens
-SLOTS = 128  # caches have a multiple of so many
+SLOTS = 128  # a cache for prompts and answers has a multiple of so many
 
 OnTokens = Callable[[int, list[int]], None]
 
@@ -98,6 +98,7 @@ def generate(
     on_tokens: OnTokens | None = None,
     stream_every: int = 1,
     mode: AttentionMode = AttentionMode.CAUSAL,
+    int8_records: bool = False,
 ) -> Generation:
     """Continues prompts, each after its own cached pieces.
 
@@ -111,6 +112,8 @@ def generate(
       eos_ids: tokens that end an answer.
       on_tokens: called with (number of the prompt, its new tokens) every `stream_every` tokens.
       mode: how the model generates; PREFIX reads a prompt bidirectionally, as a prefix language model was trained to.
+      int8_records: keep the records' keys and values on the device as int8, in a scale for each key channel and each
+        value: a quarter of float32 to hold, and to read once a token.
 
     Raises:
       GritError: an empty prompt, an id outside the vocabulary, or a record of another model.
@@ -122,7 +125,7 @@ def generate(
     with show_progress(len(requests), "generate", "answers", quiet=not progress) as bar:
         for batch in _batches(requests, config, rows_per_call):
             with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-                one = _Batch(params, config, batch, list(eos_ids), return_logits, mode)
+                one = _Batch(params, config, batch, list(eos_ids), return_logits, mode, int8_records)
                 found = one.run(result, on_tokens, stream_every)
             if found is not None:
                 logits.append(([request.number for request in batch], found))
@@ -171,11 +174,6 @@ def cache_fits(config: ModelConfig, rows: int, length: int) -> bool:
     return _padded(rows) * length * slot <= MOST_CACHE_BYTES
 
 
-def cache_slots(pieces: int, prompt: int, new_tokens: int) -> int:
-    """Capacity of a cache for so many tokens."""
-    return round_up(pieces + prompt + new_tokens, SLOTS)
-
-
 def _padded(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
@@ -191,7 +189,9 @@ class _Batch:
         eos_ids: list[int],
         return_logits: bool,
         mode: AttentionMode,
+        int8_records: bool,
     ):
+        self.int8_records = int8_records
         self.params, self.config, self.requests = params, config, requests
         self.eos_ids, self.return_logits = eos_ids, return_logits
         prefix = mode is AttentionMode.PREFIX
@@ -215,19 +215,20 @@ class _Batch:
         sampling = sampling_rows([*(request.sampling for request in self.requests), *fillers])
         limit = Limits(limits, ignore, np.asarray(self.eos_ids or [-1], np.int32))  # type: ignore[arg-type]
         new_tokens = bucket(longest, SHORTEST_ANSWER)
-        how: dict[str, Any] = {"new_tokens": new_tokens, "return_logits": self.return_logits}
-        waited = 0.0
+        how: dict[str, Any] = {
+            "config": self.config, "slots": round_up(tokens.shape[1] + new_tokens, SLOTS), "new_tokens": new_tokens,
+            "return_logits": self.return_logits,
+        }  # fmt: skip
+        records, waited = None, 0.0
         if any(len(request.pieces) for request in self.requests):
-            read, waited = self._read_over_records(tokens, lengths, new_tokens)
-            state = prefill_end_step(
-                self.params, read.cache, read.x, read.positions, read.segments, lengths, sampling, limit,
-                config=self.config, **how,
-            )  # fmt: skip
+            read, waited = self._read_over_records(tokens, lengths)
+            records = read.records
+            state = prefill_end_step(self.params, read, lengths, sampling, limit, **how)
+            del read
         else:
             state = prefill_step(
-                self.params, tokens, lengths, sampling, limit, config=self.config,
-                slots=cache_slots(0, tokens.shape[1], new_tokens), prompt_mode=self.prompt_mode, **how,
-            )  # fmt: skip
+                self.params, tokens, lengths, sampling, limit, prompt_mode=self.prompt_mode, **how
+            )
         state.token.block_until_ready()
         result.timings.load += waited
         result.timings.prefill += (after := time.perf_counter()) - start - waited
@@ -242,7 +243,7 @@ class _Batch:
             if finished:
                 break
             until = step + stream_every if on_tokens is not None else new_tokens
-            state = decode_step(self.params, state, np.int32(until), sampling, limit, config=self.config)
+            state = decode_step(self.params, state, records, np.int32(until), sampling, limit, config=self.config)
         result.timings.decode += time.perf_counter() - after
         for request, answer, ended in zip(self.requests, self.answers, self.ended, strict=True):
             result.tokens[request.number] = answer
@@ -250,7 +251,7 @@ class _Batch:
         return np.asarray(state.logits)[: len(self.requests), :step] if self.return_logits else None
 
     def _read_over_records(
-        self, tokens: np.ndarray, lengths: np.ndarray, new_tokens: int
+        self, tokens: np.ndarray, lengths: np.ndarray
     ) -> tuple[PrefillState, float]:
         """Takes the prompts through all layers, and the seconds that this waited for records.
 
@@ -259,10 +260,10 @@ class _Batch:
         config, began = self.config, time.perf_counter()
         loaded = load_pieces([request.pieces for request in self.requests], config, len(lengths))
         waited = time.perf_counter() - began
-        slots = cache_slots(loaded.positions.shape[1], tokens.shape[1], new_tokens)
         state = prefill_start_step(
-            self.params, tokens, lengths, loaded.positions, loaded.segments, config=config, slots=slots
-        )
+            self.params, tokens, lengths, loaded.positions, loaded.segments, config=config,
+            dtype=jnp.dtype(jnp.int8 if self.int8_records else config.dtype),
+        )  # fmt: skip
         for layer, kind in enumerate(config.layer_kinds):
             began = time.perf_counter()
             records = jax.device_put(loaded.layer(layer))

@@ -248,11 +248,13 @@ class GritLM:
         sampling: Sampling | Sequence[Sampling] = GREEDY,
         return_logits: bool = False,
         on_tokens: Callable[[int, list[int]], None] | None = None,
+        int8_records: bool = False,
     ) -> Generation:
         """`decode.generate` with this model's weights and stop ids."""
         return generate(
             self.params, self.config, prompts, pieces=pieces, sampling=sampling, eos_ids=self.stop_ids,
             return_logits=return_logits, mesh=self.mesh, on_tokens=on_tokens, mode=self.generation_mode,
+            int8_records=int8_records,
         )  # fmt: skip
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:

@@ -26,7 +26,11 @@ ALIGNMENT = 64  # bytes; XLA's CPU backend reads host arrays that begin at such 
 
 
 class Codec(Protocol):
-    """A way to pack keys and values. A pytree: its calibration goes into compiled programs as an argument."""
+    """A way to pack keys and values. A pytree: its calibration goes into compiled programs as an argument.
+
+    Packed arrays that are named `k...` and `v...` have heads `[L B T K ...]`: a layer of them is stored and read as a
+    cache holds keys and values (`token_axis`).
+    """
 
     def pack(self, kv: KV) -> dict[str, Array]:
         """Arrays `[L B T ...]` by name, as they are to be stored."""
@@ -36,8 +40,8 @@ class Codec(Protocol):
         """Nearly the same keys and values, in float32."""
         ...
 
-    def at(self, layer: Int[Array, ""]) -> Codec:
-        """The codec of one layer: its arrays are `[1 B T ...]`."""
+    def expand_layer(self, arrays: dict[str, Array], layer: Int[Array, ""]) -> KV:
+        """Those of one layer, by head: `[B K H T]` and `[B K T H]`, from arrays that are stored so."""
         ...
 
 
@@ -57,12 +61,18 @@ class ComingDocument(Protocol):
     codec: Codec | None  # None: plain
 
     def layer(self, layer: int) -> dict[str, np.ndarray]:
-        """The arrays of a layer, waited for: `k` `[K H T]` and `v` `[K T H]`, or those of the codec `[T ...]`.
+        """The arrays of a layer, waited for: `k` `[K H T]` and `v` `[K T H]`, or those of the codec.
 
         Raises:
           GritError: they cannot be used.
         """
         ...
+
+
+def token_axis(name: str) -> int:
+    """Where the tokens stand in a layer's array `name`: keys are by head with tokens last `[K X T]`, values `[K T X]`,
+    and what belongs to both is `[T ...]`."""
+    return {"k": 2, "v": 1}.get(name[0], 0)
 
 
 Piece: TypeAlias = "DocumentKV | PackedDocument | ComingDocument"
@@ -86,7 +96,7 @@ class Loaded:
         return tuple(side.codec for side in self.sides)
 
     def layer(self, layer: int) -> tuple[dict[str, np.ndarray], ...]:
-        """The arrays of each kind: `k` `[B K H P]` and `v` `[B K P H]` of plain pieces, `[B P ...]` of packed ones.
+        """The arrays of each kind, rows first: `k` `[B K H P]` and `v` `[B K P H]` of plain pieces.
 
         Raises:
           GritError: a record that is on its way cannot be used.
@@ -157,7 +167,7 @@ class _Side:
             for placed in row:
                 T = len(placed.piece.tokens)
                 for name, array in _layer_of(placed.piece, layer).items():
-                    axis = 0 if self.codec is not None else {"k": 2, "v": 1}[name]  # of the tokens
+                    axis = token_axis(name)
                     if name not in arrays:
                         dtype = array.dtype if self.codec is not None else np.dtype(jnp.dtype(self.config.dtype))
                         shape = (*array.shape[:axis], P, *array.shape[axis + 1 :])
@@ -169,10 +179,12 @@ class _Side:
 
 def _layer_of(piece: Piece, layer: int) -> dict[str, np.ndarray]:
     if isinstance(piece, DocumentKV):
-        return {"k": piece.k[layer].transpose(1, 2, 0), "v": piece.v[layer].transpose(1, 0, 2)}
-    if isinstance(piece, PackedDocument):
-        return {name: array[layer] for name, array in piece.arrays.items()}
-    return piece.layer(layer)
+        arrays = {"k": piece.k, "v": piece.v}
+    elif isinstance(piece, PackedDocument):
+        arrays = piece.arrays
+    else:
+        return piece.layer(layer)
+    return {name: np.moveaxis(array[layer], 0, token_axis(name)) for name, array in arrays.items()}
 
 
 def _check_shape(piece: Piece, config: ModelConfig, name: str) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from grit_jax.data.packing import round_up
 
-SHORTEST_ROW = 64  # tokens; one short query is one such row
+SHORTEST_ROW = 64  # tokens
+SHORTEST_QUERY = 16  # of a row that is called for alone
 PACKED_ROW = 256  # rows that hold several texts are at least this long, so that short texts fill them
 TILE = 128
 TOKENS_PER_SEGMENT = 4  # a row of T tokens holds at most T / 4 texts: the width of the pooled array is T / 4
@@ -62,7 +63,7 @@ def plan_calls(lengths: Sequence[int], tokens_per_call: int, row_multiple: int =
         rows = [row for _, row in left]
         length = left[0][0]
         if not calls and len(rows) == 1:  # a query or two: as short as they are
-            length = min(length, bucket(sum(lengths[i] for i in rows[0])))
+            length = min(length, bucket(sum(lengths[i] for i in rows[0]), SHORTEST_QUERY))
         full = _rows(length, tokens_per_call, row_multiple)
         known = any(call.length == length for call in calls)
         count = full if known else min(full, round_up(1 << (len(rows) - 1).bit_length(), row_multiple))

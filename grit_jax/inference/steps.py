@@ -28,7 +28,10 @@ CAUSAL = AttentionMode.CAUSAL
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class DecodeState:
-    """Where a batch stands: `step` tokens are chosen, the last of them (`token`) is not yet in the cache."""
+    """Where a batch stands: `step` tokens are chosen, the last of them (`token`) is not yet in the cache.
+
+    `cache` holds prompts and answers; records are beside it, in a cache that is only read.
+    """
 
     cache: KVCache
     step: Int[Array, ""]
@@ -52,12 +55,13 @@ class Limits:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class PrefillState:
-    """Prompts on their way through the layers: `x` goes into the next one, the layers before it are in the cache."""
+    """Prompts on their way through the layers: `x` goes into the next one, the layers before it are in the caches."""
 
     x: Float[Array, "B T D"]
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
-    cache: KVCache
+    records: KVCache
+    own: KVCache  # the prompts' keys and values; its marks are not used
 
 
 def prefill(
@@ -94,16 +98,19 @@ def prefill_start(
     owners: Int[Array, "B P"],
     *,
     config: ModelConfig,
-    slots: int,
+    dtype: jnp.dtype,
 ) -> PrefillState:
-    """Prompts after records whose tokens stand at `places` (`owners` 0: an empty slot); `slots` as in `prefill`."""
+    """Prompts after records whose tokens stand at `places` (`owners` 0: an empty slot) and are kept as `dtype`."""
+    (B, T), P = tokens.shape, places.shape[1]
     positions, segments = _places(tokens, lengths)
-    cache = _empty(config, tokens.shape[0], slots)
-    write = lambda marks, these: jax.lax.dynamic_update_slice(marks, these.astype(jnp.int32), (0, 0))
-    cache.positions, cache.segments = write(cache.positions, places), write(cache.segments, owners)
-    cache.cursor = jnp.asarray(places.shape[1], jnp.int32)
-    positions += owners.sum(axis=1, keepdims=True)
-    return PrefillState(Transformer(config, params).begin(tokens), positions, segments, cache)
+    records = _constrained(empty_cache(config, B, P, dtype))
+    records = dataclasses.replace(
+        records, positions=places.astype(jnp.int32), segments=owners.astype(jnp.int32), cursor=jnp.asarray(P, jnp.int32)
+    )
+    own = empty_cache(config, B, T)
+    return PrefillState(
+        Transformer(config, params).begin(tokens), positions + owners.sum(axis=1, keepdims=True), segments, records, own
+    )
 
 
 def prefill_layer(
@@ -125,51 +132,55 @@ def prefill_layer(
       records, codecs: from `Loaded`.
     """
     found = [_expand(*one, layer) for one in zip(records, codecs, strict=True)]
-    dtype = jnp.dtype(config.dtype)
-    k = jnp.concatenate([kv.k for kv in found], axis=3).astype(dtype)
-    v = jnp.concatenate([kv.v for kv in found], axis=2).astype(dtype)
-    cache, P = state.cache, k.shape[3]
-    marks = cache.positions[:, :P], cache.segments[:, :P]
-    k = place_keys(k, *marks, config, local=kind.local_rope)
+    k, v = found[0].k, found[0].v
+    if len(found) > 1:
+        k, v = jnp.concatenate([kv.k for kv in found], axis=3), jnp.concatenate([kv.v for kv in found], axis=2)
+    before = state.records
+    keys = place_keys(k, before.positions, before.segments, config, local=kind.local_rope)
+    before = write_layer(before, layer, keys, v)
+    scales = (None if scale is None else scale[layer] for scale in (before.k_scale, before.v_scale))
+    cached = Slots(before.k[layer], before.v[layer], before.positions, before.segments, *scales)
     out = Transformer(config, params).one_layer(
-        state.x, state.positions, state.segments, Slots(k, v, *marks), kind=kind, places=weights, mode=prompt_mode
+        state.x, state.positions, state.segments, cached, kind=kind, places=weights, mode=prompt_mode
     )
-    own = place_keys(
-        out.kv.k.transpose(0, 2, 3, 1), state.positions, state.segments, config, local=kind.local_rope
-    )
-    cache = write_layer(cache, layer, k, v, 0)
-    cache = write_layer(cache, layer, own, out.kv.v.swapaxes(1, 2), P)
-    return dataclasses.replace(state, x=out.x, cache=_constrained(cache))
+    own = out.kv.k.transpose(0, 2, 3, 1)
+    own_keys = place_keys(own, state.positions, state.segments, config, local=kind.local_rope)
+    return dataclasses.replace(
+        state, x=out.x, records=_constrained(before),
+        own=_constrained(write_layer(state.own, layer, own_keys, out.kv.v.swapaxes(1, 2))),
+    )  # fmt: skip
 
 
 def prefill_end(
     params: Params,
-    cache: KVCache,
-    x: Float[Array, "B T D"],
-    positions: Int[Array, "B T"],
-    segments: Int[Array, "B T"],
+    state: PrefillState,
     lengths: Int[Array, " B"],
     sampling: SamplingRows,
     limits: Limits,
     *,
     config: ModelConfig,
+    slots: int,
     new_tokens: int,
     return_logits: bool,
 ) -> DecodeState:
-    """Chooses the first token after the last layer, from what a `PrefillState` holds. The cache is written in place."""
-    model = Transformer(config, params)
-    write = lambda marks, these: jax.lax.dynamic_update_slice(marks, these, (0, cache.cursor))
-    cache = dataclasses.replace(
-        cache, positions=write(cache.positions, positions), segments=write(cache.segments, segments),
-        cursor=cache.cursor + x.shape[1],
+    """Chooses the first token after the last layer. The records stay where they are; `slots` are for the rest."""
+    model, (B, T, _) = Transformer(config, params), state.x.shape
+    begin = lambda whole, part: jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), (0,) * whole.ndim)
+    cache = _empty(config, B, slots)
+    cache = KVCache(
+        begin(cache.k, state.own.k), begin(cache.v, state.own.v), begin(cache.positions, state.positions),
+        begin(cache.segments, state.segments), jnp.asarray(T, jnp.int32),
     )  # fmt: skip
-    after = positions[:, 0] + lengths
-    return _first_token(model, model.end(x), cache, lengths, after, sampling, limits, new_tokens, return_logits)
+    after = state.positions[:, 0] + lengths
+    return _first_token(
+        model, model.end(state.x), cache, lengths, after, sampling, limits, new_tokens, return_logits
+    )
 
 
 def decode(
     params: Params,
     state: DecodeState,
+    records: KVCache | None,
     until: Int[Array, ""],
     sampling: SamplingRows,
     limits: Limits,
@@ -177,7 +188,7 @@ def decode(
     config: ModelConfig,
 ) -> DecodeState:
     """Decodes until `until` tokens are chosen or every row has ended. The state's buffers are written in place."""
-    model = Transformer(config, params)
+    model, before = Transformer(config, params), (records,) if records is not None else ()
 
     def goes_on(state: DecodeState) -> jax.Array:
         return (state.step < until) & ~jnp.all(state.done)
@@ -185,7 +196,7 @@ def decode(
     def body(state: DecodeState) -> DecodeState:
         tokens, positions = state.token[:, None], state.position[:, None]
         segments = jnp.ones_like(tokens)
-        out = model(tokens, positions, segments, mode=CAUSAL, cache=state.cache, return_kv=True)
+        out = model(tokens, positions, segments, mode=CAUSAL, cache=(*before, state.cache), return_kv=True)
         cache = insert(state.cache, out.kv, positions, segments, config)
         logits = model.logits(out.hidden[:, 0])
         token = sample(logits, sampling, state.step)
@@ -196,13 +207,11 @@ def decode(
 
 
 prefill_step = jax.jit(prefill, static_argnames=("config", "slots", "new_tokens", "return_logits", "prompt_mode"))
-prefill_start_step = jax.jit(prefill_start, static_argnames=("config", "slots"))
+prefill_start_step = jax.jit(prefill_start, static_argnames=("config", "dtype"))
 prefill_layer_step = jax.jit(
     prefill_layer, static_argnames=("config", "kind", "prompt_mode"), donate_argnames=("state",)
 )
-prefill_end_step = jax.jit(
-    prefill_end, static_argnames=("config", "new_tokens", "return_logits"), donate_argnames=("cache",)
-)
+prefill_end_step = jax.jit(prefill_end, static_argnames=("config", "slots", "new_tokens", "return_logits"))
 decode_step = jax.jit(decode, static_argnames=("config",), donate_argnames=("state",))
 
 
@@ -214,10 +223,7 @@ def _places(tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> tuple[Array
 
 def _expand(arrays: dict[str, Array], codec: Codec | None, layer: Int[Array, ""]) -> KV:
     """Keys `[B K H P]` and values `[B K P H]` of one layer's records."""
-    if codec is None:
-        return KV(arrays["k"], arrays["v"])
-    kv = codec.at(layer).expand({name: array[None] for name, array in arrays.items()})
-    return KV(kv.k[0].transpose(0, 2, 3, 1), kv.v[0].swapaxes(1, 2))
+    return KV(arrays["k"], arrays["v"]) if codec is None else codec.expand_layer(arrays, layer)
 
 
 def _empty(config: ModelConfig, rows: int, slots: int) -> KVCache:

@@ -8,6 +8,7 @@ bounds both by position.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,12 +33,14 @@ class Keys:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Slots:
-    """A layer of a cache: rotated keys and values as they are read, head by head; segment 0 marks an empty slot."""
+    """A layer of a cache (see `cache.KVCache`); segment 0 marks an empty slot."""
 
     k: Float[Array, "B K H S"]
     v: Float[Array, "B K S H"]
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]
+    k_scale: Float[Array, "B K H"] | None = None
+    v_scale: Float[Array, "B K S"] | None = None
 
 
 def attend(
@@ -46,7 +49,7 @@ def attend(
     *,
     mode: Mode,
     window: int | None = None,
-    cached: Slots | None = None,
+    cached: Sequence[Slots] = (),
     blocks: Int[Array, "B T"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
@@ -78,29 +81,34 @@ def attend(
     for block_mode, rows in mode:
         pick = lambda x: fold(x)[:, start : start + rows].reshape(-1, *x.shape[1:])  # noqa: B023 - used at once
         take = lambda tree: jax.tree.map(pick, tree)  # noqa: B023
-        out = _attend_one_mode(take(q), take(own), take(cached), block_mode, take(blocks), options)
+        out = _attend_one_mode(take(q), take(own), take(tuple(cached)), block_mode, take(blocks), options)
         outputs.append(out.reshape(-1, rows, *out.shape[1:]))
         start += rows
     return jnp.concatenate(outputs, axis=1).reshape(q.shape)
 
 
 def _attend_one_mode(
-    q: jax.Array, own: Keys, cached: Slots | None, mode: AttentionMode, blocks: jax.Array | None,
+    q: jax.Array, own: Keys, cached: Sequence[Slots], mode: AttentionMode, blocks: jax.Array | None,
     options: dict[str, Any],
 ) -> jax.Array:  # fmt: skip
     prefix = mode is AttentionMode.PREFIX
     if prefix and blocks is None:
         raise ValueError("prefix attention needs `blocks`, which say what sees its later tokens")
     causal = mode is not AttentionMode.BIDIRECTIONAL
-    if cached is None and not prefix:  # no fused kernel knows blocks
+    if not cached and not prefix:  # no fused kernel knows blocks
         fused = kernels.fused_attention(q, own.k, own.v, own.segments, causal=causal, **options)
         if fused is not None:
             return fused
     blocks = blocks if prefix else None
     queries = kernels.Queries(q, own.positions, own.segments, blocks)
     parts = [kernels.Part(own.k, own.v, own.positions, own.segments, blocks, causal=causal)]
-    if cached is not None:
-        parts.append(kernels.Part(cached.k, cached.v, cached.positions, cached.segments, by_head=True))
+    parts += [
+        kernels.Part(
+            slots.k, slots.v, slots.positions, slots.segments, by_head=True, k_scale=slots.k_scale,
+            v_scale=slots.v_scale,
+        )
+        for slots in cached
+    ]  # fmt: skip
     two_sided = mode is not AttentionMode.CAUSAL
     return kernels.blocked_attention(queries, parts, two_sided=two_sided, **options)
 

@@ -16,6 +16,8 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.rotary import Rotation, depends_on_length, rotate, rotation
 from grit_jax.types import KV, GritError
 
+INT8, TINY = 127, 1e-12  # largest code, smallest scale
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
@@ -24,6 +26,7 @@ class KVCache:
 
     Slots come last in the keys, so that a decoded token's products with all of them run along memory.
 
+    With scales they are int8: a key channel is worth its `k_scale`, a value its `v_scale`; such a cache is only read.
     A slot's `segments` entry says which queries see it (0: empty), its `positions` entry where it stands.
     `cursor` is the next free slot, the same in every row; ragged rows leave empty slots behind.
     """
@@ -33,6 +36,8 @@ class KVCache:
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]
     cursor: Int[Array, ""]
+    k_scale: Float[Array, "L B K H"] | None = None
+    v_scale: Float[Array, "L B K S"] | None = None
 
     @property
     def slots(self) -> int:
@@ -41,12 +46,13 @@ class KVCache:
 
 
 def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None = None) -> KVCache:
-    """A cache with room for `slots` tokens in each row."""
+    """A cache with room for `slots` tokens in each row; int8 brings scales."""
     L, K, H = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     dtype = dtype or jnp.dtype(config.dtype)
     marks = jnp.zeros((rows, slots), jnp.int32)
     k, v = jnp.zeros((L, rows, K, H, slots), dtype), jnp.zeros((L, rows, K, slots, H), dtype)
-    return KVCache(k, v, marks, marks, jnp.zeros((), jnp.int32))
+    scales = (None, None) if dtype != jnp.int8 else (jnp.zeros((L, rows, K, H)), jnp.zeros((L, rows, K, slots)))
+    return KVCache(k, v, marks, marks, jnp.zeros((), jnp.int32), *scales)
 
 
 def rotate_keys(
@@ -113,24 +119,41 @@ def insert(
 def place_keys(
     k: Float[Array, "B K H P"], positions: Int[Array, "B P"], segments: Int[Array, "B P"], config: ModelConfig, *,
     local: bool,
-) -> Float[Array, "B K H P"]:  # fmt: skip
-    """One layer's keys of a record, as a cache holds them, rotated to `positions` (`local`: see `rotation`)."""
+) -> tuple[Float[Array, "B K H/2 P"], Float[Array, "B K H/2 P"]]:  # fmt: skip
+    """One layer's keys of a record rotated to `positions` (`local`: see `rotation`): each half of the channels."""
     by = rotation(config, positions, segments, local=local)
     cos, sin = (a.swapaxes(1, 2)[:, None] for a in (by.cos, by.sin))
     first, second = jnp.split(k.astype(jnp.float32), 2, axis=2)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2).astype(k.dtype)
+    return first * cos - second * sin, second * cos + first * sin
 
 
 def write_layer(
-    cache: KVCache, layer: Int[Array, ""], k: Float[Array, "B K H T"], v: Float[Array, "B K T H"], at: int
+    cache: KVCache,
+    layer: Int[Array, ""],
+    halves: tuple[Float[Array, "B K H/2 T"], Float[Array, "B K H/2 T"]],
+    v: Float[Array, "B K T H"],
 ) -> KVCache:
-    """Rotated keys and values of one layer in the slots from `at` on. The marks of the slots are the caller's."""
-    write = jax.lax.dynamic_update_slice
-    return dataclasses.replace(
-        cache,
-        k=write(cache.k, k.astype(cache.k.dtype)[None], (layer, 0, 0, 0, at)),
-        v=write(cache.v, v.astype(cache.v.dtype)[None], (layer, 0, 0, at, 0)),
-    )
+    """Rotated keys (from `place_keys`) and values of one layer in the first slots, as int8 where the cache is.
+
+    The halves are written one by one: joined first, they would cost XLA's CPU backend more than everything else here.
+    The marks of the slots are the caller's.
+    """
+
+    def write(whole: Array, part: Array, channel: int = 0) -> Array:
+        at = (layer, 0, 0, channel, 0)[: whole.ndim]
+        return jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype)[None], at)
+
+    k, v_cache, k_scale, v_scale = cache.k, cache.v, cache.k_scale, cache.v_scale
+    if v_scale is not None:
+        worth = jnp.maximum(jnp.abs(v).max(3) / INT8, TINY)
+        v_scale, v = write(v_scale, worth), jnp.round(v / worth[..., None])
+    for number, half in enumerate(halves):
+        channel = number * half.shape[2]
+        if k_scale is not None:
+            worth = jnp.maximum(jnp.abs(half).max(3) / INT8, TINY)
+            k_scale, half = write(k_scale, worth, channel), jnp.round(half / worth[..., None])
+        k = write(k, half, channel)
+    return dataclasses.replace(cache, k=k, v=write(v_cache, v), k_scale=k_scale, v_scale=v_scale)
 
 
 def _by_head(kv: KV) -> KV:

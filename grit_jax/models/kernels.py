@@ -38,7 +38,8 @@ class Queries:
 class Part:
     """One group of keys. In a causal part, a key is seen from its own place in the row onwards, and by its block.
 
-    Those of a cache lie as there (`by_head`): keys `[B K H S]`, values `[B K S H]`.
+    Those of a cache lie as there (`by_head`): keys `[B K H S]`, values `[B K S H]`. Where they are int8, a key channel
+    is worth its `k_scale` and a value its `v_scale`.
     """
 
     k: Float[Array, "B S K H"]
@@ -49,6 +50,8 @@ class Part:
     causal: bool = dataclasses.field(metadata={"static": True}, default=False)
     by_head: bool = dataclasses.field(metadata={"static": True}, default=False)
     offset: Int[Array, ""] | int = 0  # place in the row of the part's first key
+    k_scale: Float[Array, "B K H"] | None = None
+    v_scale: Float[Array, "B K S"] | None = None
 
     @property
     def length(self) -> int:
@@ -61,7 +64,7 @@ class Part:
         return dataclasses.replace(
             self, k=take(self.k, 3 if self.by_head else 1), v=take(self.v, 2 if self.by_head else 1),
             positions=take(self.positions, 1), segments=take(self.segments, 1), blocks=take(self.blocks, 1),
-            offset=self.offset + start,
+            offset=self.offset + start, v_scale=take(self.v_scale, 2),
         )  # fmt: skip
 
 
@@ -100,7 +103,9 @@ def blocked_attention(
     def scores(part: Part) -> jax.Array:
         S = part.length
         if part.by_head:
-            s = jnp.einsum("xth,xhs->xts", q, part.k.reshape(B * K, H, S), preferred_element_type=jnp.float32)
+            mine = q if part.k_scale is None else (q * part.k_scale.reshape(B * K, 1, H)).astype(q.dtype)
+            k = part.k.reshape(B * K, H, S).astype(q.dtype)
+            s = jnp.einsum("xth,xhs->xts", mine, k, preferred_element_type=jnp.float32)
         else:
             k = part.k.transpose(0, 2, 1, 3).reshape(B * K, S, H)
             s = jnp.einsum("xth,xsh->xts", q, k, preferred_element_type=jnp.float32)
@@ -110,7 +115,8 @@ def blocked_attention(
 
     def values(p: jax.Array, part: Part) -> jax.Array:
         v = (part.v if part.by_head else part.v.transpose(0, 2, 1, 3)).reshape(B * K, part.length, H)
-        return jnp.einsum("xts,xsh->xth", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        p = p if part.v_scale is None else p * part.v_scale.reshape(B * K, 1, part.length)
+        return jnp.einsum("xts,xsh->xth", p.astype(q.dtype), v.astype(q.dtype), preferred_element_type=jnp.float32)
 
     keys = sum(part.length for part in parts)
     if T * keys <= (2 * KEY_BLOCK) ** 2:
@@ -152,14 +158,16 @@ def _one_token_attention(
     """Attention of one decoded token: every part is read once, where it lies."""
 
     def scores(part: Part) -> jax.Array:
-        s = jnp.einsum("bkgh,bkhs->bkgs" if part.by_head else "bkgh,bskh->bkgs", q, part.k,
-                       preferred_element_type=jnp.float32)  # fmt: skip
+        form = "bkgh,bkhs->bkgs" if part.by_head else "bkgh,bskh->bkgs"
+        mine = q if part.k_scale is None else (q * part.k_scale[:, :, None]).astype(q.dtype)
+        s = jnp.einsum(form, mine, part.k.astype(q.dtype), preferred_element_type=jnp.float32)
         mask = part_mask(queries, part, window=window, two_sided=two_sided)
         return jnp.where(mask[:, None], soft_cap(s, softcap), MASKED)
 
     def values(p: jax.Array, part: Part) -> jax.Array:
         form = "bkgs,bksh->bkgh" if part.by_head else "bkgs,bskh->bkgh"
-        return jnp.einsum(form, p.astype(part.v.dtype), part.v, preferred_element_type=jnp.float32)
+        p = p if part.v_scale is None else p * part.v_scale[:, :, None]
+        return jnp.einsum(form, p.astype(q.dtype), part.v.astype(q.dtype), preferred_element_type=jnp.float32)
 
     found = [scores(part) for part in parts]
     top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in found])

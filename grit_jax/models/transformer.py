@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,7 +70,7 @@ class Transformer(nnx.Module):
         segments: Int[Array, "B T"],
         *,
         mode: Mode,
-        cache: KVCache | None = None,
+        cache: KVCache | Sequence[KVCache] = (),
         return_kv: bool = False,
         blocks: Int[Array, "B T"] | None = None,
         routed: Int[Array, "B T"] | None = None,
@@ -82,12 +82,13 @@ class Transformer(nnx.Module):
           positions: rotary positions.
           segments: from 1; 0 is padding.
           mode: static; one mode, or blocks of `(mode, rows)` (see `types.Mode`).
-          cache: keys and values computed before; it is read, not changed (see `cache.insert`).
+          cache: keys and values computed before, in one cache or several; read, not changed (see `cache.insert`).
           return_kv: whether to return the tokens' own keys (unrotated) and values.
           blocks: what prefix mode needs beside (see `types.Rows`).
           routed: the tokens that `Output.router` is counted over, 0 elsewhere; None: `segments`.
         """
         c, weights = self.config, self.params()
+        caches = (cache,) if isinstance(cache, KVCache) else tuple(cache)
         layers = {name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)}
         layers = row_keys(layers, tokens)
         x = self.begin(tokens)
@@ -96,7 +97,7 @@ class Transformer(nnx.Module):
         }
         body = functools.partial(
             _layer, config=c, mode=mode, rotations=rotations, positions=positions, segments=segments,
-            cache_marks=None if cache is None else (cache.positions, cache.segments), return_kv=return_kv,
+            cache_marks=[(cache.positions, cache.segments) for cache in caches], return_kv=return_kv,
             blocks=blocks, routed=segments if routed is None else routed,
         )  # fmt: skip
 
@@ -107,7 +108,7 @@ class Transformer(nnx.Module):
         router = None
         if c.num_experts:
             router = RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts))
-        cached = None if cache is None else (cache.k, cache.v)
+        cached = [(cache.k, cache.v, cache.k_scale, cache.v_scale) for cache in caches]
         (x, router), kv = run_layers(make_layer, (x, router), layers, cached, c.layer_kinds, scan=c.scan_layers)
         if router is not None:
             sparse = sum(kind.experts for kind in c.layer_kinds)
@@ -143,9 +144,9 @@ class Transformer(nnx.Module):
         own = {name: jax.tree.map(lambda a: a[at], weights[name]) for name, at in places.items()}  # noqa: B023
         router = RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts)) if c.num_experts else None
         (x, _), kv = _layer(
-            (x, router), (own, (cached.k, cached.v)), kind=kind, config=c, mode=mode,
+            (x, router), (own, [(cached.k, cached.v, cached.k_scale, cached.v_scale)]), kind=kind, config=c, mode=mode,
             rotations={kind.local_rope: rotation(c, positions, segments, local=kind.local_rope)},
-            positions=positions, segments=segments, cache_marks=(cached.positions, cached.segments), return_kv=True,
+            positions=positions, segments=segments, cache_marks=[(cached.positions, cached.segments)], return_kv=True,
             blocks=None, routed=segments,
         )  # fmt: skip
         return LayerOutput(x, kv)
@@ -181,7 +182,7 @@ def _layer(
     v = v.reshape(B, T, c.num_key_value_heads, c.head_dim)
     if c.qk_norm:
         q, k = norm(q, "query_norm"), norm(k, "key_norm")
-    cached = None if cached_kv is None else Slots(*(a.astype(x.dtype) for a in cached_kv), *cache_marks)
+    cached = [Slots(k, v, *marks, *scales) for (k, v, *scales), marks in zip(cached_kv, cache_marks, strict=True)]
     own = Keys(rotate(k, by), v, positions, segments)
     out = attend(
         rotate(q, by), own, mode=mode, window=kind.window, cached=cached, blocks=blocks,

@@ -10,7 +10,7 @@ from grit_jax.inference.decode import Timings
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.pieces import Piece
 from grit_jax.inference.sampling import Sampling
-from grit_jax.types import GritError
+from grit_jax.types import DocumentKV, GritError
 
 DOCUMENT_CACHES: tuple[Mode, ...] = ("doc", "query-doc", "doc-query")  # layouts that read documents from records
 SHORT = Sampling(max_new_tokens=16)  # the original's answers
@@ -49,10 +49,12 @@ class Reader:
     Args:
       max_length: tokens of a document, `<s><|embed|>\n` included, in every layout: what a record holds is also what
         a prompt shows.
+      int8_records: how records lie on the device while an answer is decoded (see `decode.generate`); None: as int8
+        where they are compressed in the store, else as they are.
     """
 
-    def __init__(self, model: GritLM, max_length: int = 512):
-        self.model, self.max_length = model, max_length
+    def __init__(self, model: GritLM, max_length: int = 512, int8_records: bool | None = None):
+        self.model, self.max_length, self.int8_records = model, max_length, int8_records
         self._room = max_length - model.encoder.format([""], max_length=max_length).prompt
 
     def records(self, texts: Sequence[str]) -> list[Piece]:
@@ -96,7 +98,10 @@ class Reader:
                     f"{sampling.max_new_tokens} new tokens this is {length} tokens, the model reads {longest}; "
                     "ask for fewer documents (--k) or a shorter answer"
                 )
-        found = self.model.generate_ids(prompts, pieces=pieces, sampling=sampling)
+        int8 = self.int8_records
+        if int8 is None:
+            int8 = any(not isinstance(piece, DocumentKV) and piece.codec is not None for row in pieces for piece in row)
+        found = self.model.generate_ids(prompts, pieces=pieces, sampling=sampling, int8_records=int8)
         answers = [self.model.tokenizer.decode(tokens).strip() for tokens in found.tokens]
         return Readings(answers, found.tokens, found.timings)
 

@@ -3,9 +3,9 @@
     magic (8) | header length (4) | CRC-32 of header and tokens (4) | header (JSON) | token ids | zeros to a multiple
     of 64 | layer 0: array, array, ..., zeros to a multiple of 8 | layer 1: ...
 
-Plain records have the arrays `k` `[K H T]` and `v` `[K T H]`, as a cache holds them; packed ones those of their codec
-`[T ...]`. Numbers are little-endian. Each layer has a checksum of its own, so that it can be read, checked and used
-before the next one has come.
+Plain records have the arrays `k` `[K H T]` and `v` `[K T H]`, packed ones those of their codec, as a cache holds them,
+too (`pieces.token_axis`). Numbers are little-endian. Each layer has a checksum of its own, so that it can be read,
+checked and used before the next one has come.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import Codec, PackedDocument, Piece
+from grit_jax.inference.pieces import Codec, PackedDocument, Piece, token_axis
 from grit_jax.types import DocumentKV, GritError
 
 FORMAT_VERSION = 3
@@ -142,15 +142,13 @@ def encode_record(document: Piece, identity: RecordIdentity) -> bytes:
     Raises:
       ValueError: arrays that do not belong together, or not to this compression.
     """
-    plain = isinstance(document, DocumentKV)
-    arrays = {"k": document.k, "v": document.v} if plain else document.arrays
+    arrays = {"k": document.k, "v": document.v} if isinstance(document, DocumentKV) else document.arrays
     T, L = len(document.tokens), len(next(iter(arrays.values())))
     for name, array in arrays.items():
         if array.shape[:2] != (L, T) or array.dtype.name not in DTYPES:
             raise ValueError(f"{T} tokens, {L} layers, array {name} {array.dtype}{array.shape}")
-    if plain:
-        arrays = {"k": document.k.transpose(0, 2, 3, 1), "v": document.v.transpose(0, 2, 1, 3)}
-    if (identity.compression == NATIVE) != plain:
+    arrays = {name: np.moveaxis(array, 1, 1 + token_axis(name)) for name, array in arrays.items()}
+    if (identity.compression == NATIVE) != isinstance(document, DocumentKV):
         raise ValueError(f"compression {identity.compression!r} of a {type(document).__name__}")
     layers = [b"".join(np.ascontiguousarray(array[layer]).tobytes() for array in arrays.values()) for layer in range(L)]
     layers = [layer + bytes(-len(layer) % LAYER_ALIGNMENT) for layer in layers]
@@ -234,10 +232,10 @@ class RecordBody:
 
     def document(self, codec: Codec | None) -> Piece:
         """The document, once every layer is there."""
+        arrays = {name: np.moveaxis(array, 1 + token_axis(name), 1) for name, array in self.arrays.items()}
         if codec is None:
-            k, v = self.arrays["k"], self.arrays["v"]
-            return DocumentKV(self.layout.tokens, k.transpose(0, 3, 1, 2), v.transpose(0, 2, 1, 3))
-        return PackedDocument(self.layout.tokens, self.arrays, codec)
+            return DocumentKV(self.layout.tokens, arrays["k"], arrays["v"])
+        return PackedDocument(self.layout.tokens, arrays, codec)
 
 
 @dataclasses.dataclass

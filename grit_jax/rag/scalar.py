@@ -46,10 +46,6 @@ class Scalar:
         """The calibration."""
         return {"low": self.low, "step": self.step, "bits": jnp.asarray(self.bits, jnp.int32)}
 
-    def at(self, layer: Int[Array, ""]) -> Scalar:
-        """The codec of one layer."""
-        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer), self)
-
     def pack(self, kv: KV) -> dict[str, Array]:
         """Codes of keys and values, and low and step of the values."""
         k, v = kv.k.astype(jnp.float32), kv.v.astype(jnp.float32)
@@ -69,6 +65,19 @@ class Scalar:
         ranges = arrays["v_range"].astype(jnp.float32)
         k = self.low[:, None, None] + self.step[:, None, None] * self._numbers(arrays["k"])
         return KV(k, ranges[..., :1] + ranges[..., 1:] * self._numbers(arrays["v"]))
+
+    def expand_layer(self, arrays: dict[str, Array], layer: Int[Array, ""]) -> KV:
+        """Those of one layer by head, from arrays that lie so."""
+        ranges = arrays["v_range"].astype(jnp.float32)
+        v = ranges[..., :1] + ranges[..., 1:] * self._numbers(arrays["v"])
+        low, step = (a[layer][:, :, None] for a in (self.low, self.step))
+        if self.bits == 8:
+            return KV(low + step * arrays["k"].astype(jnp.float32), v)
+        codes, half = arrays["k"], arrays["k"].shape[2]
+        # Joined last: whoever takes the halves apart again then never joins them.
+        first = low[:, :half] + step[:, :half] * (codes & 15).astype(jnp.float32)
+        second = low[:, half:] + step[:, half:] * (codes >> 4).astype(jnp.float32)
+        return KV(jnp.concatenate([first, second], axis=2), v)
 
     @property
     def _most(self) -> int:

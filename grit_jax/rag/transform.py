@@ -78,10 +78,6 @@ class Transform:
         names = ("mean", "scale", "axes", "low", "step", "bits")
         return {name: getattr(self, name) for name in names} | {"heads": jnp.asarray(self.heads, jnp.int32)}
 
-    def at(self, layer: Int[Array, ""]) -> Transform:
-        """The codec of one layer."""
-        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer), self)
-
     def pack(self, kv: KV) -> dict[str, Array]:
         """The codes' bits."""
         L, B, T, K, H = kv.k.shape
@@ -102,6 +98,12 @@ class Transform:
         x = jnp.einsum("lbpn,lnd->lbpd", bits.reshape(L, B, P, n * AXES).astype(jnp.float32), self.vectors)
         x = (x + self.base[:, None, None]).reshape(L, B, P, 2, *self.heads)
         return KV(x[..., 0, :, :], x[..., 1, :, :])
+
+    def expand_layer(self, arrays: dict[str, Array], layer: Int[Array, ""]) -> KV:
+        """Those of one layer by head."""
+        one = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer), self)
+        kv = one.expand({name: array[None] for name, array in arrays.items()})
+        return KV(kv.k[0].transpose(0, 2, 3, 1), kv.v[0].swapaxes(1, 2))
 
 
 def calibrate_transform(sample: Iterable[KV]) -> Transform:

@@ -171,7 +171,7 @@ def test_the_cache_is_updated_in_place(tiny_config, full_optimization):
             config=config, slots=640, new_tokens=16, return_logits=False,
         )
     )  # fmt: skip
-    text = steps.decode_step.lower(params, state, np.int32(9), sampling, limits, config=config).compile().as_text()
+    text = steps.decode_step.lower(params, state, None, np.int32(9), sampling, limits, config=config).compile().as_text()
     keys, values = "f32[2,1,2,16,640]", "f32[2,1,2,640,16]"
     assert keys in text and values in text
     whole = lambda line: f"= {keys}" in line or f"= {values}" in line

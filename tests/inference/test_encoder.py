@@ -182,7 +182,7 @@ def test_plan_of_tiny_texts_respects_the_pooled_width():
 
 def test_one_query_is_one_short_row():
     (call,) = plan_calls([12], 4096)
-    assert (call.length, call.rows) == (64, 1)
+    assert (call.length, call.rows) == (16, 1)
 
 
 def test_bucket():

@@ -37,6 +37,10 @@ class Halves:
         both = arrays["both"] * self.factor
         return KV(both[:, :, :, 0], both[:, :, :, 1])
 
+    def expand_layer(self, arrays: dict[str, jax.Array], layer: jax.Array) -> KV:
+        kv = self.expand({"both": arrays["both"][None]})
+        return KV(kv.k[0].transpose(0, 2, 3, 1), kv.v[0].swapaxes(1, 2))
+
 
 CODEC, OTHER = Halves(jnp.asarray(2.0)), Halves(jnp.asarray(4.0))
 
@@ -172,3 +176,13 @@ def test_a_layer_computes_before_the_next_one_has_come(tiny_config, tiny_params,
     order.clear()
     assert run([Coming(plain[0]), plain[1]]).tokens == expected.tokens
     assert order == [f"{what} {layer}" for layer in range(3) for what in ("came", "read")]
+
+
+def test_records_kept_as_int8_change_little(tiny_config, tiny_params, plain):
+    """Codes of 127 steps each side of zero: what a step is worth is all that may differ."""
+    run = lambda **how: generate(
+        tiny_params, tiny_config, [[5, 6, 7]], pieces=[plain[:2]], sampling=Sampling(4), return_logits=True, **how
+    ).logits
+    exact, rounded = run(), run(int8_records=True)
+    error = np.abs(exact - rounded).max()
+    assert 0 < error < 0.02 * np.ptp(exact)

@@ -60,7 +60,9 @@ def naive(q, own, cached, mask):
 
 def slots(keys):
     """Keys as a cache holds them."""
-    return keys and Slots(keys.k.transpose(0, 2, 3, 1), keys.v.transpose(0, 2, 1, 3), keys.positions, keys.segments)
+    return () if keys is None else (
+        Slots(keys.k.transpose(0, 2, 3, 1), keys.v.transpose(0, 2, 1, 3), keys.positions, keys.segments),
+    )
 
 
 def attend_now(q, own, cached, mode, window=None):
@@ -155,6 +157,22 @@ def test_one_decoded_token_reads_the_cache():
     np.testing.assert_allclose(
         out, naive(q[:, :1], own, cached, dense_mask(CAUSAL, 2, own, cached)), atol=2e-6
     )
+
+
+@pytest.mark.parametrize("length, block", [(1, 512), (T, 512), (T, 4)], ids=["decoded", "whole", "blocked"])
+def test_an_int8_cache_is_read_as_what_its_codes_are_worth(monkeypatch, length, block):
+    monkeypatch.setattr(kernels, "KEY_BLOCK", block)
+    q, own, cached = make()
+    q, own = q[:, :length], Keys(*(a[:, :length] for a in (own.k, own.v, own.positions, own.segments)))
+    rng = np.random.default_rng(5)
+    codes = lambda *shape: jnp.asarray(rng.integers(-127, 128, shape), jnp.int8)
+    scale = lambda *shape: jnp.asarray(rng.uniform(0.002, 0.02, shape), jnp.float32)
+    packed = Slots(codes(B, K, H, S), codes(B, K, S, H), cached.positions, cached.segments, scale(B, K, H), scale(B, K, S))
+    worth = dataclasses.replace(
+        packed, k=packed.k * packed.k_scale[..., None], v=packed.v * packed.v_scale[..., None], k_scale=None, v_scale=None
+    )
+    run = lambda slots: np.asarray(attend(q, own, mode=BIDIRECTIONAL, cached=(slots,)))
+    np.testing.assert_allclose(run(packed), run(worth), atol=2e-6)
 
 
 def test_blocks_of_rows_in_different_modes():

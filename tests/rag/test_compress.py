@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grit_jax.inference.pieces import token_axis
 from grit_jax.models.config import ModelConfig
 from grit_jax.rag.compress import KINDS, calibrate, codec_from_bytes, compression_of, kind_of, sample_tokens, to_bytes
 from grit_jax.rag.transform import LEFT
@@ -191,3 +193,15 @@ def test_an_odd_head_is_told():
         with pytest.raises(GritError, match=f"--kv {kind}: 2 heads of 3 dimensions.*int8"):
             calibrate(kind, [odd])
     assert sample_tokens("pca2", ModelConfig(num_key_value_heads=8, head_dim=128)) == 32 * 2048
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "pca2"])
+def test_a_layer_by_head_is_what_the_whole_expansion_has(kind):
+    codec = calibrate(kind, [SAMPLE])
+    packed = codec.pack(kv(OTHER))
+    whole = codec.expand(packed)
+    for layer in range(len(whole.k)):
+        stored = {name: jnp.moveaxis(array[layer], 1, 1 + token_axis(name)) for name, array in packed.items()}
+        found = codec.expand_layer(stored, jnp.asarray(layer))
+        np.testing.assert_allclose(found.k.transpose(0, 3, 1, 2), whole.k[layer], atol=1e-6)
+        np.testing.assert_allclose(found.v.swapaxes(1, 2), whole.v[layer], atol=1e-6)
