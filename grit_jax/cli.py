@@ -128,7 +128,7 @@ def index(args: argparse.Namespace) -> None:
 
     summary = build_index(
         _model(args.model), args.input, args.output, kv=args.kv, max_length=args.max_length, store=args.store,
-        update=args.update, delete_missing=args.delete_missing,
+        vectors=args.vectors, milvus=args.milvus, update=args.update, delete_missing=args.delete_missing,
     )  # fmt: skip
     _show(summary.to_dict(), args.json, str(summary))
 

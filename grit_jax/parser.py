@@ -70,6 +70,9 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     )  # fmt: skip
     sub.add_argument("--max-length", type=flags.positive, default=4096, metavar="N")
     sub.add_argument("--store", metavar="PATH|URL", help="keep the caches here (gs://bucket/path), not in INDEX")
+    sub.add_argument("--vectors", choices=("exact", "milvus"), help="what searches them (default: exact, or what does)")
+    sub.add_argument("--milvus", metavar="embedded|URI", help="where Milvus is: a file in INDEX (default), or "
+                     "http://host:19530; its token is read from MILVUS_TOKEN")  # fmt: skip
     sub.add_argument("--update", action="store_true", help="replace documents whose text has changed")
     sub.add_argument("--delete-missing", action="store_true", help="take out documents that are not in the corpus")
     sub.add_argument("--json", action="store_true")

@@ -133,6 +133,9 @@ CASES = {
         "index: the index that is there has store None, not 'elsewhere'",
     "index model --input corpus.jsonl --output x --store nowhere://x": "nowhere://x: cannot be opened as a document",
     "index model --input corpus.jsonl --output x --kv int5": "--kv: invalid choice: 'int5'",
+    "index model --input corpus.jsonl --output x --vectors faiss": "--vectors: invalid choice: 'faiss'",
+    "index model --input corpus.jsonl --output x --milvus http://h:1": "needs --vectors milvus",
+    "index model --input corpus.jsonl --output x --vectors milvus --milvus h": "a URI like http://host:19530, is 'h'",
     "index model --input corpus.jsonl --output x --max-length 0": "--max-length: must be at least 1, is 0",
     # ---- ask
     "ask model --index index": "required: QUESTION",

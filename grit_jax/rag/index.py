@@ -13,7 +13,8 @@ from grit_jax.inference.model import GritLM
 from grit_jax.progress import say
 from grit_jax.rag.build import IndexSummary, build_index
 from grit_jax.rag.corpus import CorpusDocument
-from grit_jax.rag.index_files import FORMAT_VERSION, IndexedDocuments, map_vectors, read_manifest, store_path
+from grit_jax.rag.index_files import FORMAT_VERSION, IndexedDocuments, living_vectors, read_manifest, store_path
+from grit_jax.rag.milvus import MilvusSearch
 from grit_jax.rag.record import NATIVE, RecordIdentity
 from grit_jax.rag.search import Search, SearchResult, SearchSettings, StoredVectors, VectorSearch
 from grit_jax.rag.store import DocumentStore
@@ -37,8 +38,10 @@ class Index:
         self.kv: str = manifest["kv"]
         self.max_length: int = manifest["max_length"]
         self.documents = IndexedDocuments(path, manifest)
-        mapped = map_vectors(path, manifest)
-        self._stored: StoredVectors = _Living(mapped, self.documents.rows) if manifest["dead"] else mapped
+        self._stored: StoredVectors = living_vectors(path, manifest, self.documents.rows)
+        self._milvus: Search | None = None
+        if manifest.get("milvus"):
+            self._milvus = MilvusSearch(path, manifest, self._stored, self.documents.rows, search)
 
     @classmethod
     def open(cls, path: str | Path, model: GritLM, search: SearchSettings = SearchSettings()) -> Index:
@@ -49,7 +52,8 @@ class Index:
 
         Raises:
           GritError: no index there, an empty or damaged one, one that another model, chat format, pooling or version
-            of the format made, or fewer dimensions than `search` asks for.
+            of the format made, fewer dimensions than `search` asks for, or a Milvus collection that cannot be reached
+            or does not hold what the index does.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -102,19 +106,8 @@ class Index:
 
     @functools.cached_property
     def _search(self) -> Search:
-        return VectorSearch(self._stored, self._model.mesh, settings=self._settings)
+        return self._milvus or VectorSearch(self._stored, self._model.mesh, settings=self._settings)
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:
         return {self.documents[row]["id"]: row for row in range(len(self))}
-
-
-class _Living:
-    """Vectors of the rows that count, read from the file when asked for."""
-
-    def __init__(self, mapped: np.ndarray, rows: np.ndarray):
-        self._mapped, self._rows = mapped, rows
-        self.shape = (len(rows), mapped.shape[1])
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        return self._mapped[self._rows[rows]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -112,9 +113,10 @@ def checked_queries(queries: np.ndarray, k: int, dim: int) -> Float[np.ndarray, 
 
 
 def rescored(
-    vectors: StoredVectors, queries: Float[np.ndarray, "Q D"], candidates: Int[np.ndarray, "Q C"], k: int
+    vectors: StoredVectors, queries: Float[np.ndarray, "Q D"], candidates: Sequence[np.ndarray], k: int
 ) -> SearchResult:
-    """The `k` best of each query's candidates (no row twice) by their stored vectors; no other row is read."""
+    """The `k` best of each query's candidates (`k` or more, no row twice) by their stored vectors, which are all that
+    is read."""
     rows, scores = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float32)
     for i, query in enumerate(queries):
         own = np.sort(candidates[i])  # in the order of the file; a stable sort then leaves ties to the lowest row
@@ -202,7 +204,7 @@ class VectorSearch:
         if self._whole:
             return self._search(queries, k)
         found = self._search(queries[:, : self._searched], self.settings.candidates(k, self.count))
-        return rescored(self._stored, queries, found.rows, k)
+        return rescored(self._stored, queries, list(found.rows), k)
 
     def _search(self, queries: Float[np.ndarray, "Q D"], k: int) -> SearchResult:
         """The `k` best in what is on the devices."""
