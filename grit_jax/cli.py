@@ -128,7 +128,7 @@ def index(args: argparse.Namespace) -> None:
 
     summary = build_index(
         _model(args.model), args.input, args.output, kv=args.kv, max_length=args.max_length, store=args.store,
-        update=args.update, delete_missing=args.delete_missing,
+        vectors=args.vectors, milvus=args.milvus, update=args.update, delete_missing=args.delete_missing,
     )  # fmt: skip
     _show(summary.to_dict(), args.json, str(summary))
 
@@ -138,7 +138,7 @@ def ask(args: argparse.Namespace) -> None:
     from grit_jax.rag.index import Index
 
     model = _model(args.model)
-    asker = Asker(model, Index.open(args.index, model))
+    asker = Asker(model, Index.open(args.index, model, _search(args)))
     answer = asker.ask(
         args.question, mode=args.mode, k=args.k, instruction=args.instruction, max_new_tokens=args.max_new_tokens
     )[0]
@@ -152,7 +152,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.kind == "retrieval":
         from grit_jax.evaluation.retrieval import bm25_retrieval, evaluate_retrieval
 
-        scores: dict[str, Any] = {"model": evaluate_retrieval(model, args.input), "bm25": bm25_retrieval(args.input)}
+        scores: dict[str, Any] = {
+            "model": evaluate_retrieval(model, args.input, search=_search(args)), "bm25": bm25_retrieval(args.input),
+        }  # fmt: skip
     elif args.kind == "perplexity":
         from grit_jax.evaluation.perplexity import evaluate_perplexity
 
@@ -161,8 +163,10 @@ def evaluate(args: argparse.Namespace) -> None:
         from grit_jax.evaluation.rag import evaluate_rag
         from grit_jax.rag.index import Index
 
+        search = _search(args)
         scores = evaluate_rag(
-            model, args.input, args.modes, k=args.k, index=Index.open(args.index, model) if args.index else None,
+            model, args.input, args.modes, k=args.k,
+            index=Index.open(args.index, model, search) if args.index else None,
             instruction=args.instruction, max_new_tokens=args.max_new_tokens,
         )  # fmt: skip
     lines = []
@@ -273,6 +277,15 @@ def _model(name: str) -> Any:
     from grit_jax.inference.model import GritLM
 
     return GritLM.from_pretrained(name)
+
+
+def _search(args: argparse.Namespace) -> Any:
+    from grit_jax.rag.search import SearchSettings
+
+    settings = SearchSettings(args.search_precision, args.search_dim, args.search_oversampling)
+    if settings != SearchSettings() and "index" in args and args.index is None:
+        raise GritError("--search-... says how an index is searched, and no --index is given")
+    return settings
 
 
 def _show(values: dict[str, Any], as_json: bool, text: str) -> None:

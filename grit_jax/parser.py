@@ -10,6 +10,7 @@ from grit_jax import __version__, flags
 
 RAG_MODES = ("none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query", "auto")
 KV_KINDS = ("native", "int8", "int4", "pca2", "none")
+SEARCH_PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentParser:
@@ -69,6 +70,9 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     )  # fmt: skip
     sub.add_argument("--max-length", type=flags.positive, default=4096, metavar="N")
     sub.add_argument("--store", metavar="PATH|URL", help="keep the caches here (gs://bucket/path), not in INDEX")
+    sub.add_argument("--vectors", choices=("exact", "milvus"), help="what searches them (default: exact, or what does)")
+    sub.add_argument("--milvus", metavar="embedded|URI", help="where Milvus is: a file in INDEX (default), or "
+                     "http://host:19530; its token is read from MILVUS_TOKEN")  # fmt: skip
     sub.add_argument("--update", action="store_true", help="replace documents whose text has changed")
     sub.add_argument("--delete-missing", action="store_true", help="take out documents that are not in the corpus")
     sub.add_argument("--json", action="store_true")
@@ -80,6 +84,7 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("--mode", choices=RAG_MODES, default="auto")
     sub.add_argument("--k", type=flags.positive, default=1, metavar="N")
     sub.add_argument("--instruction", default="", metavar="T", help="instruction of the search query")
+    _search_flags(sub)
     sub.add_argument("--max-new-tokens", type=flags.positive, default=64, metavar="N")
     sub.add_argument("--json", action="store_true")
 
@@ -95,6 +100,8 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
         one.add_argument("model", metavar="MODEL")
         one.add_argument("--input", required=True, type=Path, metavar="F.jsonl")
         one.add_argument("--json", action="store_true")
+        if kind != "perplexity":
+            _search_flags(one)
         if kind == "rag":
             one.add_argument("--modes", nargs="+", choices=RAG_MODES[:-1], default=list(RAG_MODES[:-1]))
             one.add_argument("--k", type=flags.positive, default=1, metavar="N")
@@ -161,3 +168,12 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     one.add_argument("--output", required=True, type=Path, metavar="DIR")
     one.add_argument("--seed", type=flags.natural, default=0)
     return parser
+
+
+def _search_flags(sub: argparse.ArgumentParser) -> None:
+    """How vectors are searched; whatever is chosen, the best candidates are compared by their whole vectors."""
+    sub.add_argument("--search-precision", choices=SEARCH_PRECISIONS, default="float32", help="of the vectors on the "
+                     "devices: fewer bits take less memory (default: %(default)s)")  # fmt: skip
+    sub.add_argument("--search-dim", type=flags.positive, metavar="N", help="search the first N dimensions")
+    sub.add_argument("--search-oversampling", type=flags.positive, default=4, metavar="N", help="candidates for each "
+                     "result, where not the whole vectors are searched (default: %(default)s)")  # fmt: skip

@@ -133,6 +133,9 @@ CASES = {
         "index: the index that is there has store None, not 'elsewhere'",
     "index model --input corpus.jsonl --output x --store nowhere://x": "nowhere://x: cannot be opened as a document",
     "index model --input corpus.jsonl --output x --kv int5": "--kv: invalid choice: 'int5'",
+    "index model --input corpus.jsonl --output x --vectors faiss": "--vectors: invalid choice: 'faiss'",
+    "index model --input corpus.jsonl --output x --milvus http://h:1": "needs --vectors milvus",
+    "index model --input corpus.jsonl --output x --vectors milvus --milvus h": "a URI like http://host:19530, is 'h'",
     "index model --input corpus.jsonl --output x --max-length 0": "--max-length: must be at least 1, is 0",
     # ---- ask
     "ask model --index index": "required: QUESTION",
@@ -157,6 +160,10 @@ CASES = {
     "ask model --index index q --k 0": "--k: must be at least 1, is 0",
     "ask model --index index q --max-new-tokens -1": "--max-new-tokens: must be at least 1, is -1",
     "ask model --index index q --max-new-tokens 100000": "the model reads 32768; ask for fewer documents",
+    "ask model --index index q --search-precision int4": "--search-precision: invalid choice: 'int4'",
+    "ask model --index index q --search-dim 0": "--search-dim: must be at least 1, is 0",
+    "ask model --index index q --search-dim 49": "49 dimensions cannot be searched: the vectors have 48",
+    "ask model --index index q --search-oversampling 0": "--search-oversampling: must be at least 1, is 0",
     # ---- eval
     **{
         f"eval {kind} model --input {name}": words
@@ -172,6 +179,8 @@ CASES = {
     "eval perplexity model --input embedding.jsonl":
         "embedding.jsonl:1: an embedding example in a generative file",
     "eval rag model --input generative.jsonl": "generative.jsonl:1: a generative example in a cached file",
+    "eval retrieval model --input embedding.jsonl --search-dim 49": "49 dimensions cannot be searched",
+    "eval rag model --input rag.jsonl --search-dim 4": "no --index is given",
     "eval rag model --input rag.jsonl --modes auto": "--modes: invalid choice: 'auto'",
     "eval rag model --input rag.jsonl --k 0": "--k: must be at least 1",
     "eval rag model --input rag.jsonl --index absent": "absent: there is no index",

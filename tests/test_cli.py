@@ -147,6 +147,9 @@ def test_index_and_ask(capsys, texts, tmp_path):
     assert first["id"] == "d4" and first["score"] > second["score"]
     assert said.json["mode"] == "doc" and said.json["timings"].keys() == TIMINGS
     assert all(seconds >= 0 for seconds in said.json["timings"].values())
+    fewer = run(capsys, f"{ask} --mode doc --k 2 --search-precision int8 --search-dim 24 --json").json
+    assert [document["id"] for document in fewer["documents"]] == [first["id"], second["id"]]
+    assert fewer["documents"][0]["score"] == pytest.approx(first["score"], abs=2e-6)
     none = run(capsys, f"{ask} --mode none --json").json
     assert (none["documents"], none["mode"], none["timings"].keys()) == ([], "none", TIMINGS)
     auto = run(capsys, f"{ask} --json").json
@@ -166,10 +169,11 @@ def test_index_and_ask(capsys, texts, tmp_path):
 
 
 def test_an_index_that_is_compressed_elsewhere_and_kept_up_to_date(capsys, texts, tmp_path):
-    from grit_jax.parser import KV_KINDS
+    from grit_jax.parser import KV_KINDS, SEARCH_PRECISIONS
     from grit_jax.rag.compress import KINDS
+    from grit_jax.rag.search import PRECISIONS
 
-    assert (*KINDS, "none") == KV_KINDS
+    assert (*KINDS, "none") == KV_KINDS and PRECISIONS == SEARCH_PRECISIONS
     index = f"--output {tmp_path}/index --kv int4 --store {tmp_path}/records --json"
     made = run(capsys, f"index model --input corpus.jsonl {index}").json
     assert made["kv"] == "int4" and 0 < made["kv_ratio"] < 0.5 and not (tmp_path / "index" / "kv").exists()

@@ -16,7 +16,7 @@ from grit_jax.data.lexical import BM25
 from grit_jax.data.lines import read_examples
 from grit_jax.inference.model import GritLM
 from grit_jax.progress import progress
-from grit_jax.rag.search import VectorSearch
+from grit_jax.rag.search import SearchSettings, VectorSearch
 from grit_jax.types import GritError
 
 NDCG_AT = 10
@@ -55,20 +55,29 @@ def pool_of(examples: Examples) -> Pool:
 
 
 def evaluate_retrieval(
-    model: GritLM, examples: Examples, ks: Sequence[int] = (1, 10), *, max_length: int = 512, quiet: bool = False
+    model: GritLM,
+    examples: Examples,
+    ks: Sequence[int] = (1, 10),
+    *,
+    max_length: int = 512,
+    search: SearchSettings = SearchSettings(),
+    quiet: bool = False,
 ) -> dict[str, float]:
     """`{"recall@1", "recall@10", "ndcg@10"}` of a model, fractions from 0 to 1 (the recalls are those of `ks`).
 
     Args:
       examples: a JSONL file in the embedding format, or its examples.
       max_length: tokens of a text, instruction and tags included.
+      search: in which precision and how many dimensions the passages are searched.
 
     Raises:
-      GritError: an unreadable file, a bad line, no example, or an instruction longer than `max_length`.
+      GritError: an unreadable file, a bad line, no example, an instruction longer than `max_length`, or fewer
+        dimensions than `search` asks for.
     """
+    search.check(model.embedding_width)
     pool = pool_of(examples)
     vectors = _encode(model, [*pool.queries, *pool.texts], max_length, quiet)
-    found = VectorSearch(vectors[len(pool.queries) :], model.mesh).search(
+    found = VectorSearch(vectors[len(pool.queries) :], model.mesh, settings=search).search(
         vectors[: len(pool.queries)], max(*ks, NDCG_AT)
     )
     return score_rankings(found.rows.tolist(), pool.relevant, ks)

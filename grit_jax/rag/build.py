@@ -27,6 +27,7 @@ from grit_jax.rag.index_files import (
     store_path,
     writing,
 )
+from grit_jax.rag.milvus import choose, fill
 from grit_jax.rag.record import NATIVE, RecordIdentity
 from grit_jax.rag.store import DocumentStore, remove_store
 from grit_jax.types import GritError
@@ -108,6 +109,8 @@ def build_index(
     kv: str = NATIVE,
     max_length: int = 4096,
     store: str | None = None,
+    vectors: str | None = None,
+    milvus: str | None = None,
     update: bool = False,
     delete_missing: bool = False,
     batch_tokens: int | None = None,
@@ -124,13 +127,16 @@ def build_index(
       max_length: tokens of a document, tags included; what is beyond is not read.
       store: where records are kept, a path or a URL that TensorStore knows (`gs://bucket/path`), of this index alone;
         None: in the index's folder, or where they are.
+      vectors: what searches them, "exact" or "milvus"; None: what does, of a new index exact. It can be changed later:
+        nothing is encoded again.
+      milvus: "embedded", in the index's folder, or the URI of a Milvus server; None: where it is.
       update: replaces documents whose text has changed; without it, that is an error.
       delete_missing: takes documents that the corpus does not have out of the index.
       batch_tokens: about how many are committed at once; None: by the size of their records.
 
     Raises:
       GritError: a bad line, an id that comes twice, a document that has changed since it was indexed (`file:line`),
-        an output that is no index, another model's index, or cannot be written.
+        an output that is no index, another model's index, or cannot be written, or a Milvus that cannot be used.
     """
     start = time.perf_counter()
     if kv not in (*KINDS, "none"):
@@ -143,6 +149,7 @@ def build_index(
     }  # fmt: skip
     settings |= {"store": str(store)} if store is not None else {}
     with writing(output, settings, {"compression": None, "store": None}) as writer:
+        choose(writer, vectors, milvus)
         found = _find(writer, source, update)
         records = _open_store(model, writer, identity, source, max_length)
         todo = (document for document in source if document.id not in found.same)
@@ -156,11 +163,11 @@ def build_index(
         ):
             for batch in batches:
                 starts = [batch.prompt] * len(batch.ids)
-                vectors = model.encoder.encode_ids(batch.ids, starts, return_cache=records is not None, codec=codec)
+                made = model.encoder.encode_ids(batch.ids, starts, return_cache=records is not None, codec=codec)
                 if pending is not None:
                     pending.result()
-                pending = background.submit(_commit, writer, records, batch, vectors, found)
-                encoded, tokens = encoded + len(batch.ids), tokens + vectors.tokens
+                pending = background.submit(_commit, writer, records, batch, made, found)
+                encoded, tokens = encoded + len(batch.ids), tokens + made.tokens
                 bar.update(len(batch.ids))
             if pending is not None:
                 pending.result()
@@ -172,6 +179,7 @@ def build_index(
             say(f"{output}: {len(found.missing)} documents of the index are not in {corpus}; they stay in it "
                 "(--delete-missing takes them out)")  # fmt: skip
         records = _tidy(writer, records, found)
+        fill(writer, quiet)
         writer.commit(complete=True)
         manifest, size = writer.manifest, records.size if records is not None else None
     c = model.config

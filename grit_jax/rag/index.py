@@ -13,13 +13,14 @@ from grit_jax.inference.model import GritLM
 from grit_jax.progress import say
 from grit_jax.rag.build import IndexSummary, build_index
 from grit_jax.rag.corpus import CorpusDocument
-from grit_jax.rag.index_files import FORMAT_VERSION, IndexedDocuments, map_vectors, read_manifest, store_path
+from grit_jax.rag.index_files import FORMAT_VERSION, IndexedDocuments, living_vectors, read_manifest, store_path
+from grit_jax.rag.milvus import MilvusSearch
 from grit_jax.rag.record import NATIVE, RecordIdentity
-from grit_jax.rag.search import SearchResult, VectorSearch
+from grit_jax.rag.search import Search, SearchResult, SearchSettings, StoredVectors, VectorSearch
 from grit_jax.rag.store import DocumentStore
 from grit_jax.types import GritError
 
-__all__ = ["Index", "IndexSummary", "build_index"]
+__all__ = ["Index", "IndexSummary", "SearchSettings", "build_index"]
 
 
 class Index:
@@ -28,24 +29,31 @@ class Index:
     Attributes:
       path, kv (how caches are kept, or "none"), max_length (tokens of a document).
       documents: `documents[row]` is `{"id", "title", "text", "key", "tokens"}`.
-      vectors: float32 `[N, D]`, in the order of the documents; memory-mapped where none was replaced or deleted.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], model: GritLM):
-        self.path, self.manifest, self._model = path, manifest, model
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], model: GritLM, search: SearchSettings = SearchSettings()
+    ):
+        self.path, self.manifest, self._model, self._settings = path, manifest, model, search
         self.kv: str = manifest["kv"]
         self.max_length: int = manifest["max_length"]
         self.documents = IndexedDocuments(path, manifest)
-        mapped = map_vectors(path, manifest)
-        self.vectors: np.ndarray = mapped[self.documents.rows] if manifest["dead"] else mapped
+        self._stored: StoredVectors = living_vectors(path, manifest, self.documents.rows)
+        self._milvus: Search | None = None
+        if manifest.get("milvus"):
+            self._milvus = MilvusSearch(path, manifest, self._stored, self.documents.rows, search)
 
     @classmethod
-    def open(cls, path: str | Path, model: GritLM) -> Index:
+    def open(cls, path: str | Path, model: GritLM, search: SearchSettings = SearchSettings()) -> Index:
         """Opens an index. One that is not finished opens too, with a warning and the documents that it has.
 
+        Args:
+          search: in which precision and how many dimensions its vectors are searched; whole in float32 unless told.
+
         Raises:
-          GritError: no index there, an empty or damaged one, or one that another model, chat format, pooling or
-            version of the format made.
+          GritError: no index there, an empty or damaged one, one that another model, chat format, pooling or version
+            of the format made, fewer dimensions than `search` asks for, or a Milvus collection that cannot be reached
+            or does not hold what the index does.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -57,6 +65,7 @@ class Index:
             raise GritError(f"{path}: this index was made by {difference}; {again}, with this model")
         if manifest["pooling"] != model.pooling or manifest["dim"] != model.embedding_width:
             raise GritError(f"{path}: this index was made with pooling {manifest['pooling']}; {again}, with this model")
+        search.check(manifest["dim"])
         if not manifest["documents"]:
             raise GritError(f"{path}: there is no document in this index yet; run the same grit index again")
         if not manifest["complete"]:
@@ -65,11 +74,11 @@ class Index:
                 "the same grit index, run again, goes on with it"
             )
         try:
-            return cls(path, manifest, model)
+            return cls(path, manifest, model, search)
         except GritError:
             if read_manifest(path)["generation"] == manifest["generation"]:
                 raise
-            return cls.open(path, model)  # a writer has just changed over to other files
+            return cls.open(path, model, search)  # a writer has just changed over to other files
 
     def __len__(self) -> int:
         return self.manifest["documents"]
@@ -91,8 +100,13 @@ class Index:
         return CorpusDocument(line["id"], line["title"], line["text"]).content
 
     @functools.cached_property
-    def _search(self) -> VectorSearch:
-        return VectorSearch(self.vectors, self._model.mesh)
+    def vectors(self) -> np.ndarray:
+        """Float32 `[N, D]`, in the order of the documents; memory-mapped where none was replaced or deleted."""
+        return self._stored[:]
+
+    @functools.cached_property
+    def _search(self) -> Search:
+        return self._milvus or VectorSearch(self._stored, self._model.mesh, settings=self._settings)
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:

@@ -4,6 +4,7 @@
     documents.jsonl  {"id", "title", "text", "key", "tokens"} a line, a row each
     vectors.npy      float32 [rows, D], a NumPy file
     dead.bin         int64 numbers of the rows that count no more: their document was replaced or deleted
+    milvus.db        a copy of the living vectors for Milvus to search, where it does (`milvus`)
     kv/              the documents' records (`store.DocumentStore`), unless they are kept elsewhere
 
 The files only grow. A batch is appended and flushed to disk everywhere before the manifest is replaced, which is what
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from grit_jax.data.lines import JsonlFile
+from grit_jax.rag.search import StoredVectors
 from grit_jax.types import GritError
 
 FORMAT_VERSION = 2
@@ -159,18 +161,31 @@ def living(path: Path, manifest: dict[str, Any]) -> np.ndarray:
     Raises:
       GritError: a file is damaged.
     """
-    name = path / file_name(DEAD, manifest["generation"])
     alive = np.ones(manifest["rows"], bool)
-    if manifest["dead"]:
-        try:
-            alive[np.fromfile(name, "<i8", manifest["dead"])] = False
-        except (OSError, IndexError) as error:
-            raise GritError(f"{name}: cannot be read ({error}); make the index again") from None
+    alive[dead_rows(path, manifest)] = False
     rows = np.flatnonzero(alive)
     if len(rows) != manifest["documents"]:
-        left = f"{len(rows)} rows are left, not {manifest['documents']}"
-        raise GritError(f"{name}: is damaged ({left}); make the index again")
+        name, left = file_name(DEAD, manifest["generation"]), f"{len(rows)} rows are left, not {manifest['documents']}"
+        raise GritError(f"{path / name}: is damaged ({left}); make the index again")
     return rows
+
+
+def dead_rows(path: Path, manifest: dict[str, Any]) -> np.ndarray:
+    """The rows of an index that count no more, in the order in which they died.
+
+    Raises:
+      GritError: the file is damaged.
+    """
+    name = path / file_name(DEAD, manifest["generation"])
+    if not manifest["dead"]:
+        return np.zeros(0, np.int64)
+    try:
+        dead = np.fromfile(name, "<i8", manifest["dead"])
+    except OSError as error:
+        raise GritError(f"{name}: cannot be read ({error}); make the index again") from None
+    if len(dead) and not 0 <= dead.min() <= dead.max() < manifest["rows"]:
+        raise GritError(f"{name}: is damaged (it names rows that are not there); make the index again")
+    return dead
 
 
 def map_vectors(path: Path, manifest: dict[str, Any]) -> np.ndarray:
@@ -186,6 +201,27 @@ def map_vectors(path: Path, manifest: dict[str, Any]) -> np.ndarray:
         return np.memmap(name, "<f4", "r", NPY_HEADER, (manifest["rows"], manifest["dim"]))
     except (OSError, ValueError) as error:
         raise GritError(f"{name}: cannot be read ({error}); make the index again") from None
+
+
+class _Living:
+    """Vectors of some rows, read when asked for."""
+
+    def __init__(self, mapped: np.ndarray, rows: np.ndarray):
+        self._mapped, self._rows = mapped, rows
+        self.shape = (len(rows), mapped.shape[1])
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self._mapped[self._rows[rows]]
+
+
+def living_vectors(path: Path, manifest: dict[str, Any], rows: np.ndarray) -> StoredVectors:
+    """The vectors of the living rows (`living`), memory-mapped.
+
+    Raises:
+      GritError: the file is damaged.
+    """
+    mapped = map_vectors(path, manifest)
+    return _Living(mapped, rows) if manifest["dead"] else mapped
 
 
 def store_path(path: Path, manifest: dict[str, Any], generation: int | None = None) -> str:

@@ -16,6 +16,7 @@ from grit_jax.evaluation.retrieval import (
     recall,
     score_rankings,
 )
+from grit_jax.rag.search import SearchSettings
 from grit_jax.types import GritError
 
 
@@ -77,6 +78,8 @@ def test_against_plain_numpy(tiny_model, sentences, tmp_path):
         "ndcg@10": np.mean([1 / np.log2(place + 2) if place < 10 else 0 for place in at]),
     }
     assert evaluate_retrieval(tiny_model, path, quiet=True) == pytest.approx(expected)
+    few = SearchSettings("int8", 24)  # everything is a candidate here
+    assert evaluate_retrieval(tiny_model, path, search=few, quiet=True) == pytest.approx(expected)
     # A query that is its own passage is found.
     same = [example(text, [text], [sentences[60 + i]]) for i, text in enumerate(sentences[:5])]
     assert evaluate_retrieval(tiny_model, same, quiet=True)["recall@1"] == 1.0
