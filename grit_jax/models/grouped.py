@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from grit_jax.models.kernels import platform
 
 ROW_TILES = (512, 256, 128)  # rows that the kernel takes at a time, of which the count must be a multiple
-TILE = 1024  # of the weights' width and depth: the sum of a tile in float32 and its inputs are within a core's memory
+TILE_BYTES = 2048  # of a tile's side: its sum in float32 and what is read for it fit the memory of a core (16 MiB)
 _WEIGHTS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
 
 
@@ -66,7 +66,8 @@ def weight_gradient(
     from jax.experimental.pallas.ops.tpu.megablox.gmm import make_group_metadata
 
     (M, D), F, E = x.shape, given.shape[1], len(sizes)
-    m, d, f = next(n for n in ROW_TILES if M % n == 0), min(D, TILE), min(F, TILE)
+    side = TILE_BYTES // x.dtype.itemsize
+    m, d, f = next(n for n in ROW_TILES if M % n == 0), min(D, side), min(F, side)
     everything = jnp.append(sizes, M - sizes.sum()).astype(jnp.int32)  # rows of no expert are a group, left out
     (starts, groups, tiles), steps = make_group_metadata(
         group_sizes=everything, m=M, tm=m, start_group=jnp.zeros((), jnp.int32), num_nonzero_groups=E

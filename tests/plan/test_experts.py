@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.grouped import weight_gradient
@@ -57,6 +57,17 @@ def test_weight_gradient():
         at = np.cumsum([0, *sizes])
         expected = [x[a:b].T @ given[a:b] for a, b in zip(at[:-1], at[1:], strict=True)]
         np.testing.assert_allclose(gradient(x, given, np.array(sizes, np.int32)), expected, atol=1e-4)
+
+
+@pytest.mark.tpu
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_tile_fits_the_memory_of_a_core(dtype):
+    """Mixtral's expert on the chip that has least."""
+    lie = NamedSharding(make_mesh(MeshConfig(), open_slice("v5e:1x1").devices), PartitionSpec())
+    shape = lambda *dims, dtype=dtype: jax.ShapeDtypeStruct(dims, jnp.dtype(dtype), sharding=lie)
+    arguments = shape(2048, 4096), shape(2048, 14336), shape(2, dtype="int32")
+    assert "tgmm" in jax.jit(weight_gradient).lower(*arguments).compile().as_text()
 
 
 @pytest.mark.tpu

@@ -102,6 +102,22 @@ def test_what_the_compiler_says_of_too_little_memory():
                         "(26.84G) exceeds available HBM (15.75G).", 5 * GIB) == round(26.84 * GIB) + 5 * GIB  # fmt: skip
 
 
+@pytest.mark.parametrize("space, fits", [("hbm. Used 20.50G of 15.75G hbm", False), ("vmem. Used 22.12M of 16.00M vmem", None)])
+def test_only_the_chips_memory_can_be_too_small(space, fits):
+    """A kernel that asks too much of a core's memory works on no chip, however large."""
+
+    class Refused:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory in memory space {space}.")
+
+    refused = Program(Refused(), 5)
+    if fits is None:
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            compile_program(refused, CHIPS["v5e"])
+    else:
+        assert compile_program(refused, CHIPS["v5e"])[0].fits is fits
+
+
 def test_rows_of_a_run_divide_among_its_devices(config):
     """Rows that do not would be computed whole on every device."""
     devices = jax.devices()[:8]
