@@ -179,14 +179,16 @@ def evaluate(args: argparse.Namespace) -> None:
 def plan(args: argparse.Namespace, arguments: list[str]) -> None:
     from grit_jax.plan.plan import plan as run
     from grit_jax.plan.plan import table
-    from grit_jax.plan.search import search, search_table
+    from grit_jax.plan.search import MOST_TRIES, search, search_table
     from grit_jax.run_config import read_run_config
 
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
     if args.search:
-        found = search(config, args.topology)
+        found = search(config, args.topology, args.tries or MOST_TRIES)
         candidates = {"topology": args.topology, "candidates": [one.to_dict() for one in found]}
         _show(candidates, args.json, search_table(found))
+    elif args.tries:
+        raise GritError("--tries says how many programs --search compiles at most; there is no --search")
     else:
         one = run(config, args.topology, serving=not args.train_only)
         _show(one.to_dict(), args.json, table(one))

@@ -199,13 +199,13 @@ def fused_attention(
     softcap: float | None,
 ) -> Float[Array, "B T N H"] | None:
     """The platform's fused kernel for a pass without cache, or None where there is none for these shapes."""
-    platform = _platform()
+    kind = platform()
     T, H = q.shape[1], q.shape[3]
-    if platform == "tpu" and T % SPLASH_TILE == 0 and H % SPLASH_TILE == 0:
+    if kind == "tpu" and T % SPLASH_TILE == 0 and H % SPLASH_TILE == 0:
         return _splash(q, k, v, segments, causal=causal, window=window, scale=scale, softcap=softcap)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     # cuDNN has no soft cap, and no head wider than this in its backward pass.
-    if platform == "gpu" and half and H % 8 == 0 and H <= CUDNN_HEAD and window is None and softcap is None:
+    if kind == "gpu" and half and H % 8 == 0 and H <= CUDNN_HEAD and window is None and softcap is None:
         same = (segments[:, :, None] == segments[:, None, :])[:, None]
         return jax.nn.dot_product_attention(
             q, k, v, mask=same, scale=scale, is_causal=causal, implementation="cudnn"
@@ -213,7 +213,7 @@ def fused_attention(
     return None
 
 
-def _platform() -> str:
+def platform() -> str:
     """The platform the program is traced for: that of the mesh in use (ahead-of-time too), else the default."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.abstract_device is not None:

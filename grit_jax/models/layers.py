@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from grit_jax.models.grouped import grouped_product
 from grit_jax.models.lora import AdaptedWeight
 from grit_jax.models.quantise import Quantised
 
@@ -80,5 +81,5 @@ def _product(
         return jax.checkpoint(lambda x, weight: _product(x, weight.dequantise(x.dtype), group_sizes))(x, weight)
     weight = weight.astype(x.dtype)
     if group_sizes is not None:
-        return jax.lax.ragged_dot(x, weight, group_sizes)
+        return grouped_product(x, weight, group_sizes)
     return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[-1])

@@ -75,6 +75,8 @@ def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[
         # a gather by what it gives would not sum up what the devices of an axis send back.
         if split:
             x, weights = (jax.lax.pcast(a, split, to="varying") for a in (x, weights))
+        if rows[0]:  # as rows do: `grouped_product` has gradients of its own
+            experts = jax.tree.map(lambda a: jax.lax.pcast(a, rows[0], to="varying"), experts)
         return _experts(x, weights, chosen, experts, activation, by_expert, split)
 
     return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, rows, specs), out_specs=rows)(

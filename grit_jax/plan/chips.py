@@ -33,6 +33,7 @@ class Chip:
         both: 400, 1200 and 800 GB/s for v5e, v5p and v6e; v4 has six links of 50 GB/s).
       axes: of the torus.
       pod: chips of the largest slice.
+      rented: how Google names a slice of it, and what the number behind counts of each chip (v4's and v5p's two cores).
     """
 
     flops: float
@@ -41,13 +42,19 @@ class Chip:
     link_rate: float
     axes: int
     pod: int
+    rented: tuple[str, int]
+
+    def accelerator_type(self, chips: int) -> str:
+        """A slice as it is asked for where it is rented: 64 chips of v5p are a `v5p-128`."""
+        name, counted = self.rented
+        return f"{name}-{chips * counted}"
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, axes=3, pod=4096),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, axes=3, pod=6144),
-    "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9, axes=2, pod=256),
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, axes=3, pod=4096, rented=("v4", 2)),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256, rented=("v5litepod", 1)),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, axes=3, pod=6144, rented=("v5p", 2)),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9, axes=2, pod=256, rented=("v6e", 1)),
 }
 
 

@@ -15,6 +15,7 @@ from grit_jax.plan.hlo import Computation, Instruction, Module, Shape, parse, tr
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute")
+FLOATS = ("bf16", "f32", "f16")
 # Instructions that move nothing in memory themselves.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -23,6 +24,9 @@ FREE = {
 # Matrix products over all tiles of the scores in each of splash attention's kernels
 # (jax: experimental/pallas/ops/tpu/splash_attention/splash_attention_kernel.py), those that a causal mask hides too.
 SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+# A product of rows sorted by expert with each expert's weights, as a TPU's compiler and as megablox name their kernels
+# (jax: experimental/pallas/ops/tpu/megablox/gmm.py; tgmm gives the weights' gradients).
+GROUPED = ("ragged-dot-none", "tgmm")
 
 
 @dataclasses.dataclass
@@ -49,15 +53,20 @@ class Costs:
             self.collective_bytes[kind] += times * size
 
 
-def program_costs(text: str) -> Costs:
-    """The costs of a compiled program from its text; of the branches of a condition, the dearest counts."""
+def program_costs(text: str, experts: int = 0) -> Costs:
+    """The costs of a compiled program from its text; of the branches of a condition, the dearest counts.
+
+    Args:
+      experts: of the model, over all chips. A kernel for some of them is given all rows and computes those that chose
+        these; only the data says which, so they are counted as spread evenly.
+    """
     module = parse(text)
-    return _Walk(module).computation(module.entry)
+    return _Walk(module, experts).computation(module.entry)
 
 
 class _Walk:
-    def __init__(self, module: Module):
-        self.module = module
+    def __init__(self, module: Module, experts: int):
+        self.module, self.experts = module, experts
         self.known: dict[str, Costs] = {}
 
     def computation(self, name: str) -> Costs:
@@ -92,8 +101,20 @@ class _Walk:
                 gathered = sum(here.by_name[name].bytes for name in one.operands if self._is_part(here, name))
                 costs.collective_bytes["all_reduce"] -= gathered
                 costs.collective_bytes["all_gather"] += gathered
-            costs.memory_bytes += _moved(here, one)
+            costs.add(self._grouped(here, one) or Costs(memory_bytes=_moved(here, one)))
         return costs
+
+    def _grouped(self, here: Computation, one: Instruction) -> Costs | None:
+        """Of a kernel that multiplies rows `[M K]` by the weights `[E K N]` of their experts, or rows by rows `[M N]`
+        for the gradient of such weights; None for anything else."""
+        if one.opcode != "custom-call" or not any(kernel in one.name for kernel in GROUPED):
+            return None
+        arrays = [shape for shape in here.shapes_of(one) + one.shapes if shape.dtype in FLOATS]
+        lhs, rhs = arrays[:2]
+        weights = next(shape for shape in arrays if len(shape.dims) == 3)
+        share = weights.dims[0] / self.experts if self.experts else 1.0
+        moved = sum(_in_memory([shape]) * (1.0 if shape is weights else share) for shape in arrays)
+        return Costs(flops=2 * share * lhs.size * rhs.dims[-1], memory_bytes=moved)
 
     def _is_part(self, here: Computation, name: str) -> bool:
         """Whether an array is one chip's part of a whole and zeros beside it: on a torus of three axes the compiler
@@ -138,10 +159,10 @@ def _product(here: Computation, one: Instruction) -> Costs:
         return Costs(flops=2 * result.size * math.prod(shapes[0].dims[d] for d in contracted))
     if one.opcode == "convolution":
         return Costs(flops=_convolution_flops(shapes[0], shapes[1], result, one.rest))
-    products = next((n for kernel, n in SPLASH.items() if one.name.startswith(kernel)), 0)
+    products = next((n for kernel, n in SPLASH.items() if kernel in one.name), 0)
     if not products:
         return Costs()
-    q, k = [shape for shape in shapes if shape.dtype in ("bf16", "f32", "f16")][:2]
+    q, k = [shape for shape in shapes if shape.dtype in FLOATS][:2]
     return Costs(flops=2 * products * q.size * k.dims[-2])
 
 

@@ -84,6 +84,11 @@ class Plan:
         return int(np.prod(list(self.mesh.values())))
 
     @property
+    def accelerator_type(self) -> str:
+        """The slice as it is rented."""
+        return self.chip.accelerator_type(self.chips)
+
+    @property
     def mfu_bound(self) -> float | None:
         """Of the chips' peak, what the model's own FLOPs can be at most."""
         step = self.programs["train"].roofline
@@ -99,6 +104,7 @@ class Plan:
         """For JSON; figures without a program's name are those of the training step."""
         return {
             "topology": self.topology,
+            "accelerator_type": self.accelerator_type,
             "chips": self.chips,
             "mesh": self.mesh,
             "hbm_bytes_per_chip": self.chip.memory,
@@ -129,7 +135,7 @@ def plan_on(config: RunConfig, where: Slice, mesh: Mesh, *, serving: bool) -> Pl
 
     def look(name: str, program: Program) -> jax.stages.Compiled | None:
         say(f"plan: compiling {name} for {where.name}")
-        found[name], compiled = compile_program(program, where.chip)
+        found[name], compiled = compile_program(program, where.chip, train.model.num_experts)
         return compiled
 
     train = lower_train(config, mesh)
@@ -148,18 +154,23 @@ def plan_on(config: RunConfig, where: Slice, mesh: Mesh, *, serving: bool) -> Pl
     )  # fmt: skip
 
 
-def compile_program(program: Program, chip: Chip) -> tuple[ProgramPlan, jax.stages.Compiled | None]:
-    """Compiles a program and looks at it; None for one that the chip's memory does not hold."""
+def compile_program(
+    program: Program, chip: Chip, experts: int = 0
+) -> tuple[ProgramPlan, jax.stages.Compiled | None]:
+    """Compiles a program and looks at it; None for one that the chip's memory does not hold.
+
+    `experts`: of its model, see `program_costs`.
+    """
     started = time.perf_counter()
     try:
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+        if "RESOURCE_EXHAUSTED" not in str(error) or "memory space vmem" in str(error):
+            raise  # what a kernel wants of a core's own memory is a mistake in the kernel
         given, needed = program.argument_bytes, needed_bytes(str(error), program.argument_bytes)
         return ProgramPlan(False, needed, given, needed - given, time.perf_counter() - started), None
     seconds = time.perf_counter() - started
-    memory, costs = compiled.memory_analysis(), program_costs(compiled.as_text())
+    memory, costs = compiled.memory_analysis(), program_costs(compiled.as_text(), experts)
     bounds = {
         "compute": costs.flops / chip.flops,
         "memory": costs.memory_bytes / chip.memory_rate,
@@ -189,7 +200,8 @@ def table(plan: Plan) -> str:
     train, gib = plan.programs["train"], lambda size: f"{size / GIB:.2f} GiB"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     lines = [
-        f"{plan.topology}: {plan.chips} chips of {gib(plan.chip.memory)}, mesh {mesh}",
+        f"{plan.topology}, rented as {plan.accelerator_type}: {plan.chips} chips of {gib(plan.chip.memory)}",
+        f"mesh: {mesh}",
         "",
         "program    fits   peak a chip   arguments   temporaries   at least   bound by     compiled in",
     ]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grit_jax.abstract import abstract_step
+from grit_jax.abstract import AbstractStep, abstract_step
 from grit_jax.data.packing import round_up
 from grit_jax.inference.decode import ROWS_PER_CALL, SHORTEST_PIECES, SHORTEST_PROMPT, cache_fits, cache_slots
 from grit_jax.inference.encoder import TOKENS_PER_CALL, encode_step
@@ -25,7 +25,7 @@ from grit_jax.run_config import RunConfig, data_config, step_config
 from grit_jax.sharding import ShardingRules, fit, row_shardings, row_ways, tree_shardings
 from grit_jax.training.joint import check_chunks
 from grit_jax.training.state import TrainState, state_shardings
-from grit_jax.types import KV, AttentionMode, Rows
+from grit_jax.types import KV, AttentionMode, Batch, Rows
 
 RULES = ShardingRules()
 
@@ -46,8 +46,17 @@ class TrainProgram(Program):
     state: TrainState
 
 
-def lower_train(config: RunConfig, mesh: Mesh) -> TrainProgram:
-    """The training step over a mesh, as `train.py` places its state and `training.loop` its batches.
+@dataclasses.dataclass
+class TrainShapes:
+    """A training step that is not lowered yet, and its state and batch: shapes, each with its sharding."""
+
+    abstract: AbstractStep
+    state: TrainState
+    batch: Batch
+
+
+def train_shapes(config: RunConfig, mesh: Mesh) -> TrainShapes:
+    """What the training step takes over a mesh, as `train.py` places its state and `training.loop` its batches.
 
     Raises:
       GritError: a shape that is not known, or chunks that the mesh does not divide.
@@ -58,9 +67,14 @@ def lower_train(config: RunConfig, mesh: Mesh) -> TrainProgram:
     shardings = state_shardings(abstract.state, mesh, RULES)
     frozen = {name: _weight_shardings(name, weight, mesh) for name, weight in abstract.state.frozen.items()}
     state = _placed(abstract.state, dataclasses.replace(shardings, frozen=frozen))
-    batch = _placed(abstract.batch, row_shardings(abstract.batch, mesh, RULES))
-    program = _lower(abstract.step, mesh, state, batch)
-    return TrainProgram(program.lowered, program.argument_bytes, abstract.model, state)
+    return TrainShapes(abstract, state, _placed(abstract.batch, row_shardings(abstract.batch, mesh, RULES)))
+
+
+def lower_train(config: RunConfig, mesh: Mesh) -> TrainProgram:
+    """The training step over a mesh; raises as `train_shapes`."""
+    shapes = train_shapes(config, mesh)
+    program = _lower(shapes.abstract.step, mesh, shapes.state, shapes.batch)
+    return TrainProgram(program.lowered, program.argument_bytes, shapes.abstract.model, shapes.state)
 
 
 def _weight_shardings(name: str, weight: Any, mesh: Mesh) -> Any:

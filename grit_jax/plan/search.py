@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from grit_jax.abstract import abstract_step
 from grit_jax.data.shapes import abstract_batch
 from grit_jax.plan.chips import GIB, open_slice
 from grit_jax.plan.plan import Plan, plan_on
+from grit_jax.plan.programs import RULES, bytes_per_chip, train_shapes
 from grit_jax.progress import progress, say
 from grit_jax.run_config import RunConfig, batch_needs
-from grit_jax.sharding import MeshConfig, make_mesh
+from grit_jax.sharding import MeshConfig, make_mesh, row_ways
 from grit_jax.types import GritError
 
 TENSOR_WAYS = (1, 2, 4, 8)  # chips of a host, and twice that: further away its sums cost more than they save
-MOST_TRIES = 12
+MOST_TRIES = 12  # programs compiled, unless told
 
 
 @dataclasses.dataclass
@@ -33,44 +37,70 @@ class Candidate:
         return {f"train.{self.chunk_key}": self.chunk, **self.plan.to_dict()}
 
 
-def search(config: RunConfig, topology: str) -> list[Candidate]:
+def search(config: RunConfig, topology: str, tries: int = MOST_TRIES) -> list[Candidate]:
     """Meshes and chunk sizes whose training step fits, the fastest by its roofline first.
 
     For each split of the slice over `tensor`, the largest chunk that fits, from all rows downwards: the larger it is,
-    the less often weights are gathered. At most `MOST_TRIES` programs are compiled.
+    the less often weights are gathered. What cannot work is left out without being compiled; at most `tries` programs
+    are. Says of each what became of it.
 
     Raises:
       GritError: as `plan`, or nothing fits.
     """
     where = open_slice(topology)
     key = "embedding_chunk" if config.data.embedding_batch else "generative_chunk"
-    tries = list(itertools.islice(_tries(config, len(where.devices)), MOST_TRIES))
     found: dict[MeshConfig, Candidate] = {}
-    with progress(len(tries), "plan", "programs") as bar:
-        for mesh, chunk in tries:
-            if mesh not in found:
-                train = dataclasses.replace(config.train, **{key: chunk})
-                tried = dataclasses.replace(config, mesh=mesh, train=train)
-                one = plan_on(tried, where, make_mesh(mesh, where.devices), serving=False)
-                step = one.programs["train"]
-                verdict = "fits" if step.fits else "too large"
-                say(f"{_settings(mesh, key, chunk)}: {step.peak_bytes / GIB:.2f} GiB, {verdict}")
-                if step.fits:
-                    found[mesh] = Candidate(mesh, key, chunk, one)
+    compiled = 0
+    with progress(tries, "plan", "programs") as bar:
+        for mesh, chunk in _candidates(config, _meshes(config, len(where.devices))):
+            if mesh in found:
+                continue
+            settings = _settings(mesh, key, chunk)
+            tried = dataclasses.replace(config, mesh=mesh, train=dataclasses.replace(config.train, **{key: chunk}))
+            devices = make_mesh(mesh, where.devices)
+            try:
+                if (least := _least_bytes(tried, devices, key)) > where.chip.memory:
+                    say(f"{settings}: left out, it needs {least / GIB:.2f} GiB a chip at the least")
+                    continue
+                if compiled == tries:
+                    say(f"{tries} programs were compiled; {settings} and what comes behind it were not tried")
+                    break
+                compiled += 1
+                say(f"{settings}: number {compiled} of {tries} at most")
+                one = plan_on(tried, where, devices, serving=False)
+            except GritError as error:
+                say(f"{settings}: left out, {error}")
+                continue
             bar.update()
+            step = one.programs["train"]
+            say(f"{settings}: {step.peak_bytes / GIB:.2f} GiB, {'fits' if step.fits else 'too large'}")
+            if step.fits:
+                found[mesh] = Candidate(mesh, key, chunk, one)
     if not found:
         raise GritError(f"--topology {topology}: no mesh and chunk that was tried fits; take more chips or larger ones")
     return sorted(found.values(), key=lambda one: one.plan.programs["train"].roofline or 0)
 
 
+def _least_bytes(config: RunConfig, mesh: Mesh, key: str) -> int:
+    """What a chip is sure to need: what goes into a step and, whatever is computed again, what each layer is given of
+    the rows of a chunk."""
+    shapes = train_shapes(config, mesh)
+    model, batch = shapes.abstract.model, shapes.abstract.batch
+    part = batch.embedding or batch.generative
+    rows, length = part.rows.tokens.shape if part else (0, 0)
+    rows = min(rows, getattr(config.train, key) or rows) // row_ways(mesh, RULES)
+    token = model.num_hidden_layers * model.hidden_size * jnp.dtype(model.dtype).itemsize
+    return bytes_per_chip((shapes.state, shapes.batch)) + rows * length * token // mesh.shape["tensor"]
+
+
 def search_table(found: list[Candidate]) -> str:
     """The candidates in words, best first."""
-    lines = ["step at least   peak a chip   MFU at most   settings"]
+    lines = ["step at least   peak a chip   MFU at most   chip-hours   settings"]
     for one in found:
         step = one.plan.programs["train"]
         lines.append(
-            f"{step.roofline:11.3g} s {step.peak_bytes / GIB:9.2f} GiB {one.plan.mfu_bound:13.0%}   "
-            f"{_settings(one.mesh, one.chunk_key, one.chunk)}"
+            f"{step.roofline:11.3g} s {step.peak_bytes / GIB:9.2f} GiB {one.plan.mfu_bound:13.0%} "
+            f"{one.plan.chip_hours:12.1f}   {_settings(one.mesh, one.chunk_key, one.chunk)}"
         )
     return "\n".join(lines)
 
@@ -80,14 +110,29 @@ def _settings(mesh: MeshConfig, key: str, chunk: int | None) -> str:
     return f"--mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor} --train.{key} {'null' if chunk is None else chunk}"
 
 
-def _tries(config: RunConfig, chips: int) -> Iterator[tuple[MeshConfig, int | None]]:
+def _meshes(config: RunConfig, chips: int) -> list[MeshConfig]:
+    """Splits over `tensor`, without those that would leave attention whole on each chip."""
+    model, found = abstract_step(config).model, []
+    for tensor in TENSOR_WAYS:
+        if chips % tensor:
+            continue
+        if model.num_attention_heads % tensor or model.num_key_value_heads % tensor:
+            heads = f"{model.num_attention_heads} heads with {model.num_key_value_heads} of keys"
+            say(f"--mesh.tensor {tensor}: left out, {heads} do not divide among {tensor} chips")
+            continue
+        found.append(MeshConfig(1, chips // tensor, tensor))
+    return found
+
+
+def _candidates(config: RunConfig, meshes: list[MeshConfig]) -> Iterator[tuple[MeshConfig, int | None]]:
     """Chunks from large to small, and for each all meshes."""
     batch = abstract_batch(config.data, batch_needs(config))
     part = batch.embedding or batch.generative
     rows = part.rows.tokens.shape[0] if part else 0
-    meshes = [MeshConfig(1, chips // tensor, tensor) for tensor in TENSOR_WAYS if chips % tensor == 0]
-    for part_of in (1, 4, 16, 64):
+    for share in (1, 4, 16, 64):
         for mesh in meshes:
-            chunk = rows // part_of // mesh.fsdp * mesh.fsdp
-            if chunk:
-                yield mesh, None if part_of == 1 else chunk
+            chunk = rows // share // mesh.fsdp * mesh.fsdp
+            if share == 1:
+                yield mesh, None
+            elif chunk:
+                yield mesh, chunk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,17 @@ def test_a_training_step_as_compiled(run):
     padding = 3 * (24 * 3 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 24 * 2 * 32 * 100 + 3 * 4 * 32 * 24 * 24)
     text = abstract.step.lower(abstract.state, abstract.batch).compile().as_text()
     assert program_costs(text).flops == model_flops + pooling + masked + padding
+
+
+def test_the_published_7b_batch():
+    """By the rule of thumb, 6 FLOPs a weight and token and 12 a pair, layer and head's width (arXiv 2204.02311, B)."""
+    run = read_run_config(Path(__file__).parents[2] / "configs" / "gritlm_7b.yaml")
+    weights, table = 7_241_732_096, 32_000 * 4096  # Mistral-7B's own count, of which a table is looked up
+    queries, passages, texts = 2048, 4096, 256
+    tokens = queries * 256 + passages * 2048 + texts * 2048
+    pairs = queries * 256**2 + passages * 2048**2 + texts * 2048**2 / 2
+    by_hand = 6 * (weights - 2 * table) * tokens + 6 * table * texts * 2048 + 12 * 32 * 4096 * pairs
+    assert step_flops(run, run.model.known_shape) == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_frozen_weights_and_constant_sides_have_no_gradient(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -59,6 +60,12 @@ def test_slices_that_there_are_not(name, words):
         parse_topology(name)
 
 
+def test_slices_as_they_are_rented():
+    """cloud.google.com/tpu/docs: v4 and v5p are counted in cores, two of a chip; v5e and v6e in chips."""
+    rented = {name: chip.accelerator_type(64) for name, chip in CHIPS.items()}
+    assert rented == {"v4": "v4-128", "v5e": "v5litepod-64", "v5p": "v5p-128", "v6e": "v6e-64"}
+
+
 def test_slices_that_there_are():
     assert parse_topology("v5p:4x4x4") == (CHIPS["v5p"], (4, 4, 4))
     assert [parse_topology(f"{c}:1x1")[1] for c in ("v5e", "v6e")] == [(1, 1)] * 2
@@ -79,7 +86,7 @@ def test_without_the_compiler(config, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, words",
     [(["--topology", "v5x:1"], "--topology v5x:1: not a topology"), (["--topology", "v5e:2x2", "--train.stepz", "3"], "train.steps"),
-     ([], "--topology"), (["--topology", "v5e:2x2", "--serch"], "did you mean --search")],
+     (["--topology", "v5e:2x2", "--tries", "3"], "there is no --search"), ([], "--topology"), (["--topology", "v5e:2x2", "--serch"], "did you mean --search")],
 )  # fmt: skip
 def test_what_is_typed_wrong_is_one_line(config, capsys, arguments, words):
     with pytest.raises(SystemExit) as stopped:
@@ -93,6 +100,22 @@ def test_what_the_compiler_says_of_too_little_memory():
                         "Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.", 5) == round(20.5 * GIB)  # fmt: skip
     assert needed_bytes("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
                         "(26.84G) exceeds available HBM (15.75G).", 5 * GIB) == round(26.84 * GIB) + 5 * GIB  # fmt: skip
+
+
+@pytest.mark.parametrize("space, fits", [("hbm. Used 20.50G of 15.75G hbm", False), ("vmem. Used 22.12M of 16.00M vmem", None)])
+def test_only_the_chips_memory_can_be_too_small(space, fits):
+    """A kernel that asks too much of a core's memory works on no chip, however large."""
+
+    class Refused:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory in memory space {space}.")
+
+    refused = Program(Refused(), 5)
+    if fits is None:
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            compile_program(refused, CHIPS["v5e"])
+    else:
+        assert compile_program(refused, CHIPS["v5e"])[0].fits is fits
 
 
 def test_rows_of_a_run_divide_among_its_devices(config):
@@ -120,6 +143,7 @@ def test_figures_of_a_plan():
     assert found["mfu_bound"] == pytest.approx(1e15 / (8 * 197e12 * 2))  # half of a step of 2 s would be all of it
     assert found["chip_hours"] == 8 * 1800 * 2 / 3600
     said = table(a_plan())
+    assert found["accelerator_type"] == "v5litepod-8" and "v5e:2x4, rented as v5litepod-8: 8 chips" in said
     assert "interconnect" in said and "8.0 chip-hours (MFU at most 32%)" in said and "all-gather 3.00 GiB" in said
     too_large = a_plan(peak=40 * GIB, fits=False)
     assert too_large.to_dict().keys() >= KEYS and too_large.to_dict()["roofline_step_seconds"] is None
@@ -127,28 +151,63 @@ def test_figures_of_a_plan():
     json.dumps(too_large.to_dict())
 
 
-def test_a_search_ranks_what_fits(config, monkeypatch, capsys):
-    """Eight chips, of which two and more along `tensor` hold half of the rows, and eight none; two are the fastest."""
+EIGHT_HEADS = {"model.shape.num_attention_heads": "8", "model.shape.num_key_value_heads": "8"}
+
+
+@pytest.fixture
+def search_of(config, monkeypatch):
+    """A search on eight chips that need not be compiled for, and the (tensor, chunk) it asked a plan for."""
     asked = []
 
-    def fake_plan(run, where, mesh, serving):
-        tensor, chunk = mesh.shape["tensor"], run.train.embedding_chunk
-        asked.append((tensor, chunk))
-        return a_plan(seconds=abs(tensor - 2) + 1, fits=tensor < 8 and chunk is not None)
+    def search_of(plan_of, overrides=EIGHT_HEADS, tries=MOST_TRIES, chip=CHIPS["v5e"]):
+        def fake_plan(run, where, mesh, serving):
+            asked.append((mesh.shape["tensor"], run.train.embedding_chunk))
+            return plan_of(*asked[-1])
 
-    monkeypatch.setattr("grit_jax.plan.search.open_slice", lambda name: Slice(name, CHIPS["v5e"], jax.devices()[:8]))
-    monkeypatch.setattr("grit_jax.plan.search.plan_on", fake_plan)
-    found = search(read_run_config(config), "v5e:2x4")
+        monkeypatch.setattr("grit_jax.plan.search.open_slice", lambda name: Slice(name, chip, jax.devices()[:8]))
+        monkeypatch.setattr("grit_jax.plan.search.plan_on", fake_plan)
+        return search(read_run_config(config, overrides), "v5e:2x4", tries)
+
+    return search_of, asked
+
+
+def test_a_search_ranks_what_fits(config, search_of, capsys):
+    """Eight chips, of which two and more along `tensor` hold a quarter of the rows, and eight none; two are fastest."""
+    run, asked = search_of
+    found = run(lambda tensor, chunk: a_plan(abs(tensor - 2) + 1, fits=tensor < 8 and chunk is not None))
     assert [one.mesh.tensor for one in found] == [2, 1, 4]
     assert asked[:4] == [(1, None), (2, None), (4, None), (8, None)] and len(asked) <= MOST_TRIES
     rows = 40  # 32 passages, and 16 queries two in a row
     assert [one.chunk for one in found] == [rows // 4 // ways * ways for ways in (4, 8, 2)]
-    assert "--mesh.fsdp 4 --mesh.tensor 2 --train.embedding_chunk 8" in search_table(found).splitlines()[1]
+    best = search_table(found).splitlines()[1]
+    assert "--mesh.fsdp 4 --mesh.tensor 2 --train.embedding_chunk 8" in best and " 4.0 " in best  # chip-hours
+    said = capsys.readouterr().err
+    assert "--mesh.fsdp 8 --mesh.tensor 1 --train.embedding_chunk null: number 1 of 12 at most" in said
+    assert "--train.embedding_chunk null: 9.00 GiB, too large" in said and "9.00 GiB, fits" in said
     main(["plan", str(config), "--topology", "v5e:2x4", "--search", "--json"])
-    assert len(json.loads(capsys.readouterr().out)["candidates"]) == 3
-    monkeypatch.setattr("grit_jax.plan.search.plan_on", lambda *_, **__: a_plan(fits=False))
+    candidates = json.loads(capsys.readouterr().out)["candidates"]
+    assert [one["train.embedding_chunk"] for one in candidates] == [8, 8]  # for 1 and 2: four do not divide two heads
     with pytest.raises(GritError, match="no mesh and chunk that was tried fits"):
-        search(read_run_config(config), "v5e:2x4")
+        run(lambda *_: a_plan(fits=False))
+
+
+def test_a_search_compiles_nothing_in_vain(search_of, capsys):
+    """Not what cannot work, nor more than it may."""
+    run, asked = search_of
+    assert [one.mesh.tensor for one in run(lambda *_: a_plan(), {})] == [1, 2]
+    assert asked == [(1, None), (2, None)]
+    said = capsys.readouterr().err
+    assert "--mesh.tensor 4: left out, 4 heads with 2 of keys do not divide among 4 chips" in said
+    asked.clear()
+    # Of 40 rows of 256 tokens five are a chip's: two layers take 1.25 MiB of them, weights and their optimizer's 1.9.
+    small = dataclasses.replace(CHIPS["v5e"], memory=3 * 2**20)
+    assert [one.chunk for one in run(lambda *_: a_plan(), {}, chip=small)] == [8] and asked == [(1, 8)]
+    assert "embedding_chunk null: left out, it needs 0.00 GiB a chip at the least" in capsys.readouterr().err
+    asked.clear()
+    assert [one.mesh.tensor for one in run(lambda tensor, _: a_plan(fits=tensor == 2), tries=3)] == [2]
+    assert len(asked) == 3 and "3 programs were compiled; " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", "run.yaml", "--topology", "v5e:2x4", "--tries", "0"])
 
 
 # ---- with the compiler ----------------------------------------------------------------------------------------------
@@ -177,6 +236,22 @@ def test_a_configuration_on_a_slice(config, capsys):
     assert 0 < found["mfu_bound"] < 1
     hours = 4 * 1000 * found["roofline_step_seconds"] / 3600
     assert found["chip_hours"] == pytest.approx(hours)
+
+
+@pytest.mark.tpu
+@needs_compiler
+@pytest.mark.usefixtures("full_optimization")
+def test_weights_are_gathered_for_a_chunk_and_not_for_a_loss(config):
+    """Four chips that each hold a quarter of every weight, so wide that little else is gathered. A pass over a chunk
+    gathers the layers once: without a gradient, with one, and backward. Both losses share the passes of a chunk;
+    apart, the language loss has two of its own."""
+    chunks, layers = 5, 2 * (256 * 512 * 2 + 2 * 256 * 256 + 3 * 256 * 8192)  # of 8 among 40 rows
+    passes = {}
+    for backward in ("joint", "separate"):
+        run = read_run_config(config, {"model.shape.intermediate_size": "8192", "train.backward": backward})
+        found = plan(run, "v5e:2x2", serving=False)
+        passes[backward] = found.programs["train"].costs.collective_bytes["all_gather"] / (2 * layers)
+    assert passes == {"joint": pytest.approx(3 * chunks, rel=0.05), "separate": pytest.approx(3 * chunks + 2, rel=0.05)}
 
 
 @pytest.mark.tpu
