@@ -88,7 +88,7 @@ def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     fitted: list[Axes] = []
     taken: set[str] = set()
     for size, axes in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
-        names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        names = _names(axes)
         ways = int(np.prod([mesh.shape[name] for name in names])) if names else 1
         fits = ways > 1 and size % ways == 0 and taken.isdisjoint(names)
         taken |= set(names) if fits else set()
@@ -114,8 +114,19 @@ def tree_shardings(shapes: Any, axes: Any, mesh: Mesh, rules: ShardingRules) -> 
 
 def row_ways(mesh: Mesh, rules: ShardingRules) -> int:
     """In how many parts rows are split."""
-    axes = (rules.rows,) if isinstance(rules.rows, str) else rules.rows or ()
-    return math.prod(mesh.shape[axis] for axis in axes)
+    return math.prod(mesh.shape[axis] for axis in _names(rules.rows))
+
+
+def ways_of(axis: str | None, size: int) -> int:
+    """In how many parts the mesh in use splits a logical axis of this size: 1 where it does not."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = _names(getattr(ShardingRules(), axis)) if axis else ()
+    ways = 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
+    return ways if size % ways == 0 else 1
+
+
+def _names(axes: Axes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def to_host(x: Any) -> np.ndarray:
