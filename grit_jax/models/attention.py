@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models import kernels
+from grit_jax.sharding import constrain, ways_of
 from grit_jax.types import AttentionMode, Mode
 
 
@@ -42,6 +43,8 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Attention of `T` tokens to themselves and to cached keys.
 
+    Where the mesh splits the tokens of a row, queries stay where they are and keys are gathered.
+
     Args:
       q: rotated queries; they share `own.positions` and `own.segments`.
       own: keys of the same tokens.
@@ -55,6 +58,8 @@ def attend(
     Raises:
       ValueError: prefix mode without blocks; rows that the blocks do not divide.
     """
+    if ways_of("tokens", q.shape[1]) > 1:
+        own, cached = _whole_rows(own), cached and _whole_rows(cached)
     options = {"window": window, "scale": q.shape[-1] ** -0.5 if scale is None else scale, "softcap": softcap}
     if isinstance(mode, AttentionMode):
         return _attend_one_mode(q, own, cached, mode, blocks, options)
@@ -71,6 +76,11 @@ def attend(
         outputs.append(out.reshape(-1, rows, *out.shape[1:]))
         start += rows
     return jnp.concatenate(outputs, axis=1).reshape(q.shape)
+
+
+def _whole_rows(keys: Keys) -> Keys:
+    """Keys gathered over the devices that a row's tokens are split over: each of its queries may see all of them."""
+    return jax.tree.map(lambda x: constrain(x, ("rows", None, "kv_heads", None)[: x.ndim]), keys)
 
 
 def _attend_one_mode(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from grit_jax.models.kernels import soft_cap
-from grit_jax.models.layers import Weights
+from grit_jax.models.layers import Weights, product
 from grit_jax.training.losses import LossConfig, cross_entropy
 from grit_jax.types import GenerativeBatch
 
@@ -35,12 +35,12 @@ def token_losses(
 
     def logits(rows: tuple[Array, Array], words: Array, number: Array) -> tuple[list[Array], Array]:
         hidden, label = rows
-        found = jnp.einsum("rtd,vd->rtv", hidden.astype(dtype), words, preferred_element_type=jnp.float32)
+        found = product(hidden.astype(dtype), words.T, jnp.float32)
         return [soft_cap(found, softcap)], label[:, :, None] == number
 
     (losses,) = cross_entropy(
         logits, (hidden.astype(jnp.float32), labels), jnp.asarray(head).astype(dtype), block,
-        row_axes=("rows", None), axes=("vocab_out", "embed"), split=True,
+        row_axes=("rows", "tokens"), axes=("vocab_out", "embed"), split=True,
     )  # fmt: skip
     return jnp.roll(losses, 1, axis=1).at[:, 0].set(0.0)
 

@@ -52,5 +52,5 @@ def joined_rows(first: Rows, second: Rows) -> Rows:
     )
 
 
-def _spread(x: Float[Array, "R ..."]) -> Float[Array, "R ..."]:
-    return constrain(x, ("rows",) + (None,) * (x.ndim - 1))
+def _spread(x: Float[Array, "R T ..."]) -> Float[Array, "R T ..."]:
+    return constrain(x, ("rows", "tokens", *[None] * x.ndim)[: x.ndim])
