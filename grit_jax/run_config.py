@@ -16,12 +16,12 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.presets import PRESETS
-from grit_jax.sharding import MeshConfig, ShardingRules, row_ways
+from grit_jax.sharding import MeshConfig, ShardingRules, row_ways, token_ways
 from grit_jax.training.attention_codes import ATTENTION_CODES, AttentionModes
 from grit_jax.training.joint import CHUNKS, StepConfig
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig
-from grit_jax.types import AttentionMode
+from grit_jax.types import AttentionMode, GritError
 
 # Keys of a configuration that hold file names (see config.load_config).
 PATH_KEYS = (
@@ -163,8 +163,24 @@ def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -
 
 
 def data_config(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> DataConfig:
-    """What the run reads over a mesh: rows in multiples of their split, or else each device would compute them all."""
-    return dataclasses.replace(config.data, row_multiple=math.lcm(config.data.row_multiple, row_ways(mesh, rules)))
+    """What the run reads over a mesh: rows in multiples of their split, or else each device would compute them all.
+
+    Raises:
+      GritError: rows of a length that the devices of `mesh.context` do not divide.
+    """
+    data, limits, ways = config.data, config.data.limits(), token_ways(mesh, rules)
+    lengths = {
+        "row_length": data.embedding_batch and (data.row_length or max(limits.query, limits.passage)),
+        "generative_row_length": data.generative_batch and (data.generative_row_length or limits.generative),
+        "pieces_row_length": data.cached_batch and limits.cached_pieces,
+        "cached_row_length": data.cached_batch and limits.cached_text,
+    }
+    for key, length in lengths.items():
+        if length % ways:
+            raise GritError(
+                f"data.{key} is {length} tokens, which mesh.context: {ways} does not divide; make it a multiple of that"
+            )
+    return dataclasses.replace(data, row_multiple=math.lcm(data.row_multiple, row_ways(mesh, rules)))
 
 
 def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:

@@ -6,28 +6,36 @@ program therefore runs on one device, on simulated CPU devices and on a pod.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grit_jax.types import GritError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 Axes = str | tuple[str, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 (one of them at most) takes what the others leave."""
+    """Devices along each mesh axis; -1 (one of them at most) takes what the others leave.
+
+    `data` copies the weights, and where the devices are of several slices it is the axis that goes from slice to slice
+    (over the data-centre network); `fsdp` splits weights and rows; `tensor` splits heads and feed-forward; `context`
+    splits the tokens of every row, for rows that are too long for one device.
+    """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    context: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,8 @@ class ShardingRules:
     """
 
     rows: Axes = ("data", "fsdp")  # rows of a batch, texts of a similarity matrix
+    copies: Axes = "data"  # what of `rows` is left where an array is split along `embed` beside
+    tokens: Axes = "context"  # T of a row
     embed: Axes = "fsdp"  # D of weights
     vocab: Axes = None  # V of the embedding table
     vocab_out: Axes = "tensor"  # V of the output head
@@ -57,13 +67,13 @@ class ShardingRules:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all), axes `data, fsdp, tensor`.
+    """A mesh over `devices` (default: all), axes `data, fsdp, context, tensor`.
 
     Raises:
-      GritError: the axes do not multiply to the number of devices.
+      GritError: the axes do not multiply to the number of devices, or `data` does not go over their slices.
     """
     devices = list(devices if devices is not None else jax.devices())
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
     if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
         raise GritError(f"mesh: axes must be positive, at most one -1; got {dataclasses.asdict(config)}")
     fixed = int(np.prod([n for n in sizes if n != -1]))
@@ -71,15 +81,49 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         sizes[sizes.index(-1)] = max(1, len(devices) // fixed)
     if int(np.prod(sizes)) != len(devices):
         raise GritError(
-            f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} needs {int(np.prod(sizes))} devices, "
-            f"{len(devices)} are here; set mesh.data, mesh.fsdp and mesh.tensor so that their product fits"
+            f"mesh: {' x '.join(MESH_AXES)} = {' x '.join(map(str, sizes))} needs {int(np.prod(sizes))} devices, "
+            f"{len(devices)} are here; set {', '.join('mesh.' + axis for axis in MESH_AXES)} so that their product fits"
         )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(arrange(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def arrange(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
+    """Devices in the order of a mesh: neighbours along the last axes are neighbours on the interconnect, and slices
+    (`slice_index` tells them apart) follow one another along the first axis alone.
+
+    Raises:
+      GritError: the first axis does not divide among the slices, or they are of different sizes.
+    """
+    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slices) == 1:
+        return _on_torus(mesh_utils.create_device_mesh, tuple(sizes), devices=devices)
+    if len(set(slices.values())) > 1:
+        held = ", ".join(f"slice {number}: {count}" for number, count in sorted(slices.items()))
+        raise GritError(f"mesh: slices of different sizes make no mesh ({held} devices)")
+    first, *rest = sizes
+    if first % len(slices):
+        raise GritError(
+            f"mesh: {len(devices)} devices of {len(slices)} slices: mesh.data alone goes over slices (weights are not "
+            f"gathered over the network between them) and is {first}; make it {len(slices)} or a multiple"
+        )
+    inside, across = (first // len(slices), *rest), (len(slices), *[1] * len(rest))
+    return _on_torus(mesh_utils.create_hybrid_device_mesh, inside, across, devices=devices)
+
+
+def _on_torus(create: Callable[..., np.ndarray], *shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Whole axes of a TPU's torus for each axis of the mesh where that is possible; of a v5e's, parts from the start
+    (as `jax.make_mesh` has it)."""
+    if devices[0].device_kind in ("TPU v5 lite", "TPU v5e"):
+        return create(*shape, devices=devices, allow_split_physical_axes=True)
+    try:
+        return create(*shape, devices=devices)
+    except NotImplementedError:
+        return create(*shape, devices=devices, allow_split_physical_axes=True)
 
 
 def single_device_mesh(device: jax.Device | None = None) -> Mesh:
     """The mesh of one device: inference on a laptop, and the reference in sharding tests."""
-    return make_mesh(MeshConfig(1, 1, 1), [device or jax.devices()[0]])
+    return make_mesh(MeshConfig(1, 1, 1, 1), [device or jax.devices()[0]])
 
 
 def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
@@ -88,7 +132,7 @@ def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     fitted: list[Axes] = []
     taken: set[str] = set()
     for size, axes in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
-        names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        names = _names(axes)
         ways = int(np.prod([mesh.shape[name] for name in names])) if names else 1
         fits = ways > 1 and size % ways == 0 and taken.isdisjoint(names)
         taken |= set(names) if fits else set()
@@ -114,8 +158,24 @@ def tree_shardings(shapes: Any, axes: Any, mesh: Mesh, rules: ShardingRules) -> 
 
 def row_ways(mesh: Mesh, rules: ShardingRules) -> int:
     """In how many parts rows are split."""
-    axes = (rules.rows,) if isinstance(rules.rows, str) else rules.rows or ()
-    return math.prod(mesh.shape[axis] for axis in axes)
+    return math.prod(mesh.shape[axis] for axis in _names(rules.rows))
+
+
+def token_ways(mesh: Mesh, rules: ShardingRules) -> int:
+    """In how many parts the tokens of a row are split."""
+    return math.prod(mesh.shape[axis] for axis in _names(rules.tokens))
+
+
+def ways_of(axis: str | None, size: int) -> int:
+    """In how many parts the mesh in use splits a logical axis of this size: 1 where it does not."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = _names(getattr(ShardingRules(), axis)) if axis else ()
+    ways = 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
+    return ways if size % ways == 0 else 1
+
+
+def _names(axes: Axes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def to_host(x: Any) -> np.ndarray:
@@ -134,13 +194,13 @@ def put_weight(name: str, array: np.ndarray, axes: Any, mesh: Mesh, rules: Shard
 
 
 def row_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """How arrays of rows (or their shapes) lie: the first dimension split over the mesh axes of `rows`.
+    """How arrays of rows `[R, T]` (or their shapes) lie: split over the mesh axes of `rows` and of `tokens`.
 
     A dimension that does not divide evenly is replicated, as a list is (an index list of a few hundred numbers).
     """
 
     def sharding(x: Any) -> NamedSharding:
-        spec = fit(rules.spec(("rows",)), x.shape[:1], mesh) if len(x.shape) > 1 else PartitionSpec()
+        spec = fit(rules.spec(("rows", "tokens")), x.shape[:2], mesh) if len(x.shape) > 1 else PartitionSpec()
         return NamedSharding(mesh, spec)
 
     return jax.tree.map(sharding, tree)

@@ -150,7 +150,7 @@ def _run(
 
     # --- model and optimizer ---
     model = load_model(config, tokenizer, mesh, rules)
-    checkpoints.base = model.base
+    checkpoints.base, checkpoints.optimizer = model.base, config.optimizer.keeps
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     how = step_config(config, model.config)

@@ -256,7 +256,7 @@ CASES = {
     f"{TRAIN} --profile 1:20": "--profile 1:20: this run goes from step 0 to 2",
     f"{TRAIN} --optimizer.lr -1": "optimizer.lr must not be negative",
     f"{TRAIN} --optimizer.schedule wobbly": "optimizer.schedule: expected one of linear, cosine, constant",
-    f"{TRAIN} --mesh.data 7": "mesh: data x fsdp x tensor = 7 x 1 x 1 needs 7 devices",
+    f"{TRAIN} --mesh.data 7": "mesh: data x fsdp x context x tensor = 7 x 1 x 1 x 1 needs 7 devices",
     # ---- train: data, model, tokenizer, output
     f"{TRAIN} --data.generative_batch -1": "data.generative_batch must be at least 0",
     f"{TRAIN} --data.generative_batch 0": "every batch size is 0",

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from grit_jax.sharding import (
     MeshConfig,
     ShardingRules,
+    arrange,
     constrain,
     fit,
     make_mesh,
@@ -44,7 +46,7 @@ def test_fit_leaves_out_what_does_not_divide():
 
 def test_one_device():
     mesh = single_device_mesh()
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
     rows = Rows(*(np.arange(6).reshape(2, 3) + i for i in range(3)))
     put = put_rows(rows, mesh, ShardingRules())
     assert isinstance(put.segments, jax.Array)
@@ -55,13 +57,42 @@ def test_one_device():
 
 @pytest.mark.parametrize(
     "config, words",
-    [(MeshConfig(2, 2, 2), "2 x 2 x 2 needs 8 devices, 1 are here"),
+    [(MeshConfig(2, 2, 2), "data x fsdp x context x tensor = 2 x 2 x 1 x 2 needs 8 devices, 1 are here"),
      (MeshConfig(-1, -1, 1), "at most one -1"),
      (MeshConfig(0, 1, 1), "must be positive"), (MeshConfig(3, -1, 1), "mesh.data")],
 )  # fmt: skip
 def test_meshes_that_do_not_fit(config, words):
     with pytest.raises(GritError, match=words):
         make_mesh(config, jax.devices()[:1])
+
+
+def chips(slices, each):
+    """Devices as several TPU slices show them, in no order."""
+    found = [types.SimpleNamespace(id=i, slice_index=i // each, process_index=0, platform="cpu", device_kind="cpu")
+             for i in range(slices * each)]  # fmt: skip
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+
+def test_slices_follow_one_another_along_data_alone():
+    for slices, sizes in ((2, (2, 4, 1, 1)), (2, (4, 2, 1, 1)), (4, (4, 1, 2, 2))):
+        devices = chips(slices, int(np.prod(sizes)) // slices)
+        found = arrange(devices, sizes)
+        assert found.shape == sizes and len({d.id for d in found.flat}) == len(devices)
+        slice_of = np.vectorize(lambda device: device.slice_index)(found)
+        expected = np.arange(sizes[0]) // (sizes[0] // slices)
+        assert (slice_of == expected[:, None, None, None]).all()
+    assert [d.id for d in arrange(sorted(chips(1, 4), key=lambda d: d.id), (1, 4, 1, 1)).flat] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "devices, sizes, words",
+    [(chips(2, 4), (1, 8, 1, 1), r"8 devices of 2 slices: mesh.data alone .* is 1; make it 2"),
+     (chips(2, 4)[:-1], (7, 1, 1, 1), r"slices of different sizes .*slice 0: \d, slice 1: \d"),
+     (chips(4, 2), (2, 4, 1, 1), "make it 4 or a multiple")],
+)  # fmt: skip
+def test_slices_that_make_no_mesh(devices, sizes, words):
+    with pytest.raises(GritError, match=words):
+        arrange(devices, sizes)
 
 
 PROGRAM = """
@@ -72,8 +103,8 @@ from grit_jax.sharding import *
 from grit_jax.types import AttentionMode, GritError, Rows
 
 assert len(jax.devices()) == 8
-assert dict(make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
-assert dict(make_mesh(MeshConfig(2, -1, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+assert dict(make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
+assert dict(make_mesh(MeshConfig(2, -1, 2)).shape) == {"data": 2, "fsdp": 2, "context": 1, "tensor": 2}
 try:
     make_mesh(MeshConfig(3, -1, 1))
     raise SystemExit("3 does not divide 8")

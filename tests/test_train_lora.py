@@ -172,6 +172,7 @@ def test_another_base_is_refused_by_name(folder, half, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [({"lora__base": "int8"}, "lora.base int4, now it is int8"), ({"lora__alpha": "16"}, "lora.alpha 8.0, now it is 16.0"),
+     ({"optimizer__name": "adafactor"}, "the state of adamw with float32 moments, .* has adafactor; set optimizer.name"),
      ({"lora": "null"}, "holds adapters .* trains all weights"), ({"lora__rank": "2"}, "lora.rank 4, now it is 2"),
      ({"lora__targets": "[q_proj, o_proj]"}, r"lora.targets \[.*\], now it is \['o_proj', 'q_proj'\]")],
 )  # fmt: skip

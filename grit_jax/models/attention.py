@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models import kernels
+from grit_jax.sharding import constrain, ways_of
 from grit_jax.types import AttentionMode, Mode
 
 
@@ -43,6 +44,10 @@ class Slots:
     v_scale: Float[Array, "B K S"] | None = None
 
 
+KeysOrSlots = TypeVar("KeysOrSlots", Keys, Slots)
+BY_HEAD = ("rows", "kv_heads")
+
+
 def attend(
     q: Float[Array, "B T N H"],
     own: Keys,
@@ -55,6 +60,8 @@ def attend(
     softcap: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of `T` tokens to themselves and to cached keys.
+
+    Where the mesh splits the tokens of a row, queries stay where they are and keys are gathered.
 
     Args:
       q: rotated queries; they share `own.positions` and `own.segments`.
@@ -69,6 +76,8 @@ def attend(
     Raises:
       ValueError: prefix mode without blocks; rows that the blocks do not divide.
     """
+    if ways_of("tokens", q.shape[1]) > 1:
+        own, cached = _whole_rows(own, ("rows", None, "kv_heads")), [_whole_rows(slots, BY_HEAD) for slots in cached]
     options = {"window": window, "scale": q.shape[-1] ** -0.5 if scale is None else scale, "softcap": softcap}
     if isinstance(mode, AttentionMode):
         return _attend_one_mode(q, own, cached, mode, blocks, options)
@@ -85,6 +94,15 @@ def attend(
         outputs.append(out.reshape(-1, rows, *out.shape[1:]))
         start += rows
     return jnp.concatenate(outputs, axis=1).reshape(q.shape)
+
+
+def _whole_rows(keys: KeysOrSlots, axes: tuple[str | None, ...]) -> KeysOrSlots:
+    """Keys gathered over the devices that a row's tokens are split over: each of its queries may see all of them.
+
+    `axes` are those of keys and values; positions and segments have rows alone.
+    """
+    gather = lambda x: constrain(x, ("rows", None) if x.ndim == 2 else (*axes, None, None)[: x.ndim])
+    return jax.tree.map(gather, keys)
 
 
 def _attend_one_mode(

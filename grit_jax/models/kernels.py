@@ -12,10 +12,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.sharding import ShardingRules, fit
+from grit_jax.sharding import ShardingRules, fit, ways_of
 
 MASKED = -1e30  # finite, so that a row that sees nothing gives zeros' average instead of NaN
 KEY_BLOCK = 512  # keys per step of the blocked path once a part is longer than twice this
@@ -98,25 +98,32 @@ def blocked_attention(
     q = (queries.q.astype(jnp.float32) * scale).astype(queries.q.dtype)
     if T == 1:
         return _one_token_attention(q.reshape(B, K, G, H), queries, parts, window, two_sided, softcap)
-    q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
+    q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
+    # Queries that are split over devices along T must keep that axis.
+    stacked = ways_of("tokens", T) == 1
+    lead, by_query, by_key = ((B * K, G * T), "xt", "x") if stacked else ((B, K, G, T), "bkgt", "bk")
+    q = q.reshape(*lead, H)
+
+    def heads_first(x: jax.Array, by_head: bool) -> jax.Array:
+        x = x if by_head else x.transpose(0, 2, 1, 3)
+        return x.reshape(B * K, *x.shape[2:]) if stacked else x
+
+    def scaled(x: jax.Array, scale: jax.Array | None) -> jax.Array:
+        """`x` times what is `[B K n]` along its last axis."""
+        return x if scale is None else x * scale.reshape(*((B * K, 1) if stacked else (B, K, 1, 1)), -1)
 
     def scores(part: Part) -> jax.Array:
-        S = part.length
-        if part.by_head:
-            mine = q if part.k_scale is None else (q * part.k_scale.reshape(B * K, 1, H)).astype(q.dtype)
-            k = part.k.reshape(B * K, H, S).astype(q.dtype)
-            s = jnp.einsum("xth,xhs->xts", mine, k, preferred_element_type=jnp.float32)
-        else:
-            k = part.k.transpose(0, 2, 1, 3).reshape(B * K, S, H)
-            s = jnp.einsum("xth,xsh->xts", q, k, preferred_element_type=jnp.float32)
+        equation = f"{by_query}h,{by_key}{'hs' if part.by_head else 'sh'}->{by_query}s"
+        k = heads_first(part.k, part.by_head).astype(q.dtype)
+        s = jnp.einsum(equation, scaled(q, part.k_scale).astype(q.dtype), k, preferred_element_type=jnp.float32)
         mask = part_mask(queries, part, window=window, two_sided=two_sided)
-        s = soft_cap(s.reshape(B, K, G, T, S), softcap)
-        return jnp.where(mask[:, None, None], s, MASKED).reshape(B * K, G * T, S)
+        s = soft_cap(s.reshape(B, K, G, T, part.length), softcap)
+        return jnp.where(mask[:, None, None], s, MASKED).reshape(*lead, part.length)
 
     def values(p: jax.Array, part: Part) -> jax.Array:
-        v = (part.v if part.by_head else part.v.transpose(0, 2, 1, 3)).reshape(B * K, part.length, H)
-        p = p if part.v_scale is None else p * part.v_scale.reshape(B * K, 1, part.length)
-        return jnp.einsum("xts,xsh->xth", p.astype(q.dtype), v.astype(q.dtype), preferred_element_type=jnp.float32)
+        v = heads_first(part.v, part.by_head).astype(q.dtype)
+        equation = f"{by_query}s,{by_key}sh->{by_query}h"
+        return jnp.einsum(equation, scaled(p, part.v_scale).astype(q.dtype), v, preferred_element_type=jnp.float32)
 
     keys = sum(part.length for part in parts)
     if T * keys <= (2 * KEY_BLOCK) ** 2:
@@ -125,8 +132,7 @@ def blocked_attention(
         ends = np.cumsum([part.length for part in parts])[:-1]
         out = sum(values(block, part) for block, part in zip(jnp.split(p, ends, axis=-1), parts, strict=True))
     else:
-        shape = (B * K, G * T)
-        state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, H)))
+        state = (jnp.full(lead, MASKED), jnp.zeros(lead), jnp.zeros((*lead, H)))
 
         def step(state, part: Part):
             top, total, out = state
@@ -201,7 +207,7 @@ def fused_attention(
     """The platform's fused kernel for a pass without cache, or None where there is none for these shapes."""
     kind = platform()
     T, H = q.shape[1], q.shape[3]
-    if kind == "tpu" and T % SPLASH_TILE == 0 and H % SPLASH_TILE == 0:
+    if kind == "tpu" and T % (SPLASH_TILE * ways_of("tokens", T)) == 0 and H % SPLASH_TILE == 0:
         return _splash(q, k, v, segments, causal=causal, window=window, scale=scale, softcap=softcap)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     # cuDNN has no soft cap, and no head wider than this in its backward pass.
@@ -225,31 +231,43 @@ def platform() -> str:
 def _splash(
     q, k, v, segments, *, causal: bool, window: int | None, scale: float, softcap: float | None
 ) -> jax.Array:
-    """Splash attention (jax.experimental.pallas.ops.tpu) per device under `shard_map`; heads and rows are split."""
+    """Splash attention (jax.experimental.pallas.ops.tpu) per device under `shard_map`; heads, rows and queries split.
+
+    The kernel takes its share of the mask's description with its share of the queries, whose keys are all there.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    shape = (q.shape[1], q.shape[1])
+    T = q.shape[1]
+    shards = ways_of("tokens", T)
     mask: masks.Mask
     if window is not None:
-        mask = masks.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
-    else:
-        mask = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+        mask = masks.LocalMask((T, T), (window - 1, 0 if causal else window - 1), 0)
+    elif causal:
+        mask = masks.CausalMask((T, T))
+    else:  # the same for any share of the queries (and the kernel does not know how to split one without a border)
+        mask, shards = masks.FullMask((T // shards, T)), 1
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
 
-    def local(q, k, v, segments):
-        heads = masks.MultiHeadMask([mask] * q.shape[2])
-        mha = kernel.make_splash_mha(heads, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap)
-        ids = kernel.SegmentIds(segments, segments)
+    def make(heads: int) -> kernel.SplashAttentionKernel:
+        many = masks.MultiHeadMask([mask] * heads)
+        return kernel.make_splash_mha(many, head_shards=1, q_seq_shards=shards, attn_logits_soft_cap=softcap)
+
+    def local(q, k, v, segments, key_segments, mha):
+        ids = kernel.SegmentIds(segments, key_segments)
         out = jax.vmap(mha)(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ids)
         return out.swapaxes(1, 2)
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return local(q, k, v, segments)
+        return local(q, k, v, segments, segments, make(q.shape[2]))
     rules = ShardingRules()
-    heads = fit(rules.spec(("rows", None, "kv_heads", None)), k.shape, mesh)
-    rows = PartitionSpec(heads[0], None)
+    keys = fit(rules.spec(("rows", None, "kv_heads", None)), k.shape, mesh)
+    tokens = fit(rules.spec(("tokens",)), (T,), mesh)[0]
+    queries = PartitionSpec(keys[0], tokens, keys[2], None)
+    mha = make(q.shape[2] // (ways_of("kv_heads", k.shape[2]) if keys[2] else 1))
+    mask_spec = mha.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, tokens if shards > 1 else None)))
     return jax.shard_map(
-        local, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
-    )(q, k, v, segments)
+        local, mesh=mesh, out_specs=queries, check_vma=False,
+        in_specs=(queries, keys, keys, PartitionSpec(keys[0], tokens), PartitionSpec(keys[0], None), mask_spec),
+    )(q, k, v, segments, segments, mha)  # fmt: skip

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from grit_jax.models.grouped import grouped_product
 from grit_jax.models.lora import AdaptedWeight
 from grit_jax.models.quantise import Quantised
+from grit_jax.sharding import ways_of
 
 Weights = Mapping[str, Any]  # of one layer, or those outside the layers, by name; a matrix may be quantised or adapted
 
@@ -82,4 +83,13 @@ def _product(
     weight = weight.astype(x.dtype)
     if group_sizes is not None:
         return grouped_product(x, weight, group_sizes)
-    return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[-1])
+    return product(x, weight)
+
+
+def product(x: Float[Array, "... D"], weight: Float[Array, "D F"], dtype: Any = None) -> Float[Array, "... F"]:
+    """`x @ weight` (its result in `dtype`, if one is given): over all tokens at once, or row by row where the tokens of
+    a row are split over devices, as one axis of all tokens could not be."""
+    if x.ndim == 3 and ways_of("tokens", x.shape[1]) > 1:
+        return jnp.matmul(x, weight, preferred_element_type=dtype)
+    flat = jnp.matmul(x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype)
+    return flat.reshape(*x.shape[:-1], weight.shape[-1])

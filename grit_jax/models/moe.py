@@ -68,7 +68,7 @@ def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[
     specs = {name: jax.tree.map(spec, value, storage_axes(value, axes[name])) for name, value in experts.items()}
     by_expert, _, by_width = spec(experts["expert_gate"], axes["expert_gate"])
     split = by_expert or by_width or ()
-    rows = fit(rules.spec(("rows", None, None)), x.shape, mesh)
+    rows = fit(rules.spec(("rows", "tokens", None)), x.shape, mesh)
 
     def local(x, weights, chosen, experts):
         # Said outright, for the sake of gradients: jax 0.10's argsort forgets over which axes its argument varies, and

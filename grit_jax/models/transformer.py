@@ -121,7 +121,8 @@ class Transformer(nnx.Module):
         x = embed_tokens(tokens, self.params(), jnp.dtype(c.dtype))
         if c.scale_embeddings:
             x *= jnp.asarray(math.sqrt(c.hidden_size), x.dtype)  # rounded first, as Gemma's own code does
-        return constrain(x, ("rows", None, None))
+        # On the way from a table that is split along D to rows: XLA by itself goes by all rows on every device.
+        return constrain(constrain(x, ("copies", "tokens", "embed")), ("rows", "tokens", None))
 
     def one_layer(
         self,
@@ -197,4 +198,4 @@ def _layer(
     else:
         out = gated_mlp(h, layer, c.hidden_act)
     x = x + (norm(out, "mlp_post_norm") if c.post_norms else out)
-    return (constrain(x, ("rows", None, None)), router), (KV(k, v) if return_kv else None)
+    return (constrain(x, ("rows", "tokens", None)), router), (KV(k, v) if return_kv else None)

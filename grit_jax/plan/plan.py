@@ -30,7 +30,8 @@ class ProgramPlan:
       argument_bytes: what goes in (weights, optimizer state, batch), `temporary_bytes` what is made on the way.
       peak_bytes: most of it at once, the program included.
       compiler_flops: by the compiler's own count, which takes the body of a loop once; `costs` counts its trips.
-      seconds: a run's lower bounds, by what bounds it; of "decode", those of one token.
+      seconds: a run's lower bounds, by what bounds it; of "decode", those of one token, of
+        "prefill_layer", those of one layer.
     """
 
     fits: bool
@@ -143,10 +144,10 @@ def plan_on(config: RunConfig, where: Slice, mesh: Mesh, *, serving: bool) -> Pl
     if serving:
         programs = ServingPrograms(config, train.model, mesh)
         look("encode", programs.encode())
-        prefill = programs.prefill()
-        compiled = look("prefill", prefill)
+        layer = programs.prefill_layer()
+        compiled = look("prefill_layer", layer)
         if compiled is not None:
-            look("decode", programs.decode(prefill, compiled))
+            look("decode", programs.decode(layer, compiled))
     return Plan(
         where.name, where.chip, dict(mesh.shape), config.train.steps,
         bytes_per_chip((train.state.params, train.state.frozen)), bytes_per_chip(train.state.opt_state),

@@ -12,14 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grit_jax.abstract import AbstractStep, abstract_step
 from grit_jax.data.packing import round_up
-from grit_jax.inference.decode import ROWS_PER_CALL, SHORTEST_PIECES, SHORTEST_PROMPT, cache_fits, cache_slots
+from grit_jax.inference.decode import ROWS_PER_CALL, SHORTEST_PIECES, SHORTEST_PROMPT, SLOTS, cache_fits
 from grit_jax.inference.encoder import TOKENS_PER_CALL, encode_step
-from grit_jax.inference.pieces import Loaded
 from grit_jax.inference.plan import TOKENS_PER_SEGMENT, bucket
 from grit_jax.inference.sampling import GREEDY, sampling_rows
-from grit_jax.inference.steps import Limits, decode_step, prefill_step
+from grit_jax.inference.steps import Limits, decode_step, prefill_end_step, prefill_layer_step, prefill_start_step
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
+from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes, places
 from grit_jax.models.quantise import storage_axes
 from grit_jax.run_config import RunConfig, data_config, step_config
 from grit_jax.sharding import ShardingRules, fit, row_shardings, row_ways, tree_shardings
@@ -107,26 +106,35 @@ class ServingPrograms:
             segments_per_row=T // TOKENS_PER_SEGMENT, return_kv=True,
         )  # fmt: skip
 
-    def prefill(self) -> Program:
+    def prefill_layer(self) -> Program:
+        """A layer of the prompts' pass over their documents' records: there are as many as the model has."""
         data, c = self.config.data, self.model
         P, T = bucket(data.document_max_length, SHORTEST_PIECES), bucket(data.query_max_length, SHORTEST_PROMPT)
-        new = GREEDY.max_new_tokens
         B = ROWS_PER_CALL
-        while B > 1 and not cache_fits(c, B, P + T + new):
+        while B > 1 and not cache_fits(c, B, P + T + GREEDY.max_new_tokens):
             B //= 2
-        kv = _shape((c.num_hidden_layers, B, P, c.num_key_value_heads, c.head_dim), c.dtype)
-        loaded = Loaded((KV(kv, kv),), _shape((B, P)), _shape((B, P)))
-        prompts = (_shape((B, T)), _shape((B,)), loaded, *self._settings(B))
+        marks = _shape((B, P))
+        prompts = self._whole((_shape((B, T)), _shape((B,)), marks, marks))
+        dtype = jnp.dtype(c.dtype)
+        start = _lower(prefill_start_step, self.mesh, self.params, *prompts, config=c, dtype=dtype)
+        shape = (B, c.num_key_value_heads, P, c.head_dim)
+        record = {"k": _shape((*shape[:2], c.head_dim, P), c.dtype), "v": _shape(shape, c.dtype)}
+        where = {name: _shape(()) for name in places(self.params, c.layer_kinds, 0)}
         return _lower(
-            prefill_step, self.mesh, self.params, *self._whole(prompts), config=c, slots=cache_slots(P, T, new),
-            new_tokens=new, return_logits=False,
+            prefill_layer_step, self.mesh, self.params, _result(start), *self._whole((_shape(()), where, (record,))),
+            (None,), config=c, kind=c.layer_kinds[0], prompt_mode=AttentionMode.CAUSAL,
         )  # fmt: skip
 
-    def decode(self, prefill: Program, compiled: jax.stages.Compiled) -> Program:
-        """Goes on from where a prefill leaves its state, once that is compiled."""
-        state = _placed(prefill.lowered.out_info, compiled.output_shardings)
-        rest = self._whole((_shape(()), *self._settings(state.token.shape[0])))
-        return _lower(decode_step, self.mesh, self.params, state, *rest, config=self.model)
+    def decode(self, layer: Program, compiled: jax.stages.Compiled) -> Program:
+        """Goes on from where the last layer leaves its state, once that is compiled."""
+        state, c = _result(layer, compiled), self.model
+        (B, T, _), new = state.x.shape, GREEDY.max_new_tokens
+        end = _lower(
+            prefill_end_step, self.mesh, self.params, state, *self._whole((_shape((B,)), *self._settings(B))),
+            config=c, slots=round_up(T + new, SLOTS), new_tokens=new, return_logits=False,
+        )  # fmt: skip
+        rest = self._whole((_shape(()), *self._settings(B)))
+        return _lower(decode_step, self.mesh, self.params, _result(end), state.records, *rest, config=c)
 
     def _settings(self, rows: int) -> tuple[Any, Limits]:
         sampling = jax.tree.map(lambda x: _shape(x.shape, x.dtype), sampling_rows([GREEDY] * rows))
@@ -141,6 +149,11 @@ def bytes_per_chip(tree: Any) -> int:
     """Bytes on one chip of arrays, given as shapes with shardings."""
     shard = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     return sum(shard(x) for x in jax.tree.leaves(tree))
+
+
+def _result(program: Program, compiled: jax.stages.Compiled | None = None) -> Any:
+    """What a program gives, as shapes that lie as its compiler says."""
+    return _placed(program.lowered.out_info, (compiled or program.lowered.compile()).output_shardings)
 
 
 def _lower(function: Any, mesh: Mesh, *arguments: Any, **static: Any) -> Program:

@@ -43,9 +43,11 @@ class Checkpoints:
 
     Attributes:
       base: what is frozen under the adapters of a run; a checkpoint holds them and names it. None: all is trained.
+      optimizer: whose state it is (`OptimizerConfig.keeps`); None: it is not asked.
     """
 
     base: FrozenBase | None = None
+    optimizer: str | None = None
 
     def __init__(self, directory: Path, *, every: int, keep: int = 2, writes: bool = True):
         _quiet_orbax()
@@ -74,10 +76,11 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, data: Any, *, force: bool = False) -> None:
         """Starts a save when `step` is due (or `force`); returns before the bytes are on disk."""
         if force or self.due(step):
-            about = {"base": dataclasses.asdict(self.base)} if self.base else None
+            about: dict[str, Any] = {"optimizer": self.optimizer} if self.optimizer else {}
+            about |= {"base": dataclasses.asdict(self.base)} if self.base else {}
             with self._writing():
                 self._checkpointer.save_checkpointables_async(
-                    step, {"state": _tree(state), "data": data}, force=True, custom_metadata=about
+                    step, {"state": _tree(state), "data": data}, force=True, custom_metadata=about or None
                 )
 
     def restore(self, step: int, like: TrainState, data: Any) -> TrainState:
@@ -86,7 +89,7 @@ class Checkpoints:
         Raises:
           GritError: the checkpoint belongs to another model, base or optimizer, or is damaged.
         """
-        self._check_base(step)
+        self._check_owner(step)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like))
         try:
             loaded = self._checkpointer.load_checkpointables(step, {"state": abstract})
@@ -116,14 +119,20 @@ class Checkpoints:
         with self._writing():
             self._checkpointer.close()
 
-    def _check_base(self, step: int) -> None:
-        """Adapters mean nothing over weights that they were not trained for."""
+    def _check_owner(self, step: int) -> None:
+        """Moments mean nothing to another optimizer, adapters nothing over weights that they were not trained for."""
         try:
             about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
             base = FrozenBase(**about["base"]) if "base" in about else None
         except (ValueError, KeyError, TypeError, OSError):
             return  # damaged: reading it will say so
         which = f"{self.directory}: the checkpoint of step {step}"
+        theirs = about.get("optimizer", self.optimizer)
+        if self.optimizer and theirs != self.optimizer:
+            raise GritError(
+                f"{which} holds the state of {theirs}, this configuration has {self.optimizer}; set optimizer.name and "
+                "optimizer.moments back, or choose another output"
+            )
         if base is None or self.base is None:
             if base is not self.base:
                 holds, asks = ("all weights", "adapters (lora)") if base is None else ("adapters (lora)", "all weights")

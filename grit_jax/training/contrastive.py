@@ -1,4 +1,7 @@
-"""The contrastive loss over the global batch and its options, and distillation; never more of Q x P than a block."""
+"""The contrastive loss over the global batch and its options, and distillation; never more of Q x P than a block.
+
+Queries and passages stay spread over the devices; passages are gathered block by block (see `losses.cross_entropy`).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models.pooling import normalize
 from grit_jax.progress import say
-from grit_jax.training.losses import LossConfig, in_blocks
+from grit_jax.sharding import constrain
+from grit_jax.training.losses import LossConfig, cross_entropy
 from grit_jax.types import GritError
 
-# Numbers of a block's queries (in the other direction: passages) -> the candidates that are none of their negatives.
+# Numbers of a block's candidates -> those of them that are none of an anchor's negatives, for each anchor.
 Exclude = Callable[[jax.Array], "jax.Array | None"]
 
 
@@ -47,34 +51,36 @@ def contrastive_loss(
     group = P // Q
     number = np.repeat(np.arange(Q), positives)  # the query of each pair
     place = number * group + np.tile(np.arange(positives), Q)  # and its positive
-    first = np.arange(P) % group < positives
     if config.mask_duplicates and texts is None:
         raise ValueError("mask_duplicates needs the passages' `texts`")
     # Numbers of the passages' texts, and of each query's positives; an empty place has none.
     kinds = jnp.zeros(P, jnp.int32) if texts is None else jnp.asarray(texts)
     kinds = kinds if present is None else jnp.where(present, kinds, -1)
     own = [kinds.reshape(Q, group)[:, k] for k in range(positives)] if config.mask_duplicates else []
+    there = jnp.ones(P, bool) if present is None else jnp.asarray(present)
 
-    def not_negatives(query: jax.Array) -> jax.Array | None:
-        masks = [kinds[None, :] == kind[query][:, None] for kind in own]
+    def not_negatives(passage: jax.Array) -> jax.Array | None:
+        masks = [kinds[passage][None, :] == kind[number][:, None] for kind in own]
         if positives > 1:
-            masks.append(first[None, :] & (np.arange(P) // group == query[:, None]))
+            masks.append((passage % group < positives)[None, :] & (passage // group == number[:, None]))
         if present is not None:
-            masks.append(~present[None, :])
+            masks.append(~there[passage][None, :])
         return _any(masks)
 
-    def not_other_queries(passage: jax.Array) -> jax.Array | None:
-        return _any([kind[None, :] == kinds[passage][:, None] for kind in own])
+    def not_other_queries(query: jax.Array) -> jax.Array | None:
+        return _any([kind[query][None, :] == kinds[place][:, None] for kind in own])
 
+    queries, passages = (constrain(x, ("rows", None)) for x in (queries, passages))
     anchors = queries if positives == 1 else jnp.repeat(queries, positives, axis=0)
-    losses = _directed_losses(anchors, passages, place, number, not_negatives, config)
+    mine = passages.reshape(Q, group, -1)[:, :positives].reshape(anchors.shape)
+    losses = _directed_losses(anchors, mine, passages, place, not_negatives, config)
     if config.symmetric:
-        back = _directed_losses(passages[place], queries, number, place, not_other_queries, config)
+        back = _directed_losses(mine, anchors, queries, number, not_other_queries, config)
         losses = (losses + back) / 2
     if present is None:
         return losses.mean()
-    there = present[place].astype(jnp.float32).reshape(Q, positives)
-    return (losses.reshape(Q, positives) * there / jnp.maximum(there.sum(1, keepdims=True), 1.0)).sum() / Q
+    counts = there[place].astype(jnp.float32).reshape(Q, positives)
+    return (losses.reshape(Q, positives) * counts / jnp.maximum(counts.sum(1, keepdims=True), 1.0)).sum() / Q
 
 
 def distillation_loss(
@@ -131,43 +137,45 @@ def check_dimensions(config: LossConfig, width: int) -> None:
 
 def _directed_losses(
     anchors: Float[Array, "n D"],
+    targets: Float[Array, "n D"],
     candidates: Float[Array, "m D"],
     target: np.ndarray,
-    about: np.ndarray,
     exclude: Exclude,
     config: LossConfig,
 ) -> Float[Array, " n"]:
-    """Cross-entropy of each anchor's target among the candidates, less those that are none of its negatives."""
+    """Cross-entropy of each anchor's target among the candidates, less those that are none of its negatives.
+
+    Args:
+      targets, target: the targets themselves, and their numbers among the candidates.
+    """
     views = matryoshka_views(config, anchors.shape[-1])
-    among = [_view(candidates, dim) for dim, _ in views]
+    lines = [_view(anchors, dim) for dim, _ in views]
+    limit = None
+    if config.false_negatives != "none":
+        limit = jax.lax.stop_gradient(_highest_similarity(anchors, targets, config))
 
-    def block_losses(args) -> Float[Array, " b"]:
-        target, about, whole, *vectors = args
-        masks = [exclude(about)]
-        if config.false_negatives != "none":
-            masks.append(_too_similar(_cosines(whole, candidates), target, config))
+    def scores(lines: list[jax.Array], part: jax.Array, candidate: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        own = candidate == target[:, None]
+        masks = [exclude(candidate)]
+        if limit is not None:
+            masks.append(_cosines(anchors, part) > limit[:, None])
         none = _any([mask for mask in masks if mask is not None])
+        found = [_cosines(a, _view(part, dim)) / config.temperature for a, (dim, _) in zip(lines, views, strict=True)]
         if none is not None:  # the target itself always counts
-            none &= jnp.arange(candidates.shape[0]) != target[:, None]
-        total = jnp.zeros(target.shape, jnp.float32)
-        for (_, weight), a, c in zip(views, vectors, among, strict=True):
-            scores = _cosines(a, c) / config.temperature
-            if none is not None:
-                scores = jnp.where(none, -jnp.inf, scores)
-            loss = jax.nn.logsumexp(scores, axis=-1) - _at(scores, target)
-            total += loss if weight == 1.0 else weight * loss
-        return total
+            found = [jnp.where(none & ~own, -jnp.inf, x) for x in found]
+        return found, own
 
-    vectors = (_view(anchors, dim) for dim, _ in views)
-    arrays = (jnp.asarray(target), jnp.asarray(about), anchors, *vectors)
-    return in_blocks(block_losses, arrays, config.similarity_block)
+    losses = cross_entropy(
+        scores, lines, candidates, config.similarity_block, row_axes=("rows",), axes=("rows", None)
+    )
+    return functools.reduce(jnp.add, [weight * loss for (_, weight), loss in zip(views, losses, strict=True)])
 
 
-def _too_similar(cosines: Float[Array, "b m"], target: Int[Array, " b"], config: LossConfig) -> Bool[Array, "b m"]:
-    """Candidates too similar to be negatives (sentence-transformers: losses/cached_gist_embed.py)."""
-    positive = _at(cosines, target)
-    margin = config.false_negative_margin * (jnp.abs(positive) if config.false_negatives == "relative" else 1.0)
-    return cosines > (positive - margin)[:, None]
+def _highest_similarity(anchors: Float[Array, "n D"], targets: Float[Array, "n D"], config: LossConfig) -> Array:
+    """Of a negative: above it, it is too similar to be one (sentence-transformers: losses/cached_gist_embed.py)."""
+    positive = jnp.einsum("nd,nd->n", anchors, targets, precision=jax.lax.Precision.HIGHEST)
+    size = jnp.abs(positive) if config.false_negatives == "relative" else 1.0
+    return positive - config.false_negative_margin * size
 
 
 def _view(x: Float[Array, "n D"], dim: int) -> Float[Array, "n d"]:
@@ -178,10 +186,6 @@ def _view(x: Float[Array, "n D"], dim: int) -> Float[Array, "n d"]:
 def _cosines(a: Float[Array, "n D"], b: Float[Array, "m D"]) -> Float[Array, "n m"]:
     # The highest precision: at temperature 0.02 a similarity rounded to bfloat16 is off by a tenth of a logit.
     return jnp.einsum("nd,md->nm", a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-
-
-def _at(scores: Float[Array, "n m"], target: Int[Array, " n"]) -> Float[Array, " n"]:
-    return jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
 
 
 def _any(masks: list[jax.Array]) -> jax.Array | None:

@@ -182,8 +182,13 @@ def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig, 
     out = model(
         rows.tokens, rows.positions, rows.segments, mode=config.generation_mode, cache=cache, blocks=rows.blocks
     )
-    losses = token_losses(model.logits, out.hidden, rows.tokens, block=config.loss.logits_block)
+    losses = _token_losses(model, out.hidden, rows.tokens, config)
     return LanguagePass(language_loss(losses, batch, config.loss), out.router)
+
+
+def _token_losses(model: Transformer, hidden: jax.Array, tokens: jax.Array, config: StepConfig) -> Float[Array, "R T"]:
+    cap, block = config.model.final_logit_softcapping, config.loss.logits_block
+    return token_losses(hidden, tokens, model.params(), softcap=cap, block=block)
 
 
 def fused_pass(
@@ -203,7 +208,7 @@ def fused_pass(
     )  # fmt: skip
     embedded, written = apart(out.hidden, *kinds)
     vectors = text_vectors(params, embedded, rows.segments, mask, segments_per_row, config.pooling)
-    losses = token_losses(model.logits, written, batch.rows.tokens, block=config.loss.logits_block)
+    losses = _token_losses(model, written, batch.rows.tokens, config)
     return vectors, LanguagePass(language_loss(losses, batch, config.loss), out.router)
 
 

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from grit_jax.training.losses import LossConfig, in_blocks
+from grit_jax.models.kernels import soft_cap
+from grit_jax.models.layers import Weights, product
+from grit_jax.training.losses import LossConfig, cross_entropy
 from grit_jax.types import GenerativeBatch
 
 
 def token_losses(
-    logits_of: Callable[[jax.Array], jax.Array],
     hidden: Float[Array, "R T D"],
     tokens: Int[Array, "R T"],
+    weights: Weights,
     *,
+    softcap: float | None = None,
     block: int = 4096,
 ) -> Float[Array, "R T"]:
     """Negative log-likelihood of each token given the one before it; 0 in the first column.
 
-    Only `block` tokens' logits exist at a time; they are recomputed in the backward pass.
+    The vocabulary is taken in blocks, so that no more logits exist at a time than those of `block` tokens, and that
+    each part of an output head that is split over devices is gathered once. A token's gradient is summed over the
+    blocks in float32.
+
+    Args:
+      weights: those outside the layers: the logits are `hidden @ head`, or by the embedding table where there is none.
+      softcap: bends the logits (`models.kernels.soft_cap`).
     """
-    R, T, D = hidden.shape
+    dtype = hidden.dtype
+    head = weights["head"].T if "head" in weights else weights["embed"]
+    labels = jnp.roll(tokens, -1, axis=1)  # the last one's is discarded below
 
-    def block_losses(args) -> Float[Array, " n"]:
-        h, label = args
-        logits = logits_of(h)
-        return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
+    def logits(rows: tuple[Array, Array], words: Array, number: Array) -> tuple[list[Array], Array]:
+        hidden, label = rows
+        found = product(hidden.astype(dtype), words.T, jnp.float32)
+        return [soft_cap(found, softcap)], label[:, :, None] == number
 
-    # Row by row the label of token t is token t + 1; the last one's label is discarded below.
-    labels = jnp.roll(tokens, -1, axis=1).reshape(R * T)
-    losses = in_blocks(block_losses, (hidden.reshape(R * T, D), labels), block).reshape(R, T)
+    (losses,) = cross_entropy(
+        logits, (hidden.astype(jnp.float32), labels), jnp.asarray(head).astype(dtype), block,
+        row_axes=("rows", "tokens"), axes=("vocab_out", "embed"), split=True,
+    )  # fmt: skip
     return jnp.roll(losses, 1, axis=1).at[:, 0].set(0.0)
 
 

@@ -6,13 +6,10 @@ device, and joining or parting them sends nothing.
 
 from __future__ import annotations
 
-import math
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grit_jax.sharding import ShardingRules, constrain
+from grit_jax.sharding import constrain, ways_of
 from grit_jax.types import Rows
 
 
@@ -21,10 +18,8 @@ def repeats(first: int, second: int) -> int:
 
     1, the one block after the other, where a kind's rows do not divide among the devices.
     """
-    mesh, axes = jax.sharding.get_abstract_mesh(), ShardingRules().rows
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    ways = 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
-    return ways if first % ways == 0 and second % ways == 0 else 1
+    ways = ways_of("rows", first)
+    return ways if second % ways == 0 else 1
 
 
 def together(first: Float[Array, "R ..."], second: Float[Array, "Q ..."]) -> Float[Array, "R+Q ..."]:
@@ -57,5 +52,5 @@ def joined_rows(first: Rows, second: Rows) -> Rows:
     )
 
 
-def _spread(x: Float[Array, "R ..."]) -> Float[Array, "R ..."]:
-    return constrain(x, ("rows",) + (None,) * (x.ndim - 1))
+def _spread(x: Float[Array, "R T ..."]) -> Float[Array, "R T ..."]:
+    return constrain(x, ("rows", "tokens", *[None] * x.ndim)[: x.ndim])

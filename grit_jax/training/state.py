@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.lora import LoraConfig, adapter_axes, attach, init_adapters
+from grit_jax.models.lora import LoraConfig, attach, init_adapters
 from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, init_projection
-from grit_jax.models.transformer import PARAMETER_AXES, Params, init_params, parameter_shapes
+from grit_jax.models.transformer import Params, init_params, parameter_shapes
 from grit_jax.sharding import ShardingRules, tree_shardings
 from grit_jax.training.base import freeze, frozen_shardings
+from grit_jax.training.optimizer import TRAINED_AXES, OptimizerConfig, make_optimizer, make_schedule
 
+__all__ = [
+    "TRAINED_AXES", "OptimizerConfig", "TrainState", "abstract_state", "init_state", "make_optimizer", "make_schedule",
+    "state_shardings",
+]  # fmt: skip
 PROJECTION_KEY = 0xD3  # beyond the numbers of the other weights
-TRAINED_AXES = PARAMETER_AXES | PROJECTION_AXES | adapter_axes(PARAMETER_AXES)  # of everything that can be trained
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with warmup and a linear or cosine decay to `final_lr_fraction` of the peak."""
-
-    lr: float = 2e-5
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_fraction: float = 0.03
-    final_lr_fraction: float = 0.0
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        if self.lr < 0:
-            raise ValueError(f"optimizer.lr must not be negative, is {self.lr}")
-        if not 0 <= self.warmup_fraction <= 1:
-            raise ValueError(f"optimizer.warmup_fraction must be between 0 and 1, is {self.warmup_fraction}")
 
 
 @jax.tree_util.register_dataclass
@@ -63,46 +47,42 @@ class TrainState:
         return self.params if lora is None else attach(self.frozen, self.params, lora, key)
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate as a function of the step: linear warmup, then the decay."""
-    warmup = max(1, round(config.warmup_fraction * steps)) if config.warmup_fraction else 0
-    rest = max(1, steps - warmup)
-    end = config.lr * config.final_lr_fraction
-    if config.schedule == "linear":
-        decay = optax.linear_schedule(config.lr, end, rest)
-    elif config.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr_fraction)
-    else:
-        decay = optax.constant_schedule(config.lr)
-    if not warmup:
-        return decay
-    # The first step already moves: 1/warmup of the peak, not zero.
-    rise = optax.linear_schedule(config.lr / warmup, config.lr, max(1, warmup - 1))
-    return optax.join_schedules([rise, decay], [warmup])
-
-
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Gradient clipping by the global norm, then AdamW; norms and biases are not decayed."""
-    adamw = optax.adamw(
-        schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay,
-        mask=lambda params: {name: not name.endswith(("_norm", "_bias")) for name in params},
-    )  # fmt: skip
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
-
-
 def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """Shardings of a TrainState (or its shapes): moments lie like their weights, scalars are replicated."""
+    """Shardings of a TrainState (or its shapes): moments lie like their weights, scalars are replicated.
+
+    Of Adafactor's moments, those of a matrix's rows lie as its rows do, those of its columns as its columns.
+    """
     whole = NamedSharding(mesh, PartitionSpec())
+    like_params = lambda node: tree_shardings(node, TRAINED_AXES, mesh, rules)
+    is_params = lambda n: isinstance(n, dict) and n.keys() <= TRAINED_AXES.keys()
+    is_factored = lambda n: isinstance(n, optax.FactoredState)
 
-    def like_params(node: Any) -> Any:
-        return tree_shardings(node, TRAINED_AXES, mesh, rules)
+    def factored(node: optax.FactoredState) -> optax.FactoredState:
+        def along(values: Params, dropped: int) -> Any:
+            axes = {name: _axes_without(name, state.params[name].shape, x.shape, dropped) for name, x in values.items()}
+            return tree_shardings(values, axes, mesh, rules)
 
-    def walk(node: Any) -> Any:
-        is_params = lambda n: isinstance(n, dict) and n.keys() <= TRAINED_AXES.keys()
-        return jax.tree.map(lambda n: like_params(n) if is_params(n) else whole, node, is_leaf=is_params)
+        return node._replace(
+            count=whole, v_row=along(node.v_row, -1), v_col=along(node.v_col, -2), v=along(node.v, 0)
+        )
 
-    frozen = frozen_shardings(state.frozen, mesh, rules)
-    return TrainState(whole, like_params(state.params), walk(state.opt_state), frozen)
+    def place(node: Any) -> Any:
+        return factored(node) if is_factored(node) else like_params(node) if is_params(node) else whole
+
+    moments = jax.tree.map(place, state.opt_state, is_leaf=lambda n: is_factored(n) or is_params(n))
+    return TrainState(whole, like_params(state.params), moments, frozen_shardings(state.frozen, mesh, rules))
+
+
+def _axes_without(name: str, shape: tuple[int, ...], kept: tuple[int, ...], dropped: int) -> tuple[str | None, ...]:
+    """Logical axes of what a factored optimizer keeps of a weight: all of it, one number, or all but its largest axis
+    (`dropped` -1) or its second largest (-2), as optax counts them."""
+    axes = TRAINED_AXES[name]
+    if kept == shape:
+        return axes
+    if kept == (1,):
+        return (None,)
+    out = int(np.argsort(shape)[dropped])
+    return axes[:out] + axes[out + 1 :]
 
 
 def init_state(

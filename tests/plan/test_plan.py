@@ -219,7 +219,7 @@ def test_a_search_compiles_nothing_in_vain(search_of, capsys):
 def test_a_configuration_on_a_slice(config, capsys):
     main(["plan", str(config), "--topology", "v5e:2x2", "--mesh.tensor", "2", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found.keys() >= KEYS and set(found["programs"]) == {"train", "encode", "prefill", "decode"}
+    assert found.keys() >= KEYS and set(found["programs"]) == {"train", "encode", "prefill_layer", "decode"}
     assert all(one["fits"] and one["peak_bytes_per_chip"] > 0 for one in found["programs"].values())
     assert (found["chips"], found["hbm_bytes_per_chip"]) == (4, 16 * GIB)
     shape = read_run_config(config).model.known_shape

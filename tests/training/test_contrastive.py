@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from grit_jax.plan.costs import program_costs
+from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.training.contrastive import check_dimensions, contrastive_loss, distillation_loss
 from grit_jax.training.losses import LossConfig
 from grit_jax.types import GritError
@@ -235,6 +238,28 @@ def test_only_a_block_of_the_similarity_exists():
         loss = lambda q, p: contrastive_loss(q, p, config, texts=texts)  # noqa: B023
         sizes = [v.aval.size for jaxpr in walk(jax.make_jaxpr(jax.grad(loss))(q, p).jaxpr) for e in jaxpr.eqns for v in e.outvars]
         assert max(sizes) <= max(4 * 192, 192 * 8), options
+
+
+@pytest.mark.usefixtures("full_optimization")
+def test_memory_is_linear_in_the_batch_and_passages_are_gathered_block_by_block():
+    """Loss and gradient of 16384 and of 65536 queries with two passages each, compiled for eight devices."""
+    mesh, dim = make_mesh(MeshConfig(), jax.devices()[:8]), 512
+    lie = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    loss = lambda q, p: contrastive_loss(q, p, LossConfig())
+    temporary = {}
+    for queries in (16_384, 65_536):
+        texts = [jax.ShapeDtypeStruct((count, dim), jnp.float32, sharding=lie) for count in (queries, 2 * queries)]
+        with jax.set_mesh(mesh):
+            run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=(None, (lie, lie)))
+            compiled = run.lower(*texts).compile()
+        temporary[queries] = compiled.memory_analysis().temp_size_in_bytes
+        moved = program_costs(compiled.as_text()).collective_bytes
+        passages = 2 * queries * dim * 4
+        assert moved["all_gather"] < 2.1 * passages  # forwards and backwards
+        assert moved["all_reduce"] + moved["reduce_scatter"] < 1.1 * passages
+    assert temporary[65_536] < 4.2 * temporary[16_384]
+    # Four arrays of a block's size (4096 by 2 * 65536 numbers over eight devices) and two of the texts'.
+    assert temporary[65_536] < (4 * 4096 * 2 * 65_536 + 2 * 3 * 65_536 * dim) * 4 / 8
 
 
 def walk(jaxpr):

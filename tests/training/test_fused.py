@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
+from grit_jax.plan.costs import program_costs
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
 from grit_jax.training.gradients import joint_gradient
 from grit_jax.training.joint import StepConfig, can_fuse
@@ -158,8 +158,8 @@ def test_on_a_mesh_each_weight_is_gathered_for_a_chunk_and_not_for_a_loss(shallo
 
 
 def gathers(text):
-    """All-gathers in a compiled program, by their number."""
-    return len(re.findall(r" = \S+ all-gather(-start)?\(", text))
+    """Gathered bytes of a compiled program, loops by their trips."""
+    return program_costs(text).collective_bytes["all_gather"]
 
 
 def test_joined_rows(batch):

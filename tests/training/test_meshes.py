@@ -74,10 +74,13 @@ def single(config, batch):
         pytest.param(MeshConfig(8, 1, 1), SPLIT, marks=pytest.mark.slow),
         pytest.param(MeshConfig(1, 8, 1), SPLIT, marks=pytest.mark.slow),
         pytest.param(MeshConfig(1, 4, 2), {}, marks=pytest.mark.slow),
+        pytest.param(MeshConfig(1, 2, 2, context=2), SPLIT, marks=pytest.mark.slow),
+        pytest.param(MeshConfig(2, 2, 1, context=2), {}, marks=pytest.mark.slow),
         pytest.param(MeshConfig(1, 1, 8), {"backward": "separate"}, marks=pytest.mark.slow),
     ],
-    ids=["data-fsdp-tensor, split", "data, split", "fsdp, split", "fsdp-tensor, joint", "tensor, separate"],
-)
+    ids=["data-fsdp-tensor, split", "data, split", "fsdp, split", "fsdp-tensor, joint", "fsdp-context-tensor, split",
+         "data-fsdp-context, joint", "tensor, separate"],
+)  # fmt: skip
 def test_every_option_on_a_mesh(config, batch, single, mesh, how):
     """Losses within 1e-5; every weight's gradient within 1e-5 of its largest entry."""
     (loss, parts), grads = single

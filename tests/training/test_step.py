@@ -45,8 +45,10 @@ def single(config, batch):
 
 
 @pytest.mark.parametrize(
-    "mesh", [MeshConfig(8, 1, 1), MeshConfig(1, 8, 1), MeshConfig(2, 2, 2), MeshConfig(1, 4, 2)],
-    ids=["data", "fsdp", "data-fsdp-tensor", "fsdp-tensor"],
+    "mesh", [MeshConfig(8, 1, 1), MeshConfig(1, 8, 1), MeshConfig(2, 2, 2), MeshConfig(1, 2, 2, context=2),
+             *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in (
+                 MeshConfig(1, 4, 2), MeshConfig(2, 2, 1, context=2), MeshConfig(1, 1, 1, context=8)))],
+    ids=["data", "fsdp", "data-fsdp-tensor", "fsdp-context-tensor", "fsdp-tensor", "data-fsdp-context", "context"],
 )  # fmt: skip
 def test_a_sharded_step_equals_the_single_device_step(config, batch, single, mesh):
     metrics, params, shardings = run(config, batch, mesh, jax.devices()[:8])
@@ -59,6 +61,16 @@ def test_a_sharded_step_equals_the_single_device_step(config, batch, single, mes
         assert "fsdp" in str(shardings["query"]) and "fsdp" in str(shardings["embed"])
     if mesh.tensor > 1:
         assert "tensor" in str(shardings["gate"])
+
+
+@pytest.mark.slow
+def test_experts_see_tokens_that_are_split_over_devices(config, batch):
+    """Routers are balanced over all tokens, wherever they are."""
+    config = dataclasses.replace(config, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    one, other = run(config, batch), run(config, batch, MeshConfig(1, 2, 2, context=2), jax.devices()[:8])
+    for a, b in zip(one[0], other[0], strict=True):
+        for name in a:
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("chunk", [2, 3])

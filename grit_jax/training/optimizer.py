@@ -1,0 +1,149 @@
+"""Optimizers: how fast they go, and what they keep of each weight between steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from grit_jax.models.lora import adapter_axes
+from grit_jax.models.projection import PROJECTION_AXES
+from grit_jax.models.transformer import PARAMETER_AXES
+
+TRAINED_AXES = PARAMETER_AXES | PROJECTION_AXES | adapter_axes(PARAMETER_AXES)  # of everything that can be trained
+ADAMW_ONLY = ("b1", "b2", "eps", "moments")
+UPDATE_CLIP = 1.0  # Adafactor's bound on the root mean square of a matrix's update (arXiv 1804.04235, section 6)
+LEAST_FACTORED = 128  # a matrix with a smaller side keeps its mean squares whole
+ROUNDING_KEY = 0x0BF1  # of the noise that moments are rounded with; the step is folded in
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW or Adafactor, with warmup and a linear or cosine decay to `final_lr_fraction` of the peak.
+
+    Attributes:
+      name: "adamw" keeps two moments of every weight; "adafactor" (arXiv 1804.04235) only the mean squares of the
+        rows and of the columns of a matrix (0.01 bytes a parameter or less), and no first moment. `lr` is the size of a
+        step in both: Adafactor's is not multiplied by the weight's own, as `transformers` has it with
+        `scale_parameter=False`.
+      moments: AdamW's as they lie between steps: "float32" (8 bytes a parameter) or "bfloat16" (4). Narrow ones are
+        rounded up or down at random, or a second moment would never fall (at b2 = 0.999 it changes by less than a
+        bfloat16 resolves); they are right on average. What is lost is precision: noise of 0.3% of a moment at each
+        step, which at b2 = 0.999 amounts to some 4% of a second moment and 2% of a weight's step.
+    """
+
+    lr: float = 2e-5
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: float = 0.03
+    final_lr_fraction: float = 0.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = 1.0
+    name: Literal["adamw", "adafactor"] = "adamw"
+    moments: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise ValueError(f"optimizer.lr must not be negative, is {self.lr}")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(f"optimizer.warmup_fraction must be between 0 and 1, is {self.warmup_fraction}")
+        if self.name not in ("adamw", "adafactor"):
+            raise ValueError(f"optimizer.name must be adamw or adafactor, is {self.name}")
+        if self.moments not in ("float32", "bfloat16"):
+            raise ValueError(f"optimizer.moments must be float32 or bfloat16, is {self.moments}")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for key in ADAMW_ONLY if self.name == "adafactor" else ():
+            if getattr(self, key) != defaults[key]:
+                raise ValueError(f"optimizer.{key} has no effect with optimizer.name: adafactor; leave it out")
+
+    @property
+    def keeps(self) -> str:
+        """What its state is, in words: a checkpoint of one optimizer is none of another."""
+        return "adafactor" if self.name == "adafactor" else f"adamw with {self.moments} moments"
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate as a function of the step: linear warmup, then the decay."""
+    warmup = max(1, round(config.warmup_fraction * steps)) if config.warmup_fraction else 0
+    rest = max(1, steps - warmup)
+    end = config.lr * config.final_lr_fraction
+    if config.schedule == "linear":
+        decay = optax.linear_schedule(config.lr, end, rest)
+    elif config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr_fraction)
+    else:
+        decay = optax.constant_schedule(config.lr)
+    if not warmup:
+        return decay
+    # The first step already moves: 1/warmup of the peak, not zero.
+    rise = optax.linear_schedule(config.lr / warmup, config.lr, max(1, warmup - 1))
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Gradient clipping by the global norm, then the optimizer; norms and biases are not decayed."""
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.name == "adafactor":
+        parts.append(optax.scale_by_factored_rms(min_dim_size_to_factor=LEAST_FACTORED))
+        parts.append(_clip_each_matrix(UPDATE_CLIP))
+    else:
+        adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+        parts.append(_kept_in_bfloat16(adam) if config.moments == "bfloat16" else adam)
+    if config.weight_decay:
+        decayed = lambda params: {name: not name.endswith(("_norm", "_bias")) for name in params}
+        parts.append(optax.add_decayed_weights(config.weight_decay, decayed))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def _clip_each_matrix(threshold: float) -> optax.GradientTransformation:
+    """Scales an update whose root mean square exceeds the threshold down to it, each layer's and each expert's of a
+    stack by itself (`optax.clip_by_block_rms` would take the stack for one matrix)."""
+
+    def clip(name: str, x: jax.Array) -> jax.Array:
+        stacked = sum(axis in ("layers", "experts") for axis in TRAINED_AXES[name])
+        square = jnp.mean(jnp.square(x), axis=tuple(range(stacked, x.ndim)), keepdims=True)
+        return x / jnp.maximum(1.0, jnp.sqrt(square) / threshold)
+
+    return optax.stateless(lambda updates, _: {name: clip(name, x) for name, x in updates.items()})
+
+
+def _kept_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Adam whose moments are bfloat16 between steps; it computes in float32."""
+
+    def narrow(state: Any, store: Any) -> Any:
+        pairs = zip(jax.tree.leaves(state.mu), jax.tree.leaves(state.nu), strict=True)
+        found = [store(place, *pair) for place, pair in enumerate(pairs)]
+        tree = jax.tree.structure(state.mu)
+        mu, nu = (jax.tree.unflatten(tree, [pair[side] for pair in found]) for side in (0, 1))
+        return state._replace(mu=mu, nu=nu)
+
+    def init(params: Any) -> Any:
+        return narrow(adam.init(params), lambda _, mu, nu: (mu.astype(jnp.bfloat16), nu.astype(jnp.bfloat16)))
+
+    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+        wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+        updates, state = adam.update(gradients, state._replace(mu=wide(state.mu), nu=wide(state.nu)), params)
+        key = jax.random.fold_in(jax.random.key(ROUNDING_KEY), state.count)
+
+        def store(place: int, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
+            noise = jax.random.bits(jax.random.fold_in(key, place), mu.shape, jnp.uint32)
+            return _at_random(mu, noise & 0xFFFF), _at_random(nu, noise >> 16)
+
+        return updates, narrow(state, store)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _at_random(x: jax.Array, noise: jax.Array) -> jax.Array:
+    """Float32 to bfloat16, up or down with probabilities that make `x` the mean.
+
+    A bfloat16 is the upper half of a float32; noise of 16 bits added to the lower half carries over as often as it is
+    large.
+    """
+    bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)

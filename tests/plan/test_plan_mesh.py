@@ -1,0 +1,50 @@
+"""Meshes that only the TPU's compiler can try: tokens split over chips, and two slices."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from unittest import mock
+
+import jax
+import pytest
+
+from grit_jax.plan.chips import ENVIRONMENT
+from grit_jax.plan.programs import lower_train
+from grit_jax.run_config import read_run_config
+from grit_jax.sharding import make_mesh
+from grit_jax.types import GritError
+
+# Heads of 128 and rows of 512 tokens: splash attention takes them, four ways.
+RUN = """
+model:
+  shape: {vocab_size: 512, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 128}
+data: {embedding: [a.jsonl], embedding_batch: 16, query_max_length: 128, passage_max_length: 512,
+       generative: [b.jsonl], generative_batch: 8, generative_max_length: 512}
+train: {steps: 1000, embedding_chunk: 8, loss: {logits_block: 512}}
+output: out
+"""
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
+@pytest.mark.usefixtures("full_optimization")
+def test_two_slices_with_split_tokens(tmp_path):
+    from jax.experimental import topologies
+
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN)
+    how = {"chips_per_host_bounds": (2, 2, 1), "num_slices": 2}
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", **how).devices
+        one = read_run_config(path, {"mesh.context": "2"})
+        with pytest.raises(GritError, match="8 devices of 2 slices: mesh.data alone"):
+            make_mesh(one.mesh, devices)
+        config = read_run_config(path, {"mesh.context": "2", "mesh.data": "2"})
+        mesh = make_mesh(config.mesh, devices)
+        assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2, "tensor": 1}
+        assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+        jax.config.update("jax_enable_compilation_cache", False)
+        program = lower_train(config, mesh)
+        assert "tpu_custom_call" in program.lowered.as_text()  # splash attention
+        assert program.lowered.compile().memory_analysis().temp_size_in_bytes > 0
