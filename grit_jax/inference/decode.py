@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from grit_jax.data.packing import round_up
-from grit_jax.inference.pieces import SHORTEST_PIECES, Piece, load_pieces
+from grit_jax.inference.pieces import SHORTEST_PIECES, Piece, Positions, load_pieces
 from grit_jax.inference.plan import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling, sampling_rows
 from grit_jax.inference.steps import DecodeState, Limits, decode_step, prefill_step
@@ -88,6 +88,7 @@ def generate(
     on_tokens: OnTokens | None = None,
     stream_every: int = 1,
     mode: AttentionMode = AttentionMode.CAUSAL,
+    positions: Positions = "running",
 ) -> Generation:
     """Continues prompts, each after its own cached pieces.
 
@@ -96,7 +97,8 @@ def generate(
     Args:
       prompts: token ids, at least one each.
       pieces: for each prompt the records that stand before it, in order: positions run through them and on
-        through the prompt, as if it were one text.
+        through the prompt, as if it were one text (`positions` "colliding": each record's begin at 0, as in the
+        original).
       sampling: one setting for all prompts or one for each.
       eos_ids: tokens that end an answer.
       on_tokens: called with (number of the prompt, its new tokens) every `stream_every` tokens.
@@ -112,7 +114,7 @@ def generate(
     with show_progress(len(requests), "generate", "answers", quiet=not progress) as bar:
         for batch in _batches(requests, config, rows_per_call):
             with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-                one = _Batch(params, config, batch, list(eos_ids), return_logits, mode)
+                one = _Batch(params, config, batch, list(eos_ids), return_logits, mode, positions)
                 found = one.run(result, on_tokens, stream_every)
             if found is not None:
                 logits.append(([request.number for request in batch], found))
@@ -182,9 +184,10 @@ class _Batch:
         eos_ids: list[int],
         return_logits: bool,
         mode: AttentionMode,
+        positions: Positions,
     ):
         self.params, self.config, self.requests = params, config, requests
-        self.eos_ids, self.return_logits = eos_ids, return_logits
+        self.eos_ids, self.return_logits, self.positions = eos_ids, return_logits, positions
         prefix = mode is AttentionMode.PREFIX
         self.prompt_mode = AttentionMode.BIDIRECTIONAL if prefix else AttentionMode.CAUSAL
         self.answers: list[list[int]] = [[] for _ in requests]
@@ -196,7 +199,8 @@ class _Batch:
         rows = _padded(len(self.requests))
         loaded = None
         if any(len(request.pieces) for request in self.requests):
-            loaded = jax.device_put(load_pieces([request.pieces for request in self.requests], self.config, rows))
+            pieces = [request.pieces for request in self.requests]
+            loaded = jax.device_put(load_pieces(pieces, self.config, rows, self.positions))
             jax.block_until_ready(loaded)
         result.timings.load += (now := time.perf_counter()) - start
 

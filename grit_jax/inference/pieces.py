@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,10 @@ from grit_jax.types import KV, DocumentKV, GritError
 
 SHORTEST_PIECES = 128  # smallest bucket, in tokens
 SHORTEST_BESIDE = 32  # of plain pieces beside packed ones: a query's record beside its documents'
+# Where the pieces of a row stand: one after the other; or each from 0, as in the original, whose keys keep the
+# positions of their own pass (`gritlm: rag/eval.py`). The prompt goes on after the number of cached tokens in both.
+Positions: TypeAlias = Literal["running", "colliding"]
+
 ALIGNMENT = 64  # bytes; XLA's CPU backend reads host arrays that begin at such an address where they lie
 
 
@@ -65,7 +69,8 @@ class Loaded:
     """Pieces of `B` rows side by side, as they were stored, and where each token is to stand.
 
     The slots of `parts` follow one another; each part holds the pieces of one kind. The order of slots means nothing:
-    `positions` run from piece to piece in the order of reading; `segments` are 1, or 0 in empty slots.
+    `positions` run from piece to piece in the order of reading (or collide, see `Positions`); `segments` are 1, or 0 in
+    empty slots.
     """
 
     parts: tuple[KV | Packed, ...]
@@ -79,7 +84,12 @@ class Loaded:
         return jax.tree.map(join, *plain)
 
 
-def load_pieces(pieces: Sequence[Sequence[Piece]], config: ModelConfig, rows: int | None = None) -> Loaded:
+def load_pieces(
+    pieces: Sequence[Sequence[Piece]],
+    config: ModelConfig,
+    rows: int | None = None,
+    positions: Positions = "running",
+) -> Loaded:
     """Records of each row side by side in host arrays, in shapes from buckets.
 
     Args:
@@ -100,7 +110,7 @@ def load_pieces(pieces: Sequence[Sequence[Piece]], config: ModelConfig, rows: in
                 found.append(side := _Side(codec, [[] for _ in range(B)]))
             _check_shape(piece, config, f"prompt {r}, piece {number}")
             side.rows[r].append((position, piece))
-            position += len(piece.tokens)
+            position += len(piece.tokens) if positions == "running" else 0
     found.sort(key=lambda side: side.codec is None)  # packed ones first: they are the documents
     sides = [side.lay_out(config, SHORTEST_BESIDE if n else SHORTEST_PIECES) for n, side in enumerate(found)]
     join = lambda name: np.concatenate([getattr(side, name) for side in sides], axis=1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from grit_jax.data.layouts import CACHED_MODES, Mode, compose
 from grit_jax.inference.decode import Timings
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import Piece
+from grit_jax.inference.pieces import Piece, Positions
 from grit_jax.inference.sampling import Sampling
 from grit_jax.types import GritError
 
@@ -49,10 +49,11 @@ class Reader:
     Args:
       max_length: tokens of a document, `<s><|embed|>\n` included, in every layout: what a record holds is also what
         a prompt shows.
+      positions: "colliding" places records as the original does (see `inference.pieces.Positions`), to compare with.
     """
 
-    def __init__(self, model: GritLM, max_length: int = 512):
-        self.model, self.max_length = model, max_length
+    def __init__(self, model: GritLM, max_length: int = 512, positions: Positions = "running"):
+        self.model, self.max_length, self.positions = model, max_length, positions
         self._room = max_length - model.encoder.format([""], max_length=max_length).prompt
 
     def records(self, texts: Sequence[str]) -> list[Piece]:
@@ -96,7 +97,7 @@ class Reader:
                     f"{sampling.max_new_tokens} new tokens this is {length} tokens, the model reads {longest}; "
                     "ask for fewer documents (--k) or a shorter answer"
                 )
-        found = self.model.generate_ids(prompts, pieces=pieces, sampling=sampling)
+        found = self.model.generate_ids(prompts, pieces=pieces, sampling=sampling, positions=self.positions)
         answers = [self.model.tokenizer.decode(tokens).strip() for tokens in found.tokens]
         return Readings(answers, found.tokens, found.timings)
 
