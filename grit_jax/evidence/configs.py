@@ -77,7 +77,7 @@ def reader_config(root: str = ".") -> RunConfig:
             root, generative=["copying", "generative"], generative_batch=8, cached=["rag", "recite"], cached_batch=40,
             document_max_length=176, layouts=PLAIN, pieces_row_length=NO_PIECES, cached_row_length=256,
         ),
-        train=TrainSection(steps=800, checkpoint_every=50, keep_checkpoints=1),
+        train=TrainSection(steps=600, checkpoint_every=50, keep_checkpoints=1),
         optimizer=_optimizer(1.5e-3, warmup_fraction=0.05, final_lr_fraction=0.1),
     )  # fmt: skip
 

@@ -59,9 +59,10 @@ def _joint(out: Path, seeds: int) -> dict[str, Any]:
     """The single-task twins beside the joint model."""
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in JOINT_TWINS}
     base = _scores(_run(out, "base"))
+    twins = {name: read_run_config(out / f"{name}.yaml") for name in JOINT_TWINS}
     for seed in range(seeds):
-        for name in JOINT_TWINS:
-            scores[name].append(_scores(_run(out, name, seed)))
+        for name, config in twins.items():
+            scores[name].append(_scores(_run(out, name, config, seed)))
     return {"base": base, "twins": scores, **joint.compare(scores)}
 
 
@@ -78,9 +79,10 @@ def _cached(out: Path, seeds: int) -> dict[str, Any]:
     _run(out, "base")
     _run(out, "reader")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in CACHED_TWINS}
+    twins = {name: read_run_config(out / f"{name}.yaml") for name in CACHED_TWINS}
     for seed in range(seeds):
-        for name in CACHED_TWINS:
-            folder = _run(out, name, seed)
+        for name, config in twins.items():
+            folder = _run(out, name, config, seed)
             rows = cached.score(folder, out / "data" / "heldout")
             found[name].append({**_cost(folder), "questions": len(rows[0]["hits"]), "rows": rows})
     return cached.compare(found)
@@ -123,10 +125,10 @@ def _folder(out: Path, name: str, seed: int) -> str:
     return str(out / f"seed-{seed}" / name)
 
 
-def _run(out: Path, name: str, seed: int | None = None) -> Path:
-    """Trains one model unless it is there; returns its folder."""
+def _run(out: Path, name: str, config: RunConfig | None = None, seed: int | None = None) -> Path:
+    """Trains one model unless it is there; returns its folder. `config` is that of its file, if it was read already."""
     say(command(out, name, seed))
-    config = read_run_config(out / f"{name}.yaml")
+    config = config or read_run_config(out / f"{name}.yaml")
     if seed is not None:
         section = dataclasses.replace(config.train, seed=seed)
         config = dataclasses.replace(config, train=section, output=_folder(out, name, seed))
@@ -162,10 +164,10 @@ def _claim(out: Path) -> None:
         if there and not there & {f"{name}.yaml" for name in wanted}:
             raise GritError(f"{out}: the folder is not empty and holds no evidence; choose another --out")
         for name, config in wanted.items():
-            path = out / f"{name}.yaml"
+            path, text = out / f"{name}.yaml", dump_yaml(config, command(out, name, None if name in single else 0))
             if path.name not in there:
-                _write_text(path, dump_yaml(config, command(out, name, None if name in single else 0)))
-            elif build(RunConfig, read_yaml(path), str(path)) != config:
+                _write_text(path, text)
+            elif path.read_bytes() != text.encode() and build(RunConfig, read_yaml(path), str(path)) != config:
                 raise GritError(f"{path}: is another configuration than this version's; choose another --out")
     except OSError as error:
         raise GritError(f"{out}: cannot be used as output folder ({error.strerror}); choose another --out") from None
