@@ -63,7 +63,7 @@ class RagTable:
     seed: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """`{mode, k, kv, positions, match, exact_match, f1, seconds}` of each case."""
+        """`{mode, k, kv, positions, match, exact_match, f1, seconds}` of each case, as `evaluate_rag` has them."""
         return [{**dataclasses.asdict(case), **means(found)} for case, found in self.scores.items()]
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_cases_that_differ():
 
 
 def test_one_case_a_layout_is_what_evaluate_rag_says(tiny_model, rows):
-    modes = ("none", "doc", "query-doc")
+    modes = ("none", "doc")
     table = evaluate_table(tiny_model, rows, modes, max_new_tokens=NEW, quiet=True)
     expected = evaluate_rag(tiny_model, rows, modes, max_new_tokens=NEW, quiet=True)
     found = table.by_mode()
@@ -142,7 +142,7 @@ def test_windows_of_few_documents(tiny_model, rows, pool, monkeypatch):
 
 
 def test_table_for_a_person(tiny_model, rows, pool, tmp_path):
-    table = evaluate_table(tiny_model, rows, ["none", "query"], (1, 2), corpus=pool, max_new_tokens=1, quiet=True)
+    table = evaluate_table(tiny_model, rows, ["none", "query"], (1, 2), corpus=pool, max_new_tokens=NEW, quiet=True)
     lines = table.markdown().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:5]]
     assert [row[:4] for row in cells[2:]] == [["none", "", "", ""], ["query", "1", "", ""], ["query", "2", "", ""]]
