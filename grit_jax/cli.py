@@ -160,15 +160,23 @@ def evaluate(args: argparse.Namespace) -> None:
 
         scores = {"perplexity": evaluate_perplexity(model, args.input)}
     else:
-        from grit_jax.evaluation.rag import evaluate_rag
+        from grit_jax.evaluation.rag_table import evaluate_table
+        from grit_jax.inference.files import writable_folder
         from grit_jax.rag.index import Index
 
+        if args.output is not None:
+            writable_folder(args.output)
         search = _search(args)
-        scores = evaluate_rag(
-            model, args.input, args.modes, k=args.k,
-            index=Index.open(args.index, model, search) if args.index else None,
-            instruction=args.instruction, max_new_tokens=args.max_new_tokens,
+        table = evaluate_table(
+            model, args.input, args.modes, args.k, args.kv, args.positions, corpus=args.corpus, seed=args.seed,
+            index=Index.open(args.index, model, search) if args.index else None, instruction=args.instruction,
+            max_new_tokens=args.max_new_tokens,
         )  # fmt: skip
+        if args.output is not None:
+            table.write(args.output)
+        if max(len(args.k), len(args.kv), len(args.positions)) > 1:
+            return _show(table.to_dict(), args.json, table.markdown().rstrip())
+        scores = dict(table.by_mode())
     lines = []
     for name, value in scores.items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
@@ -195,9 +203,9 @@ def plan(args: argparse.Namespace, arguments: list[str]) -> None:
 
 
 def evidence(args: argparse.Namespace) -> None:
-    from grit_jax.evidence import markdown, run_evidence
+    from grit_jax.evidence.run import markdown, run_evidence
 
-    report = run_evidence(args.out, seeds=args.seeds)
+    report = run_evidence(args.out, seeds=args.seeds, part=args.part)
     _show(report, args.json, markdown(report).rstrip())
 
 
@@ -251,6 +259,11 @@ def data(args: argparse.Namespace) -> None:
 
         prepared = prepare(args.sources, args.output)
         _print(f"{len(prepared)} {prepared.kind} examples in {args.output}")
+    elif args.kind == "distractors":
+        from grit_jax.data.distractors import write_rows
+
+        rows = write_rows(args.input, args.output, args.k, corpus=args.corpus, rows=args.rows, seed=args.seed)
+        _print(f"{rows} rows in {args.output}")
     else:
         from grit_jax.data.questions import write_corpus
         from grit_jax.inference.files import writable_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from grit_jax.types import GritError
@@ -49,6 +49,22 @@ def natural(text: str, least: int = 0) -> int:
 
 def positive(text: str) -> int:
     return natural(text, 1)
+
+
+def several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """`1,3,5` as a list of what `one` makes of each, none of them twice."""
+    return lambda text: list(dict.fromkeys(one(part.strip()) for part in text.split(",")))
+
+
+def one_of(*known: str) -> Callable[[str], str]:
+    """One of these words."""
+
+    def check(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, is '{text}'")
+        return text
+
+    return check
 
 
 def number(text: str) -> float:

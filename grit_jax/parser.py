@@ -93,7 +93,7 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     for kind, what in (
         ("retrieval", "recall and nDCG over the pool of all pos and neg of an embedding file"),
         ("perplexity", "perplexity of the answers of a generative file"),
-        ("rag", "match, exact match and F1 of the seven layouts over a questions file"),
+        ("rag", "match, exact match and F1 of the seven layouts over a questions file, also for several k and --kv"),
     ):
         one = kinds.add_parser(kind, help=what, description=what)
         one.set_defaults(parser=one)
@@ -104,10 +104,20 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
             _search_flags(one)
         if kind == "rag":
             one.add_argument("--modes", nargs="+", choices=RAG_MODES[:-1], default=list(RAG_MODES[:-1]))
-            one.add_argument("--k", type=flags.positive, default=1, metavar="N")
+            one.add_argument("--k", type=flags.several(flags.positive), default=[1], metavar="N,...", help="documents: "
+                             "the row's own among distractors, those that BM25 finds best (default: 1)")  # fmt: skip
+            one.add_argument("--kv", type=flags.several(flags.one_of(*KV_KINDS[:-1])), default=["native"],
+                             metavar="KIND,...", help=f"their records: {', '.join(KV_KINDS[:-1])}")  # fmt: skip
+            one.add_argument("--positions", type=flags.several(flags.one_of("running", "colliding")),
+                             default=["running"], metavar="HOW,...", help="of records side by side; colliding: each "
+                             "from 0, as in the original")  # fmt: skip
+            one.add_argument("--corpus", type=Path, metavar="F.jsonl", help="where distractors come from; default: the "
+                             "documents of all rows")  # fmt: skip
+            one.add_argument("--seed", type=flags.natural, default=0, help="of the own documents' places among them")
             one.add_argument("--index", type=Path, metavar="INDEX", help="search here; default: the given documents")
             one.add_argument("--instruction", default="", metavar="T")
             one.add_argument("--max-new-tokens", type=flags.positive, default=16, metavar="N")
+            one.add_argument("--output", type=Path, metavar="DIR", help="write table.md and rag.json")
 
     sub = verb("plan", "what a configuration takes on a TPU slice, asked of the TPU compiler; no TPU is used")
     sub.add_argument("config", metavar="CONFIG", type=Path)
@@ -117,7 +127,9 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("--train-only", action="store_true", help="leave the programs of the trained model out")
     sub.add_argument("--json", action="store_true")
 
-    sub = verb("evidence", "single-task twins against the joint model: does joint training cost either task?")
+    sub = verb("evidence", "single-task twins against the joint model: does joint training cost either task? And the "
+               "cached layouts with and without training for them")  # fmt: skip
+    sub.add_argument("--part", choices=("joint", "cached", "all"), default="all", help="(default: %(default)s)")
     sub.add_argument("--seeds", type=flags.positive, default=3, metavar="N", help="(default: %(default)s)")
     sub.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder (default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="print evidence.json on stdout and nothing else")
@@ -158,8 +170,8 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
     sub.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, as a PEFT directory")
 
-    sub = verb("data", "data sets: prepare, pydocs")
-    kinds = sub.add_subparsers(dest="kind", required=True, metavar="prepare|pydocs")
+    sub = verb("data", "data sets: prepare, pydocs, distractors")
+    kinds = sub.add_subparsers(dest="kind", required=True, metavar="prepare|pydocs|distractors")
     one = kinds.add_parser("prepare", help="JSONL files to a tfds dataset (ArrayRecord)")
     one.set_defaults(parser=one)
     one.add_argument("sources", nargs="+", metavar="SRC")
@@ -167,6 +179,17 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     one = kinds.add_parser("pydocs", help="the quickstart's corpus from the Python documentation installed here")
     one.set_defaults(parser=one)
     one.add_argument("--output", required=True, type=Path, metavar="DIR")
+    one.add_argument("--seed", type=flags.natural, default=0)
+    what = "questions over a document to questions over several: the other ones are those that BM25 finds best"
+    one = kinds.add_parser("distractors", help=what, description=what)
+    one.set_defaults(parser=one)
+    one.add_argument("--input", required=True, type=Path, metavar="F.jsonl", help='lines {"docs", "text"}')
+    one.add_argument("--output", required=True, type=Path, metavar="F.jsonl")
+    one.add_argument("--k", type=flags.several(flags.positive), default=[3], metavar="N,...", help="documents of a "
+                     "row, several numbers in turn (default: 3)")  # fmt: skip
+    one.add_argument("--corpus", type=Path, metavar="F.jsonl", help='lines {"id", "title"?, "text"}; default: the '
+                     "documents of all rows")  # fmt: skip
+    one.add_argument("--rows", type=flags.positive, metavar="N", help="rows to write; default: one for each question")
     one.add_argument("--seed", type=flags.natural, default=0)
     return parser
 

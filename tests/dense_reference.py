@@ -138,11 +138,23 @@ def composition_mask(pieces: Sequence[int], continuation: int) -> np.ndarray:
     return mask
 
 
-def layout(params: dict, config: ModelConfig, pieces: Sequence[Sequence[int]], continuation: Sequence[int]) -> Dense:
-    """The whole layout in one pass: positions run from the first piece to the end of the continuation."""
+def layout(
+    params: dict, config: ModelConfig, pieces: Sequence[Sequence[int]], continuation: Sequence[int],
+    colliding: bool = False,
+) -> Dense:  # fmt: skip
+    """The whole layout in one pass: positions run from the first piece to the end of the continuation.
+
+    Args:
+      colliding: each piece stands at the positions of its own pass, from 0, and the continuation after the number of
+        all pieces' tokens (`gritlm: rag/eval.py`).
+    """
     tokens = [i for piece in pieces for i in piece] + list(continuation)
     mask = composition_mask([len(piece) for piece in pieces], len(continuation))
-    return forward(params, config, tokens, np.arange(len(tokens)), mask)
+    positions = np.arange(len(tokens))
+    if colliding:
+        own = [np.arange(len(piece)) for piece in pieces]
+        positions = np.concatenate([*own, positions[len(tokens) - len(continuation) :]])
+    return forward(params, config, tokens, positions, mask)
 
 
 @dataclasses.dataclass
@@ -154,13 +166,14 @@ class DenseGeneration:
 
 
 def greedy(
-    params: dict, config: ModelConfig, pieces: Sequence[Sequence[int]], prompt: Sequence[int], new_tokens: int
-) -> DenseGeneration:
+    params: dict, config: ModelConfig, pieces: Sequence[Sequence[int]], prompt: Sequence[int], new_tokens: int,
+    colliding: bool = False,
+) -> DenseGeneration:  # fmt: skip
     """Greedy generation that computes everything anew for every token."""
     tokens: list[int] = []
     logits = []
     for _ in range(new_tokens):
-        logits.append(layout(params, config, pieces, [*prompt, *tokens]).logits[-1])
+        logits.append(layout(params, config, pieces, [*prompt, *tokens], colliding).logits[-1])
         tokens.append(int(np.argmax(logits[-1])))
     return DenseGeneration(tokens, np.stack(logits))
 

@@ -215,6 +215,26 @@ def test_eval(capsys):
     assert shown.startswith("none  ") and "match 0." in shown and len(shown.splitlines()) == 1
 
 
+def test_eval_rag_in_one_table(capsys, tmp_path):
+    rag = "eval rag model --input rag.jsonl --modes none doc --max-new-tokens 2 --k 2 --kv native,int8"
+    said = run(capsys, f"{rag} --json --output {tmp_path}/table --corpus corpus.jsonl")
+    found = said.json
+    assert said.status == 0 and (found["questions"], found["corpus"], found["seed"]) == (3, 9, 0)
+    assert [(row["mode"], row["k"], row["kv"], row["positions"]) for row in found["rows"]] == [
+        ("none", None, None, None), ("doc", 2, "native", "running"), ("doc", 2, "int8", "running"),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "table/rag.json").read_text()) == found
+    assert len((tmp_path / "table/table.md").read_text().splitlines()) == 2 + 3 + 2
+
+
+def test_distractors(capsys, tmp_path):
+    out = tmp_path / "several.jsonl"
+    said = run(capsys, f"data distractors --input rag.jsonl --corpus corpus.jsonl --k 2,3 --output {out}")
+    assert said.status == 0 and said.out == f"3 rows in {out}\n"
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [len(row["docs"]) for row in rows] == [2, 3, 2]
+
+
 # ---- train, import, export, data ---------------------------------------------------------------------------
 
 

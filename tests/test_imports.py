@@ -23,7 +23,9 @@ ALLOWED = {
     "run_config": {"training", "data", "models"},
     "quickstart": {"train", "run_config", "report", "training", "evaluation", "rag", "inference", "data", "models"},
     "plan": {"abstract", "run_config", "training", "inference", "data", "models"},
-    "evidence": {"quickstart", "train", "run_config", "training", "inference", "data", "models"},
+    "evidence": {
+        "quickstart", "train", "run_config", "training", "evaluation", "rag", "inference", "data", "models",
+    },
     "bench": {"rag", "inference", "training", "data", "models"},
     "parser": set(),
     "cli": {

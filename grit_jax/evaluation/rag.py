@@ -18,7 +18,7 @@ from grit_jax.data.lines import read_examples
 from grit_jax.data.spans import normalise
 from grit_jax.inference.decode import ROWS_PER_CALL
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import Piece
+from grit_jax.inference.pieces import Codec, Piece
 from grit_jax.inference.sampling import Sampling
 from grit_jax.progress import Progress, progress
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from grit_jax.rag.index import Index
 
 WINDOW = 512  # questions whose documents' records are held at a time
+SCORES = ("match", "exact_match", "f1", "seconds")
 ATTEMPTS = 3  # for a batch during which nothing was compiled
 
 
@@ -76,36 +77,52 @@ def evaluate_rag(
     Raises:
       GritError: an unreadable file, a bad line, no example, an unknown mode, an index of another model.
     """
+    rows = read_questions(examples)
+    known = MODES if index is None else (*MODES, "auto")
+    for mode in modes:
+        if mode not in known:
+            raise GritError(f"rag: unknown mode '{mode}'; known: {', '.join(known)}")
+    scores: dict[Mode, list[np.ndarray]] = {mode: [] for mode in modes}
+    with progress(len(rows) * len(modes), "rag", "answers", quiet=quiet) as bar:
+        for start in range(0, len(rows), WINDOW):
+            part = rows[start : start + WINDOW]
+            if index is None:
+                records = document_records(model, part, max_length) if set(modes) & set(DOCUMENT_CACHES) else {}
+                answer = from_rows(Reader(model, max_length), part, records, max_new_tokens)
+            else:
+                answer = from_index(model, index, part, max_new_tokens, k, instruction)
+            for mode in modes:
+                scores[mode].append(score_answers(part, mode, answer, bar))
+    return {mode: means(np.concatenate(found)) for mode, found in scores.items()}
+
+
+def read_questions(examples: str | Path | Iterable[CachedExample]) -> list[CachedExample]:
+    """The examples of a JSONL file, or the given ones.
+
+    Raises:
+      GritError: an unreadable file, a bad line, no example.
+    """
     if isinstance(examples, (str, Path)):
         source = read_examples(examples, "cached")
         examples = [source[i] for i in range(len(source))]  # type: ignore[misc]
     rows = list(examples)
     if not rows:
         raise GritError("rag: there is no question to evaluate")
-    known = MODES if index is None else (*MODES, "auto")
-    for mode in modes:
-        if mode not in known:
-            raise GritError(f"rag: unknown mode '{mode}'; known: {', '.join(known)}")
-    sums = {mode: np.zeros(4) for mode in modes}
-    with progress(len(rows) * len(modes), "rag", "answers", quiet=quiet) as bar:
-        for start in range(0, len(rows), WINDOW):
-            part = rows[start : start + WINDOW]
-            answer = _from_rows(model, part, max_new_tokens, max_length, modes) if index is None else (
-                _from_index(model, index, part, max_new_tokens, k, instruction)
-            )
-            for mode in modes:
-                sums[mode] += _evaluate(part, mode, answer, bar)
-    names = ("match", "exact_match", "f1", "seconds")
-    return {mode: dict(zip(names, (total / len(rows)).tolist(), strict=True)) for mode, total in sums.items()}
+    return rows
+
+
+def means(scores: np.ndarray) -> dict[str, float]:
+    """`{"match", "exact_match", "f1", "seconds"}` of what `score_answers` gives."""
+    return dict(zip(SCORES, scores.mean(axis=0).tolist(), strict=True))
 
 
 # Numbers of questions of one window, and a layout, to their answers.
 Answers = Callable[[Sequence[int], Mode], list[str]]
 
 
-def _evaluate(rows: Sequence[CachedExample], mode: Mode, answer: Answers, bar: Progress) -> np.ndarray:
-    """Sums of match, exact match, F1 and seconds."""
-    total = np.zeros(4)
+def score_answers(rows: Sequence[CachedExample], mode: Mode, answer: Answers, bar: Progress) -> np.ndarray:
+    """Match, exact match, F1 and seconds of each question, `[len(rows), 4]`."""
+    scores = np.zeros((len(rows), len(SCORES)))
     # Those of a length together: a batch is as long as its longest.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].question) + sum(map(len, rows[i].docs)))
     for start in range(0, len(rows), ROWS_PER_CALL):
@@ -119,21 +136,26 @@ def _evaluate(rows: Sequence[CachedExample], mode: Mode, answer: Answers, bar: P
             # A shape seen for the first time was compiled: that is no part of answering, so it is answered again.
         for i, text in zip(numbers, answers, strict=True):
             score = score_answer(text, rows[i].answer)
-            total[:3] += score.match, score.exact_match, score.f1
-        total[3] += seconds
+            scores[i] = score.match, score.exact_match, score.f1, seconds / len(numbers)
         bar.update(len(numbers), mode)
-    return total
+    return scores
 
 
-def _from_rows(
-    model: GritLM, rows: Sequence[CachedExample], max_new_tokens: int, max_length: int, modes: Sequence[Mode]
+def document_records(
+    model: GritLM, rows: Sequence[CachedExample], max_length: int, codec: Codec | None = None
+) -> dict[str, Piece]:
+    """The records of the rows' documents by text, all distinct ones encoded once, packed by `codec` if there is one."""
+    texts = list(dict.fromkeys(text for row in rows for text in row.docs))
+    formatted = model.encoder.format(texts, max_length=max_length)
+    records = model.encoder.encode_ids(formatted.ids, return_cache=True, codec=codec).caches
+    assert records is not None
+    return dict(zip(texts, records, strict=True))
+
+
+def from_rows(
+    reader: Reader, rows: Sequence[CachedExample], records: dict[str, Piece], max_new_tokens: int
 ) -> Answers:
-    """Answers over the rows' own documents, all distinct ones encoded once for all layouts."""
-    reader = Reader(model, max_length)
-    records: dict[str, Piece] = {}
-    if set(modes) & set(DOCUMENT_CACHES):
-        texts = list(dict.fromkeys(text for row in rows for text in row.docs))
-        records = dict(zip(texts, reader.records(texts), strict=True))
+    """Answers over the rows' own documents; `records` are theirs, where a layout reads them."""
 
     def answer(numbers: Sequence[int], mode: Mode) -> list[str]:
         questions = [rows[i].question for i in numbers]
@@ -150,7 +172,7 @@ def _from_rows(
     return answer
 
 
-def _from_index(
+def from_index(
     model: GritLM, index: Index, rows: Sequence[CachedExample], max_new_tokens: int, k: int, instruction: str
 ) -> Answers:
     """Answers over retrieved documents."""

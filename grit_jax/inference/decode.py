@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from grit_jax.data.packing import round_up
-from grit_jax.inference.pieces import SHORTEST_PIECES, Piece, load_pieces
+from grit_jax.inference.pieces import SHORTEST_PIECES, Piece, Positions, load_pieces
 from grit_jax.inference.plan import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling, sampling_rows
 from grit_jax.inference.steps import (
@@ -99,6 +99,7 @@ def generate(
     stream_every: int = 1,
     mode: AttentionMode = AttentionMode.CAUSAL,
     int8_records: bool = False,
+    positions: Positions = "running",
 ) -> Generation:
     """Continues prompts, each after its own cached pieces.
 
@@ -107,7 +108,8 @@ def generate(
     Args:
       prompts: token ids, at least one each.
       pieces: for each prompt the records that stand before it, in order: positions run through them and on
-        through the prompt, as if it were one text.
+        through the prompt, as if it were one text (`positions` "colliding": each record's begin at 0, as in the
+        original).
       sampling: one setting for all prompts or one for each.
       eos_ids: tokens that end an answer.
       on_tokens: called with (number of the prompt, its new tokens) every `stream_every` tokens.
@@ -125,7 +127,7 @@ def generate(
     with show_progress(len(requests), "generate", "answers", quiet=not progress) as bar:
         for batch in _batches(requests, config, rows_per_call):
             with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-                one = _Batch(params, config, batch, list(eos_ids), return_logits, mode, int8_records)
+                one = _Batch(params, config, batch, list(eos_ids), return_logits, mode, int8_records, positions)
                 found = one.run(result, on_tokens, stream_every)
             if found is not None:
                 logits.append(([request.number for request in batch], found))
@@ -190,10 +192,11 @@ class _Batch:
         return_logits: bool,
         mode: AttentionMode,
         int8_records: bool,
+        positions: Positions,
     ):
         self.int8_records = int8_records
         self.params, self.config, self.requests = params, config, requests
-        self.eos_ids, self.return_logits = eos_ids, return_logits
+        self.eos_ids, self.return_logits, self.positions = eos_ids, return_logits, positions
         prefix = mode is AttentionMode.PREFIX
         self.prompt_mode = AttentionMode.BIDIRECTIONAL if prefix else AttentionMode.CAUSAL
         self.answers: list[list[int]] = [[] for _ in requests]
@@ -258,7 +261,7 @@ class _Batch:
         Layers are handed to the device as they come, and it works on one while the next one is on its way.
         """
         config, began = self.config, time.perf_counter()
-        loaded = load_pieces([request.pieces for request in self.requests], config, len(lengths))
+        loaded = load_pieces([request.pieces for request in self.requests], config, len(lengths), self.positions)
         waited = time.perf_counter() - began
         state = prefill_start_step(
             self.params, tokens, lengths, loaded.positions, loaded.segments, config=config,

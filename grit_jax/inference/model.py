@@ -21,7 +21,7 @@ from grit_jax.data.template import ChatTemplate
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.decode import Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
-from grit_jax.inference.pieces import Piece
+from grit_jax.inference.pieces import Piece, Positions
 from grit_jax.inference.plan import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.inference.text import Prompts, TextWriter, conversations, messages_of
@@ -249,12 +249,14 @@ class GritLM:
         return_logits: bool = False,
         on_tokens: Callable[[int, list[int]], None] | None = None,
         int8_records: bool = False,
+        positions: Positions = "running",
     ) -> Generation:
         """`decode.generate` with this model's weights and stop ids."""
         return generate(
             self.params, self.config, prompts, pieces=pieces, sampling=sampling, eos_ids=self.stop_ids,
             return_logits=return_logits, mesh=self.mesh, on_tokens=on_tokens, mode=self.generation_mode,
             int8_records=int8_records,
+            positions=positions,
         )  # fmt: skip
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:

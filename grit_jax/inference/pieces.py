@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,10 @@ from grit_jax.types import KV, DocumentKV, GritError
 
 SHORTEST_PIECES = 128  # smallest bucket, in tokens
 SHORTEST_BESIDE = 32  # of plain pieces beside packed ones: a query's record beside its documents'
+# Where the pieces of a row stand: one after the other; or each from 0, as in the original, whose keys keep the
+# positions of their own pass (`gritlm: rag/eval.py`). The prompt goes on after the number of cached tokens in both.
+Positions: TypeAlias = Literal["running", "colliding"]
+
 ALIGNMENT = 64  # bytes; XLA's CPU backend reads host arrays that begin at such an address where they lie
 
 
@@ -83,7 +87,8 @@ class Loaded:
     """Pieces of `B` rows side by side, as they were stored, and where each token is to stand.
 
     The slots of the kinds of pieces (plain ones, those of each codec) follow one another. The order of slots means
-    nothing: `positions` run from piece to piece in the order of reading; `segments` are 1, or 0 in empty slots.
+    nothing: `positions` run from piece to piece in the order of reading (or collide, see `Positions`); `segments` are
+    1, or 0 in empty slots.
     """
 
     positions: Int[np.ndarray, "B P"]
@@ -104,7 +109,12 @@ class Loaded:
         return tuple(side.lay_out(layer) for side in self.sides)
 
 
-def load_pieces(pieces: Sequence[Sequence[Piece]], config: ModelConfig, rows: int | None = None) -> Loaded:
+def load_pieces(
+    pieces: Sequence[Sequence[Piece]],
+    config: ModelConfig,
+    rows: int | None = None,
+    positions: Positions = "running",
+) -> Loaded:
     """Records of each row side by side in host arrays, in shapes from buckets.
 
     Args:
@@ -124,7 +134,7 @@ def load_pieces(pieces: Sequence[Sequence[Piece]], config: ModelConfig, rows: in
                 sides.append(side := _Side(codec, [[] for _ in range(rows or len(pieces))], config))
             _check_shape(piece, config, f"prompt {r}, piece {number}")
             side.rows[r].append(_Placed(piece, position))
-            position += len(piece.tokens)
+            position += len(piece.tokens) if positions == "running" else 0
     sides.sort(key=lambda side: side.codec is None)  # packed ones first: they are the documents
     for n, side in enumerate(sides):
         side.choose_slots(SHORTEST_BESIDE if n else SHORTEST_PIECES)

@@ -24,7 +24,7 @@ from grit_jax.run_config import RunConfig, data_config, step_config
 from grit_jax.sharding import ShardingRules, fit, row_shardings, row_ways, tree_shardings
 from grit_jax.training.joint import check_chunks
 from grit_jax.training.state import TrainState, state_shardings
-from grit_jax.types import KV, AttentionMode, Batch, Rows
+from grit_jax.types import AttentionMode, Batch, Rows
 
 RULES = ShardingRules()
 

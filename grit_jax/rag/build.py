@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from grit_jax.data.lines import JsonlFile
 from grit_jax.inference.encoder import Encoded
 from grit_jax.inference.model import GritLM
 from grit_jax.progress import progress, say
-from grit_jax.rag.compress import KINDS, calibrate, compression_of, sample_tokens
+from grit_jax.rag.compress import KINDS, StoredCodec, calibrate, compression_of, sample_tokens
 from grit_jax.rag.corpus import Corpus, CorpusDocument
 from grit_jax.rag.index_files import (
     DOCUMENTS,
@@ -241,10 +241,7 @@ def _open_store(
         return DocumentStore.open(path, dataclasses.replace(identity, compression=m["compression"]))
     codec = None
     if m["kv"] != NATIVE:
-        ids = _sample(corpus, model, max_length, sample_tokens(m["kv"], model.config))
-        sample = model.encoder.encode_ids(ids, return_cache=True).caches
-        assert sample is not None
-        codec = calibrate(m["kv"], sample)
+        codec = calibrated(m["kv"], model, len(corpus), lambda at: corpus[at].content, max_length)
     identity = dataclasses.replace(identity, compression=compression_of(m["kv"], codec))
     store = DocumentStore.create(path, identity, codec)
     if store.size.records:
@@ -253,17 +250,26 @@ def _open_store(
     return store
 
 
-def _sample(corpus: Corpus, model: GritLM, max_length: int, tokens: int) -> list[list[int]]:
-    """Token ids of about so many tokens' documents, evenly spread over the corpus."""
+def calibrated(
+    kind: str, model: GritLM, documents: int, content: Callable[[int], str], max_length: int
+) -> StoredCodec:
+    """The codec of `kind` for a corpus, calibrated on documents evenly spread over it.
+
+    Args:
+      documents, content: how many there are, and the text `{title} {text}` of each.
+    """
     ids: dict[int, list[int]] = {}
-    for n in range(4 * len(corpus)):  # the sequence meets every document in time
-        at = int(len(corpus) * (n * GOLDEN % 1))
+    tokens = sample_tokens(kind, model.config)
+    for n in range(4 * documents):  # the sequence meets every document in time
+        at = int(documents * (n * GOLDEN % 1))
         if at not in ids:
-            ids[at] = model.encoder.format([corpus[at].content], max_length=max_length).ids[0]
+            ids[at] = model.encoder.format([content(at)], max_length=max_length).ids[0]
             tokens -= len(ids[at])
         if tokens <= 0:
             break
-    return list(ids.values())
+    sample = model.encoder.encode_ids(list(ids.values()), return_cache=True).caches
+    assert sample is not None
+    return calibrate(kind, sample)  # type: ignore[arg-type]
 
 
 def _commit(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from grit_jax.data.layouts import CACHED_MODES, Mode, compose
 from grit_jax.inference.decode import Timings
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import Piece
+from grit_jax.inference.pieces import Piece, Positions
 from grit_jax.inference.sampling import Sampling
 from grit_jax.types import DocumentKV, GritError
 
@@ -51,10 +51,13 @@ class Reader:
         a prompt shows.
       int8_records: how records lie on the device while an answer is decoded (see `decode.generate`); None: as int8
         where they are compressed in the store, else as they are.
+      positions: "colliding" places records as the original does (see `inference.pieces.Positions`), to compare with.
     """
 
-    def __init__(self, model: GritLM, max_length: int = 512, int8_records: bool | None = None):
-        self.model, self.max_length, self.int8_records = model, max_length, int8_records
+    def __init__(
+        self, model: GritLM, max_length: int = 512, int8_records: bool | None = None, positions: Positions = "running"
+    ):
+        self.model, self.max_length, self.int8_records, self.positions = model, max_length, int8_records, positions
         self._room = max_length - model.encoder.format([""], max_length=max_length).prompt
 
     def records(self, texts: Sequence[str]) -> list[Piece]:
@@ -101,7 +104,9 @@ class Reader:
         int8 = self.int8_records
         if int8 is None:
             int8 = any(not isinstance(piece, DocumentKV) and piece.codec is not None for row in pieces for piece in row)
-        found = self.model.generate_ids(prompts, pieces=pieces, sampling=sampling, int8_records=int8)
+        found = self.model.generate_ids(
+            prompts, pieces=pieces, sampling=sampling, int8_records=int8, positions=self.positions
+        )
         answers = [self.model.tokenizer.decode(tokens).strip() for tokens in found.tokens]
         return Readings(answers, found.tokens, found.timings)
 

@@ -55,6 +55,22 @@ def test_cached_documents_equal_one_dense_pass(tiny_config, tiny_params, documen
     check(found, [dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in rows], prompts[0], NEW)])
 
 
+def test_colliding_documents_equal_one_dense_pass_at_those_positions(tiny_config, tiny_params, documents, prompts):
+    """Each from 0, as the original's; the prompt goes on after all of them. One document alone is where it always is."""
+    chosen = [[documents[2], documents[5], documents[3]], [documents[3]], []]
+    run = lambda **how: generate(
+        tiny_params, tiny_config, prompts[:3], pieces=chosen, sampling=Sampling(NEW), return_logits=True, **how
+    )
+    found, running = run(positions="colliding"), run()
+    expected = [
+        dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in row], prompt, NEW, colliding=True)
+        for row, prompt in zip(chosen, prompts, strict=False)
+    ]
+    check(found, expected)
+    assert np.abs(found.logits[0] - running.logits[0]).max() > 0.1
+    np.testing.assert_allclose(found.logits[1:], running.logits[1:], atol=1e-4)
+
+
 def test_ragged_batch_with_and_without_documents(tiny_config, tiny_params, documents, prompts):
     chosen = [[documents[3]], [], [documents[1], documents[0], documents[4]], [documents[0], documents[3]]]
     found = generate(tiny_params, tiny_config, prompts, pieces=chosen, sampling=Sampling(NEW), return_logits=True)

@@ -104,6 +104,11 @@ def test_rows_of_packed_and_plain_pieces(tiny_config, plain, packed):
                 np.testing.assert_array_equal(kv.v[:, r, slots], whole[:, :, 1])
             position += len(piece.tokens)
     assert not loaded.segments[1].any() and not loaded.segments[3].any()
+    colliding = load_pieces(rows, tiny_config, 4, "colliding")
+    np.testing.assert_array_equal(colliding.segments, loaded.segments)
+    for r, row in enumerate(rows):
+        expected = sorted(t for piece in row for t in range(len(piece.tokens)))
+        assert sorted(colliding.positions[r][colliding.segments[r] > 0].tolist()) == expected
 
 
 @pytest.mark.parametrize("order", [["p0"], ["p0", "p1"], ["k2", "p0"], ["p0", "k2", "p1"]])

@@ -147,6 +147,22 @@ def test_two_caches_differ_in_their_places_alone(peer, mode, indexed):
     assert np.abs(ours - expected[0].numpy()).max() > 0.05
 
 
+@pytest.mark.parametrize("mode", ["query-doc", "doc-query"])
+def test_answers_over_two_caches_with_the_originals_places(peer, mode):
+    """`positions="colliding"` is what it does, token for token."""
+    query, document = CASES[0]
+    pieces = pieces_of(peer, mode, query, document, indexed=True)
+    prompt = their_prompt(peer, mode, query, document, original.ANSWER_BEGINS)
+    caches = [original.cache_of(peer.model, ids) for ids in pieces]
+    tokens, logits = original.answer(peer.model, caches, prompt, NEW_TOKENS)
+    found = peer.ours.generate_ids(
+        [prompt], pieces=[[record(peer, ids) for ids in pieces]], sampling=GREEDY, return_logits=True,
+        positions="colliding",
+    )  # fmt: skip
+    assert found.tokens[0] == tokens
+    np.testing.assert_allclose(found.logits[0], logits, atol=2e-4)
+
+
 @pytest.mark.parametrize("query, document", CASES)
 @pytest.mark.parametrize("mode", ["query", "doc"])
 def test_the_control_without_a_cache_is_the_cached_layout_read_at_once(peer, mode, query, document):

@@ -1,0 +1,202 @@
+"""`grit evidence`: trains and scores what is not yet there, and writes the tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from grit_jax import __version__
+from grit_jax.config import build, dump_yaml, read_yaml
+from grit_jax.data.distractors import write_rows
+from grit_jax.evidence import cached, joint
+from grit_jax.evidence.configs import CACHED_TWINS, JOINT_TWINS, SEVERAL_DOCUMENTS, SEVERAL_ROWS, configs
+from grit_jax.inference.files import writable_folder
+from grit_jax.metrics import read_lines
+from grit_jax.progress import say
+from grit_jax.quickstart import prepare_corpus, write_json
+from grit_jax.run_config import RunConfig, read_run_config
+from grit_jax.train import train
+from grit_jax.types import GritError
+
+CORPUS_SEED = 0
+PARTS = ("joint", "cached")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def run_evidence(out: Path, *, seeds: int = 3, part: Literal["joint", "cached", "all"] = "all") -> dict[str, Any]:
+    """Trains and scores what is not yet there of the twins in `out`; returns what `out/evidence.json` holds.
+
+    Seeds are counted from 0, so that more of them add to a folder that has fewer; a part alone leaves what the file
+    says of the other out.
+
+    Raises:
+      GritError: no seed, an unknown part, a folder that holds something else or cannot be written, a run's files that
+        are damaged.
+    """
+    if seeds < 1:
+        raise GritError(f"--seeds must be at least 1, is {seeds}")
+    if part not in (*PARTS, "all"):
+        raise GritError(f"--part must be joint, cached or all, is '{part}'")
+    parts = PARTS if part == "all" else (part,)
+    _claim(out)
+    corpus = prepare_corpus(out / "data", CORPUS_SEED)
+    _copy_tokenizer(out / "tokenizer")
+    report: dict[str, Any] = {
+        "version": __version__, "corpus": corpus, "seeds": list(range(seeds)),
+        **({"joint": _joint(out, seeds)} if "joint" in parts else {}),
+        **({"cached": _cached(out, seeds)} if "cached" in parts else {}),
+        "commands": commands(out, seeds, parts),
+    }  # fmt: skip
+    _write_text(out / "table.md", markdown(report))
+    write_json(out / "evidence.json", report)
+    return report
+
+
+def _joint(out: Path, seeds: int) -> dict[str, Any]:
+    """The single-task twins beside the joint model."""
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in JOINT_TWINS}
+    base = _scores(_run(out, "base"))
+    twins = {name: read_run_config(out / f"{name}.yaml") for name in JOINT_TWINS}
+    for seed in range(seeds):
+        for name, config in twins.items():
+            scores[name].append(_scores(_run(out, name, config, seed)))
+    return {"base": base, "twins": scores, **joint.compare(scores)}
+
+
+def _cached(out: Path, seeds: int) -> dict[str, Any]:
+    """The cached layouts with and without training for them."""
+    several = out / SEVERAL
+    if not several.exists():
+        train_files = out / "data" / "train"
+        say(f"questions over several documents: {_several_command(out)}")
+        write_rows(
+            train_files / "rag.jsonl", several, SEVERAL_DOCUMENTS, corpus=train_files / "documents.jsonl",
+            rows=SEVERAL_ROWS, seed=CORPUS_SEED,
+        )  # fmt: skip
+    _run(out, "base")
+    _run(out, "reader")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CACHED_TWINS}
+    twins = {name: read_run_config(out / f"{name}.yaml") for name in CACHED_TWINS}
+    for seed in range(seeds):
+        for name, config in twins.items():
+            folder = _run(out, name, config, seed)
+            rows = cached.score(folder, out / "data" / "heldout")
+            found[name].append({**_cost(folder), "questions": len(rows[0]["hits"]), "rows": rows})
+    return cached.compare(found)
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+SEVERAL = "data/train/several.jsonl"
+
+
+def command(out: Path, name: str, seed: int | None = None) -> str:
+    """The run as a person would type it."""
+    which = "" if seed is None else f" --train.seed {seed} --output {_folder(out, name, seed)}"
+    return f"grit train {out / name}.yaml{which}"
+
+
+def commands(out: Path, seeds: int, parts: Sequence[str] = PARTS) -> list[str]:
+    """All that was done, as verbs that a person can type."""
+    done = [f"grit data pydocs --output {out / 'data'} --seed {CORPUS_SEED}", command(out, "base")]
+    if "joint" in parts:
+        done += [command(out, name, seed) for seed in range(seeds) for name in JOINT_TWINS]
+    if "cached" in parts:
+        done += [_several_command(out), command(out, "reader")]
+        for seed in range(seeds):
+            for name in CACHED_TWINS:
+                folder = Path(_folder(out, name, seed))
+                done += [command(out, name, seed), *cached.commands(folder, out / "data" / "heldout")]
+    return done
+
+
+def _several_command(out: Path) -> str:
+    files, ks = out / "data" / "train", ",".join(map(str, SEVERAL_DOCUMENTS))
+    return (
+        f"grit data distractors --input {files / 'rag.jsonl'} --corpus {files / 'documents.jsonl'} --k {ks} "
+        f"--rows {SEVERAL_ROWS} --seed {CORPUS_SEED} --output {out / SEVERAL}"
+    )
+
+
+def _folder(out: Path, name: str, seed: int) -> str:
+    return str(out / f"seed-{seed}" / name)
+
+
+def _run(out: Path, name: str, config: RunConfig | None = None, seed: int | None = None) -> Path:
+    """Trains one model unless it is there; returns its folder. `config` is that of its file, if it was read already."""
+    say(command(out, name, seed))
+    config = config or read_run_config(out / f"{name}.yaml")
+    if seed is not None:
+        section = dataclasses.replace(config.train, seed=seed)
+        config = dataclasses.replace(config, train=section, output=_folder(out, name, seed))
+    return train(config).output
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    """A run's held-out scores, steps and seconds."""
+    lines = read_lines(folder / "metrics.jsonl")
+    try:
+        scores = {key: float(lines[-1][logged]) for key, logged in joint.SCORES.items()}
+    except (IndexError, KeyError, TypeError):
+        where = folder / "metrics.jsonl"
+        raise GritError(f"{where}: lacks the final scores; remove {folder} to train that model again") from None
+    return {**scores, **_cost(folder)}
+
+
+def _cost(folder: Path) -> dict[str, float]:
+    lines = read_lines(folder / "metrics.jsonl")
+    return {"steps": len(lines), "seconds": round(sum(line.get("seconds", 0) for line in lines), 1)}
+
+
+# ---- the folder -----------------------------------------------------------------------------------------------------
+
+
+def _claim(out: Path) -> None:
+    """Makes the folder ours by the configurations in it, or finds that it holds something else."""
+    writable_folder(out)
+    wanted = configs()
+    single = {"base", "reader"}
+    try:
+        there = {path.name for path in out.iterdir() if path.suffix != ".tmp"}
+        if there and not there & {f"{name}.yaml" for name in wanted}:
+            raise GritError(f"{out}: the folder is not empty and holds no evidence; choose another --out")
+        for name, config in wanted.items():
+            path, text = out / f"{name}.yaml", dump_yaml(config, command(out, name, None if name in single else 0))
+            if path.name not in there:
+                _write_text(path, text)
+            elif path.read_bytes() != text.encode() and build(RunConfig, read_yaml(path), str(path)) != config:
+                raise GritError(f"{path}: is another configuration than this version's; choose another --out")
+    except OSError as error:
+        raise GritError(f"{out}: cannot be used as output folder ({error.strerror}); choose another --out") from None
+
+
+def _copy_tokenizer(folder: Path) -> None:
+    """The package's tokenizer without its model."""
+    folder.mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        _write_text(folder / name, (resources.files("grit_jax") / "base" / name).read_text(encoding="utf-8"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """A file is whole or as it was."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The tables and what follows from them, for `table.md` and the terminal."""
+    both = "joint" in report and "cached" in report
+    blocks = []
+    if "joint" in report:
+        blocks += ["## Does joint training cost either task?"] * both + [joint.markdown(report)]
+    if "cached" in report:
+        blocks += ["## Do cached layouts need training?"] * both + [cached.markdown(report)]
+    ran = "\n".join(f"    {line}" for line in report["commands"])
+    return "\n\n".join([*blocks, "What was run:", ran]) + "\n"
