@@ -70,7 +70,7 @@ class Transformer(nnx.Module):
         segments: Int[Array, "B T"],
         *,
         mode: Mode,
-        cache: KVCache | Sequence[KVCache] = (),
+        cache: KVCache | Sequence[KVCache] | None = None,
         return_kv: bool = False,
         blocks: Int[Array, "B T"] | None = None,
         routed: Int[Array, "B T"] | None = None,
@@ -88,7 +88,7 @@ class Transformer(nnx.Module):
           routed: the tokens that `Output.router` is counted over, 0 elsewhere; None: `segments`.
         """
         c, weights = self.config, self.params()
-        caches = (cache,) if isinstance(cache, KVCache) else tuple(cache)
+        caches = (cache,) if isinstance(cache, KVCache) else tuple(cache or ())
         layers = {name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)}
         layers = row_keys(layers, tokens)
         x = self.begin(tokens)
