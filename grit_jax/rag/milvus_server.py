@@ -72,14 +72,21 @@ class MilvusServer:
             return getattr(self._client, name)(*args, timeout=timeout, **kwargs)
 
     def create(self, name: str, dim: int) -> None:
-        """An empty collection."""
+        """An empty collection. Without an index, or each flush would begin to build one."""
         types, client = self._pymilvus.DataType, self._client
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field(ROW, types.INT64, is_primary=True)
         schema.add_field(VECTOR, types.FLOAT_VECTOR, dim=dim)
-        index = client.prepare_index_params()
-        index.add_index(VECTOR, index_type="AUTOINDEX", metric_type="IP")
-        self.call("create_collection", name, schema=schema, index_params=index, consistency_level="Strong")
+        self.call("create_collection", name, schema=schema, consistency_level="Strong")
+
+    def finish(self, name: str) -> None:
+        """Makes what has been written ready to be searched."""
+        self.call("flush", name, timeout=None)
+        if not self.call("list_indexes", name):
+            index = self._client.prepare_index_params()
+            index.add_index(VECTOR, index_type="AUTOINDEX", metric_type="IP")
+            self.call("create_index", name, index, sync=False)  # loading it waits, where it must
+        self.call("load_collection", name, timeout=None)
 
     def fits(self, name: str, dim: int) -> bool:
         """Whether a collection has our fields."""
