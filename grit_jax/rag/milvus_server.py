@@ -104,7 +104,7 @@ class MilvusServer:
         try:
             yield
         except (self._pymilvus.MilvusException, RpcError, OSError) as error:
-            what = getattr(error, "message", None) or str(error)
+            what = error.details() if isinstance(error, RpcError) else getattr(error, "message", None) or str(error)
             hint = f"is a Milvus server there, and does {TOKEN} fit?" if self._file is None else (
                 "where it is damaged, remove it and run the same grit index again, which fills a new one")  # fmt: skip
             raise GritError(f"{self.place}: Milvus: {what}; {hint}") from None
@@ -117,8 +117,8 @@ def refuse_a_second_process(file: str) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GritError(
-                f"{file}: another process has it open, and an embedded Milvus serves one at a time; wait until it is "
-                "done, or move the vectors to a server: grit index ... --milvus http://host:19530"
+                f"{file}: another process has it open (or an Index of this one), and an embedded Milvus serves one at "
+                "a time; wait until it is done, or move to a server: grit index ... --milvus http://host:19530"
             ) from None
 
 

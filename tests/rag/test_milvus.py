@@ -97,7 +97,7 @@ def test_added_replaced_deleted_and_copied_to_a_new_generation(model, tmp_path, 
         return call(self, name, *args, **kwargs)
 
     monkeypatch.setattr(MilvusServer, "call", counts)
-    build(model, path, ROWS[:300], vectors="milvus")
+    assert build(model, path, ROWS[:300], vectors="milvus").vectors == "milvus"
     assert_finds(Index.open(path, model), ROWS[:300])
     assert_finds(Index.open(path, model), ROWS[:300], k=1000)
     sent.clear()
