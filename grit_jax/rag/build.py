@@ -41,9 +41,9 @@ GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly howeve
 
 @dataclasses.dataclass
 class IndexSummary:
-    """What a build did: documents, tokens and bytes are those of the whole index, `vectors` what searches it; `encoded`,
-    `replaced`, `deleted` (documents), `tokens_encoded` and `seconds` those of this run. `bytes_kv` are those of the
-    records, headers included; `kv_ratio` compares them with bfloat16 keys and values without any header."""
+    """What a build did: documents, tokens and bytes are those of the whole index, `vectors` what searches it;
+    `encoded`, `replaced`, `deleted` (documents), `tokens_encoded` and `seconds` those of this run. `bytes_kv` are those
+    of the records, headers included; `kv_ratio` compares them with bfloat16 keys and values without any header."""
 
     documents: int
     encoded: int
