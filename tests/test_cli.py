@@ -135,7 +135,7 @@ def test_index_and_ask(capsys, texts, tmp_path):
     index = f"index model --input corpus.jsonl --output {tmp_path}/index"
     made = run(capsys, f"{index} --json").json
     assert (made["documents"], made["encoded"], made["skipped"], made["kv"]) == (9, 9, 0, "native")
-    assert made["bytes_kv"] > 0
+    assert made["bytes_kv"] > 0 and made["vectors"] == "exact"
     again = run(capsys, index).out
     assert again.startswith("9 documents (0 tokens encoded in ") and "9 were there" in again
 

@@ -41,9 +41,9 @@ GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly howeve
 
 @dataclasses.dataclass
 class IndexSummary:
-    """What a build did: documents, tokens and bytes are those of the whole index; `encoded`, `replaced`, `deleted`
-    (documents), `tokens_encoded` and `seconds` those of this run. `bytes_kv` are those of the records, headers
-    included; `kv_ratio` compares them with bfloat16 keys and values without any header."""
+    """What a build did: documents, tokens and bytes are those of the whole index, `vectors` what searches it;
+    `encoded`, `replaced`, `deleted` (documents), `tokens_encoded` and `seconds` those of this run. `bytes_kv` are those
+    of the records, headers included; `kv_ratio` compares them with bfloat16 keys and values without any header."""
 
     documents: int
     encoded: int
@@ -54,6 +54,7 @@ class IndexSummary:
     tokens_encoded: int
     seconds: float
     kv: str
+    vectors: str
     bytes_vectors: int
     bytes_kv: int
     bytes_per_token_per_layer: float
@@ -188,6 +189,7 @@ def build_index(
         documents=manifest["documents"], encoded=encoded, skipped=len(found.same), replaced=len(found.changed),
         deleted=len(found.missing) if delete_missing else 0, tokens=manifest["tokens"], tokens_encoded=tokens,
         seconds=round(time.perf_counter() - start, 3), kv=kv,
+        vectors="milvus" if manifest.get("milvus") else "exact",
         bytes_vectors=manifest["documents"] * model.embedding_width * 4, bytes_kv=size.bytes if size is not None else 0,
         bytes_per_token_per_layer=round(per_token, 1),
         kv_ratio=round(per_token / (2 * c.num_key_value_heads * (c.head_dim or 1) * 2), 4),

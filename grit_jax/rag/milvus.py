@@ -91,9 +91,8 @@ def fill(writer: IndexWriter, quiet: bool = False) -> None:
             _send(server, name, writer, rows, stored, quiet)
             for start in range(m["milvus"]["dead"], len(dead), DELETED_TOGETHER):
                 server.call("delete", name, ids=dead[start : start + DELETED_TOGETHER].tolist())
+            server.finish(name)
             writer.commit(milvus=m["milvus"] | {"rows": m["rows"], "dead": m["dead"]})
-            server.call("flush", name, timeout=None)
-            server.call("load_collection", name, timeout=None)
             difference = _difference(server, m, rows, stored)
             if difference is None:
                 return
@@ -177,7 +176,8 @@ def _send(
         for start in range(first, len(rows), block):
             part, values = rows[start : start + block].tolist(), stored[start : start + block]
             server.call("upsert", name, data=[{ROW: r, VECTOR: v} for r, v in zip(part, values, strict=True)])
-            writer.commit(milvus=m["milvus"] | {"rows": part[-1] + 1})
+            if start + block < len(rows):  # the last are for the caller to commit, who has more to do before
+                writer.commit(milvus=m["milvus"] | {"rows": part[-1] + 1})
             bar.update(len(part))
 
 
@@ -194,14 +194,12 @@ def _difference(server: MilvusServer, m: dict[str, Any], rows: np.ndarray, store
     [counted] = server.query(name, filter="", output_fields=["count(*)"])
     if counted["count(*)"] != len(rows):
         return f"holds {counted['count(*)']} vectors, not {len(rows)}"
-    if server.query(name, filter=f"{ROW} >= {m['rows']}", output_fields=[ROW], limit=1):
+    places = np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64)) if len(rows) else rows
+    ids, following = rows[places].tolist(), m["rows"]  # the row that any other writer would have begun with
+    hits = server.call("get", name, ids=[*ids, following], output_fields=[ROW, VECTOR], consistency_level="Strong")
+    have = {hit[ROW]: np.asarray(hit[VECTOR], np.float32) for hit in hits}
+    if following in have:
         return "holds vectors that the index does not have"
-    if not len(rows):
-        return None
-    places = np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64))
-    ids = rows[places].tolist()
-    found = server.call("get", name, ids=ids, output_fields=[ROW, VECTOR], consistency_level="Strong")
-    have = {hit[ROW]: np.asarray(hit[VECTOR], np.float32) for hit in found}
     if any(not np.array_equal(have.get(row), vector) for row, vector in zip(ids, stored[places], strict=True)):
         return "holds the vectors of another index"
     return None

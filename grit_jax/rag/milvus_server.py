@@ -72,14 +72,21 @@ class MilvusServer:
             return getattr(self._client, name)(*args, timeout=timeout, **kwargs)
 
     def create(self, name: str, dim: int) -> None:
-        """An empty collection."""
+        """An empty collection. Without an index, or each flush would begin to build one."""
         types, client = self._pymilvus.DataType, self._client
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field(ROW, types.INT64, is_primary=True)
         schema.add_field(VECTOR, types.FLOAT_VECTOR, dim=dim)
-        index = client.prepare_index_params()
-        index.add_index(VECTOR, index_type="AUTOINDEX", metric_type="IP")
-        self.call("create_collection", name, schema=schema, index_params=index, consistency_level="Strong")
+        self.call("create_collection", name, schema=schema, consistency_level="Strong")
+
+    def finish(self, name: str) -> None:
+        """Makes what has been written ready to be searched."""
+        self.call("flush", name, timeout=None)
+        if not self.call("list_indexes", name):
+            index = self._client.prepare_index_params()
+            index.add_index(VECTOR, index_type="AUTOINDEX", metric_type="IP")
+            self.call("create_index", name, index, sync=False)  # loading it waits, where it must
+        self.call("load_collection", name, timeout=None)
 
     def fits(self, name: str, dim: int) -> bool:
         """Whether a collection has our fields."""
@@ -97,7 +104,7 @@ class MilvusServer:
         try:
             yield
         except (self._pymilvus.MilvusException, RpcError, OSError) as error:
-            what = getattr(error, "message", None) or str(error)
+            what = error.details() if isinstance(error, RpcError) else getattr(error, "message", None) or str(error)
             hint = f"is a Milvus server there, and does {TOKEN} fit?" if self._file is None else (
                 "where it is damaged, remove it and run the same grit index again, which fills a new one")  # fmt: skip
             raise GritError(f"{self.place}: Milvus: {what}; {hint}") from None
@@ -110,8 +117,8 @@ def refuse_a_second_process(file: str) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GritError(
-                f"{file}: another process has it open, and an embedded Milvus serves one at a time; wait until it is "
-                "done, or move the vectors to a server: grit index ... --milvus http://host:19530"
+                f"{file}: another process has it open (or an Index of this one), and an embedded Milvus serves one at "
+                "a time; wait until it is done, or move to a server: grit index ... --milvus http://host:19530"
             ) from None
 
 

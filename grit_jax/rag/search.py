@@ -38,7 +38,7 @@ class SearchSettings:
     Attributes:
       precision: of the vectors on the devices, one of PRECISIONS. bfloat16 halves their bytes; int8 (symmetric, a scale
         for each row) takes a quarter of them, and four bytes a row.
-      dim: their first so many dimensions, brought to length one again (Matryoshka); None is all of them.
+      dim: the first so many dimensions of vectors of length one, brought to that length again (Matryoshka); None: all.
       oversampling: candidates for each of the `k` results (LEAST_CANDIDATES at least); their stored vectors are read.
         A result is missed only where more rows than that come before it in what is searched. Measured on 50,000
         clustered vectors of 256 dimensions, k = 10: int8 finds all of them; half of the dimensions finds all where the
@@ -224,9 +224,8 @@ class VectorSearch:
         W, N, B, D = self._ways, self._blocks, self._block, self._searched
         sharding = NamedSharding(self.mesh, PartitionSpec(self._axes)) if self.mesh is not None else None
         precision = self.settings.precision
-        dtype = {"float32": jnp.float32, "bfloat16": jnp.uint16, "int8": jnp.int8}[precision]
-        scales = jnp.zeros((W, N, B), jnp.float32, device=sharding) if precision == "int8" else None
-        rows = _Rows(jnp.zeros((W, N, B, D), dtype, device=sharding), scales)
+        with self._context():
+            rows = _empty(shape=(W, N, B, D), precision=precision, sharding=sharding)
         for number in range(N):
             parts = functools.partial(self._read, number)
             if sharding is None:
@@ -250,6 +249,14 @@ class VectorSearch:
 
     def _context(self) -> Any:
         return jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext()
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "precision", "sharding"))
+def _empty(*, shape: tuple[int, ...], precision: str, sharding: NamedSharding | None) -> _Rows:
+    """Zeros, made where they are to lie: a device holds no more than its own."""
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.uint16, "int8": jnp.int8}[precision]
+    rows = _Rows(jnp.zeros(shape, dtype), jnp.zeros(shape[:-1], jnp.float32) if precision == "int8" else None)
+    return rows if sharding is None else jax.lax.with_sharding_constraint(rows, sharding)
 
 
 @functools.partial(jax.jit, static_argnames=("precision", "shorten"), donate_argnums=0)

@@ -88,15 +88,26 @@ def server(tmp_path):
 # ---- an index from its first document to its last ----
 
 
-def test_added_replaced_deleted_and_copied_to_a_new_generation(model, tmp_path):
-    path = tmp_path / "index"
-    build(model, path, ROWS[:300], vectors="milvus")
+def test_added_replaced_deleted_and_copied_to_a_new_generation(model, tmp_path, monkeypatch):
+    path, call, sent = tmp_path / "index", MilvusServer.call, []
+
+    def counts(self, name, *args, **kwargs):
+        if name in ("upsert", "delete", "drop_collection"):
+            sent.append((name, len(kwargs.get("data") or kwargs.get("ids") or ())))
+        return call(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(MilvusServer, "call", counts)
+    assert build(model, path, ROWS[:300], vectors="milvus").vectors == "milvus"
     assert_finds(Index.open(path, model), ROWS[:300])
     assert_finds(Index.open(path, model), ROWS[:300], k=1000)
+    sent.clear()
     build(model, path, ROWS)  # it stays with Milvus
+    assert sent == [("upsert", 100)]
     assert_finds(Index.open(path, model), ROWS)
     rows = changed(ROWS, 20)[5:]
+    sent.clear()
     assert build(model, path, rows).replaced == 19
+    assert sent == [("upsert", 19), ("delete", 24)]
     assert manifest(path)["dead"] == 24 and manifest(path)["generation"] == 0
     assert_finds(Index.open(path, model), rows)
     rows = rows[:200]
@@ -232,17 +243,31 @@ def test_a_collection_that_is_missing_behind_or_anothers(model, tmp_path, how):
     assert_finds(Index.open(path, model), ROWS)
 
 
-def test_documents_that_were_not_sent_yet(model, tmp_path, monkeypatch):
-    path = tmp_path / "index"
-    build(model, path, ROWS[:100], vectors="milvus")
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("step", ["create", "finish", "call"])
+def test_a_writer_that_dies_while_it_fills(model, tmp_path, monkeypatch, step, before):
+    """Right before and right after each thing that it asks of Milvus, with documents added, replaced and deleted."""
+    path, rows = tmp_path / "index", changed(ROWS, 25)[3:]
+    build(model, path, ROWS[:300], **({} if step == "create" else {"vectors": "milvus"}))
+    done = getattr(MilvusServer, step)
+
+    def dies(self, name, *args, **kwargs):
+        if step != "call" or name in ("upsert", "delete"):
+            if not before:
+                done(self, name, *args, **kwargs)
+            raise KeyboardInterrupt
+        return done(self, name, *args, **kwargs)
+
     with monkeypatch.context() as patch:
-        patch.setattr("grit_jax.rag.build.fill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(MilvusServer, step, dies)
         with pytest.raises(KeyboardInterrupt):
-            build(model, path, ROWS)
+            build(model, path, rows, vectors="milvus")
+    model.encoder.encoded.clear()
     with pytest.raises(GritError, match="is behind the index's files; run the same grit index again"):
         Index.open(path, model)
-    assert build(model, path, ROWS).encoded == 0
-    assert_finds(Index.open(path, model), ROWS)
+    build(model, path, rows)
+    assert not model.encoder.encoded
+    assert_finds(Index.open(path, model), rows)
 
 
 def test_fewer_bits_are_for_exact_search(model, tmp_path):

@@ -89,7 +89,7 @@ def test_the_candidates_are_numpys_and_their_whole_vectors_decide(devices, preci
 
 
 @pytest.mark.parametrize("devices", [None, 8])
-@pytest.mark.parametrize("settings", [BFLOAT16, INT8, SearchSettings(dim=3), SearchSettings("int8", 3)], ids=str)
+@pytest.mark.parametrize("settings", [BFLOAT16, INT8, SearchSettings(dim=3)], ids=str)
 def test_ties_and_more_than_there_are(devices, settings):
     """Every row is a candidate here, so that the ranking is exact, equal scores in the order of the rows."""
     rng = np.random.default_rng(2)
