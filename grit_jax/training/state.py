@@ -95,7 +95,7 @@ def init_state(
     projection: int | None = None,
     lora: LoraConfig | None = None,
 ) -> TrainState:
-    """A new state, each array made directly in its sharding.
+    """A new state, each array made directly in its sharding: none is whole on a device, not on the way either.
 
     Args:
       params: start from these weights instead of random ones.
