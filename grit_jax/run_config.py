@@ -99,8 +99,10 @@ class TrainSection:
     """How long, how often, and with which losses and gradients.
 
     Attributes:
-      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time; the numbers stay the same,
-        memory is that of a chunk. Embedding chunks cost a second forward pass (GradCache), the others none.
+      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time (gradient accumulation); the
+        numbers stay the same, memory is that of a chunk. The update is that of the whole batch for every loss: a
+        query's negatives are all of the batch's, and a token weighs what it does in the batch, however many targets
+        its chunk has. Embedding chunks cost a second forward pass (GradCache), the others none.
       backward: "joint" is one backward pass for all losses, "separate" one for each in turn, "split" beside it one
         for the queries' and one for the passages' side of the contrastive loss; the gradient is the same.
       gradient: "query" or "passage" trains one side of the contrastive loss alone, the other being held fixed.
