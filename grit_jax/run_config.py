@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from grit_jax.config import load_config
 from grit_jax.data.chat import FORMATS
 from grit_jax.data.settings import BatchNeeds, DataConfig
-from grit_jax.models.config import ModelConfig
+from grit_jax.models.config import ModelConfig, Remat
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.presets import PRESETS
@@ -50,7 +50,7 @@ class ModelSection:
     attention: str = "bbcc"
     projection: int | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and moments are float32
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Remat = "full"  # see models/transformer.py: REMAT_POLICIES
     scan_layers: bool = True
     export_dtype: Literal["float32", "bfloat16"] = "float32"
 

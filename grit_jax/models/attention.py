@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models import kernels
@@ -100,7 +101,9 @@ def _attend_one_mode(
     if cached is not None:
         parts.append(kernels.Part(cached.k, cached.v, cached.positions, cached.segments, causal=False))
     two_sided = mode is not AttentionMode.CAUSAL
-    return kernels.blocked_attention(queries, parts, two_sided=two_sided, **options)
+    return checkpoint_name(
+        kernels.blocked_attention(queries, parts, two_sided=two_sided, **options), kernels.ATTENTION_NAME
+    )
 
 
 def visible(
