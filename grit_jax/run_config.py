@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from grit_jax.config import load_config
 from grit_jax.data.chat import FORMATS
 from grit_jax.data.settings import BatchNeeds, DataConfig
-from grit_jax.models.config import ModelConfig
+from grit_jax.models.config import ModelConfig, Remat
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.presets import PRESETS
@@ -50,7 +50,7 @@ class ModelSection:
     attention: str = "bbcc"
     projection: int | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and moments are float32
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Remat = "full"  # see models/transformer.py: REMAT_POLICIES
     scan_layers: bool = True
     export_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -99,8 +99,10 @@ class TrainSection:
     """How long, how often, and with which losses and gradients.
 
     Attributes:
-      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time; the numbers stay the same,
-        memory is that of a chunk. Embedding chunks cost a second forward pass (GradCache), the others none.
+      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time (gradient accumulation); the
+        numbers stay the same, memory is that of a chunk. The update is that of the whole batch for every loss: a
+        query's negatives are all of the batch's, and a token weighs what it does in the batch, however many targets
+        its chunk has. Embedding chunks cost a second forward pass (GradCache), the others none.
       backward: "joint" is one backward pass for all losses, "separate" one for each in turn, "split" beside it one
         for the queries' and one for the passages' side of the contrastive loss; the gradient is the same.
       gradient: "query" or "passage" trains one side of the contrastive loss alone, the other being held fixed.

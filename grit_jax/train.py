@@ -162,6 +162,7 @@ def _run(
     with jax.set_mesh(mesh):
         key = jax.random.key(config.train.seed)
         state = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
+        model.params = None  # or the weights that were read would lie beside the state for the whole run
         with notice.hold():
             state = run_loop(
                 state, make_step(how, optimizer, schedule), iterator,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models import kernels
@@ -128,7 +129,9 @@ def _attend_one_mode(
         for slots in cached
     ]  # fmt: skip
     two_sided = mode is not AttentionMode.CAUSAL
-    return kernels.blocked_attention(queries, parts, two_sided=two_sided, **options)
+    return checkpoint_name(
+        kernels.blocked_attention(queries, parts, two_sided=two_sided, **options), kernels.ATTENTION_NAME
+    )
 
 
 def visible(

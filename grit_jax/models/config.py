@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+Remat = Literal["none", "full", "offload", "save_attention", "save_qkv", "dots"]
 FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer's attention is called in `layer_types`
 
 
@@ -115,7 +116,7 @@ class ModelConfig:
 
     # How it computes rather than what: none of these changes a result beyond rounding.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Remat = "full"
     scan_layers: bool = True
 
     def __post_init__(self) -> None:

@@ -12,11 +12,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.sharding import ShardingRules, fit, ways_of
 
+ATTENTION_NAME = "attention"  # of what the backward pass of attention needs of the forward pass, for `jax.checkpoint`
 MASKED = -1e30  # finite, so that a row that sees nothing gives zeros' average instead of NaN
 KEY_BLOCK = 512  # keys per step of the blocked path once a part is longer than twice this
 CUDNN_HEAD = 128  # widest head of cuDNN's kernels for training, on every card that has them
@@ -213,9 +215,10 @@ def fused_attention(
     # cuDNN has no soft cap, and no head wider than this in its backward pass.
     if kind == "gpu" and half and H % 8 == 0 and H <= CUDNN_HEAD and window is None and softcap is None:
         same = (segments[:, :, None] == segments[:, None, :])[:, None]
-        return jax.nn.dot_product_attention(
+        out = jax.nn.dot_product_attention(
             q, k, v, mask=same, scale=scale, is_causal=causal, implementation="cudnn"
         )
+        return checkpoint_name(out, ATTENTION_NAME)
     return None
 
 
@@ -251,7 +254,10 @@ def _splash(
 
     def make(heads: int) -> kernel.SplashAttentionKernel:
         many = masks.MultiHeadMask([mask] * heads)
-        return kernel.make_splash_mha(many, head_shards=1, q_seq_shards=shards, attn_logits_soft_cap=softcap)
+        return kernel.make_splash_mha(
+            many, head_shards=1, q_seq_shards=shards, attn_logits_soft_cap=softcap,
+            residual_checkpoint_name=ATTENTION_NAME,
+        )  # fmt: skip
 
     def local(q, k, v, segments, key_segments, mha):
         ids = kernel.SegmentIds(segments, key_segments)

@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from grit_jax.models.attention import Keys, Slots, attend
 from grit_jax.models.cache import KVCache
 from grit_jax.models.config import LayerKind, ModelConfig
-from grit_jax.models.kernels import soft_cap
+from grit_jax.models.kernels import ATTENTION_NAME, soft_cap
 from grit_jax.models.layers import embed_tokens, gated_mlp, linear, rms_norm, vocabulary_logits
 from grit_jax.models.lora import row_keys
 from grit_jax.models.moe import expert_mlp
@@ -28,10 +29,19 @@ from grit_jax.types import KV, Mode, Output, RouterStats
 
 __all__ = ["PARAMETER_AXES", "Params", "Transformer", "init_params", "parameter_shapes"]
 
+# What a layer keeps for the backward pass, by name. "full" keeps its input alone and computes the rest again; "offload"
+# keeps that in the memory of the host; "save_attention" keeps what attention gave beside it, "save_qkv" what went into
+# attention, too; "dots" the products with weights.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=["layer_input"],
+        offload_src="device", offload_dst="pinned_host",
+    ),
+    "save_attention": jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME),
+    "save_qkv": jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME, "qkv"),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+}  # fmt: skip
 
 
 @jax.tree_util.register_dataclass
@@ -171,6 +181,7 @@ def _layer(
     Returns the new `x` and sum, and the layer's own keys and values.
     """
     x, router = carry
+    x = checkpoint_name(x, "layer_input")
     layer, cached_kv = layer_and_cache
     c, by = config, rotations[kind.local_rope]
     norm = lambda x, name: rms_norm(x, layer[name], c.rms_norm_eps, zero_centered=c.zero_centered_norm)
@@ -183,10 +194,10 @@ def _layer(
     v = v.reshape(B, T, c.num_key_value_heads, c.head_dim)
     if c.qk_norm:
         q, k = norm(q, "query_norm"), norm(k, "key_norm")
-    cached = [Slots(k, v, *marks, *scales) for (k, v, *scales), marks in zip(cached_kv, cache_marks, strict=True)]
-    own = Keys(rotate(k, by), v, positions, segments)
+    cached = [Slots(*kv[:2], *marks, *kv[2:]) for kv, marks in zip(cached_kv, cache_marks, strict=True)]
+    rotated, *own = (checkpoint_name(a, "qkv") for a in (rotate(q, by), rotate(k, by), v))
     out = attend(
-        rotate(q, by), own, mode=mode, window=kind.window, cached=cached, blocks=blocks,
+        rotated, Keys(*own, positions, segments), mode=mode, window=kind.window, cached=cached, blocks=blocks,
         scale=c.attention_scale, softcap=c.attn_logit_softcapping,
     )  # fmt: skip
     out = linear(out.reshape(B, T, -1), layer, "attention_out")

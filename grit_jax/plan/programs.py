@@ -23,7 +23,7 @@ from grit_jax.models.quantise import storage_axes
 from grit_jax.run_config import RunConfig, data_config, step_config
 from grit_jax.sharding import ShardingRules, fit, row_shardings, row_ways, tree_shardings
 from grit_jax.training.joint import check_chunks
-from grit_jax.training.state import TrainState, state_shardings
+from grit_jax.training.state import HOST, TrainState, state_shardings
 from grit_jax.types import AttentionMode, Batch, Rows
 
 RULES = ShardingRules()
@@ -146,9 +146,9 @@ class ServingPrograms:
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Bytes on one chip of arrays, given as shapes with shardings."""
+    """Bytes on one chip of arrays, given as shapes with shardings; what lies in host memory is none of them."""
     shard = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    return sum(shard(x) for x in jax.tree.leaves(tree))
+    return sum(shard(x) for x in jax.tree.leaves(tree) if x.sharding.memory_kind != HOST)
 
 
 def _result(program: Program, compiled: jax.stages.Compiled | None = None) -> Any:

@@ -33,7 +33,8 @@ def load_base(
 ) -> tuple[Params, str]:
     """The weights of a model directory, frozen, and the hash that they have in `GritLM.weights_hash`.
 
-    Host memory holds one weight at a time in its stored precision. The same files give the same bits.
+    Host memory holds one weight at a time in its stored precision, and no device a whole one: what is quantised goes
+    through a device layer by layer, what is not is cast on the host. The same files give the same bits.
 
     Raises:
       GritError: a damaged directory, or weights that 4-bit blocks do not divide.
@@ -44,11 +45,11 @@ def load_base(
 
     def place(name: str, array: np.ndarray) -> Any:
         digest.add(name, array)
-        if array.ndim > 2:  # layer by layer: the device need not hold the whole weight before it is quantised
+        if lora.base != "full" and name in MATRICES:
             layers = [jax.device_get(one(name, layer)) for layer in array]
             frozen = jax.tree.map(lambda *parts: np.stack(parts), *layers)
         else:
-            frozen = jax.device_get(one(name, array))
+            frozen = array.astype(jnp.dtype(config.dtype))
         return jax.tree.map(_put, frozen, frozen_shardings({name: frozen}, mesh, rules)[name])
 
     params = read_model_directory(directory, config.dtype, place=place).params

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ class OptimizerConfig:
         rounded up or down at random, or a second moment would never fall (at b2 = 0.999 it changes by less than a
         bfloat16 resolves); they are right on average. What is lost is precision: noise of 0.3% of a moment at each
         step, which at b2 = 0.999 amounts to some 4% of a second moment and 2% of a weight's step.
+      offload: moments lie in the memory of the host between steps (pinned, each device's share with its own host), and
+        come to the devices once a step, when the activations are gone.
     """
 
     lr: float = 2e-5
@@ -46,6 +48,7 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     name: Literal["adamw", "adafactor"] = "adamw"
     moments: Literal["float32", "bfloat16"] = "float32"
+    offload: bool = False
 
     def __post_init__(self) -> None:
         if self.lr < 0:
@@ -97,7 +100,27 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     if config.weight_decay:
         decayed = lambda params: {name: not name.endswith(("_norm", "_bias")) for name in params}
         parts.append(optax.add_decayed_weights(config.weight_decay, decayed))
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    return _kept_on_host(optimizer) if config.offload else optimizer
+
+
+class OnHost(NamedTuple):
+    """The state of an optimizer whose arrays lie in host memory (`training.state` puts them there); scalars do not."""
+
+    state: Any
+
+
+def _kept_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer whose state is brought to the device for an update, and back."""
+
+    def to(space: jax.memory.Space, state: Any) -> Any:
+        return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, state)
+
+    def update(gradients: Any, state: OnHost, params: Any = None) -> Any:
+        updates, after = optimizer.update(gradients, to(jax.memory.Space.Device, state.state), params)
+        return updates, OnHost(to(jax.memory.Space.Host, after))
+
+    return optax.GradientTransformation(lambda params: OnHost(optimizer.init(params)), update)
 
 
 def _clip_each_matrix(threshold: float) -> optax.GradientTransformation:

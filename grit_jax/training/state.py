@@ -18,12 +18,14 @@ from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, init_project
 from grit_jax.models.transformer import Params, init_params, parameter_shapes
 from grit_jax.sharding import ShardingRules, tree_shardings
 from grit_jax.training.base import freeze, frozen_shardings
-from grit_jax.training.optimizer import TRAINED_AXES, OptimizerConfig, make_optimizer, make_schedule
+from grit_jax.training.optimizer import TRAINED_AXES, OnHost, OptimizerConfig, make_optimizer, make_schedule
+from grit_jax.types import GritError
 
 __all__ = [
-    "TRAINED_AXES", "OptimizerConfig", "TrainState", "abstract_state", "init_state", "make_optimizer", "make_schedule",
-    "state_shardings",
+    "HOST", "TRAINED_AXES", "OptimizerConfig", "TrainState", "abstract_state", "init_state", "make_optimizer",
+    "make_schedule", "state_shardings",
 ]  # fmt: skip
+HOST = "pinned_host"  # JAX's name for host memory that devices copy from by themselves
 PROJECTION_KEY = 0xD3  # beyond the numbers of the other weights
 
 
@@ -70,6 +72,9 @@ def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
         return factored(node) if is_factored(node) else like_params(node) if is_params(node) else whole
 
     moments = jax.tree.map(place, state.opt_state, is_leaf=lambda n: is_factored(n) or is_params(n))
+    if isinstance(state.opt_state, OnHost):
+        to_host = lambda x, sharding: sharding.with_memory_kind(HOST) if x.ndim else sharding
+        moments = jax.tree.map(to_host, state.opt_state, moments)
     return TrainState(whole, like_params(state.params), moments, frozen_shardings(state.frozen, mesh, rules))
 
 
@@ -95,12 +100,15 @@ def init_state(
     projection: int | None = None,
     lora: LoraConfig | None = None,
 ) -> TrainState:
-    """A new state, each array made directly in its sharding.
+    """A new state, each array made directly in its sharding: none is whole on a device, not on the way either.
 
     Args:
       params: start from these weights instead of random ones.
       projection: add a new head of so many dimensions to weights that have none.
       lora: train new adapters (and the projection); `params` are the frozen base, in place (see `training.base`).
+
+    Raises:
+      GritError: optimizer state in host memory, where devices have no way to it.
     """
     given, frozen = params, {}
     if lora is not None:
@@ -109,8 +117,19 @@ def init_state(
         frozen = {name: weight for name, weight in params.items() if name not in given}
     create = _creation(config, optimizer, key, projection, lora)
     shapes = jax.eval_shape(create, given)
+    if isinstance(shapes.opt_state, OnHost):
+        _check_host_memory(mesh)
     state = jax.jit(create, out_shardings=state_shardings(shapes, mesh, rules))(given)
     return dataclasses.replace(state, frozen=frozen)
+
+
+def _check_host_memory(mesh: Mesh) -> None:
+    device = mesh.local_devices[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise GritError(
+            f"optimizer.offload: {device.device_kind} devices have no {HOST} memory ({', '.join(kinds)}); leave it out"
+        )
 
 
 def abstract_state(

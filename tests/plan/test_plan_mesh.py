@@ -1,4 +1,4 @@
-"""Meshes that only the TPU's compiler can try: tokens split over chips, and two slices."""
+"""What only the TPU's compiler can try: tokens split over chips, two slices, activations and moments on the host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ output: out
 @pytest.mark.tpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
 @pytest.mark.usefixtures("full_optimization")
-def test_two_slices_with_split_tokens(tmp_path):
+def test_two_slices_with_split_tokens_and_the_hosts_memory(tmp_path):
     from jax.experimental import topologies
 
     path = tmp_path / "run.yaml"
@@ -40,11 +40,17 @@ def test_two_slices_with_split_tokens(tmp_path):
         one = read_run_config(path, {"mesh.context": "2"})
         with pytest.raises(GritError, match="8 devices of 2 slices: mesh.data alone"):
             make_mesh(one.mesh, devices)
-        config = read_run_config(path, {"mesh.context": "2", "mesh.data": "2"})
+        config = read_run_config(
+            path, {"mesh.context": "2", "mesh.data": "2", "model.remat": "offload", "optimizer.offload": "true"}
+        )
         mesh = make_mesh(config.mesh, devices)
         assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2, "tensor": 1}
         assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
         jax.config.update("jax_enable_compilation_cache", False)
         program = lower_train(config, mesh)
         assert "tpu_custom_call" in program.lowered.as_text()  # splash attention
-        assert program.lowered.compile().memory_analysis().temp_size_in_bytes > 0
+        memory = program.lowered.compile().memory_analysis()
+        moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state.opt_state) if leaf.ndim)
+        assert memory.host_argument_size_in_bytes >= moments / 8 > 0  # embedding norms and such are not split
+        assert memory.host_argument_size_in_bytes == memory.host_alias_size_in_bytes
+        assert memory.host_temp_size_in_bytes > 0  # inputs of layers

@@ -108,6 +108,28 @@ def test_chunks_of_rows_give_the_loss_and_gradient_of_all(setting, loss):
     close(joint(params, only, how), gradient(params, only, how))
 
 
+def test_accumulation_is_by_tokens_of_the_batch_and_not_a_mean_over_chunks(setting):
+    """Rows one by one, put together by their targets in plain arithmetic; and what a mean over chunks would give."""
+    config, params, _ = setting
+    rng = np.random.default_rng(5)
+    texts = [TokenText(t := ids(rng, 16, 22), [i >= len(t) - n for i in range(len(t))]) for n in (1, 14, 2, 12)]
+    batch = generative_batch(texts, row_length=WIDTH, row_multiple=1)
+    assert batch.targets.shape[0] == 4
+    alone = jax.jit(lambda p, b: joint_gradient(p, b, StepConfig(config, LOSSES["mixed"])))
+    row = lambda i: Batch(generative=jax.tree.map(lambda x: x[i : i + 1], batch))
+    found = [alone(params, row(i)) for i in range(4)]
+    share = np.asarray(batch.targets, np.float64).sum(axis=1) / 29
+    assert sorted(share * 29) == [1, 2, 12, 14]
+    (loss, _), grads = gradient(params, Batch(generative=batch), StepConfig(config, LOSSES["mixed"], generative_chunk=2))
+    expected = jax.tree.map(lambda *rows: sum(s * np.asarray(r, np.float64) for s, r in zip(share, rows)), *[g for _, g in found])
+    losses = np.asarray([float(one) for (one, _), _ in found])
+    assert float(loss) == pytest.approx(float(share @ losses), rel=1e-5)
+    for name, value in expected.items():
+        np.testing.assert_allclose(grads[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
+    by_chunk = [(share[i : i + 2] @ losses[i : i + 2]) / share[i : i + 2].sum() for i in (0, 2)]
+    assert abs(np.mean(by_chunk) / float(loss) - 1) > 1e-3
+
+
 @pytest.mark.parametrize("chunk", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_embedding_chunks_give_the_loss_and_gradient_of_all(setting, chunk):
     config, params, _ = setting

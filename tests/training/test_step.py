@@ -82,7 +82,9 @@ def test_chunked_contrastive_equals_the_plain_step(config, batch, single, chunk)
         np.testing.assert_allclose(other["grad_norm"], one["grad_norm"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize(
+    "remat", ["dots", "offload", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "save_attention", "save_qkv"))]
+)
 def test_rematerialisation_and_scan_change_nothing(config, batch, single, remat):
     metrics, _, _ = run(dataclasses.replace(config, remat=remat, scan_layers=False), batch)
     np.testing.assert_allclose(metrics[-1]["loss"], single[0][-1]["loss"], rtol=1e-5)
