@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -17,11 +18,12 @@ from grit_jax.data.chat import FORMATS
 from grit_jax.data.datasets import open_lines
 from grit_jax.data.formats import document_text
 from grit_jax.data.pipeline import JointBatches, make_iterator
+from grit_jax.data.shares import Share
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
-from grit_jax.hosts import is_first, wait_for_all
+from grit_jax.hosts import Exchange, is_first, wait_for_all
 from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
@@ -40,7 +42,7 @@ from grit_jax.run_config import (
     read_run_config,
     step_config,
 )
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight
+from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight, rows_by_host
 from grit_jax.trackers import open_trackers
 from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
@@ -143,7 +145,9 @@ def _run(
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
     mesh, rules = make_mesh(config.mesh), ShardingRules()
     data = data_config(config, mesh, rules)
-    batches = JointBatches(data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config))
+    exchange = Exchange()
+    share = Share(exchange, functools.partial(rows_by_host, mesh=mesh, rules=rules)) if exchange.hosts > 1 else None
+    batches = JointBatches(data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config), share)
     if is_first():
         batches.tell_summary(output / DATA_SUMMARY_FILE)
     iterator = make_iterator(data, tokenizer, chat, config.train.seed, config.train.steps, batches)
@@ -162,7 +166,7 @@ def _run(
     with jax.set_mesh(mesh):
         key = jax.random.key(config.train.seed)
         state = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
-        with notice.hold():
+        with notice.hold(), contextlib.closing(exchange):
             state = run_loop(
                 state, make_step(how, optimizer, schedule), iterator,
                 steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,

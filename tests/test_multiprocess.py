@@ -20,6 +20,29 @@ from grit_jax.inference.model import GritLM
 from grit_jax.preemption import PREEMPTED
 
 DEVICES = 8  # of the whole run, over however many processes
+# `grit`, which says at its end how many texts this process tokenised for its batches.
+COUNTED = """
+import sys
+from grit_jax import cli
+from grit_jax.data import pipeline
+
+class Counting(pipeline.ExampleTokenizer):
+    texts = 0
+
+    def embedding(self, texts, limits):
+        Counting.texts += len(texts)
+        return super().embedding(texts, limits)
+
+    def generative(self, examples):
+        Counting.texts += len(examples)
+        return super().generative(examples)
+
+pipeline.ExampleTokenizer = Counting
+try:
+    cli.main()
+finally:
+    print("tokenised", Counting.texts, file=sys.stderr)
+"""
 pytestmark = pytest.mark.multiprocess
 
 
@@ -45,7 +68,8 @@ def start(folder: Path, name: str, processes: int, *more: str) -> list[subproces
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "grit_jax", "train", str(folder / "config.yaml"), "--output", str(folder / name)]
+    program = [sys.executable, "-c", COUNTED, "train", str(folder / "config.yaml")]
+    command = [*program, "--output", str(folder / name)]
     started = []
     for number in range(processes):
         environment = os.environ | {
@@ -83,6 +107,12 @@ def finish(folder: Path, name: str, processes: int) -> Path:
     return folder / name
 
 
+def tokenised(folder: Path, name: str, processes: int) -> list[int]:
+    """How many texts each process of a finished run tokenised."""
+    logs = [(folder / f"{name}.{processes}.{number}.log").read_text() for number in range(processes)]
+    return [int(log.split("tokenised ")[1].split()[0]) for log in logs]
+
+
 def check(found: list[dict], wanted: list[dict]) -> None:
     """The same batches, and the numbers of one process up to the order in which they are added."""
     assert [line["step"] for line in found] == [line["step"] for line in wanted]
@@ -98,6 +128,9 @@ def test_two_processes_are_one(folder, alone):
     one, two = (GritLM.from_pretrained(folder / name / "model") for name in ("one", "two"))
     for name, weight in one.params.items():
         np.testing.assert_allclose(two.params[name], weight, atol=1e-4, err_msg=name)
+    counts, everything = tokenised(folder, "two", 2), sum(tokenised(folder, "one", 1))
+    # A run may have begun a batch more than it needed, and the texts of a step do not divide evenly.
+    assert max(counts) <= 0.55 * everything and sum(counts) == pytest.approx(everything, rel=0.1), counts
     checkpoint = output / "checkpoints" / str(STEPS)
     assert {path.name for path in checkpoint.glob("state/ocdbt.process_*")} == {"ocdbt.process_0", "ocdbt.process_1"}
 
@@ -105,6 +138,8 @@ def test_two_processes_are_one(folder, alone):
 def test_four_save_and_two_or_one_go_on(folder, alone):
     output = finish(folder, "four", 4)
     check(trace(output), alone)
+    counts, everything = tokenised(folder, "four", 4), sum(tokenised(folder, "one", 1))
+    assert max(counts) <= 0.3 * everything, counts
     for processes in (2, 1):
         name = f"four_then_{processes}"
         shutil.copytree(output, folder / name)
