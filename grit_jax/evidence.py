@@ -165,7 +165,7 @@ def _folder(out: Path, name: str, seed: int) -> str:
 
 def _run(config: RunConfig) -> dict[str, float]:
     """Trains one model unless it is there, and returns its held-out scores, steps and seconds."""
-    folder = train(config).output
+    folder = Path(train(config).output)
     lines = read_lines(folder / "metrics.jsonl")
     try:
         scores = {key: float(lines[-1][logged]) for key, logged in SCORES.items()}
