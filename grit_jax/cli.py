@@ -92,7 +92,7 @@ def train(args: argparse.Namespace, arguments: list[str]) -> None:
     if result.already_finished:
         _print(f"finished before: {result.steps} steps; model in {result.model}")
     else:
-        _print(f"{result.steps} steps done; model in {result.model}, metrics in {result.output / 'metrics.jsonl'}")
+        _print(f"{result.steps} steps done; model in {result.model}, metrics in {result.output}/metrics.jsonl")
 
 
 def encode(args: argparse.Namespace) -> None:

@@ -8,8 +8,9 @@ Hosts find each other by jax.distributed: as a TPU slice or Slurm says, or by th
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -84,6 +85,61 @@ def is_first() -> bool:
 def wait_for_all(where: str) -> None:
     """Returns once every process has come here; `where` is a name for the place. Devices are not involved."""
     multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * WAIT_SECONDS)
+
+
+class Exchange:
+    """Letters among the hosts by way of process 0, from any thread and in any order; devices are not involved.
+
+    Attributes:
+      number: of this host, from 0, among so many `hosts`.
+    """
+
+    _opened = itertools.count()  # every process opens the same ones in the same order
+
+    def __init__(self) -> None:
+        self.number, self.hosts = jax.process_index(), jax.process_count()
+        self._client = multihost.get_jax_distributed_client() if self.hosts > 1 else None
+        self._name, self._closed = f"grit/{next(self._opened)}", False
+
+    def __call__(self, key: str, letters: Sequence[bytes]) -> list[bytes]:
+        """Sends each host its letter and returns theirs, in their order, this host's own among them.
+
+        Raises:
+          GritError: another host's does not come.
+        """
+        if self._closed:
+            raise Closed(key)
+        place = lambda to, sender: f"{self._name}/{key}/{to}/{sender}"
+        for host in self._others():
+            self._client.key_value_set_bytes(place(host, self.number), letters[host], allow_overwrite=True)
+        received = list(letters)
+        for host in self._others():
+            received[host] = self._letter(place(self.number, host), host)
+        self._client.key_value_delete(f"{self._name}/{key}/{self.number}/")
+        return received
+
+    def close(self) -> None:
+        """Nobody waits any longer: those who do get `Closed`."""
+        self._closed = True
+
+    def _others(self) -> list[int]:
+        # Each begins with the next one, so that they do not all ask for the same one.
+        return [(self.number + i) % self.hosts for i in range(1, self.hosts)]
+
+    def _letter(self, place: str, host: int) -> bytes:
+        for _ in range(WAIT_SECONDS):
+            try:
+                return self._client.blocking_key_value_get_bytes(place, 1000)
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            if self._closed:
+                raise Closed(place)
+        raise GritError(f"process {host} of this run has been silent for {WAIT_SECONDS} s; look at its own output")
+
+
+class Closed(Exception):
+    """The run has ended while batches that it will not need were being prepared."""
 
 
 class Agreement:

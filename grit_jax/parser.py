@@ -165,7 +165,7 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
     sub = verb("export", "a training run's newest checkpoint as a Hugging Face directory")
-    sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the run's output folder")
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", help="the run's output folder, or its gs:// address")
     sub.add_argument("out", metavar="OUT", type=Path)
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
     sub.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, as a PEFT directory")

@@ -211,3 +211,12 @@ def put_rows(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     tree = jax.tree.map(np.asarray, tree)
     put = lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
     return jax.tree.map(put, tree, row_shardings(tree, mesh, rules))
+
+
+def rows_by_host(height: int, mesh: Mesh, rules: ShardingRules) -> np.ndarray:
+    """Which of the rows of an array `[height, T]` each process's devices hold, `bool [processes, height]`."""
+    holds = np.zeros((jax.process_count(), height), bool)
+    shape = jax.ShapeDtypeStruct((height, 1), np.int32)
+    for device, index in row_shardings(shape, mesh, rules).devices_indices_map(shape.shape).items():
+        holds[device.process_index, index[0]] = True
+    return holds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -17,11 +18,12 @@ from grit_jax.data.chat import FORMATS
 from grit_jax.data.datasets import open_lines
 from grit_jax.data.formats import document_text
 from grit_jax.data.pipeline import JointBatches, make_iterator
+from grit_jax.data.shares import Share
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
-from grit_jax.hosts import is_first, wait_for_all
+from grit_jax.hosts import Exchange, is_first, wait_for_all
 from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
@@ -30,6 +32,7 @@ from grit_jax.models.hf_adapter import write_adapter
 from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
+from grit_jax.output import MODEL, Output
 from grit_jax.preemption import Notice, on_sigterm
 from grit_jax.run_config import (
     ModelSection,
@@ -40,7 +43,7 @@ from grit_jax.run_config import (
     read_run_config,
     step_config,
 )
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight
+from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight, rows_by_host
 from grit_jax.trackers import open_trackers
 from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
@@ -74,10 +77,10 @@ class LoadedModel:
 
 @dataclasses.dataclass
 class TrainResult:
-    """What a finished run leaves: its folder and its model directory."""
+    """What a finished run leaves: its folder and its model directory, or the addresses of them."""
 
-    output: Path
-    model: Path
+    output: str | Path
+    model: str | Path
     steps: int
     already_finished: bool = False
 
@@ -94,47 +97,49 @@ def train(
       Preempted: SIGTERM came; the same call goes on from there.
       GritError: anything wrong with the configuration, the data, the base model or the output folder.
     """
-    output = Path(config.output)
-    if is_first():
-        writable_folder(output)
+    output = Output(config.output)
+    if is_first() and not output.remote:
+        writable_folder(output.local)
+    output.begin()
+    output.copy_now_and_then()
     wait_for_all("output folder")
     checkpoints = Checkpoints(
-        output / "checkpoints", every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
+        output.checkpoints, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
     )
     with on_sigterm() as notice:
         try:
             return _go_on(config, output, checkpoints, resume, profile, notice)
         except OSError as error:  # a full disk does not say where it is full
-            error.filename = error.filename or str(output)
+            error.filename = error.filename or str(output.local)
             raise
         finally:
             with notice.hold():
                 checkpoints.close()  # a save under way is finished whatever else went wrong
+                output.close()
 
 
 def _go_on(
-    config: RunConfig, output: Path, checkpoints: Checkpoints, resume: Literal["auto", "never"],
+    config: RunConfig, output: Output, checkpoints: Checkpoints, resume: Literal["auto", "never"],
     profile: tuple[int, int] | None, notice: Notice,
 ) -> TrainResult:  # fmt: skip
-    latest, model_directory = checkpoints.latest(), output / "model"
+    latest = checkpoints.latest()
     if latest is not None and resume == "never":
         raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
-    if latest is not None and latest >= config.train.steps and (model_directory / huggingface.GRIT_FILE).exists():
-        return TrainResult(output, model_directory, latest, already_finished=True)
+    if latest is not None and latest >= config.train.steps and output.has_model(huggingface.GRIT_FILE):
+        return TrainResult(output.under(""), output.under(MODEL), latest, already_finished=True)
     if profile and not (latest or 0) <= profile[0] < profile[1] <= config.train.steps:
         span = f"{profile[0]}:{profile[1]}"
         raise GritError(f"--profile {span}: this run goes from step {latest or 0} to {config.train.steps}")
     # The model of a shorter run would pass for this one's, were this one killed before its export.
-    (model_directory / huggingface.GRIT_FILE).unlink(missing_ok=True)
-    return _run(config, output, model_directory, checkpoints, profile, notice)
+    output.unmark_model(huggingface.GRIT_FILE)
+    return _run(config, output, checkpoints, profile, notice)
 
 
 def _run(
-    config: RunConfig, output: Path, model_directory: Path, checkpoints: Checkpoints,
-    profile: tuple[int, int] | None, notice: Notice,
+    config: RunConfig, output: Output, checkpoints: Checkpoints, profile: tuple[int, int] | None, notice: Notice,
 ) -> TrainResult:  # fmt: skip
     trackers = open_trackers(
-        output, checkpoints.latest() or 0, tensorboard=config.train.tensorboard, wandb=config.train.wandb,
+        output.local, checkpoints.latest() or 0, tensorboard=config.train.tensorboard, wandb=config.train.wandb,
         config=dataclasses.asdict(config),
     ) if is_first() else []  # fmt: skip
 
@@ -143,9 +148,11 @@ def _run(
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
     mesh, rules = make_mesh(config.mesh), ShardingRules()
     data = data_config(config, mesh, rules)
-    batches = JointBatches(data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config))
+    exchange = Exchange()
+    share = Share(exchange, functools.partial(rows_by_host, mesh=mesh, rules=rules)) if exchange.hosts > 1 else None
+    batches = JointBatches(data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config), share)
     if is_first():
-        batches.tell_summary(output / DATA_SUMMARY_FILE)
+        batches.tell_summary(output.local / DATA_SUMMARY_FILE)
     iterator = make_iterator(data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
@@ -157,13 +164,14 @@ def _run(
     check_dimensions(how.loss, model.projection or model.config.hidden_size)
     check_chunks(how, mesh, rules)
     if is_first():
-        (output / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output / CONFIG_FILE}"))
+        (output.local / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output.under(CONFIG_FILE)}"))
+        output.copy()  # what cannot be written shows here, not after the first steps
     wrap = _wrapper(config, model.config, tokenizer, mesh)
     with jax.set_mesh(mesh):
         key = jax.random.key(config.train.seed)
         state = init_state(model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora)
         model.params = None  # or the weights that were read would lie beside the state for the whole run
-        with notice.hold():
+        with notice.hold(), contextlib.closing(exchange):
             state = run_loop(
                 state, make_step(how, optimizer, schedule), iterator,
                 steps=config.train.steps, mesh=mesh, rules=rules, output=output, checkpoints=checkpoints,
@@ -175,23 +183,26 @@ def _run(
     # --- export ---
     trained = wrap(state)
     if is_first():
-        trained.save_pretrained(model_directory, config.model.export_dtype)
+        trained.save_pretrained(output.local / MODEL, config.model.export_dtype)
+        output.copy_model(huggingface.GRIT_FILE)
     else:
         huggingface.read_along(trained.params, trained.config)
     wait_for_all("model written")
-    return TrainResult(output, model_directory, config.train.steps)
+    return TrainResult(output.under(""), output.under(MODEL), config.train.steps)
 
 
-def load_tokenizer(config: RunConfig, output: Path) -> Tokenizer:
+def load_tokenizer(config: RunConfig, output: Output) -> Tokenizer:
     """The run's tokenizer; one trained on the spot is kept in `output/tokenizer` so that a resumed run reads it."""
-    section, kept = config.tokenizer, output / "tokenizer"
+    section, kept = config.tokenizer, output.local / "tokenizer"
     if section.path:
         return Tokenizer.from_pretrained(huggingface.resolve(section.path))
     if section.train_on:
         if is_first() and not (kept / "tokenizer.json").exists():
             tokenizer = train_tokenizer(_texts(section.train_on), section.vocab_size)
             tokenizer.save(kept, FORMATS[section.chat])
+            output.copy()
         wait_for_all("tokenizer")
+        output.fetch()  # process 0 has it
         return Tokenizer.from_pretrained(kept)
     if config.model.path:
         return Tokenizer.from_pretrained(huggingface.resolve(config.model.path))
@@ -293,7 +304,7 @@ def make_evaluation(section: TrainSection, wrap: Callable[[TrainState], GritLM])
 
 
 def export_checkpoint(
-    run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None = None, *, adapter: bool = False
+    run: str | Path, out: Path, dtype: Literal["float32", "bfloat16"] | None = None, *, adapter: bool = False
 ) -> int:
     """Writes the newest checkpoint of a run's folder as a model directory; returns its step.
 
@@ -304,19 +315,21 @@ def export_checkpoint(
       GritError: `run` holds no configuration or no whole checkpoint; `out` holds something or cannot be written.
     """
     with new_folder(out) as folder:
-        return _export(run, folder, dtype, adapter)
+        output = Output(run)
+        output.begin()
+        return _export(output, folder, dtype, adapter)
 
 
-def _export(run: Path, out: Path, dtype: Literal["float32", "bfloat16"] | None, adapter: bool) -> int:
-    if not (run / CONFIG_FILE).exists():
+def _export(run: Output, out: Path, dtype: Literal["float32", "bfloat16"] | None, adapter: bool) -> int:
+    if not (run.local / CONFIG_FILE).exists():
         raise GritError(f"{run}: no {CONFIG_FILE} there; name the output folder of a training run")
-    config = read_run_config(run / CONFIG_FILE)
+    config = read_run_config(run.local / CONFIG_FILE)
     if adapter and config.lora is None:
         raise GritError(f"{run}: trained without lora, so there are no adapters; leave --adapter out")
-    checkpoints = Checkpoints(run / "checkpoints", every=1, writes=False)
+    checkpoints = Checkpoints(run.checkpoints, every=1, writes=False)
     step = checkpoints.latest()
     if step is None:
-        raise GritError(f"{run / 'checkpoints'}: no whole checkpoint there")
+        raise GritError(f"{run.checkpoints}: no whole checkpoint there")
     tokenizer = load_tokenizer(config, run)
     mesh, rules = make_mesh(MeshConfig()), ShardingRules()
     model = load_model(config, tokenizer, mesh, rules)

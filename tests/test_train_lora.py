@@ -20,6 +20,7 @@ from grit_jax.metrics import read_lines
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import MATRICES
 from grit_jax.models.transformer import init_params
+from grit_jax.output import Output
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.train import export_checkpoint, load_model, load_tokenizer, read_run_config, train
 from grit_jax.training.base import load_base
@@ -82,7 +83,7 @@ def whole(folder) -> Path:
 def restored(config, output):
     """The state of the newest checkpoint."""
     mesh, rules = make_mesh(MeshConfig()), ShardingRules()
-    model = load_model(config, load_tokenizer(config, output), mesh, rules)
+    model = load_model(config, load_tokenizer(config, Output(output)), mesh, rules)
     checkpoints = Checkpoints(output / "checkpoints", every=1)
     checkpoints.base = model.base
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, STEPS))

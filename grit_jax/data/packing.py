@@ -7,7 +7,8 @@ multiple and so is the number of texts a row may hold, because every new shape i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +16,11 @@ import numpy as np
 from grit_jax.types import CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
 
 SEGMENT_MULTIPLE = 8
+
+T = TypeVar("T")
+# Called once it is known where everything goes, with the row of each text (-1: it is missing) and the number of rows;
+# returns the texts to lay down, of the lengths given before (see `shares.py`).
+Arrive = Callable[[np.ndarray, int], Sequence[T]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +100,33 @@ def pack(lengths: Sequence[int] | Sequence[tuple[int, ...]], capacity: int | tup
     return Assignment(row, place, used)
 
 
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where texts of these lengths go, in how many rows (padding rows too) of what width."""
+
+    where: Assignment
+    lengths: Sequence[int]
+    height: int
+    width: int
+    segments_per_row: int
+
+    @property
+    def locations(self) -> np.ndarray:
+        """As `PackedTexts.locations`."""
+        return (self.where.row * self.segments_per_row + self.where.place).astype(np.int32)
+
+
+def place_texts(
+    lengths: Sequence[int], row_length: int | None = None, row_multiple: int = 1, min_rows: int = 0,
+    min_segments: int = 0,
+) -> Placement:  # fmt: skip
+    """The first half of `pack_texts`, for which lengths are enough."""
+    width = row_length or max(lengths, default=1)
+    where = pack(lengths, width)
+    height = max(round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0)
+    return Placement(where, lengths, height, width, max(round_up(where.most, SEGMENT_MULTIPLE), min_segments))
+
+
 def pack_texts(
     ids: Sequence[Sequence[int]],
     *,
@@ -114,11 +147,16 @@ def pack_texts(
       prompt_lengths: leading tokens of each text that pooling leaves out.
       blocks: whether what is pooled is a block of prefix attention (the paper's "cb").
     """
-    lengths = [len(text) for text in ids]
-    width = row_length or max(lengths, default=1)
-    where = pack(lengths, width)
-    height = max(round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0)
-    per_row = max(round_up(where.most, SEGMENT_MULTIPLE), min_segments)
+    placement = place_texts([len(text) for text in ids], row_length, row_multiple, min_rows, min_segments)
+    return lay_texts(ids, placement, prompt_lengths=prompt_lengths, blocks=blocks, pad_id=pad_id)
+
+
+def lay_texts(
+    ids: Sequence[Sequence[int]], placement: Placement, *, prompt_lengths: Sequence[int] | None = None,
+    blocks: bool = False, pad_id: int = 0,
+) -> PackedTexts:  # fmt: skip
+    """The second half of `pack_texts`."""
+    where, lengths, height, width = placement.where, placement.lengths, placement.height, placement.width
     tokens = np.full((height, width), pad_id, np.int32)
     positions, segments = np.zeros((height, width), np.int32), np.zeros((height, width), np.int32)
     pool = np.zeros((height, width), bool)
@@ -134,9 +172,8 @@ def pack_texts(
         positions[r, a:b] = np.arange(n)
         segments[r, a:b] = where.place[i] + 1
         pool[r, a + (prompt_lengths[i] if prompt_lengths is not None else 0) : b] = True
-    locations = (where.row * per_row + where.place).astype(np.int32)
     rows = Rows(tokens, positions, segments, pool.astype(np.int32) if blocks else None)  # type: ignore[arg-type]
-    return PackedTexts(rows, pool, locations, starts, per_row)
+    return PackedTexts(rows, pool, placement.locations, starts, placement.segments_per_row)
 
 
 def embedding_batch(
@@ -153,6 +190,8 @@ def embedding_batch(
     separate: bool = False,
     blocks: bool = False,
     scores: Sequence[float] | None = None,
+    keys: Sequence[bytes] | None = None,
+    arrive: Arrive[Sequence[int]] | None = None,
     pad_id: int = 0,
 ) -> EmbeddingBatch:
     """Queries and passages in the same rows, or each in rows of their own (`separate`).
@@ -163,33 +202,36 @@ def embedding_batch(
       prompt_lengths: of the queries, then of the passages.
       min_query_rows: as `min_rows`, of the queries' own rows (`min_rows` then is the passages').
       scores: a teacher's, of the passages.
+      keys: of the passages, the same for the same ids; None: the ids themselves.
+      arrive: brings the texts (queries, then passages), those given being of their length only.
     """
-
     Q, texts = len(queries), [*queries, *passages]
     there = [i for i, ids in enumerate(texts) if len(ids)]
-
-    def packed(numbers: Sequence[int], rows: int) -> PackedTexts:
-        return pack_texts(
-            [texts[i] for i in numbers], row_length=row_length, row_multiple=row_multiple, min_rows=rows,
-            min_segments=min_segments, prompt_lengths=[prompt_lengths[i] for i in numbers], blocks=blocks,
-            pad_id=pad_id,
-        )  # fmt: skip
-
-    if separate:
-        sides = [packed(range(Q), min_query_rows), packed([i for i in there if i >= Q], min_rows)]
-    else:
-        sides = [packed(there, min_rows)]
-    per_row = max(side.segments_per_row for side in sides)
-    query_rows = len(sides[0].pool) if separate else 0
-    places = [
-        (side.locations // side.segments_per_row + above) * per_row + side.locations % side.segments_per_row
-        for side, above in zip(sides, (0, query_rows), strict=False)
+    members = [[i for i in there if i < Q], [i for i in there if i >= Q]] if separate else [there]
+    placements = [
+        place_texts([len(texts[i]) for i in numbers], row_length, row_multiple, rows, min_segments)
+        for numbers, rows in zip(members, (min_query_rows, min_rows)[-len(members) :], strict=True)
     ]
+    per_row = max(placement.segments_per_row for placement in placements)
+    query_rows = placements[0].height if separate else 0
+    rows = np.full(len(texts), -1)
+    rows[there] = np.concatenate([p.where.row + above for p, above in zip(placements, (0, query_rows), strict=False)])
+    place = np.concatenate([placement.where.place for placement in placements])
     # A missing passage points at another one; it counts nowhere.
-    locations = np.full(len(texts), places[-1][0], np.int32)
-    locations[there] = np.concatenate(places)
+    locations = np.full(len(texts), rows[members[-1][0]] * per_row + placements[-1].where.place[0], np.int32)
+    locations[there] = rows[there] * per_row + place
+    if keys is None:
+        keys = [np.asarray(ids, np.int32).tobytes() for ids in passages]
+    if arrive is not None:
+        texts = list(arrive(rows, sum(placement.height for placement in placements)))
+    sides = [
+        lay_texts(
+            [texts[i] for i in numbers], placement, prompt_lengths=[prompt_lengths[i] for i in numbers],
+            blocks=blocks, pad_id=pad_id,
+        )
+        for numbers, placement in zip(members, placements, strict=True)
+    ]  # fmt: skip
     numbers: dict[bytes, int] = {}
-    number = lambda ids: numbers.setdefault(np.asarray(ids, np.int32).tobytes(), len(numbers))
     return EmbeddingBatch(
         rows=jax.tree.map(lambda *x: np.concatenate(x), *(side.rows for side in sides)),
         pool=np.concatenate([side.pool for side in sides]),  # type: ignore[arg-type]
@@ -198,7 +240,7 @@ def embedding_batch(
         segments_per_row=per_row,
         query_rows=query_rows,
         positives=positives,
-        texts=np.array([number(ids) for ids in passages], np.int32),  # type: ignore[arg-type]
+        texts=np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int32),  # type: ignore[arg-type]
         present=np.array([len(ids) > 0 for ids in passages]) if positives > 1 else None,  # type: ignore[arg-type]
         scores=None if scores is None else np.asarray(scores, np.float32),  # type: ignore[arg-type]
     )
@@ -211,19 +253,18 @@ def generative_batch(
     row_multiple: int = 8,
     min_rows: int = 0,
     prefix: bool = False,
+    arrive: Arrive[TokenText] | None = None,
     pad_id: int = 0,
 ) -> GenerativeBatch:
     """Sequences for the language loss, packed; `sequence` numbers them in the order given.
 
     With `prefix`, what stands before a sequence's first target is a block of prefix attention (a prefix-LM).
+    `arrive` brings the texts, those given being of their lengths only.
     """
-    packed = pack_texts(
-        [text.ids for text in texts],
-        row_length=row_length,
-        row_multiple=row_multiple,
-        min_rows=min_rows,
-        pad_id=pad_id,
-    )
+    placement = place_texts([len(text.ids) for text in texts], row_length, row_multiple, min_rows)
+    if arrive is not None:
+        texts = arrive(placement.where.row, placement.height)
+    packed = lay_texts([text.ids for text in texts], placement, pad_id=pad_id)
     rows, places = packed.rows, packed.locations // packed.segments_per_row
     if prefix:
         rows = dataclasses.replace(rows, blocks=_prefix_blocks(texts, rows, places, packed.starts))
@@ -240,13 +281,14 @@ def cached_batch(
     min_rows: int = 0,
     blocks: bool = False,
     prefix: bool = False,
+    arrive: Arrive[TokenCached] | None = None,
     pad_id: int = 0,
 ) -> CachedBatch:
     """Continuations and the cached texts that they follow: an example's are in the same row of both arrays.
 
     The cached texts of an example stand one after the other and its continuation goes on from there, so
     positions are those of the composed prompt. `blocks` is that of `pack_texts` for the cached texts, `prefix` that
-    of `generative_batch` for the continuations.
+    of `generative_batch` for the continuations; `arrive` brings the examples.
     """
     totals = [sum(map(len, example.pieces)) for example in examples]
     where = pack(
@@ -254,6 +296,8 @@ def cached_batch(
         (pieces_row_length, row_length),
     )
     height = max(round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0)
+    if arrive is not None:
+        examples = arrive(where.row, height)
     pieces, text = _empty_rows(height, pieces_row_length, pad_id), _empty_rows(height, row_length, pad_id)
     owner, places = (
         np.zeros((height, pieces_row_length), np.int32),

@@ -6,9 +6,9 @@ import collections
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,9 +16,10 @@ from grit_jax.data.chat import GRIT, ChatFormat
 from grit_jax.data.datasets import open_source
 from grit_jax.data.formats import Kind, Text
 from grit_jax.data.lines import Source
-from grit_jax.data.packing import cached_batch, embedding_batch, generative_batch
+from grit_jax.data.packing import Arrive, TokenCached, TokenText, cached_batch, embedding_batch, generative_batch
 from grit_jax.data.sampling import ContrastivePlan, Selection, StreamPlan, choose_passages
 from grit_jax.data.settings import BatchNeeds, DataConfig
+from grit_jax.data.shares import CACHED, GENERATIVE, PROMPTED, Coding, PromptedText, Share
 from grit_jax.data.tokenise import ExampleTokenizer
 from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.progress import say
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import grain
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _SUBSET, _STEP = 100, 101
 # A run without a number of steps: no one trains for longer.
@@ -109,6 +111,8 @@ class JointBatches:
       seed: of the order, the choice of passages and the layouts.
       num_steps: `len()`; None is endless.
       needs: what the run's attention and losses ask for.
+      share: where several hosts prepare each batch together, which of it is this host's; a batch then has the texts
+        of this host's rows alone. None: all is prepared here.
 
     Raises:
       GritError: a source that cannot be read, a bad line (unless skipped), or a contrastive batch of more
@@ -123,8 +127,9 @@ class JointBatches:
         seed: int = 0,
         num_steps: int | None = None,
         needs: BatchNeeds = BatchNeeds(),
+        share: Share | None = None,
     ):
-        self.config, self.seed, self.num_steps, self.needs = config, seed, num_steps, needs
+        self.config, self.seed, self.num_steps, self.needs, self._share = config, seed, num_steps, needs, share
         self.limits = config.limits()
         self._reader = ExampleTokenizer(
             tokenizer,
@@ -182,13 +187,15 @@ class JointBatches:
         return np.random.default_rng((self.seed, _STEP, step, kind))
 
     def _embedding(self, step: int) -> Any:
-        examples = self._examples("embedding", step)
+        # All of them are read, by all hosts: which passages are drawn hangs on how many the examples before have.
+        examples = [_example(chosen) for chosen in self._parts["embedding"].select(step)]
         if not examples:
             return None
         rng, limits = self._rng(step, 0), self.limits
         config, most = self.config, self.config.positives_per_query
         texts: list[Text] = [example.query for example in examples]
-        places, scores = [], []
+        places: list[int] = []
+        scores: list[float] = []
         for number, example in enumerate(examples):
             positives, negatives = choose_passages(
                 rng, len(example.positives), len(example.negatives), config.group_size, most
@@ -202,15 +209,26 @@ class JointBatches:
             texts += [among[i] for i in chosen]
             scores += [example.scores[i] if example.scores is not None else 0.0 for i in chosen]
         Q, P = len(examples), len(examples) * (most + config.group_size - 1)
-        ids, prompts = self._reader.embedding(texts, [limits.query] * Q + [limits.passage] * len(places))
-        passages: list[list[int]] = [[] for _ in range(P)]
-        starts, teacher = prompts[:Q] + [0] * P, [0.0] * P
-        for place, passage, prompt, score in zip(places, ids[Q:], prompts[Q:], scores, strict=True):
-            passages[place], starts[Q + place], teacher[place] = passage, prompt, score
+        longest = [limits.query] * Q + [limits.passage] * len(places)
+
+        def tokenise(numbers: Sequence[int]) -> list[PromptedText]:
+            ids, prompts = self._reader.embedding([texts[i] for i in numbers], [longest[i] for i in numbers])
+            return [PromptedText(*text) for text in zip(ids, prompts, strict=True)]
+
+        found, arrive = self._tokenised(f"{step}/embedding", len(texts), tokenise, PROMPTED)
+        # Passages stand in their places, with a hole where one is missing.
+        holes = np.full(Q + P, -1)
+        holes[:Q], holes[Q + np.array(places)] = np.arange(Q), Q + np.arange(len(places))
+        spread = lambda texts, hole: [texts[i] if i >= 0 else hole for i in holes.tolist()]
+        units = spread(found, PromptedText([], 0))
+        teacher = [0.0] * P
+        for place, score in zip(places, scores, strict=True):
+            teacher[place] = score
+        ids = [unit.ids for unit in units]
         return embedding_batch(
             ids[:Q],
-            passages,
-            starts,
+            ids[Q:],
+            [unit.prompt for unit in units],
             row_length=config.row_length or max(limits.query, limits.passage),
             row_multiple=config.row_multiple,
             min_rows=self._floor.get("embedding", 0),
@@ -220,38 +238,57 @@ class JointBatches:
             separate=self.needs.separate_sides,
             blocks=self.needs.sample_blocks,
             scores=teacher if self.needs.teacher_scores else None,
+            keys=[unit.key for unit in units[Q:]],
+            arrive=arrive and (lambda rows, height: spread([t.ids for t in arrive(rows[holes >= 0], height)], [])),
         )
 
     def _generative(self, step: int) -> Any:
-        examples = self._examples("generative", step)
-        if not examples:
+        chosen = self._parts["generative"].select(step)
+        if not chosen:
             return None
+
+        def tokenise(numbers: Sequence[int]) -> list[TokenText]:
+            return self._reader.generative([_example(chosen[i]) for i in numbers])
+
+        found, arrive = self._tokenised(f"{step}/generative", len(chosen), tokenise, GENERATIVE)
         return generative_batch(
-            self._reader.generative(examples),
+            found,
             row_length=self.config.generative_row_length or self.limits.generative,
             row_multiple=self.config.row_multiple,
             min_rows=self._floor.get("generative", 0),
             prefix=self.needs.prefix_generation,
+            arrive=arrive,
         )
 
     def _cached(self, step: int) -> Any:
-        examples = self._examples("cached", step)
-        if not examples:
+        chosen = self._parts["cached"].select(step)
+        if not chosen:
             return None
-        drawn = self._rng(step, 2).integers(len(self.config.layouts), size=len(examples))
-        modes = [self.config.layouts[i] for i in drawn]
+        drawn = self._rng(step, 2).integers(len(self.config.layouts), size=len(chosen))
+
+        def tokenise(numbers: Sequence[int]) -> list[TokenCached]:
+            modes = [self.config.layouts[drawn[i]] for i in numbers]
+            return self._reader.cached([_example(chosen[i]) for i in numbers], modes)  # type: ignore[arg-type]
+
+        found, arrive = self._tokenised(f"{step}/cached", len(chosen), tokenise, CACHED)
         return cached_batch(
-            self._reader.cached(examples, modes),  # type: ignore[arg-type]
+            found,
             pieces_row_length=self.limits.cached_pieces,
             row_length=self.limits.cached_text,
             row_multiple=self.config.row_multiple,
             min_rows=self._floor.get("cached", 0),
             blocks=self.needs.sample_blocks,
             prefix=self.needs.prefix_generation,
+            arrive=arrive,
         )
 
-    def _examples(self, kind: str, step: int) -> Sequence[Any]:
-        return [source[i] for source, i in self._parts[kind].select(step)]
+    def _tokenised(
+        self, key: str, number: int, tokenise: Callable[[Sequence[int]], list[T]], coding: Coding[T]
+    ) -> tuple[list[T], Arrive[T] | None]:
+        """The texts of a part of a batch, or what is known of them and how they arrive."""
+        if self._share is None:
+            return tokenise(range(number)), None
+        return self._share.prepare(key, number, tokenise, coding)
 
     def _probe(self, steps: int) -> None:
         seen: collections.Counter[str] = collections.Counter()
@@ -260,6 +297,11 @@ class JointBatches:
             for name, value in _shape(batch).items():
                 seen[name] = max(seen[name], value)
         self._floor = dict(seen)
+
+
+def _example(chosen: tuple[Source, int]) -> Any:
+    source, index = chosen
+    return source[index]
 
 
 def _shape(batch: Batch) -> dict[str, int]:

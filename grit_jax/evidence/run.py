@@ -132,7 +132,7 @@ def _run(out: Path, name: str, config: RunConfig | None = None, seed: int | None
     if seed is not None:
         section = dataclasses.replace(config.train, seed=seed)
         config = dataclasses.replace(config, train=section, output=_folder(out, name, seed))
-    return train(config).output
+    return Path(train(config).output)
 
 
 def _scores(folder: Path) -> dict[str, float]:

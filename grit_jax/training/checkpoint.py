@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from grit_jax.training.state import TrainState
@@ -49,20 +50,21 @@ class Checkpoints:
     base: FrozenBase | None = None
     optimizer: str | None = None
 
-    def __init__(self, directory: Path, *, every: int, keep: int = 2, writes: bool = True):
+    def __init__(self, directory: str | Path, *, every: int, keep: int = 2, writes: bool = True):
         _quiet_orbax()
         policies = ocp.training.save_decision_policies
+        self.directory, self.every = epath.Path(directory), every
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
-                directory.absolute(),
+                self.directory if "://" in str(directory) else Path(directory).absolute(),
                 save_decision_policy=policies.FixedIntervalPolicy(every),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
                 cleanup_tmp_directories=writes,  # one that only reads may have a living run beside it
             )
         except OSError as error:
-            raise GritError(f"{directory}: cannot be written ({error.strerror}); choose another output") from None
-        self.directory, self.every = directory, every
+            reason = error.strerror or _short(error)
+            raise GritError(f"{directory}: cannot be written ({reason}); choose another output") from None
 
     def latest(self) -> int | None:
         """Number of steps behind the newest checkpoint, or None."""

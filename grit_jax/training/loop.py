@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 
 from grit_jax.hosts import Agreement, is_first, wait_for_all
 from grit_jax.metrics import MetricsFile
+from grit_jax.output import Output
 from grit_jax.preemption import Preempted
 from grit_jax.progress import progress
 from grit_jax.sharding import ShardingRules, put_rows
@@ -34,7 +34,7 @@ def run_loop(
     steps: int,
     mesh: Mesh,
     rules: ShardingRules,
-    output: Path,
+    output: Output,
     checkpoints: Checkpoints,
     resume: bool = True,
     evaluate: Evaluate | None = None,
@@ -69,7 +69,7 @@ def run_loop(
     if start is not None:
         state = checkpoints.restore(start, state, batches)
     start = start or 0
-    sinks = [MetricsFile(output / "metrics.jsonl", start), *trackers] if is_first() else []
+    sinks = [MetricsFile(output.local / "metrics.jsonl", start), *trackers] if is_first() else []
     bar = progress(steps, description, "steps", initial=start)
 
     # --- train ---
@@ -79,7 +79,7 @@ def run_loop(
     stop, to_stop = False, Agreement(told_to_stop, mesh)
     for step in range(start, steps):
         if profile and step == profile[0]:
-            jax.profiler.start_trace(str(output / "profile"))
+            jax.profiler.start_trace(str(output.local / "profile"))
         waited = time.perf_counter()
         host_batch = next(batches)
         waited = time.perf_counter() - waited
@@ -101,9 +101,10 @@ def run_loop(
             jax.profiler.stop_trace()
         last, stop = step + 1 == steps, to_stop()
         if last or stop or due or checkpoints.due(step + 1):
-            # The line goes to disk before the checkpoint that says it is behind us.
+            # The line is safe before the checkpoint that says it is behind us.
             record(*pending)
             pending = None
+            output.copy()
             checkpoints.save(step + 1, state, batches, force=last or stop)
         if stop:
             break
@@ -119,7 +120,7 @@ class _Recorder:
     """Reads a step's numbers from the device and writes its line; a step lasts from the line before to its own."""
 
     def __init__(
-        self, sinks: Sequence[Tracker], bar: Any, output: Path, batch_ids: Callable[[int], Any] | None,
+        self, sinks: Sequence[Tracker], bar: Any, output: Output, batch_ids: Callable[[int], Any] | None,
         peak: float | None,
     ):  # fmt: skip
         self._sinks, self._bar, self._output, self._batch_ids, self._peak = sinks, bar, output, batch_ids, peak
@@ -144,8 +145,8 @@ class _Recorder:
         if bad := next((name for name in metrics if not math.isfinite(values[name])), None):
             report = {"step": step, "metrics": str(values), "ids": self._batch_ids(step) if self._batch_ids else None}
             if is_first():
-                (self._output / "bad_batch.json").write_text(json.dumps(report, indent=1))
+                (self._output.local / "bad_batch.json").write_text(json.dumps(report, indent=1))
             raise GritError(
                 f"step {step}: {bad} is {values[bad]}; the examples of its batch are listed in "
-                f"{self._output / 'bad_batch.json'}; a lower optimizer.lr or a longer warmup usually helps"
+                f"{self._output.under('bad_batch.json')}; a lower optimizer.lr or a longer warmup usually helps"
             )

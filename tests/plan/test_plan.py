@@ -297,7 +297,7 @@ def test_a_chip_is_one_device(name, chips):
 @pytest.mark.tpu
 @needs_compiler
 def test_a_mesh_that_does_not_fit_the_slice(config):
-    with pytest.raises(GritError, match="1 x 3 x 1 needs 3 devices, 4 are here"):
+    with pytest.raises(GritError, match="1 x 3 x 1 x 1 needs 3 devices, 4 are here"):
         plan(read_run_config(config, {"mesh.fsdp": "3"}), "v5e:2x2")
     with pytest.raises(GritError, match="train.embedding_chunk is 6, but rows are split over 4 devices"):
         plan(read_run_config(config, {"train.embedding_chunk": "6"}), "v5e:2x2")

@@ -1,0 +1,182 @@
+"""Where a run's output goes: a folder here, or an address in an object store (`gs://BUCKET/FOLDER`).
+
+Objects are neither appended to nor renamed. So checkpoints go straight to the store, which Orbax knows how to do, and
+everything else is a file in a folder of this machine that is copied there whole: before each checkpoint that counts on
+it, now and then in between, and at the end. The store is the truth: a run that goes on begins from what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from grit_jax.hosts import is_first
+from grit_jax.types import GritError
+
+SCHEMES = {"gs": "gcs"}  # of addresses, and the extra of this package that has their client
+COPY_SECONDS = 60  # between copies of what has changed
+CHECKPOINTS, MODEL = "checkpoints", "model"
+LARGE = (CHECKPOINTS, MODEL, "profile", "tensorboard")  # what a run that goes on has no need of here
+
+
+class Output:
+    """A run's output folder.
+
+    Attributes:
+      address: what the user calls it.
+      local: the folder on this machine that all but checkpoints is written to: the output itself, where it is one.
+      remote: whether it is not.
+    """
+
+    def __init__(self, address: str | Path):
+        text = os.fspath(address)
+        scheme = match[1] if (match := re.match(r"([a-z][a-z0-9+.-]*):/", text)) else None
+        self.remote = scheme not in (None, "file")
+        if not self.remote:
+            self.address = text.removeprefix("file://") if scheme else text
+            self.local, self.checkpoints = Path(self.address), os.path.join(self.address, CHECKPOINTS)
+            return
+        if scheme not in SCHEMES or not re.fullmatch(r"[a-z0-9]+://[^/\s]+/\S+", text):
+            wanted = ", ".join(f"{known}://BUCKET/FOLDER" for known in SCHEMES)
+            raise GritError(f"output {text}: wants a folder, or {wanted}")
+        self.address = text.rstrip("/")
+        self.checkpoints = f"{self.address}/{CHECKPOINTS}"
+        self.local = _scratch(self.address)
+        self._copied: dict[str, tuple[int, int]] = {}
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._store, self._root = _open_store(self.address, SCHEMES[scheme])
+        self._copier: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Makes `local` what the store has, large things left out."""
+        if self.remote:
+            shutil.rmtree(self.local, ignore_errors=True)
+            self.local.mkdir(parents=True)
+            self.fetch()
+
+    def copy_now_and_then(self) -> None:
+        """From now until `close`, process 0 copies what is written to `local`."""
+        if self.remote and is_first():
+            self._copier = threading.Thread(target=self._copy_until_closed, daemon=True)
+            self._copier.start()
+
+    def fetch(self) -> None:
+        """Brings what the store has and this machine lacks."""
+        if not self.remote:
+            return
+        with self._telling("read"):
+            for path in self._store.find(self._root):
+                name = path[len(self._root) :].lstrip("/")
+                target = self.local / name
+                if name and name.split("/")[0] not in LARGE and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._store.get_file(path, str(target))
+
+    def copy(self) -> None:
+        """Copies what has changed, the model left out; in process 0 alone, which wrote it.
+
+        Raises:
+          GritError: the store does not take it.
+        """
+        if not self.remote or not is_first():
+            return
+        with self._lock, self._telling("written"):
+            for name, file in _files(self.local):
+                stat = file.stat()
+                mark = (stat.st_mtime_ns, stat.st_size)
+                if name.split("/")[0] != MODEL and self._copied.get(name) != mark:
+                    self._store.put_file(str(file), f"{self._root}/{name}")
+                    self._copied[name] = mark
+
+    def copy_model(self, last: str) -> None:
+        """Copies the model's directory; its file `last`, without which it is none, after all others."""
+        if not self.remote:
+            return
+        with self._telling("written"):
+            for name, file in sorted(_files(self.local / MODEL), key=lambda entry: entry[0] == last):
+                self._store.put_file(str(file), f"{self._root}/{MODEL}/{name}")
+
+    def has_model(self, mark: str) -> bool:
+        """Whether the model's directory is whole: has its file `mark`."""
+        if not self.remote:
+            return (self.local / MODEL / mark).exists()
+        with self._telling("read"):
+            return bool(self._store.exists(f"{self._root}/{MODEL}/{mark}"))
+
+    def unmark_model(self, mark: str) -> None:
+        """Takes `mark` out of the model's directory."""
+        (self.local / MODEL / mark).unlink(missing_ok=True)
+        if self.remote and is_first() and self.has_model(mark):
+            with self._telling("written"):
+                self._store.rm_file(f"{self._root}/{MODEL}/{mark}")
+
+    def close(self) -> None:
+        """Copies the last changes."""
+        if self.remote and self._copier:
+            self._ended.set()
+            self._copier.join()
+            self.copy()
+
+    def under(self, name: str) -> str | Path:
+        """What the user calls something in it."""
+        return f"{self.address}/{name}".rstrip("/") if self.remote else self.local / name
+
+    def __str__(self) -> str:
+        return self.address
+
+    def _copy_until_closed(self) -> None:
+        while not self._ended.wait(COPY_SECONDS):
+            try:
+                self.copy()
+            except GritError as error:  # the copy before the next checkpoint must succeed
+                warnings.warn(str(error), stacklevel=1)
+
+    @contextlib.contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Failures of the store as a line. Its client has many kinds of them, of libraries of its own."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+            raise GritError(
+                f"{self.address}: cannot be {what} ({reason}); look at the bucket's name and at the rights of this "
+                "machine's account (gcloud auth application-default login)"
+            ) from None
+
+
+def _scratch(address: str) -> Path:
+    """A folder of this machine for one output and process."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = re.sub(r"[^-\w.]+", "_", address)[-60:] + "-" + hashlib.sha256(address.encode()).hexdigest()[:8]
+    return cache / "grit_jax" / "outputs" / name / str(_number())
+
+
+def _number() -> int:
+    import jax
+
+    return jax.process_index()
+
+
+def _open_store(address: str, extra: str) -> tuple[Any, str]:
+    """The file system of an address by fsspec, and the folder in it."""
+    import fsspec
+
+    try:
+        # Nothing is remembered of listings: Orbax and other hosts write there, too.
+        return fsspec.core.url_to_fs(address, use_listings_cache=False)
+    except ImportError:
+        raise GritError(f"{address} needs the extra '{extra}': pip install 'grit_jax[{extra}]'") from None
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """The files under a folder with their names in it, those being written left out."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".tmp"]
+    return [(path.relative_to(folder).as_posix(), path) for path in found]

@@ -1,0 +1,139 @@
+"""A run's output in an object store: what is copied, what is fetched, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from grit_jax import output as module
+from grit_jax.output import Output
+from grit_jax.types import GritError
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """An object store in memory: objects are written whole, there are no folders."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    monkeypatch.setattr(module, "_open_store", lambda address, extra: (memory, address.removeprefix("gs:/")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield memory
+    memory.store.clear()
+
+
+def names(memory) -> set[str]:
+    return {path.removeprefix("/bucket/run/") for path in memory.find("/bucket/run")}
+
+
+def test_a_folder_is_the_output_itself(tmp_path):
+    for address in (tmp_path / "run", f"file://{tmp_path}/run"):
+        output = Output(address)
+        assert output.local == tmp_path / "run" and not output.remote
+        assert output.checkpoints == str(tmp_path / "run" / "checkpoints")
+        assert output.under("model") == tmp_path / "run" / "model" and not output.has_model("grit.json")
+        output.begin(), output.copy_now_and_then(), output.copy(), output.fetch(), output.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_machine_leaves_the_next_one_has(store, tmp_path, monkeypatch):
+    first = Output("gs://bucket/run/")
+    first.begin()
+    assert first.checkpoints == "gs://bucket/run/checkpoints" and str(first.under("model")) == "gs://bucket/run/model"
+    metrics = first.local / "metrics.jsonl"
+    metrics.write_text('{"step": 0}\n')
+    (first.local / "tokenizer").mkdir()
+    (first.local / "tokenizer" / "tokenizer.json").write_text("{}")
+    (first.local / "model").mkdir()
+    for name in ("grit.json", "model.safetensors"):
+        (first.local / "model" / name).write_text(name)
+    (first.local / "metrics.tmp").write_text("half")
+    first.copy()
+    assert names(store) == {"metrics.jsonl", "tokenizer/tokenizer.json"}
+    with metrics.open("a") as file:
+        file.write('{"step": 1}\n{"st')
+    written = []
+    monkeypatch.setattr(type(store), "put_file", lambda self, here, there: written.append(there))
+    first.copy()
+    assert written == ["/bucket/run/metrics.jsonl"], "what has not changed stays"
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_open_store", lambda address, extra: (store, address.removeprefix("gs:/")))
+    first._copied.clear()
+    first.copy()
+    store.pipe("/bucket/run/checkpoints/2/state", b"large")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    second = Output("gs://bucket/run")
+    assert second.local != first.local
+    second.begin()
+    found = {str(path.relative_to(second.local)) for path in second.local.rglob("*") if path.is_file()}
+    assert found == {"metrics.jsonl", "tokenizer/tokenizer.json"}, "large things stay where they are"
+    assert (second.local / "metrics.jsonl").read_bytes() == metrics.read_bytes()
+
+
+def test_a_model_counts_once_it_is_whole(store, monkeypatch):
+    output, order = Output("gs://bucket/run"), []
+    output.begin()
+    (output.local / "model").mkdir()
+    for name in ("config.json", "grit.json", "model.safetensors"):
+        (output.local / "model" / name).write_text(json.dumps(name))
+    put = type(store).put_file
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "put_file", lambda self, a, b, **k: (order.append(Path(b).name), put(self, a, b, **k)))
+        output.copy_model("grit.json")
+    assert sorted(order) == ["config.json", "grit.json", "model.safetensors"] and order[-1] == "grit.json"
+    assert output.has_model("grit.json")
+    output.unmark_model("grit.json")
+    assert not output.has_model("grit.json") and "model/model.safetensors" in names(store)
+
+
+def test_it_is_copied_now_and_then_and_at_the_end(store, monkeypatch):
+    monkeypatch.setattr(module, "COPY_SECONDS", 0.01)
+    output = Output("gs://bucket/run")
+    output.begin()
+    output.copy_now_and_then()
+    (output.local / "metrics.jsonl").write_text("1\n")
+    output._copier.join(0.5)
+    assert names(store) == {"metrics.jsonl"}
+    monkeypatch.setattr(module, "COPY_SECONDS", 1000)
+    (output.local / "bad_batch.json").write_text("{}")
+    output.close()
+    assert names(store) == {"metrics.jsonl", "bad_batch.json"} and not output._copier.is_alive()
+
+
+def test_only_process_0_copies(store, monkeypatch):
+    monkeypatch.setattr(module, "is_first", lambda: False)
+    output = Output("gs://bucket/run")
+    output.begin()
+    output.copy_now_and_then()
+    (output.local / "metrics.jsonl").write_text("1\n")
+    output.copy(), output.close()
+    assert names(store) == set()
+
+
+def test_a_store_that_does_not_take_it(store, monkeypatch):
+    output = Output("gs://bucket/run")
+    output.begin()
+    (output.local / "metrics.jsonl").write_text("1\n")
+
+    def refuse(self, here, there):
+        raise RuntimeError("403, caller does not have storage.objects.create\nmore")
+
+    monkeypatch.setattr(type(store), "put_file", refuse)
+    with pytest.raises(GritError, match=r"^gs://bucket/run: cannot be written \(403, caller .*create\); look at the bucket"):
+        output.copy()
+
+
+@pytest.mark.parametrize("address", ["gs://bucket", "gs:/bucket/run", "ftp://host/run", "gs:///run", "s3://bucket/run"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(GritError, match=f"output {address}: wants a folder, or gs://BUCKET/FOLDER"):
+        Output(address)
+
+
+def test_the_client_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(GritError, match=r"gs://bucket/run needs the extra 'gcs': pip install 'grit_jax\[gcs\]'"):
+        Output("gs://bucket/run")
