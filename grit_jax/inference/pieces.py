@@ -82,6 +82,11 @@ def token_axis(name: str) -> int:
 Piece: TypeAlias = "DocumentKV | PackedDocument | ComingDocument"
 
 
+def is_packed(piece: Piece) -> bool:
+    """Whether a codec packed it."""
+    return not isinstance(piece, DocumentKV) and piece.codec is not None
+
+
 @dataclasses.dataclass
 class Loaded:
     """Pieces of `B` rows side by side, as they were stored, and where each token is to stand.

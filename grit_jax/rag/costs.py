@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grit_jax.inference.model import GritLM
+from grit_jax.inference.pieces import is_packed
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.index import Index
 from grit_jax.rag.page_cache import drop_page_cache
@@ -84,7 +85,8 @@ def _read(model: GritLM, tokens: int, pieces: Sequence[Any] = ()) -> float:
     prompt, first_token = [model.tokenizer.pad_id] * tokens, Sampling(max_new_tokens=1, ignore_eos=True)
 
     def once() -> float:
-        timings = model.generate_ids([prompt], pieces=[pieces], sampling=first_token).timings
+        int8 = any(is_packed(piece) for piece in pieces)
+        timings = model.generate_ids([prompt], pieces=[pieces], sampling=first_token, int8_records=int8).timings
         return timings.load + timings.prefill
 
     once()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from grit_jax.data.layouts import CACHED_MODES, Mode, compose
 from grit_jax.inference.decode import Timings
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import Piece, Positions
+from grit_jax.inference.pieces import Piece, Positions, is_packed
 from grit_jax.inference.sampling import Sampling
-from grit_jax.types import DocumentKV, GritError
+from grit_jax.types import GritError
 
 DOCUMENT_CACHES: tuple[Mode, ...] = ("doc", "query-doc", "doc-query")  # layouts that read documents from records
 SHORT = Sampling(max_new_tokens=16)  # the original's answers
@@ -103,7 +103,7 @@ class Reader:
                 )
         int8 = self.int8_records
         if int8 is None:
-            int8 = any(not isinstance(piece, DocumentKV) and piece.codec is not None for row in pieces for piece in row)
+            int8 = any(is_packed(piece) for row in pieces for piece in row)
         found = self.model.generate_ids(
             prompts, pieces=pieces, sampling=sampling, int8_records=int8, positions=self.positions
         )
