@@ -48,27 +48,29 @@ DISTRACTORS = 2.0
 def score(folder: Path, held_out: Path) -> list[dict[str, Any]]:
     """A twin's scores, one row a case (see `evaluation.rag_table`) with `hits`: a digit a question, 1 where it matched.
 
-    What is in the folder already is not scored again.
+    Sweeps that are in the folder already are not done again.
 
     Raises:
       GritError: a file that is damaged.
     """
     path = folder / SCORED
-    if not path.exists():
+    done = read_json(path) if path.exists() else {"sweeps": 0, "rows": []}
+    try:
+        sweeps, rows = int(done["sweeps"]), list(done["rows"])
+    except (KeyError, TypeError, ValueError):
+        raise GritError(f"{path}: damaged; remove it to score that model again") from None
+    if sweeps < len(SWEEPS):
         say(f"scoring {folder}")
-        model, rows = GritLM.from_pretrained(folder / "model"), []
-        for modes, ks, kvs, placements in SWEEPS:
+        model = GritLM.from_pretrained(folder / "model")
+        for number, (modes, ks, kvs, placements) in enumerate(SWEEPS[sweeps:], sweeps + 1):
             found = evaluate_table(
                 model, held_out / "rag.jsonl", modes, ks, kvs, placements, corpus=held_out / "documents.jsonl",
                 max_new_tokens=ANSWER_TOKENS,
             )  # fmt: skip
             hits = ("".join(str(int(one)) for one in scores[:, 0]) for scores in found.scores.values())
             rows += [{**row, "hits": digits} for row, digits in zip(found.rows(), hits, strict=True)]
-        write_json(path, {"rows": rows})
-    try:
-        return list(read_json(path)["rows"])
-    except KeyError:
-        raise GritError(f"{path}: damaged; remove it to score that model again") from None
+            write_json(path, {"sweeps": number, "rows": rows})
+    return rows
 
 
 def commands(folder: Path, held_out: Path) -> list[str]:

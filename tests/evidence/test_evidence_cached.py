@@ -11,8 +11,9 @@ import pytest
 from evidence_rows import QUESTIONS, rows
 
 from grit_jax.data.pipeline import JointBatches
-from grit_jax.evaluation.rag_table import Case
+from grit_jax.evaluation.rag_table import Case, RagTable, cases
 from grit_jax.evidence import cached, configs
+from grit_jax.types import GritError
 
 
 def run(matched):
@@ -96,6 +97,30 @@ def test_the_tables():
     assert "8 of 12 targets hold" in said and "missed: query-doc beside plain RAG; " in said and "One seed" in said
     good = cached.compare({name: [run(lambda case: 100)] for name in configs.CACHED_TWINS})
     assert "All 12 targets hold" in cached.verdict(good)
+
+
+def test_scoring_goes_on_after_the_last_whole_sweep(tmp_path, monkeypatch):
+    """What a model says does not matter here: a table of two questions, and then an interruption."""
+    asked = []
+
+    def table(model, questions, modes, ks, kvs, placements, **how):
+        asked.append(kvs)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        wanted = cases(modes, ks, kvs, placements)
+        return RagTable({case: np.array([[1, 0, 0, 0.1], [0, 0, 0, 0.1]]) for case in wanted}, 9, 0)
+
+    monkeypatch.setattr(cached, "evaluate_table", table)
+    monkeypatch.setattr(cached.GritLM, "from_pretrained", lambda folder: None)
+    with pytest.raises(KeyboardInterrupt):
+        cached.score(tmp_path, tmp_path)
+    found = cached.score(tmp_path, tmp_path)
+    assert asked == [("native",), cached.KVS, cached.KVS] and len(found) == 27 + 9
+    assert all((row["hits"], row["match"]) == ("10", 0.5) for row in found)
+    assert cached.score(tmp_path, tmp_path) == found and len(asked) == 3
+    (tmp_path / "rag.json").write_text('{"rows": []}')
+    with pytest.raises(GritError, match=r"rag\.json: damaged; remove it"):
+        cached.score(tmp_path, tmp_path)
 
 
 # ---- configurations -------------------------------------------------------------------------------------------------
