@@ -161,6 +161,11 @@ def row_ways(mesh: Mesh, rules: ShardingRules) -> int:
     return math.prod(mesh.shape[axis] for axis in _names(rules.rows))
 
 
+def row_axes() -> tuple[str, ...]:
+    """The mesh axes that rows are split over, for `shard_map`."""
+    return _names(ShardingRules().rows)
+
+
 def token_ways(mesh: Mesh, rules: ShardingRules) -> int:
     """In how many parts the tokens of a row are split."""
     return math.prod(mesh.shape[axis] for axis in _names(rules.tokens))

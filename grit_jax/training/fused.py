@@ -47,8 +47,7 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
     how = dataclasses.replace(config.loss, generative="token")
     summed = dataclasses.replace(config, embedding_chunk=None, loss=how)
     rows, texts = one.pool.shape[0], text.targets.shape[0]
-    pull = pull.reshape(rows, one.segments_per_row, -1)
-    embedding = in_chunks((one.rows, one.pool, pull), min(config.embedding_chunk or rows, rows))
+    embedding = (*in_chunks((one.rows, one.pool), min(config.embedding_chunk or rows, rows)), pull)
     generative = in_chunks(text, min(config.generative_chunk or texts, texts))
     factor = config.loss.generative_factor
     pairs = min(len(embedding[1]), len(generative.targets))
@@ -56,7 +55,7 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
     def of_embedding(params: Params, part: Any) -> tuple[Any, Any]:
         rows, mask, pull = part
         vectors = embed_rows(params, rows, mask, one.segments_per_row, summed)
-        return (vectors * pull.reshape(vectors.shape)).sum(), jnp.zeros(())
+        return (vectors[0] * pull).sum(), jnp.zeros(())
 
     def of_generative(params: Params, part: Any) -> tuple[Any, Any]:
         loss = generative_pass(params, part, summed).loss

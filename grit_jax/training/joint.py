@@ -22,6 +22,7 @@ from grit_jax.training.contrastive import contrastive_loss, distillation_loss
 from grit_jax.training.language import language_loss, token_losses
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.side_by_side import apart, joined_rows, repeats, together
+from grit_jax.training.slots import take_slots
 from grit_jax.types import (
     AttentionMode,
     Batch,
@@ -92,8 +93,8 @@ def check_chunks(config: StepConfig, mesh: Mesh, rules: ShardingRules) -> None:
 
 def embed_rows(
     params: Params, rows: Rows, mask: jax.Array, segments_per_row: int, config: StepConfig
-) -> Float[Array, "RG d"]:
-    """One normalised vector for each segment of packed rows, flattened to `row * G + segment - 1`.
+) -> Float[Array, "n c G d"]:
+    """One normalised vector for each segment of packed rows, in `n` chunks of `c` rows (empty rows at the end).
 
     With `embedding_chunk`, rows are encoded in chunks under `jax.checkpoint`: only the vectors of a chunk are
     kept and its activations are recomputed in the backward pass (GradCache, arXiv 2101.06983, as one map).
@@ -109,23 +110,21 @@ def embed_rows(
     count = mask.shape[0]
     chunk = config.embedding_chunk or count
     if chunk >= count:
-        vectors = encode((rows, mask))
-    else:
-        vectors = jax.lax.map(jax.checkpoint(encode), in_chunks((rows, mask), chunk))
-    return vectors.reshape(-1, vectors.shape[-1])[: count * segments_per_row]
+        return encode((rows, mask))[None]
+    return jax.lax.map(jax.checkpoint(encode), in_chunks((rows, mask), chunk))
 
 
 def embed_queries(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "Q d"]:
     """The queries' representations from rows of their own."""
     rows, mask = jax.tree.map(lambda x: x[: batch.query_rows], (batch.rows, batch.pool))
-    return embed_rows(params, rows, mask, batch.segments_per_row, config)[batch.queries]
+    return take_slots(embed_rows(params, rows, mask, batch.segments_per_row, config), batch.queries)
 
 
 def embed_passages(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "P d"]:
     """The passages' representations from rows of their own."""
     rows, mask = jax.tree.map(lambda x: x[batch.query_rows :], (batch.rows, batch.pool))
     vectors = embed_rows(params, rows, mask, batch.segments_per_row, config)
-    return vectors[batch.passages - batch.query_rows * batch.segments_per_row]
+    return take_slots(vectors, batch.passages - batch.query_rows * batch.segments_per_row)
 
 
 def embed_sides(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Sides:
@@ -141,9 +140,9 @@ def embed_sides(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Si
     return pick_sides(embed_rows(params, batch.rows, batch.pool, batch.segments_per_row, config), batch, config)
 
 
-def pick_sides(vectors: Float[Array, "RG d"], batch: EmbeddingBatch, config: StepConfig) -> Sides:
+def pick_sides(vectors: Float[Array, "n c G d"], batch: EmbeddingBatch, config: StepConfig) -> Sides:
     """Queries and passages among the representations of all segments, the fixed side as a constant."""
-    sides = Sides(vectors[batch.queries], vectors[batch.passages])
+    sides = Sides(take_slots(vectors, batch.queries), take_slots(vectors, batch.passages))
     fixed = FIXED[config.gradient]
     return dataclasses.replace(sides, **{side: jax.lax.stop_gradient(getattr(sides, side)) for side in fixed})
 
@@ -263,7 +262,7 @@ def joint_loss(params: Params, batch: Batch, config: StepConfig) -> tuple[Float[
         vectors, passes["loss_gen"] = fused_pass(
             params, one.rows, one.pool, one.segments_per_row, batch.generative, config
         )
-        sides = pick_sides(vectors.reshape(-1, vectors.shape[-1]), one, config)
+        sides = pick_sides(vectors[None], one, config)
     elif batch.generative is not None:
         passes["loss_gen"] = generative_pass(params, batch.generative, config)
     if batch.cached is not None:
