@@ -20,6 +20,7 @@ from grit_jax.parser import build_parser
 from grit_jax.preemption import PREEMPTED, Preempted
 from grit_jax.types import GritError
 
+TAKES_KEYS = ("train", "plan")
 RESUMABLE = ("quickstart", "train", "index", "evidence")
 STDOUT = "standard output"
 # What the machine may refuse, and what to do about it. Other errors of the system are bugs of ours.
@@ -36,14 +37,24 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `grit` command."""
     argv = sys.argv[1:] if argv is None else argv
     args, rest = build_parser(VERBS).parse_known_args(argv)
-    takes_keys = args.verb in ("train", "plan")
-    if rest and not takes_keys:
+    if rest and args.verb not in TAKES_KEYS:
         args.parser.refuse(rest[0])
     _use_huge_pages(argv)
+    if args.verb == "train":
+        from grit_jax.hosts import asks_for_hosts
+        from grit_jax.supervision import watched
+
+        if asks_for_hosts():
+            return watched(lambda: _run(args, rest))
+    _run(args, rest)
+
+
+def _run(args: argparse.Namespace, rest: list[str]) -> None:
+    """Runs the verb; what went wrong by the person's or the machine's doing becomes a line and an exit status."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            args.run(args, rest) if takes_keys else args.run(args)
+            args.run(args, rest) if args.verb in TAKES_KEYS else args.run(args)
     except GritError as error:
         _fail(args, str(error))
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,8 +23,16 @@ from orbax.checkpoint import multihost
 from grit_jax.types import GritError
 
 DEVICES = Path("/dev")  # where a TPU VM shows its chips
+HEARTBEAT_SECONDS = 40  # without one, a process is lost, and JAX aborts the others
 WAIT_SECONDS = 1800  # for the slowest host: it may have to fetch a model first
 VARIABLES = ("GRIT_COORDINATOR", "GRIT_NUM_PROCESSES", "GRIT_PROCESS_ID")
+
+
+def asks_for_hosts(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment tells of other processes, or may do so."""
+    names = {name for name in (*VARIABLES, "JAX_COORDINATOR_ADDRESS") if name in environment}
+    alone = names == {"GRIT_NUM_PROCESSES"} and environment["GRIT_NUM_PROCESSES"] == "1"
+    return bool(names) and not alone or _in_a_cluster(environment)
 
 
 def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
@@ -38,7 +47,7 @@ def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
     # SIGTERM is heard by `preemption`, and the hosts agree on it by `Agreement`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**(how or {}))
+        jax.distributed.initialize(**(how or {}), heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError, OSError) as error:
         raise GritError(
             f"the hosts of this run cannot be joined ({str(error).splitlines()[0]}); "
@@ -85,6 +94,12 @@ def is_first() -> bool:
 def wait_for_all(where: str) -> None:
     """Returns once every process has come here; `where` is a name for the place. Devices are not involved."""
     multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * WAIT_SECONDS)
+
+
+def await_verdict() -> None:
+    """After a failure of JAX: another process may be the cause, and then this one is aborted within a heartbeat."""
+    if jax.process_count() > 1:
+        time.sleep(HEARTBEAT_SECONDS + 10)
 
 
 class Exchange:

@@ -23,7 +23,7 @@ from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
-from grit_jax.hosts import Exchange, is_first, wait_for_all
+from grit_jax.hosts import Exchange, await_verdict, is_first, wait_for_all
 from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
@@ -109,6 +109,9 @@ def train(
     with on_sigterm() as notice:
         try:
             return _go_on(config, output, checkpoints, resume, profile, notice)
+        except jax.errors.JaxRuntimeError:
+            await_verdict()
+            raise
         except OSError as error:  # a full disk does not say where it is full
             error.filename = error.filename or str(output.local)
             raise

@@ -6,12 +6,9 @@ import dataclasses
 import re
 import shlex
 
-from accelerators import Accelerator
 from machine import REPOSITORY, WORKER, Machine
-from shell import LaunchError, Shell, Unreachable
+from shell import LaunchError, Unreachable
 
-# Whether `grit train` joins several hosts and writes its output to a bucket itself. As long as not, one host is rented.
-SEVERAL_HOSTS = False
 INTERRUPTED = 143  # SIGTERM: the machine goes down; the run goes on from its checkpoint
 UNSAVED = 75  # of worker.py: the run ended, but its output could not be copied to the bucket
 REPORT = re.compile(r"^grit-worker (\S+) (absent|idle|running|lost|stopped|exited (\d+))(?: \| (.*))?$", re.MULTILINE)
@@ -54,23 +51,6 @@ class Job:
         """As worker.py takes it."""
         direct = ["--direct"] if self.direct else []
         return [self.config, self.output, *direct, *(["--", *self.overrides] if self.overrides else [])]
-
-
-def check_hosts(accelerator: Accelerator, hosts: int, shell: Shell) -> None:
-    """Refuses to rent many hosts for code that would use one; a dry run only notes it.
-
-    Raises:
-      LaunchError: the slice has several hosts, and `grit train` writes to no bucket that they share.
-    """
-    if hosts == 1 or SEVERAL_HOSTS:
-        return
-    refusal = (
-        f"{accelerator.name} has {hosts} hosts, and `grit train` in this checkout runs on one; "
-        "on one host run v5litepod-8, v6e-8, v5p-8 or v4-8"
-    )
-    if not shell.dry_run:
-        raise LaunchError(refusal)
-    shell.note(f"refused when run: {refusal}")
 
 
 @dataclasses.dataclass(frozen=True)

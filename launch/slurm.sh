@@ -36,14 +36,8 @@ $dry_run || [ -x "$grit" ] || fail "$grit is not there; make it (python3 -m venv
 
 nodes=${SLURM_JOB_NUM_NODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:-8}
-if grep -rqF --include='*.py' 'distributed.initialize(' "$code/grit_jax"; then
-  # One process a GPU, each seeing all GPUs of its node: so jax.distributed reads Slurm's variables.
-  layout=(--nodes="$nodes" --ntasks="$((nodes * gpus))" --ntasks-per-node="$gpus")
-elif [ "$nodes" -gt 1 ]; then
-  fail "$nodes nodes, and grit train in this checkout runs on one (it does not call jax.distributed.initialize yet)"
-else
-  layout=(--nodes=1 --ntasks=1)
-fi
+# One process a GPU, each seeing all GPUs of its node: so jax.distributed reads Slurm's variables.
+layout=(--nodes="$nodes" --ntasks="$((nodes * gpus))" --ntasks-per-node="$gpus")
 step=(srun "${layout[@]}" --gpu-bind=none --cpu-bind=none --kill-on-bad-exit=1 --unbuffered "$grit" train "$@")
 
 if $dry_run; then

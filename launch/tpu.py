@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from accelerators import accelerator, check_zone
 from gke import submit
-from job import Job, Workers, check_hosts
+from job import Job, Workers
 from machine import ABSENT, ACTIVE, Machine, State
 from shell import LaunchError, Shell, say
 from watch import Policy, Watch, wait_until_active
@@ -151,10 +151,7 @@ def setting(args: argparse.Namespace, key: str) -> str:
 def make_job(args: argparse.Namespace, machine: Machine) -> Job:
     """The run that the command line asks for."""
     chosen = machine.accelerator
-    job = Job(args.config, args.output, tuple(args.after), direct=bool(chosen and chosen.hosts > 1))
-    if chosen:
-        check_hosts(chosen, chosen.hosts, machine.shell)
-    return job
+    return Job(args.config, args.output, tuple(args.after), direct=bool(chosen and chosen.hosts > 1))
 
 
 def make_policy(args: argparse.Namespace) -> Policy:
@@ -273,7 +270,6 @@ def delete(args: argparse.Namespace, machine: Machine) -> int:
 
 def xpk(args: argparse.Namespace, machine: Machine) -> int:
     assert machine.accelerator is not None
-    check_hosts(machine.accelerator, machine.accelerator.hosts_on_gke, machine.shell)
     job = Job(args.config, args.output, tuple(args.after), direct=machine.accelerator.hosts_on_gke > 1)
     return submit(machine, job, args.cluster, args.docker_image, build=not args.no_build, retries=args.retries)
 

@@ -10,7 +10,7 @@ import dataclasses
 import time
 
 from accelerators import accelerator
-from job import INTERRUPTED, UNSAVED, Job, Report, Workers, check_hosts
+from job import INTERRUPTED, UNSAVED, Job, Report, Workers
 from machine import ABSENT, ACTIVE, GOING, Machine, State
 from shell import GAVE_UP, LaunchError, NoCapacity, Unreachable, say
 
@@ -130,7 +130,6 @@ class Watch:
         machine = self.machine
         if machine.accelerator is None and state.type:
             machine.accelerator = accelerator(state.type)
-            check_hosts(machine.accelerator, machine.accelerator.hosts, machine.shell)
             self.job = dataclasses.replace(self.job, direct=machine.accelerator.hosts > 1)
         elif machine.accelerator and state.type and state.type != machine.accelerator.name:
             raise LaunchError(

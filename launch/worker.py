@@ -91,7 +91,7 @@ def install(extra: str, dry_run: bool = False) -> int:
         print("worker.py install: a run is under way here; stop it first (tpu.py stop)", file=sys.stderr)
         return MISTAKE
     uv = HOME / "uv" / "bin" / "uv"
-    what = str(CODE) if extra == "cpu" else f"{CODE}[{extra}]"
+    what = f"{CODE}[gcs]" if extra == "cpu" else f"{CODE}[{extra},gcs]"
     commands = [
         ["python3", "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(HOME / "uv"), UV],
         [str(uv), "venv", "--quiet", "--clear", "--python", PYTHON, str(VENV)],
@@ -154,6 +154,11 @@ def train(request: Request, dry_run: bool = False) -> int:
         return 0
     code = run_mirrored(command, mirror, tell)
     tell(f"grit train ended with status {code}")
+    if output.startswith("gs://") and (RUN / "log").exists():  # the run writes there itself, all but this
+        try:
+            run(["gcloud", "storage", "cp", str(RUN / "log"), f"{output.rstrip('/')}/logs/{detached.host()}.log"])
+        except MirrorError as error:
+            tell(f"the log was not copied: {error}")
     return save_last(mirror, code, tell) if mirror else code
 
 

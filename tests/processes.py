@@ -52,8 +52,9 @@ def small_run(root: Path, sentences: list[str]) -> Path:
 
 def start(
     folder: Path, name: str, processes: int, *more: str, output: str = "", environment: Mapping[str, str] = {},
+    own: Mapping[int, list[str]] = {},
 ) -> list[subprocess.Popen]:  # fmt: skip
-    """`grit train` in so many processes, which share the eight devices; `output` is `folder/name` unless given."""
+    """`grit train` in so many processes, which share the eight devices; `output` is `folder/name` unless given; `own` words to some."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -72,7 +73,8 @@ def start(
                 "GRIT_PROCESS_ID": str(number),
             }  # fmt: skip
         log = (folder / f"{name}.{processes}.{number}.log").open("w")
-        started.append(subprocess.Popen([*command, *more], stdout=log, stderr=log, env=mine))
+        words = [*command, *more, *own.get(number, [])]
+        started.append(subprocess.Popen(words, stdout=log, stderr=log, env=mine))
     return started
 
 

@@ -50,8 +50,10 @@ def bucket(tmp_path_factory) -> Iterator[dict[str, str]]:
                 assert store.poll() is None
                 time.sleep(0.1)
         # No account is looked for, nor a kind of bucket that the emulator does not know.
-        quiet = {"NO_GCE_CHECK": "true", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
-        yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, **quiet}
+        yield {
+            "STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "NO_GCE_CHECK": "true",
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }  # fmt: skip
     finally:
         store.kill()
 
@@ -109,9 +111,10 @@ def test_killed_on_one_set_of_machines_and_finished_on_another(folder, bucket, t
 
     # A finished run is not done again, on a third machine as little as on the second.
     before = objects(bucket)
-    finish(folder, "done", 1, said=f"finished before: {STEPS} steps; model in {RUN}/model", output=RUN, environment=machine("3"))
+    said = f"finished before: {STEPS} steps; model in {RUN}/model"
+    finish(folder, "done", 1, said=said, output=RUN, environment=machine("third"))
     assert objects(bucket) == before
     command = [sys.executable, "-m", "grit_jax", "export", RUN, str(tmp_path / "exported")]
-    subprocess.run(command, check=True, env={**os.environ, **machine("4"), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"})
+    subprocess.run(command, check=True, env={**os.environ, **machine("fourth"), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"})
     for name, weight in GritLM.from_pretrained(tmp_path / "exported").params.items():
         np.testing.assert_allclose(two.params[name], weight, atol=1e-6, err_msg=name)

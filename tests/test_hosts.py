@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from grit_jax import hosts
-from grit_jax.hosts import Agreement, join_hosts
+from grit_jax.hosts import Agreement, asks_for_hosts, join_hosts
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.types import GritError
 
@@ -18,7 +18,11 @@ THREE = {"GRIT_COORDINATOR": "node1:8476", "GRIT_NUM_PROCESSES": "4", "GRIT_PROC
 def joined(monkeypatch):
     """What jax.distributed was asked for."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: calls.append(how))
+    def initialize(heartbeat_timeout_seconds, **how):
+        assert heartbeat_timeout_seconds < 60
+        calls.append(how)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr(jax.config, "update", lambda *setting: None)
     return calls
 
@@ -36,6 +40,7 @@ def joined(monkeypatch):
 def test_who_joins(joined, environment, how):
     join_hosts(environment)
     assert joined == how
+    assert asks_for_hosts(environment) is bool(how), "whether the run is watched"
 
 
 @pytest.mark.parametrize("libtpu, asked", [(True, [{}]), (False, [])])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "grit_jax"
-BOTTOM = {"config", "flags", "hosts", "output", "sharding", "types", "metrics", "preemption", "progress", "trackers"}
+BOTTOM = {"config", "flags", "hosts", "output", "sharding", "supervision", "types", "metrics", "preemption", "progress", "trackers"}
 # Room -> the rooms it may import beside itself and the bottom ones.
 ALLOWED = {
     "data": set(),

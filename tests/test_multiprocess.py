@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -12,8 +14,11 @@ import pytest
 from processes import check, finish, small_run, start, tokenised, wait
 from training_run import STEPS, trace
 
+from grit_jax.data.pipeline import JointBatches
+from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.model import GritLM
 from grit_jax.preemption import PREEMPTED
+from grit_jax.run_config import read_run_config
 
 pytestmark = pytest.mark.multiprocess
 
@@ -66,3 +71,52 @@ def test_sigterm_on_one_host_saves_on_all(folder):
     assert wait(folder, processes) == [PREEMPTED] * 2, [p.read_text() for p in folder.glob("told.*.log")]
     (saved,) = (folder / "told" / "checkpoints").iterdir()
     assert [line["step"] for line in trace(folder / "told")] == list(range(int(saved.name)))
+
+
+def started(folder: Path, name: str, processes: list[subprocess.Popen]) -> None:
+    """Returns once the run has taken its first steps."""
+    deadline = time.monotonic() + 600
+    while len(trace(folder / name)) < 2 and time.monotonic() < deadline:
+        assert [process.poll() for process in processes] == [None] * len(processes), logs(folder, name)
+        time.sleep(0.05)
+
+
+def logs(folder: Path, name: str) -> list[str]:
+    return [path.read_text() for path in sorted(folder.glob(f"{name}.*.log"))]
+
+
+@pytest.mark.parametrize("lost", [1, 0], ids=["another", "the one that joins them"])
+def test_the_loss_of_a_process_ends_the_others_soon(folder, alone, lost):
+    """SIGKILL to one: the other says so and exits as an interrupted run does, and the same command goes on."""
+    name = f"lost{lost}"
+    processes = start(folder, name, 2)
+    started(folder, name, processes)
+    processes[lost].kill()
+    began = time.monotonic()
+    assert processes[1 - lost].wait(timeout=120) == PREEMPTED, logs(folder, name)
+    assert time.monotonic() - began < 60
+    assert "another process of this run was lost" in logs(folder, name)[1 - lost]
+    assert "steps done" not in str(logs(folder, name))
+    check(trace(finish(folder, name, 2)), alone)
+
+
+def test_a_process_that_fails_alone_does_not_keep_the_others(folder):
+    """The mistake of one machine: it says what is wrong and is gone, and the others do not wait for it."""
+    processes = start(folder, "failed", 2, own={1: ["--data.generative", "[nowhere.jsonl]"]})
+    began = time.monotonic()
+    assert processes[1].wait(timeout=120) == 2 and "nowhere.jsonl" in logs(folder, "failed")[1]
+    assert processes[0].wait(timeout=120) == PREEMPTED
+    assert "another process of this run was lost" in logs(folder, "failed")[0]
+    assert time.monotonic() - began < 120  # importing and joining included
+
+
+def test_a_loss_that_is_not_finite_stops_all_with_the_ids_of_its_batch(folder, alone):
+    statuses = wait(folder, start(folder, "wild", 2, "--optimizer.lr", "1e30"))
+    assert statuses == [2, 2], logs(folder, "wild")
+    report = json.loads((folder / "wild" / "bad_batch.json").read_text())
+    assert all("examples of its batch are listed in" in log for log in logs(folder, "wild"))
+    config = read_run_config(folder / "one" / "config.yaml")
+    tokenizer = Tokenizer.from_pretrained(folder / "one" / "tokenizer")
+    batches = JointBatches(config.data, tokenizer, seed=config.train.seed, num_steps=STEPS)
+    assert report["step"] >= 1 and report["ids"] == batches.ids(report["step"])
+    assert [line["step"] for line in trace(folder / "wild")] == list(range(report["step"] + 1))

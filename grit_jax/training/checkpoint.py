@@ -156,6 +156,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                raise  # other processes, not the disk
             raise GritError(
                 f"{self.directory}: a checkpoint cannot be written ({_short(error)}); make room, and the same command "
                 "goes on from the one before"

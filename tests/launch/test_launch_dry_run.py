@@ -99,8 +99,7 @@ def ran(command: list[str], **how: Any) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case, cloud, tmp_path, monkeypatch):
-    monkeypatch.setattr("job.SEVERAL_HOSTS", True)
+def test_golden(case, cloud, tmp_path):
     name = script(CASES[case])
     typed = shlex.join(CASES[case]).replace(name, f"launch/{name}", 1)
     said = f"# {typed}\n{dry_run(CASES[case], cloud, tmp_path)}"
