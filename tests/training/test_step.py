@@ -45,7 +45,7 @@ def single(config, batch):
 
 
 @pytest.mark.parametrize(
-    "mesh", [MeshConfig(8, 1, 1), MeshConfig(1, 8, 1), MeshConfig(2, 2, 2), MeshConfig(1, 2, 2, context=2),
+    "mesh", [pytest.param(MeshConfig(8, 1, 1), marks=pytest.mark.slow), MeshConfig(1, 8, 1), MeshConfig(2, 2, 2), MeshConfig(1, 2, 2, context=2),
              *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in (
                  MeshConfig(1, 4, 2), MeshConfig(2, 2, 1, context=2), MeshConfig(1, 1, 1, context=8)))],
     ids=["data", "fsdp", "data-fsdp-tensor", "fsdp-context-tensor", "fsdp-tensor", "data-fsdp-context", "context"],
@@ -73,7 +73,7 @@ def test_experts_see_tokens_that_are_split_over_devices(config, batch):
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("chunk", [2, 3])
+@pytest.mark.parametrize("chunk", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_chunked_contrastive_equals_the_plain_step(config, batch, single, chunk):
     only = Batch(embedding=batch.embedding)
     plain, chunked = run(config, only), run(config, only, embedding_chunk=chunk)
@@ -83,7 +83,8 @@ def test_chunked_contrastive_equals_the_plain_step(config, batch, single, chunk)
 
 
 @pytest.mark.parametrize(
-    "remat", ["dots", "offload", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "save_attention", "save_qkv"))]
+    "remat",
+    ["dots", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "offload", "save_attention", "save_qkv"))],
 )
 def test_rematerialisation_and_scan_change_nothing(config, batch, single, remat):
     metrics, _, _ = run(dataclasses.replace(config, remat=remat, scan_layers=False), batch)
