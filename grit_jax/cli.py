@@ -91,12 +91,17 @@ def quickstart(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace, arguments: list[str]) -> None:
+    import jax
+
     from grit_jax.hosts import is_first, join_hosts
+    from grit_jax.supervision import joined_others
     from grit_jax.train import read_run_config
     from grit_jax.train import train as run
 
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
     join_hosts()
+    if jax.process_count() > 1:
+        joined_others()
     result = run(config, resume=args.resume, profile=args.profile)
     if not is_first():
         return

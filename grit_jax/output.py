@@ -24,7 +24,8 @@ from grit_jax.types import GritError
 SCHEMES = {"gs": "gcs"}  # of addresses, and the extra of this package that has their client
 COPY_SECONDS = 60  # between copies of what has changed
 CHECKPOINTS, MODEL = "checkpoints", "model"
-LARGE = (CHECKPOINTS, MODEL, "profile", "tensorboard")  # what a run that goes on has no need of here
+# What a run that goes on has no need of here.
+NOT_FETCHED = (CHECKPOINTS, MODEL, "profile", "tensorboard", "wandb", "logs")
 
 
 class Output:
@@ -76,7 +77,7 @@ class Output:
             for path in self._store.find(self._root):
                 name = path[len(self._root) :].lstrip("/")
                 target = self.local / name
-                if name and name.split("/")[0] not in LARGE and not target.exists():
+                if name and name.split("/")[0] not in NOT_FETCHED and not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     self._store.get_file(path, str(target))
 

@@ -6,7 +6,9 @@ a run is done in a child, and the parent turns that end into a line and the exit
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
 import signal
 import sys
@@ -17,6 +19,13 @@ from grit_jax.preemption import PREEMPTED
 
 HANDED_ON = (signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_in_company = mmap.mmap(-1, 1)  # one byte that parent and child share: whether the run has other processes
+
+
+def joined_others() -> None:
+    """Said in the child: from now on an abort means that another process was lost, not a bug here."""
+    _in_company[0] = 1
 
 
 def watched(work: Callable[[], None]) -> None:
@@ -34,7 +43,7 @@ def watched(work: Callable[[], None]) -> None:
         signal.signal(number, lambda number, frame: os.kill(child, number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, it goes to the child, too
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status == -signal.SIGABRT:
+    if status == -signal.SIGABRT and _in_company[0]:
         print(
             "grit train: another process of this run was lost, or the network between them (JAX's words are above; "
             "the output of the others may say why); the same command goes on from the newest checkpoint",
@@ -42,7 +51,8 @@ def watched(work: Callable[[], None]) -> None:
         )
         sys.exit(PREEMPTED)
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no other
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)
 
