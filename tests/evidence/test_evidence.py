@@ -219,13 +219,17 @@ def test_bad_input_ends_in_one_line(flags, words, world, capsys, tmp_path):
 
 
 def make_small(monkeypatch):
-    """Runs of four steps on a small corpus, scored by six questions."""
+    """Runs of four steps of one layer on a small corpus, scored by six questions."""
     made = run.configs
 
     def short(config):
         train = dataclasses.replace(config.train, steps=4, checkpoint_every=2)
         batches = {f"{kind}_batch": min(getattr(config.data, f"{kind}_batch"), 4) for kind in KINDS}
-        return dataclasses.replace(config, train=train, data=dataclasses.replace(config.data, **batches))
+        data = dataclasses.replace(config.data, **batches, probe_steps=1)
+        shape = dataclasses.replace(config.model.shape, num_hidden_layers=1)
+        return dataclasses.replace(
+            config, train=train, data=data, model=dataclasses.replace(config.model, shape=shape)
+        )
 
     def few(model, path, *how, **more):
         return evaluate_table(model, read_questions(path)[:6], *how, quiet=True, **more)

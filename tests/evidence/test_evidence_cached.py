@@ -95,8 +95,11 @@ def test_the_tables():
     verdicts = {row[0]: row[-1] for row in targets}
     assert verdicts["doc beside plain RAG"] == "holds" and verdicts["query-doc beside plain RAG"] == "missed by 0.5"
     assert "8 of 12 targets hold" in said and "missed: query-doc beside plain RAG; " in said and "One seed" in said
-    good = cached.compare({name: [run(lambda case: 100)] for name in configs.CACHED_TWINS})
-    assert "All 12 targets hold" in cached.verdict(good)
+    good = cached.compare({name: [run(lambda case: 100 * (case.mode != "none"))] for name in configs.CACHED_TWINS})
+    assert "All 12 targets hold" in cached.verdict(good) and good["holds"] and "reads" not in cached.verdict(good)
+    # A model that never answers loses nothing by caching.
+    bad = cached.compare({name: [run(lambda case: 10)] for name in configs.CACHED_TWINS})
+    assert bad["gain"] == 0 and not bad["holds"] and "this model hardly reads" in cached.verdict(bad)
 
 
 def test_scoring_goes_on_after_the_last_whole_sweep(tmp_path, monkeypatch):
