@@ -262,7 +262,7 @@ def _commands(out: Path, question: str) -> list[str]:
         f"grit train {out / 'train.yaml'} --output {out}-again",
         f"grit eval retrieval {model} --input {held_out / 'embedding.jsonl'}",
         f"grit eval perplexity {model} --input {held_out / 'generative.jsonl'}",
-        f"grit eval rag {model} --input {held_out / 'rag.jsonl'}",
+        f"grit eval rag {model} --input {held_out / 'rag.jsonl'} --max-new-tokens {ANSWER_TOKENS}",
         f"grit index {model} --input {held_out / 'documents.jsonl'} --output {index}",
         f"grit ask {model} --index {index} --mode doc {shlex.quote(question)}",
         f"grit encode {model} --input {held_out / 'documents.jsonl'} --output {out / 'vectors.npy'}",
