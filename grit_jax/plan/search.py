@@ -83,14 +83,16 @@ def search(config: RunConfig, topology: str, tries: int = MOST_TRIES) -> list[Ca
 
 def _least_bytes(config: RunConfig, mesh: Mesh, key: str) -> int:
     """What a chip is sure to need: what goes into a step and, whatever is computed again, what each layer is given of
-    the rows of a chunk."""
+    the rows of a chunk (unless that waits in the host's memory)."""
     shapes = train_shapes(config, mesh)
     model, batch = shapes.abstract.model, shapes.abstract.batch
     part = batch.embedding or batch.generative
     rows, length = part.rows.tokens.shape if part else (0, 0)
     rows = min(rows, getattr(config.train, key) or rows) // row_ways(mesh, RULES)
-    token = model.num_hidden_layers * model.hidden_size * jnp.dtype(model.dtype).itemsize
-    return bytes_per_chip((shapes.state, shapes.batch)) + rows * length * token // mesh.shape["tensor"]
+    kept = 0 if model.remat == "offload" else model.num_hidden_layers
+    token = kept * model.hidden_size * jnp.dtype(model.dtype).itemsize
+    ways = mesh.shape["tensor"] * mesh.shape["context"]
+    return bytes_per_chip((shapes.state, shapes.batch)) + rows * length * token // ways
 
 
 def search_table(found: list[Candidate]) -> str:

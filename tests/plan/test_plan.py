@@ -203,6 +203,7 @@ def test_a_search_compiles_nothing_in_vain(search_of, capsys):
     small = dataclasses.replace(CHIPS["v5e"], memory=3 * 2**20)
     assert [one.chunk for one in run(lambda *_: a_plan(), {}, chip=small)] == [8] and asked == [(1, 8)]
     assert "embedding_chunk null: left out, it needs 0.00 GiB a chip at the least" in capsys.readouterr().err
+    assert run(lambda *_: a_plan(), {"model.remat": "offload"}, chip=small)[0].chunk is None  # on the host
     asked.clear()
     assert [one.mesh.tensor for one in run(lambda tensor, _: a_plan(fits=tensor == 2), tries=3)] == [2]
     assert len(asked) == 3 and "3 programs were compiled; " in capsys.readouterr().err
