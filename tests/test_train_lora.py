@@ -148,7 +148,8 @@ def test_a_checkpoint_holds_adapters_and_moments_and_not_the_base(folder, whole)
     assert set(metadata.custom_metadata["base"]) == {"model", "weights", "lora"}
 
 
-@pytest.mark.parametrize("broken_at", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("broken_at", [1, 3])
 def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_at):
     config = read(folder, output=str(folder / f"broken{broken_at}"))
     break_off(config, broken_at)

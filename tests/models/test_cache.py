@@ -159,7 +159,7 @@ def test_several_examples_in_a_row_and_ragged_rows(params, texts):
         start += length
 
 
-@pytest.mark.parametrize("name", ["full", "experts", "gemma3"])
+@pytest.mark.parametrize("name", ["full", pytest.param("experts", marks=pytest.mark.slow), "gemma3"])
 def test_gradients_reach_the_documents(texts, name):
     config, (documents, continuation) = CONFIGS[name], texts
     order = (2, 0, 1)

@@ -37,8 +37,9 @@ def test_a_sharded_step_equals_the_single_device_step(batch, single, mesh):
     assert base["up"].codes == P(None, split, None, "tensor") and base["up"].scales == P(None, split, "tensor")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "base, experts", [("int4", 4), pytest.param("int4", 3, marks=pytest.mark.slow), pytest.param("full", 3, marks=pytest.mark.slow)],
+    "base, experts", [("int4", 4), ("int4", 3), ("full", 3)],
     ids=["spread", "whole", "by width"],
 )  # fmt: skip
 def test_experts_adapters_on_a_mesh(batch, base, experts):

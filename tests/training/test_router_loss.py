@@ -48,6 +48,7 @@ def test_an_embedding_pass_and_a_dense_model_have_none(experts, config, batch):
     assert "loss_router" not in parts
 
 
+@pytest.mark.slow
 def test_a_sharded_step_equals_the_single_device_step(experts, batch):
     only = Batch(generative=batch.generative)
 
