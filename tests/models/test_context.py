@@ -39,7 +39,7 @@ def test_splash_with_split_queries(monkeypatch, mode, window):
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
     expected = jax.jit(gradient)(q, k, v)
-    monkeypatch.setattr(kernels, "_platform", lambda: "tpu")
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
     interpreted = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", interpreted)
     real = (segments > 0)[:, :, None, None]
