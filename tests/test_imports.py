@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,9 @@ def test_no_torch_tensorflow_or_pickle(path):
 def test_a_file_holds_one_idea():
     long = {str(p.relative_to(PACKAGE)): n for p in files() if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest takes two files of one name for the same module, and collects neither when both are asked for."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert not [name for name, count in names.items() if count > 1]
