@@ -194,9 +194,9 @@ class _Batch:
         int8_records: bool,
         positions: Positions,
     ):
-        self.int8_records = int8_records
         self.params, self.config, self.requests = params, config, requests
-        self.eos_ids, self.return_logits, self.positions = eos_ids, return_logits, positions
+        self.eos_ids, self.return_logits = eos_ids, return_logits
+        self.int8_records, self.positions = int8_records, positions
         prefix = mode is AttentionMode.PREFIX
         self.prompt_mode = AttentionMode.BIDIRECTIONAL if prefix else AttentionMode.CAUSAL
         self.answers: list[list[int]] = [[] for _ in requests]
@@ -253,9 +253,7 @@ class _Batch:
             result.finished[request.number] = "stop" if ended else "length"
         return np.asarray(state.logits)[: len(self.requests), :step] if self.return_logits else None
 
-    def _read_over_records(
-        self, tokens: np.ndarray, lengths: np.ndarray
-    ) -> tuple[PrefillState, float]:
+    def _read_over_records(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[PrefillState, float]:
         """Takes the prompts through all layers, and the seconds that this waited for records.
 
         Layers are handed to the device as they come, and it works on one while the next one is on its way.

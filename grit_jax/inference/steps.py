@@ -103,14 +103,12 @@ def prefill_start(
     """Prompts after records whose tokens stand at `places` (`owners` 0: an empty slot) and are kept as `dtype`."""
     (B, T), P = tokens.shape, places.shape[1]
     positions, segments = _places(tokens, lengths)
-    records = _constrained(empty_cache(config, B, P, dtype))
     records = dataclasses.replace(
-        records, positions=places.astype(jnp.int32), segments=owners.astype(jnp.int32), cursor=jnp.asarray(P, jnp.int32)
-    )
-    own = empty_cache(config, B, T)
-    return PrefillState(
-        Transformer(config, params).begin(tokens), positions + owners.sum(axis=1, keepdims=True), segments, records, own
-    )
+        _empty(config, B, P, dtype), positions=places.astype(jnp.int32), segments=owners.astype(jnp.int32),
+        cursor=jnp.asarray(P, jnp.int32),
+    )  # fmt: skip
+    x = Transformer(config, params).begin(tokens)
+    return PrefillState(x, positions + owners.sum(axis=1, keepdims=True), segments, records, _empty(config, B, T))
 
 
 def prefill_layer(
@@ -226,8 +224,8 @@ def _expand(arrays: dict[str, Array], codec: Codec | None, layer: Int[Array, ""]
     return KV(arrays["k"], arrays["v"]) if codec is None else codec.expand_layer(arrays, layer)
 
 
-def _empty(config: ModelConfig, rows: int, slots: int) -> KVCache:
-    return _constrained(empty_cache(config, rows, slots))
+def _empty(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None = None) -> KVCache:
+    return _constrained(empty_cache(config, rows, slots, dtype))
 
 
 def _constrained(cache: KVCache) -> KVCache:
