@@ -280,6 +280,10 @@ def data(args: argparse.Namespace) -> None:
 
         rows = write_rows(args.input, args.output, args.k, corpus=args.corpus, rows=args.rows, seed=args.seed)
         _print(f"{rows} rows in {args.output}")
+    elif args.kind == "repeats":
+        from grit_jax.data.repeats import write_repeats
+
+        _print(f"{write_repeats(args.input, args.output, args.rows, args.seed)} rows in {args.output}")
     else:
         from grit_jax.data.questions import write_corpus
         from grit_jax.inference.files import writable_folder

@@ -170,8 +170,8 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
     sub.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, as a PEFT directory")
 
-    sub = verb("data", "data sets: prepare, pydocs, distractors")
-    kinds = sub.add_subparsers(dest="kind", required=True, metavar="prepare|pydocs|distractors")
+    sub = verb("data", "data sets: prepare, pydocs, distractors, repeats")
+    kinds = sub.add_subparsers(dest="kind", required=True, metavar="prepare|pydocs|distractors|repeats")
     one = kinds.add_parser("prepare", help="JSONL files to a tfds dataset (ArrayRecord)")
     one.set_defaults(parser=one)
     one.add_argument("sources", nargs="+", metavar="SRC")
@@ -190,6 +190,13 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     one.add_argument("--corpus", type=Path, metavar="F.jsonl", help='lines {"id", "title"?, "text"}; default: the '
                      "documents of all rows")  # fmt: skip
     one.add_argument("--rows", type=flags.positive, metavar="N", help="rows to write; default: one for each question")
+    one.add_argument("--seed", type=flags.natural, default=0)
+    what = "raw texts that say a few words of documents again and again, by which a small model learns to look back"
+    one = kinds.add_parser("repeats", help=what, description=what)
+    one.set_defaults(parser=one)
+    one.add_argument("--input", required=True, type=Path, metavar="F.jsonl", help='lines {"id", "title"?, "text"}')
+    one.add_argument("--output", required=True, type=Path, metavar="F.jsonl")
+    one.add_argument("--rows", type=flags.positive, required=True, metavar="N")
     one.add_argument("--seed", type=flags.natural, default=0)
     return parser
 

@@ -17,7 +17,7 @@ CASES = {
     f"{ENCODE} stray": "unexpected argument 'stray'",
     "eval": "required: retrieval\\|perplexity\\|rag",
     "eval lm model": "invalid choice: 'lm'",
-    "data": "required: prepare\\|pydocs\\|distractors",
+    "data": "required: prepare\\|pydocs\\|distractors\\|repeats",
     # ---- encode
     "encode model --input absent --output x.npy": "absent: no such file",
     "encode model --input empty --output x.npy": "empty: empty; expected one JSON object a line",
@@ -194,6 +194,8 @@ CASES = {
     "data distractors --input rag.jsonl --output x.jsonl --k 9": "there are 2 documents beside its own, 8 are wanted",
     "data distractors --input generative.jsonl --output x.jsonl": "generative.jsonl:1: a generative example in a",
     "data distractors --input rag.jsonl --output folder": "folder: cannot be written",
+    "data repeats --input corpus.jsonl --output x.jsonl --rows 9": "corpus.jsonl: no document has 12 words",
+    "data repeats --input generative.jsonl --output x.jsonl --rows 9": "generative.jsonl:1",
     "eval rag model --input rag.jsonl --index absent": "absent: there is no index",
     "eval rag model --input rag.jsonl --index i-other": "i-other: this index was made by another model",
     "eval rag model --input rag.jsonl --modes none --max-new-tokens 100000": "the model reads 32768",

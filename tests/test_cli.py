@@ -235,6 +235,13 @@ def test_distractors(capsys, tmp_path):
     assert [len(row["docs"]) for row in rows] == [2, 3, 2]
 
 
+def test_repeats(capsys, tmp_path):
+    out = tmp_path / "repeats.jsonl"
+    write_lines(tmp_path / "long.jsonl", {"id": "1", "title": "Counting", "text": " ".join(map(str, range(20)))})
+    said = run(capsys, f"data repeats --input {tmp_path}/long.jsonl --rows 5 --output {out}")
+    assert said.status == 0 and said.out == f"5 rows in {out}\n" and len(out.read_text().splitlines()) == 5
+
+
 # ---- train, import, export, data ---------------------------------------------------------------------------
 
 

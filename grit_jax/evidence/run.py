@@ -11,8 +11,9 @@ from typing import Any, Literal
 from grit_jax import __version__
 from grit_jax.config import build, dump_yaml, read_yaml
 from grit_jax.data.distractors import write_rows
+from grit_jax.data.repeats import write_repeats
 from grit_jax.evidence import cached, joint
-from grit_jax.evidence.configs import CACHED_TWINS, JOINT_TWINS, SEVERAL_DOCUMENTS, SEVERAL_ROWS, configs
+from grit_jax.evidence.configs import CACHED_TWINS, JOINT_TWINS, REPEATS, SEVERAL_DOCUMENTS, SEVERAL_ROWS, configs
 from grit_jax.inference.files import writable_folder
 from grit_jax.metrics import read_lines
 from grit_jax.progress import say
@@ -68,15 +69,18 @@ def _joint(out: Path, seeds: int) -> dict[str, Any]:
 
 def _cached(out: Path, seeds: int) -> dict[str, Any]:
     """The cached layouts with and without training for them."""
-    several = out / SEVERAL
+    train_files, repeats, several = out / "data" / "train", out / REPEATED, out / SEVERAL
+    if not repeats.exists():
+        say(_repeats_command(out))
+        write_repeats(train_files / "documents.jsonl", repeats, REPEATS, CORPUS_SEED)
     if not several.exists():
-        train_files = out / "data" / "train"
         say(f"questions over several documents: {_several_command(out)}")
         write_rows(
             train_files / "rag.jsonl", several, SEVERAL_DOCUMENTS, corpus=train_files / "documents.jsonl",
             rows=SEVERAL_ROWS, seed=CORPUS_SEED,
         )  # fmt: skip
     _run(out, "base")
+    _run(out, "copier")
     _run(out, "reader")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in CACHED_TWINS}
     twins = {name: read_run_config(out / f"{name}.yaml") for name in CACHED_TWINS}
@@ -90,7 +94,7 @@ def _cached(out: Path, seeds: int) -> dict[str, Any]:
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
-SEVERAL = "data/train/several.jsonl"
+REPEATED, SEVERAL = "data/train/repeats.jsonl", "data/train/several.jsonl"
 
 
 def command(out: Path, name: str, seed: int | None = None) -> str:
@@ -105,12 +109,17 @@ def commands(out: Path, seeds: int, parts: Sequence[str] = PARTS) -> list[str]:
     if "joint" in parts:
         done += [command(out, name, seed) for seed in range(seeds) for name in JOINT_TWINS]
     if "cached" in parts:
-        done += [_several_command(out), command(out, "reader")]
+        done += [_repeats_command(out), _several_command(out), command(out, "copier"), command(out, "reader")]
         for seed in range(seeds):
             for name in CACHED_TWINS:
                 folder = Path(_folder(out, name, seed))
                 done += [command(out, name, seed), *cached.commands(folder, out / "data" / "heldout")]
     return done
+
+
+def _repeats_command(out: Path) -> str:
+    files = f"--input {out / 'data/train/documents.jsonl'} --output {out / REPEATED}"
+    return f"grit data repeats {files} --rows {REPEATS} --seed {CORPUS_SEED}"
 
 
 def _several_command(out: Path) -> str:
@@ -158,7 +167,7 @@ def _claim(out: Path) -> None:
     """Makes the folder ours by the configurations in it, or finds that it holds something else."""
     writable_folder(out)
     wanted = configs()
-    single = {"base", "reader"}
+    single = {"base", "copier", "reader"}
     try:
         there = {path.name for path in out.iterdir() if path.suffix != ".tmp"}
         if there and not there & {f"{name}.yaml" for name in wanted}:

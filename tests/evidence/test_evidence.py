@@ -107,6 +107,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "prepare_corpus", lambda data, seed: (data / "train").mkdir(parents=True, exist_ok=True)
                         or {"held_out": 1187})  # fmt: skip
     monkeypatch.setattr(run, "write_rows", lambda source, output, *ks, **how: output.write_text("{}\n"))
+    monkeypatch.setattr(run, "write_repeats", lambda source, output, *how: output.write_text("{}\n"))
     monkeypatch.setattr(cached, "score", lambda folder, held_out: rows(lambda case: 80))
     monkeypatch.chdir(tmp_path)
     return made
@@ -132,10 +133,11 @@ def test_finished_runs_are_not_redone(world, tmp_path, monkeypatch):
     assert third["joint"]["twins"]["unified"][:2] == first["joint"]["twins"]["unified"]
     # The other part goes on from the same base, and both together need nothing more.
     other = run.run_evidence(out, seeds=1, part="cached")
-    assert world[10:] == [("reader", 0), *((f"seed-0/{name}", 0) for name in configs.CACHED_TWINS)]
-    assert "joint" not in other and other["cached"]["targets"] and (out / "data/train/several.jsonl").exists()
+    assert world[10:] == [("copier", 0), ("reader", 0), *((f"seed-0/{name}", 0) for name in configs.CACHED_TWINS)]
+    assert "joint" not in other and other["cached"]["targets"]
+    assert (out / "data/train/several.jsonl").exists() and (out / "data/train/repeats.jsonl").exists()
     both = run.run_evidence(out, seeds=1)
-    assert len(world) == 13 and both["cached"] == other["cached"] and both["joint"]["base"] == first["joint"]["base"]
+    assert len(world) == 14 and both["cached"] == other["cached"] and both["joint"]["base"] == first["joint"]["base"]
     said = (out / "table.md").read_text()
     assert "## Does joint training" in said and "## Do cached layouts" in said and "The claim holds" in said
 
@@ -160,12 +162,13 @@ def test_its_commands_are_the_runs(world, tmp_path):
     assert (tmp_path / typed.output / "metrics.jsonl").exists()
     assert typed.data.embedding == [str(tmp_path / "x/data/train/embedding_summary.jsonl")]
     found = run.run_evidence(Path("x"), seeds=2, part="cached")["commands"]
-    assert len(found) == 4 + 2 * len(configs.CACHED_TWINS) * (1 + len(cached.SWEEPS))
+    assert len(found) == 6 + 2 * len(configs.CACHED_TWINS) * (1 + len(cached.SWEEPS))
     parsed = [build_parser(collections.defaultdict(lambda: print)).parse_args(line.split()[1:])
               for line in found if " train " not in line]  # fmt: skip
-    assert [one.kind for one in parsed] == ["pydocs", "distractors", *["rag"] * 8]
-    assert (parsed[1].k, parsed[1].rows) == (configs.SEVERAL_DOCUMENTS, configs.SEVERAL_ROWS)
-    assert [(one.modes, one.k, one.kv, one.positions) for one in parsed[2:4]] == [
+    assert [one.kind for one in parsed] == ["pydocs", "repeats", "distractors", *["rag"] * 8]
+    assert (parsed[1].rows, parsed[1].seed) == (configs.REPEATS, run.CORPUS_SEED)
+    assert (parsed[2].k, parsed[2].rows) == (configs.SEVERAL_DOCUMENTS, configs.SEVERAL_ROWS)
+    assert [(one.modes, one.k, one.kv, one.positions) for one in parsed[3:5]] == [
         (list(modes), list(ks), list(kvs), list(placements)) for modes, ks, kvs, placements in cached.SWEEPS
     ]
 
@@ -236,6 +239,7 @@ def make_small(monkeypatch):
 
     monkeypatch.setattr(run, "configs", lambda *where: {name: short(one) for name, one in made(*where).items()})
     monkeypatch.setattr(run, "SEVERAL_ROWS", 60)
+    monkeypatch.setattr(run, "REPEATS", 200)
     monkeypatch.setattr(cached, "evaluate_table", few)
     small = functools.partial(quickstart.write_corpus, max_documents=250, progress=False)
     monkeypatch.setattr(quickstart, "write_corpus", small)
@@ -249,9 +253,9 @@ def test_a_small_one_of_the_cached_layouts_from_end_to_end(tmp_path, monkeypatch
     found = report["cached"]
     losses = {
         name: set(json.loads((out / name / "metrics.jsonl").read_text().splitlines()[0])) & {*LOSSES}
-        for name in ("base", "reader", "seed-0/trained", "seed-0/untrained")
+        for name in ("base", "copier", "reader", "seed-0/trained", "seed-0/untrained")
     }
-    assert losses["base"] == {"loss_gen"} and losses["reader"] == {"loss_gen", "loss_cached"}
+    assert losses["base"] == losses["copier"] == {"loss_gen"} and losses["reader"] == {"loss_gen", "loss_cached"}
     assert losses["seed-0/trained"] == losses["seed-0/untrained"] == {*LOSSES}
     for name in configs.CACHED_TWINS:
         assert found["twins"][name][0]["steps"] == 4 and found["twins"][name][0]["questions"] == 6
