@@ -46,7 +46,7 @@ def repeated(texts: Sequence[str], rows: int, seed: int = 0) -> list[str]:
 
 
 def write_repeats(corpus: str | Path, output: Path, rows: int, seed: int = 0) -> int:
-    """Writes rows `{"text"}` made of the documents of `corpus` (lines `{"id", "title"?, "text"}`); returns their number.
+    """Writes rows `{"text"}` of what the documents of `corpus` say, lines `{"id", "title"?, "text"}`; returns `rows`.
 
     Raises:
       GritError: an unreadable file, a bad line, documents that are too short, an output that cannot be written.

@@ -118,7 +118,8 @@ def configs(root: str = ".", tokenizer: str = "tokenizer") -> dict[str, RunConfi
     """All of them by name."""
     return {
         "base": base_config(root, tokenizer), **{name: joint_config(name, root) for name in JOINT_TWINS},
-        "copier": copier_config(root), "reader": reader_config(root), **{name: cached_config(name, root) for name in CACHED_TWINS},
+        "copier": copier_config(root), "reader": reader_config(root),
+        **{name: cached_config(name, root) for name in CACHED_TWINS},
     }  # fmt: skip
 
 
