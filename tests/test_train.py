@@ -154,9 +154,9 @@ def test_every_shipped_configuration_loads():
 def test_kill_9_at_random_moments_leaves_the_identical_trace(folder, whole):
     """Real processes and SIGKILL, at any moment of start-up, steps, saves, evaluation and export.
 
-    A run is killed and started again until it gets through, then the next one begins, $GRIT_KILLS (5) times in all.
+    A run is killed and started again until it gets through, then the next one begins, $GRIT_KILLS (3) times in all.
     """
-    kills, generator = int(os.environ.get("GRIT_KILLS", "5")), random.Random(0)
+    kills, generator = int(os.environ.get("GRIT_KILLS", "3")), random.Random(0)
     startup, killed, run = None, 0, 0
     while killed < kills or run == 0:
         run += 1

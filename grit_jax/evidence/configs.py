@@ -109,7 +109,7 @@ def cached_config(name: str, root: str = ".") -> RunConfig:
             cached=["rag", "several"], cached_batch=16, document_max_length=176, layouts=LAYOUTS[name],
             pieces_row_length=768 if name == "trained" else NO_PIECES, cached_row_length=768,
         ),
-        train=_train(root, steps=250, checkpoint_every=50, loss=LossConfig(generative_factor=4.0, cached_factor=4.0)),
+        train=_train(root, steps=400, checkpoint_every=100, loss=LossConfig(generative_factor=4.0, cached_factor=4.0)),
         optimizer=_optimizer(1e-3, warmup_fraction=0.05, final_lr_fraction=0.05),
     )  # fmt: skip
 
