@@ -194,7 +194,7 @@ CASES = {
     "data distractors --input rag.jsonl --output x.jsonl --k 9": "there are 2 documents beside its own, 8 are wanted",
     "data distractors --input generative.jsonl --output x.jsonl": "generative.jsonl:1: a generative example in a",
     "data distractors --input rag.jsonl --output folder": "folder: cannot be written",
-    "data repeats --input corpus.jsonl --output x.jsonl --rows 9": "corpus.jsonl: no document has 12 words",
+    "data repeats --input corpus.jsonl --output folder --rows 9": "folder: cannot be written",
     "data repeats --input generative.jsonl --output x.jsonl --rows 9": "generative.jsonl:1",
     "eval rag model --input rag.jsonl --index absent": "absent: there is no index",
     "eval rag model --input rag.jsonl --index i-other": "i-other: this index was made by another model",
