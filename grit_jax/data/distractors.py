@@ -16,6 +16,7 @@ from pathlib import Path
 
 from grit_jax.data.datasets import open_lines
 from grit_jax.data.formats import CachedExample, document_text
+from grit_jax.data.jsonl import write_jsonl
 from grit_jax.data.lexical import BM25
 from grit_jax.data.lines import read_examples
 from grit_jax.progress import progress
@@ -99,17 +100,6 @@ def write_rows(
     everything = (text for i in range(len(source)) for text in source[i].docs)  # type: ignore[union-attr]
     texts = everything if corpus is None else corpus_texts(corpus)
     distractors = Distractors(texts, seed)
-    temporary = output.with_name(f"{output.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            pairs = list(zip(examples, itertools.cycle(ks), strict=False))
-            for question, k in progress(pairs, "distractors", "rows", quiet=quiet):
-                example = distractors.among(question, k)
-                row = {"docs": list(example.docs), "text": [example.question, example.answer]}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        temporary.replace(output)
-    except OSError as error:
-        raise GritError(f"{output}: cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    pairs = list(zip(examples, itertools.cycle(ks), strict=False))
+    among = (distractors.among(*pair) for pair in progress(pairs, "distractors", "rows", quiet=quiet))
+    return write_jsonl(output, ({"docs": list(one.docs), "text": [one.question, one.answer]} for one in among))

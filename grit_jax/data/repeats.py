@@ -6,12 +6,12 @@ documentation can be guessed well enough without. Short passages at changing dis
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from grit_jax.data.distractors import corpus_texts
+from grit_jax.data.jsonl import write_jsonl
 from grit_jax.types import GritError
 
 WORDS = (2, 12)  # of what is repeated
@@ -55,13 +55,4 @@ def write_repeats(corpus: str | Path, output: Path, rows: int, seed: int = 0) ->
         texts = repeated(corpus_texts(corpus), rows, seed)
     except ValueError as error:
         raise GritError(f"{corpus}: {error}") from None
-    temporary = output.with_name(f"{output.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-        temporary.replace(output)
-    except OSError as error:
-        raise GritError(f"{output}: cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return rows
+    return write_jsonl(output, ({"text": text} for text in texts))
