@@ -11,11 +11,13 @@ from jax.sharding import Mesh
 
 from grit_jax.config import load_config
 from grit_jax.data.chat import FORMATS
+from grit_jax.data.packing import round_up
 from grit_jax.data.settings import BatchNeeds, DataConfig
 from grit_jax.models.config import ModelConfig, Remat
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.presets import PRESETS
+from grit_jax.progress import say
 from grit_jax.sharding import MeshConfig, ShardingRules, row_ways, token_ways
 from grit_jax.training.attention_codes import ATTENTION_CODES, AttentionModes
 from grit_jax.training.joint import CHUNKS, StepConfig
@@ -99,10 +101,11 @@ class TrainSection:
     """How long, how often, and with which losses and gradients.
 
     Attributes:
-      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time (gradient accumulation); the
-        numbers stay the same, memory is that of a chunk. The update is that of the whole batch for every loss: a
-        query's negatives are all of the batch's, and a token weighs what it does in the batch, however many targets
-        its chunk has. Embedding chunks cost a second forward pass (GradCache), the others none.
+      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time (gradient accumulation), a
+        multiple of the devices that they are split over or the next one; the numbers stay the same, memory is that of
+        a chunk. The update is that of the whole batch for every loss: a query's negatives are all of the batch's, and
+        a token weighs what it does in the batch, however many targets its chunk has. Embedding chunks cost a second
+        forward pass (GradCache), the others none.
       backward: "joint" is one backward pass for all losses, "separate" one for each in turn, "split" beside it one
         for the queries' and one for the passages' side of the contrastive loss; the gradient is the same.
       gradient: "query" or "passage" trains one side of the contrastive loss alone, the other being held fixed.
@@ -164,13 +167,17 @@ def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -
     return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
 
 
-def data_config(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> DataConfig:
-    """What the run reads over a mesh: rows in multiples of their split, or else each device would compute them all.
+def fit_to_mesh(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> RunConfig:
+    """The configuration as a mesh runs it: rows and chunks of rows in multiples of the parts that rows are split into
+    (or each device would compute them all). The numbers of a step stay what they are.
+
+    A chunk that has to grow is told of; on a device it is the one row that there is at least.
 
     Raises:
       GritError: rows of a length that the devices of `mesh.context` do not divide.
     """
-    data, limits, ways = config.data, config.data.limits(), token_ways(mesh, rules)
+    data, limits, train = config.data, config.data.limits(), config.train
+    ways, parts = token_ways(mesh, rules), row_ways(mesh, rules)
     lengths = {
         "row_length": data.embedding_batch and (data.row_length or max(limits.query, limits.passage)),
         "generative_row_length": data.generative_batch and (data.generative_row_length or limits.generative),
@@ -182,7 +189,13 @@ def data_config(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> DataConf
             raise GritError(
                 f"data.{key} is {length} tokens, which mesh.context: {ways} does not divide; make it a multiple of that"
             )
-    return dataclasses.replace(data, row_multiple=math.lcm(data.row_multiple, row_ways(mesh, rules)))
+    for key in CHUNKS:
+        if (chunk := getattr(train, key)) and chunk % parts:
+            whole = round_up(chunk, parts)
+            say(f"train.{key}: {whole} instead of {chunk}, because rows are split over {parts} devices")
+            train = dataclasses.replace(train, **{key: whole})
+    rows = dataclasses.replace(data, row_multiple=math.lcm(data.row_multiple, parts))
+    return dataclasses.replace(config, data=rows, train=train)
 
 
 def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:

@@ -39,7 +39,7 @@ from grit_jax.run_config import (
     RunConfig,
     TrainSection,
     batch_needs,
-    data_config,
+    fit_to_mesh,
     read_run_config,
     step_config,
 )
@@ -48,7 +48,6 @@ from grit_jax.trackers import open_trackers
 from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
 from grit_jax.training.contrastive import check_dimensions
-from grit_jax.training.joint import check_chunks
 from grit_jax.training.loop import Evaluate, run_loop
 from grit_jax.training.measure import model_flops
 from grit_jax.training.state import TRAINED_AXES, TrainState, init_state, make_optimizer, make_schedule
@@ -150,7 +149,8 @@ def _run(
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
     mesh, rules = make_mesh(config.mesh), ShardingRules()
-    data = data_config(config, mesh, rules)
+    fitted = fit_to_mesh(config, mesh, rules)
+    data = fitted.data
     exchange = Exchange()
     share = Share(exchange, functools.partial(rows_by_host, mesh=mesh, rules=rules)) if exchange.hosts > 1 else None
     batches = JointBatches(data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config), share)
@@ -163,9 +163,8 @@ def _run(
     checkpoints.base, checkpoints.optimizer = model.base, config.optimizer.keeps
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    how = step_config(config, model.config)
+    how = step_config(fitted, model.config)
     check_dimensions(how.loss, model.projection or model.config.hidden_size)
-    check_chunks(how, mesh, rules)
     if is_first():
         (output.local / CONFIG_FILE).write_text(dump_yaml(config, f"grit train {output.under(CONFIG_FILE)}"))
         output.copy()  # what cannot be written shows here, not after the first steps

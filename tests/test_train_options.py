@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:embedding_mode prefix", "ignore:
 
 EMBEDDING = {
     "model.attention": "cbbc", "model.projection": 12, "data.positives_per_query": 2,
-    "train.embedding_chunk": 8,
+    "train.embedding_chunk": 6,  # over eight devices: 8
     "train.loss": {
         "symmetric": True, "false_negatives": "absolute", "false_negative_margin": -0.1, "mask_duplicates": True,
         "matryoshka_dims": [12, 4], "matryoshka_weights": [1, 0.5], "distillation_factor": 0.5, "mix_group_size": 3,
@@ -229,16 +229,9 @@ def test_nonsense_in_a_configuration(folder, overrides, message):
         run(folder, "nonsense", **overrides)
 
 
-@pytest.mark.parametrize(
-    "overrides, message",
-    [
-        ({"train.loss.matryoshka_dims": [64, 8]}, "matryoshka_dims: 64 is more than the 32 dimensions"),
-        ({"train.embedding_chunk": 4}, "train.embedding_chunk is 4, but rows are split over 8 devices"),
-    ],
-)
-def test_what_only_a_run_can_tell(folder, overrides, message):
-    with pytest.raises(GritError, match=message):
-        train(run(folder, "told", **overrides))
+def test_what_only_a_run_can_tell(folder):
+    with pytest.raises(GritError, match="matryoshka_dims: 64 is more than the 32 dimensions"):
+        train(run(folder, "told", **{"train.loss.matryoshka_dims": [64, 8]}))
     assert not (folder / "told" / "metrics.jsonl").exists()
 
 

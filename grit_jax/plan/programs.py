@@ -20,9 +20,8 @@ from grit_jax.inference.steps import Limits, decode_step, prefill_end_step, pref
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes, places
 from grit_jax.models.quantise import storage_axes
-from grit_jax.run_config import RunConfig, data_config, step_config
+from grit_jax.run_config import RunConfig, fit_to_mesh
 from grit_jax.sharding import ShardingRules, fit, row_shardings, row_ways, tree_shardings
-from grit_jax.training.joint import check_chunks
 from grit_jax.training.state import HOST, TrainState, state_shardings
 from grit_jax.types import AttentionMode, Batch, Rows
 
@@ -58,11 +57,9 @@ def train_shapes(config: RunConfig, mesh: Mesh) -> TrainShapes:
     """What the training step takes over a mesh, as `train.py` places its state and `training.loop` its batches.
 
     Raises:
-      GritError: a shape that is not known, or chunks that the mesh does not divide.
+      GritError: a shape that is not known, or rows of a length that the mesh does not divide.
     """
-    config = dataclasses.replace(config, data=data_config(config, mesh, RULES))
-    abstract = abstract_step(config)
-    check_chunks(step_config(config, abstract.model), mesh, RULES)
+    abstract = abstract_step(fit_to_mesh(config, mesh, RULES))
     shardings = state_shardings(abstract.state, mesh, RULES)
     frozen = {name: _weight_shardings(name, weight, mesh) for name, weight in abstract.state.frozen.items()}
     state = _placed(abstract.state, dataclasses.replace(shardings, frozen=frozen))

@@ -8,7 +8,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from grit_jax.models.cache import cache_from
@@ -17,7 +16,7 @@ from grit_jax.models.lora import LoraConfig
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.sharding import ShardingRules, constrain, row_ways
+from grit_jax.sharding import constrain
 from grit_jax.training.contrastive import contrastive_loss, distillation_loss
 from grit_jax.training.language import language_loss, token_losses
 from grit_jax.training.losses import LossConfig
@@ -29,7 +28,6 @@ from grit_jax.types import (
     CachedBatch,
     EmbeddingBatch,
     GenerativeBatch,
-    GritError,
     RouterStats,
     Rows,
 )
@@ -78,17 +76,6 @@ def in_chunks(tree, chunk: int):
         return constrain(parts, (None, "rows") + (None,) * (x.ndim - 1))
 
     return jax.tree.map(split, tree)
-
-
-def check_chunks(config: StepConfig, mesh: Mesh, rules: ShardingRules) -> None:
-    """Raises GritError for a chunk that does not divide among the devices: each would compute all of it."""
-    ways = row_ways(mesh, rules)
-    for key in CHUNKS:
-        chunk = getattr(config, key)
-        if chunk and chunk % ways:
-            raise GritError(
-                f"train.{key} is {chunk}, but rows are split over {ways} devices; make it a multiple of {ways}"
-            )
 
 
 def embed_rows(

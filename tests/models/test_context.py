@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from grit_jax.data.settings import DataConfig
 from grit_jax.models import kernels
 from grit_jax.models.attention import Keys, attend
-from grit_jax.run_config import ModelSection, RunConfig, data_config
+from grit_jax.run_config import ModelSection, RunConfig, fit_to_mesh
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.types import AttentionMode, GritError
 
@@ -66,6 +66,6 @@ def test_lengths_that_do_not_divide_are_refused_by_key(data, words):
     run = RunConfig(ModelSection(path="x"), "out", data=DataConfig(**sources, **data))
     mesh, rules = make_mesh(MeshConfig(1, 2, 1, context=4), jax.devices()[:8]), ShardingRules()
     with pytest.raises(GritError, match=words):
-        data_config(run, mesh, rules)
+        fit_to_mesh(run, mesh, rules)
     even = {key: value if value == 8 else 4096 for key, value in data.items()}
-    assert data_config(dataclasses.replace(run, data=DataConfig(**sources, **even)), mesh, rules).row_multiple == 8
+    assert fit_to_mesh(dataclasses.replace(run, data=DataConfig(**sources, **even)), mesh, rules).data.row_multiple == 8

@@ -20,7 +20,7 @@ from grit_jax.plan.costs import KINDS, Costs
 from grit_jax.plan.plan import Plan, ProgramPlan, compile_program, needed_bytes, plan, table
 from grit_jax.plan.programs import Program, lower_train
 from grit_jax.plan.search import MOST_TRIES, search, search_table
-from grit_jax.run_config import data_config, read_run_config
+from grit_jax.run_config import fit_to_mesh, read_run_config
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.types import GritError
 
@@ -118,14 +118,21 @@ def test_only_the_chips_memory_can_be_too_small(space, fits):
         assert compile_program(refused, CHIPS["v5e"])[0].fits is fits
 
 
-def test_rows_of_a_run_divide_among_its_devices(config):
-    """Rows that do not would be computed whole on every device."""
-    devices = jax.devices()[:8]
-    rules = ShardingRules()
-    rows = lambda multiple, mesh: data_config(
-        read_run_config(config, {"data.row_multiple": str(multiple)}), make_mesh(mesh, devices), rules
-    ).row_multiple
-    assert [rows(2, MeshConfig()), rows(12, MeshConfig()), rows(3, MeshConfig(2, 2, 2))] == [8, 24, 12]
+def test_rows_and_chunks_of_a_run_divide_among_its_devices(config, capsys):
+    """Those that do not would be computed whole on every device."""
+
+    def fitted(mesh, **keys):
+        overrides = {key.replace("__", "."): str(value) for key, value in keys.items()}
+        return fit_to_mesh(read_run_config(config, overrides), make_mesh(mesh, jax.devices()[:8]), ShardingRules())
+
+    multiples = [(2, MeshConfig()), (12, MeshConfig()), (3, MeshConfig(2, 2, 2))]
+    assert [fitted(mesh, data__row_multiple=n).data.row_multiple for n, mesh in multiples] == [8, 24, 12]
+    assert fitted(MeshConfig()).train.embedding_chunk == 8 and capsys.readouterr().err == ""
+    odd = {"train__embedding_chunk": 12, "train__generative_chunk": 2, "train__cached_chunk": 3}
+    train = fitted(MeshConfig(2, 2, 2), **odd).train
+    assert (train.embedding_chunk, train.generative_chunk, train.cached_chunk) == (12, 4, 4)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "train.generative_chunk: 4 instead of 2, because rows are split over 4 devices" and len(said) == 2
 
 
 def a_plan(seconds: float = 2.0, peak: int = 9 * GIB, fits: bool = True, chips: int = 8) -> Plan:

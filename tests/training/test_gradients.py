@@ -11,11 +11,10 @@ import pytest
 from grit_jax.data.packing import TokenCached, TokenText, cached_batch, embedding_batch, generative_batch
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.training.gradients import joint_gradient
-from grit_jax.training.joint import StepConfig, check_chunks, joint_loss
+from grit_jax.training.joint import StepConfig, joint_loss
 from grit_jax.training.losses import LossConfig
-from grit_jax.types import AttentionMode, Batch, GritError
+from grit_jax.types import AttentionMode, Batch
 
 VOCAB, WIDTH = 64, 24
 LOSSES = {
@@ -271,14 +270,6 @@ def test_what_the_ways_need_of_memory():
     assert need["language in chunks"] < 0.5 * need["language"]
     assert need["split"] < 0.7 * need["sides"] and need["query"] < 0.7 * need["sides"]
     assert need["contrastive in chunks"] < 0.5 * need["sides"]
-
-
-def test_chunks_must_divide_among_the_devices(config):
-    mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8])
-    how = StepConfig(config, LossConfig(), generative_chunk=6)
-    with pytest.raises(GritError, match="train.generative_chunk is 6, but rows are split over 4 devices"):
-        check_chunks(how, mesh, ShardingRules())
-    check_chunks(dataclasses.replace(how, generative_chunk=8), mesh, ShardingRules())
 
 
 def test_what_cannot_be(setting):
