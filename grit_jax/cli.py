@@ -208,13 +208,13 @@ def plan(args: argparse.Namespace, arguments: list[str]) -> None:
 
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
     if args.search:
-        found = search(config, args.topology, args.tries or MOST_TRIES)
-        candidates = {"topology": args.topology, "candidates": [one.to_dict() for one in found]}
+        found = search(config, args.topology, args.tries or MOST_TRIES, slices=args.slices)
+        candidates = {"topology": args.topology, "slices": args.slices, "candidates": [one.to_dict() for one in found]}
         _show(candidates, args.json, search_table(found))
     elif args.tries:
         raise GritError("--tries says how many programs --search compiles at most; there is no --search")
     else:
-        one = run(config, args.topology, serving=not args.train_only)
+        one = run(config, args.topology, slices=args.slices, serving=not args.train_only)
         _show(one.to_dict(), args.json, table(one))
 
 

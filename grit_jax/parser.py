@@ -122,6 +122,8 @@ def build_parser(verbs: Mapping[str, Callable[..., None]]) -> argparse.ArgumentP
     sub = verb("plan", "what a configuration takes on a TPU slice, asked of the TPU compiler; no TPU is used")
     sub.add_argument("config", metavar="CONFIG", type=Path)
     sub.add_argument("--topology", required=True, metavar="NAME", help="v5p:4x4x4, v5e:16x16, v6e:8x8, v4:4x4x4, ...")
+    sub.add_argument("--slices", type=flags.positive, default=1, metavar="N", help="so many of them on one network, "
+                     "each with all weights (mesh.data goes over them)")  # fmt: skip
     sub.add_argument("--search", action="store_true", help="try meshes and chunk sizes for the training step")
     sub.add_argument("--tries", type=flags.positive, metavar="N", help="programs that --search compiles at most (12)")
     sub.add_argument("--train-only", action="store_true", help="leave the programs of the trained model out")

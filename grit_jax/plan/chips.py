@@ -31,6 +31,8 @@ class Chip:
       memory, memory_rate: bytes of its HBM, and bytes a second from and to it.
       link_rate: bytes a second that it sends to its neighbours, all links together, one direction (the pages name
         both: 400, 1200 and 800 GB/s for v5e, v5p and v6e; v4 has six links of 50 GB/s).
+      network_rate: bytes a second that it sends to other slices, over the data center's network (50, 25 and 100 Gbit/s
+        for v5p, v5e and v6e; of v4 only its hosts' 200 Gbit/s for four chips are known).
       axes: of the torus.
       pod: chips of the largest slice.
       rented: how Google names a slice of it, and what the number behind counts of each chip (v4's and v5p's two cores).
@@ -40,6 +42,7 @@ class Chip:
     memory: int
     memory_rate: float
     link_rate: float
+    network_rate: float
     axes: int
     pod: int
     rented: tuple[str, int]
@@ -51,20 +54,22 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, axes=3, pod=4096, rented=("v4", 2)),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256, rented=("v5litepod", 1)),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, axes=3, pod=6144, rented=("v5p", 2)),
-    "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9, axes=2, pod=256, rented=("v6e", 1)),
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 6.25e9, axes=3, pod=4096, rented=("v4", 2)),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 3.125e9, axes=2, pod=256, rented=("v5litepod", 1)),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, axes=3, pod=6144, rented=("v5p", 2)),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9, 12.5e9, axes=2, pod=256, rented=("v6e", 1)),
 }
 
 
 @dataclasses.dataclass
-class Slice:
-    """A slice by name (`v5p:4x4x4`), and its devices, on which programs can be compiled but not run."""
+class Slices:
+    """A slice by name (`v5p:4x4x4`), or `count` of them on one network, and the devices of all, on which programs can
+    be compiled but not run."""
 
     name: str
     chip: Chip
     devices: Sequence[Any]
+    count: int = 1
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
@@ -89,8 +94,8 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     return chip, shape
 
 
-def open_slice(name: str) -> Slice:
-    """A slice for the compiler; sets the environment for it.
+def open_slices(name: str, count: int = 1) -> Slices:
+    """A slice, or several, for the compiler; sets the environment for it.
 
     Raises:
       GritError: as `parse_topology`, a slice that does not exist, or no TPU compiler installed.
@@ -102,6 +107,8 @@ def open_slice(name: str) -> Slice:
 
     # A host has 2 x 2 chips, and a smaller slice is a part of one.
     how: dict[str, Any] = {"chips_per_host_bounds": (*(min(n, 2) for n in shape[:2]), 1)}
+    if count > 1:
+        how["num_slices"] = count
     if name.startswith("v4:"):
         how["chip_config_name"] = "megacore"  # both cores of a chip are one device, as on a TPU VM
     try:
@@ -111,4 +118,4 @@ def open_slice(name: str) -> Slice:
             raise GritError("planning needs the TPU compiler (libtpu): pip install 'grit_jax[tpu]'") from None
         raise GritError(f"--topology {name}: {str(error).splitlines()[0]}") from None
     jax.config.update("jax_enable_compilation_cache", False)  # such programs cannot be read back from it
-    return Slice(name, chip, devices)
+    return Slices(name, chip, devices, count)

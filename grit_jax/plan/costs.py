@@ -38,17 +38,20 @@ class Costs:
       memory_bytes: read from and written to the chip's memory; arrays that the compiler keeps on the chip are left out.
       collective_bytes: by kind of what is done: of what an all-gather gives, of what the others take.
       sent_bytes: what the chip itself sends for them, in rings: (n - 1) / n of that, twice for an all-reduce.
+      network_bytes: what it sends so to other slices.
     """
 
     flops: float = 0.0
     memory_bytes: float = 0.0
     collective_bytes: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     sent_bytes: float = 0.0
+    network_bytes: float = 0.0
 
     def add(self, other: Costs, times: float = 1) -> None:
         self.flops += times * other.flops
         self.memory_bytes += times * other.memory_bytes
         self.sent_bytes += times * other.sent_bytes
+        self.network_bytes += times * other.network_bytes
         for kind, size in other.collective_bytes.items():
             self.collective_bytes[kind] += times * size
 
@@ -94,6 +97,8 @@ class _Walk:
             inside = self.module.computations[one.called[0]]
             costs.add(self._fused(inside))
             costs.memory_bytes += _fusion_bytes(inside)
+        elif one.opcode in ("send", "recv"):
+            costs.add(_between_slices(one))
         elif not one.opcode.endswith(("-done", "-update")):
             costs.add(_product(here, one))
             costs.add(_collective(here, one))
@@ -198,14 +203,34 @@ def _collective(here: Computation, one: Instruction, scatters: bool = False) -> 
         return Costs()
     kind = opcode.removeprefix("ragged-").replace("-", "_")
     taken = sum(shape.bytes for shape in here.shapes_of(one))
-    chips = group_size(one.rest)
-    whole = taken * chips if kind == "all_gather" else taken
-    sent = whole if kind == "collective_permute" else whole * (chips - 1) / chips
+    whole, sent = _ring(kind, taken, group_size(one.rest))
     if kind == "all_reduce" and scatters:
-        kind = "reduce_scatter"
-    costs = Costs(sent_bytes=2 * sent if kind == "all_reduce" else sent)
+        kind, sent = "reduce_scatter", sent / 2
+    costs = Costs(sent_bytes=sent)
     costs.collective_bytes[kind] = whole
     return costs
+
+
+def _between_slices(one: Instruction) -> Costs:
+    """What a chip hands to its host, and takes from it, for a collective over several slices; the hosts' runtime does
+    the rest. Anything else that is sent to a host stays there."""
+    moved = Costs(memory_bytes=_in_memory(one.shapes[:1]))
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
+    slices = re.search(r'_xla_megascale_target="\{([\d,:]*)\}', one.rest)
+    if one.opcode == "send" and transfer and slices:
+        kind = transfer[1].lower()
+        kind = kind if kind in KINDS else "collective_permute"  # ONE_TO_ONE
+        ends = [[int(n) for n in part.split(":")] for part in slices[1].split(",") if part]
+        count = sum(part[-1] - part[0] + 1 for part in ends)
+        moved.collective_bytes[kind], moved.network_bytes = _ring(kind, one.shapes[0].bytes, max(1, count))
+    return moved
+
+
+def _ring(kind: str, taken: float, chips: int) -> tuple[float, float]:
+    """What a collective of `chips` that each give `taken` bytes is counted as, and what each sends for it in a ring."""
+    whole = taken * chips if kind == "all_gather" else taken
+    sent = whole if kind == "collective_permute" else whole * (chips - 1) / chips
+    return whole, 2 * sent if kind == "all_reduce" else sent
 
 
 def group_size(text: str) -> int:

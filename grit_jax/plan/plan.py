@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from grit_jax.plan.chips import GIB, Chip, Slice, open_slice
+from grit_jax.plan.chips import GIB, Chip, Slices, open_slices
 from grit_jax.plan.costs import Costs, program_costs
 from grit_jax.plan.flops import step_flops
 from grit_jax.plan.programs import Program, ServingPrograms, bytes_per_chip, lower_train
@@ -61,6 +61,7 @@ class ProgramPlan:
             "memory_traffic_bytes_per_chip": costs and costs.memory_bytes,
             "collective_bytes": costs and costs.collective_bytes,
             "sent_bytes_per_chip": costs and costs.sent_bytes,
+            "sent_between_slices_bytes_per_chip": costs and costs.network_bytes,
             "bounds_seconds": self.seconds,
             "roofline_step_seconds": self.roofline,
             "compile_seconds": round(self.compile_seconds, 1),
@@ -69,7 +70,7 @@ class ProgramPlan:
 
 @dataclasses.dataclass
 class Plan:
-    """A configuration on a slice; `programs` by name, "train" among them."""
+    """A configuration on a slice, or on several; `programs` by name, "train" among them."""
 
     topology: str
     chip: Chip
@@ -79,6 +80,7 @@ class Plan:
     optimizer_bytes: int
     flops_per_step: int
     programs: dict[str, ProgramPlan]
+    slices: int = 1
 
     @property
     def chips(self) -> int:
@@ -86,8 +88,8 @@ class Plan:
 
     @property
     def accelerator_type(self) -> str:
-        """The slice as it is rented."""
-        return self.chip.accelerator_type(self.chips)
+        """A slice as it is rented."""
+        return self.chip.accelerator_type(self.chips // self.slices)
 
     @property
     def mfu_bound(self) -> float | None:
@@ -105,6 +107,7 @@ class Plan:
         """For JSON; figures without a program's name are those of the training step."""
         return {
             "topology": self.topology,
+            "slices": self.slices,
             "accelerator_type": self.accelerator_type,
             "chips": self.chips,
             "mesh": self.mesh,
@@ -120,18 +123,19 @@ class Plan:
         }
 
 
-def plan(config: RunConfig, topology: str, *, serving: bool = True) -> Plan:
-    """Compiles a configuration's programs for a slice: the training step and, if `serving`, those of the trained model.
+def plan(config: RunConfig, topology: str, *, slices: int = 1, serving: bool = True) -> Plan:
+    """Compiles a configuration's programs for a slice, or for several of them: the training step and, if `serving`,
+    those of the trained model.
 
     Raises:
       GritError: an unknown slice, no compiler, a mesh that does not fit it, or a configuration that cannot be planned.
     """
-    where = open_slice(topology)
+    where = open_slices(topology, slices)
     return plan_on(config, where, make_mesh(config.mesh, where.devices), serving=serving)
 
 
-def plan_on(config: RunConfig, where: Slice, mesh: Mesh, *, serving: bool) -> Plan:
-    """`plan` on a slice that is open, over a mesh of its devices."""
+def plan_on(config: RunConfig, where: Slices, mesh: Mesh, *, serving: bool) -> Plan:
+    """`plan` on slices that are open, over a mesh of their devices."""
     found: dict[str, ProgramPlan] = {}
 
     def look(name: str, program: Program) -> jax.stages.Compiled | None:
@@ -151,7 +155,7 @@ def plan_on(config: RunConfig, where: Slice, mesh: Mesh, *, serving: bool) -> Pl
     return Plan(
         where.name, where.chip, dict(mesh.shape), config.train.steps,
         bytes_per_chip((train.state.params, train.state.frozen)), bytes_per_chip(train.state.opt_state),
-        step_flops(config, train.model), found,
+        step_flops(config, train.model), found, where.count,
     )  # fmt: skip
 
 
@@ -176,6 +180,7 @@ def compile_program(
         "compute": costs.flops / chip.flops,
         "memory": costs.memory_bytes / chip.memory_rate,
         "interconnect": costs.sent_bytes / chip.link_rate,
+        "network": costs.network_bytes / chip.network_rate,
     }
     # Weights that a program does not read are not among its arguments, but they are there.
     arguments = max(memory.argument_size_in_bytes, program.argument_bytes)
@@ -200,8 +205,9 @@ def table(plan: Plan) -> str:
     """A plan in words."""
     train, gib = plan.programs["train"], lambda size: f"{size / GIB:.2f} GiB"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    several = f"{plan.slices} slices of " if plan.slices > 1 else ""
     lines = [
-        f"{plan.topology}, rented as {plan.accelerator_type}: {plan.chips} chips of {gib(plan.chip.memory)}",
+        f"{several}{plan.topology}, rented as {plan.accelerator_type}: {plan.chips} chips of {gib(plan.chip.memory)}",
         f"mesh: {mesh}",
         "",
         "program    fits   peak a chip   arguments   temporaries   at least   bound by     compiled in",
@@ -216,12 +222,13 @@ def table(plan: Plan) -> str:
     lines += [
         "",
         f"A chip holds {gib(plan.parameter_bytes)} of parameters and {gib(plan.optimizer_bytes)} of optimizer state.",
-        f"A step has {plan.flops_per_step:.3g} model FLOPs over the slice.",
+        f"A step has {plan.flops_per_step:.3g} model FLOPs, over all chips.",
     ]
     if train.costs is not None:
         sent = ", ".join(f"{k.replace('_', '-')} {gib(v)}" for k, v in train.costs.collective_bytes.items() if v)
         lines += [
             f"Each chip computes {train.costs.flops:.3g} FLOPs, recomputation included; collectives: {sent or 'none'}.",
+            *([f"Of that each sends {gib(train.costs.network_bytes)} to other slices."] if plan.slices > 1 else []),
             f"{plan.steps} steps take at least {plan.chip_hours:.1f} chip-hours (MFU at most {plan.mfu_bound:.0%}).",
         ]
     return "\n".join(lines)

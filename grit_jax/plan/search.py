@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from grit_jax.abstract import abstract_step
 from grit_jax.data.shapes import abstract_batch
-from grit_jax.plan.chips import GIB, open_slice
+from grit_jax.plan.chips import GIB, open_slices
 from grit_jax.plan.plan import Plan, plan_on
 from grit_jax.plan.programs import RULES, bytes_per_chip, train_shapes
 from grit_jax.progress import progress, say
-from grit_jax.run_config import RunConfig, batch_needs
+from grit_jax.run_config import RunConfig, batch_needs, fit_to_mesh
 from grit_jax.sharding import MeshConfig, make_mesh, row_ways
 from grit_jax.types import GritError
 
@@ -37,7 +37,7 @@ class Candidate:
         return {f"train.{self.chunk_key}": self.chunk, **self.plan.to_dict()}
 
 
-def search(config: RunConfig, topology: str, tries: int = MOST_TRIES) -> list[Candidate]:
+def search(config: RunConfig, topology: str, tries: int = MOST_TRIES, *, slices: int = 1) -> list[Candidate]:
     """Meshes and chunk sizes whose training step fits, the fastest by its roofline first.
 
     For each split of the slice over `tensor`, the largest chunk that fits, from all rows downwards: the larger it is,
@@ -47,18 +47,19 @@ def search(config: RunConfig, topology: str, tries: int = MOST_TRIES) -> list[Ca
     Raises:
       GritError: as `plan`, or nothing fits.
     """
-    where = open_slice(topology)
+    where = open_slices(topology, slices)
     key = "embedding_chunk" if config.data.embedding_batch else "generative_chunk"
     found: dict[MeshConfig, Candidate] = {}
     compiled = 0
     with progress(tries, "plan", "programs") as bar:
-        for mesh, chunk in _candidates(config, _meshes(config, len(where.devices))):
+        for mesh, chunk in _candidates(config, _meshes(config, len(where.devices), slices)):
             if mesh in found:
                 continue
             settings = _settings(mesh, key, chunk)
             tried = dataclasses.replace(config, mesh=mesh, train=dataclasses.replace(config.train, **{key: chunk}))
             devices = make_mesh(mesh, where.devices)
             try:
+                tried = fit_to_mesh(tried, devices, RULES)
                 if (least := _least_bytes(tried, devices, key)) > where.chip.memory:
                     say(f"{settings}: left out, it needs {least / GIB:.2f} GiB a chip at the least")
                     continue
@@ -109,20 +110,22 @@ def search_table(found: list[Candidate]) -> str:
 
 def _settings(mesh: MeshConfig, key: str, chunk: int | None) -> str:
     """As they are typed."""
-    return f"--mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor} --train.{key} {'null' if chunk is None else chunk}"
+    data = f"--mesh.data {mesh.data} " if mesh.data > 1 else ""
+    rows = "null" if chunk is None else chunk
+    return f"{data}--mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor} --train.{key} {rows}"
 
 
-def _meshes(config: RunConfig, chips: int) -> list[MeshConfig]:
-    """Splits over `tensor`, without those that would leave attention whole on each chip."""
+def _meshes(config: RunConfig, chips: int, slices: int) -> list[MeshConfig]:
+    """Splits over `tensor`, without those that would leave attention whole on each chip; weights in every slice."""
     model, found = abstract_step(config).model, []
     for tensor in TENSOR_WAYS:
-        if chips % tensor:
+        if chips // slices % tensor:
             continue
         if model.num_attention_heads % tensor or model.num_key_value_heads % tensor:
             heads = f"{model.num_attention_heads} heads with {model.num_key_value_heads} of keys"
             say(f"--mesh.tensor {tensor}: left out, {heads} do not divide among {tensor} chips")
             continue
-        found.append(MeshConfig(1, chips // tensor, tensor))
+        found.append(MeshConfig(slices, chips // slices // tensor, tensor))
     return found
 
 
@@ -133,7 +136,8 @@ def _candidates(config: RunConfig, meshes: list[MeshConfig]) -> Iterator[tuple[M
     rows = part.rows.tokens.shape[0] if part else 0
     for share in (1, 4, 16, 64):
         for mesh in meshes:
-            chunk = rows // share // mesh.fsdp * mesh.fsdp
+            ways = mesh.data * mesh.fsdp
+            chunk = rows // share // ways * ways
             if share == 1:
                 yield mesh, None
             elif chunk:

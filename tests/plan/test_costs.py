@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from grit_jax.plan.chips import open_slices
 from grit_jax.plan.costs import group_size, program_costs
 from grit_jax.plan.hlo import parse, trip_count
+from grit_jax.sharding import MeshConfig, make_mesh
 
 # As a TPU's compiler writes: a loop without a noted trip count, a product as a convolution, a gather that runs beside
 # other work (three fusions, one gather), a reduction that keeps a part, a sum that gathers, arrays in on-chip memory
@@ -130,6 +134,49 @@ def test_collectives_of_a_program_on_eight_devices():
     costs = program_costs(jax.jit(split).lower(*arguments).compile().as_text())
     assert costs.collective_bytes == dict.fromkeys(costs.collective_bytes, 5 * 8 * 16 * 4)
     assert costs.sent_bytes == 5 * 8 * 16 * 4 * (7 / 8 * 3 + 2 * 7 / 8 + 1)
+
+
+SENT = """HloModule jit_step
+
+ENTRY %main (arg: f32[64]) -> f32[64] {
+  %arg = f32[64]{0} parameter(0)
+  %token.0 = token[] after-all()
+  %recv.0 = (f32[64]{0}, u32[], token[]) recv(%token.0), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{SLICES}x{0:3}",_xla_megascale_transfer_type="KIND"}
+  %send.0 = (f32[64]{0}, u32[], token[]) send(%arg, %token.0), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{SLICES}x{0:3}",_xla_megascale_transfer_type="KIND"}
+  %send-done.0 = token[] send-done(%send.0), channel_id=2, is_host_transfer=true
+  %recv-done.0 = (f32[64]{0}, token[]) recv-done(%recv.0), channel_id=1, is_host_transfer=true
+  ROOT %result = f32[64]{0} get-tuple-element(%recv-done.0), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "kind, slices, counted, whole, sent",
+    [("ALL_REDUCE", "1,2", "all_reduce", 256, 256), ("ALL_REDUCE", "1:4", "all_reduce", 256, 384), ("ALL_GATHER", "1,2,3,4", "all_gather", 1024, 768),
+     ("REDUCE_SCATTER", "1,2", "reduce_scatter", 256, 128), ("ALL_TO_ALL", "1:2,5:6", "all_to_all", 256, 192), ("ONE_TO_ONE", "1", "collective_permute", 256, 256)],
+)  # fmt: skip
+def test_what_goes_from_slice_to_slice(kind, slices, counted, whole, sent):
+    """It is handed to the host, as `send` and `recv`, and goes over another network than what is sent inside a slice."""
+    costs = program_costs(SENT.replace("KIND", kind).replace("SLICES", slices))
+    assert costs.network_bytes == sent and costs.sent_bytes == 0 and costs.memory_bytes == 512
+    assert {name: size for name, size in costs.collective_bytes.items() if size} == {counted: whole}
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
+@pytest.mark.usefixtures("full_optimization")
+def test_sums_inside_a_slice_and_between_two():
+    where = open_slices("v5e:2x2", 2)
+    mesh = make_mesh(MeshConfig(2, 4), where.devices)
+
+    def program(axis):
+        local = jax.shard_map(lambda x: jax.lax.psum(jnp.sin(x), axis), mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        x = jax.ShapeDtypeStruct((1024, 256), jnp.float32, sharding=NamedSharding(mesh, P()))
+        return program_costs(jax.jit(local).lower(x).compile().as_text())
+
+    size = 1024 * 256 * 4
+    assert (program("fsdp").sent_bytes, program("fsdp").network_bytes) == (2 * 3 / 4 * size, 0)
+    assert (program("data").sent_bytes, program("data").network_bytes) == (0, 2 * 1 / 2 * size)
 
 
 @pytest.mark.usefixtures("full_optimization")

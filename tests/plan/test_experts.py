@@ -14,7 +14,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.grouped import weight_gradient
 from grit_jax.models.moe import expert_mlp
 from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
-from grit_jax.plan.chips import open_slice
+from grit_jax.plan.chips import open_slices
 from grit_jax.plan.costs import program_costs
 from grit_jax.sharding import MeshConfig, ShardingRules, fit, make_mesh
 
@@ -64,7 +64,7 @@ def test_weight_gradient():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_tile_fits_the_memory_of_a_core(dtype):
     """Mixtral's expert on the chip that has least."""
-    lie = NamedSharding(make_mesh(MeshConfig(), open_slice("v5e:1x1").devices), PartitionSpec())
+    lie = NamedSharding(make_mesh(MeshConfig(), open_slices("v5e:1x1").devices), PartitionSpec())
     shape = lambda *dims, dtype=dtype: jax.ShapeDtypeStruct(dims, jnp.dtype(dtype), sharding=lie)
     arguments = shape(2048, 4096), shape(2048, 14336), shape(2, dtype="int32")
     assert "tgmm" in jax.jit(weight_gradient).lower(*arguments).compile().as_text()
@@ -82,7 +82,7 @@ def test_a_layer_computes_each_product_once(tensor):
         num_key_value_heads=2, head_dim=64, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=512,
         dtype="bfloat16",
     )  # fmt: skip
-    mesh, rules = make_mesh(MeshConfig(1, -1, tensor), open_slice("v5p:2x2x1").devices), ShardingRules()
+    mesh, rules = make_mesh(MeshConfig(1, -1, tensor), open_slices("v5p:2x2x1").devices), ShardingRules()
 
     def shape(dims, dtype, axes):
         return jax.ShapeDtypeStruct(dims, dtype, sharding=NamedSharding(mesh, fit(rules.spec(axes), dims, mesh)))
