@@ -6,8 +6,8 @@ import dataclasses
 import re
 import shlex
 
-from machine import REPOSITORY, WORKER, Machine
-from shell import LaunchError, Unreachable
+from machine import REPOSITORY, UNDER_WAY, WORKER, Machine
+from shell import STEP_WITHIN_S, LaunchError, NotThere, StepFailed, Unreachable
 
 INTERRUPTED = 143  # SIGTERM: the machine goes down; the run goes on from its checkpoint
 UNSAVED = 75  # of worker.py: the run ended, but its output could not be copied to the bucket
@@ -35,7 +35,7 @@ class Job:
         if self.config.startswith("gs://"):
             if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+/[^/\s]+\.ya?ml", self.config):
                 raise LaunchError(f"{self.config}: wants gs://BUCKET/FOLDER/NAME.yaml; its whole folder goes along")
-            if self.output.startswith(self.config.rpartition("/")[0] + "/"):
+            if f"{self.output.rstrip('/')}/".startswith(self.config.rpartition("/")[0] + "/"):
                 raise LaunchError(f"--output {self.output}: lies in the folder of {self.config}, which goes along")
         elif not self.config.startswith("configs/"):
             raise LaunchError(
@@ -79,12 +79,15 @@ class Workers:
         hosts = self.machine.accelerator.hosts if self.machine.accelerator else 1
         imagined = "".join(f"grit-worker {host} {self.imagined}\n" for host in range(hosts))
         command = f"if [ -f {WORKER} ]; then python3 {WORKER} status; else echo grit-worker $(hostname) absent; fi"
-        text = self.machine.shell.ask(self.machine.on_workers(command), name=self.machine.name, imagined=imagined)
+        try:
+            text = self.machine.shell.ask(self.machine.on_workers(command), name=self.machine.name, imagined=imagined)
+        except NotThere as error:  # it was there when the cloud was asked, a moment ago
+            raise Unreachable(str(error)) from None
         found: dict[str, Report] = {}
         for host, state, status, note in REPORT.findall(text):
             found[host] = Report(host, state.split()[0], int(status) if status else None, note)
         if not found or (self.machine.accelerator and len(found) != hosts):
-            raise Unreachable(f"{self.machine.name}: {len(found)} of {hosts} workers answered", 1)
+            raise Unreachable(f"{self.machine.name}: {len(found)} of {hosts} workers answered")
         return list(found.values())
 
     def install(self) -> None:
@@ -95,18 +98,22 @@ class Workers:
         """Starts the run on every worker, detached; where it runs already, nothing happens.
 
         Raises:
+          StepFailed: it failed on a worker, and may succeed another time.
           LaunchError: another run is under way there.
         """
-        self._tell(f"start {shlex.join(job.words())}")
+        self._tell(f"python3 {WORKER} start {shlex.join(job.words())}", "start")
         self.imagined = "exited 0"
 
     def stop(self) -> None:
-        """SIGTERM to the run on every worker; returns when it has ended."""
-        self._tell("stop")
+        """SIGTERM to the run on every worker; returns when it has ended. A worker may have nothing installed yet.
+
+        Raises:
+          StepFailed: it failed on a worker, and may succeed another time.
+        """
+        self._tell(f"if [ -f {WORKER} ]; then python3 {WORKER} stop; fi", "stop")
         self.imagined = "stopped"
 
-    def _tell(self, what: str) -> None:
-        command = self.machine.on_workers(f"python3 {WORKER} {what}")
-        if status := self.machine.shell.show(command):
-            failed = f"{what.split()[0]} failed on a worker (status {status}; its output is above)"
-            raise LaunchError(f"{self.machine.name}: {failed}", 1)
+    def _tell(self, command: str, what: str) -> None:
+        if status := self.machine.shell.show(self.machine.on_workers(command), within_s=STEP_WITHIN_S):
+            failed = f"{self.machine.name}: {what} failed on a worker (status {status}; its output is above)"
+            raise LaunchError(failed, 1) if status == UNDER_WAY else StepFailed(failed)

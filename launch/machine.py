@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from accelerators import Accelerator
-from shell import LaunchError, NotThere, Shell, say
+from shell import STEP_WITHIN_S, LaunchError, NotThere, Shell, StepFailed, say
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "requirements.lock", "grit_jax", "configs", "launch")
 STARTUP = REPOSITORY / "launch" / "startup.sh"
+USER = "grit"  # on every worker, whoever calls from wherever: another user would have another home directory there
 CODE = "grit/code"  # on every worker, from its home directory
 WORKER = f"{CODE}/launch/worker.py"
+UNDER_WAY = 2  # of worker.py: another run is under way there, and is left alone
+ALIVE = "-oServerAliveInterval=30"  # ssh ends when the machine has been silent for three of them
 
 # States of a queued resource (tpu/v2 QueuedResourceState) and of a TPU VM (tpu/v2 Node.State), by what they mean here.
 ABSENT = "ABSENT"
 ACTIVE = ("ACTIVE", "READY")
-LOST = ("SUSPENDING", "SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "HIDDEN", "HIDING")
-GOING = ("DELETING",)
+LOST = ("SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED", "HIDDEN")
+GOING = ("DELETING", "SUSPENDING", "STOPPING", "HIDING")  # soon one of LOST, or gone; until then nothing can be done
 # All others are on their way: CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, STARTING, RESTARTING, ...
 
 
@@ -87,8 +91,8 @@ class Machine:
         self.last_seen = state.name
         return state
 
-    def create(self) -> None:
-        """Asks for the slice; it is not there yet when this returns."""
+    def create(self, wait_hours: float | None = None) -> None:
+        """Asks for the slice; it is not there yet when this returns. With `wait_hours`, the queue forgets it then."""
         assert self.accelerator is not None
         image = self.image or self.accelerator.image
         if image is None:
@@ -99,6 +103,9 @@ class Machine:
         command += [f"--runtime-version={image}"] if self.queued else [f"--version={image}"]
         command += ["--spot"] if self.spot else ["--reserved"] if self.reserved else []
         command += ["--scopes=https://www.googleapis.com/auth/cloud-platform"]
+        own = any(flag.startswith("--valid-until") for flag in self.create_flags)
+        if self.queued and wait_hours is not None and not own:  # an hour later, so that whoever waits gives up first
+            command += [f"--valid-until-duration={math.ceil(60 * (wait_hours + 1))}m"]
         command += [f"--service-account={self.service_account}"] if self.service_account else []
         command += [f"--metadata-from-file=startup-script={STARTUP}", *self.create_flags]
         if not self.shell.dry_run:
@@ -127,21 +134,29 @@ class Machine:
         """Copies this checkout to every worker and installs it there.
 
         Raises:
-          LaunchError: a step failed; what it said is on the terminal.
+          StepFailed: a step failed on a worker, and may succeed another time; what it said is on the terminal.
+          LaunchError: a step failed here, or a run is under way there.
         """
         archive = Path(tempfile.gettempdir()) / f"grit-{self.name}.tgz"
         shipped = [part for part in SHIPPED if (REPOSITORY / part).exists()]
         pack = ["tar", "-czf", str(archive), "--exclude=__pycache__", "-C", str(REPOSITORY), *shipped]
-        copy = [*self._vm("scp"), str(archive), f"{self.name}:grit-code.tgz", "--worker=all", "--quiet"]
-        unpack = f"rm -rf {CODE} && mkdir -p {CODE} && tar -xzf grit-code.tgz -C {CODE}"
-        install = self.on_workers(f"{unpack} && python3 {WORKER} install --extra=tpu")
+        target = f"{USER}@{self.name}:grit-code.tgz"
+        copy = [*self._vm("scp"), f"--scp-flag={ALIVE}", str(archive), target, "--worker=all", "--quiet"]
+        # Beside what is there, which may be running; in its place once it is known that it is not.
+        new = f"{CODE}.new"
+        unpack = f"(rm -rf {new} && mkdir -p {new} && tar -xzf grit-code.tgz -C {new}) || exit 1"
+        swap = f"python3 {new}/launch/worker.py free && rm -rf {CODE} && mv {new} {CODE}"
+        install = self.on_workers(f"{unpack}; {swap} && python3 {WORKER} install --extra=tpu")
         for what, command in (("pack the code", pack), ("copy the code", copy), ("install", install)):
-            if status := self.shell.show(command):
-                raise LaunchError(f"{self.name}: could not {what} (status {status}; its output is above)", 1)
+            if status := self.shell.show(command, within_s=STEP_WITHIN_S):
+                ours = command is pack or status == UNDER_WAY
+                failed = f"{self.name}: could not {what} (status {status}; its output is above)"
+                raise LaunchError(failed, 1) if ours else StepFailed(failed)
 
     def on_workers(self, command: str, worker: str = "all") -> list[str]:
         """The gcloud command that runs a shell command on the workers; its status is that of a worker that failed."""
-        return [*self._vm("ssh"), self.name, f"--worker={worker}", "--quiet", f"--command={command}"]
+        how = [f"--ssh-flag={ALIVE}", f"{USER}@{self.name}", f"--worker={worker}", "--quiet"]
+        return [*self._vm("ssh"), *how, f"--command={command}"]
 
     def _kind(self, verb: str) -> list[str]:
         kind = "queued-resources" if self.queued else "tpu-vm"

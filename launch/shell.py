@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 GAVE_UP = 3  # exit status: out of retries, or of the time to wait
 ANSWER_WITHIN_S = 900  # gcloud itself tries an unreachable worker for some minutes
+STEP_WITHIN_S = 3600  # installing takes some minutes; a machine that vanishes meanwhile must not hold us for ever
 
 
 class LaunchError(Exception):
@@ -31,6 +32,16 @@ class NoCapacity(LaunchError):
 class Unreachable(LaunchError):
     """No answer, or one that nobody expects: worth another try."""
 
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message, status)
+
+
+class StepFailed(LaunchError):
+    """A step on the workers failed, and may succeed the next time: a machine that goes, a download, the network."""
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message, status)
+
 
 # What gcloud says on stderr -> what to say. The first that is found counts.
 SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
@@ -43,6 +54,13 @@ SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
         r"SERVICE_DISABLED|has not been used in project|it is disabled",
         LaunchError,
         "the Cloud TPU API is off in {project}; run: gcloud services enable tpu.googleapis.com --project={project}",
+    ),
+    # Not a quota of machines: too many questions in a minute, which RESOURCE_EXHAUSTED tells as well.
+    (r"per minute|rateLimitExceeded|quota metric", Unreachable, "the cloud was asked too often ({detail})"),
+    (
+        r"SSH Key is not present in the SSH agent",
+        LaunchError,
+        "the ssh-agent holds other keys, but not the one of gcloud; run: ssh-add ~/.ssh/google_compute_engine",
     ),
     (r"no more capacity|STOCKOUT", NoCapacity, "{zone} has none free now; try another zone, --spot, or the queue"),
     (
@@ -98,19 +116,25 @@ class Shell:
         except FileNotFoundError:
             raise missing(command[0]) from None
         except subprocess.TimeoutExpired:
-            raise Unreachable(f"{' '.join(command[:5])}: no answer within {ANSWER_WITHIN_S} s", 1) from None
+            raise silent(command, ANSWER_WITHIN_S) from None
         if done.returncode:
             raise self.explain(command, name, done.stderr)
         return done.stdout
 
-    def show(self, command: Sequence[str]) -> int:
-        """Runs a command on the person's terminal and returns its exit status (0 in a dry run)."""
+    def show(self, command: Sequence[str], within_s: float | None = None) -> int:
+        """Runs a command on the person's terminal and returns its exit status (0 in a dry run).
+
+        Raises:
+          Unreachable: it has not ended after `within_s` seconds.
+        """
         if self._only_print(command):
             return 0
         try:
-            return subprocess.run(command).returncode
+            return subprocess.run(command, timeout=within_s).returncode
         except FileNotFoundError:
             raise missing(command[0]) from None
+        except subprocess.TimeoutExpired:
+            raise silent(command, within_s) from None
 
     def note(self, text: str) -> None:
         """A remark in the output of a dry run."""
@@ -125,12 +149,17 @@ class Shell:
             if re.search(pattern, error):
                 filled = message.format(project=self.project, zone=self.zone, name=name or "that", detail=detail)
                 return kind(filled)
-        return Unreachable(f"{' '.join(command[:5])}: {detail}", 1)
+        return Unreachable(f"{' '.join(command[:5])}: {detail}")
 
     def _only_print(self, command: Sequence[str]) -> bool:
         if self.dry_run:
             print(shlex.join(command))
         return self.dry_run
+
+
+def silent(command: Sequence[str], seconds: float | None) -> Unreachable:
+    """The error for a command that does not end."""
+    return Unreachable(f"{' '.join(command[:5])}: no answer within {seconds:g} s")
 
 
 def missing(program: str) -> LaunchError:

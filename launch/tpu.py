@@ -15,7 +15,7 @@ from typing import NoReturn
 from accelerators import accelerator, check_zone
 from gke import submit
 from job import Job, Workers
-from machine import ABSENT, ACTIVE, Machine, State
+from machine import ABSENT, ACTIVE, GOING, Machine, State
 from shell import LaunchError, Shell, say
 from watch import Policy, Watch, wait_until_active
 
@@ -168,6 +168,8 @@ def leave(args: argparse.Namespace, machine: Machine | None) -> None:
     state = State(machine.last_seen)
     if state.active:
         what = "it stays, and is billed until it is torn down"
+    elif state.name in GOING:
+        what = "it is billed until it is gone; look again"
     elif state.lost:
         what = "it is not billed, but holds its name and perhaps quota"
     else:

@@ -6,17 +6,21 @@ rounds but its counts, so it can be interrupted at any moment and started again,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 
 from accelerators import accelerator
 from job import INTERRUPTED, UNSAVED, Job, Report, Workers
-from machine import ABSENT, ACTIVE, GOING, Machine, State
-from shell import GAVE_UP, LaunchError, NoCapacity, Unreachable, say
+from machine import ABSENT, GOING, Machine, State
+from shell import GAVE_UP, LaunchError, NoCapacity, StepFailed, Unreachable, say
 
 LONGEST_PAUSE_S = 900.0
 NOTE_EVERY_S = 300.0
-UNHEARD = 5  # looks at a machine that answered before and is silent now, until it counts as lost
+UNHEARD = 5  # looks at an ACTIVE machine that answered before and is silent now, until it counts as lost
+NEVER_HEARD_S = 1200.0  # that an ACTIVE machine may take to answer at all: it boots in minutes
+GOING_S = 3600.0  # that a slice may take to be deleted, or suspended
+DELETE_TRIES = 5  # at the end: what stays is billed
 PATIENCE = 40  # looks in a row without any answer: about nine hours at the longest pause
 
 
@@ -40,9 +44,12 @@ class Watch:
         self.attempts = 0  # retries used
         self.in_a_row = 0  # attempts since the run was last seen running
         self.silent = 0  # looks in a row that got no answer
+        self.unheard = 0  # of those, the ones at a machine that is ACTIVE: the cloud answered, the workers did not
         self.heard = False  # whether this machine ever answered
+        self.active_since: float | None = None  # when it was first found ACTIVE
         self.started = False  # whether the run was started on it, or found there
         self.waiting_since: float | None = None
+        self.going: tuple[str, float] | None = None  # the state of GOING it is in, and since when
         self.told = ""
         self.noted = -NOTE_EVERY_S
 
@@ -52,8 +59,16 @@ class Watch:
         Raises:
           LaunchError: it cannot go on, the person's matter or out of retries (status 3).
         """
-        while (status := self._round()) is None:
-            pass
+        try:
+            while (status := self._round()) is None:
+                pass
+        except LaunchError as error:
+            if error.status == GAVE_UP and self.policy.delete and self.machine.last_seen not in ("", ABSENT):
+                try:
+                    self._tear_down()
+                except LaunchError as another:  # what we gave up for matters more
+                    say(f"{self.machine.name}: could not be torn down: {another}")
+            raise
         return self._end(status)
 
     def until_started(self) -> None:
@@ -64,25 +79,38 @@ class Watch:
     # ---- one round ---------------------------------------------------------------------------------------------------
 
     def _round(self) -> int | None:
+        state: State | None = None
         try:
-            status = self._act(self.machine.state())
-            self.silent = 0
+            state = self.machine.state()
+            status = self._act(state)
+            self.silent = self.unheard = 0
             return status
+        except StepFailed as error:
+            if not self.policy.recreate:
+                raise
+            self.silent = self.unheard = 0  # the workers had answered
+            self._again(str(error).removeprefix(f"{self.machine.name}: "))
         except Unreachable as error:
-            self._bear(error)
-            return None
+            self._bear(error, active=state is not None and state.active)
+        return None
 
     def _act(self, state: State) -> int | None:
         """Does the next missing thing; returns the run's status once it has ended."""
         self._tell(str(state))
         self._compare_type(state)
         if not state.active:
-            self.heard = False
+            self.heard, self.active_since, self.unheard = False, None, 0
+        elif self.active_since is None:
+            self.active_since = time.monotonic()
+        if state.name not in GOING:
+            self.going = None
+        elif self.going is None or self.going[0] != state.name:
+            self.going = (state.name, time.monotonic())
         if state.name == ABSENT:
             if not self.policy.recreate:
                 raise LaunchError(f"there is no {self.machine.name} in {self.machine.shell.zone}; create it first")
             self._create()
-        elif state.lost:
+        elif state.lost or self._stuck(state):
             if not self.policy.recreate:
                 raise LaunchError(f"{self.machine.name} is {state.name}; tpu.py watch would create it anew", GAVE_UP)
             self._again(f"is {state.name}")
@@ -100,12 +128,15 @@ class Watch:
         self.heard = True
         kinds = {report.state for report in reports}
         failed = [r.status for r in reports if r.status not in (None, 0, INTERRUPTED)]
-        if "absent" in kinds:
-            self.workers.install()
-            self.started = False
-        elif not self.started:  # what an earlier watch saw the end of is begun again, from its checkpoint
-            self.workers.start(self.job)
-            self.started = True
+        if "absent" in kinds or not self.started:
+            if "running" in kinds and len(kinds) > 1:  # half of a run: the others wait for the lost ones, for ever
+                self.workers.stop()
+            if "absent" in kinds:
+                self.workers.install()
+                self.started = False
+            else:  # what an earlier watch saw the end of is begun again, from its checkpoint
+                self.workers.start(self.job)
+                self.started = True
         elif failed:
             if "running" in kinds:  # the other hosts wait for the failed one, for ever
                 self.workers.stop()
@@ -121,8 +152,10 @@ class Watch:
             time.sleep(self.policy.poll)
         else:
             self._again("lost its run")
+            self.started = False  # should the start fail, the stop was not a person's
             self.workers.stop()
             self.workers.start(self.job)
+            self.started = True
         return None
 
     def _compare_type(self, state: State) -> None:
@@ -138,37 +171,65 @@ class Watch:
 
     def _create(self) -> None:
         try:
-            self.machine.create()
+            self.machine.create(self.policy.wait_hours)
         except NoCapacity as error:
             self._again(str(error))
 
     def _wait(self, state: State) -> None:
         """In the queue, or on the way out of it."""
-        now = time.monotonic()
-        self.waiting_since = now if self.waiting_since is None else self.waiting_since
-        if state.name not in GOING and now - self.waiting_since > self.policy.wait_hours * 3600:
-            raise LaunchError(
-                f"{self.machine.name} is {state.name} after {self.policy.wait_hours:g} h; it keeps its place", GAVE_UP
-            )
+        if state.name not in GOING:
+            now = time.monotonic()
+            self.waiting_since = now if self.waiting_since is None else self.waiting_since
+            if now - self.waiting_since > self.policy.wait_hours * 3600:
+                place = "" if self.policy.delete else "; it keeps its place"
+                raise LaunchError(
+                    f"{self.machine.name} is {state.name} after {self.policy.wait_hours:g} h{place}", GAVE_UP
+                )
         time.sleep(self.policy.poll)
+
+    def _stuck(self, state: State) -> bool:
+        """Whether the slice has been going away for too long to wait for it any further.
+
+        Raises:
+          LaunchError: it is being deleted, so that deleting it once more is no help.
+        """
+        if self.going is None or time.monotonic() - self.going[1] <= GOING_S:
+            return False
+        if state.name == "DELETING":
+            raise LaunchError(
+                f"{self.machine.name} has been DELETING for {GOING_S / 3600:g} h; look at it at "
+                f"https://console.cloud.google.com/compute/tpus?project={self.machine.shell.project}, or choose "
+                "another name", GAVE_UP,
+            )  # fmt: skip
+        return True
 
     # ---- setbacks ----------------------------------------------------------------------------------------------------
 
-    def _bear(self, error: Unreachable) -> None:
-        """No answer. The network here may be down, or the machine may be gone."""
+    def _bear(self, error: Unreachable, active: bool) -> None:
+        """No answer, of the cloud or (`active`) of a machine that is there. The network here may be down, too."""
         self.silent += 1
+        self.unheard += active
         if self.silent == 1:
             say(f"{self.machine.name}: {error}; trying again")
-        there = self.machine.last_seen in ACTIVE
-        if self.heard and there and self.policy.recreate and self.silent >= UNHEARD:
+        if active and self.heard and self.policy.recreate and self.unheard >= UNHEARD:
             self._again(f"does not answer, though it is {self.machine.last_seen}")
-            self.machine.delete()
-            self.heard = False
-            self.silent = 0
+            with contextlib.suppress(Unreachable):  # the next round finds it as it is, and tries again
+                self.machine.delete()
+                self.heard, self.active_since = False, None
+                self.silent = self.unheard = 0
+        elif active and not self.heard and self.unheard > 1 and self._active_for() > NEVER_HEARD_S:
+            raise LaunchError(
+                f"{error}; it has been {self.machine.last_seen} for {self._active_for() / 60:.0f} min and never "
+                "answered ssh; its network must allow it: gcloud compute firewall-rules create allow-ssh "
+                "--allow=tcp:22 --network=NAME", GAVE_UP,
+            )  # fmt: skip
         elif self.silent >= PATIENCE:
             raise LaunchError(f"{error}; no answer {self.silent} times in a row", GAVE_UP)
         else:
             time.sleep(self._pause(self.policy.poll, self.silent - 1))
+
+    def _active_for(self) -> float:
+        return 0.0 if self.active_since is None else time.monotonic() - self.active_since
 
     def _again(self, why: str) -> None:
         """Counts an attempt and pauses before it, longer each time."""
@@ -208,9 +269,21 @@ class Watch:
             text = f"the run ended with status {status}; its log is in {output}/logs"
         self._tell(text)
         if self.policy.delete and status != UNSAVED:
-            self.machine.delete()
-            self._tell("torn down")
+            self._tear_down()
         return status
+
+    def _tear_down(self) -> None:
+        """Gives the slice back, patiently: nobody looks after it from now on, and it is billed."""
+        for attempt in range(DELETE_TRIES):
+            try:
+                self.machine.delete()
+                break
+            except Unreachable as error:
+                if attempt == DELETE_TRIES - 1:
+                    raise
+                say(f"{self.machine.name}: {error}; trying again")
+                time.sleep(self._pause(self.policy.poll, attempt))
+        self._tell("torn down")
 
 
 def wait_until_active(machine: Machine, policy: Policy) -> None:

@@ -4,7 +4,7 @@
     worker.py install --extra tpu
     worker.py start CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (detached; survives the ssh connection)
     worker.py train CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (here; for containers and batch systems)
-    worker.py status | stop
+    worker.py status | stop | free                                     (free: status 2 while a run is under way)
 
 Needs the system's Python (3.10 or newer) and gcloud only. Everything lies in $GRIT_HOME (~/grit): `venv/`, `inputs/`,
 `output/`, and in `run/` the pid, the log and the exit status of the run.
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     argv, overrides = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = argparse.ArgumentParser(prog="worker.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in ("install", "start", "train", "status", "stop"):
+    for name in ("install", "free", "start", "train", "status", "stop"):
         sub = verbs.add_parser(name, allow_abbrev=False)
         if name == "install":
             sub.add_argument("--extra", default="tpu", choices=("tpu", "cuda", "cpu"))
@@ -52,11 +52,13 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("--direct", action="store_true", help="grit train writes to the bucket itself")
         if name == "train":
             sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
-        if name != "status":
+        if name not in ("free", "status"):
             sub.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     args = parser.parse_args(argv)
     if args.verb == "install":
         return install(args.extra, args.dry_run)
+    if args.verb == "free":
+        return free()
     if args.verb == "status":
         return detached.status()
     if args.verb == "stop":
@@ -85,10 +87,17 @@ def told(run: Callable[[], int]) -> int:
 # ---- install --------------------------------------------------------------------------------------------------------
 
 
+def free() -> int:
+    """0 where nothing runs; asked before anything of a run is replaced."""
+    if not detached.running():
+        return 0
+    print("worker.py: a run is under way here; stop it first (tpu.py stop)", file=sys.stderr)
+    return MISTAKE
+
+
 def install(extra: str, dry_run: bool = False) -> int:
     """This checkout and what it needs, into `venv/`, at the versions of requirements.lock."""
-    if not dry_run and detached.running():
-        print("worker.py install: a run is under way here; stop it first (tpu.py stop)", file=sys.stderr)
+    if not dry_run and free():
         return MISTAKE
     uv = HOME / "uv" / "bin" / "uv"
     what = f"{CODE}[gcs]" if extra == "cpu" else f"{CODE}[{extra},gcs]"
@@ -104,7 +113,7 @@ def install(extra: str, dry_run: bool = False) -> int:
             print(shlex.join(command))
         elif code := subprocess.run(command).returncode:
             print(f"worker.py install: {shlex.join(command)} failed with status {code}", file=sys.stderr)
-            return code
+            return 1  # whatever it said: uv's 2 is no run under way, and worth another try
     if not dry_run:
         INSTALLED.write_text(f"{extra}\n")
     return 0

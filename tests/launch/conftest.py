@@ -63,6 +63,13 @@ def pauses(monkeypatch):
 
 
 @pytest.fixture
+def clock(pauses, monkeypatch):
+    """The pauses, and a clock that they alone move."""
+    monkeypatch.setattr("watch.time.monotonic", lambda: float(sum(pauses)))
+    return pauses
+
+
+@pytest.fixture
 def played(cloud, pauses, light, monkeypatch):
     """A cloud that answers at once, in this process."""
     cloud.answer_here(monkeypatch)

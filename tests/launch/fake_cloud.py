@@ -54,6 +54,7 @@ class Cloud:
         """From now on fake_gcloud runs in this process: the same program without a hundred starts of Python."""
 
         def run(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+            assert how["timeout"] > 0, f"{command} may take for ever: the machine vanishes"
             return self.gcloud(command) if command[0] == "gcloud" else subprocess.run(command, **how)
 
         monkeypatch.setattr("shell.subprocess", types.SimpleNamespace(**{**vars(subprocess), "run": run}))

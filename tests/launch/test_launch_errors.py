@@ -40,6 +40,7 @@ def one_line(said, status: int) -> str:
         ([*WATCH[:2], "gs://bucket/my.yaml", *WATCH[3:]], "wants gs://BUCKET/FOLDER/NAME.yaml"),
         ([*WATCH[:3], "--output=runs/mine", *WATCH[4:]], "wants gs://BUCKET/FOLDER; what is on the machine alone dies with it"),
         ([*WATCH[:3], "--output=gs://bucket/in/out", *WATCH[4:]], "lies in the folder of gs://bucket/in/my.yaml"),
+        ([*WATCH[:3], "--output=gs://bucket/in", *WATCH[4:]], "lies in the folder of gs://bucket/in/my.yaml"),
         ([*WATCH, "--", "--output", "x"], "--output is set by the launcher"),
     ],
 )  # fmt: skip
@@ -63,6 +64,9 @@ def test_what_was_typed(played, words, line):
         ("CONSUMER_INVALID: Project 'my-project' not found or deleted.", 2, "there is no project my-project for this account"),
         ("INVALID_ARGUMENT: accelerator type v5litepod-8 is not available", 2, "types that us-west4-a has: v5litepod-4, v5litepod-8"),
         ('There is no more capacity in the zone "us-west4-a"', 2, "us-west4-a has none free now"),
+        ("SSH Key is not present in the SSH agent. Please run \"ssh-add /home/me/.ssh/google_compute_engine\" to add it, and try again.", 2,
+         "run: ssh-add ~/.ssh/google_compute_engine"),
+        ("RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Read requests' and limit 'Read requests per minute'", 1, "asked too often"),
         ("INTERNAL: a server error\nnobody has seen before", 1, "queued-resources create: INTERNAL: a server error nobody has seen before"),
     ],
 )  # fmt: skip
