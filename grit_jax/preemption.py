@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 PREEMPTED = 143  # exit status, as a shell has it of SIGTERM: nothing is lost, the same command goes on
+# A machine that goes down signals every process of a session, and parents hand on what they get: one notice comes as
+# several signals. Those within this time of the first are the same one.
+SAME_NOTICE_S = 5.0
 
 
 class Preempted(BaseException):
@@ -37,7 +42,7 @@ class Notice:
 
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[Notice]:
-    """Notes the first SIGTERM; the second one ends the process at once, as it does outside of this.
+    """Notes the first SIGTERM; one that comes more than `SAME_NOTICE_S` later ends the process at once.
 
     Only the main thread hears signals; elsewhere this does nothing.
     """
@@ -46,8 +51,16 @@ def on_sigterm() -> Iterator[Notice]:
         yield notice
         return
 
+    came = 0.0
+
     def note(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        nonlocal came
+        if notice.arrived:
+            if time.monotonic() - came > SAME_NOTICE_S:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return
+        came = time.monotonic()
         notice.arrived = True
         if not notice.held:
             raise Preempted("told to stop")

@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 from grit_jax.preemption import PREEMPTED
 
-HANDED_ON = (signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _in_company = mmap.mmap(-1, 1)  # one byte that parent and child share: whether the run has other processes
@@ -34,13 +33,20 @@ def watched(work: Callable[[], None]) -> None:
     Raises:
       SystemExit: the child's status; `PREEMPTED` where it was aborted for the loss of another process.
     """
+    # Of a session that ends: it would kill the child unsaved, and SIGTERM comes along with it, or is made of it here.
+    hangs_up = signal.signal(signal.SIGHUP, signal.SIG_IGN) != signal.SIG_IGN
     parent, child = os.getpid(), os.fork()
     if child == 0:
         _end_with(parent)
         _leave_at_once(work)
         return
-    for number in HANDED_ON:
-        signal.signal(number, lambda number, frame: os.kill(child, number))
+
+    def hand_on(number: int, frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(child, signal.SIGTERM)
+
+    for number in (signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])):
+        signal.signal(number, hand_on)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, it goes to the child, too
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == -signal.SIGABRT and _in_company[0]:

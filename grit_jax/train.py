@@ -90,7 +90,7 @@ def train(
     """Runs a configuration to its end and exports the model to `output/model`.
 
     `resume="auto"` goes on from the newest checkpoint in `output`; "never" refuses a folder that has one. On SIGTERM
-    the step under way ends and is saved; a second one ends the process at once.
+    the step under way ends and is saved; one that comes seconds after it ends the process at once.
 
     Raises:
       Preempted: SIGTERM came; the same call goes on from there.

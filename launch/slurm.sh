@@ -34,6 +34,9 @@ $dry_run || [ -n "${SLURM_JOB_ID:-}" ] || fail "no Slurm job here; call it with 
 grit=${GRIT_VENV:-$code/.venv}/bin/grit
 $dry_run || [ -x "$grit" ] || fail "$grit is not there; make it (python3 -m venv .venv; pip install -e '.[cuda]'), or set GRIT_VENV"
 
+# Left to choose, JAX takes the CPU with a warning when the GPUs cannot be used (an old driver); named, it fails.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
+
 nodes=${SLURM_JOB_NUM_NODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:-8}
 # One process a GPU, each seeing all GPUs of its node: so jax.distributed reads Slurm's variables.

@@ -33,6 +33,7 @@ VENV = HOME / "venv"
 SYNC_EVERY_S = float(os.environ.get("GRIT_SYNC_SECONDS", "60"))
 UV = "uv==0.13.9"
 PYTHON = "3.11"  # requirements.lock was measured with it; the images' own Python is older
+PLATFORMS = {"tpu": "tpu,cpu", "cuda": "cuda,cpu"}  # of the extra that is installed, for JAX
 UNSAVED = 75  # the run ended, but its output could not be copied to the bucket
 
 
@@ -127,22 +128,25 @@ def train(request: Request, dry_run: bool = False) -> int:
 
     143 when SIGTERM came, 75 when the run ended but its output could not be copied.
     """
+    if not dry_run:  # comes along with SIGTERM when a session ends, and would kill before anything is saved
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     tell = (lambda text: None) if dry_run else (lambda text: print(f"worker.py: {text}", flush=True))
     run = print_only if dry_run else run_quietly
     config, output = request["config"], request["output"]
     if config.startswith("gs://"):
         folder, _, name = config.rpartition("/")
-        inputs = HOME / "inputs"
+        inputs = HOME / "inputs" / as_name(folder)
         if not dry_run:
             inputs.mkdir(parents=True, exist_ok=True)
-        run(["gcloud", "storage", "rsync", "--recursive", folder, str(inputs)])
+        alike = "--delete-unmatched-destination-objects"  # what was removed from the bucket since must not be read here
+        run(["gcloud", "storage", "rsync", "--recursive", alike, folder, str(inputs)])
         config = str(inputs / name)
     elif not Path(config).is_absolute():
         config = str(CODE / config)
 
     mirror = None
     if output.startswith("gs://") and not request["direct"]:
-        local = HOME / "output" / re.sub(r"[^-\w.]+", "_", output.removeprefix("gs://").rstrip("/"))
+        local = HOME / "output" / as_name(output)
         mirror = Mirror(local, output, run)
         if not dry_run:
             local.mkdir(parents=True, exist_ok=True)
@@ -183,7 +187,7 @@ def run_mirrored(command: Sequence[str], mirror: Mirror | None, tell) -> int:
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        child = subprocess.Popen(command)
+        child = subprocess.Popen(command, env=environment())
         children.append(child)
         if interrupted:  # on the way
             child.terminate()
@@ -203,6 +207,17 @@ def run_mirrored(command: Sequence[str], mirror: Mirror | None, tell) -> int:
     if code < 0:
         code = 128 - code
     return INTERRUPTED if interrupted and code else code
+
+
+def environment() -> dict[str, str]:
+    """With the platform that was installed for: JAX, left to choose, warns when it cannot be had, and takes the CPU."""
+    extra = INSTALLED.read_text().strip() if INSTALLED.exists() else ""
+    return {**({"JAX_PLATFORMS": PLATFORMS[extra]} if extra in PLATFORMS else {}), **os.environ}
+
+
+def as_name(url: str) -> str:
+    """A bucket's folder as the name of one here."""
+    return re.sub(r"[^-\w.]+", "_", url.removeprefix("gs://").rstrip("/"))
 
 
 def save_last(mirror: Mirror, code: int, tell) -> int:

@@ -8,17 +8,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from grit_jax.preemption import PREEMPTED
 
 
-def start(work: str) -> subprocess.Popen:
-    """A process that does `work` as `grit train` does on several hosts."""
-    words = "import os, signal, sys, time\nfrom grit_jax.supervision import joined_others, watched\n"
-    code = f"{words}def work():\n    {work}\nwatched(work)\nprint('at its end')"
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(work: str, begin: str = "", **how: Any) -> subprocess.Popen:
+    """A process that does `work` as `grit train` does on several hosts, and `begin` before."""
+    words = """import os, signal, sys, time
+from grit_jax.preemption import PREEMPTED, on_sigterm
+from grit_jax.supervision import joined_others, watched
+"""
+    code = f"{words}{begin}\ndef work():\n    {work.strip()}\nwatched(work)\nprint('at its end')"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, **how)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,36 @@ def test_one_that_fails_leaves_without_the_orderly_end_that_waits_for_others():
     late = "import atexit; atexit.register(lambda: print('waited'))"
     assert "waited" not in start(f"{late}; sys.exit(2)").communicate(timeout=60)[0]
     assert "waited" in start(f"{late}; sys.exit(143)").communicate(timeout=60)[0]
+
+
+SAVES = """
+    with on_sigterm() as notice, notice.hold():
+        print('ready', flush=True)
+        while not notice.arrived:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        print('saved', flush=True)
+    sys.exit(PREEMPTED)
+"""
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGHUP, signal.SIGTERM], [signal.SIGHUP]])
+def test_a_session_that_ends_is_one_notice_to_save(signals):
+    """The system signals every process of it, each more than once; the parent hands on what it gets itself."""
+    process = start(SAVES, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for number in signals:
+        os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (PREEMPTED, "saved\n"), err
+
+
+def test_a_run_that_is_to_outlive_its_terminal_does():
+    """As under nohup: SIGHUP was ignored before, so it is no notice."""
+    process = start("print('ready', flush=True); time.sleep(0.3)", begin="signal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=60)[0] == "at its end\n" and process.returncode == 0
 
 
 def test_sigterm_is_handed_on_and_sigkill_takes_the_child_along():

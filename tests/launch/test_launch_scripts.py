@@ -57,7 +57,9 @@ def slurm(tmp_path, monkeypatch):
     """A job of one node with four GPUs: `srun` runs its command once and notes its words; `scontrol` notes its own."""
     checkout = tmp_path / "checkout"
     (checkout / "grit_jax").mkdir(parents=True)
-    program(checkout / ".venv" / "bin" / "grit", '#!/bin/bash\necho "grit $*"\nexec sleep "${FAKE_SLEEP:-0}"\n')
+    program(checkout / ".venv" / "bin" / "grit", '#!/bin/bash\necho "grit $*"\necho "$JAX_PLATFORMS" > platforms\nexec sleep "${FAKE_SLEEP:-0}"\n')
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.chdir(tmp_path)
     program(tmp_path / "bin" / "srun", f'#!/bin/bash\necho "$@" >> {tmp_path}/srun\necho $$ > {tmp_path}/pid\nwhile [[ $1 == --* ]]; do shift; done\n[ -z "${{FAKE_STATUS:-}}" ] || exit "$FAKE_STATUS"\nexec "$@"\n')
     program(tmp_path / "bin" / "scancel", f'#!/bin/bash\n[ "$*" = "--signal=TERM 17" ] && kill -TERM "$(cat {tmp_path}/pid)"\n')
     program(tmp_path / "bin" / "scontrol", f'#!/bin/bash\necho "$@" >> {tmp_path}/scontrol\n')
@@ -75,6 +77,7 @@ def test_slurm_runs_on_one_node_and_hands_back_the_status(slurm, monkeypatch):
     done = sbatch("my.yaml", "--output", "/shared/out", "--train.steps", "3")
     assert (done.returncode, done.stdout) == (0, "grit train my.yaml --output /shared/out --train.steps 3\n")
     assert "--nodes=1 --ntasks=4 " in (slurm / "srun").read_text()
+    assert (slurm / "platforms").read_text() == "cuda,cpu\n"
     monkeypatch.setenv("FAKE_STATUS", "9")
     assert sbatch("my.yaml", "--output=/shared/out").returncode == 9
     assert not (slurm / "scontrol").exists()
@@ -131,6 +134,7 @@ def test_the_container():
     allowed = {line[1:] for line in (LAUNCH / "Dockerfile.dockerignore").read_text().split() if line.startswith("!")}
     assert allowed == set(copied) and all((REPOSITORY / source).exists() for source in copied)
     assert [rest for word, rest in steps if word == "USER"] == ["grit"]
+    assert "JAX_PLATFORMS=$EXTRA,cpu" in [rest for word, rest in steps if word == "ENV"]
     after = [word for word, _ in steps][[word for word, _ in steps].index("USER") :]
     assert "RUN" not in after and "COPY" not in after
     assert "-c requirements.lock" in text and dict(steps)["FROM"].startswith("python:3.11")
