@@ -11,18 +11,19 @@ from shell import LaunchError
 IN_IMAGE = "/opt/grit"  # where the Dockerfile puts the checkout
 
 
-def submit(machine: Machine, job: Job, cluster: str, image: str, *, build: bool, retries: int) -> int:
-    """Submits and returns; xpk says where to look. Restarts after a preemption are the cluster's.
+def submit(machine: Machine, job: Job, cluster: str, image: str, *, slices: int, build: bool, retries: int) -> int:
+    """Submits a run on `slices` slices and returns; xpk says where to look. A preemption is the cluster's to restart.
 
     Status 2 of `grit train` (the person's mistake) is not restarted: xpk restarts on 42 and 127 to 255 alone.
     """
     assert machine.accelerator is not None
     train = shlex.join(["python3", f"{IN_IMAGE}/launch/worker.py", "train", *job.words()])
-    build_it = ["docker", "build", "--file", str(REPOSITORY / "launch" / "Dockerfile"), "--build-arg", "EXTRA=tpu"]
+    build_it = ["docker", "build", "--platform=linux/amd64"]  # of the TPU's hosts, wherever the image is built
+    build_it += ["--file", str(REPOSITORY / "launch" / "Dockerfile"), "--build-arg", "EXTRA=tpu"]
     workload = [
         "xpk", "workload", "create", f"--project={machine.shell.project}", f"--zone={machine.shell.zone}",
         f"--cluster={cluster}", f"--workload={machine.name}", f"--tpu-type={machine.accelerator.name}",
-        "--num-slices=1", f"--docker-image={image}", f"--max-restarts={retries}",
+        f"--num-slices={slices}", f"--docker-image={image}", f"--max-restarts={retries}",
         "--termination-grace-period-seconds=60", *(["--spot"] if machine.spot else []),
         *machine.create_flags, f"--command={train}",
     ]  # fmt: skip

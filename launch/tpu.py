@@ -116,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("xpk", "the same run as a workload on a GKE cluster; NAME is the workload's", common, what, job)
     sub.add_argument("--cluster", required=True)
     sub.add_argument("--docker-image", required=True, metavar="REGISTRY/NAME:TAG")
+    sub.add_argument("--slices", type=int, default=1, metavar="N", help="of that type; wants -- --mesh.data N")
     sub.add_argument("--no-build", action="store_true", help="the image is there already")
     sub.add_argument("--retries", type=int, default=Policy.retries, help="restarts after a preemption (%(default)s)")
     return parser
@@ -272,8 +273,11 @@ def delete(args: argparse.Namespace, machine: Machine) -> int:
 
 def xpk(args: argparse.Namespace, machine: Machine) -> int:
     assert machine.accelerator is not None
-    job = Job(args.config, args.output, tuple(args.after), direct=machine.accelerator.hosts_on_gke > 1)
-    return submit(machine, job, args.cluster, args.docker_image, build=not args.no_build, retries=args.retries)
+    if args.slices < 1:
+        raise LaunchError(f"--slices {args.slices}: wants one at least")
+    job = Job(args.config, args.output, tuple(args.after), direct=args.slices * machine.accelerator.hosts_on_gke > 1)
+    how = {"slices": args.slices, "build": not args.no_build, "retries": args.retries}
+    return submit(machine, job, args.cluster, args.docker_image, **how)
 
 
 VERBS = {

@@ -49,10 +49,12 @@ def test_a_host_with_tpu_chips_asks_for_its_slice(joined, monkeypatch, tmp_path,
     monkeypatch.setattr(hosts, "DEVICES", tmp_path)
     monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: libtpu or None)
     join_hosts({})
-    assert joined == asked
+    join_hosts({"JAX_PLATFORMS": "tpu,cpu"})
+    assert joined == 2 * asked
     join_hosts({"JAX_PLATFORMS": "cpu"})
+    join_hosts({"JAX_PLATFORMS": "cuda,cpu"})
     join_hosts({"GRIT_NUM_PROCESSES": "1"})
-    assert joined == asked
+    assert joined == 2 * asked
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,10 @@ CASES = {
         "tpu.py", "xpk", "demo", *JOB, "--type=v6e-4", "--spot", "--cluster=my-cluster",
         "--docker-image=us-docker.pkg.dev/my-project/grit/grit:1", *WHERE, "--", "--train.steps", "100",
     ],
+    "xpk_slices": [
+        "tpu.py", "xpk", "demo", *JOB, "--type=v6e-4", "--slices=2", "--cluster=my-cluster", "--docker-image=i:1",
+        "--no-build", *WHERE, "--", "--mesh.data", "2",
+    ],
     "worker_install": ["worker.py", "install"],
     "worker_install_cpu": ["worker.py", "install", "--extra=cpu"],
     "worker_train": ["worker.py", "train", *JOB[:1], "gs://bucket/runs/mine", "--", "--train.steps", "100"],

@@ -41,6 +41,7 @@ def one_line(said, status: int) -> str:
         ([*WATCH[:3], "--output=runs/mine", *WATCH[4:]], "wants gs://BUCKET/FOLDER; what is on the machine alone dies with it"),
         ([*WATCH[:3], "--output=gs://bucket/in/out", *WATCH[4:]], "lies in the folder of gs://bucket/in/my.yaml"),
         ([*WATCH[:3], "--output=gs://bucket/in", *WATCH[4:]], "lies in the folder of gs://bucket/in/my.yaml"),
+        (["xpk", "demo", *JOB, "--type=v6e-4", "--slices=0", "--cluster=c", "--docker-image=i", *WHERE], "--slices 0: wants one at least"),
         ([*WATCH, "--", "--output", "x"], "--output is set by the launcher"),
     ],
 )  # fmt: skip
