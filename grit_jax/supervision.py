@@ -33,7 +33,7 @@ def watched(work: Callable[[], None]) -> None:
     Raises:
       SystemExit: the child's status; `PREEMPTED` where it was aborted for the loss of another process.
     """
-    # Of a session that ends: it would kill the child unsaved, and SIGTERM comes along with it, or is made of it here.
+    # A session that ends sends it to all, which would kill the child unsaved: ignored there, and made SIGTERM of here.
     hangs_up = signal.signal(signal.SIGHUP, signal.SIG_IGN) != signal.SIG_IGN
     parent, child = os.getpid(), os.fork()
     if child == 0:

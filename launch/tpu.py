@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     pace.add_argument("--wait-hours", type=float, default=Policy.wait_hours, help="at most in the queue (%(default)s)")
 
     ending = argparse.ArgumentParser(add_help=False)
-    ending.add_argument("--delete", action="store_true", help="tear the slice down when the run has ended, either way")
+    ending.add_argument("--delete", action="store_true", help="tear the slice down when the run ends or is given up")
 
     def verb(name: str, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         return verbs.add_parser(name, help=help, description=help, parents=list(parents), allow_abbrev=False)

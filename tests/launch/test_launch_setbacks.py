@@ -152,6 +152,11 @@ def test_waiting_is_bounded(played, monkeypatch):
     assert said.status == 3 and "keeps its place" not in said.err and steps(played) == ["create", "delete"]
 
 
+def test_a_validity_of_ones_own_counts(played):
+    said = played.tpu(*WATCH, "--create-flag=--valid-until-time=2030-01-01T00:00:00Z", "--dry-run")
+    assert said.status == 0 and said.out.count("--valid-until-") == 1
+
+
 def test_a_slice_on_its_way_out_is_waited_for(played, clock):
     """Every look at SUSPENDING costs nothing; the preemption costs one retry."""
     played.play(states=[["ACTIVE"] * 3 + ["SUSPENDING"] * 9 + ["SUSPENDED"], ["ACTIVE"]], status=["absent", "idle", "running", "absent", "idle", "exited 0"])
