@@ -12,7 +12,7 @@ import time
 
 from accelerators import accelerator
 from job import INTERRUPTED, UNSAVED, Job, Report, Workers
-from machine import ABSENT, GOING, Machine, State
+from machine import ABSENT, ACTIVE, GOING, Machine, State
 from shell import GAVE_UP, LaunchError, NoCapacity, StepFailed, Unreachable, say
 
 LONGEST_PAUSE_S = 900.0
@@ -45,6 +45,7 @@ class Watch:
         self.in_a_row = 0  # attempts since the run was last seen running
         self.silent = 0  # looks in a row that got no answer
         self.unheard = 0  # of those, the ones at a machine that is ACTIVE: the cloud answered, the workers did not
+        self.created = False  # whether it was created from here
         self.heard = False  # whether this machine ever answered
         self.active_since: float | None = None  # when it was first found ACTIVE
         self.started = False  # whether the run was started on it, or found there
@@ -63,13 +64,19 @@ class Watch:
             while (status := self._round()) is None:
                 pass
         except LaunchError as error:
-            if error.status == GAVE_UP and self.policy.delete and self.machine.last_seen not in ("", ABSENT):
+            if error.status == GAVE_UP and self.policy.delete and self._ours():
                 try:
                     self._tear_down()
                 except LaunchError as another:  # what we gave up for matters more
                     say(f"{self.machine.name}: could not be torn down: {another}")
             raise
         return self._end(status)
+
+    def _ours(self) -> bool:
+        """Whether what is there may be torn down by one who gives up. A machine that was ACTIVE before and never answered
+        may run well: it can be the network from here to it that is closed."""
+        seen = self.machine.last_seen
+        return seen not in ("", ABSENT) and (self.created or self.heard or seen not in ACTIVE)
 
     def until_started(self) -> None:
         """Returns once the run is started on every worker, or was found there."""
@@ -172,6 +179,7 @@ class Watch:
     def _create(self) -> None:
         try:
             self.machine.create(self.policy.wait_hours)
+            self.created = True
         except NoCapacity as error:
             self._again(str(error))
 

@@ -123,6 +123,15 @@ def test_a_machine_that_never_answered_is_not_blamed(played, clock, delete):
     assert ("is billed until it is torn down" in said.err) is not delete
 
 
+def test_a_machine_that_was_there_before_is_not_torn_down_unheard(played, clock):
+    """Its run may be well, and the way from here to it closed."""
+    played.play(fail={"ssh": [REFUSED] * 99})
+    played.tpu("create", "demo", "--type=v5litepod-8", *WHERE)
+    said = played.tpu(*WATCH, "--poll=30", "--delete")
+    assert said.status == 3 and "never answered ssh" in said.err and "is billed until it is torn down" in said.err
+    assert steps(played) == ["create"]
+
+
 def test_a_slow_cloud_gives_a_new_machine_its_time_all_the_same(played, clock):
     """The minutes count from when it was found ACTIVE, and one look without an answer is not enough."""
     played.play(states=[["PROVISIONING"] * 90 + ["ACTIVE"]], status=["absent", "idle", "exited 0"], fail={"ssh": [REFUSED] * 3})
