@@ -73,8 +73,10 @@ class Watch:
         return self._end(status)
 
     def _ours(self) -> bool:
-        """Whether what is there may be torn down by one who gives up. A machine that was ACTIVE before and never answered
-        may run well: it can be the network from here to it that is closed."""
+        """Whether what is there may be torn down by one who gives up.
+
+        A machine that was ACTIVE before and never answered may run well: the way from here to it can be closed.
+        """
         seen = self.machine.last_seen
         return seen not in ("", ABSENT) and (self.created or self.heard or seen not in ACTIVE)
 

@@ -22,7 +22,15 @@ ATTENTION_NAME = "attention"  # of what the backward pass of attention needs of 
 MASKED = -1e30  # finite, so that a row that sees nothing gives zeros' average instead of NaN
 KEY_BLOCK = 512  # keys per step of the blocked path once a part is longer than twice this
 CUDNN_HEAD = 128  # widest head of cuDNN's kernels for training, on every card that has them
-SPLASH_TILE = 128  # splash works on tiles of this many tokens and of this many head dimensions
+SPLASH_TILE = 128  # splash works on multiples of this many tokens and of this many head dimensions
+# Tokens of a tile of scores: the larger, the less often keys are read for them (MaxText takes 512 on every generation;
+# the kernel's own 128 reads more bytes a FLOP than a v5p or v6e can).
+SPLASH_BLOCKS = (512, 384, 256, 128)
+SPLASH_SIDES = (
+    "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq",
+    "block_kv_dq",
+)  # fmt: skip
+TILES = "tiles_{}_of_{}"  # name in a program of splash's kernels: tiles of scores that they compute, and all
 
 
 @dataclasses.dataclass
@@ -231,6 +239,21 @@ def platform() -> str:
     return jax.default_backend()
 
 
+def splash_block(T: int, window: int | None) -> int:
+    """Side of a tile of scores for rows, or shares of rows, of `T` tokens; no wider than a window that there is."""
+    return next(b for b in SPLASH_BLOCKS if T % b == 0 and b <= max(window or b, SPLASH_TILE))
+
+
+def computed_tiles(T: int, block: int, *, causal: bool, window: int | None) -> tuple[int, int]:
+    """Tiles of a row's `T x T` scores in which splash finds a pair that the mask shows, and all tiles; it passes over
+    the others."""
+    tiles = T // block
+    apart = np.subtract.outer(np.arange(tiles), np.arange(tiles))  # of a query's tile from a key's
+    nearest = np.maximum(np.abs(apart) * block - (block - 1), 0)  # of their tokens
+    seen = nearest < (window or T)
+    return int((seen & (apart >= 0) if causal else seen).sum()), tiles**2
+
+
 def _splash(
     q, k, v, segments, *, causal: bool, window: int | None, scale: float, softcap: float | None
 ) -> jax.Array:
@@ -243,6 +266,7 @@ def _splash(
 
     T = q.shape[1]
     shards = ways_of("tokens", T)
+    block = splash_block(T // shards, window)
     mask: masks.Mask
     if window is not None:
         mask = masks.LocalMask((T, T), (window - 1, 0 if causal else window - 1), 0)
@@ -257,11 +281,13 @@ def _splash(
         return kernel.make_splash_mha(
             many, head_shards=1, q_seq_shards=shards, attn_logits_soft_cap=softcap,
             residual_checkpoint_name=ATTENTION_NAME,
+            block_sizes=kernel.BlockSizes(**dict.fromkeys(SPLASH_SIDES, block)),
         )  # fmt: skip
 
     def local(q, k, v, segments, key_segments, mha):
         ids = kernel.SegmentIds(segments, key_segments)
-        out = jax.vmap(mha)(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ids)
+        with jax.named_scope(TILES.format(*computed_tiles(T, block, causal=causal, window=window))):
+            out = jax.vmap(mha)(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ids)
         return out.swapaxes(1, 2)
 
     mesh = jax.sharding.get_abstract_mesh()

@@ -47,12 +47,18 @@ class Chip:
     pod: int
     rented: tuple[str, int]
 
-    def accelerator_type(self, chips: int) -> str:
-        """A slice as it is asked for where it is rented: 64 chips of v5p are a `v5p-128`."""
+    def accelerator_type(self, shape: tuple[int, ...]) -> str | None:
+        """A slice as it is asked for where it is rented: `4x4x4` of v5p is `v5p-128`. None: in that shape it is not."""
         name, counted = self.rented
-        return f"{name}-{chips * counted}"
+        cubes = self.axes == 3 and not any(n % 4 for n in shape)  # of 4 x 4 x 4 chips
+        return f"{name}-{math.prod(shape) * counted}" if cubes or shape in SHAPES[self.axes] else None
 
 
+# The slices that there are, by axes of the torus (cloud.google.com/tpu/docs/v5e, /v6e; /v4, /v5p, beside whole cubes).
+SHAPES = {
+    2: ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)),
+    3: ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)),
+}
 CHIPS = {
     "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 6.25e9, axes=3, pod=4096, rented=("v4", 2)),
     "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 3.125e9, axes=2, pod=256, rented=("v5litepod", 1)),

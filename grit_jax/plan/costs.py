@@ -11,18 +11,20 @@ import re
 
 import numpy as np
 
+from grit_jax.models.kernels import TILES
 from grit_jax.plan.hlo import Computation, Instruction, Module, Shape, parse, trip_count
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute")
 FLOATS = ("bf16", "f32", "f16")
+SLICES = ("dynamic-slice", "gather", "slice")  # read no more than they give
 # Instructions that move nothing in memory themselves.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "opt-barrier", "partition-id", "replica-id", "iota",
 }  # fmt: skip
-# Matrix products over all tiles of the scores in each of splash attention's kernels
-# (jax: experimental/pallas/ops/tpu/splash_attention/splash_attention_kernel.py), those that a causal mask hides too.
+# Matrix products over each tile of the scores in splash attention's kernels
+# (jax: experimental/pallas/ops/tpu/splash_attention/splash_attention_kernel.py); `TILES` says how many have any.
 SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 # A product of rows sorted by expert with each expert's weights, as a TPU's compiler and as megablox name their kernels
 # (jax: experimental/pallas/ops/tpu/megablox/gmm.py; tgmm gives the weights' gradients).
@@ -96,7 +98,7 @@ class _Walk:
         elif one.opcode == "fusion":
             inside = self.module.computations[one.called[0]]
             costs.add(self._fused(inside))
-            costs.memory_bytes += _fusion_bytes(inside)
+            costs.memory_bytes += _fusion_bytes(self.module, inside)
         elif one.opcode in ("send", "recv"):
             costs.add(_between_slices(one))
         elif not one.opcode.endswith(("-done", "-update")):
@@ -168,7 +170,9 @@ def _product(here: Computation, one: Instruction) -> Costs:
     if not products:
         return Costs()
     q, k = [shape for shape in shapes if shape.dtype in FLOATS][:2]
-    return Costs(flops=2 * products * q.size * k.dims[-2])
+    seen = re.search(TILES.format(r"(\d+)", r"(\d+)"), one.rest)
+    share = int(seen[1]) / int(seen[2]) if seen else 1.0
+    return Costs(flops=2 * products * q.size * k.dims[-2] * share)
 
 
 def _convolution_flops(lhs: Shape, rhs: Shape, result: Shape, text: str) -> float:
@@ -203,7 +207,7 @@ def _collective(here: Computation, one: Instruction, scatters: bool = False) -> 
         return Costs()
     kind = opcode.removeprefix("ragged-").replace("-", "_")
     taken = sum(shape.bytes for shape in here.shapes_of(one))
-    whole, sent = _ring(kind, taken, group_size(one.rest))
+    whole, sent = _ring(kind, taken, 1 if kind == "collective_permute" else group_size(one.rest))
     if kind == "all_reduce" and scatters:
         kind, sent = "reduce_scatter", sent / 2
     costs = Costs(sent_bytes=sent)
@@ -234,8 +238,9 @@ def _ring(kind: str, taken: float, chips: int) -> tuple[float, float]:
 
 
 def group_size(text: str) -> int:
-    """Chips that take part together: `{{0,1},{2,3}}`, `[2,4]<=[8]`, or axes of a mesh as newer compilers write."""
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    """Chips that take part together: `{{0,1},{2,3}}`, `[2,4]<=[8]`, or axes of a mesh (whose devices may be listed) as
+    newer compilers write."""
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)
     if mesh:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
@@ -244,7 +249,9 @@ def group_size(text: str) -> int:
     if tiled:
         return int(tiled[1])
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
-    return len(listed[1].split(",")) if listed else 1
+    if not listed:  # to take it for one chip would make it free
+        raise ValueError(f"this compiler writes who takes part in a collective in an unknown way: {text[:300]}")
+    return len(listed[1].split(","))
 
 
 def _moved(here: Computation, one: Instruction) -> float:
@@ -252,7 +259,10 @@ def _moved(here: Computation, one: Instruction) -> float:
     if one.opcode in FREE or (one.opcode == "custom-call" and "tpu_custom_call" not in one.rest):
         return 0.0
     taken = here.shapes_of(one)
-    if one.opcode in ("dynamic-slice", "gather"):
+    if one.opcode in ("slice-start", "dynamic-slice-start"):  # gives (operands, part, context)
+        part = one.shapes[len(taken)]
+        return (part.bytes if taken[0].in_memory else 0.0) + _in_memory([part])
+    if one.opcode in SLICES:
         taken = one.shapes
     elif one.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * _in_memory(taken[1:2] if one.opcode == "dynamic-update-slice" else taken[-1:])
@@ -260,13 +270,13 @@ def _moved(here: Computation, one: Instruction) -> float:
     return _in_memory(taken) + _in_memory(given)
 
 
-def _fusion_bytes(inside: Computation) -> float:
+def _fusion_bytes(module: Module, inside: Computation) -> float:
     """Bytes that a fusion reads and writes: of a parameter of which it slices parts, those; of one that it updates in
     place, the update."""
     total = 0.0
     for one in inside.instructions:
         if one.opcode == "parameter":
-            total += _read(inside, one)
+            total += _read(module, inside, one)
     root = inside.root
     given = [inside.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for one in given:
@@ -279,16 +289,20 @@ def _fusion_bytes(inside: Computation) -> float:
     return total
 
 
-def _read(inside: Computation, one: Instruction) -> float:
-    """Bytes of a parameter (or of what is a view of it) that a fusion reads."""
+def _read(module: Module, inside: Computation, one: Instruction) -> float:
+    """Bytes of a parameter (or of what is a view of it) that a fusion, or one within it, reads."""
     if not _in_memory(one.shapes):
         return 0.0
     total = 0.0
     for user in inside.users[one.name]:
-        if user.opcode in ("dynamic-slice", "gather") and user.operands[0] == one.name:
+        if user.opcode in SLICES and user.operands[0] == one.name:
             total += user.bytes
         elif user.opcode == "bitcast":
-            total += _read(inside, dataclasses.replace(user, shapes=one.shapes))
+            total += _read(module, inside, dataclasses.replace(user, shapes=one.shapes))
+        elif user.opcode == "fusion":
+            within = module.computations[user.called[0]]
+            for place in (place for place, name in enumerate(user.operands) if name == one.name):
+                total += _read(module, within, dataclasses.replace(within.parameter(place), shapes=one.shapes))
         elif user.opcode == "tuple" or (user.opcode == "dynamic-update-slice" and user.operands[0] == one.name):
             continue
         else:

@@ -37,7 +37,8 @@ class Shape:
 
 @dataclasses.dataclass
 class Instruction:
-    """`shapes`: of the result, or of its parts where it is a tuple; `rest`: attributes behind the operands."""
+    """`shapes`: of the result, or of its parts where it is a tuple; `rest`: attributes behind the operands, and `value`
+    of a constant or a parameter's number."""
 
     name: str
     opcode: str
@@ -85,6 +86,10 @@ class Computation:
     def root(self) -> Instruction:
         return next(instruction for instruction in reversed(self.instructions) if instruction.root)
 
+    def parameter(self, place: int) -> Instruction:
+        """The parameter that is given the operand at this place."""
+        return next(p for p in self.instructions if p.opcode == "parameter" and p.attribute("value") == str(place))
+
     def shapes_of(self, instruction: Instruction) -> list[Shape]:
         """The arrays that an instruction takes."""
         return [
@@ -108,6 +113,8 @@ def parse(text: str) -> Module:
             if head:
                 current = computations[head[2]] = Computation(head[2])
                 entry = head[2] if head[1] else entry
+            elif current is not None and current.instructions and line != "}":  # a kernel's notes go over several lines
+                current.instructions[-1].rest += line
             continue
         found = _INSTRUCTION.match(line)
         if found:
@@ -123,8 +130,9 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
         Shape(dtype, tuple(int(n) for n in dims.split(",") if n), "S(" not in (layout or ""))
         for dtype, dims, layout in _SHAPE.findall(kind)
     ]
-    constant = rest if opcode != "constant" else f"value={inside[1:-1]} {rest}"
-    return Instruction(name, opcode, shapes, _NAME.findall(inside), constant, root)
+    if opcode in ("constant", "parameter"):  # of a parameter, its place among the operands of who calls
+        rest = f"value={inside[1:-1]} {rest}"
+    return Instruction(name, opcode, shapes, _NAME.findall(inside), rest, root)
 
 
 def _closed(text: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from grit_jax.plan.chips import GIB, Chip, Slices, open_slices
+from grit_jax.plan.chips import GIB, Chip, Slices, open_slices, parse_topology
 from grit_jax.plan.costs import Costs, program_costs
 from grit_jax.plan.flops import step_flops
 from grit_jax.plan.programs import Program, ServingPrograms, bytes_per_chip, lower_train
@@ -87,9 +87,9 @@ class Plan:
         return int(np.prod(list(self.mesh.values())))
 
     @property
-    def accelerator_type(self) -> str:
-        """A slice as it is rented."""
-        return self.chip.accelerator_type(self.chips // self.slices)
+    def accelerator_type(self) -> str | None:
+        """A slice as it is rented; None: none of this shape is."""
+        return self.chip.accelerator_type(parse_topology(self.topology)[1])
 
     @property
     def mfu_bound(self) -> float | None:
@@ -206,8 +206,9 @@ def table(plan: Plan) -> str:
     train, gib = plan.programs["train"], lambda size: f"{size / GIB:.2f} GiB"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     several = f"{plan.slices} slices of " if plan.slices > 1 else ""
+    rented = f"rented as {plan.accelerator_type}" if plan.accelerator_type else "not rented in this shape"
     lines = [
-        f"{several}{plan.topology}, rented as {plan.accelerator_type}: {plan.chips} chips of {gib(plan.chip.memory)}",
+        f"{several}{plan.topology}, {rented}: {plan.chips} chips of {gib(plan.chip.memory)}",
         f"mesh: {mesh}",
         "",
         "program    fits   peak a chip   arguments   temporaries   at least   bound by     compiled in",

@@ -16,7 +16,7 @@ from grit_jax.plan.plan import Plan, plan_on
 from grit_jax.plan.programs import RULES, bytes_per_chip, train_shapes
 from grit_jax.progress import progress, say
 from grit_jax.run_config import RunConfig, batch_needs, fit_to_mesh
-from grit_jax.sharding import MeshConfig, make_mesh, row_ways
+from grit_jax.sharding import MESH_AXES, MeshConfig, make_mesh, row_ways
 from grit_jax.types import GritError
 
 TENSOR_WAYS = (1, 2, 4, 8)  # chips of a host, and twice that: further away its sums cost more than they save
@@ -110,22 +110,23 @@ def search_table(found: list[Candidate]) -> str:
 
 def _settings(mesh: MeshConfig, key: str, chunk: int | None) -> str:
     """As they are typed."""
-    data = f"--mesh.data {mesh.data} " if mesh.data > 1 else ""
-    rows = "null" if chunk is None else chunk
-    return f"{data}--mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor} --train.{key} {rows}"
+    axes = " ".join(f"--mesh.{axis} {getattr(mesh, axis)}" for axis in MESH_AXES)
+    return f"{axes} --train.{key} {'null' if chunk is None else chunk}"
 
 
 def _meshes(config: RunConfig, chips: int, slices: int) -> list[MeshConfig]:
-    """Splits over `tensor`, without those that would leave attention whole on each chip; weights in every slice."""
+    """Splits over `tensor`, without those that would leave attention whole on each chip; weights in every slice, tokens
+    split as the configuration has it."""
     model, found = abstract_step(config).model, []
+    context = max(1, config.mesh.context)  # -1 is for one axis, here fsdp
     for tensor in TENSOR_WAYS:
-        if chips // slices % tensor:
+        if chips // slices % (tensor * context):
             continue
         if model.num_attention_heads % tensor or model.num_key_value_heads % tensor:
             heads = f"{model.num_attention_heads} heads with {model.num_key_value_heads} of keys"
             say(f"--mesh.tensor {tensor}: left out, {heads} do not divide among {tensor} chips")
             continue
-        found.append(MeshConfig(slices, chips // slices // tensor, tensor))
+        found.append(MeshConfig(slices, chips // slices // (tensor * context), tensor, context))
     return found
 
 

@@ -105,10 +105,16 @@ def test_a_module_by_hand():
 @pytest.mark.parametrize(
     "text, size",
     [("replica_groups={{0,1},{2,3}}", 2), ("replica_groups=[2,4]<=[8]", 4), ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
-     ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, dimensions={0}", 8), ("replica_groups=mesh['a'=8] {'a':(2)4}", 4)],
+     ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, dimensions={0}", 8), ("replica_groups=mesh['a'=8] {'a':(2)4}", 4),
+     ("replica_groups=mesh['a'=2,'b'=4,'c'=1], device_ids=([2,4]T(1,0)) {'b'}", 4)],
 )  # fmt: skip
 def test_who_takes_part(text, size):
     assert group_size(f"channel_id=1, {text}, use_global_device_ids=true") == size
+
+
+def test_nobody_takes_part_unseen():
+    with pytest.raises(ValueError, match="in an unknown way: replica_groups=all"):
+        group_size("replica_groups=all")
 
 
 @pytest.mark.usefixtures("full_optimization")

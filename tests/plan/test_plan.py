@@ -62,8 +62,12 @@ def test_slices_that_there_are_not(name, words):
 
 def test_slices_as_they_are_rented():
     """cloud.google.com/tpu/docs: v4 and v5p are counted in cores, two of a chip; v5e and v6e in chips."""
-    rented = {name: chip.accelerator_type(64) for name, chip in CHIPS.items()}
+    rented = {name: chip.accelerator_type((8, 8) if chip.axes == 2 else (4, 4, 4)) for name, chip in CHIPS.items()}
     assert rented == {"v4": "v4-128", "v5e": "v5litepod-64", "v5p": "v5p-128", "v6e": "v6e-64"}
+    odd = [("v5e", (2, 8)), ("v5e", (6, 10)), ("v6e", (2, 1)), ("v5p", (1, 1, 1)), ("v5p", (2, 2, 6)), ("v4", (4, 4, 2))]
+    assert [CHIPS[name].accelerator_type(shape) for name, shape in odd] == [None] * len(odd)
+    assert [CHIPS["v5p"].accelerator_type(s) for s in ((2, 2, 1), (4, 8, 12))] == ["v5p-8", "v5p-768"]
+    assert "v5e:2x8, not rented in this shape: 8 chips" in table(dataclasses.replace(a_plan(), topology="v5e:2x8"))
 
 
 def test_slices_that_there_are():
@@ -155,9 +159,9 @@ def test_figures_of_a_plan():
     too_large = a_plan(peak=40 * GIB, fits=False)
     assert too_large.to_dict().keys() >= KEYS and too_large.to_dict()["roofline_step_seconds"] is None
     assert "NO" in table(too_large) and "40.00 GiB" in table(too_large)
-    several = dataclasses.replace(a_plan(), slices=2)
+    several = dataclasses.replace(a_plan(), slices=2, topology="v5e:2x2")
     assert several.to_dict()["slices"] == 2 and several.to_dict()["chips"] == 8
-    assert "2 slices of v5e:2x4, rented as v5litepod-4: 8 chips" in table(several) and "to other slices" in table(several)
+    assert "2 slices of v5e:2x2, rented as v5litepod-4: 8 chips" in table(several) and "to other slices" in table(several)
     json.dumps(too_large.to_dict())
 
 
@@ -190,9 +194,10 @@ def test_a_search_ranks_what_fits(config, search_of, capsys):
     rows = 40  # 32 passages, and 16 queries two in a row
     assert [one.chunk for one in found] == [rows // 4 // ways * ways for ways in (4, 8, 2)]
     best = search_table(found).splitlines()[1]
-    assert "--mesh.fsdp 4 --mesh.tensor 2 --train.embedding_chunk 8" in best and " 4.0 " in best  # chip-hours
+    typed = "--mesh.data 1 --mesh.fsdp 4 --mesh.context 1 --mesh.tensor 2 --train.embedding_chunk 8"
+    assert typed in best and " 4.0 " in best  # chip-hours
     said = capsys.readouterr().err
-    assert "--mesh.fsdp 8 --mesh.tensor 1 --train.embedding_chunk null: number 1 of 12 at most" in said
+    assert "--mesh.fsdp 8 --mesh.context 1 --mesh.tensor 1 --train.embedding_chunk null: number 1 of 12 at most" in said
     assert "--train.embedding_chunk null: 9.00 GiB, too large" in said and "9.00 GiB, fits" in said
     main(["plan", str(config), "--topology", "v5e:2x4", "--search", "--json"])
     candidates = json.loads(capsys.readouterr().out)["candidates"]
@@ -202,11 +207,11 @@ def test_a_search_ranks_what_fits(config, search_of, capsys):
 
 
 def test_a_search_over_slices_keeps_all_weights_in_each(config, search_of, capsys):
-    """The network between them is slow: along mesh.data there are copies."""
+    """The network between them is slow: along mesh.data there are copies. Tokens stay split."""
     run, _ = search_of
-    found = run(lambda *_: a_plan(), slices=2)
-    assert {(one.mesh.data, one.mesh.fsdp * one.mesh.tensor) for one in found} == {(2, 4)}
-    assert "--mesh.data 2 --mesh.fsdp 4 --mesh.tensor 1 --train.embedding_chunk null" in search_table(found)
+    found = run(lambda *_: a_plan(), EIGHT_HEADS | {"mesh.context": "2"}, slices=2)
+    assert {(one.mesh.data, one.mesh.context, one.mesh.fsdp * one.mesh.tensor) for one in found} == {(2, 2, 2)}
+    assert "--mesh.data 2 --mesh.fsdp 2 --mesh.context 2 --mesh.tensor 1 --train.embedding_chunk null" in search_table(found)
 
 
 def test_a_search_compiles_nothing_in_vain(search_of, capsys):
