@@ -110,7 +110,7 @@ def test_a_model_counts_once_it_is_whole(store, monkeypatch):
         output.copy_model("grit.json")
     assert sorted(order) == ["config.json", "grit.json", "model.safetensors"] and order[-1] == "grit.json"
     assert output.has_model("grit.json")
-    output.unmark_model("grit.json")
+    output.unmark_model("grit.json"), output.unmark_model("grit.json")
     assert not output.has_model("grit.json") and "model/model.safetensors" in names(store)
 
 
@@ -217,6 +217,7 @@ def test_who_reads_leaves_a_run_under_way_alone(store, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     run = begun()
+    store.pipe("/bucket/run/model/grit.json", b"{}")
     with (run.local / "metrics.jsonl").open("w") as metrics:
         metrics.write("0\n1\n2\n"), metrics.flush()
         run.copy()
@@ -226,6 +227,7 @@ def test_who_reads_leaves_a_run_under_way_alone(store, tmp_path, monkeypatch):
         assert (reader.local / "metrics.jsonl").read_text() == "0\n1\n2\n"
         (reader.local / "metrics.jsonl").write_text("")
         reader.copy(), reader.unmark_model("grit.json"), reader.close()
+        assert store.cat("/bucket/run/metrics.jsonl") == b"0\n1\n2\n" and "model/grit.json" in names(store)
         with pytest.raises(GritError, match=r"gs://bucket/run: no config\.yaml there"):
             export_checkpoint("gs://bucket/run", tmp_path / "out")
         assert not list((tmp_path / "temporary").iterdir()), "also after an error"
