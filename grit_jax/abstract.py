@@ -32,7 +32,8 @@ def abstract_step(config: RunConfig) -> AbstractStep:
     """The step of a configuration with its state and its largest batch as shapes; no data and no weights are read.
 
     Raises:
-      GritError: the model's shape is not known here: `model.path` is no directory and nothing else says it.
+      GritError: the model's shape is not known here (`model.path` is no directory and nothing else says it), or every
+        batch size is 0.
     """
     section, shape = config.model, config.model.known_shape
     if shape is None:

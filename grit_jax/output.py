@@ -3,26 +3,31 @@
 Objects are neither appended to nor renamed. So checkpoints go straight to the store, which Orbax knows how to do, and
 everything else is a file in a folder of this machine that is copied there whole: before each checkpoint that counts on
 it, now and then in between, and at the end. The store is the truth: a run that goes on begins from what is there.
+
+Most failures of a store pass, so it is asked three times. A copy made now and then that still fails is told of and made
+up for by the next one; any other ends the run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 import shutil
+import tempfile
 import threading
-import warnings
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from grit_jax.hosts import is_first
+from grit_jax.progress import say
 from grit_jax.types import GritError
 
 SCHEMES = {"gs": "gcs"}  # of addresses, and the extra of this package that has their client
 COPY_SECONDS = 60  # between copies of what has changed
+PAUSES = (1.0, 5.0)  # seconds before a store that failed is asked again
 CHECKPOINTS, MODEL = "checkpoints", "model"
 # What a run that goes on has no need of here.
 NOT_FETCHED = (CHECKPOINTS, MODEL, "profile", "tensorboard", "wandb", "logs")
@@ -31,14 +36,21 @@ NOT_FETCHED = (CHECKPOINTS, MODEL, "profile", "tensorboard", "wandb", "logs")
 class Output:
     """A run's output folder.
 
+    Args:
+      reads: nothing is written to the address, where a run may be under way, on this machine as well. `local` is then
+        a temporary folder if the output is not one itself; `close` removes it.
+
     Attributes:
       address: what the user calls it.
       local: the folder on this machine that all but checkpoints is written to: the output itself, where it is one.
       remote: whether it is not.
+
+    Raises:
+      GritError: the address is none, or the client of its store is not installed.
     """
 
-    def __init__(self, address: str | Path):
-        text = os.fspath(address)
+    def __init__(self, address: str | Path, *, reads: bool = False):
+        text, self._reads = os.fspath(address), reads
         scheme = match[1] if (match := re.match(r"([a-z][a-z0-9+.-]*):/", text)) else None
         self.remote = scheme not in (None, "file")
         if not self.remote:
@@ -50,36 +62,45 @@ class Output:
             raise GritError(f"output {text}: wants a folder, or {wanted}")
         self.address = text.rstrip("/")
         self.checkpoints = f"{self.address}/{CHECKPOINTS}"
-        self.local = _scratch(self.address)
         self._copied: dict[str, tuple[int, int]] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._store, self._root = _open_store(self.address, SCHEMES[scheme])
         self._copier: threading.Thread | None = None
+        self._temporary = tempfile.TemporaryDirectory(prefix="grit_jax-") if reads else None
+        self.local = Path(self._temporary.name) if self._temporary else _scratch(self.address)
 
     def begin(self) -> None:
-        """Makes `local` what the store has, large things left out."""
+        """Makes `local` what the store has, large things left out.
+
+        Raises:
+          GritError: the store cannot be read.
+        """
         if self.remote:
-            shutil.rmtree(self.local, ignore_errors=True)
-            self.local.mkdir(parents=True)
+            if not self._reads:
+                shutil.rmtree(self.local, ignore_errors=True)
+                self.local.mkdir(parents=True)
             self.fetch()
 
     def copy_now_and_then(self) -> None:
-        """From now until `close`, process 0 copies what is written to `local`."""
-        if self.remote and is_first():
+        """From now until `close`, process 0 copies what is written to `local`; a copy that fails is told in a line."""
+        if self._writes():
             self._copier = threading.Thread(target=self._copy_until_closed, daemon=True)
             self._copier.start()
 
     def fetch(self) -> None:
-        """Brings what the store has and this machine lacks."""
+        """Brings what the store has and this machine lacks.
+
+        Raises:
+          GritError: the store cannot be read.
+        """
         if not self.remote:
             return
-        with self._telling("read"):
-            for path in self._store.find(self._root):
-                name = path[len(self._root) :].lstrip("/")
-                target = self.local / name
-                if name and name.split("/")[0] not in NOT_FETCHED and not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    self._store.get_file(path, str(target))
+        for path in self._ask("read", self._store.find, self._root):
+            name = path[len(self._root) :].lstrip("/")
+            target = self.local / name
+            if name and name.split("/")[0] not in NOT_FETCHED and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._ask("read", self._store.get_file, path, str(target))
 
     def copy(self) -> None:
         """Copies what has changed, the model left out; in process 0 alone, which wrote it.
@@ -87,41 +108,63 @@ class Output:
         Raises:
           GritError: the store does not take it.
         """
-        if not self.remote or not is_first():
+        if not self._writes():
             return
-        with self._lock, self._telling("written"):
+        with self._lock:
             for name, file in _files(self.local):
-                stat = file.stat()
+                if name.split("/")[0] == MODEL:
+                    continue
+                try:
+                    stat = file.stat()
+                except FileNotFoundError:  # other libraries (W&B) write here, too, and take things away
+                    continue
                 mark = (stat.st_mtime_ns, stat.st_size)
-                if name.split("/")[0] != MODEL and self._copied.get(name) != mark:
-                    self._store.put_file(str(file), f"{self._root}/{name}")
+                if self._copied.get(name) != mark:
+                    self._ask("written", self._put_if_here, name, file)
                     self._copied[name] = mark
 
     def copy_model(self, last: str) -> None:
-        """Copies the model's directory; its file `last`, without which it is none, after all others."""
-        if not self.remote:
+        """Copies the model's directory; its file `last`, without which it is none, after all others.
+
+        Raises:
+          GritError: the store does not take it.
+        """
+        if not self._writes():
             return
-        with self._telling("written"):
-            for name, file in sorted(_files(self.local / MODEL), key=lambda entry: entry[0] == last):
-                self._store.put_file(str(file), f"{self._root}/{MODEL}/{name}")
+        for name, file in sorted(_files(self.local / MODEL), key=lambda entry: entry[0] == last):
+            self._ask("written", self._store.put_file, str(file), f"{self._root}/{MODEL}/{name}")
 
     def has_model(self, mark: str) -> bool:
-        """Whether the model's directory is whole: has its file `mark`."""
+        """Whether the model's directory is whole: has its file `mark`.
+
+        Raises:
+          GritError: the store cannot be read.
+        """
         if not self.remote:
             return (self.local / MODEL / mark).exists()
-        with self._telling("read"):
-            return bool(self._store.exists(f"{self._root}/{MODEL}/{mark}"))
+        return bool(self._ask("read", self._store.exists, f"{self._root}/{MODEL}/{mark}"))
 
     def unmark_model(self, mark: str) -> None:
-        """Takes `mark` out of the model's directory."""
+        """Takes `mark` out of the model's directory.
+
+        Raises:
+          GritError: the store does not let it go.
+        """
         (self.local / MODEL / mark).unlink(missing_ok=True)
-        if self.remote and is_first() and self.has_model(mark):
-            with self._telling("written"):
-                self._store.rm_file(f"{self._root}/{MODEL}/{mark}")
+        if self._writes():
+            self._ask("written", self._remove, f"{self._root}/{MODEL}/{mark}")
 
     def close(self) -> None:
-        """Copies the last changes."""
-        if self.remote and self._copier:
+        """Copies the last changes; what reads leaves nothing behind on this machine.
+
+        Raises:
+          GritError: the store does not take them.
+        """
+        if not self.remote:
+            return
+        if self._temporary:
+            self._temporary.cleanup()
+        if self._copier:
             self._ended.set()
             self._copier.join()
             self.copy()
@@ -133,24 +176,41 @@ class Output:
     def __str__(self) -> str:
         return self.address
 
+    def _writes(self) -> bool:
+        """Whether this process copies to a store."""
+        return self.remote and not self._reads and is_first()
+
     def _copy_until_closed(self) -> None:
         while not self._ended.wait(COPY_SECONDS):
             try:
                 self.copy()
-            except GritError as error:  # the copy before the next checkpoint must succeed
-                warnings.warn(str(error), stacklevel=1)
+            except Exception as error:  # all of it is still here, and the copy before the next checkpoint must succeed
+                say(f"{error} (tried again in {COPY_SECONDS} s)")
 
-    @contextlib.contextmanager
-    def _telling(self, what: str) -> Iterator[None]:
-        """Failures of the store as a line. Its client has many kinds of them, of libraries of its own."""
+    def _put_if_here(self, name: str, file: Path) -> None:
         try:
-            yield
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:300]
-            raise GritError(
-                f"{self.address}: cannot be {what} ({reason}); look at the bucket's name and at the rights of this "
-                "machine's account (gcloud auth application-default login)"
-            ) from None
+            self._store.put_file(str(file), f"{self._root}/{name}")
+        except FileNotFoundError:  # of a bucket that is none, unless the file has gone since it was looked at
+            if file.exists():
+                raise
+
+    def _remove(self, path: str) -> None:
+        if self._store.exists(path):  # not after a try whose answer was lost
+            self._store.rm_file(path)
+
+    def _ask(self, what: str, action: Callable[..., Any], *arguments: Any) -> Any:
+        """The store's answer; its failures as a line. Its client has many kinds of them, of libraries of its own."""
+        for pause in (*PAUSES, None):
+            try:
+                return action(*arguments)
+            except Exception as error:
+                if pause is None:
+                    reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+                    raise GritError(
+                        f"{self.address}: cannot be {what} ({reason}); look at the bucket's name and at the rights of "
+                        "this machine's account (gcloud auth application-default login)"
+                    ) from None
+            time.sleep(pause)
 
 
 def _scratch(address: str) -> Path:
@@ -179,5 +239,6 @@ def _open_store(address: str, extra: str) -> tuple[Any, str]:
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
     """The files under a folder with their names in it, those being written left out."""
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".tmp"]
-    return [(path.relative_to(folder).as_posix(), path) for path in found]
+    # os.walk passes over a folder that goes away meanwhile, which Path.rglob does not.
+    paths = sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return [(path.relative_to(folder).as_posix(), path) for path in paths if path.suffix != ".tmp" and path.is_file()]

@@ -27,9 +27,9 @@ Axes = str | tuple[str, ...] | None
 class MeshConfig:
     """Devices along each mesh axis; -1 (one of them at most) takes what the others leave.
 
-    `data` copies the weights, and where the devices are of several slices it is the axis that goes from slice to slice
-    (over the data-centre network); `fsdp` splits weights and rows; `tensor` splits heads and feed-forward; `context`
-    splits the tokens of every row, for rows that are too long for one device.
+    `data` copies the weights, and where the devices are of several TPU slices it is the axis that goes from slice to
+    slice (over the data-centre network); `fsdp` splits weights and rows; `tensor` splits heads and feed-forward;
+    `context` splits the tokens of every row, for rows that are too long for one device.
     """
 
     data: int = 1
@@ -89,12 +89,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def arrange(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
     """Devices in the order of a mesh: neighbours along the last axes are neighbours on the interconnect, and slices
-    (`slice_index` tells them apart) follow one another along the first axis alone.
+    of TPUs (`slice_index` tells them apart) follow one another along the first axis alone.
 
     Raises:
       GritError: the first axis does not divide among the slices, or they are of different sizes.
     """
-    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    # Of GPUs every host is a slice to JAX, and weights may well be split over hosts there.
+    tpu = devices[0].platform == "tpu"
+    slices = collections.Counter(getattr(device, "slice_index", 0) if tpu else 0 for device in devices)
     if len(slices) == 1:
         return _on_torus(mesh_utils.create_device_mesh, tuple(sizes), devices=devices)
     if len(set(slices.values())) > 1:

@@ -316,8 +316,8 @@ def export_checkpoint(
     Raises:
       GritError: `run` holds no configuration or no whole checkpoint; `out` holds something or cannot be written.
     """
-    with new_folder(out) as folder:
-        output = Output(run)
+    # It may be one that trains here right now: its folder on this machine is not ours.
+    with new_folder(out) as folder, contextlib.closing(Output(run, reads=True)) as output:
         output.begin()
         return _export(output, folder, dtype, adapter)
 

@@ -267,7 +267,8 @@ CASES = {
         "--profile: wants START:STOP, two step numbers such as 10:15, is 'nonsense'",
     f"{TRAIN} --profile 5:2": "--profile: wants START:STOP",
     f"{TRAIN} --profile 1:20": "--profile 1:20: this run goes from step 0 to 2",
-    f"{TRAIN} --optimizer.lr -1": "optimizer.lr must not be negative",
+    f"{TRAIN} --optimizer.lr -1": "optimizer.lr must be a finite number, not negative, is -1.0",
+    f"{TRAIN} --optimizer.clip_norm -1": "optimizer.clip_norm must be above 0 and finite, or null, is -1.0",
     f"{TRAIN} --optimizer.schedule wobbly": "optimizer.schedule: expected one of linear, cosine, constant",
     f"{TRAIN} --mesh.data 7": "mesh: data x fsdp x context x tensor = 7 x 1 x 1 x 1 needs 7 devices",
     # ---- train: data, model, tokenizer, output

@@ -119,3 +119,9 @@ def test_a_model_that_is_not_here_and_has_no_shape(tmp_path):
     (tmp_path / "run.yaml").write_text("model: {path: some/model}\ndata: {}\noutput: out\n")
     with pytest.raises(GritError, match="model.path: some/model is not here; say what it is by model.preset"):
         abstract_step(read_run_config(tmp_path / "run.yaml"))
+
+
+def test_a_configuration_that_trains_on_nothing(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: {preset: gemma3_270m}\noutput: out\n")
+    with pytest.raises(GritError, match="^data: every batch size is 0; set data.embedding_batch or data.generative_batch$"):
+        abstract_step(read_run_config(tmp_path / "run.yaml"))

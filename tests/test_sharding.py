@@ -66,9 +66,14 @@ def test_meshes_that_do_not_fit(config, words):
         make_mesh(config, jax.devices()[:1])
 
 
-def chips(slices, each):
-    """Devices as several TPU slices show them, in no order."""
-    found = [types.SimpleNamespace(id=i, slice_index=i // each, process_index=0, platform="cpu", device_kind="cpu")
+class Chip(types.SimpleNamespace):
+    __hash__ = object.__hash__  # a mesh asks for it
+
+
+def chips(slices, each, platform="tpu"):
+    """Devices as several TPU slices (each a line of chips) or hosts with GPUs show them, in no order."""
+    found = [Chip(id=i, slice_index=i // each, process_index=0, platform=platform, device_kind=platform,
+                  coords=(i % each, 0, 0), core_on_chip=0)
              for i in range(slices * each)]  # fmt: skip
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
@@ -93,6 +98,15 @@ def test_slices_follow_one_another_along_data_alone():
 def test_slices_that_make_no_mesh(devices, sizes, words):
     with pytest.raises(GritError, match=words):
         arrange(devices, sizes)
+
+
+def test_hosts_with_gpus_are_no_slices():
+    """Weights are split over all of them: JAX gives the GPUs of each host a `slice_index` of their own."""
+    mesh = make_mesh(MeshConfig(), chips(2, 2, "gpu"))
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 1}
+    assert [(device.id, device.slice_index) for device in mesh.devices.flat] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    with pytest.raises(GritError, match="4 devices of 2 slices"):
+        make_mesh(MeshConfig(), chips(2, 2))
 
 
 PROGRAM = """

@@ -144,8 +144,7 @@ class JointBatches:
         self._parts = {
             kind: _Part(kind, config, self._reader, seed) for kind in ("embedding", "generative", "cached")
         }
-        if not any(part.batch for part in self._parts.values()):
-            raise GritError("data: every batch size is 0; set data.embedding_batch or data.generative_batch")
+        config.check_trains()
         self._floor: dict[str, int] = {}
         self._probe(min(config.probe_steps, len(self)))
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from grit_jax.data.layouts import CACHED_MODES, MODES
 from grit_jax.data.tokenise import Limits
+from grit_jax.types import GritError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,15 @@ class DataConfig:
             raise ValueError(
                 f"data.num_samples: '{strange[0]}' is not a source; sources: {', '.join(sorted(known))}"
             )
+
+    def check_trains(self) -> None:
+        """Asks that a batch has examples. The defaults have none, and what only reads sources needs none.
+
+        Raises:
+          GritError: every batch size is 0.
+        """
+        if not (self.embedding_batch or self.generative_batch or self.cached_batch):
+            raise GritError("data: every batch size is 0; set data.embedding_batch or data.generative_batch")
 
     def limits(self) -> Limits:
         """The token limits, None filled in."""

@@ -11,7 +11,12 @@ from grit_jax.types import Batch
 
 
 def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batch:
-    """A `Batch` of shapes and dtypes, packed by the functions that pack a run's batches; no data is read."""
+    """A `Batch` of shapes and dtypes, packed by the functions that pack a run's batches; no data is read.
+
+    Raises:
+      GritError: every batch size is 0.
+    """
+    config.check_trains()
     limits = config.limits()
     ids = lambda length: range(length)  # which ids they are is no matter
     text = lambda length: TokenText(ids(length), np.ones(length, bool))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -35,6 +36,10 @@ class OptimizerConfig:
         step, which at b2 = 0.999 amounts to some 4% of a second moment and 2% of a weight's step.
       offload: moments lie in the memory of the host between steps (pinned, each device's share with its own host), and
         come to the devices once a step, when the activations are gone.
+      clip_norm: the largest global norm of a gradient; None: it is not clipped.
+
+    Raises:
+      ValueError: a number that no optimizer can have; the message names its key.
     """
 
     lr: float = 2e-5
@@ -51,10 +56,17 @@ class OptimizerConfig:
     offload: bool = False
 
     def __post_init__(self) -> None:
-        if self.lr < 0:
-            raise ValueError(f"optimizer.lr must not be negative, is {self.lr}")
+        # Asked so that nan is refused, too: every comparison with it is false.
+        for key in ("lr", "final_lr_fraction", "weight_decay", "eps"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"optimizer.{key} must be a finite number, not negative, is {getattr(self, key)}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"optimizer.warmup_fraction must be between 0 and 1, is {self.warmup_fraction}")
+        for key in ("b1", "b2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"optimizer.{key} must be at least 0 and below 1, is {getattr(self, key)}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:  # a negative one turns the gradient round
+            raise ValueError(f"optimizer.clip_norm must be above 0 and finite, or null, is {self.clip_norm}")
         if self.name not in ("adamw", "adafactor"):
             raise ValueError(f"optimizer.name must be adamw or adafactor, is {self.name}")
         if self.moments not in ("float32", "bfloat16"):
@@ -90,7 +102,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Gradient clipping by the global norm, then the optimizer; norms and biases are not decayed."""
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     if config.name == "adafactor":
         parts.append(optax.scale_by_factored_rms(min_dim_size_to_factor=LEAST_FACTORED))
         parts.append(_clip_each_matrix(UPDATE_CLIP))

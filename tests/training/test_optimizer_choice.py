@@ -156,3 +156,24 @@ def test_the_state_of_another_optimizer_is_refused_by_name(tmp_path):
 def test_nonsense_is_refused_by_key(how, words):
     with pytest.raises(ValueError, match=words):
         OptimizerConfig(**how)
+
+
+NAN, INF = float("nan"), float("inf")
+NONSENSE = {
+    "lr": (-1.0, INF, NAN), "final_lr_fraction": (-0.1, INF, NAN), "weight_decay": (-0.1, INF, NAN),
+    "eps": (-1e-8, INF, NAN), "warmup_fraction": (-0.1, 1.1, NAN), "b1": (-0.1, 1.0, NAN), "b2": (-0.1, 1.0, NAN),
+    "clip_norm": (-1.0, 0.0, INF, NAN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NONSENSE)
+def test_numbers_that_no_optimizer_can_have(key):
+    for value in NONSENSE[key]:
+        with pytest.raises(ValueError, match=rf"^optimizer\.{key} must be .*, is {value}$"):
+            OptimizerConfig(**{key: value})
+
+
+def test_the_ends_of_what_is_allowed():
+    least = OptimizerConfig(lr=0.0, final_lr_fraction=0.0, weight_decay=0.0, eps=0.0, warmup_fraction=0.0, b1=0.0, b2=0.0)
+    assert make_schedule(least, 10)(3) == 0.0
+    OptimizerConfig(final_lr_fraction=2.0, warmup_fraction=1.0, b1=0.999, clip_norm=None)
