@@ -142,6 +142,73 @@ def test_collectives_of_a_program_on_eight_devices():
     assert costs.sent_bytes == 5 * 8 * 16 * 4 * (7 / 8 * 3 + 2 * 7 / 8 + 1)
 
 
+# A loop of four over a stack of weights: a fusion within a fusion takes one layer's, a fetch ahead half of one.
+STACKED = """HloModule jit_step
+
+%inner (w: bf16[4,64,128], i: s32[]) -> bf16[64,128] {
+  %w = bf16[4,64,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %dynamic-slice.1 = bf16[1,64,128]{2,1,0} dynamic-slice(%w, %i, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  ROOT %bitcast.1 = bf16[64,128]{1,0} bitcast(%dynamic-slice.1)
+}
+
+%outer (j: s32[], x: bf16[8,64], v: bf16[4,64,128]) -> bf16[8,128] {
+  %v = bf16[4,64,128]{2,1,0} parameter(2)
+  %j = s32[]{:T(128)S(1)} parameter(0)
+  %fusion.2 = bf16[64,128]{1,0} fusion(%v, %j), kind=kLoop, calls=%inner
+  %x = bf16[8,64]{1,0:S(1)} parameter(1)
+  ROOT %convolution.1 = bf16[8,128]{1,0:S(1)} convolution(%x, %fusion.2), dim_labels=bf_io->bf
+}
+
+%body (t: (s32[], bf16[8,64], bf16[4,64,128])) -> (s32[], bf16[8,64], bf16[4,64,128]) {
+  %t = (s32[]{:T(128)S(1)}, bf16[8,64]{1,0:S(1)}, bf16[4,64,128]{2,1,0}) parameter(0)
+  %n = s32[]{:T(128)S(1)} get-tuple-element(%t), index=0
+  %y = bf16[8,64]{1,0:S(1)} get-tuple-element(%t), index=1
+  %all = bf16[4,64,128]{2,1,0} get-tuple-element(%t), index=2
+  %fusion.1 = bf16[8,128]{1,0:S(1)} fusion(%n, %y, %all), kind=kOutput, calls=%outer
+  %slice-start.1 = ((bf16[4,64,128]{2,1,0}), bf16[1,32,128]{2,1,0:S(1)}, s32[]{:S(2)}) slice-start(%all), slice={[0:1], [0:32], [0:128]}
+  %slice-done.1 = bf16[1,32,128]{2,1,0:S(1)} slice-done(%slice-start.1)
+  ROOT %tuple.1 = (s32[]{:T(128)S(1)}, bf16[8,64]{1,0:S(1)}, bf16[4,64,128]{2,1,0}) tuple(%n, %y, %all)
+}
+
+%condition (t.1: (s32[], bf16[8,64], bf16[4,64,128])) -> pred[] {
+  %t.1 = (s32[]{:T(128)S(1)}, bf16[8,64]{1,0:S(1)}, bf16[4,64,128]{2,1,0}) parameter(0)
+  ROOT %less = pred[] custom-call(%t.1), custom_call_target="Less"
+}
+
+ENTRY %main (arg: bf16[4,64,128]) -> bf16[4,64,128] {
+  %arg = bf16[4,64,128]{2,1,0} parameter(0)
+  %init = (s32[]{:T(128)S(1)}, bf16[8,64]{1,0:S(1)}, bf16[4,64,128]{2,1,0}) tuple(%arg)
+  ROOT %while.1 = (s32[]{:T(128)S(1)}, bf16[8,64]{1,0:S(1)}, bf16[4,64,128]{2,1,0}) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+}
+"""
+
+
+def test_of_stacked_weights_a_layer_is_read_at_a_time():
+    costs, layer = program_costs(STACKED), 64 * 128 * 2
+    assert costs.memory_bytes == 4 * (layer + layer / 2)
+    assert costs.flops == 4 * 2 * 8 * 64 * 128
+
+
+# As the compiler writes a kernel: its notes go over several lines, and only the last says where it came from.
+KERNEL = """HloModule jit_step
+
+ENTRY %main (q: bf16[8,4,1024,128]) -> bf16[8,4,1024,128] {
+  %q = bf16[8,4,1024,128]{3,2,1,0} parameter(0)
+  %k = bf16[8,2,1024,128]{3,2,1,0} custom-call(%q), custom_call_target="AllocateBuffer"
+  ROOT %splash_mha_fwd_segmented.1 = bf16[8,4,1024,128]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="jit(step)/NAME/splash_mha_fwd_segmented/pallas_call" stack_frame_id=262}
+}
+"""
+
+
+@pytest.mark.parametrize("name, share", [("tiles_3_of_4", 3 / 4), ("tiles_4_of_4", 1), ("jvp", 1)])
+def test_tiles_that_a_mask_hides_are_not_computed(name, share):
+    assert program_costs(KERNEL.replace("NAME", name)).flops == 2 * 2 * 8 * 4 * 1024 * 1024 * 128 * share
+
+
 SENT = """HloModule jit_step
 
 ENTRY %main (arg: f32[64]) -> f32[64] {

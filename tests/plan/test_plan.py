@@ -18,7 +18,7 @@ from grit_jax.cli import main
 from grit_jax.plan.chips import CHIPS, GIB, Slices, open_slices, parse_topology
 from grit_jax.plan.costs import KINDS, Costs
 from grit_jax.plan.plan import Plan, ProgramPlan, compile_program, needed_bytes, plan, table
-from grit_jax.plan.programs import Program, lower_train
+from grit_jax.plan.programs import Program, ServingPrograms, lower_train
 from grit_jax.plan.search import MOST_TRIES, search, search_table
 from grit_jax.run_config import fit_to_mesh, read_run_config
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
@@ -296,6 +296,20 @@ def test_adapters_and_cached_documents_on_one_chip(config):
     assert found.optimizer_bytes == 2 * 4 * adapters + 4 + 4
     train = found.programs["train"]
     assert train.fits and train.costs.sent_bytes == 0 and train.costs.memory_bytes > weights
+
+
+@pytest.mark.tpu
+@needs_compiler
+@pytest.mark.usefixtures("full_optimization")
+def test_a_token_reads_weights_and_caches_once(config):
+    """However many layers their stacks have."""
+    deep = {"model.shape.num_hidden_layers": "12", "model.shape.hidden_size": "1024", "model.shape.intermediate_size": "2048"}
+    run, where = read_run_config(config, deep), open_slices("v5e:1x1")
+    programs = ServingPrograms(run, run.model.known_shape, make_mesh(run.mesh, where.devices))
+    layer = programs.prefill_layer()
+    decode = programs.decode(layer, layer.lowered.compile())
+    found, _ = compile_program(decode, where.chip)
+    assert found.costs.memory_bytes == pytest.approx(decode.argument_bytes, rel=0.1)
 
 
 @pytest.mark.tpu
