@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> None:
         sys.exit(130)
     except Preempted as told:
         print(f"grit {args.verb}: {told}; the same command goes on", file=sys.stderr)
-        sys.exit(PREEMPTED)
+        raise SystemExit(PREEMPTED) from told  # whether the others know of it decides how a process of several leaves
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         _drop_stdout()
         sys.exit(141)

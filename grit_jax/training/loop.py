@@ -112,7 +112,7 @@ def run_loop(
     for sink in sinks:
         sink.close()
     if stop:
-        raise Preempted(f"told to stop; {step + 1} of {steps} steps are saved")
+        raise Preempted(f"told to stop; {step + 1} of {steps} steps are saved", together=True)
     return state
 
 
