@@ -96,6 +96,18 @@ def wait_for_all(where: str) -> None:
     multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * WAIT_SECONDS)
 
 
+def all_say(word: str) -> list[str]:
+    """What every process says, in their order, this one's `word` among them; all of them ask together.
+
+    Raises:
+      GritError: a process does not say anything.
+    """
+    if jax.process_count() == 1:
+        return [word]
+    exchange = Exchange()
+    return [letter.decode() for letter in exchange("word", [word.encode()] * exchange.hosts)]
+
+
 def await_verdict() -> None:
     """After a failure of JAX: another process may be the cause, and then this one is aborted within a heartbeat."""
     if jax.process_count() > 1:

@@ -33,7 +33,7 @@ from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.output import MODEL, Output
-from grit_jax.preemption import Notice, on_sigterm
+from grit_jax.preemption import Notice, Preempted, on_sigterm
 from grit_jax.run_config import (
     ModelSection,
     RunConfig,
@@ -181,6 +181,8 @@ def _run(
                 batch_ids=batches.ids, profile=profile, told_to_stop=lambda: notice.arrived,
                 flops=functools.partial(model_flops, config=how), trackers=trackers,
             )  # fmt: skip
+    if notice.arrived:  # in the last step of all, too late for the hosts to agree on it
+        raise Preempted("told to stop; all steps are saved")
 
     # --- export ---
     trained = wrap(state)
