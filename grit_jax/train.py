@@ -34,6 +34,7 @@ from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.output import MODEL, Output
 from grit_jax.preemption import Notice, Preempted, on_sigterm
+from grit_jax.progress import say
 from grit_jax.run_config import (
     ModelSection,
     RunConfig,
@@ -49,7 +50,7 @@ from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
 from grit_jax.training.contrastive import check_dimensions
 from grit_jax.training.loop import Evaluate, run_loop
-from grit_jax.training.measure import model_flops
+from grit_jax.training.measure import model_flops, out_of_memory
 from grit_jax.training.state import TRAINED_AXES, TrainState, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
 from grit_jax.types import GritError
@@ -108,8 +109,13 @@ def train(
     with on_sigterm() as notice:
         try:
             return _go_on(config, output, checkpoints, resume, profile, notice)
-        except jax.errors.JaxRuntimeError:
+        except jax.errors.JaxRuntimeError as error:
             await_verdict()
+            if full := out_of_memory(error):
+                raise GritError(
+                    f"this run does not fit the devices' memory ({full}); set train.embedding_chunk, generative_chunk "
+                    "and cached_chunk, model.remat: full or smaller batches, or ask grit plan which slice it fits"
+                ) from None
             raise
         except OSError as error:  # a full disk does not say where it is full
             error.filename = error.filename or str(output.local)
@@ -129,12 +135,23 @@ def _go_on(
         raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
     if latest is not None and latest >= config.train.steps and output.has_model(huggingface.GRIT_FILE):
         return TrainResult(output.under(""), output.under(MODEL), latest, already_finished=True)
-    if profile and not (latest or 0) <= profile[0] < profile[1] <= config.train.steps:
-        span = f"{profile[0]}:{profile[1]}"
-        raise GritError(f"--profile {span}: this run goes from step {latest or 0} to {config.train.steps}")
+    profile = _still_ahead(profile, latest or 0, config.train.steps)
     # The model of a shorter run would pass for this one's, were this one killed before its export.
     output.unmark_model(huggingface.GRIT_FILE)
     return _run(config, output, checkpoints, profile, notice)
+
+
+def _still_ahead(profile: tuple[int, int] | None, start: int, steps: int) -> tuple[int, int] | None:
+    """The steps to trace; None where the run has begun them already, as the command of one that was killed may find."""
+    if profile is None:
+        return None
+    span = f"--profile {profile[0]}:{profile[1]}"
+    if profile[1] > steps:
+        raise GritError(f"{span}: this run goes from step {start} to {steps}")
+    if profile[0] < start:
+        say(f"{span}: step {profile[0]} is behind this run, which goes on from step {start}; no trace is made")
+        return None
+    return profile
 
 
 def _run(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from cli_bad_input import CASES
 from cli_world import bad_files, bad_indexes, bad_models, full_disk, good_files, run
@@ -113,7 +114,7 @@ def test_a_checkpoint_of_another_model_and_a_damaged_one(capsys):
     check(run(capsys, f"{again} --resume never"), "x holds a run \\(step 1\\); remove it, or choose another")
     other = "x/checkpoints: the checkpoint of step 1 is of another model"
     check(run(capsys, f"{again} --model.shape.hidden_size 32"), other)
-    check(run(capsys, f"{again} --profile 0:1"), "--profile 0:1: this run goes from step 1 to 2")
+    check(run(capsys, f"{again} --profile 0:3"), "--profile 0:3: this run goes from step 1 to 2")
     for path in Path("x/checkpoints/1/state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:64])
     for command in (again, "export x x/out"):
@@ -140,6 +141,19 @@ def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):
         monkeypatch.setattr(GritLM, "from_pretrained", lambda *_, bug=bug: (_ for _ in ()).throw(bug))
         with pytest.raises(type(bug)):
             run(capsys, "generate model --prompt a")
+
+
+@pytest.mark.parametrize(
+    "command, advice",
+    [("encode model --input texts.txt --output x.npy", "lower --max-length, or take"),
+     ("generate model --prompt a", "lower --max-new-tokens, or take"),
+     ("import model x", "take")],
+)  # fmt: skip
+def test_a_device_that_is_full(command, advice, capsys, monkeypatch):
+    monkeypatch.setattr(GritLM, "from_pretrained", lambda *_: jnp.zeros(1 << 50).block_until_ready())  # XLA's own words
+    Path("texts.txt").write_text("a line\n")
+    check(run(capsys, command), rf": the devices' memory is full \(RESOURCE_EXHAUSTED: .*[^.]\); {advice} a smaller model")
+    Path("texts.txt").unlink()
 
 
 def test_as_a_process(world):

@@ -51,8 +51,8 @@ def run_loop(
 
     Args:
       batches: a grain iterator (host arrays); its state is saved in every checkpoint.
-      evaluate: called every `evaluate_every` steps and at the end, each time after a save; its numbers (`eval_...`) join
-        that step's metrics. Where a run ended before it had them, they come first when it goes on.
+      evaluate: called every `evaluate_every` steps and at the end, each time after a save; its numbers (`eval_...`)
+        join that step's metrics. Where a run ended before it had them, they come first when it goes on.
       batch_ids: names of the examples of a step, for the report of a loss that is not finite.
       profile: steps (from, to) to trace with the JAX profiler into `output/profile`.
       told_to_stop: asked after every step; where any host's is True, the run ends on all of them, its state saved.
