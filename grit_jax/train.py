@@ -23,7 +23,15 @@ from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
-from grit_jax.hosts import Exchange, await_verdict, is_first, wait_for_all
+from grit_jax.hosts import (
+    Exchange,
+    all_say,
+    await_verdict,
+    check_same_folder,
+    fail_together,
+    is_first,
+    wait_for_all,
+)
 from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
@@ -103,6 +111,8 @@ def train(
     output.begin()
     output.copy_now_and_then()
     wait_for_all("output folder")
+    if not output.remote:
+        check_same_folder(output.local)
     checkpoints = Checkpoints(
         output.checkpoints, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
     )
@@ -131,6 +141,12 @@ def _go_on(
     profile: tuple[int, int] | None, notice: Notice,
 ) -> TrainResult:  # fmt: skip
     latest = checkpoints.latest()
+    seen = all_say(str(latest))
+    if number := next((number for number, other in enumerate(seen) if other != seen[0]), 0):
+        fail_together(
+            f"{output.checkpoints}: the newest checkpoint is {seen[0]} on process 0 and {seen[number]} on process "
+            f"{number}; start again once all hosts see the same files"
+        )
     if latest is not None and resume == "never":
         raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
     if latest is not None and latest >= config.train.steps and output.has_model(huggingface.GRIT_FILE):
