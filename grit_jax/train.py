@@ -141,7 +141,7 @@ def _go_on(
     profile: tuple[int, int] | None, notice: Notice,
 ) -> TrainResult:  # fmt: skip
     latest = checkpoints.latest()
-    seen = all_say(str(latest))
+    seen = all_say(str(latest or "none"))
     if number := next((number for number, other in enumerate(seen) if other != seen[0]), 0):
         fail_together(
             f"{output.checkpoints}: the newest checkpoint is {seen[0]} on process 0 and {seen[number]} on process "

@@ -149,6 +149,14 @@ def test_a_step_that_does_not_fit_the_devices_says_what_makes_it_smaller(folder,
         train(config)
 
 
+def test_hosts_that_see_different_checkpoints_do_not_begin(folder, monkeypatch):
+    """They would wait for each other in different steps."""
+    monkeypatch.setattr(grit_jax.train, "all_say", lambda word: [word, "none", "4"])
+    config = read_run_config(folder / "config.yaml", {"output": str(folder / "seen")})
+    with pytest.raises(GritError, match="the newest checkpoint is none on process 0 and 4 on process 2; start again"):
+        train(config)
+
+
 def test_sigterm_after_the_last_step_is_heeded_before_the_export(folder, monkeypatch):
     """On several hosts, the last step may be too late to agree on it."""
     monkeypatch.setattr(grit_jax.train, "run_loop", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
