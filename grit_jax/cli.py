@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from grit_jax import flags
 from grit_jax.parser import build_parser
 from grit_jax.preemption import PREEMPTED, Preempted
-from grit_jax.types import GritError
+from grit_jax.types import GritError, out_of_memory
 
 TAKES_KEYS = ("train", "plan")
 RESUMABLE = ("quickstart", "train", "index", "evidence")
@@ -75,7 +75,9 @@ def _run(args: argparse.Namespace, rest: list[str]) -> None:
             _drop_stdout()
         _fail(args, f"{error.filename or _output(args)}: {error.strerror}{REFUSALS[error.errno]}")
     except RuntimeError as error:  # so say the writers that are not Python's
-        _refuse_if_out_of_memory(args, error)
+        if full := out_of_memory(error):
+            lower = next((f"lower {flag}, or " for flag in SIZES if flag[2:].replace("-", "_") in args), "")
+            _fail(args, f"the devices' memory is full ({full}); {lower}take a smaller model or larger devices")
         if not any(os.strerror(number) in str(error) for number in FULL):
             raise
         _fail(args, f"{_output(args)}: {str(error).partition('; ')[0]}{REFUSALS[errno.ENOSPC]}")
@@ -340,16 +342,6 @@ def _print(text: str = "", end: str = "\n") -> None:
 def _fail(args: argparse.Namespace, message: str) -> NoReturn:
     print(f"{args.parser.prog}: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)
-
-
-def _refuse_if_out_of_memory(args: argparse.Namespace, error: RuntimeError) -> None:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        return
-    from grit_jax.training.measure import out_of_memory
-
-    if full := out_of_memory(error):
-        lower = next((f"lower {flag}, or " for flag in SIZES if flag[2:].replace("-", "_") in args), "")
-        _fail(args, f"the devices' memory is full ({full}); {lower}take a smaller model or larger devices")
 
 
 def _output(args: argparse.Namespace) -> Any:

@@ -58,10 +58,10 @@ from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints, FrozenBase
 from grit_jax.training.contrastive import check_dimensions
 from grit_jax.training.loop import Evaluate, run_loop
-from grit_jax.training.measure import model_flops, out_of_memory
+from grit_jax.training.measure import model_flops
 from grit_jax.training.state import TRAINED_AXES, TrainState, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
-from grit_jax.types import GritError
+from grit_jax.types import GritError, out_of_memory
 
 DATA_SUMMARY_FILE = "data_summary.json"  # in the output folder: what became of every source's examples
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration as it was run, paths absolute

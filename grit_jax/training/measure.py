@@ -8,7 +8,6 @@ weights are frozen. MFU is their share of what the devices could do in bfloat16 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import jax
@@ -41,15 +40,6 @@ def memory_in_use() -> int | None:
     """Bytes in use on the fullest device of this process; None: its devices do not count them (a CPU)."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     return max((s["bytes_in_use"] for s in stats if s and "bytes_in_use" in s), default=None)
-
-
-def out_of_memory(error: BaseException) -> str | None:
-    """What XLA says of a device's memory that does not hold a program or an array, shortened; None: another failure."""
-    text = str(error)
-    # The first word tells of messages that are too long, too; a kernel that fills a core's own memory is a bug of ours.
-    if "RESOURCE_EXHAUSTED" not in text or not re.search("memory|allocat", text) or "memory space vmem" in text:
-        return None
-    return text[text.index("RESOURCE_EXHAUSTED") :].splitlines()[0][:200].rstrip(". ")
 
 
 def count_tokens(batch: Batch) -> dict[str, int | float]:
