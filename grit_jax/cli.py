@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 from grit_jax import flags
 from grit_jax.parser import build_parser
 from grit_jax.preemption import PREEMPTED, Preempted
-from grit_jax.types import GritError
+from grit_jax.types import GritError, out_of_memory
 
 TAKES_KEYS = ("train", "plan")
 RESUMABLE = ("quickstart", "train", "index", "evidence")
+SIZES = ("--max-length", "--max-new-tokens", "--batch-tokens", "--tokens")  # what a verb's memory goes by, if it has it
 STDOUT = "standard output"
 # What the machine may refuse, and what to do about it. Other errors of the system are bugs of ours.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -63,7 +64,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> None:
         sys.exit(130)
     except Preempted as told:
         print(f"grit {args.verb}: {told}; the same command goes on", file=sys.stderr)
-        sys.exit(PREEMPTED)
+        raise SystemExit(PREEMPTED) from told  # whether the others know of it decides how a process of several leaves
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         _drop_stdout()
         sys.exit(141)
@@ -74,6 +75,9 @@ def _run(args: argparse.Namespace, rest: list[str]) -> None:
             _drop_stdout()
         _fail(args, f"{error.filename or _output(args)}: {error.strerror}{REFUSALS[error.errno]}")
     except RuntimeError as error:  # so say the writers that are not Python's
+        if full := out_of_memory(error):
+            lower = next((f"lower {flag}, or " for flag in SIZES if flag[2:].replace("-", "_") in args), "")
+            _fail(args, f"the devices' memory is full ({full}); {lower}take a smaller model or larger devices")
         if not any(os.strerror(number) in str(error) for number in FULL):
             raise
         _fail(args, f"{_output(args)}: {str(error).partition('; ')[0]}{REFUSALS[errno.ENOSPC]}")

@@ -11,8 +11,10 @@ import importlib.util
 import itertools
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from grit_jax.types import GritError
 DEVICES = Path("/dev")  # where a TPU VM shows its chips
 HEARTBEAT_SECONDS = 40  # without one, a process is lost, and JAX aborts the others
 WAIT_SECONDS = 1800  # for the slowest host: it may have to fetch a model first
+FOLDER_SECONDS = 10  # in which a file that one host writes is there on all
 VARIABLES = ("GRIT_COORDINATOR", "GRIT_NUM_PROCESSES", "GRIT_PROCESS_ID")
 
 
@@ -94,6 +97,55 @@ def is_first() -> bool:
 def wait_for_all(where: str) -> None:
     """Returns once every process has come here; `where` is a name for the place. Devices are not involved."""
     multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * WAIT_SECONDS)
+
+
+def all_say(word: str) -> list[str]:
+    """What every process says, in their order, this one's `word` among them; all of them ask together.
+
+    Raises:
+      GritError: a process does not say anything.
+    """
+    if jax.process_count() == 1:
+        return [word]
+    exchange = Exchange()
+    return [letter.decode() for letter in exchange("word", [word.encode()] * exchange.hosts)]
+
+
+def fail_together(message: str) -> NoReturn:
+    """Raises `GritError` in every process, in process 0 last: with its end, JAX aborts those that are still there."""
+    if jax.process_count() > 1 and is_first():
+        time.sleep(1)
+    raise GritError(message)
+
+
+def check_same_folder(folder: Path) -> None:
+    """Looks in every process for a file that process 0 writes; all come here together, and hear the same.
+
+    Raises:
+      GritError: `folder` is another one to some of them, whose parts of a checkpoint would be missing in it.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = folder / f".grit-{uuid.uuid4().hex}"
+    try:
+        if is_first():
+            mark.touch()
+        seen = all_say("yes" if _appears(folder / all_say(mark.name)[0]) else "no")
+    finally:
+        if is_first():
+            mark.unlink(missing_ok=True)
+    if without := ", ".join(str(number) for number, answer in enumerate(seen) if answer != "yes"):
+        fail_together(f"output {folder} is not the same folder on process {without}; put it where all hosts see it")
+
+
+def _appears(file: Path) -> bool:
+    """Network file systems may show a file of another host late."""
+    ends = time.monotonic() + FOLDER_SECONDS
+    while not os.path.exists(file):
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def await_verdict() -> None:

@@ -16,7 +16,15 @@ SAME_NOTICE_S = 5.0
 
 
 class Preempted(BaseException):
-    """SIGTERM came, and what was to be saved is saved. No mistake of anybody's: `except Exception` lets it pass."""
+    """SIGTERM came, and what was to be saved is saved. No mistake of anybody's: `except Exception` lets it pass.
+
+    Attributes:
+      together: every process of the run ends with it, in the same step. Otherwise the others know nothing of it yet.
+    """
+
+    def __init__(self, message: str, *, together: bool = False):
+        super().__init__(message)
+        self.together = together
 
 
 class Notice:

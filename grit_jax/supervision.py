@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from grit_jax.preemption import PREEMPTED
+from grit_jax.preemption import PREEMPTED, Preempted
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -72,16 +72,22 @@ def _end_with(parent: int) -> None:
 
 
 def _leave_at_once(work: Callable[[], None]) -> None:
-    """A process that fails does not wait for the others at its end, as JAX would: they wait for it."""
+    """A process that ends alone does not wait for the others at its end, as JAX would: they wait for it."""
     try:
         work()
     except SystemExit as end:
-        if end.code in (None, 0, PREEMPTED):  # all of them end like this
-            raise
+        if end.code in (None, 0) or end.code == PREEMPTED and not _preempted_alone(end):
+            raise  # all of them end like this
         _exit(end.code if isinstance(end.code, int) else 1)
     except BaseException:
         traceback.print_exc()
         _exit(1)
+
+
+def _preempted_alone(end: SystemExit) -> bool:
+    """Whether the others go on, and are to lose this process by its heartbeat: SIGTERM struck outside the loop."""
+    together = isinstance(end.__cause__, Preempted) and end.__cause__.together
+    return bool(_in_company[0]) and not together
 
 
 def _exit(status: int) -> None:

@@ -23,7 +23,15 @@ from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.data.unigram import train_tokenizer
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
-from grit_jax.hosts import Exchange, await_verdict, is_first, wait_for_all
+from grit_jax.hosts import (
+    Exchange,
+    all_say,
+    await_verdict,
+    check_same_folder,
+    fail_together,
+    is_first,
+    wait_for_all,
+)
 from grit_jax.inference.files import new_folder, writable_folder
 from grit_jax.inference.model import GritLM
 from grit_jax.models import huggingface
@@ -33,7 +41,8 @@ from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.output import MODEL, Output
-from grit_jax.preemption import Notice, on_sigterm
+from grit_jax.preemption import Notice, Preempted, on_sigterm
+from grit_jax.progress import say
 from grit_jax.run_config import (
     ModelSection,
     RunConfig,
@@ -52,7 +61,7 @@ from grit_jax.training.loop import Evaluate, run_loop
 from grit_jax.training.measure import model_flops
 from grit_jax.training.state import TRAINED_AXES, TrainState, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
-from grit_jax.types import GritError
+from grit_jax.types import GritError, out_of_memory
 
 DATA_SUMMARY_FILE = "data_summary.json"  # in the output folder: what became of every source's examples
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration as it was run, paths absolute
@@ -102,14 +111,21 @@ def train(
     output.begin()
     output.copy_now_and_then()
     wait_for_all("output folder")
+    if not output.remote:
+        check_same_folder(output.local)
     checkpoints = Checkpoints(
         output.checkpoints, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
     )
     with on_sigterm() as notice:
         try:
             return _go_on(config, output, checkpoints, resume, profile, notice)
-        except jax.errors.JaxRuntimeError:
+        except jax.errors.JaxRuntimeError as error:
             await_verdict()
+            if full := out_of_memory(error):
+                raise GritError(
+                    f"this run does not fit the devices' memory ({full}); set train.embedding_chunk, generative_chunk "
+                    "and cached_chunk, model.remat: full or smaller batches, or ask grit plan which slice it fits"
+                ) from None
             raise
         except OSError as error:  # a full disk does not say where it is full
             error.filename = error.filename or str(output.local)
@@ -125,16 +141,33 @@ def _go_on(
     profile: tuple[int, int] | None, notice: Notice,
 ) -> TrainResult:  # fmt: skip
     latest = checkpoints.latest()
+    seen = all_say(str(latest or "none"))
+    if number := next((number for number, other in enumerate(seen) if other != seen[0]), 0):
+        fail_together(
+            f"{output.checkpoints}: the newest checkpoint is {seen[0]} on process 0 and {seen[number]} on process "
+            f"{number}; start again once all hosts see the same files"
+        )
     if latest is not None and resume == "never":
         raise GritError(f"{output} holds a run (step {latest}); remove it, or choose another output, or resume")
     if latest is not None and latest >= config.train.steps and output.has_model(huggingface.GRIT_FILE):
         return TrainResult(output.under(""), output.under(MODEL), latest, already_finished=True)
-    if profile and not (latest or 0) <= profile[0] < profile[1] <= config.train.steps:
-        span = f"{profile[0]}:{profile[1]}"
-        raise GritError(f"--profile {span}: this run goes from step {latest or 0} to {config.train.steps}")
+    profile = _still_ahead(profile, latest or 0, config.train.steps)
     # The model of a shorter run would pass for this one's, were this one killed before its export.
     output.unmark_model(huggingface.GRIT_FILE)
     return _run(config, output, checkpoints, profile, notice)
+
+
+def _still_ahead(profile: tuple[int, int] | None, start: int, steps: int) -> tuple[int, int] | None:
+    """The steps to trace; None where the run has begun them already, as the command of one that was killed may find."""
+    if profile is None:
+        return None
+    span = f"--profile {profile[0]}:{profile[1]}"
+    if profile[1] > steps:
+        raise GritError(f"{span}: this run goes from step {start} to {steps}")
+    if profile[0] < start:
+        say(f"{span}: step {profile[0]} is behind this run, which goes on from step {start}; no trace is made")
+        return None
+    return profile
 
 
 def _run(
@@ -181,6 +214,8 @@ def _run(
                 batch_ids=batches.ids, profile=profile, told_to_stop=lambda: notice.arrived,
                 flops=functools.partial(model_flops, config=how), trackers=trackers,
             )  # fmt: skip
+    if notice.arrived:  # in the last step of all, too late for the hosts to agree on it
+        raise Preempted("told to stop; all steps are saved")
 
     # --- export ---
     trained = wrap(state)

@@ -17,9 +17,11 @@ from training_run import STEPS, write_run
 DEVICES = 8  # of the whole run, over however many processes
 # `grit`, which says at its end how many texts this process tokenised for its batches.
 COUNTED = """
-import sys
-from grit_jax import cli
+import os, sys
+from grit_jax import cli, hosts
 from grit_jax.data import pipeline
+
+hosts.HEARTBEAT_SECONDS = int(os.environ.get("HEARTBEAT_SECONDS", hosts.HEARTBEAT_SECONDS))
 
 class Counting(pipeline.ExampleTokenizer):
     texts = 0
@@ -32,7 +34,13 @@ class Counting(pipeline.ExampleTokenizer):
         Counting.texts += len(examples)
         return super().generative(examples)
 
+def told_early(*args):
+    os.kill(os.getpid(), 15)
+    return make_iterator(*args)
+
 pipeline.ExampleTokenizer = Counting
+if os.environ.get("TOLD_EARLY", "nobody") == os.environ.get("GRIT_PROCESS_ID"):  # SIGTERM before the model is there
+    make_iterator, pipeline.make_iterator = pipeline.make_iterator, told_early
 try:
     cli.main()
 finally:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from cli_bad_input import CASES
 from cli_world import bad_files, bad_indexes, bad_models, full_disk, good_files, run
@@ -17,6 +18,7 @@ from cli_world import bad_files, bad_indexes, bad_models, full_disk, good_files,
 from grit_jax.data import questions
 from grit_jax.inference.model import GritLM
 from grit_jax.models.transformer import init_params
+from grit_jax.types import out_of_memory
 
 WHOLE = ("grit.json", "config.json", "dataset_info.json", "report.json", "config.yaml")
 PARTS = (".npy", ".safetensors", ".tmp")
@@ -113,7 +115,7 @@ def test_a_checkpoint_of_another_model_and_a_damaged_one(capsys):
     check(run(capsys, f"{again} --resume never"), "x holds a run \\(step 1\\); remove it, or choose another")
     other = "x/checkpoints: the checkpoint of step 1 is of another model"
     check(run(capsys, f"{again} --model.shape.hidden_size 32"), other)
-    check(run(capsys, f"{again} --profile 0:1"), "--profile 0:1: this run goes from step 1 to 2")
+    check(run(capsys, f"{again} --profile 0:3"), "--profile 0:3: this run goes from step 1 to 2")
     for path in Path("x/checkpoints/1/state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:64])
     for command in (again, "export x x/out"):
@@ -140,6 +142,33 @@ def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):
         monkeypatch.setattr(GritLM, "from_pretrained", lambda *_, bug=bug: (_ for _ in ()).throw(bug))
         with pytest.raises(type(bug)):
             run(capsys, "generate model --prompt a")
+
+
+@pytest.mark.parametrize(
+    "command, advice",
+    [("encode model --input texts.txt --output x.npy", "lower --max-length, or take"),
+     ("generate model --prompt a", "lower --max-new-tokens, or take"),
+     ("import model x", "take")],
+)  # fmt: skip
+def test_a_device_that_is_full(command, advice, capsys, monkeypatch):
+    monkeypatch.setattr(GritLM, "from_pretrained", lambda *_: jnp.zeros(1 << 50).block_until_ready())  # XLA's own words
+    Path("texts.txt").write_text("a line\n")
+    check(run(capsys, command), rf": the devices' memory is full \(RESOURCE_EXHAUSTED: .*[^.]\); {advice} a smaller model")
+    Path("texts.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    "said, is_it",
+    [("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 137438953472 bytes.", True),
+     ("INTERNAL: RESOURCE_EXHAUSTED: Error allocating device buffer: Attempting to allocate 16.00G.\nMore.", True),
+     ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 2G of 1G.", True),
+     ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space vmem.", False),
+     ("RESOURCE_EXHAUSTED: Received message larger than max (5242880 vs. 4194304)", False),
+     ("INTERNAL: Failed to allocate a stream", False)],
+)  # fmt: skip
+def test_a_full_device_is_told_from_other_failures(said, is_it):
+    wanted = said.splitlines()[0].removeprefix("INTERNAL: ").removesuffix(".") if is_it else None
+    assert out_of_memory(RuntimeError(said)) == wanted
 
 
 def test_as_a_process(world):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import pytest
 
 from grit_jax import hosts
-from grit_jax.hosts import Agreement, asks_for_hosts, join_hosts
+from grit_jax.hosts import Agreement, asks_for_hosts, check_same_folder, join_hosts
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.types import GritError
 
@@ -87,3 +89,43 @@ def test_the_question_is_answered_at_once_alone_and_a_step_later_among_many(monk
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     ask = Agreement(iter(told).__next__, mesh)
     assert [ask() for _ in told] == [False, False, True, False]
+
+
+@pytest.fixture()
+def two(monkeypatch):
+    """A function that makes this process that number of two, and the other one one that says these words in turn."""
+
+    def become(number: int, *words: str) -> list[str]:
+        said, others = [], iter(words)
+
+        def all_say(word):
+            said.append(word)
+            return [word, next(others)] if number == 0 else [next(others), word]
+
+        monkeypatch.setattr(hosts, "all_say", all_say)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda: number)
+        monkeypatch.setattr(hosts, "FOLDER_SECONDS", 0.3)
+        monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
+        return said
+
+    return become
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_is_the_same_one_where_the_file_of_process_0_is_seen(two, tmp_path, there):
+    words = f"output {tmp_path} is not the same folder on process 1; put it where all hosts see it"
+    for number, other in ((0, ("", "yes" if there else "no")), (1, (".grit-mark", "yes"))):
+        said = two(number, *other)
+        if number and there:
+            (tmp_path / ".grit-mark").touch()
+        with contextlib.nullcontext() if there else pytest.raises(GritError, match=words):
+            check_same_folder(tmp_path)
+        assert said[0].startswith(".grit-") and said[1] == ("yes" if there or number == 0 else "no")
+        assert [path.name for path in tmp_path.iterdir()] == [".grit-mark"] * (number and there), "it removes its own"
+
+
+def test_a_file_that_shows_late_is_waited_for(two, tmp_path, monkeypatch):
+    two(1, ".grit-mark", "yes")
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: (tmp_path / ".grit-mark").touch())
+    check_same_folder(tmp_path)

@@ -73,6 +73,26 @@ def test_sigterm_on_one_host_saves_on_all(folder):
     assert [line["step"] for line in trace(folder / "told")] == list(range(int(saved.name)))
 
 
+def test_sigterm_on_one_host_before_the_first_step_ends_all(folder):
+    """The other has not heard of it, and loses it by its heartbeat, whose time is shorter here."""
+    processes = start(folder, "early", 2, environment={"HEARTBEAT_SECONDS": "10", "TOLD_EARLY": "1"})
+    try:
+        assert processes[1].wait(timeout=120) == PREEMPTED and "told to stop; the same" in logs(folder, "early")[1]
+        assert processes[0].wait(timeout=60) == PREEMPTED, logs(folder, "early")
+        assert "another process of this run was lost" in logs(folder, "early")[0]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_an_output_that_each_host_has_for_itself_is_refused_by_all(folder):
+    statuses = wait(folder, start(folder, "apart", 2, own={1: ["--output", str(folder / "elsewhere")]}))
+    assert statuses == [2, 2], logs(folder, "apart")
+    for log, name in zip(logs(folder, "apart"), ("apart", "elsewhere"), strict=True):
+        assert f"output {folder / name} is not the same folder on process 1; put it where all hosts see it" in log
+    assert not list((folder / "apart").iterdir())
+
+
 def started(folder: Path, name: str, processes: list[subprocess.Popen]) -> None:
     """Returns once the run has taken its first steps."""
     deadline = time.monotonic() + 600

@@ -18,7 +18,7 @@ from grit_jax.preemption import PREEMPTED
 def start(work: str, begin: str = "", **how: Any) -> subprocess.Popen:
     """A process that does `work` as `grit train` does on several hosts, and `begin` before."""
     words = """import os, signal, sys, time
-from grit_jax.preemption import PREEMPTED, on_sigterm
+from grit_jax.preemption import PREEMPTED, Preempted, on_sigterm
 from grit_jax.supervision import joined_others, watched
 """
     code = f"{words}{begin}\ndef work():\n    {work.strip()}\nwatched(work)\nprint('at its end')"
@@ -43,10 +43,18 @@ def test_the_status_is_the_childs(work, status, said):
     assert said in out + err
 
 
-def test_one_that_fails_leaves_without_the_orderly_end_that_waits_for_others():
-    late = "import atexit; atexit.register(lambda: print('waited'))"
-    assert "waited" not in start(f"{late}; sys.exit(2)").communicate(timeout=60)[0]
-    assert "waited" in start(f"{late}; sys.exit(143)").communicate(timeout=60)[0]
+@pytest.mark.parametrize(
+    "end, status, waits",
+    [("sys.exit(2)", 2, False),
+     ("sys.exit(143)", 143, True),
+     # As `cli` ends after SIGTERM: before the first step or during the export, the others have not heard of it.
+     ("joined_others(); raise SystemExit(143) from Preempted('told')", 143, False),
+     ("joined_others(); raise SystemExit(143) from Preempted('told', together=True)", 143, True)],
+)  # fmt: skip
+def test_one_that_ends_alone_leaves_without_the_orderly_end_that_waits_for_others(end, status, waits):
+    process = start(f"import atexit; atexit.register(lambda: print('waited')); {end}")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, "waited" in out) == (status, waits), err
 
 
 SAVES = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from grit_jax.hosts import Agreement, is_first, wait_for_all
+from grit_jax.hosts import Agreement, all_say, is_first, wait_for_all
 from grit_jax.metrics import MetricsFile
 from grit_jax.output import Output
 from grit_jax.preemption import Preempted
@@ -50,12 +51,13 @@ def run_loop(
 
     Args:
       batches: a grain iterator (host arrays); its state is saved in every checkpoint.
-      evaluate: called every `evaluate_every` steps and at the end; its numbers join that step's metrics.
+      evaluate: called every `evaluate_every` steps and at the end, each time after a save; its numbers (`eval_...`)
+        join that step's metrics. Where a run ended before it had them, they come first when it goes on.
       batch_ids: names of the examples of a step, for the report of a loss that is not finite.
       profile: steps (from, to) to trace with the JAX profiler into `output/profile`.
       told_to_stop: asked after every step; where any host's is True, the run ends on all of them, its state saved.
       flops: model FLOPs of the step over a batch, for its `mfu`.
-      trackers: take each step's numbers, as metrics.jsonl does; closed at the end.
+      trackers: take each step's numbers, as metrics.jsonl does; closed at the end, whichever it is.
 
     Returns:
       The final state; `output/metrics.jsonl` has one line for each step.
@@ -69,51 +71,66 @@ def run_loop(
     if start is not None:
         state = checkpoints.restore(start, state, batches)
     start = start or 0
-    sinks = [MetricsFile(output.local / "metrics.jsonl", start), *trackers] if is_first() else []
-    bar = progress(steps, description, "steps", initial=start)
-
-    # --- train ---
-    wait_for_all("first step")  # it is compiled side by side; where one has to wait, some transports lose patience
-    record = _Recorder(sinks, bar, output, batch_ids, peak_flops(mesh.devices.flat))
-    pending: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
-    stop, to_stop = False, Agreement(told_to_stop, mesh)
-    for step in range(start, steps):
-        if profile and step == profile[0]:
-            jax.profiler.start_trace(str(output.local / "profile"))
-        waited = time.perf_counter()
-        host_batch = next(batches)
-        waited = time.perf_counter() - waited
-        state, metrics = step_function(state, put_rows(host_batch, mesh, rules))
-        # The previous step's numbers are read while this one computes.
-        if pending:
-            record(*pending)
-        used = {**count_tokens(host_batch), "data_wait_s": round(waited, 4), "hbm_bytes": memory_in_use()}
-        pending = (step, metrics, {**used, "flops": flops(host_batch)})
-        due = evaluate and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0))
-        if due:
+    due = lambda step: bool(evaluate and (step == steps or (evaluate_every and step % evaluate_every == 0)))
+    with contextlib.ExitStack() as ends:  # however the loop ends, the numbers on their way to a tracker get there
+        sinks: list[Tracker] = list(trackers)
+        for tracker in trackers:
+            ends.callback(tracker.close)
+        lacks_scores = False
+        if is_first():
+            lines = MetricsFile(output.local / "metrics.jsonl", start)
+            ends.callback(lines.close)
+            sinks.insert(0, lines)
+            lacks_scores = lines.last.get("step") == start - 1 and not any(map(_is_score, lines.last))
+        bar = progress(steps, description, "steps", initial=start)
+        ends.callback(bar.close)
+        record = _Recorder(sinks, bar, output, batch_ids, peak_flops(mesh.devices.flat))
+        # A save comes before the evaluation of its step. The run that it is of ended between them.
+        if start and due(start) and all_say("lacks" if lacks_scores else "has")[0] == "lacks":
             assert evaluate is not None
-            jax.block_until_ready(state.params)
-            began = time.perf_counter()
-            pending[2].update(evaluate(state))
-            record.leave_out(time.perf_counter() - began)
-        if profile and step + 1 == profile[1]:
-            jax.block_until_ready(state.params)
-            jax.profiler.stop_trace()
-        last, stop = step + 1 == steps, to_stop()
-        if last or stop or due or checkpoints.due(step + 1):
-            # The line is safe before the checkpoint that says it is behind us.
-            record(*pending)
-            pending = None
-            output.copy()
-            checkpoints.save(step + 1, state, batches, force=last or stop)
-        if stop:
-            break
-    bar.close()
-    for sink in sinks:
-        sink.close()
+            record.scores(start - 1, evaluate, state)
+
+        # --- train ---
+        wait_for_all("first step")  # it is compiled side by side; where one has to wait, some transports lose patience
+        record.go_on()
+        pending: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
+        stop, to_stop = False, Agreement(told_to_stop, mesh)
+        for step in range(start, steps):
+            if profile and step == profile[0]:
+                jax.profiler.start_trace(str(output.local / "profile"))
+            waited = time.perf_counter()
+            host_batch = next(batches)
+            waited = time.perf_counter() - waited
+            state, metrics = step_function(state, put_rows(host_batch, mesh, rules))
+            # The previous step's numbers are read while this one computes.
+            if pending:
+                record(*pending)
+            used = {**count_tokens(host_batch), "data_wait_s": round(waited, 4), "hbm_bytes": memory_in_use()}
+            pending = (step, metrics, {**used, "flops": flops(host_batch)})
+            if profile and step + 1 == profile[1]:
+                jax.block_until_ready(state.params)
+                jax.profiler.stop_trace()
+            last, stop = step + 1 == steps, to_stop()
+            if last or stop or due(step + 1) or checkpoints.due(step + 1):
+                # The line is safe before the checkpoint that says it is behind us.
+                record(*pending)
+                pending = None
+                output.copy()
+                checkpoints.save(step + 1, state, batches, force=last or stop or due(step + 1))
+            # Saved before: an evaluation may last longer than the grace between SIGTERM and SIGKILL.
+            if due(step + 1) and not stop:
+                assert evaluate is not None
+                record.scores(step, evaluate, state)
+                stop = to_stop()
+            if stop:
+                break
     if stop:
-        raise Preempted(f"told to stop; {step + 1} of {steps} steps are saved")
+        raise Preempted(f"told to stop; {step + 1} of {steps} steps are saved", together=True)
     return state
+
+
+def _is_score(name: str) -> bool:
+    return name.startswith("eval_")
 
 
 class _Recorder:
@@ -126,9 +143,17 @@ class _Recorder:
         self._sinks, self._bar, self._output, self._batch_ids, self._peak = sinks, bar, output, batch_ids, peak
         self._last = time.perf_counter()
 
-    def leave_out(self, seconds: float) -> None:
-        """Time that is no part of a step (an evaluation)."""
-        self._last += seconds
+    def go_on(self) -> None:
+        """A step begins now."""
+        self._last = time.perf_counter()
+
+    def scores(self, step: int, evaluate: Evaluate, state: TrainState) -> None:
+        """Evaluates the state after `step`, which joins the step's line; the time is no part of the next step."""
+        began = time.perf_counter()
+        found = evaluate(state)
+        for sink in self._sinks:
+            sink.write(step, found)
+        self._last += time.perf_counter() - began
 
     def __call__(self, step: int, metrics: dict[str, jax.Array], extra: dict[str, Any]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
