@@ -51,8 +51,8 @@ def run_loop(
 
     Args:
       batches: a grain iterator (host arrays); its state is saved in every checkpoint.
-      evaluate: called every `evaluate_every` steps and at the end, each time after a save; its numbers (`eval_...`)
-        join that step's metrics. Where a run ended before it had them, they come first when it goes on.
+      evaluate: called every `evaluate_every` steps and at the end, after a save where one is due; its numbers
+        (`eval_...`) join that step's metrics. Where a run ended between the two, they come first when it goes on.
       batch_ids: names of the examples of a step, for the report of a loss that is not finite.
       profile: steps (from, to) to trace with the JAX profiler into `output/profile`.
       told_to_stop: asked after every step; where any host's is True, the run ends on all of them, its state saved.
@@ -90,6 +90,10 @@ def run_loop(
             assert evaluate is not None
             record.scores(start - 1, evaluate, state)
 
+        def save(done: int, state: TrainState, force: bool) -> None:
+            output.copy()  # the lines are safe before the checkpoint that says they are behind us
+            checkpoints.save(done, state, batches, force=force)
+
         # --- train ---
         wait_for_all("first step")  # it is compiled side by side; where one has to wait, some transports lose patience
         record.go_on()
@@ -111,17 +115,18 @@ def run_loop(
                 jax.block_until_ready(state.params)
                 jax.profiler.stop_trace()
             last, stop = step + 1 == steps, to_stop()
-            if last or stop or due(step + 1) or checkpoints.due(step + 1):
-                # The line is safe before the checkpoint that says it is behind us.
+            saving = last or stop or checkpoints.due(step + 1)
+            if saving or due(step + 1):
                 record(*pending)
                 pending = None
-                output.copy()
-                checkpoints.save(step + 1, state, batches, force=last or stop or due(step + 1))
+            if saving:
+                save(step + 1, state, force=last or stop)
             # Saved before: an evaluation may last longer than the grace between SIGTERM and SIGKILL.
             if due(step + 1) and not stop:
                 assert evaluate is not None
                 record.scores(step, evaluate, state)
-                stop = to_stop()
+                if (stop := to_stop()) and not saving:
+                    save(step + 1, state, force=True)
             if stop:
                 break
     if stop:
