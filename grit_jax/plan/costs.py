@@ -18,6 +18,9 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragg
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute")
 FLOATS = ("bf16", "f32", "f16")
 SLICES = ("dynamic-slice", "gather", "slice")  # read no more than they give
+# What takes all of its operands for any part of what it gives.
+TAKES_ALL = ("dot", "convolution", "custom-call", "scatter", "sort", "broadcast", *COLLECTIVES)
+VIEWS = ("parameter", "bitcast", "copy")
 # Instructions that move nothing in memory themselves.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -271,12 +274,13 @@ def _moved(here: Computation, one: Instruction) -> float:
 
 
 def _fusion_bytes(module: Module, inside: Computation) -> float:
-    """Bytes that a fusion reads and writes: of a parameter of which it slices parts, those; of one that it updates in
+    """Bytes that a fusion reads and writes: of each parameter the share that it needs; of one that it updates in
     place, the update."""
+    shares: dict[tuple[str, str], float] = {}
     total = 0.0
     for one in inside.instructions:
         if one.opcode == "parameter":
-            total += _read(module, inside, one)
+            total += _in_memory(one.shapes) * _needed(module, inside, one, shares)
     root = inside.root
     given = [inside.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for one in given:
@@ -289,25 +293,30 @@ def _fusion_bytes(module: Module, inside: Computation) -> float:
     return total
 
 
-def _read(module: Module, inside: Computation, one: Instruction) -> float:
-    """Bytes of a parameter (or of what is a view of it) that a fusion, or one within it, reads."""
-    if not _in_memory(one.shapes):
-        return 0.0
-    total = 0.0
-    for user in inside.users[one.name]:
-        if user.opcode in SLICES and user.operands[0] == one.name:
-            total += user.bytes
-        elif user.opcode == "bitcast":
-            total += _read(module, inside, dataclasses.replace(user, shapes=one.shapes))
-        elif user.opcode == "fusion":
-            within = module.computations[user.called[0]]
-            for place in (place for place, name in enumerate(user.operands) if name == one.name):
-                total += _read(module, within, dataclasses.replace(within.parameter(place), shapes=one.shapes))
-        elif user.opcode == "tuple" or (user.opcode == "dynamic-update-slice" and user.operands[0] == one.name):
-            continue
-        else:
-            return one.bytes
-    return min(total, one.bytes)
+def _needed(module: Module, inside: Computation, one: Instruction, shares: dict[tuple[str, str], float]) -> float:
+    """Share of an array's elements that a fusion, or one within it, computes or reads for what it gives."""
+    key = (inside.name, one.name)
+    if key not in shares:
+        total = 1.0 if one.root else 0.0
+        for user in inside.users[one.name]:
+            if user.opcode in SLICES and user.operands[0] == one.name:
+                total += _needed(module, inside, user, shares) * min(1.0, user.size / max(one.size, 1))
+            elif user.opcode == "fusion":
+                within = module.computations[user.called[0]]
+                for place in (place for place, name in enumerate(user.operands) if name == one.name):
+                    total += _needed(module, within, within.parameter(place), shares)
+            elif one.opcode in VIEWS and (user.opcode == "tuple" or _is_updated(one, user)):
+                continue  # it stays where it is
+            elif user.opcode in TAKES_ALL or user.opcode in SLICES:  # or where a slice begins
+                total = 1.0
+            else:  # element by element, or a rearrangement
+                total += _needed(module, inside, user, shares)
+        shares[key] = min(total, 1.0)
+    return shares[key]
+
+
+def _is_updated(one: Instruction, user: Instruction) -> bool:
+    return user.opcode == "dynamic-update-slice" and user.operands[0] == one.name
 
 
 def _in_memory(shapes: list[Shape]) -> float:

@@ -51,6 +51,10 @@ class Instruction:
     def bytes(self) -> float:
         return sum(shape.bytes for shape in self.shapes)
 
+    @property
+    def size(self) -> int:
+        return sum(shape.size for shape in self.shapes)
+
     def attribute(self, key: str) -> str | None:
         """The value of `key=value`, without what comes after a comma or blank."""
         found = re.search(rf"\b{key}=([^,\s]+)", self.rest)

@@ -149,7 +149,8 @@ STACKED = """HloModule jit_step
   %w = bf16[4,64,128]{2,1,0} parameter(0)
   %i = s32[] parameter(1)
   %zero = s32[] constant(0)
-  %dynamic-slice.1 = bf16[1,64,128]{2,1,0} dynamic-slice(%w, %i, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  %negate.1 = bf16[4,64,128]{2,1,0} negate(%w)
+  %dynamic-slice.1 = bf16[1,64,128]{2,1,0} dynamic-slice(%negate.1, %i, %zero, %zero), dynamic_slice_sizes={1,64,128}
   ROOT %bitcast.1 = bf16[64,128]{1,0} bitcast(%dynamic-slice.1)
 }
 
