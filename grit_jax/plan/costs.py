@@ -302,9 +302,9 @@ def _needed(module: Module, inside: Computation, one: Instruction, shares: dict[
             if user.opcode in SLICES and user.operands[0] == one.name:
                 total += _needed(module, inside, user, shares) * min(1.0, user.size / max(one.size, 1))
             elif user.opcode == "fusion":
-                within = module.computations[user.called[0]]
+                within, share = module.computations[user.called[0]], _needed(module, inside, user, shares)
                 for place in (place for place, name in enumerate(user.operands) if name == one.name):
-                    total += _needed(module, within, within.parameter(place), shares)
+                    total += share * _needed(module, within, within.parameter(place), shares)
             elif one.opcode in VIEWS and (user.opcode == "tuple" or _is_updated(one, user)):
                 continue  # it stays where it is
             elif user.opcode in TAKES_ALL or user.opcode in SLICES:  # or where a slice begins
