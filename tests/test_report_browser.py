@@ -26,6 +26,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")]
 
 DEADLINE = 60.0  # seconds for one answer of the browser
+STARTS = 3  # a browser may end as it begins, on a machine that is busy with other things
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -97,7 +98,11 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self._buffer, self._last, self.events, self._session = b"", 0, [], None
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        try:
+            target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        except (RuntimeError, OSError):
+            self.close()
+            raise
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
@@ -157,7 +162,13 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("profile"))
+    for attempt in range(STARTS):
+        try:
+            browser = Browser(tmp_path_factory.mktemp("profile"))
+            break
+        except (RuntimeError, OSError):
+            if attempt == STARTS - 1:
+                raise
     yield browser
     browser.close()
 
