@@ -171,7 +171,7 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> RunConfi
     """The configuration as a mesh runs it: rows and chunks of rows in multiples of the parts that rows are split into
     (or each device would compute them all). The numbers of a step stay what they are.
 
-    A chunk that has to grow is told of; on a device it is the one row that there is at least.
+    A chunk that has to grow is told of: by less than a row on each device.
 
     Raises:
       GritError: rows of a length that the devices of `mesh.context` do not divide.

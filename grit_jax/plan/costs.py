@@ -20,7 +20,6 @@ FLOATS = ("bf16", "f32", "f16")
 SLICES = ("dynamic-slice", "gather", "slice")  # read no more than they give
 # What takes all of its operands for any part of what it gives.
 TAKES_ALL = ("dot", "convolution", "custom-call", "scatter", "sort", "broadcast", *COLLECTIVES)
-VIEWS = ("parameter", "bitcast", "copy")
 # Instructions that move nothing in memory themselves.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -284,12 +283,13 @@ def _fusion_bytes(module: Module, inside: Computation) -> float:
     root = inside.root
     given = [inside.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for one in given:
+        written = _in_memory(one.shapes)  # what lies behind a view in the fusion is not marked
         while one.opcode in ("bitcast", "copy") and one.operands[0] in inside.by_name:
             one = inside.by_name[one.operands[0]]
         if one.opcode == "dynamic-update-slice":
-            total += _in_memory(inside.by_name[one.operands[1]].shapes) if _in_memory(one.shapes) else 0.0
+            total += _in_memory(inside.by_name[one.operands[1]].shapes) if written else 0.0
         elif one.opcode not in ("parameter", "custom-call"):
-            total += _in_memory(one.shapes)
+            total += written
     return total
 
 
@@ -305,7 +305,7 @@ def _needed(module: Module, inside: Computation, one: Instruction, shares: dict[
                 within, share = module.computations[user.called[0]], _needed(module, inside, user, shares)
                 for place in (place for place, name in enumerate(user.operands) if name == one.name):
                     total += share * _needed(module, within, within.parameter(place), shares)
-            elif one.opcode in VIEWS and (user.opcode == "tuple" or _is_updated(one, user)):
+            elif (user.opcode == "tuple" or _is_updated(one, user)) and _is_given(inside, one):
                 continue  # it stays where it is
             elif user.opcode in TAKES_ALL or user.opcode in SLICES:  # or where a slice begins
                 total = 1.0
@@ -313,6 +313,13 @@ def _needed(module: Module, inside: Computation, one: Instruction, shares: dict[
                 total += _needed(module, inside, user, shares)
         shares[key] = min(total, 1.0)
     return shares[key]
+
+
+def _is_given(inside: Computation, one: Instruction) -> bool:
+    """Whether an array is a parameter, or a view of one, and nothing that was computed."""
+    while one.opcode == "bitcast":
+        one = inside.by_name[one.operands[0]]
+    return one.opcode == "parameter"
 
 
 def _is_updated(one: Instruction, user: Instruction) -> bool:

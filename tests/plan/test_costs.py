@@ -192,6 +192,29 @@ def test_of_stacked_weights_a_layer_is_read_at_a_time():
     assert costs.flops == 4 * 2 * 8 * 64 * 128
 
 
+# A parameter that only goes through, beside what is computed of it behind a bitcast: the fusion reads it once.
+THROUGH = """HloModule jit_step
+
+%through (p: bf16[64,128]) -> (bf16[64,128], bf16[128,64]) {
+  %p = bf16[64,128]{1,0} parameter(0)
+  %same = bf16[64,128]{1,0} bitcast(%p)
+  %negate.1 = bf16[64,128]{1,0} negate(%p)
+  %turned = bf16[128,64]{0,1:S(1)} bitcast(%negate.1)
+  ROOT %tuple.1 = (bf16[64,128]{1,0}, bf16[128,64]{0,1:S(1)}) tuple(%same, %turned)
+}
+
+ENTRY %main (arg: bf16[64,128]) -> (bf16[64,128], bf16[128,64]) {
+  %arg = bf16[64,128]{1,0} parameter(0)
+  ROOT %fusion.1 = (bf16[64,128]{1,0}, bf16[128,64]{0,1:S(1)}) fusion(%arg), kind=kLoop, calls=%through
+}
+"""
+
+
+@pytest.mark.parametrize("text, read", [(THROUGH, 1), (THROUGH.replace("negate(%p)", "constant(0)"), 0)])
+def test_what_is_computed_is_read_and_what_goes_through_is_not(text, read):
+    assert program_costs(text).memory_bytes == read * 64 * 128 * 2
+
+
 # As the compiler writes a kernel: its notes go over several lines, and only the last says where it came from.
 KERNEL = """HloModule jit_step
 
