@@ -12,8 +12,10 @@ match = {mode: scores["match"] for mode, scores in rag.items()}
 plain = max(match["query-then-doc"], match["doc-then-query"])
 bounds = {
     "nDCG@10 >= .30": retrieval["trained"]["ndcg@10"] >= 0.30,
-    "nDCG@10 >= 5 x untrained": retrieval["trained"]["ndcg@10"] >= 5 * retrieval["untrained"]["ndcg@10"],
-    "perplexity <= untrained / 10": language["perplexity_after"] <= language["perplexity_before"] / 10,
+    "nDCG@10 >= 5 x untrained": retrieval["trained"]["ndcg@10"]
+    >= 5 * retrieval["untrained"]["ndcg@10"],
+    "perplexity <= untrained / 10": language["perplexity_after"]
+    <= language["perplexity_before"] / 10,
     "closed book <= .05": match["none"] <= 0.05,
     "plain RAG >= .50": plain >= 0.50,
     "doc caching >= .9 plain": match["doc"] >= 0.9 * plain,

@@ -1,7 +1,8 @@
 """Reading configurations: YAML plus command-line overrides into frozen dataclasses, strictly.
 
-An unknown key is an error that names the nearest known one; a wrong type names the key and what was expected.
-`jsonargparse` checks and converts the values; this module finds the keys and words the errors.
+An unknown key is an error that names the nearest known one; a wrong type names the key and what was
+expected. `jsonargparse` checks and converts the values; this module finds the keys and words the
+errors.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from grit_jax.types import GritError
+from grit_jax.errors import GritError
 
 C = TypeVar("C")
 
@@ -31,13 +32,14 @@ def load_config(
 
     Args:
       path: a YAML file, or None for the defaults alone.
-      overrides: dotted keys to values, as typed (`{"train.steps": "100"}`); strings are parsed as YAML.
-      paths: dotted keys that hold file names. In the YAML those are relative to the YAML's folder, in the
-        overrides to the working directory.
+      overrides: dotted keys to values, as typed (`{"train.steps": "100"}`); strings are parsed as
+        YAML.
+      paths: dotted keys that hold file names. In the YAML those are relative to the YAML's folder,
+        in the overrides to the working directory.
 
     Raises:
-      GritError: no such file, not YAML, an unknown key, or a value of the wrong type; the message names
-        the file and the key.
+      GritError: no such file, not YAML, an unknown key, or a value of the wrong type; the message
+        names the file and the key.
     """
     where = str(path) if path else "command line"
     tree = read_yaml(path) if path else {}
@@ -68,20 +70,25 @@ def load_config(
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file as a dictionary; GritError names the file when it is absent, unreadable or no mapping."""
+    """A YAML file as a dictionary; GritError names the file when it is absent, unreadable or no
+    mapping."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise GritError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise GritError(f"{path}: cannot be read as text ({error.__class__.__name__}: {error})") from None
+        raise GritError(
+            f"{path}: cannot be read as text ({error.__class__.__name__}: {error})"
+        ) from None
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise GritError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise GritError(
+            f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}"
+        ) from None
     if not isinstance(tree, dict):
         raise GritError(f"{path}: expected a mapping of keys such as 'train:', found {_kind(tree)}")
     return tree
@@ -93,7 +100,9 @@ def build(cls: type[C], tree: dict[str, Any], where: str) -> C:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--root", type=cls)
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
+    instantiate = (
+        getattr(parser, "instantiate", None) or parser.instantiate_classes
+    )  # its name before 4.49
     try:
         return instantiate(parser.parse_object({"root": tree})).root
     except (ArgumentError, ValueError) as error:  # the latter from a dataclass's own __post_init__
@@ -120,7 +129,8 @@ def dump_yaml(config: Any, header: str = "") -> str:
 
 
 def _anchor(tree: Any, keys: list[str], folder: Path) -> None:
-    """Makes the relative file names under a key absolute; a name that is no file (a hub id) stays."""
+    """Makes the relative file names under a key absolute; a name that is no file (a hub id)
+    stays."""
 
     def absolute(name: Any) -> Any:
         if not isinstance(name, str):
@@ -156,7 +166,8 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
 
 
 def _check_keys(cls: type, tree: dict[str, Any], where: str, prefix: tuple[str, ...]) -> None:
-    """Raises GritError for the first key that `cls` does not have, with the nearest one that it has."""
+    """Raises GritError for the first key that `cls` does not have, with the nearest one that it
+    has."""
     hints = typing.get_type_hints(cls)
     for key, value in tree.items():
         dotted = ".".join((*prefix, str(key)))
@@ -164,10 +175,16 @@ def _check_keys(cls: type, tree: dict[str, Any], where: str, prefix: tuple[str, 
             known = sorted(hints)
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
             inside = f" in '{'.'.join(prefix)}'" if prefix else ""
-            hint = f"did you mean '{'.'.join((*prefix, near[0]))}'?" if near else f"known{inside}: {', '.join(known)}"
+            hint = (
+                f"did you mean '{'.'.join((*prefix, near[0]))}'?"
+                if near
+                else f"known{inside}: {', '.join(known)}"
+            )
             raise GritError(f"{where}: unknown key '{dotted}'; {hint}")
         if value is None and type(None) not in typing.get_args(hints[key]):
-            raise GritError(f"{where}: key '{dotted}' has no value; give it one or leave the key out")
+            raise GritError(
+                f"{where}: key '{dotted}' has no value; give it one or leave the key out"
+            )
         inner = _dataclass_of(hints[key])
         if inner is not None and value is not None:
             if not isinstance(value, dict):
@@ -186,7 +203,13 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else f"{type(value).__name__} ({str(value)[:40]!r})"
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "list": "a list"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "list": "a list",
+}
 
 
 def _first_cause(message: str) -> str:
@@ -198,8 +221,14 @@ def _first_cause(message: str) -> str:
     if missing := re.fullmatch(r"the following arguments are required: root\.(.*)", reason):
         return f"key '{missing[1]}' is missing"
     if expected := re.fullmatch(r"Expected an? (.*?)(?:\. Got value: (.*))?", reason):
-        given = expected[2] or (re.search(r"Given value: (.*)", message) or ["", "something else"])[1]
+        given = (
+            expected[2] or (re.search(r"Given value: (.*)", message) or ["", "something else"])[1]
+        )
         kind = re.sub(r"<class '(\w+)'>", lambda found: _KINDS.get(found[1], found[1]), expected[1])
-        kind = re.sub(r"(?:typing\.)?Literal\[(.*)\]", lambda found: "one of " + found[1].replace("'", ""), kind)
+        kind = re.sub(
+            r"(?:typing\.)?Literal\[(.*)\]",
+            lambda found: "one of " + found[1].replace("'", ""),
+            kind,
+        )
         reason = f"expected {kind}, found '{given[:60]}'"
     return f"{key}: {reason}" if key else reason

@@ -10,39 +10,79 @@ from typing import Any, Literal
 from jax.sharding import Mesh
 
 from grit_jax.config import load_config
-from grit_jax.data.chat import FORMATS
+from grit_jax.data.config import BatchNeeds, DataConfig
 from grit_jax.data.packing import round_up
-from grit_jax.data.settings import BatchNeeds, DataConfig
+from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig, Remat
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.presets import PRESETS
-from grit_jax.progress import say
+from grit_jax.runtime.progress import say
 from grit_jax.sharding import MeshConfig, ShardingRules, row_ways, token_ways
-from grit_jax.training.attention_codes import ATTENTION_CODES, AttentionModes
+from grit_jax.text.chat import FORMATS
 from grit_jax.training.joint import CHUNKS, StepConfig
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig
-from grit_jax.types import AttentionMode, GritError
+from grit_jax.types import AttentionMode
+
+_EMBEDDING = {
+    "bb": AttentionMode.BIDIRECTIONAL,
+    "cc": AttentionMode.CAUSAL,
+    "cb": AttentionMode.PREFIX,
+}
+_GENERATION = {"cc": AttentionMode.CAUSAL, "bc": AttentionMode.PREFIX}
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionModes:
+    """The mode of an embedding pass and that of a generating one."""
+
+    embedding: AttentionMode
+    generation: AttentionMode
+
+
+# Four letters: instruction and sample when embedding, then when generating; `b` is bidirectional,
+# `c` causal (grit.md 2.2). Of two letters, "bc" (a prefix language model) speaks of generation and
+# leaves embedding bidirectional, the others speak of embedding and leave generation causal.
+ATTENTION_CODES = {
+    first + second: AttentionModes(embedding, generation)
+    for first, embedding in _EMBEDDING.items()
+    for second, generation in _GENERATION.items()
+} | {
+    "bb": AttentionModes(AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL),
+    "cc": AttentionModes(AttentionMode.CAUSAL, AttentionMode.CAUSAL),
+    "cb": AttentionModes(AttentionMode.PREFIX, AttentionMode.CAUSAL),
+    "bc": AttentionModes(AttentionMode.BIDIRECTIONAL, AttentionMode.PREFIX),
+}
+
 
 # Keys of a configuration that hold file names (see config.load_config).
 PATH_KEYS = (
-    "model.path", "tokenizer.path", "tokenizer.train_on", "data.embedding", "data.generative", "data.cached",
-    "data.num_samples", "train.eval_embedding", "train.eval_generative", "output",
-)  # fmt: skip
+    "model.path",
+    "tokenizer.path",
+    "tokenizer.train_on",
+    "data.embedding",
+    "data.generative",
+    "data.cached",
+    "data.num_samples",
+    "train.eval_embedding",
+    "train.eval_generative",
+    "output",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of a shape: `shape`, or that of
-    the published model that `preset` names.
+    """What is trained: `path` (a Hugging Face directory or hub id), or random weights of a shape:
+    `shape`, or that of the published model that `preset` names.
 
-    A shape beside a path is what the model there is known to be: it can be planned for without being here.
+    A shape beside a path is what the model there is known to be: it can be planned for without
+    being here.
 
     Attributes:
-      attention: who sees whom, as a code of the paper (see `training/attention_codes.py`).
-      projection: dimensions of a linear head on the embeddings, trained with the model; None: none but what the
-        model at `path` has.
+      attention: who sees whom, as a code of the paper (see `ATTENTION_CODES`).
+      projection: dimensions of a linear head on the embeddings, trained with the model; None: none
+        but what the model at `path` has.
     """
 
     path: str | None = None
@@ -51,7 +91,9 @@ class ModelSection:
     pooling: PoolingMethod = "mean"
     attention: str = "bbcc"
     projection: int | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; weights and moments are float32
+    dtype: Literal["float32", "bfloat16"] = (
+        "bfloat16"  # of the computation; weights and moments are float32
+    )
     remat: Remat = "full"  # see models/transformer.py: REMAT_POLICIES
     scan_layers: bool = True
     export_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -59,12 +101,17 @@ class ModelSection:
     def __post_init__(self) -> None:
         if self.path is None and self.shape is None and self.preset is None:
             raise ValueError(
-                "model needs 'path' (a model directory or hub id), or 'shape' or 'preset' (for random weights)"
+                "model needs 'path' (a model directory or hub id), or 'shape' or 'preset' (for"
+                " random weights)"
             )
         if self.shape is not None and self.preset is not None:
-            raise ValueError("model.shape and model.preset both say what the model's shape is; leave one out")
+            raise ValueError(
+                "model.shape and model.preset both say what the model's shape is; leave one out"
+            )
         if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"model.preset: '{self.preset}' is unknown; known: {', '.join(PRESETS)}")
+            raise ValueError(
+                f"model.preset: '{self.preset}' is unknown; known: {', '.join(PRESETS)}"
+            )
         if self.attention not in ATTENTION_CODES:
             known = ", ".join(ATTENTION_CODES)
             raise ValueError(f"model.attention must be one of {known}, is '{self.attention}'")
@@ -84,7 +131,8 @@ class ModelSection:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerSection:
-    """Where the tokenizer comes from: `path`, else the model's directory, else trained on `train_on`."""
+    """Where the tokenizer comes from: `path`, else the model's directory, else trained on
+    `train_on`."""
 
     path: str | None = None
     train_on: list[str] = dataclasses.field(default_factory=list)
@@ -93,7 +141,9 @@ class TokenizerSection:
 
     def __post_init__(self) -> None:
         if self.chat not in FORMATS:
-            raise ValueError(f"tokenizer.chat must be one of {', '.join(FORMATS)}, is '{self.chat}'")
+            raise ValueError(
+                f"tokenizer.chat must be one of {', '.join(FORMATS)}, is '{self.chat}'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +151,19 @@ class TrainSection:
     """How long, how often, and with which losses and gradients.
 
     Attributes:
-      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time (gradient accumulation), a
-        multiple of the devices that they are split over or the next one; the numbers stay the same, memory is that of
-        a chunk. The update is that of the whole batch for every loss: a query's negatives are all of the batch's, and
-        a token weighs what it does in the batch, however many targets its chunk has. Embedding chunks cost a second
-        forward pass (GradCache), the others none.
-      backward: "joint" is one backward pass for all losses, "separate" one for each in turn, "split" beside it one
-        for the queries' and one for the passages' side of the contrastive loss; the gradient is the same.
-      gradient: "query" or "passage" trains one side of the contrastive loss alone, the other being held fixed.
-      tensorboard, wandb: show what metrics.jsonl has there, too: event files in the output folder, and a W&B project.
+      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time (gradient
+        accumulation), a multiple of the devices that they are split over or the next one; the
+        numbers stay the same, memory is that of a chunk. The update is that of the whole batch for
+          every loss: a query's negatives are all of the batch's, and
+        a token weighs what it does in the batch, however many targets its chunk has. Embedding
+        chunks cost a second forward pass (GradCache), the others none.
+      backward: "joint" is one backward pass for all losses, "separate" one for each in turn,
+        "split" beside it one for the queries' and one for the passages' side of the contrastive
+        loss; the gradient is the same.
+      gradient: "query" or "passage" trains one side of the contrastive loss alone, the other being
+        held fixed.
+      tensorboard, wandb: show what metrics.jsonl has there, too: event files in the output folder,
+        and a W&B project.
     """
 
     steps: int = 1000
@@ -129,7 +183,12 @@ class TrainSection:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        for key, least in (("steps", 1), ("seed", 0), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
+        for key, least in (
+            ("steps", 1),
+            ("seed", 0),
+            ("checkpoint_every", 1),
+            ("keep_checkpoints", 1),
+        ):
             if getattr(self, key) < least:
                 raise ValueError(f"train.{key} must be at least {least}, is {getattr(self, key)}")
         for key in CHUNKS:
@@ -139,8 +198,8 @@ class TrainSection:
             raise ValueError(f"train.eval_every must be at least 0, is {self.eval_every}")
         if self.backward == "split" and self.gradient != "both":
             raise ValueError(
-                f"train.backward: split adds up both sides' gradients, train.gradient is {self.gradient}; "
-                "use backward: separate with it"
+                "train.backward: split adds up both sides' gradients, train.gradient is"
+                f" {self.gradient}; use backward: separate with it"
             )
 
 
@@ -168,8 +227,9 @@ def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -
 
 
 def fit_to_mesh(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> RunConfig:
-    """The configuration as a mesh runs it: rows and chunks of rows in multiples of the parts that rows are split into
-    (or each device would compute them all). The numbers of a step stay what they are.
+    """The configuration as a mesh runs it: rows and chunks of rows in multiples of the parts that
+    rows are split into (or each device would compute them all). The numbers of a step stay what
+    they are.
 
     A chunk that has to grow is told of: by less than a row on each device.
 
@@ -179,20 +239,28 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> RunConfi
     data, limits, train = config.data, config.data.limits(), config.train
     ways, parts = token_ways(mesh, rules), row_ways(mesh, rules)
     lengths = {
-        "row_length": data.embedding_batch and (data.row_length or max(limits.query, limits.passage)),
-        "generative_row_length": data.generative_batch and (data.generative_row_length or limits.generative),
+        "row_length": (
+            data.embedding_batch and (data.row_length or max(limits.query, limits.passage))
+        ),
+        "generative_row_length": (
+            data.generative_batch and (data.generative_row_length or limits.generative)
+        ),
         "pieces_row_length": data.cached_batch and limits.cached_pieces,
         "cached_row_length": data.cached_batch and limits.cached_text,
     }
     for key, length in lengths.items():
         if length % ways:
             raise GritError(
-                f"data.{key} is {length} tokens, which mesh.context: {ways} does not divide; make it a multiple of that"
+                f"data.{key} is {length} tokens, which mesh.context: {ways} does not divide; make"
+                " it a multiple of that"
             )
     for key in CHUNKS:
         if (chunk := getattr(train, key)) and chunk % parts:
             whole = round_up(chunk, parts)
-            say(f"train.{key}: {whole} instead of {chunk}, because rows are split over {parts} devices")
+            say(
+                f"train.{key}: {whole} instead of {chunk}, because rows are split over {parts}"
+                " devices"
+            )
             train = dataclasses.replace(train, **{key: whole})
     rows = dataclasses.replace(data, row_multiple=math.lcm(data.row_multiple, parts))
     return dataclasses.replace(config, data=rows, train=train)
@@ -202,11 +270,19 @@ def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:
     """What the compiled step depends on."""
     train, modes = config.train, config.model.modes
     return StepConfig(
-        model_config, train.loss, pooling=config.model.pooling, embedding_chunk=train.embedding_chunk,
-        generative_chunk=train.generative_chunk, cached_chunk=train.cached_chunk, embedding_mode=modes.embedding,
-        generation_mode=modes.generation, backward=train.backward, gradient=train.gradient, lora=config.lora,
+        model_config,
+        train.loss,
+        pooling=config.model.pooling,
+        embedding_chunk=train.embedding_chunk,
+        generative_chunk=train.generative_chunk,
+        cached_chunk=train.cached_chunk,
+        embedding_mode=modes.embedding,
+        generation_mode=modes.generation,
+        backward=train.backward,
+        gradient=train.gradient,
+        lora=config.lora,
         seed=train.seed,
-    )  # fmt: skip
+    )
 
 
 def batch_needs(config: RunConfig) -> BatchNeeds:

@@ -1,7 +1,7 @@
 """Where arrays live: a mesh, and one table from logical axes to mesh axes.
 
-Models and steps name *logical* axes ("embed", "heads", "rows", ...); only this file names mesh axes. The same
-program therefore runs on one device, on simulated CPU devices and on a pod.
+Models and steps name *logical* axes ("embed", "heads", "rows", ...); only this file names mesh
+axes. The same program therefore runs on one device, on simulated CPU devices and on a pod.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grit_jax.types import GritError
+from grit_jax.errors import GritError
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 Axes = str | tuple[str, ...] | None
@@ -27,9 +27,10 @@ Axes = str | tuple[str, ...] | None
 class MeshConfig:
     """Devices along each mesh axis; -1 (one of them at most) takes what the others leave.
 
-    `data` copies the weights, and where the devices are of several TPU slices it is the axis that goes from slice to
-    slice (over the data-centre network); `fsdp` splits weights and rows; `tensor` splits heads and feed-forward;
-    `context` splits the tokens of every row, for rows that are too long for one device.
+    `data` copies the weights, and where the devices are of several TPU slices it is the axis that
+    goes from slice to slice (over the data-centre network); `fsdp` splits weights and rows;
+    `tensor` splits heads and feed-forward; `context` splits the tokens of every row, for rows that
+    are too long for one device.
     """
 
     data: int = 1
@@ -42,9 +43,9 @@ class MeshConfig:
 class ShardingRules:
     """Logical axis -> mesh axes.
 
-    `fsdp` splits every weight along `embed` and is gathered when used; `tensor` splits heads, the feed-forward
-    and the vocabulary's logits. The embedding table is split on `embed` alone: a gather from a table split on the
-    vocabulary makes XLA rematerialise it whole.
+    `fsdp` splits every weight along `embed` and is gathered when used; `tensor` splits heads, the
+    feed-forward and the vocabulary's logits. The embedding table is split on `embed` alone: a
+    gather from a table split on the vocabulary makes XLA rematerialise it whole.
     """
 
     rows: Axes = ("data", "fsdp")  # rows of a batch, texts of a similarity matrix
@@ -56,13 +57,15 @@ class ShardingRules:
     heads: Axes = "tensor"  # N * H of the query projection
     kv_heads: Axes = "tensor"  # K * H of key and value projections
     ffn: Axes = "tensor"  # F
-    # E. Tokens are whole along `tensor`, so each device gives its own experts' share and one sum joins them, as it
-    # joins the shares of F: nothing is sent. `fit` gives the axis to the experts, and to F where E does not divide.
+    # E. Tokens are whole along `tensor`, so each device gives its own experts' share and one sum
+    # joins them, as it joins the shares of F: nothing is sent. `fit` gives the axis to the experts,
+    # and to F where E does not divide.
     experts: Axes = "tensor"
     layers: Axes = None  # L, the scanned axis
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        """The PartitionSpec of an array whose dimensions carry these logical axes (None: not split)."""
+        """The PartitionSpec of an array whose dimensions carry these logical axes (None: not
+        split)."""
         return PartitionSpec(*(getattr(self, axis) if axis else None for axis in axes))
 
 
@@ -70,33 +73,40 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """A mesh over `devices` (default: all), axes `data, fsdp, context, tensor`.
 
     Raises:
-      GritError: the axes do not multiply to the number of devices, or `data` does not go over their slices.
+      GritError: the axes do not multiply to the number of devices, or `data` does not go over their
+        slices.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
-        raise GritError(f"mesh: axes must be positive, at most one -1; got {dataclasses.asdict(config)}")
+        raise GritError(
+            f"mesh: axes must be positive, at most one -1; got {dataclasses.asdict(config)}"
+        )
     fixed = int(np.prod([n for n in sizes if n != -1]))
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(1, len(devices) // fixed)
     if int(np.prod(sizes)) != len(devices):
         raise GritError(
-            f"mesh: {' x '.join(MESH_AXES)} = {' x '.join(map(str, sizes))} needs {int(np.prod(sizes))} devices, "
-            f"{len(devices)} are here; set {', '.join('mesh.' + axis for axis in MESH_AXES)} so that their product fits"
+            f"mesh: {' x '.join(MESH_AXES)} = {' x '.join(map(str, sizes))} needs"
+            f" {int(np.prod(sizes))} devices, {len(devices)} are here; set"
+            f" {', '.join('mesh.' + axis for axis in MESH_AXES)} so that their product fits"
         )
     return Mesh(arrange(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def arrange(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
-    """Devices in the order of a mesh: neighbours along the last axes are neighbours on the interconnect, and slices
-    of TPUs (`slice_index` tells them apart) follow one another along the first axis alone.
+    """Devices in the order of a mesh: neighbours along the last axes are neighbours on the
+    interconnect, and slices of TPUs (`slice_index` tells them apart) follow one another along the
+    first axis alone.
 
     Raises:
       GritError: the first axis does not divide among the slices, or they are of different sizes.
     """
     # Of GPUs every host is a slice to JAX, and weights may well be split over hosts there.
     tpu = devices[0].platform == "tpu"
-    slices = collections.Counter(getattr(device, "slice_index", 0) if tpu else 0 for device in devices)
+    slices = collections.Counter(
+        getattr(device, "slice_index", 0) if tpu else 0 for device in devices
+    )
     if len(slices) == 1:
         return _on_torus(mesh_utils.create_device_mesh, tuple(sizes), devices=devices)
     if len(set(slices.values())) > 1:
@@ -105,16 +115,19 @@ def arrange(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
     first, *rest = sizes
     if first % len(slices):
         raise GritError(
-            f"mesh: {len(devices)} devices of {len(slices)} slices: mesh.data alone goes over slices (weights are not "
-            f"gathered over the network between them) and is {first}; make it {len(slices)} or a multiple"
+            f"mesh: {len(devices)} devices of {len(slices)} slices: mesh.data alone goes over"
+            f" slices (weights are not gathered over the network between them) and is {first}; make"
+            f" it {len(slices)} or a multiple"
         )
     inside, across = (first // len(slices), *rest), (len(slices), *[1] * len(rest))
     return _on_torus(mesh_utils.create_hybrid_device_mesh, inside, across, devices=devices)
 
 
-def _on_torus(create: Callable[..., np.ndarray], *shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """Whole axes of a TPU's torus for each axis of the mesh where that is possible; of a v5e's, parts from the start
-    (as `jax.make_mesh` has it)."""
+def _on_torus(
+    create: Callable[..., np.ndarray], *shape: tuple[int, ...], devices: Sequence[Any]
+) -> np.ndarray:
+    """Whole axes of a TPU's torus for each axis of the mesh where that is possible; of a v5e's,
+    parts from the start (as `jax.make_mesh` has it)."""
     if devices[0].device_kind in ("TPU v5 lite", "TPU v5e"):
         return create(*shape, devices=devices, allow_split_physical_axes=True)
     try:
@@ -129,8 +142,8 @@ def single_device_mesh(device: jax.Device | None = None) -> Mesh:
 
 
 def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """`spec` without the mesh axes that do not divide the dimension (small models stay whole there), or that an
-    earlier dimension has taken."""
+    """`spec` without the mesh axes that do not divide the dimension (small models stay whole
+    there), or that an earlier dimension has taken."""
     fitted: list[Axes] = []
     taken: set[str] = set()
     for size, axes in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
@@ -142,7 +155,9 @@ def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*fitted)
 
 
-def constrain(x: jax.Array, axes: Sequence[str | None], rules: ShardingRules | None = None) -> jax.Array:
+def constrain(
+    x: jax.Array, axes: Sequence[str | None], rules: ShardingRules | None = None
+) -> jax.Array:
     """States the sharding of an intermediate array; outside a mesh context it does nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -152,9 +167,11 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: ShardingRules | N
 
 
 def tree_shardings(shapes: Any, axes: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """NamedShardings for a dictionary of arrays (or shapes) with their logical axes under the same keys."""
+    """NamedShardings for a dictionary of arrays (or shapes) with their logical axes under the same
+    keys."""
     return {
-        name: NamedSharding(mesh, fit(rules.spec(axes[name]), value.shape, mesh)) for name, value in shapes.items()
+        name: NamedSharding(mesh, fit(rules.spec(axes[name]), value.shape, mesh))
+        for name, value in shapes.items()
     }
 
 
@@ -186,7 +203,8 @@ def _names(axes: Axes) -> tuple[str, ...]:
 
 
 def to_host(x: Any) -> np.ndarray:
-    """The whole array in this process; where its parts lie in several, all of them must ask for it."""
+    """The whole array in this process; where its parts lie in several, all of them must ask for
+    it."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         from jax.experimental import multihost_utils
 
@@ -194,20 +212,28 @@ def to_host(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
-def put_weight(name: str, array: np.ndarray, axes: Any, mesh: Mesh, rules: ShardingRules) -> jax.Array:
+def put_weight(
+    name: str, array: np.ndarray, axes: Any, mesh: Mesh, rules: ShardingRules
+) -> jax.Array:
     """A weight from the host, each device given its own part."""
     sharding = NamedSharding(mesh, fit(rules.spec(axes[name]), array.shape, mesh))
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def row_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """How arrays of rows `[R, T]` (or their shapes) lie: split over the mesh axes of `rows` and of `tokens`.
+    """How arrays of rows `[R, T]` (or their shapes) lie: split over the mesh axes of `rows` and of
+    `tokens`.
 
-    A dimension that does not divide evenly is replicated, as a list is (an index list of a few hundred numbers).
+    A dimension that does not divide evenly is replicated, as a list is (an index list of a few
+    hundred numbers).
     """
 
     def sharding(x: Any) -> NamedSharding:
-        spec = fit(rules.spec(("rows", "tokens")), x.shape[:2], mesh) if len(x.shape) > 1 else PartitionSpec()
+        spec = (
+            fit(rules.spec(("rows", "tokens")), x.shape[:2], mesh)
+            if len(x.shape) > 1
+            else PartitionSpec()
+        )
         return NamedSharding(mesh, spec)
 
     return jax.tree.map(sharding, tree)
@@ -216,12 +242,15 @@ def row_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
 def put_rows(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     """Host arrays as global arrays that lie as `row_shardings` says."""
     tree = jax.tree.map(np.asarray, tree)
-    put = lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    put = lambda x, sharding: jax.make_array_from_callback(
+        x.shape, sharding, lambda index: x[index]
+    )
     return jax.tree.map(put, tree, row_shardings(tree, mesh, rules))
 
 
 def rows_by_host(height: int, mesh: Mesh, rules: ShardingRules) -> np.ndarray:
-    """Which of the rows of an array `[height, T]` each process's devices hold, `bool [processes, height]`."""
+    """Which of the rows of an array `[height, T]` each process's devices hold, `bool [processes,
+    height]`."""
     holds = np.zeros((jax.process_count(), height), bool)
     shape = jax.ShapeDtypeStruct((height, 1), np.int32)
     for device, index in row_shardings(shape, mesh, rules).devices_indices_map(shape.shape).items():

@@ -9,28 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import re
 from typing import TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-
-
-class GritError(Exception):
-    """A mistake of the person at the keyboard: its message says what, where and what to do.
-
-    The command line prints it as one line and exits with status 2; any other exception is a bug of ours.
-    """
-
-
-def out_of_memory(error: BaseException) -> str | None:
-    """What XLA says of a device's memory that does not hold a program or an array, shortened; None: another failure."""
-    text = str(error)
-    # The first word tells of messages that are too long, too; a kernel that fills a core's own memory is a bug of ours.
-    if "RESOURCE_EXHAUSTED" not in text or not re.search("memory|allocat", text) or "memory space vmem" in text:
-        return None
-    return text[text.index("RESOURCE_EXHAUSTED") :].splitlines()[0][:200].rstrip(". ")
 
 
 class AttentionMode(enum.Enum):
@@ -41,7 +24,8 @@ class AttentionMode(enum.Enum):
     PREFIX = "prefix"  # causal, but for the blocks of `Rows.blocks`
 
 
-# One mode for all rows, or blocks of (mode, number of rows) that follow one another and repeat over all rows.
+# One mode for all rows, or blocks of (mode, number of rows) that follow one another and repeat over
+# all rows.
 Mode: TypeAlias = "AttentionMode | tuple[tuple[AttentionMode, int], ...]"
 
 
@@ -51,9 +35,9 @@ class Rows:
     """Packed rows of texts.
 
     `positions` count from 0 inside each text (rotary positions), `segments` from 1 in each row.
-    `blocks` belong to the prefix mode: a token of block `n > 0` also sees the later tokens of its own block in its
-    segment; 0 is a causal token. The prompt as a block is a prefix language model, the sample as a block the paper's
-    embedding with a causal instruction ("cb").
+    `blocks` belong to the prefix mode: a token of block `n > 0` also sees the later tokens of its
+    own block in its segment; 0 is a causal token. The prompt as a block is a prefix language model,
+    the sample as a block the paper's embedding with a causal instruction ("cb").
     """
 
     tokens: Int[Array, "R T"]
@@ -71,9 +55,10 @@ class EmbeddingBatch:
     `queries[i]` and `passages[j]` say where a text is: `row * segments_per_row + segment - 1`.
     Passages of query `i` stand at `i * group_size ...`, its `positives` (static) first.
     `segments_per_row` is static: it is the `G` of the pooled array.
-    The first `query_rows` (static) rows hold the queries and the others the passages; 0: any row holds both.
-    `texts` numbers the passages, equal ones (token for token) alike. Where queries may have fewer positives than
-    others, `present` is False in the places left empty. `scores` are a teacher's, where the run distils one.
+    The first `query_rows` (static) rows hold the queries and the others the passages; 0: any row
+    holds both. `texts` numbers the passages, equal ones (token for token) alike. Where queries may
+    have fewer positives than others, `present` is False in the places left empty. `scores` are a
+    teacher's, where the run distils one.
     """
 
     rows: Rows
@@ -93,9 +78,9 @@ class EmbeddingBatch:
 class GenerativeBatch:
     """Packed sequences for the language loss.
 
-    `targets[r, t]` is 1 where token `t` is to be predicted (from `t - 1`): answers and their end-of-sequence.
-    `sequence[r, t]` numbers the example a token belongs to, 0 ... in batch order (0 at padding, where
-    `targets` is 0); `sequences` is how many there are (static).
+    `targets[r, t]` is 1 where token `t` is to be predicted (from `t - 1`): answers and their
+    end-of-sequence. `sequence[r, t]` numbers the example a token belongs to, 0 ... in batch order
+    (0 at padding, where `targets` is 0); `sequences` is how many there are (static).
     """
 
     rows: Rows
@@ -109,10 +94,11 @@ class GenerativeBatch:
 class CachedBatch:
     """Sequences that continue after cached pieces (documents, or a query in the embedding format).
 
-    `pieces` are encoded bidirectionally, each its own segment, blind to the others. Row `r` of `text`
-    reads the pieces of row `r`: a piece token belongs to the text segment `piece_owner[r, s]` (0 is
-    padding) and gets the rotary position `piece_positions[r, s]` when inserted into the cache.
-    A row may hold several examples; an example without pieces (a layout without cache) is just text.
+    `pieces` are encoded bidirectionally, each its own segment, blind to the others. Row `r` of
+    `text` reads the pieces of row `r`: a piece token belongs to the text segment `piece_owner[r,
+    s]` (0 is padding) and gets the rotary position `piece_positions[r, s]` when inserted into the
+    cache. A row may hold several examples; an example without pieces (a layout without cache) is
+    just text.
     """
 
     pieces: Rows
@@ -145,7 +131,8 @@ class KV:
 class RouterStats:
     """How the tokens of a pass were spread over experts, averaged over layers; padding left out.
 
-    `chosen`: how many of its choices a token gave an expert; `probability`: what its router said before choosing.
+    `chosen`: how many of its choices a token gave an expert; `probability`: what its router said
+    before choosing.
     """
 
     chosen: Float[Array, " E"]
@@ -155,7 +142,8 @@ class RouterStats:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Output:
-    """Hidden states after the final norm, keys and values where they were asked for, `router` where experts are."""
+    """Hidden states after the final norm, keys and values where they were asked for, `router` where
+    experts are."""
 
     hidden: Float[Array, "B T D"]
     kv: KV | None = None
@@ -166,7 +154,8 @@ class Output:
 class DocumentKV:
     """What one encoding pass leaves behind of a text: host arrays, keys before rotary embedding.
 
-    The same record serves every layout: inserting it into a working cache rotates it to the place it gets.
+    The same record serves every layout: inserting it into a working cache rotates it to the place
+    it gets.
     """
 
     tokens: Int[np.ndarray, " T"]

@@ -1,8 +1,9 @@
-"""The TPU slices that can be rented: how many chips and hosts a name stands for, and which image they boot.
+"""The TPU slices that can be rented: how many chips and hosts a name stands for, and which image
+they boot.
 
-Google counts cores in the names of v2, v3, v4 and v5p (two a chip), chips in those of v5e and v6e. Images:
-cloud.google.com/tpu/docs/runtimes; hosts: cloud.google.com/tpu/docs/v5e, /v5p, /v6e; hosts on GKE, where a machine has
-four chips at most: xpk: src/xpk/core/system_characteristics.py.
+Google counts cores in the names of v2, v3, v4 and v5p (two a chip), chips in those of v5e and v6e.
+Images: cloud.google.com/tpu/docs/runtimes; hosts: cloud.google.com/tpu/docs/v5e, /v5p, /v6e; hosts
+on GKE, where a machine has four chips at most: xpk: src/xpk/core/system_characteristics.py.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ POWERS = (1, 4, 8, 16, 32, 64, 128, 256)
 
 
 def cubes(most: int) -> tuple[int, ...]:
-    """Sizes in cores of the generations built of cubes of 64 chips: parts of one, then whole ones."""
+    """Sizes in cores of the generations built of cubes of 64 chips: parts of one, then whole
+    ones."""
     return (8, 16, 32, 64, *range(128, most + 1, 128))
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A generation: the sizes in its names, cores a chip that the name counts, chips of a slice on one host, image."""
+    """A generation: the sizes in its names, cores a chip that the name counts, chips of a slice on
+    one host, image."""
 
     sizes: tuple[int, ...]
     counted_per_chip: int
@@ -92,7 +95,10 @@ def check_zone(zone: str) -> str:
     if re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z0-9]+", zone):
         return zone
     if re.fullmatch(r"[a-z]+-[a-z]+\d+", zone):
-        raise LaunchError(f"--zone {zone}: that is a region; a zone has a letter more, as in {zone}-a")
+        raise LaunchError(
+            f"--zone {zone}: that is a region; a zone has a letter more, as in {zone}-a"
+        )
     raise LaunchError(
-        f"--zone {zone}: zones look like us-central1-a; which have TPUs: https://cloud.google.com/tpu/docs/regions-zones"
+        f"--zone {zone}: zones look like us-central1-a; which have TPUs:"
+        " https://cloud.google.com/tpu/docs/regions-zones"
     )

@@ -1,7 +1,7 @@
 """A run on a worker that outlives the connection which started it: started, asked about, stopped.
 
-Everything of it lies in `$GRIT_HOME/run`: what was asked for, pid, log, exit status, and a lock that it holds while it
-lives, so that a run that was killed is told from one that goes on.
+Everything of it lies in `$GRIT_HOME/run`: what was asked for, pid, log, exit status, and a lock
+that it holds while it lives, so that a run that was killed is told from one that goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ RUN = HOME / "run"
 INSTALLED = HOME / "venv" / "grit-installed"
 WORKER = Path(__file__).with_name("worker.py")
 STOP_WITHIN_S = 120
-LOCK_TRIES = 600  # of 0.05 s: `running` holds the lock for an instant, on a busy machine for a long one
+LOCK_TRIES = (
+    600  # of 0.05 s: `running` holds the lock for an instant, on a busy machine for a long one
+)
 MISTAKE, INTERRUPTED = 2, 143
 
 Request = dict[str, Any]  # config, output, direct, overrides, as the command line has them
@@ -33,7 +35,12 @@ Request = dict[str, Any]  # config, output, direct, overrides, as the command li
 
 def start(request: Request, dry_run: bool = False) -> int:
     """Starts the run apart from the connection and returns once it holds the lock."""
-    words = [request["config"], request["output"], *(["--direct"] if request["direct"] else []), "--supervised"]
+    words = [
+        request["config"],
+        request["output"],
+        *(["--direct"] if request["direct"] else []),
+        "--supervised",
+    ]
     command = [str(WORKER), "train", *words, "--", *request["overrides"]]
     if dry_run:
         print(shlex.join(["python3", *command]))
@@ -43,7 +50,10 @@ def start(request: Request, dry_run: bool = False) -> int:
         if json.loads((RUN / "request").read_text()) == request:
             print(f"running already: {request['config']}")
             return 0
-        print("worker.py start: another run is under way here; stop it first (tpu.py stop)", file=sys.stderr)
+        print(
+            "worker.py start: another run is under way here; stop it first (tpu.py stop)",
+            file=sys.stderr,
+        )
         return MISTAKE
     kill_leftovers()
     for name in ("exit", "stopped", "pid"):
@@ -52,8 +62,12 @@ def start(request: Request, dry_run: bool = False) -> int:
     with (RUN / "log").open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, *command],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=HOME, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=HOME,
+            start_new_session=True,
+        )
     while not (RUN / "pid").exists() and child.poll() is None:
         time.sleep(0.05)
     if (RUN / "pid").exists():
@@ -64,7 +78,8 @@ def start(request: Request, dry_run: bool = False) -> int:
 
 
 def supervise(run: Callable[[], int]) -> int:
-    """`run` with its pid and its exit status on disk, and the lock held until this process ends, however it ends."""
+    """`run` with its pid and its exit status on disk, and the lock held until this process ends,
+    however it ends."""
     _lock = take_lock()
     write(RUN / "pid", str(os.getpid()))
     code = 1  # of a bug of ours

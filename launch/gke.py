@@ -11,24 +11,46 @@ from shell import LaunchError
 IN_IMAGE = "/opt/grit"  # where the Dockerfile puts the checkout
 
 
-def submit(machine: Machine, job: Job, cluster: str, image: str, *, slices: int, build: bool, retries: int) -> int:
-    """Submits a run on `slices` slices and returns; xpk says where to look. A preemption is the cluster's to restart.
+def submit(
+    machine: Machine, job: Job, cluster: str, image: str, *, slices: int, build: bool, retries: int
+) -> int:
+    """Submits a run on `slices` slices and returns; xpk says where to look. A preemption is the
+    cluster's to restart.
 
-    Status 2 of `grit train` (the person's mistake) is not restarted: xpk restarts on 42 and 127 to 255 alone.
+    Status 2 of `grit train` (the person's mistake) is not restarted: xpk restarts on 42 and 127 to
+    255 alone.
     """
     assert machine.accelerator is not None
     train = shlex.join(["python3", f"{IN_IMAGE}/launch/worker.py", "train", *job.words()])
-    build_it = ["docker", "build", "--platform=linux/amd64"]  # of the TPU's hosts, wherever the image is built
+    build_it = [
+        "docker",
+        "build",
+        "--platform=linux/amd64",
+    ]  # of the TPU's hosts, wherever the image is built
     build_it += ["--file", str(REPOSITORY / "launch" / "Dockerfile"), "--build-arg", "EXTRA=tpu"]
     workload = [
-        "xpk", "workload", "create", f"--project={machine.shell.project}", f"--zone={machine.shell.zone}",
-        f"--cluster={cluster}", f"--workload={machine.name}", f"--tpu-type={machine.accelerator.name}",
-        f"--num-slices={slices}", f"--docker-image={image}", f"--max-restarts={retries}",
-        "--termination-grace-period-seconds=60", *(["--spot"] if machine.spot else []),
-        *machine.create_flags, f"--command={train}",
-    ]  # fmt: skip
-    steps = [[*build_it, "--tag", image, str(REPOSITORY)], ["docker", "push", image]] if build else []
+        "xpk",
+        "workload",
+        "create",
+        f"--project={machine.shell.project}",
+        f"--zone={machine.shell.zone}",
+        f"--cluster={cluster}",
+        f"--workload={machine.name}",
+        f"--tpu-type={machine.accelerator.name}",
+        f"--num-slices={slices}",
+        f"--docker-image={image}",
+        f"--max-restarts={retries}",
+        "--termination-grace-period-seconds=60",
+        *(["--spot"] if machine.spot else []),
+        *machine.create_flags,
+        f"--command={train}",
+    ]
+    steps = (
+        [[*build_it, "--tag", image, str(REPOSITORY)], ["docker", "push", image]] if build else []
+    )
     for command in [*steps, workload]:
         if status := machine.shell.show(command):
-            raise LaunchError(f"{' '.join(command[:3])} failed (status {status}; its output is above)", status)
+            raise LaunchError(
+                f"{' '.join(command[:3])} failed (status {status}; its output is above)", status
+            )
     return 0

@@ -1,4 +1,5 @@
-"""What is to run on a slice: a configuration, its output folder, and how the workers are told and asked."""
+"""What is to run on a slice: a configuration, its output folder, and how the workers are told and
+asked."""
 
 from __future__ import annotations
 
@@ -11,36 +12,48 @@ from shell import STEP_WITHIN_S, LaunchError, NotThere, StepFailed, Unreachable
 
 INTERRUPTED = 143  # SIGTERM: the machine goes down; the run goes on from its checkpoint
 UNSAVED = 75  # of worker.py: the run ended, but its output could not be copied to the bucket
-REPORT = re.compile(r"^grit-worker (\S+) (absent|idle|running|lost|stopped|exited (\d+))(?: \| (.*))?$", re.MULTILINE)
+REPORT = re.compile(
+    r"^grit-worker (\S+) (absent|idle|running|lost|stopped|exited (\d+))(?: \| (.*))?$",
+    re.MULTILINE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """`grit train CONFIG OVERRIDES`, its output in a bucket.
 
-    `config` is a file under `configs/` of this checkout, or a `gs://` address; the folder that holds the latter is
-    copied to each worker, so that relative paths in the YAML hold.
+    `config` is a file under `configs/` of this checkout, or a `gs://` address; the folder that
+    holds the latter is copied to each worker, so that relative paths in the YAML hold.
     """
 
     config: str
     output: str
     overrides: tuple[str, ...] = ()
-    direct: bool = False  # `grit train` itself writes to the bucket: several hosts, one output folder
+    direct: bool = (
+        False  # `grit train` itself writes to the bucket: several hosts, one output folder
+    )
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+", self.output):
             raise LaunchError(
-                f"--output {self.output}: wants gs://BUCKET/FOLDER; what is on the machine alone dies with it"
+                f"--output {self.output}: wants gs://BUCKET/FOLDER; what is on the machine alone"
+                " dies with it"
             )
         if self.config.startswith("gs://"):
             if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+/[^/\s]+\.ya?ml", self.config):
-                raise LaunchError(f"{self.config}: wants gs://BUCKET/FOLDER/NAME.yaml; its whole folder goes along")
+                raise LaunchError(
+                    f"{self.config}: wants gs://BUCKET/FOLDER/NAME.yaml; its whole folder goes"
+                    " along"
+                )
             if f"{self.output.rstrip('/')}/".startswith(self.config.rpartition("/")[0] + "/"):
-                raise LaunchError(f"--output {self.output}: lies in the folder of {self.config}, which goes along")
+                raise LaunchError(
+                    f"--output {self.output}: lies in the folder of {self.config}, which goes along"
+                )
         elif not self.config.startswith("configs/"):
             raise LaunchError(
-                f"{self.config}: the workers have this checkout's configs/ only; put the file and its data in a bucket "
-                f"and name it there: gcloud storage cp -r {self.config.rpartition('/')[0] or '.'} gs://BUCKET/inputs"
+                f"{self.config}: the workers have this checkout's configs/ only; put the file and"
+                " its data in a bucket and name it there: gcloud storage cp -r"
+                f" {self.config.rpartition('/')[0] or '.'} gs://BUCKET/inputs"
             )
         elif not (REPOSITORY / self.config).is_file():
             raise LaunchError(f"{REPOSITORY / self.config}: no such file")
@@ -50,7 +63,12 @@ class Job:
     def words(self) -> list[str]:
         """As worker.py takes it."""
         direct = ["--direct"] if self.direct else []
-        return [self.config, self.output, *direct, *(["--", *self.overrides] if self.overrides else [])]
+        return [
+            self.config,
+            self.output,
+            *direct,
+            *(["--", *self.overrides] if self.overrides else []),
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +96,14 @@ class Workers:
         """
         hosts = self.machine.accelerator.hosts if self.machine.accelerator else 1
         imagined = "".join(f"grit-worker {host} {self.imagined}\n" for host in range(hosts))
-        command = f"if [ -f {WORKER} ]; then python3 {WORKER} status; else echo grit-worker $(hostname) absent; fi"
+        command = (
+            f"if [ -f {WORKER} ]; then python3 {WORKER} status; else echo grit-worker $(hostname)"
+            " absent; fi"
+        )
         try:
-            text = self.machine.shell.ask(self.machine.on_workers(command), name=self.machine.name, imagined=imagined)
+            text = self.machine.shell.ask(
+                self.machine.on_workers(command), name=self.machine.name, imagined=imagined
+            )
         except NotThere as error:  # it was there when the cloud was asked, a moment ago
             raise Unreachable(str(error)) from None
         found: dict[str, Report] = {}
@@ -105,7 +128,8 @@ class Workers:
         self.imagined = "exited 0"
 
     def stop(self) -> None:
-        """SIGTERM to the run on every worker; returns when it has ended. A worker may have nothing installed yet.
+        """SIGTERM to the run on every worker; returns when it has ended. A worker may have nothing
+        installed yet.
 
         Raises:
           StepFailed: it failed on a worker, and may succeed another time.
@@ -114,6 +138,11 @@ class Workers:
         self.imagined = "stopped"
 
     def _tell(self, command: str, what: str) -> None:
-        if status := self.machine.shell.show(self.machine.on_workers(command), within_s=STEP_WITHIN_S):
-            failed = f"{self.machine.name}: {what} failed on a worker (status {status}; its output is above)"
+        if status := self.machine.shell.show(
+            self.machine.on_workers(command), within_s=STEP_WITHIN_S
+        ):
+            failed = (
+                f"{self.machine.name}: {what} failed on a worker (status {status}; its output is"
+                " above)"
+            )
             raise LaunchError(failed, 1) if status == UNDER_WAY else StepFailed(failed)

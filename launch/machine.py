@@ -1,4 +1,5 @@
-"""One slice in the cloud: create it, look at it, copy to it, run commands on all of its workers, tear it down."""
+"""One slice in the cloud: create it, look at it, copy to it, run commands on all of its workers,
+tear it down."""
 
 from __future__ import annotations
 
@@ -14,20 +15,36 @@ from accelerators import Accelerator
 from shell import STEP_WITHIN_S, LaunchError, NotThere, Shell, StepFailed, say
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "requirements.lock", "grit_jax", "configs", "launch")
+SHIPPED = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "requirements.lock",
+    "grit_jax",
+    "configs",
+    "launch",
+)
 STARTUP = REPOSITORY / "launch" / "startup.sh"
-USER = "grit"  # on every worker, whoever calls from wherever: another user would have another home directory there
+# on every worker, whoever calls from wherever: another user would have another home directory there
+USER = "grit"
 CODE = "grit/code"  # on every worker, from its home directory
 WORKER = f"{CODE}/launch/worker.py"
 UNDER_WAY = 2  # of worker.py: another run is under way there, and is left alone
 ALIVE = "-oServerAliveInterval=30"  # ssh ends when the machine has been silent for three of them
 
-# States of a queued resource (tpu/v2 QueuedResourceState) and of a TPU VM (tpu/v2 Node.State), by what they mean here.
+# States of a queued resource (tpu/v2 QueuedResourceState) and of a TPU VM (tpu/v2 Node.State), by
+# what they mean here.
 ABSENT = "ABSENT"
 ACTIVE = ("ACTIVE", "READY")
 LOST = ("SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED", "HIDDEN")
-GOING = ("DELETING", "SUSPENDING", "STOPPING", "HIDING")  # soon one of LOST, or gone; until then nothing can be done
-# All others are on their way: CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, STARTING, RESTARTING, ...
+GOING = (
+    "DELETING",
+    "SUSPENDING",
+    "STOPPING",
+    "HIDING",
+)  # soon one of LOST, or gone; until then nothing can be done
+# All others are on their way: CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, STARTING,
+# RESTARTING, ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +69,8 @@ class State:
 
 @dataclasses.dataclass
 class Machine:
-    """A queued resource with one node of the same name, or (`queued=False`) a TPU VM without a queue."""
+    """A queued resource with one node of the same name, or (`queued=False`) a TPU VM without a
+    queue."""
 
     name: str
     shell: Shell
@@ -68,14 +86,19 @@ class Machine:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.name):
-            raise LaunchError(f"{self.name}: names have lower-case letters, digits and dashes, and begin with a letter")
+            raise LaunchError(
+                f"{self.name}: names have lower-case letters, digits and dashes, and begin with a"
+                " letter"
+            )
 
     def state(self) -> State:
         """What the cloud says now; ABSENT when it knows no such name."""
         imagined = json.dumps({"state": {"state": self.imagined} if self.queued else self.imagined})
         try:
             command = [*self._kind("describe"), "--format=json"]
-            told: dict[str, Any] = json.loads(self.shell.ask(command, name=self.name, imagined=imagined))
+            told: dict[str, Any] = json.loads(
+                self.shell.ask(command, name=self.name, imagined=imagined)
+            )
         except NotThere:
             self.last_seen = ABSENT
             return State(ABSENT)
@@ -84,7 +107,11 @@ class Machine:
             node = nodes[0].get("node", {})
             inner = told.get("state", {})
             error = inner.get("failedData", {}).get("error", {})
-            state = State(inner.get("state", "UNKNOWN"), error.get("message", ""), node.get("acceleratorType", ""))
+            state = State(
+                inner.get("state", "UNKNOWN"),
+                error.get("message", ""),
+                node.get("acceleratorType", ""),
+            )
         else:
             health = told.get("healthDescription", "")
             state = State(told.get("state", "UNKNOWN"), health, told.get("acceleratorType", ""))
@@ -92,11 +119,14 @@ class Machine:
         return state
 
     def create(self, wait_hours: float | None = None) -> None:
-        """Asks for the slice; it is not there yet when this returns. With `wait_hours`, the queue forgets it then."""
+        """Asks for the slice; it is not there yet when this returns. With `wait_hours`, the queue
+        forgets it then."""
         assert self.accelerator is not None
         image = self.image or self.accelerator.image
         if image is None:
-            raise LaunchError(f"no image is known here for {self.accelerator.name}; name one with --image")
+            raise LaunchError(
+                f"no image is known here for {self.accelerator.name}; name one with --image"
+            )
         command = self._kind("create")
         command += [f"--node-id={self.name}"] if self.queued else []
         command += [f"--accelerator-type={self.accelerator.name}"]
@@ -104,7 +134,9 @@ class Machine:
         command += ["--spot"] if self.spot else ["--reserved"] if self.reserved else []
         command += ["--scopes=https://www.googleapis.com/auth/cloud-platform"]
         own = any(flag.startswith("--valid-until") for flag in self.create_flags)
-        if self.queued and wait_hours is not None and not own:  # an hour later, so that whoever waits gives up first
+        if (
+            self.queued and wait_hours is not None and not own
+        ):  # an hour later, so that whoever waits gives up first
             command += [f"--valid-until-duration={math.ceil(60 * (wait_hours + 1))}m"]
         command += [f"--service-account={self.service_account}"] if self.service_account else []
         command += [f"--metadata-from-file=startup-script={STARTUP}", *self.create_flags]
@@ -134,27 +166,48 @@ class Machine:
         """Copies this checkout to every worker and installs it there.
 
         Raises:
-          StepFailed: a step failed on a worker, and may succeed another time; what it said is on the terminal.
+          StepFailed: a step failed on a worker, and may succeed another time; what it said is on
+            the terminal.
           LaunchError: a step failed here, or a run is under way there.
         """
         archive = Path(tempfile.gettempdir()) / f"grit-{self.name}.tgz"
         shipped = [part for part in SHIPPED if (REPOSITORY / part).exists()]
-        pack = ["tar", "-czf", str(archive), "--exclude=__pycache__", "-C", str(REPOSITORY), *shipped]
+        pack = [
+            "tar",
+            "-czf",
+            str(archive),
+            "--exclude=__pycache__",
+            "-C",
+            str(REPOSITORY),
+            *shipped,
+        ]
         target = f"{USER}@{self.name}:grit-code.tgz"
-        copy = [*self._vm("scp"), f"--scp-flag={ALIVE}", str(archive), target, "--worker=all", "--quiet"]
+        copy = [
+            *self._vm("scp"),
+            f"--scp-flag={ALIVE}",
+            str(archive),
+            target,
+            "--worker=all",
+            "--quiet",
+        ]
         # Beside what is there, which may be running; in its place once it is known that it is not.
         new = f"{CODE}.new"
         unpack = f"(rm -rf {new} && mkdir -p {new} && tar -xzf grit-code.tgz -C {new}) || exit 1"
         swap = f"python3 {new}/launch/worker.py free && rm -rf {CODE} && mv {new} {CODE}"
         install = self.on_workers(f"{unpack}; {swap} && python3 {WORKER} install --extra=tpu")
-        for what, command in (("pack the code", pack), ("copy the code", copy), ("install", install)):
+        for what, command in (
+            ("pack the code", pack),
+            ("copy the code", copy),
+            ("install", install),
+        ):
             if status := self.shell.show(command, within_s=STEP_WITHIN_S):
                 ours = command is pack or status == UNDER_WAY
                 failed = f"{self.name}: could not {what} (status {status}; its output is above)"
                 raise LaunchError(failed, 1) if ours else StepFailed(failed)
 
     def on_workers(self, command: str, worker: str = "all") -> list[str]:
-        """The gcloud command that runs a shell command on the workers; its status is that of a worker that failed."""
+        """The gcloud command that runs a shell command on the workers; its status is that of a
+        worker that failed."""
         how = [f"--ssh-flag={ALIVE}", f"{USER}@{self.name}", f"--worker={worker}", "--quiet"]
         return [*self._vm("ssh"), *how, f"--command={command}"]
 
@@ -171,7 +224,15 @@ class Machine:
     def _offered(self) -> list[str]:
         """Accelerator types that the zone has, of the same generation if any."""
         assert self.accelerator is not None
-        command = ["gcloud", "compute", "tpus", "accelerator-types", "list", *self._where(), "--format=value(type)"]
+        command = [
+            "gcloud",
+            "compute",
+            "tpus",
+            "accelerator-types",
+            "list",
+            *self._where(),
+            "--format=value(type)",
+        ]
         try:
             names = self.shell.ask(command).split()
         except LaunchError:

@@ -1,8 +1,10 @@
-"""Keeps the output folder of a run in a bucket, and brings it back: what one machine leaves, the next one goes on from.
+"""Keeps the output folder of a run in a bucket, and brings it back: what one machine leaves, the
+next one goes on from.
 
-`grit train` writes to a local folder. A checkpoint counts in the bucket once its `commit_success.txt` is there (Orbax's
-own mark, and the one it looks for in a bucket): that file goes up last and is removed first, and the metrics that lead
-to the checkpoint go up before it. So a machine that dies at any instant leaves whole checkpoints only.
+`grit train` writes to a local folder. A checkpoint counts in the bucket once its
+`commit_success.txt` is there (Orbax's own mark, and the one it looks for in a bucket): that file
+goes up last and is removed first, and the metrics that lead to the checkpoint go up before it. So a
+machine that dies at any instant leaves whole checkpoints only.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Mirror:
         self._whole: set[int] = set()  # checkpoints whole in the bucket
 
     def restore(self) -> int | None:
-        """Brings the newest whole checkpoint here, with the metrics and the tokenizer, unless as new a one is here.
+        """Brings the newest whole checkpoint here, with the metrics and the tokenizer, unless as
+        new a one is here.
 
         Returns:
           its step, or None when there is nothing to go on from.
@@ -53,7 +56,9 @@ class Mirror:
         for old in (half, target):
             shutil.rmtree(old, ignore_errors=True)
         half.mkdir(parents=True)
-        self._storage("rsync", "--recursive", f"--exclude={NOT_RESTORED}", self.remote, str(self.local))
+        self._storage(
+            "rsync", "--recursive", f"--exclude={NOT_RESTORED}", self.remote, str(self.local)
+        )
         self._storage("rsync", "--recursive", self._there(newest), str(half))
         if not (half / MARK).exists():
             raise MirrorError(f"{self._there(newest)}: came back without {MARK}")
@@ -61,7 +66,8 @@ class Mirror:
         return newest
 
     def sync(self, last: bool = False) -> None:
-        """Copies what is new to the bucket: the newest checkpoint, and all that is not a checkpoint."""
+        """Copies what is new to the bucket: the newest checkpoint, and all that is not a
+        checkpoint."""
         step = self._hold()
         if step:
             self.copy_checkpoint(step)
@@ -76,7 +82,9 @@ class Mirror:
 
     def copy_checkpoint(self, step: int | str) -> None:
         """All of a checkpoint but its mark."""
-        self._storage("rsync", "--recursive", f"--exclude=^{MARK}$", f"{self._held}/{step}", self._there(step))
+        self._storage(
+            "rsync", "--recursive", f"--exclude=^{MARK}$", f"{self._held}/{step}", self._there(step)
+        )
 
     def mark(self, step: int | str) -> None:
         """Makes a copied checkpoint count."""
@@ -84,18 +92,24 @@ class Mirror:
 
     def copy_rest(self, model: bool) -> None:
         """Metrics, configuration, tokenizer; at the end the model."""
-        self._storage("rsync", "--recursive", f"--exclude={NOT_SYNCED}", str(self.local), self.remote)
+        self._storage(
+            "rsync", "--recursive", f"--exclude={NOT_SYNCED}", str(self.local), self.remote
+        )
         if model:
-            self._storage("rsync", "--recursive", str(self.local / FINAL_ONLY), f"{self.remote}/{FINAL_ONLY}")
+            self._storage(
+                "rsync", "--recursive", str(self.local / FINAL_ONLY), f"{self.remote}/{FINAL_ONLY}"
+            )
 
     def add(self, file: Path, name: str) -> None:
         """Copies one file, such as the log."""
         self._storage("cp", str(file), f"{self.remote}/{name}")
 
     def _hold(self) -> int | None:
-        """Hard links to the newest checkpoint, if the bucket lacks it: the run may drop it while it is being copied.
+        """Hard links to the newest checkpoint, if the bucket lacks it: the run may drop it while it
+        is being copied.
 
-        A run drops the newest one never, so what was still the newest after the linking was linked whole.
+        A run drops the newest one never, so what was still the newest after the linking was linked
+        whole.
         """
         for _ in range(5):
             shutil.rmtree(self._held, ignore_errors=True)
@@ -103,13 +117,18 @@ class Mirror:
             if step <= max(self._whole, default=0):
                 return None
             with contextlib.suppress(shutil.Error, FileNotFoundError):
-                shutil.copytree(self.local / "checkpoints" / str(step), self._held / str(step), copy_function=os.link)
+                shutil.copytree(
+                    self.local / "checkpoints" / str(step),
+                    self._held / str(step),
+                    copy_function=os.link,
+                )
                 if max(self._whole_here(), default=0) == step:
                     return step
         return None
 
     def _remove(self, step: int, marked: bool = True) -> None:
-        """A checkpoint from the bucket. What stays there by some mishap costs little; the next machine tries again."""
+        """A checkpoint from the bucket. What stays there by some mishap costs little; the next
+        machine tries again."""
         with contextlib.suppress(MirrorError):
             if marked:
                 self._storage("rm", f"{self._there(step)}/{MARK}")
@@ -123,14 +142,18 @@ class Mirror:
             if "matched no objects" in str(error):
                 return set()
             raise
-        names = (line.removeprefix(f"{self.remote}/checkpoints/").partition("/")[0] for line in text.split())
+        names = (
+            line.removeprefix(f"{self.remote}/checkpoints/").partition("/")[0]
+            for line in text.split()
+        )
         return {int(name) for name in names if name.isdecimal()}
 
     def _there(self, step: int | str) -> str:
         return f"{self.remote}/checkpoints/{step}"
 
     def _whole_here(self) -> set[int]:
-        """Steps of the whole checkpoints on this machine; one being written has another name yet."""
+        """Steps of the whole checkpoints on this machine; one being written has another name
+        yet."""
         folders = (self.local / "checkpoints").glob("*")
         return {int(f.name) for f in folders if f.name.isdecimal() and (f / MARK).exists()}
 

@@ -1,4 +1,5 @@
-"""Runs `gcloud` and its like, or only prints what would be run; failures become one line for the person."""
+"""Runs `gcloud` and its like, or only prints what would be run; failures become one line for the
+person."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from collections.abc import Sequence
 
 GAVE_UP = 3  # exit status: out of retries, or of the time to wait
 ANSWER_WITHIN_S = 900  # gcloud itself tries an unreachable worker for some minutes
-STEP_WITHIN_S = 3600  # installing takes some minutes; a machine that vanishes meanwhile must not hold us for ever
+# installing takes some minutes; a machine that vanishes meanwhile must not hold us for ever
+STEP_WITHIN_S = 3600
 
 
 class LaunchError(Exception):
@@ -37,7 +39,8 @@ class Unreachable(LaunchError):
 
 
 class StepFailed(LaunchError):
-    """A step on the workers failed, and may succeed the next time: a machine that goes, a download, the network."""
+    """A step on the workers failed, and may succeed the next time: a machine that goes, a download,
+    the network."""
 
     def __init__(self, message: str, status: int = 1):
         super().__init__(message, status)
@@ -46,39 +49,64 @@ class StepFailed(LaunchError):
 # What gcloud says on stderr -> what to say. The first that is found counts.
 SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
     (
-        r"do not currently have an active account|Reauthentication|invalid_grant|default credentials",
+        (
+            r"do not currently have an active account|Reauthentication|invalid_grant|default"
+            r" credentials"
+        ),
         LaunchError,
         "gcloud has no valid credentials; run: gcloud auth login",
     ),
     (
         r"SERVICE_DISABLED|has not been used in project|it is disabled",
         LaunchError,
-        "the Cloud TPU API is off in {project}; run: gcloud services enable tpu.googleapis.com --project={project}",
+        (
+            "the Cloud TPU API is off in {project}; run: gcloud services enable tpu.googleapis.com"
+            " --project={project}"
+        ),
     ),
-    # Not a quota of machines: too many questions in a minute, which RESOURCE_EXHAUSTED tells as well.
-    (r"per minute|rateLimitExceeded|quota metric", Unreachable, "the cloud was asked too often ({detail})"),
+    # Not a quota of machines: too many questions in a minute, which RESOURCE_EXHAUSTED tells as
+    # well.
+    (
+        r"per minute|rateLimitExceeded|quota metric",
+        Unreachable,
+        "the cloud was asked too often ({detail})",
+    ),
     (
         r"SSH Key is not present in the SSH agent",
         LaunchError,
-        "the ssh-agent holds other keys, but not the one of gcloud; run: ssh-add ~/.ssh/google_compute_engine",
+        (
+            "the ssh-agent holds other keys, but not the one of gcloud; run: ssh-add"
+            " ~/.ssh/google_compute_engine"
+        ),
     ),
-    (r"no more capacity|STOCKOUT", NoCapacity, "{zone} has none free now; try another zone, --spot, or the queue"),
+    (
+        r"no more capacity|STOCKOUT",
+        NoCapacity,
+        "{zone} has none free now; try another zone, --spot, or the queue",
+    ),
     (
         r"RESOURCE_EXHAUSTED|[Qq]uota (limit|.*exceeded)",
         LaunchError,
-        "the quota of {project} does not allow it ({detail}); ask for more at "
-        "https://console.cloud.google.com/iam-admin/quotas?project={project}",
+        (
+            "the quota of {project} does not allow it ({detail}); ask for more at "
+            "https://console.cloud.google.com/iam-admin/quotas?project={project}"
+        ),
     ),
     (
         r"ALREADY_EXISTS|already exists",
         LaunchError,
-        "{name} exists already in {zone}; choose another name, go on with it (tpu.py watch), "
-        "or tear it down (tpu.py delete)",
+        (
+            "{name} exists already in {zone}; choose another name, go on with it (tpu.py watch), "
+            "or tear it down (tpu.py delete)"
+        ),
     ),
     (
         r"[Ll]ocation .*(not found|unauthorized)",
         LaunchError,
-        "{zone} is no zone with TPUs, or {project} may not use it; see https://cloud.google.com/tpu/docs/regions-zones",
+        (
+            "{zone} is no zone with TPUs, or {project} may not use it; see"
+            " https://cloud.google.com/tpu/docs/regions-zones"
+        ),
     ),
     (
         r"CONSUMER_INVALID|Project .*(not found|deleted)|project .*does not exist",
@@ -89,14 +117,17 @@ SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
     (
         r"PERMISSION_DENIED|does not have .*permission",
         LaunchError,
-        "this account may not do that in {project}; it needs roles/tpu.admin and roles/iam.serviceAccountUser "
-        "({detail})",
+        (
+            "this account may not do that in {project}; it needs roles/tpu.admin and"
+            " roles/iam.serviceAccountUser ({detail})"
+        ),
     ),
 )
 
 
 class Shell:
-    """Where commands run: here, or (`dry_run`) nowhere, each printed as one line that can be pasted."""
+    """Where commands run: here, or (`dry_run`) nowhere, each printed as one line that can be
+    pasted."""
 
     def __init__(self, project: str, zone: str, dry_run: bool = False):
         self.project, self.zone, self.dry_run = project, zone, dry_run
@@ -111,7 +142,11 @@ class Shell:
             return imagined
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_WITHIN_S
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=ANSWER_WITHIN_S,
             )
         except FileNotFoundError:
             raise missing(command[0]) from None
@@ -143,11 +178,17 @@ class Shell:
 
     def explain(self, command: Sequence[str], name: str, stderr: str) -> LaunchError:
         """The error for what a command said before it failed."""
-        error = stderr[max(0, stderr.find("ERROR:")) :]  # warnings come before it, and speak of quotas, too
-        detail = " ".join(re.sub(r"^ERROR: (\(\S+\) )?", "", error).split())[:300] or "it said nothing"
+        error = stderr[
+            max(0, stderr.find("ERROR:")) :
+        ]  # warnings come before it, and speak of quotas, too
+        detail = (
+            " ".join(re.sub(r"^ERROR: (\(\S+\) )?", "", error).split())[:300] or "it said nothing"
+        )
         for pattern, kind, message in SAYINGS:
             if re.search(pattern, error):
-                filled = message.format(project=self.project, zone=self.zone, name=name or "that", detail=detail)
+                filled = message.format(
+                    project=self.project, zone=self.zone, name=name or "that", detail=detail
+                )
                 return kind(filled)
         return Unreachable(f"{' '.join(command[:5])}: {detail}")
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""A TPU slice from nothing to a finished run: create, wait, install, run, watch, logs, delete. See launch/README.md.
+"""A TPU slice from nothing to a finished run: create, wait, install, run, watch, logs, delete. See
+launch/README.md.
 
-Exit status: 2 what you can change, 3 gave up (retries, time), 130 interrupted, otherwise that of the run or of gcloud.
+Exit status: 2 what you can change, 3 gave up (retries, time), 130 interrupted, otherwise that of
+the run or of gcloud.
 """
 
 from __future__ import annotations
@@ -19,12 +21,22 @@ from machine import ABSENT, ACTIVE, GOING, Machine, State
 from shell import LaunchError, Shell, say
 from watch import Policy, Watch, wait_until_active
 
-ENVIRONMENT = {"project": "CLOUDSDK_CORE_PROJECT", "zone": "CLOUDSDK_COMPUTE_ZONE"}  # as gcloud itself reads them
+ENVIRONMENT = {
+    "project": "CLOUDSDK_CORE_PROJECT",
+    "zone": "CLOUDSDK_COMPUTE_ZONE",
+}  # as gcloud itself reads them
 
 UNSET = {
-    "type": None, "vm": False, "spot": False, "reserved": False, "image": None, "service_account": None,
-    "create_flag": (), "retries": 0, "backoff": Policy.backoff,
-}  # fmt: skip
+    "type": None,
+    "vm": False,
+    "spot": False,
+    "reserved": False,
+    "image": None,
+    "service_account": None,
+    "create_flag": (),
+    "retries": 0,
+    "backoff": Policy.backoff,
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +49,9 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    argv, after = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    argv, after = (
+        (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    )
     args = build_parser().parse_args(argv, argparse.Namespace(**UNSET, after=after))
     machine: Machine | None = None
     try:
@@ -60,19 +74,35 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("name", metavar="NAME", help="of the slice (queued resource and node alike)")
-    common.add_argument("--project", help="default: $CLOUDSDK_CORE_PROJECT, then what gcloud is set to")
-    common.add_argument("--zone", help="default: $CLOUDSDK_COMPUTE_ZONE, then what gcloud is set to")
-    common.add_argument("--dry-run", action="store_true", help="print the commands, one a line, and run nothing")
+    common.add_argument(
+        "name", metavar="NAME", help="of the slice (queued resource and node alike)"
+    )
+    common.add_argument(
+        "--project", help="default: $CLOUDSDK_CORE_PROJECT, then what gcloud is set to"
+    )
+    common.add_argument(
+        "--zone", help="default: $CLOUDSDK_COMPUTE_ZONE, then what gcloud is set to"
+    )
+    common.add_argument(
+        "--dry-run", action="store_true", help="print the commands, one a line, and run nothing"
+    )
 
     queue = argparse.ArgumentParser(add_help=False)
-    queue.add_argument("--vm", action="store_true", help="a TPU VM asked for directly, without the queue")
+    queue.add_argument(
+        "--vm", action="store_true", help="a TPU VM asked for directly, without the queue"
+    )
 
     what = argparse.ArgumentParser(add_help=False)
     what.add_argument("--type", required=True, help="the slice, such as v5litepod-8, v6e-8, v5p-8")
-    what.add_argument("--spot", action="store_true", help="cheap, and can be taken away at any moment")
     what.add_argument(
-        "--create-flag", action="append", default=[], metavar="FLAG", help="any other, as in --create-flag=--network=x"
+        "--spot", action="store_true", help="cheap, and can be taken away at any moment"
+    )
+    what.add_argument(
+        "--create-flag",
+        action="append",
+        default=[],
+        metavar="FLAG",
+        help="any other, as in --create-flag=--network=x",
     )
 
     make = argparse.ArgumentParser(add_help=False, parents=[what])
@@ -81,18 +111,40 @@ def build_parser() -> argparse.ArgumentParser:
     make.add_argument("--service-account", metavar="EMAIL", help="whose rights the workers have")
 
     job = argparse.ArgumentParser(add_help=False)
-    job.add_argument("config", metavar="CONFIG", help="gs://BUCKET/FOLDER/NAME.yaml, or configs/NAME.yaml")
-    job.add_argument("--output", required=True, metavar="gs://BUCKET/FOLDER", help="of this run alone; resumes from it")
+    job.add_argument(
+        "config", metavar="CONFIG", help="gs://BUCKET/FOLDER/NAME.yaml, or configs/NAME.yaml"
+    )
+    job.add_argument(
+        "--output",
+        required=True,
+        metavar="gs://BUCKET/FOLDER",
+        help="of this run alone; resumes from it",
+    )
 
     pace = argparse.ArgumentParser(add_help=False)
-    pace.add_argument("--poll", type=float, default=Policy.poll, metavar="SECONDS", help="between looks (%(default)s)")
-    pace.add_argument("--wait-hours", type=float, default=Policy.wait_hours, help="at most in the queue (%(default)s)")
+    pace.add_argument(
+        "--poll",
+        type=float,
+        default=Policy.poll,
+        metavar="SECONDS",
+        help="between looks (%(default)s)",
+    )
+    pace.add_argument(
+        "--wait-hours",
+        type=float,
+        default=Policy.wait_hours,
+        help="at most in the queue (%(default)s)",
+    )
 
     ending = argparse.ArgumentParser(add_help=False)
-    ending.add_argument("--delete", action="store_true", help="tear the slice down when the run ends or is given up")
+    ending.add_argument(
+        "--delete", action="store_true", help="tear the slice down when the run ends or is given up"
+    )
 
     def verb(name: str, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return verbs.add_parser(name, help=help, description=help, parents=list(parents), allow_abbrev=False)
+        return verbs.add_parser(
+            name, help=help, description=help, parents=list(parents), allow_abbrev=False
+        )
 
     verb("create", "ask for a slice; returns before it is there", common, queue, make)
     verb("wait", "wait until the slice is there", common, queue, pace)
@@ -102,8 +154,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--detach", action="store_true", help="return once it is started")
     words = "all of it: create, install, run, and again after every preemption, until the end"
     sub = verb("watch", words, common, queue, make, job, pace, ending)
-    sub.add_argument("--retries", type=int, default=Policy.retries, help="new attempts in all (%(default)s)")
-    sub.add_argument("--backoff", type=float, default=Policy.backoff, help="seconds of the first pause; then doubled")
+    sub.add_argument(
+        "--retries", type=int, default=Policy.retries, help="new attempts in all (%(default)s)"
+    )
+    sub.add_argument(
+        "--backoff",
+        type=float,
+        default=Policy.backoff,
+        help="seconds of the first pause; then doubled",
+    )
     verb("status", "what the cloud and the workers say", common, queue)
     sub = verb("logs", "the end of a worker's log", common)
     sub.add_argument("--worker", default="0")
@@ -113,24 +172,45 @@ def build_parser() -> argparse.ArgumentParser:
     verb("stop", "end the run, keep the slice", common)
     sub = verb("delete", "tear the slice down (asks)", common, queue)
     sub.add_argument("--yes", action="store_true", help="do not ask")
-    sub = verb("xpk", "the same run as a workload on a GKE cluster; NAME is the workload's", common, what, job)
+    sub = verb(
+        "xpk",
+        "the same run as a workload on a GKE cluster; NAME is the workload's",
+        common,
+        what,
+        job,
+    )
     sub.add_argument("--cluster", required=True)
     sub.add_argument("--docker-image", required=True, metavar="REGISTRY/NAME:TAG")
-    sub.add_argument("--slices", type=int, default=1, metavar="N", help="of that type; wants -- --mesh.data N")
+    sub.add_argument(
+        "--slices", type=int, default=1, metavar="N", help="of that type; wants -- --mesh.data N"
+    )
     sub.add_argument("--no-build", action="store_true", help="the image is there already")
-    sub.add_argument("--retries", type=int, default=Policy.retries, help="restarts after a preemption (%(default)s)")
+    sub.add_argument(
+        "--retries",
+        type=int,
+        default=Policy.retries,
+        help="restarts after a preemption (%(default)s)",
+    )
     return parser
 
 
 def make_machine(args: argparse.Namespace) -> Machine:
-    """The slice that the command line names, its words checked before anything is asked or rented."""
+    """The slice that the command line names, its words checked before anything is asked or
+    rented."""
     chosen = accelerator(args.type) if args.type else None
     project, zone = (setting(args, key) for key in ENVIRONMENT)
     machine = Machine(
-        args.name, Shell(project, check_zone(zone), args.dry_run), chosen, queued=not args.vm,
-        spot=args.spot, reserved=args.reserved, image=args.image, service_account=args.service_account,
-        create_flags=tuple(args.create_flag), imagined=ABSENT if args.verb == "watch" else ACTIVE[args.vm],
-    )  # fmt: skip
+        args.name,
+        Shell(project, check_zone(zone), args.dry_run),
+        chosen,
+        queued=not args.vm,
+        spot=args.spot,
+        reserved=args.reserved,
+        image=args.image,
+        service_account=args.service_account,
+        create_flags=tuple(args.create_flag),
+        imagined=ABSENT if args.verb == "watch" else ACTIVE[args.vm],
+    )
     if machine.spot and machine.reserved:
         raise LaunchError("--spot or --reserved, not both")
     return machine
@@ -152,14 +232,20 @@ def setting(args: argparse.Namespace, key: str) -> str:
 def make_job(args: argparse.Namespace, machine: Machine) -> Job:
     """The run that the command line asks for."""
     chosen = machine.accelerator
-    return Job(args.config, args.output, tuple(args.after), direct=bool(chosen and chosen.hosts > 1))
+    return Job(
+        args.config, args.output, tuple(args.after), direct=bool(chosen and chosen.hosts > 1)
+    )
 
 
 def make_policy(args: argparse.Namespace) -> Policy:
     return Policy(
-        poll=args.poll, wait_hours=args.wait_hours, delete=args.delete, recreate=args.verb == "watch",
-        backoff=args.backoff, retries=args.retries,
-    )  # fmt: skip
+        poll=args.poll,
+        wait_hours=args.wait_hours,
+        delete=args.delete,
+        recreate=args.verb == "watch",
+        backoff=args.backoff,
+        retries=args.retries,
+    )
 
 
 def leave(args: argparse.Namespace, machine: Machine | None) -> None:
@@ -182,16 +268,21 @@ def leave(args: argparse.Namespace, machine: Machine | None) -> None:
 
 
 def where(args: argparse.Namespace, machine: Machine) -> str:
-    return f"--project={machine.shell.project} --zone={machine.shell.zone}{' --vm' if args.vm else ''}"
+    return (
+        f"--project={machine.shell.project} --zone={machine.shell.zone}{' --vm' if args.vm else ''}"
+    )
 
 
-# ---- verbs ----------------------------------------------------------------------------------------------------------
+# ---- verbs ---------------------------------------------------------------------------------------
 
 
 def create(args: argparse.Namespace, machine: Machine) -> int:
     machine.create()
     if not args.dry_run:
-        say(f"{machine.name}: asked for; next: launch/tpu.py wait {machine.name} {where(args, machine)}")
+        say(
+            f"{machine.name}: asked for; next: launch/tpu.py wait {machine.name}"
+            f" {where(args, machine)}"
+        )
     return 0
 
 
@@ -212,14 +303,22 @@ def run(args: argparse.Namespace, machine: Machine) -> int:
         return watch.until_end()
     watch.until_started()
     if not args.dry_run:
-        say(f"{machine.name}: started; it goes on without this terminal (status, logs, stop, watch)")
+        say(
+            f"{machine.name}: started; it goes on without this terminal (status, logs, stop, watch)"
+        )
     return 0
 
 
 def watch(args: argparse.Namespace, machine: Machine) -> int:
     job = make_job(args, machine)
-    machine.shell.note("the way without a setback; on SUSPENDED or FAILED: delete, create, and on from the checkpoint,")
-    machine.shell.note(f"at most {args.retries} times, first after {args.backoff:g} s, then twice as long each time")
+    machine.shell.note(
+        "the way without a setback; on SUSPENDED or FAILED: delete, create, and on from the"
+        " checkpoint,"
+    )
+    machine.shell.note(
+        f"at most {args.retries} times, first after {args.backoff:g} s, then twice as long each"
+        " time"
+    )
     return Watch(machine, Workers(machine), job, make_policy(args)).until_end()
 
 
@@ -232,7 +331,10 @@ def status(args: argparse.Namespace, machine: Machine) -> int:
         for report in Workers(machine).reports():
             if not args.dry_run:
                 code = "" if report.status is None else f" {report.status}"
-                print(f"worker {report.host}: {report.state}{code}{' | ' + report.note if report.note else ''}")
+                print(
+                    f"worker {report.host}:"
+                    f" {report.state}{code}{' | ' + report.note if report.note else ''}"
+                )
     return 0
 
 
@@ -261,7 +363,9 @@ def delete(args: argparse.Namespace, machine: Machine) -> int:
     if not (args.yes or args.dry_run):
         if not sys.stdin.isatty():
             raise LaunchError("nobody to ask; --yes tears it down without asking")
-        answer = input(f"Tear down {machine.name} ({state.name}) and everything on its disks? [y/N] ")
+        answer = input(
+            f"Tear down {machine.name} ({state.name}) and everything on its disks? [y/N] "
+        )
         if answer.strip().lower() not in ("y", "yes"):
             say("nothing done")
             return 1
@@ -275,15 +379,29 @@ def xpk(args: argparse.Namespace, machine: Machine) -> int:
     assert machine.accelerator is not None
     if args.slices < 1:
         raise LaunchError(f"--slices {args.slices}: wants one at least")
-    job = Job(args.config, args.output, tuple(args.after), direct=args.slices * machine.accelerator.hosts_on_gke > 1)
+    job = Job(
+        args.config,
+        args.output,
+        tuple(args.after),
+        direct=args.slices * machine.accelerator.hosts_on_gke > 1,
+    )
     how = {"slices": args.slices, "build": not args.no_build, "retries": args.retries}
     return submit(machine, job, args.cluster, args.docker_image, **how)
 
 
 VERBS = {
-    "create": create, "wait": wait, "install": install, "run": run, "watch": watch, "status": status, "logs": logs,
-    "exec": execute, "stop": stop, "delete": delete, "xpk": xpk,
-}  # fmt: skip
+    "create": create,
+    "wait": wait,
+    "install": install,
+    "run": run,
+    "watch": watch,
+    "status": status,
+    "logs": logs,
+    "exec": execute,
+    "stop": stop,
+    "delete": delete,
+    "xpk": xpk,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

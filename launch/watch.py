@@ -1,7 +1,9 @@
-"""Keeps a run going until it ends: creates the slice, installs, starts, looks, and begins anew after a preemption.
+"""Keeps a run going until it ends: creates the slice, installs, starts, looks, and begins anew
+after a preemption.
 
-A loop that compares what is with what should be, and does the next missing thing. It keeps nothing between two
-rounds but its counts, so it can be interrupted at any moment and started again, on another computer, too.
+A loop that compares what is with what should be, and does the next missing thing. It keeps nothing
+between two rounds but its counts, so it can be interrupted at any moment and started again, on
+another computer, too.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from shell import GAVE_UP, LaunchError, NoCapacity, StepFailed, Unreachable, say
 
 LONGEST_PAUSE_S = 900.0
 NOTE_EVERY_S = 300.0
-UNHEARD = 5  # looks at an ACTIVE machine that answered before and is silent now, until it counts as lost
+UNHEARD = (
+    5  # looks at an ACTIVE machine that answered before and is silent now, until it counts as lost
+)
 NEVER_HEARD_S = 1200.0  # that an ACTIVE machine may take to answer at all: it boots in minutes
 GOING_S = 3600.0  # that a slice may take to be deleted, or suspended
 DELETE_TRIES = 5  # at the end: what stays is billed
@@ -29,7 +33,9 @@ class Policy:
     """How long, how often, how many times."""
 
     poll: float = 30.0  # seconds between two looks
-    backoff: float = 30.0  # seconds before the first new attempt, doubled for each further one in a row
+    backoff: float = (
+        30.0  # seconds before the first new attempt, doubled for each further one in a row
+    )
     retries: int = 10  # new attempts in all: recreations and restarts
     wait_hours: float = 48.0  # in the queue, each time
     recreate: bool = True  # whether to create the slice at all
@@ -44,7 +50,8 @@ class Watch:
         self.attempts = 0  # retries used
         self.in_a_row = 0  # attempts since the run was last seen running
         self.silent = 0  # looks in a row that got no answer
-        self.unheard = 0  # of those, the ones at a machine that is ACTIVE: the cloud answered, the workers did not
+        # of those, the ones at a machine that is ACTIVE: the cloud answered, the workers did not
+        self.unheard = 0
         self.created = False  # whether it was created from here
         self.heard = False  # whether this machine ever answered
         self.active_since: float | None = None  # when it was first found ACTIVE
@@ -75,7 +82,8 @@ class Watch:
     def _ours(self) -> bool:
         """Whether what is there may be torn down by one who gives up.
 
-        A machine that was ACTIVE before and never answered may run well: the way from here to it can be closed.
+        A machine that was ACTIVE before and never answered may run well: the way from here to it
+        can be closed.
         """
         seen = self.machine.last_seen
         return seen not in ("", ABSENT) and (self.created or self.heard or seen not in ACTIVE)
@@ -85,7 +93,7 @@ class Watch:
         while not self.started:
             self._round()
 
-    # ---- one round ---------------------------------------------------------------------------------------------------
+    # ---- one round -------------------------------------------------------------------------------
 
     def _round(self) -> int | None:
         state: State | None = None
@@ -117,11 +125,16 @@ class Watch:
             self.going = (state.name, time.monotonic())
         if state.name == ABSENT:
             if not self.policy.recreate:
-                raise LaunchError(f"there is no {self.machine.name} in {self.machine.shell.zone}; create it first")
+                raise LaunchError(
+                    f"there is no {self.machine.name} in {self.machine.shell.zone}; create it first"
+                )
             self._create()
         elif state.lost or self._stuck(state):
             if not self.policy.recreate:
-                raise LaunchError(f"{self.machine.name} is {state.name}; tpu.py watch would create it anew", GAVE_UP)
+                raise LaunchError(
+                    f"{self.machine.name} is {state.name}; tpu.py watch would create it anew",
+                    GAVE_UP,
+                )
             self._again(f"is {state.name}")
             self.machine.delete()
         elif not state.active:
@@ -138,7 +151,9 @@ class Watch:
         kinds = {report.state for report in reports}
         failed = [r.status for r in reports if r.status not in (None, 0, INTERRUPTED)]
         if "absent" in kinds or not self.started:
-            if "running" in kinds and len(kinds) > 1:  # half of a run: the others wait for the lost ones, for ever
+            if (
+                "running" in kinds and len(kinds) > 1
+            ):  # half of a run: the others wait for the lost ones, for ever
                 self.workers.stop()
             if "absent" in kinds:
                 self.workers.install()
@@ -168,14 +183,16 @@ class Watch:
         return None
 
     def _compare_type(self, state: State) -> None:
-        """The slice that is there must be the one that is wanted; where none is named, it is what is there."""
+        """The slice that is there must be the one that is wanted; where none is named, it is what
+        is there."""
         machine = self.machine
         if machine.accelerator is None and state.type:
             machine.accelerator = accelerator(state.type)
             self.job = dataclasses.replace(self.job, direct=machine.accelerator.hosts > 1)
         elif machine.accelerator and state.type and state.type != machine.accelerator.name:
             raise LaunchError(
-                f"{machine.name} exists already, as {state.type}, not {machine.accelerator.name}; choose another name"
+                f"{machine.name} exists already, as {state.type}, not {machine.accelerator.name};"
+                " choose another name"
             )
 
     def _create(self) -> None:
@@ -193,7 +210,9 @@ class Watch:
             if now - self.waiting_since > self.policy.wait_hours * 3600:
                 place = "" if self.policy.delete else "; it keeps its place"
                 raise LaunchError(
-                    f"{self.machine.name} is {state.name} after {self.policy.wait_hours:g} h{place}", GAVE_UP
+                    f"{self.machine.name} is {state.name} after {self.policy.wait_hours:g}"
+                    f" h{place}",
+                    GAVE_UP,
                 )
         time.sleep(self.policy.poll)
 
@@ -207,32 +226,37 @@ class Watch:
             return False
         if state.name == "DELETING":
             raise LaunchError(
-                f"{self.machine.name} has been DELETING for {GOING_S / 3600:g} h; look at it at "
-                f"https://console.cloud.google.com/compute/tpus?project={self.machine.shell.project}, or choose "
-                "another name", GAVE_UP,
-            )  # fmt: skip
+                f"{self.machine.name} has been DELETING for {GOING_S / 3600:g} h; look at it at"
+                f" https://console.cloud.google.com/compute/tpus?project={self.machine.shell.project},"
+                " or choose another name",
+                GAVE_UP,
+            )
         return True
 
-    # ---- setbacks ----------------------------------------------------------------------------------------------------
+    # ---- setbacks --------------------------------------------------------------------------------
 
     def _bear(self, error: Unreachable, active: bool) -> None:
-        """No answer, of the cloud or (`active`) of a machine that is there. The network here may be down, too."""
+        """No answer, of the cloud or (`active`) of a machine that is there. The network here may be
+        down, too."""
         self.silent += 1
         self.unheard += active
         if self.silent == 1:
             say(f"{self.machine.name}: {error}; trying again")
         if active and self.heard and self.policy.recreate and self.unheard >= UNHEARD:
             self._again(f"does not answer, though it is {self.machine.last_seen}")
-            with contextlib.suppress(Unreachable):  # the next round finds it as it is, and tries again
+            with contextlib.suppress(
+                Unreachable
+            ):  # the next round finds it as it is, and tries again
                 self.machine.delete()
                 self.heard, self.active_since = False, None
                 self.silent = self.unheard = 0
         elif active and not self.heard and self.unheard > 1 and self._active_for() > NEVER_HEARD_S:
             raise LaunchError(
-                f"{error}; it has been {self.machine.last_seen} for {self._active_for() / 60:.0f} min and never "
-                "answered ssh; its network must allow it: gcloud compute firewall-rules create allow-ssh "
-                "--allow=tcp:22 --network=NAME", GAVE_UP,
-            )  # fmt: skip
+                f"{error}; it has been {self.machine.last_seen} for {self._active_for() / 60:.0f}"
+                " min and never answered ssh; its network must allow it: gcloud compute"
+                " firewall-rules create allow-ssh --allow=tcp:22 --network=NAME",
+                GAVE_UP,
+            )
         elif self.silent >= PATIENCE:
             raise LaunchError(f"{error}; no answer {self.silent} times in a row", GAVE_UP)
         else:
@@ -245,18 +269,24 @@ class Watch:
         """Counts an attempt and pauses before it, longer each time."""
         self.waiting_since = None
         if self.attempts >= self.policy.retries:
-            raise LaunchError(f"{self.machine.name}: {why}; {self.attempts} retries are used up (--retries)", GAVE_UP)
+            raise LaunchError(
+                f"{self.machine.name}: {why}; {self.attempts} retries are used up (--retries)",
+                GAVE_UP,
+            )
         pause = self._pause(self.policy.backoff, self.in_a_row)
         self.attempts += 1
         self.in_a_row += 1
-        say(f"{self.machine.name}: {why}; attempt {self.attempts} of {self.policy.retries} in {pause:g} s")
+        say(
+            f"{self.machine.name}: {why}; attempt {self.attempts} of {self.policy.retries} in"
+            f" {pause:g} s"
+        )
         time.sleep(pause)
 
     @staticmethod
     def _pause(first: float, doublings: int) -> float:
         return min(first * 2.0 ** min(doublings, 20), LONGEST_PAUSE_S)
 
-    # ---- talk --------------------------------------------------------------------------------------------------------
+    # ---- talk ------------------------------------------------------------------------------------
 
     def _tell(self, text: str) -> None:
         if text != self.told and not self.machine.shell.dry_run:
@@ -274,7 +304,10 @@ class Watch:
         if status == 0:
             text = f"the run has finished; its model is in {output}/model"
         elif status == UNSAVED:
-            text = f"the run's output could not be copied to {output}; it is on the machine alone, which is kept"
+            text = (
+                f"the run's output could not be copied to {output}; it is on the machine alone,"
+                " which is kept"
+            )
         else:
             text = f"the run ended with status {status}; its log is in {output}/logs"
         self._tell(text)
@@ -311,10 +344,14 @@ def wait_until_active(machine: Machine, policy: Policy) -> None:
         if state.active:
             return
         if state.name == ABSENT:
-            raise LaunchError(f"there is no {machine.name} in {machine.shell.zone}; create it first")
+            raise LaunchError(
+                f"there is no {machine.name} in {machine.shell.zone}; create it first"
+            )
         if state.lost or state.name in GOING:
             raise LaunchError(f"{machine.name} is {state}", GAVE_UP)
         if time.monotonic() - began > policy.wait_hours * 3600:
             hours = f"{policy.wait_hours:g} h"
-            raise LaunchError(f"{machine.name} is {state.name} after {hours}; it keeps its place", GAVE_UP)
+            raise LaunchError(
+                f"{machine.name} is {state.name} after {hours}; it keeps its place", GAVE_UP
+            )
         time.sleep(policy.poll)

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""What runs on a worker: install, start, status, stop, and the run itself with its output kept in a bucket.
+"""What runs on a worker: install, start, status, stop, and the run itself with its output kept in a
+bucket.
 
     worker.py install --extra tpu
-    worker.py start CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (detached; survives the ssh connection)
-    worker.py train CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (here; for containers and batch systems)
-    worker.py status | stop | free                                     (free: status 2 while a run is under way)
+    worker.py start CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (detached; survives the ssh
+    connection) worker.py train CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (here; for
+    containers and batch systems) worker.py status | stop | free
+    (free: status 2 while a run is under way)
 
-Needs the system's Python (3.10 or newer) and gcloud only. Everything lies in $GRIT_HOME (~/grit): `venv/`, `inputs/`,
-`output/`, and in `run/` the pid, the log and the exit status of the run.
+Needs the system's Python (3.10 or newer) and gcloud only. Everything lies in $GRIT_HOME (~/grit):
+`venv/`, `inputs/`, `output/`, and in `run/` the pid, the log and the exit status of the run.
 """
 
 from __future__ import annotations
@@ -40,8 +42,12 @@ UNSAVED = 75  # the run ended, but its output could not be copied to the bucket
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    argv, overrides = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(prog="worker.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    argv, overrides = (
+        (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    )
+    parser = argparse.ArgumentParser(
+        prog="worker.py", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name in ("install", "free", "start", "train", "status", "stop"):
         sub = verbs.add_parser(name, allow_abbrev=False)
@@ -50,11 +56,15 @@ def main(argv: list[str] | None = None) -> int:
         if name in ("start", "train"):
             sub.add_argument("config")
             sub.add_argument("output")
-            sub.add_argument("--direct", action="store_true", help="grit train writes to the bucket itself")
+            sub.add_argument(
+                "--direct", action="store_true", help="grit train writes to the bucket itself"
+            )
         if name == "train":
             sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
         if name not in ("free", "status"):
-            sub.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+            sub.add_argument(
+                "--dry-run", action="store_true", help="print the commands and run nothing"
+            )
     args = parser.parse_args(argv)
     if args.verb == "install":
         return install(args.extra, args.dry_run)
@@ -64,7 +74,12 @@ def main(argv: list[str] | None = None) -> int:
         return detached.status()
     if args.verb == "stop":
         return detached.stop(args.dry_run)
-    request = {"config": args.config, "output": args.output, "direct": args.direct, "overrides": overrides}
+    request = {
+        "config": args.config,
+        "output": args.output,
+        "direct": args.direct,
+        "overrides": overrides,
+    }
     if args.verb == "start":
         return detached.start(request, args.dry_run)
     run = lambda: told(lambda: train(request, args.dry_run))
@@ -85,7 +100,7 @@ def told(run: Callable[[], int]) -> int:
     return MISTAKE
 
 
-# ---- install --------------------------------------------------------------------------------------------------------
+# ---- install -------------------------------------------------------------------------------------
 
 
 def free() -> int:
@@ -103,34 +118,62 @@ def install(extra: str, dry_run: bool = False) -> int:
     uv = HOME / "uv" / "bin" / "uv"
     what = f"{CODE}[gcs]" if extra == "cpu" else f"{CODE}[{extra},gcs]"
     commands = [
-        ["python3", "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(HOME / "uv"), UV],
+        [
+            "python3",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--upgrade",
+            "--target",
+            str(HOME / "uv"),
+            UV,
+        ],
         [str(uv), "venv", "--quiet", "--clear", "--python", PYTHON, str(VENV)],
-        [str(uv), "pip", "install", "--quiet", "--python", str(VENV / "bin" / "python"),
-         "--constraint", str(CODE / "requirements.lock"), "--editable", what],
+        [
+            str(uv),
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            str(VENV / "bin" / "python"),
+            "--constraint",
+            str(CODE / "requirements.lock"),
+            "--editable",
+            what,
+        ],
         [str(VENV / "bin" / "grit"), "--version"],
-    ]  # fmt: skip
+    ]
     for command in commands:
         if dry_run:
             print(shlex.join(command))
         elif code := subprocess.run(command).returncode:
-            print(f"worker.py install: {shlex.join(command)} failed with status {code}", file=sys.stderr)
+            print(
+                f"worker.py install: {shlex.join(command)} failed with status {code}",
+                file=sys.stderr,
+            )
             return 1  # whatever it said: uv's 2 is no run under way, and worth another try
     if not dry_run:
         INSTALLED.write_text(f"{extra}\n")
     return 0
 
 
-# ---- the run --------------------------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------
 
 
 def train(request: Request, dry_run: bool = False) -> int:
-    """`grit train` with its inputs from a bucket and its output kept there; returns its exit status.
+    """`grit train` with its inputs from a bucket and its output kept there; returns its exit
+    status.
 
     143 when SIGTERM came, 75 when the run ended but its output could not be copied.
     """
-    if not dry_run:  # comes along with SIGTERM when a session ends, and would kill before anything is saved
+    if (
+        not dry_run
+    ):  # comes along with SIGTERM when a session ends, and would kill before anything is saved
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    tell = (lambda text: None) if dry_run else (lambda text: print(f"worker.py: {text}", flush=True))
+    tell = (
+        (lambda text: None) if dry_run else (lambda text: print(f"worker.py: {text}", flush=True))
+    )
     run = print_only if dry_run else run_quietly
     config, output = request["config"], request["output"]
     if config.startswith("gs://"):
@@ -138,7 +181,8 @@ def train(request: Request, dry_run: bool = False) -> int:
         inputs = HOME / "inputs" / as_name(folder)
         if not dry_run:
             inputs.mkdir(parents=True, exist_ok=True)
-        alike = "--delete-unmatched-destination-objects"  # what was removed from the bucket since must not be read here
+        # what was removed from the bucket since must not be read here
+        alike = "--delete-unmatched-destination-objects"
         run(["gcloud", "storage", "rsync", "--recursive", alike, folder, str(inputs)])
         config = str(inputs / name)
     elif not Path(config).is_absolute():
@@ -167,9 +211,19 @@ def train(request: Request, dry_run: bool = False) -> int:
         return 0
     code = run_mirrored(command, mirror, tell)
     tell(f"grit train ended with status {code}")
-    if output.startswith("gs://") and (RUN / "log").exists():  # the run writes there itself, all but this
+    if (
+        output.startswith("gs://") and (RUN / "log").exists()
+    ):  # the run writes there itself, all but this
         try:
-            run(["gcloud", "storage", "cp", str(RUN / "log"), f"{output.rstrip('/')}/logs/{detached.host()}.log"])
+            run(
+                [
+                    "gcloud",
+                    "storage",
+                    "cp",
+                    str(RUN / "log"),
+                    f"{output.rstrip('/')}/logs/{detached.host()}.log",
+                ]
+            )
         except MirrorError as error:
             tell(f"the log was not copied: {error}")
     return save_last(mirror, code, tell) if mirror else code
@@ -210,7 +264,8 @@ def run_mirrored(command: Sequence[str], mirror: Mirror | None, tell) -> int:
 
 
 def environment() -> dict[str, str]:
-    """With the platform that was installed for: JAX, left to choose, warns when it cannot be had, and takes the CPU."""
+    """With the platform that was installed for: JAX, left to choose, warns when it cannot be had,
+    and takes the CPU."""
     extra = INSTALLED.read_text().strip() if INSTALLED.exists() else ""
     return {**({"JAX_PLATFORMS": PLATFORMS[extra]} if extra in PLATFORMS else {}), **os.environ}
 
@@ -244,7 +299,9 @@ def run_quietly(command: Sequence[str]) -> str:
     """Runs a command and returns its stdout; what it said goes into the error."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        raise MirrorError(f"{' '.join(command[:3])}: {' '.join(done.stderr.split())[-300:] or done.returncode}")
+        raise MirrorError(
+            f"{' '.join(command[:3])}: {' '.join(done.stderr.split())[-300:] or done.returncode}"
+        )
     return done.stdout
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Many small programs, each run once or twice: quickly compiled ones will do. In the environment, so that a process that
-# a test starts rounds as this one does; CI runs the slow and the peers' suites with 0.
+# Many small programs, each run once or twice: quickly compiled ones will do. In the environment, so
+# that a process that a test starts rounds as this one does; CI runs the slow and the peers' suites
+# with 0.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Eight simulated devices for the sharding tests; everything else runs on the first.
 if "device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
 
 from collections.abc import Iterator
 
@@ -19,11 +22,11 @@ import numpy as np
 import pytest
 from compilation import fully_compiled
 
-from grit_jax.data.chat import GRIT
-from grit_jax.data.tokenizer import Tokenizer
-from grit_jax.data.unigram import train_tokenizer
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params, init_params
+from grit_jax.text.chat import GRIT
+from grit_jax.text.tokenizer import Tokenizer
+from grit_jax.text.train_tokenizer import train_tokenizer
 
 _WORDS = """
     river stone paper amber quiet engine window forest copper lantern orbit meadow signal velvet harbor thunder
@@ -35,23 +38,36 @@ _WORDS = """
 def sentences() -> list[str]:
     """300 short texts of different lengths, always the same."""
     rng, words = np.random.default_rng(0), _WORDS.split()
-    return [" ".join(rng.choice(words, size=rng.integers(1, 40))).capitalize() + "." for _ in range(300)]
+    return [
+        " ".join(rng.choice(words, size=rng.integers(1, 40))).capitalize() + "." for _ in range(300)
+    ]
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(sentences: list[str]) -> Tokenizer:
     """A tokenizer of a few hundred ids."""
-    return train_tokenizer([*sentences, "Optionally using the prior context, answer: 0123456789 (yes)!"], 480)
+    return train_tokenizer(
+        [*sentences, "Optionally using the prior context, answer: 0123456789 (yes)!"], 480
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_tokenizer: Tokenizer) -> ModelConfig:
     """Three layers in float32; weights large enough that attention is far from uniform."""
     return ModelConfig(
-        vocab_size=tiny_tokenizer.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, dtype="float32", initializer_range=0.2,
-        bos_token_id=tiny_tokenizer.bos_id, eos_token_id=tiny_tokenizer.eos_id, pad_token_id=tiny_tokenizer.pad_id,
-    )  # fmt: skip
+        vocab_size=tiny_tokenizer.vocab_size,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        dtype="float32",
+        initializer_range=0.2,
+        bos_token_id=tiny_tokenizer.bos_id,
+        eos_token_id=tiny_tokenizer.eos_id,
+        pad_token_id=tiny_tokenizer.pad_id,
+    )
 
 
 @pytest.fixture(scope="session")

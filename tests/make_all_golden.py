@@ -1,7 +1,8 @@
-"""Makes every golden file anew: `python tests/make_all_golden.py`, with the `peers` extra installed.
+"""Makes every golden file anew: `python tests/make_all_golden.py`, with the `peers` extra
+installed.
 
-The files are what torch and transformers say of tiny random models and tokenizers. The tests that read them need
-neither; `pytest -m peers` compares live, with other weights and inputs.
+The files are what torch and transformers say of tiny random models and tokenizers. The tests that
+read them need neither; `pytest -m peers` compares live, with other weights and inputs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-MAKERS = ("models/make_golden.py", "training/make_golden.py", "data/make_tokenizer_golden.py")
+MAKERS = ("models/make_golden.py", "training/make_golden.py", "text/make_tokenizer_golden.py")
 
 
 def main() -> None:

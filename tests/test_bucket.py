@@ -1,7 +1,8 @@
-"""A run whose output is a bucket: several processes, a store that knows no folders, appends or renames.
+"""A run whose output is a bucket: several processes, a store that knows no folders, appends or
+renames.
 
-The store is an emulator of Cloud Storage, a process of its own, to which gcsfs and TensorStore (through Orbax) talk as
-they would to Google's.
+The store is an emulator of Cloud Storage, a process of its own, to which gcsfs and TensorStore
+(through Orbax) talk as they would to Google's.
 """
 
 from __future__ import annotations
@@ -38,9 +39,17 @@ def bucket(tmp_path_factory) -> Iterator[dict[str, str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    words = ["start", "--host=127.0.0.1", f"--port={port}", "--in-memory", "--default-bucket=bucket"]
+    words = [
+        "start",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--in-memory",
+        "--default-bucket=bucket",
+    ]
     log = (tmp_path_factory.mktemp("bucket") / "log").open("w")
-    store = subprocess.Popen([sys.executable, "-m", "gcp_storage_emulator", *words], stdout=log, stderr=log)
+    store = subprocess.Popen(
+        [sys.executable, "-m", "gcp_storage_emulator", *words], stdout=log, stderr=log
+    )
     try:
         for _ in range(300):
             try:
@@ -51,9 +60,12 @@ def bucket(tmp_path_factory) -> Iterator[dict[str, str]]:
                 time.sleep(0.1)
         # No account is looked for, nor a kind of bucket that the emulator does not know.
         yield {
-            "STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "NO_GCE_CHECK": "true",
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        }  # fmt: skip
+            "STORAGE_EMULATOR_HOST": address,
+            "TENSORSTORE_GCS_HTTP_URL": address,
+            "NO_GCE_CHECK": "true",
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
     finally:
         store.kill()
 
@@ -64,7 +76,9 @@ def folder(tmp_path_factory, sentences) -> Path:
 
 
 def ask(bucket: dict[str, str], what: str) -> bytes:
-    with urllib.request.urlopen(f"{bucket['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket/o{what}") as answer:
+    with urllib.request.urlopen(
+        f"{bucket['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket/o{what}"
+    ) as answer:
         return answer.read()
 
 
@@ -79,31 +93,44 @@ def fetch(bucket: dict[str, str], folder: Path) -> Path:
     for name in objects(bucket):
         if not name.startswith("checkpoints/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(ask(bucket, f"/{('runs/mine/' + name).replace('/', '%2F')}?alt=media"))
+            (folder / name).write_bytes(
+                ask(bucket, f"/{('runs/mine/' + name).replace('/', '%2F')}?alt=media")
+            )
     return folder
 
 
 def test_killed_on_one_set_of_machines_and_finished_on_another(folder, bucket, tmp_path):
-    """Two processes write to the bucket and are killed; two others, with empty disks, go on from there."""
+    """Two processes write to the bucket and are killed; two others, with empty disks, go on from
+    there."""
     alone = trace(finish(folder, "one", 1))
     machine = lambda name: bucket | {"XDG_CACHE_HOME": str(tmp_path / name)}
     processes = start(folder, "killed", 2, output=RUN, environment=machine("first"))
     deadline = time.monotonic() + 600
     while "checkpoints/2/commit_success.txt" not in objects(bucket) and time.monotonic() < deadline:
-        assert [p.poll() for p in processes] == [None, None], [p.read_text() for p in folder.glob("killed.*.log")]
+        assert [p.poll() for p in processes] == [None, None], [
+            p.read_text() for p in folder.glob("killed.*.log")
+        ]
         time.sleep(0.2)
     for process in processes:
         process.kill()
     wait(folder, processes)
     assert {"metrics.jsonl", "config.yaml", "tokenizer/tokenizer.json"} <= objects(bucket)
-    assert len(trace(fetch(bucket, tmp_path / "then"))) >= 2, "the lines that lead to a checkpoint are there before it"
+    assert len(trace(fetch(bucket, tmp_path / "then"))) >= 2, (
+        "the lines that lead to a checkpoint are there before it"
+    )
 
     finish(folder, "gone on", 2, output=RUN, environment=machine("second"))
     there = fetch(bucket, tmp_path / "there")
     check(trace(there), alone)
-    lines = [json.loads(line)["step"] for line in (there / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)["step"] for line in (there / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines == list(range(STEPS)), "one line a step, all of them whole"
-    kept = {name.split("/")[1] for name in objects(bucket) if name.startswith("checkpoints/") and "commit" in name}
+    kept = {
+        name.split("/")[1]
+        for name in objects(bucket)
+        if name.startswith("checkpoints/") and "commit" in name
+    }
     assert kept == {str(STEPS - 2), str(STEPS)}
     one, two = (GritLM.from_pretrained(where / "model") for where in (folder / "one", there))
     for name, weight in one.params.items():
@@ -115,6 +142,10 @@ def test_killed_on_one_set_of_machines_and_finished_on_another(folder, bucket, t
     finish(folder, "done", 1, said=said, output=RUN, environment=machine("third"))
     assert objects(bucket) == before
     command = [sys.executable, "-m", "grit_jax", "export", RUN, str(tmp_path / "exported")]
-    subprocess.run(command, check=True, env={**os.environ, **machine("fourth"), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"})
+    subprocess.run(
+        command,
+        check=True,
+        env={**os.environ, **machine("fourth"), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
+    )
     for name, weight in GritLM.from_pretrained(tmp_path / "exported").params.items():
         np.testing.assert_allclose(two.params[name], weight, atol=1e-6, err_msg=name)

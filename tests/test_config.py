@@ -1,4 +1,5 @@
-"""Configurations: YAML and overrides, strictly; errors name the file, the key and the nearest known one."""
+"""Configurations: YAML and overrides, strictly; errors name the file, the key and the nearest known
+one."""
 
 import dataclasses
 from typing import Literal
@@ -7,8 +8,8 @@ import pytest
 import yaml
 
 from grit_jax.config import dump_yaml, load_config, to_dict
+from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
-from grit_jax.types import GritError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +50,37 @@ def test_defaults():
 
 
 def test_yaml_and_overrides(write):
-    path = write("steps: 20\noptimizer: {learning_rate: 2e-5}\n"
-                 "model: {hidden_size: 64, num_attention_heads: 4, num_key_value_heads: 2}\n")  # fmt: skip
+    path = write(
+        "steps: 20\noptimizer: {learning_rate: 2e-5}\n"
+        "model: {hidden_size: 64, num_attention_heads: 4, num_key_value_heads: 2}\n"
+    )
     config = load_config(
         Config, path, {"optimizer.kind": "muon", "steps": "30", "model.sliding_window": "128"}
     )
-    assert (config.steps, config.optimizer.kind, config.optimizer.learning_rate) == (30, "muon", 2e-5)
+    assert (config.steps, config.optimizer.kind, config.optimizer.learning_rate) == (
+        30,
+        "muon",
+        2e-5,
+    )
     assert (config.model.head_dim, config.model.sliding_window) == (16, 128)
     assert config.model.vocab_size == ModelConfig().vocab_size  # what is not said stays
     # Values as typed: null, booleans, lists, scientific notation without a point.
-    config = load_config(Config, path, {"name": "null", "resume": "false", "optimizer.betas": "[0.8, 0.9]"})
+    config = load_config(
+        Config, path, {"name": "null", "resume": "false", "optimizer.betas": "[0.8, 0.9]"}
+    )
     assert (config.name, config.resume, tuple(config.optimizer.betas)) == (None, False, (0.8, 0.9))
-    assert load_config(Config, None, {"optimizer.learning_rate": "3e-4"}).optimizer.learning_rate == 3e-4
+    assert (
+        load_config(Config, None, {"optimizer.learning_rate": "3e-4"}).optimizer.learning_rate
+        == 3e-4
+    )
     assert load_config(Config, None, {"steps": 7}).steps == 7
 
 
 def test_an_override_keeps_its_neighbours(write):
     path = write("optimizer: {learning_rate: 0.5, kind: muon}")
-    assert load_config(Config, path, {"optimizer.learning_rate": "0.25"}).optimizer == Optimizer(0.25, "muon")
+    assert load_config(Config, path, {"optimizer.learning_rate": "0.25"}).optimizer == Optimizer(
+        0.25, "muon"
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,10 +109,18 @@ def test_an_override_keeps_its_neighbours(write):
         ("", {"steps": "many"}, ["command line: steps: expected a whole number, found 'many'"]),
         ("steps:", {}, ["run.yaml: key 'steps' has no value"]),
         ("optimizer:", {}, ["run.yaml: key 'optimizer' has no value"]),
-        ("optimizer: {kind: sgd}", {}, ["run.yaml: optimizer.kind: expected one of adamw, muon, found 'sgd'"]),
+        (
+            "optimizer: {kind: sgd}",
+            {},
+            ["run.yaml: optimizer.kind: expected one of adamw, muon, found 'sgd'"],
+        ),
         ("optimizer: fast", {}, ["'optimizer' expects a mapping"]),
         ("model: {num_attention_heads: 5}", {}, [r"run.yaml: model.num_attention_heads \(5\)"]),
-        ("model: {hidden_size: big}", {}, ["run.yaml: model.hidden_size: expected a whole number, found 'big'"]),
+        (
+            "model: {hidden_size: big}",
+            {},
+            ["run.yaml: model.hidden_size: expected a whole number, found 'big'"],
+        ),
         ("name: [1]", {}, [r"run.yaml: name: expected a text, found '\[1\]'"]),
         ("steps: [1", {}, ["run.yaml:", "not valid YAML"]),
         ("- steps", {}, ["run.yaml", "expected a mapping"]),
@@ -121,12 +143,17 @@ def test_no_such_file(tmp_path):
 
 def test_file_names_are_relative_to_their_file(write, tmp_path):
     path = write(
-        "data:\n  embedding: [a.jsonl, 'b/*.jsonl', 'tfds:set', /c/d.jsonl]\n  weights: {a.jsonl: 2.0}\n"
+        "data:\n  embedding: [a.jsonl, 'b/*.jsonl', 'tfds:set', /c/d.jsonl]\n  weights: {a.jsonl:"
+        " 2.0}\n"
     )
     keys = ("data.embedding", "data.weights", "name")
     config = load_config(Config, path, {"name": "here"}, paths=keys)
-    assert config.data.embedding == [str(tmp_path / "a.jsonl"), str(tmp_path / "b/*.jsonl"),
-                                     f"tfds:{tmp_path / 'set'}", "/c/d.jsonl"]  # fmt: skip
+    assert config.data.embedding == [
+        str(tmp_path / "a.jsonl"),
+        str(tmp_path / "b/*.jsonl"),
+        f"tfds:{tmp_path / 'set'}",
+        "/c/d.jsonl",
+    ]
     assert config.data.weights == {str(tmp_path / "a.jsonl"): 2.0}
     assert config.name == "here"  # the command line's are relative to the working directory
 

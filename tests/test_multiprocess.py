@@ -1,4 +1,5 @@
-"""Several processes as one run: real ones, with devices of their own, that talk over the loopback."""
+"""Several processes as one run: real ones, with devices of their own, that talk over the
+loopback."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from processes import check, finish, small_run, start, tokenised, wait
 from training_run import STEPS, trace
 
 from grit_jax.data.pipeline import JointBatches
-from grit_jax.data.tokenizer import Tokenizer
 from grit_jax.inference.model import GritLM
-from grit_jax.preemption import PREEMPTED
 from grit_jax.run_config import read_run_config
+from grit_jax.runtime.preemption import PREEMPTED
+from grit_jax.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.multiprocess
 
@@ -41,10 +42,16 @@ def test_two_processes_are_one(folder, alone):
     for name, weight in one.params.items():
         np.testing.assert_allclose(two.params[name], weight, atol=1e-4, err_msg=name)
     counts, everything = tokenised(folder, "two", 2), sum(tokenised(folder, "one", 1))
-    # A run may have begun a batch more than it needed, and the texts of a step do not divide evenly.
-    assert max(counts) <= 0.55 * everything and sum(counts) == pytest.approx(everything, rel=0.1), counts
+    # A run may have begun a batch more than it needed, and the texts of a step do not divide
+    # evenly.
+    assert max(counts) <= 0.55 * everything and sum(counts) == pytest.approx(everything, rel=0.1), (
+        counts
+    )
     checkpoint = output / "checkpoints" / str(STEPS)
-    assert {path.name for path in checkpoint.glob("state/ocdbt.process_*")} == {"ocdbt.process_0", "ocdbt.process_1"}
+    assert {path.name for path in checkpoint.glob("state/ocdbt.process_*")} == {
+        "ocdbt.process_0",
+        "ocdbt.process_1",
+    }
 
 
 def test_four_save_and_two_or_one_go_on(folder, alone):
@@ -63,21 +70,32 @@ def test_four_save_and_two_or_one_go_on(folder, alone):
 
 
 def test_sigterm_on_one_host_saves_on_all(folder):
-    processes = start(folder, "told", 2, "--train.steps", "100000", "--train.checkpoint_every", "100000")
+    processes = start(
+        folder, "told", 2, "--train.steps", "100000", "--train.checkpoint_every", "100000"
+    )
     deadline = time.monotonic() + 300
-    while not trace(folder / "told") and time.monotonic() < deadline and processes[0].poll() is None:
+    while (
+        not trace(folder / "told") and time.monotonic() < deadline and processes[0].poll() is None
+    ):
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
-    assert wait(folder, processes) == [PREEMPTED] * 2, [p.read_text() for p in folder.glob("told.*.log")]
+    assert wait(folder, processes) == [PREEMPTED] * 2, [
+        p.read_text() for p in folder.glob("told.*.log")
+    ]
     (saved,) = (folder / "told" / "checkpoints").iterdir()
     assert [line["step"] for line in trace(folder / "told")] == list(range(int(saved.name)))
 
 
 def test_sigterm_on_one_host_before_the_first_step_ends_all(folder):
     """The other has not heard of it, and loses it by its heartbeat, whose time is shorter here."""
-    processes = start(folder, "early", 2, environment={"HEARTBEAT_SECONDS": "10", "TOLD_EARLY": "1"})
+    processes = start(
+        folder, "early", 2, environment={"HEARTBEAT_SECONDS": "10", "TOLD_EARLY": "1"}
+    )
     try:
-        assert processes[1].wait(timeout=120) == PREEMPTED and "told to stop; the same" in logs(folder, "early")[1]
+        assert (
+            processes[1].wait(timeout=120) == PREEMPTED
+            and "told to stop; the same" in logs(folder, "early")[1]
+        )
         assert processes[0].wait(timeout=60) == PREEMPTED, logs(folder, "early")
         assert "another process of this run was lost" in logs(folder, "early")[0]
     finally:
@@ -86,10 +104,15 @@ def test_sigterm_on_one_host_before_the_first_step_ends_all(folder):
 
 
 def test_an_output_that_each_host_has_for_itself_is_refused_by_all(folder):
-    statuses = wait(folder, start(folder, "apart", 2, own={1: ["--output", str(folder / "elsewhere")]}))
+    statuses = wait(
+        folder, start(folder, "apart", 2, own={1: ["--output", str(folder / "elsewhere")]})
+    )
     assert statuses == [2, 2], logs(folder, "apart")
     for log, name in zip(logs(folder, "apart"), ("apart", "elsewhere"), strict=True):
-        assert f"output {folder / name} is not the same folder on process 1; put it where all hosts see it" in log
+        assert (
+            f"output {folder / name} is not the same folder on process 1; put it where all hosts"
+            " see it" in log
+        )
     assert not list((folder / "apart").iterdir())
 
 
@@ -97,7 +120,9 @@ def started(folder: Path, name: str, processes: list[subprocess.Popen]) -> None:
     """Returns once the run has taken its first steps."""
     deadline = time.monotonic() + 600
     while len(trace(folder / name)) < 2 and time.monotonic() < deadline:
-        assert [process.poll() for process in processes] == [None] * len(processes), logs(folder, name)
+        assert [process.poll() for process in processes] == [None] * len(processes), logs(
+            folder, name
+        )
         time.sleep(0.05)
 
 
@@ -107,7 +132,8 @@ def logs(folder: Path, name: str) -> list[str]:
 
 @pytest.mark.parametrize("lost", [1, 0], ids=["another", "the one that joins them"])
 def test_the_loss_of_a_process_ends_the_others_soon(folder, alone, lost):
-    """SIGKILL to one: the other says so and exits as an interrupted run does, and the same command goes on."""
+    """SIGKILL to one: the other says so and exits as an interrupted run does, and the same command
+    goes on."""
     name = f"lost{lost}"
     processes = start(folder, name, 2)
     started(folder, name, processes)
@@ -121,7 +147,8 @@ def test_the_loss_of_a_process_ends_the_others_soon(folder, alone, lost):
 
 
 def test_a_process_that_fails_alone_does_not_keep_the_others(folder):
-    """The mistake of one machine: it says what is wrong and is gone, and the others do not wait for it."""
+    """The mistake of one machine: it says what is wrong and is gone, and the others do not wait for
+    it."""
     processes = start(folder, "failed", 2, own={1: ["--data.generative", "[nowhere.jsonl]"]})
     began = time.monotonic()
     assert processes[1].wait(timeout=120) == 2 and "nowhere.jsonl" in logs(folder, "failed")[1]

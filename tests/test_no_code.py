@@ -1,4 +1,5 @@
-"""Nothing that a folder of somebody else's holds is ever run: pickles, modules that a config names, tags of YAML.
+"""Nothing that a folder of somebody else's holds is ever run: pickles, modules that a config names,
+tags of YAML.
 
 Each payload makes a file when it is run; the first test sees that it does.
 """
@@ -20,9 +21,11 @@ from grit_jax.inference.model import GritLM
 from grit_jax.rag.index import build_index
 
 VERBS = (
-    "encode m --input texts.txt --output x.npy", "generate m --prompt a --max-new-tokens 1", "import m x",
+    "encode m --input texts.txt --output x.npy",
+    "generate m --prompt a --max-new-tokens 1",
+    "import m x",
     "train run.yaml --output x --model.shape null --model.path m --train.steps 1",
-)  # fmt: skip
+)
 
 
 class Payload:
@@ -108,12 +111,22 @@ def test_a_pickled_tokenizer_is_refused(capsys, marker):
 
 
 def test_pickles_and_code_beside_a_good_model_are_left_alone(capsys, marker, sentences):
-    """A config may name classes of its own (`auto_map`); what is read of it is the architecture that it calls itself."""
-    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "1_Pooling/pytorch_model.bin"):
+    """A config may name classes of its own (`auto_map`); what is read of it is the architecture
+    that it calls itself."""
+    for name in (
+        "pytorch_model.bin",
+        "training_args.bin",
+        "optimizer.pt",
+        "1_Pooling/pytorch_model.bin",
+    ):
         Path("m", name).write_bytes(pickle.dumps(Payload(marker)))
     for name in ("evil.py", "modeling_mistral.py", "custom_generate.py", "setup.py"):
         write_module(Path("m", name), marker)
-    classes = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.Model", None]}
+    classes = {
+        "AutoConfig": "evil.Config",
+        "AutoModelForCausalLM": "evil.Model",
+        "AutoTokenizer": ["evil.Model", None],
+    }
     for name in ("config.json", "tokenizer_config.json"):
         change(Path("m", name), auto_map=classes, trust_remote_code=True)
     change(Path("m/sentence_bert_config.json"), model_args={"trust_remote_code": True})
@@ -122,7 +135,9 @@ def test_pickles_and_code_beside_a_good_model_are_left_alone(capsys, marker, sen
         assert said.status == 0, said
     # Nor is any of it handed on.
     assert run(capsys, "import m spoiled").status == 0
-    assert not [path for path in Path("spoiled").rglob("*") if path.suffix in (".py", ".bin", ".pt")]
+    assert not [
+        path for path in Path("spoiled").rglob("*") if path.suffix in (".py", ".bin", ".pt")
+    ]
     assert not any("auto_map" in path.read_text() for path in Path("spoiled").rglob("*.json"))
     vectors = [GritLM.from_pretrained(name).encode(sentences[:3]) for name in ("model", "spoiled")]
     np.testing.assert_array_equal(*vectors)
@@ -132,7 +147,9 @@ def test_pickles_and_code_beside_a_good_model_are_left_alone(capsys, marker, sen
 def test_an_architecture_that_only_its_own_code_knows_is_refused(capsys, marker, command):
     write_module(Path("m/evil.py"), marker)
     own = {"AutoModelForCausalLM": "evil.Model"}
-    change(Path("m/config.json"), auto_map=own, model_type="evil", architectures=["EvilForCausalLM"])
+    change(
+        Path("m/config.json"), auto_map=own, model_type="evil", architectures=["EvilForCausalLM"]
+    )
     refused(capsys, command, "architecture 'EvilForCausalLM' is not supported")
 
 
@@ -152,12 +169,18 @@ def test_yaml_makes_no_objects(capsys, marker):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:coroutine")  # Orbax leaves the other reads where they are when one fails
+@pytest.mark.filterwarnings(
+    "ignore:coroutine"
+)  # Orbax leaves the other reads where they are when one fails
 def test_a_checkpoint_of_pickles_is_refused(capsys, marker):
-    """A file of each kind in turn, then all of them: a run is not exported by running what is there."""
+    """A file of each kind in turn, then all of them: a run is not exported by running what is
+    there."""
     assert run(capsys, "train run.yaml --output x --train.steps 1").status == 0
     files = [path for path in Path("x/checkpoints").rglob("*") if path.is_file()]
-    kinds = {path.name if path.name[0] in "_." or path.suffix else path.parent.name: path for path in files}
+    kinds = {
+        path.name if path.name[0] in "_." or path.suffix else path.parent.name: path
+        for path in files
+    }
     assert len(kinds) > 4
     for path in kinds.values():
         whole = path.read_bytes()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from grit_jax.errors import GritError
 from grit_jax.sharding import (
     MeshConfig,
     ShardingRules,
@@ -20,11 +21,13 @@ from grit_jax.sharding import (
     put_rows,
     single_device_mesh,
 )
-from grit_jax.types import GritError, Rows
+from grit_jax.types import Rows
 
 
 def abstract(data, fsdp, tensor):
-    return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return AbstractMesh(
+        (data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
+    )
 
 
 def test_rules_name_mesh_axes():
@@ -57,10 +60,16 @@ def test_one_device():
 
 @pytest.mark.parametrize(
     "config, words",
-    [(MeshConfig(2, 2, 2), "data x fsdp x context x tensor = 2 x 2 x 1 x 2 needs 8 devices, 1 are here"),
-     (MeshConfig(-1, -1, 1), "at most one -1"),
-     (MeshConfig(0, 1, 1), "must be positive"), (MeshConfig(3, -1, 1), "mesh.data")],
-)  # fmt: skip
+    [
+        (
+            MeshConfig(2, 2, 2),
+            "data x fsdp x context x tensor = 2 x 2 x 1 x 2 needs 8 devices, 1 are here",
+        ),
+        (MeshConfig(-1, -1, 1), "at most one -1"),
+        (MeshConfig(0, 1, 1), "must be positive"),
+        (MeshConfig(3, -1, 1), "mesh.data"),
+    ],
+)
 def test_meshes_that_do_not_fit(config, words):
     with pytest.raises(GritError, match=words):
         make_mesh(config, jax.devices()[:1])
@@ -71,10 +80,20 @@ class Chip(types.SimpleNamespace):
 
 
 def chips(slices, each, platform="tpu"):
-    """Devices as several TPU slices (each a line of chips) or hosts with GPUs show them, in no order."""
-    found = [Chip(id=i, slice_index=i // each, process_index=0, platform=platform, device_kind=platform,
-                  coords=(i % each, 0, 0), core_on_chip=0)
-             for i in range(slices * each)]  # fmt: skip
+    """Devices as several TPU slices (each a line of chips) or hosts with GPUs show them, in no
+    order."""
+    found = [
+        Chip(
+            id=i,
+            slice_index=i // each,
+            process_index=0,
+            platform=platform,
+            device_kind=platform,
+            coords=(i % each, 0, 0),
+            core_on_chip=0,
+        )
+        for i in range(slices * each)
+    ]
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
 
@@ -86,25 +105,38 @@ def test_slices_follow_one_another_along_data_alone():
         slice_of = np.vectorize(lambda device: device.slice_index)(found)
         expected = np.arange(sizes[0]) // (sizes[0] // slices)
         assert (slice_of == expected[:, None, None, None]).all()
-    assert [d.id for d in arrange(sorted(chips(1, 4), key=lambda d: d.id), (1, 4, 1, 1)).flat] == [0, 1, 2, 3]
+    assert [d.id for d in arrange(sorted(chips(1, 4), key=lambda d: d.id), (1, 4, 1, 1)).flat] == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 @pytest.mark.parametrize(
     "devices, sizes, words",
-    [(chips(2, 4), (1, 8, 1, 1), r"8 devices of 2 slices: mesh.data alone .* is 1; make it 2"),
-     (chips(2, 4)[:-1], (7, 1, 1, 1), r"slices of different sizes .*slice 0: \d, slice 1: \d"),
-     (chips(4, 2), (2, 4, 1, 1), "make it 4 or a multiple")],
-)  # fmt: skip
+    [
+        (chips(2, 4), (1, 8, 1, 1), r"8 devices of 2 slices: mesh.data alone .* is 1; make it 2"),
+        (chips(2, 4)[:-1], (7, 1, 1, 1), r"slices of different sizes .*slice 0: \d, slice 1: \d"),
+        (chips(4, 2), (2, 4, 1, 1), "make it 4 or a multiple"),
+    ],
+)
 def test_slices_that_make_no_mesh(devices, sizes, words):
     with pytest.raises(GritError, match=words):
         arrange(devices, sizes)
 
 
 def test_hosts_with_gpus_are_no_slices():
-    """Weights are split over all of them: JAX gives the GPUs of each host a `slice_index` of their own."""
+    """Weights are split over all of them: JAX gives the GPUs of each host a `slice_index` of their
+    own."""
     mesh = make_mesh(MeshConfig(), chips(2, 2, "gpu"))
     assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 1}
-    assert [(device.id, device.slice_index) for device in mesh.devices.flat] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    assert [(device.id, device.slice_index) for device in mesh.devices.flat] == [
+        (0, 0),
+        (1, 0),
+        (2, 1),
+        (3, 1),
+    ]
     with pytest.raises(GritError, match="4 devices of 2 slices"):
         make_mesh(MeshConfig(), chips(2, 2))
 
@@ -164,6 +196,8 @@ def test_one_program_on_one_device_and_on_eight():
     """In a process of its own: the number of simulated devices is fixed when JAX starts."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "equal on eight devices" in done.stdout

@@ -1,4 +1,5 @@
-"""A training run as a whole: configuration, data, loop, checkpoints, exact resume, exported model."""
+"""A training run as a whole: configuration, data, loop, checkpoints, exact resume, exported
+model."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ import pytest
 from training_run import STEPS, break_off, trace, write_run
 
 import grit_jax.train
-from grit_jax import cli
+from grit_jax.cli import main as cli
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.preemption import PREEMPTED, Preempted
+from grit_jax.runtime.preemption import PREEMPTED, Preempted
 from grit_jax.train import RunConfig, _still_ahead, export_checkpoint, read_run_config, train
 from grit_jax.training import loop
-from grit_jax.types import GritError
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,16 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(whole):
     lines = (whole / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(STEPS))
     first, last = json.loads(lines[0]), json.loads(lines[-1])
-    assert {"loss", "loss_emb", "loss_gen", "loss_cached", "lr", "tokens_per_s", "grad_norm", "padding"} <= first.keys()
+    assert {
+        "loss",
+        "loss_emb",
+        "loss_gen",
+        "loss_cached",
+        "lr",
+        "tokens_per_s",
+        "grad_norm",
+        "padding",
+    } <= first.keys()
     assert first["seconds"] > first["data_wait_s"] >= 0 and {"mfu", "hbm_bytes"} <= first.keys()
     assert list((whole / "profile").rglob("*.xplane.pb")), "steps 2 and 3 were to be traced"
     assert last["eval_ndcg@10"] > 0 and last["eval_perplexity"] > 1
@@ -56,7 +66,9 @@ def test_a_finished_run_started_again_does_nothing(folder, whole):
         train(read_run_config(folder / "config.yaml"), resume="never")
 
 
-@pytest.mark.parametrize("broken_at", [*(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3)), 5])
+@pytest.mark.parametrize(
+    "broken_at", [*(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3)), 5]
+)
 def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_at):
     config = read_run_config(folder / "config.yaml", {"output": str(folder / f"broken{broken_at}")})
     break_off(config, broken_at)
@@ -67,7 +79,8 @@ def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_
 
 @pytest.mark.parametrize("told_at", [2, STEPS - 1])
 def test_sigterm_ends_the_step_saves_and_says_so(folder, whole, told_at, monkeypatch, capsys):
-    """Between two checkpoints, and at the end before the evaluation, which is then the first thing to do."""
+    """Between two checkpoints, and at the end before the evaluation, which is then the first thing
+    to do."""
     output, put_rows, calls = folder / f"told{told_at}", loop.put_rows, []
 
     def told(*args):
@@ -83,9 +96,15 @@ def test_sigterm_ends_the_step_saves_and_says_so(folder, whole, told_at, monkeyp
         cli.main(command)
     assert ended.value.code == PREEMPTED == 128 + signal.SIGTERM
     said = capsys.readouterr().err
-    assert f"grit train: told to stop; {told_at + 1} of {STEPS} steps are saved; the same command goes on" in said
+    assert (
+        f"grit train: told to stop; {told_at + 1} of {STEPS} steps are saved; the same command"
+        " goes on" in said
+    )
     assert len(calls) == told_at + 1 and (output / "checkpoints" / str(told_at + 1)).is_dir()
-    told = [{k: v for k, v in line.items() if not k.startswith("eval_")} for line in trace(whole)[: told_at + 1]]
+    told = [
+        {k: v for k, v in line.items() if not k.startswith("eval_")}
+        for line in trace(whole)[: told_at + 1]
+    ]
     assert trace(output) == told and not (output / "model").exists()
     assert signal.getsignal(signal.SIGTERM) is before
     cli.main(command)
@@ -93,7 +112,8 @@ def test_sigterm_ends_the_step_saves_and_says_so(folder, whole, told_at, monkeyp
 
 
 def test_what_a_kill_leaves_of_a_save_is_ignored(folder, whole):
-    """The folder of a save under way, which has everything but its final name, and newer metrics."""
+    """The folder of a save under way, which has everything but its final name, and newer
+    metrics."""
     output = folder / "half"
     config = read_run_config(folder / "config.yaml", {"output": str(output)})
     shutil.copytree(whole, output)
@@ -115,7 +135,8 @@ def test_export_writes_the_newest_checkpoint(whole, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(folder):
     config = read_run_config(
-        folder / "config.yaml", {"output": str(folder / "nan"), "optimizer.lr": "1e30", "optimizer.clip_norm": "null"}
+        folder / "config.yaml",
+        {"output": str(folder / "nan"), "optimizer.lr": "1e30", "optimizer.clip_norm": "null"},
     )
     with pytest.raises(GritError, match="bad_batch.json"):
         train(config)
@@ -130,8 +151,12 @@ def test_a_gradient_that_is_not_finite_is_the_fault_of_its_own_batch(folder, mon
 
     def broken(*args):
         step = make_step(*args)
-        spoilt = lambda state, metrics: metrics | {"grad_norm": metrics["grad_norm"] / (state.step != 3)}
-        return lambda *given: (lambda state, metrics: (state, spoilt(state, metrics)))(*step(*given))
+        spoilt = lambda state, metrics: (
+            metrics | {"grad_norm": metrics["grad_norm"] / (state.step != 3)}
+        )
+        return lambda *given: (lambda state, metrics: (state, spoilt(state, metrics)))(
+            *step(*given)
+        )
 
     monkeypatch.setattr(grit_jax.train, "make_step", broken)
     with pytest.raises(GritError, match="step 2: grad_norm is inf"):
@@ -142,10 +167,19 @@ def test_a_gradient_that_is_not_finite_is_the_fault_of_its_own_batch(folder, mon
 
 
 def test_a_step_that_does_not_fit_the_devices_says_what_makes_it_smaller(folder, monkeypatch):
-    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64 bytes.\nMore of it")
-    monkeypatch.setattr(grit_jax.train, "make_step", lambda *_: lambda *_: (_ for _ in ()).throw(full))
+    full = jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64 bytes.\nMore of it"
+    )
+    monkeypatch.setattr(
+        grit_jax.train, "make_step", lambda *_: lambda *_: (_ for _ in ()).throw(full)
+    )
     config = read_run_config(folder / "config.yaml", {"output": str(folder / "large")})
-    with pytest.raises(GritError, match=r"memory \(RESOURCE_EXHAUSTED: .* 64 bytes\); set train.embedding_chunk, .* grit plan"):
+    with pytest.raises(
+        GritError,
+        match=(
+            r"memory \(RESOURCE_EXHAUSTED: .* 64 bytes\); set train.embedding_chunk, .* grit plan"
+        ),
+    ):
         train(config)
 
 
@@ -153,13 +187,18 @@ def test_hosts_that_see_different_checkpoints_do_not_begin(folder, monkeypatch):
     """They would wait for each other in different steps."""
     monkeypatch.setattr(grit_jax.train, "all_say", lambda word: [word, "none", "4"])
     config = read_run_config(folder / "config.yaml", {"output": str(folder / "seen")})
-    with pytest.raises(GritError, match="the newest checkpoint is none on process 0 and 4 on process 2; start again"):
+    with pytest.raises(
+        GritError,
+        match="the newest checkpoint is none on process 0 and 4 on process 2; start again",
+    ):
         train(config)
 
 
 def test_sigterm_after_the_last_step_is_heeded_before_the_export(folder, monkeypatch):
     """On several hosts, the last step may be too late to agree on it."""
-    monkeypatch.setattr(grit_jax.train, "run_loop", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        grit_jax.train, "run_loop", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
     config = read_run_config(folder / "config.yaml", {"output": str(folder / "late")})
     with pytest.raises(Preempted, match="all steps are saved") as ended:
         train(config)
@@ -172,13 +211,18 @@ def test_steps_to_trace_that_a_run_has_behind_it_are_no_mistake(capsys):
     assert capsys.readouterr().err == ""
     for start in (2, 4):
         assert _still_ahead((1, 3), start, 6) is None
-        said = f"--profile 1:3: step 1 is behind this run, which goes on from step {start}; no trace is made\n"
+        said = (
+            f"--profile 1:3: step 1 is behind this run, which goes on from step {start}; no trace"
+            " is made\n"
+        )
         assert capsys.readouterr().err == said
     with pytest.raises(GritError, match="--profile 1:7: this run goes from step 2 to 6"):
         _still_ahead((1, 7), 2, 6)
 
 
-def test_relative_paths_are_relative_to_the_yaml_and_overrides_to_the_working_directory(folder, monkeypatch, tmp_path):
+def test_relative_paths_are_relative_to_the_yaml_and_overrides_to_the_working_directory(
+    folder, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     config = read_run_config(folder / "config.yaml", {"output": "here"})
     assert config.data.embedding == [str(folder / "embedding.jsonl")] and config.output == "here"
@@ -193,7 +237,8 @@ def test_every_shipped_configuration_loads():
 def test_kill_9_at_random_moments_leaves_the_identical_trace(folder, whole):
     """Real processes and SIGKILL, at any moment of start-up, steps, saves, evaluation and export.
 
-    A run is killed and started again until it gets through, then the next one begins, $GRIT_KILLS (3) times in all.
+    A run is killed and started again until it gets through, then the next one begins, $GRIT_KILLS
+    (3) times in all.
     """
     kills, generator = int(os.environ.get("GRIT_KILLS", "3")), random.Random(0)
     startup, killed, run = None, 0, 0
@@ -211,7 +256,9 @@ def test_kill_9_at_random_moments_leaves_the_identical_trace(folder, whole):
                     time.sleep(0.01)
                 time.sleep(generator.random() / 2)
                 process.send_signal(signal.SIGKILL)
-            while not startup:  # the first of all is not killed before it is known how long a start takes
+            while (
+                not startup
+            ):  # the first of all is not killed before it is known how long a start takes
                 assert process.poll() is None and time.monotonic() < began + 300
                 startup = time.monotonic() - began if trace(output) else None
                 time.sleep(0.01)
@@ -224,6 +271,16 @@ def test_kill_9_at_random_moments_leaves_the_identical_trace(folder, whole):
 
 def start(output: Path, *more: str) -> subprocess.Popen:
     """`grit train` as a process of its own."""
-    command = [sys.executable, "-m", "grit_jax", "train", str(output.parent / "config.yaml"), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "grit_jax",
+        "train",
+        str(output.parent / "config.yaml"),
+        "--output",
+        str(output),
+    ]
     environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
-    return subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    return subprocess.Popen(
+        [*command, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )

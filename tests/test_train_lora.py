@@ -1,4 +1,5 @@
-"""A LoRA run as a whole: small checkpoints that know their base, exact resume, a merged model at the end."""
+"""A LoRA run as a whole: small checkpoints that know their base, exact resume, a merged model at
+the end."""
 
 from __future__ import annotations
 
@@ -14,19 +15,19 @@ import yaml
 from safetensors.numpy import load_file, save_file
 from training_run import break_off
 
-from grit_jax.data.chat import GRIT
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.metrics import read_lines
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import MATRICES
 from grit_jax.models.transformer import init_params
-from grit_jax.output import Output
+from grit_jax.runtime.metrics import read_lines
+from grit_jax.runtime.run_folder import Output
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.text.chat import GRIT
 from grit_jax.train import export_checkpoint, load_model, load_tokenizer, read_run_config, train
-from grit_jax.training.base import load_base
 from grit_jax.training.checkpoint import Checkpoints
+from grit_jax.training.frozen_base import load_base
 from grit_jax.training.state import init_state, make_optimizer, make_schedule
-from grit_jax.types import GritError
 
 STEPS = 4
 TIMES = ("seconds", "tokens_per_s", "data_wait_s")
@@ -37,42 +38,65 @@ def folder(tmp_path_factory, sentences, tiny_tokenizer) -> Path:
     """A base model and a configuration for both losses, paths relative to it."""
     root = tmp_path_factory.mktemp("lora")
     config = ModelConfig(
-        vocab_size=tiny_tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, dtype="float32", initializer_range=0.2,
-        bos_token_id=tiny_tokenizer.bos_id, eos_token_id=tiny_tokenizer.eos_id, pad_token_id=tiny_tokenizer.pad_id,
-    )  # fmt: skip
+        vocab_size=tiny_tokenizer.vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        dtype="float32",
+        initializer_range=0.2,
+        bos_token_id=tiny_tokenizer.bos_id,
+        eos_token_id=tiny_tokenizer.eos_id,
+        pad_token_id=tiny_tokenizer.pad_id,
+    )
     params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
-    GritLM(config, params, tiny_tokenizer, tiny_tokenizer.format(GRIT)).save_pretrained(root / "base")
+    GritLM(config, params, tiny_tokenizer, tiny_tokenizer.format(GRIT)).save_pretrained(
+        root / "base"
+    )
     files = {
-        "embedding": [{"query": ["find it", a], "pos": [["", b]], "neg": [["", c]]}
-                      for a, b, c in zip(sentences[:40], sentences[40:80], sentences[80:120])],
+        "embedding": [
+            {"query": ["find it", a], "pos": [["", b]], "neg": [["", c]]}
+            for a, b, c in zip(sentences[:40], sentences[40:80], sentences[80:120])
+        ],
         "generative": [{"text": [a, b]} for a, b in zip(sentences[:50], sentences[50:100])],
-    }  # fmt: skip
+    }
     for name, lines in files.items():
         (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = {
         "model": {"path": "base", "dtype": "float32", "remat": "none"},
         "lora": {"rank": 4, "alpha": 8, "base": "int4"},
         "data": {
-            "embedding": ["embedding.jsonl"], "generative": ["generative.jsonl"], "embedding_batch": 6,
-            "generative_batch": 4, "query_max_length": 64, "passage_max_length": 64, "generative_max_length": 160,
+            "embedding": ["embedding.jsonl"],
+            "generative": ["generative.jsonl"],
+            "embedding_batch": 6,
+            "generative_batch": 4,
+            "query_max_length": 64,
+            "passage_max_length": 64,
+            "generative_max_length": 160,
         },
         "train": {"steps": STEPS, "checkpoint_every": 2, "eval_embedding": "embedding.jsonl"},
         "optimizer": {"lr": 1e-2},
         "mesh": {"data": 1, "fsdp": 8},
         "output": "whole",
-    }  # fmt: skip
+    }
     (root / "config.yaml").write_text(yaml.safe_dump(run))
     return root
 
 
 def read(folder, **overrides):
-    return read_run_config(folder / "config.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+    return read_run_config(
+        folder / "config.yaml", {key.replace("__", "."): value for key, value in overrides.items()}
+    )
 
 
 def trace(output: Path) -> list[dict]:
     """The metrics without what the clock says."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_lines(output / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if k not in TIMES}
+        for line in read_lines(output / "metrics.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +111,16 @@ def restored(config, output):
     checkpoints = Checkpoints(output / "checkpoints", every=1)
     checkpoints.base = model.base
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, STEPS))
-    like = init_state(model.config, optimizer, jax.random.key(0), mesh, rules, model.params, model.projection, config.lora)
+    like = init_state(
+        model.config,
+        optimizer,
+        jax.random.key(0),
+        mesh,
+        rules,
+        model.params,
+        model.projection,
+        config.lora,
+    )
     return model.config, checkpoints.restore(checkpoints.latest(), like, None)
 
 
@@ -104,12 +137,17 @@ def test_the_model_at_the_end_is_a_plain_one_that_computes_the_same(folder, whol
     base = GritLM.from_pretrained(folder / "base")
     assert np.abs(base(ids).logits - merged(ids).logits).max() > 0.01
     np.testing.assert_array_equal(base.params["embed"], merged.params["embed"])
-    assert trace(whole)[-1]["eval_ndcg@10"] > 0  # evaluated with adapters and quantised base as they are
+    assert (
+        trace(whole)[-1]["eval_ndcg@10"] > 0
+    )  # evaluated with adapters and quantised base as they are
 
 
 def test_export_writes_the_same_model(whole, tmp_path):
     assert export_checkpoint(whole, tmp_path / "out") == STEPS
-    one, two = load_file(whole / "model" / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    one, two = (
+        load_file(whole / "model" / "model.safetensors"),
+        load_file(tmp_path / "out" / "model.safetensors"),
+    )
     assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
@@ -118,7 +156,10 @@ def test_export_writes_the_adapters_alone_for_peft(folder, whole, tmp_path):
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
     prefix = "base_model.model.model.layers.1."
     assert len(tensors) == 2 * 7 * 2
-    assert tensors[prefix + "self_attn.k_proj.lora_A.weight"].shape == (4, 64)  # [rank, in], [out, rank]
+    assert tensors[prefix + "self_attn.k_proj.lora_A.weight"].shape == (
+        4,
+        64,
+    )  # [rank, in], [out, rank]
     assert tensors[prefix + "mlp.down_proj.lora_B.weight"].shape == (64, 4)
     about = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (about["peft_type"], about["r"], about["lora_alpha"]) == ("LORA", 4, 8)
@@ -126,7 +167,9 @@ def test_export_writes_the_adapters_alone_for_peft(folder, whole, tmp_path):
     # Base and adapters by NumPy are the merged model, up to what four bits lose of the base.
     base, merged = (load_file(d / "model.safetensors") for d in (folder / "base", whole / "model"))
     name = "self_attn.k_proj"
-    added = 2.0 * tensors[f"{prefix}{name}.lora_B.weight"] @ tensors[f"{prefix}{name}.lora_A.weight"]
+    added = (
+        2.0 * tensors[f"{prefix}{name}.lora_B.weight"] @ tensors[f"{prefix}{name}.lora_A.weight"]
+    )
     rest = merged[f"model.layers.1.{name}.weight"] - added
     lost = rest - base[f"model.layers.1.{name}.weight"]
     assert 0.08 < np.linalg.norm(lost) / np.linalg.norm(rest) < 0.1 and np.linalg.norm(added) > 0.01
@@ -134,14 +177,18 @@ def test_export_writes_the_adapters_alone_for_peft(folder, whole, tmp_path):
 
 def test_a_run_without_lora_has_no_adapters_to_export(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {preset: qwen3_0_6b}\noutput: here\n")
-    with pytest.raises(GritError, match="trained without lora, so there are no adapters; leave --adapter out"):
+    with pytest.raises(
+        GritError, match="trained without lora, so there are no adapters; leave --adapter out"
+    ):
         export_checkpoint(tmp_path, tmp_path / "out", adapter=True)
 
 
 def test_a_checkpoint_holds_adapters_and_moments_and_not_the_base(folder, whole):
     config = read(folder)
     _, state = restored(config, whole)
-    metadata = Checkpoints(whole / "checkpoints", every=1)._checkpointer.checkpointables_metadata(STEPS)
+    metadata = Checkpoints(whole / "checkpoints", every=1)._checkpointer.checkpointables_metadata(
+        STEPS
+    )
     stored = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(metadata.metadata["state"]))
     adapters = sum(value.size for value in state.params.values())
     assert 3 * adapters <= stored <= 3 * adapters + 4  # and a few counters
@@ -159,7 +206,9 @@ def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_
 @pytest.fixture(scope="module")
 def half(folder) -> Path:
     """A run of two steps, to be gone on from."""
-    return train(read(folder, output=str(folder / "half"), train__steps="2", train__eval_embedding="null")).output
+    return train(
+        read(folder, output=str(folder / "half"), train__steps="2", train__eval_embedding="null")
+    ).output
 
 
 def test_another_base_is_refused_by_name(folder, half, tmp_path):
@@ -167,17 +216,30 @@ def test_another_base_is_refused_by_name(folder, half, tmp_path):
     weights = load_file(tmp_path / "other" / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
     save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(GritError, match=r"half.checkpoints: .* step 2 .* adapters to .*base \(.*other has other weights"):
+    with pytest.raises(
+        GritError,
+        match=r"half.checkpoints: .* step 2 .* adapters to .*base \(.*other has other weights",
+    ):
         train(read(folder, output=str(half), model__path=str(tmp_path / "other")))
 
 
 @pytest.mark.parametrize(
     "change, words",
-    [({"lora__base": "int8"}, "lora.base int4, now it is int8"), ({"lora__alpha": "16"}, "lora.alpha 8.0, now it is 16.0"),
-     ({"optimizer__name": "adafactor"}, "the state of adamw with float32 moments, .* has adafactor; set optimizer.name"),
-     ({"lora": "null"}, "holds adapters .* trains all weights"), ({"lora__rank": "2"}, "lora.rank 4, now it is 2"),
-     ({"lora__targets": "[q_proj, o_proj]"}, r"lora.targets \[.*\], now it is \['o_proj', 'q_proj'\]")],
-)  # fmt: skip
+    [
+        ({"lora__base": "int8"}, "lora.base int4, now it is int8"),
+        ({"lora__alpha": "16"}, "lora.alpha 8.0, now it is 16.0"),
+        (
+            {"optimizer__name": "adafactor"},
+            "the state of adamw with float32 moments, .* has adafactor; set optimizer.name",
+        ),
+        ({"lora": "null"}, "holds adapters .* trains all weights"),
+        ({"lora__rank": "2"}, "lora.rank 4, now it is 2"),
+        (
+            {"lora__targets": "[q_proj, o_proj]"},
+            r"lora.targets \[.*\], now it is \['o_proj', 'q_proj'\]",
+        ),
+    ],
+)
 def test_other_adapters_are_refused(folder, half, change, words):
     with pytest.raises(GritError, match=words):
         train(read(folder, output=str(half), **change))
@@ -185,11 +247,15 @@ def test_other_adapters_are_refused(folder, half, change, words):
 
 @pytest.mark.parametrize(
     "change, words",
-    [({"lora__targets": "[w1]"}, "lora.targets"), ({"lora__rank": "0"}, "lora.rank must be at least 1"),
-     ({"lora__base": "int2"}, "lora.base: expected one of full, int8, int4, found 'int2'"),
-     ({"model__preset": "gpt_5"}, "model.preset: 'gpt_5' is unknown; known: mistral_7b"), ({"lora__rnak": "3"}, "did you mean 'lora.rank'"),
-     ({"model__path": "null", "model__preset": "qwen3_0_6b"}, "it needs model.path")],
-)  # fmt: skip
+    [
+        ({"lora__targets": "[w1]"}, "lora.targets"),
+        ({"lora__rank": "0"}, "lora.rank must be at least 1"),
+        ({"lora__base": "int2"}, "lora.base: expected one of full, int8, int4, found 'int2'"),
+        ({"model__preset": "gpt_5"}, "model.preset: 'gpt_5' is unknown; known: mistral_7b"),
+        ({"lora__rnak": "3"}, "did you mean 'lora.rank'"),
+        ({"model__path": "null", "model__preset": "qwen3_0_6b"}, "it needs model.path"),
+    ],
+)
 def test_a_bad_configuration_is_refused_by_key(folder, change, words):
     with pytest.raises(GritError, match=words):
         read(folder, **change)
@@ -209,7 +275,10 @@ def test_a_base_is_read_to_the_same_bits_on_any_mesh_and_known_by_its_hash(folde
     lora = dataclasses.replace(config.lora, base=precision)
     both = [
         load_base(folder / "base", base.config, lora, make_mesh(mesh, devices), ShardingRules())
-        for mesh, devices in ((MeshConfig(1, 1, 1), jax.devices()[:1]), (MeshConfig(2, 2, 2), jax.devices()[:8]))
+        for mesh, devices in (
+            (MeshConfig(1, 1, 1), jax.devices()[:1]),
+            (MeshConfig(2, 2, 2), jax.devices()[:8]),
+        )
     ]
     for one, two in zip(*(jax.tree.leaves(params) for params, _ in both), strict=True):
         np.testing.assert_array_equal(one, two)

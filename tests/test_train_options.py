@@ -10,82 +10,138 @@ import numpy as np
 import pytest
 import yaml
 
-from grit_jax.data.packing import TokenCached, TokenText, cached_batch, embedding_batch, generative_batch
+from grit_jax.data.packing import (
+    TokenCached,
+    TokenText,
+    cached_batch,
+    embedding_batch,
+    generative_batch,
+)
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.metrics import read_lines
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import init_params
 from grit_jax.rag.index import build_index
+from grit_jax.runtime.metrics import read_lines
 from grit_jax.train import export_checkpoint, read_run_config, train
 from grit_jax.training.gradients import joint_gradient
 from grit_jax.training.joint import StepConfig
 from grit_jax.training.losses import LossConfig
-from grit_jax.types import AttentionMode, Batch, GritError
+from grit_jax.types import AttentionMode, Batch
 
 # What other libraries cannot do with these directories is told in a warning.
-pytestmark = pytest.mark.filterwarnings("ignore:embedding_mode prefix", "ignore:generation_mode prefix")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:embedding_mode prefix", "ignore:generation_mode prefix"
+)
 
 EMBEDDING = {
-    "model.attention": "cbbc", "model.projection": 12, "data.positives_per_query": 2,
+    "model.attention": "cbbc",
+    "model.projection": 12,
+    "data.positives_per_query": 2,
     "train.embedding_chunk": 6,  # over eight devices: 8
     "train.loss": {
-        "symmetric": True, "false_negatives": "absolute", "false_negative_margin": -0.1, "mask_duplicates": True,
-        "matryoshka_dims": [12, 4], "matryoshka_weights": [1, 0.5], "distillation_factor": 0.5, "mix_group_size": 3,
+        "symmetric": True,
+        "false_negatives": "absolute",
+        "false_negative_margin": -0.1,
+        "mask_duplicates": True,
+        "matryoshka_dims": [12, 4],
+        "matryoshka_weights": [1, 0.5],
+        "distillation_factor": 0.5,
+        "mix_group_size": 3,
     },
-}  # fmt: skip
-EVERYTHING = EMBEDDING | {"train.backward": "split", "train.generative_chunk": 8, "train.cached_chunk": 8}
+}
+EVERYTHING = EMBEDDING | {
+    "train.backward": "split",
+    "train.generative_chunk": 8,
+    "train.cached_chunk": 8,
+}
 ALONE = {
-    kind: {f"data.{other}_batch": 0 for other in ("embedding", "generative", "cached") if other != kind}
+    kind: {
+        f"data.{other}_batch": 0 for other in ("embedding", "generative", "cached") if other != kind
+    }
     for kind in ("embedding", "generative", "cached")
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, sentences) -> Path:
-    """A configuration with all three kinds of data, a teacher's scores, lines that nobody can read and an instruction
-    that is too long."""
+    """A configuration with all three kinds of data, a teacher's scores, lines that nobody can read
+    and an instruction that is too long."""
     root = tmp_path_factory.mktemp("options")
     short = [" ".join(sentence.split()[:8]) for sentence in sentences]
     files = {
         "embedding": [
-            {"query": ["find it", a], "pos": [["", b], ["", c]][: 1 + i % 2], "neg": [["", d]], "scores": [2.0, 1.0, 0.0][: 2 + i % 2]}
-            for i, (a, b, c, d) in enumerate(zip(short[:40], short[40:80], short[80:120], short[120:160]))
+            {
+                "query": ["find it", a],
+                "pos": [["", b], ["", c]][: 1 + i % 2],
+                "neg": [["", d]],
+                "scores": [2.0, 1.0, 0.0][: 2 + i % 2],
+            }
+            for i, (a, b, c, d) in enumerate(
+                zip(short[:40], short[40:80], short[80:120], short[120:160])
+            )
         ],
-        "generative": [{"text": [a, b, c, d]} for a, b, c, d in zip(short[:20], short[20:], short[40:], short[60:])],
-        "cached": [{"docs": [a], "text": [b, c]} for a, b, c in zip(short[:30], short[30:60], short[60:90])],
+        "generative": [
+            {"text": [a, b, c, d]}
+            for a, b, c, d in zip(short[:20], short[20:], short[40:], short[60:])
+        ],
+        "cached": [
+            {"docs": [a], "text": [b, c]} for a, b, c in zip(short[:30], short[30:60], short[60:90])
+        ],
         "documents": [{"id": str(i), "text": text} for i, text in enumerate(sentences)],
-    }  # fmt: skip
+    }
     for name, lines in files.items():
         (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     long = {"query": ["find " * 99, "a"], "pos": ["b"], "neg": ["c"], "scores": [1, 0]}
-    for name, lines in (("generative", ['{"text": null}']), ("embedding", ['{"query": "q"', json.dumps(long)])):
+    for name, lines in (
+        ("generative", ['{"text": null}']),
+        ("embedding", ['{"query": "q"', json.dumps(long)]),
+    ):
         with (root / f"{name}.jsonl").open("a") as file:
             file.write("".join(line + "\n" for line in lines))
     shape = {
-        "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "tie_word_embeddings": True,
+    }
     config = {
         "model": {"shape": shape, "dtype": "float32", "remat": "none", "scan_layers": False},
         "tokenizer": {"train_on": ["documents.jsonl"], "vocab_size": 480},
         "data": {
-            "embedding": ["embedding.jsonl"], "generative": ["generative.jsonl"], "cached": ["cached.jsonl"],
-            "embedding_batch": 6, "generative_batch": 4, "cached_batch": 4, "query_max_length": 64, "on_error": "skip",
-            "passage_max_length": 64, "generative_max_length": 160, "document_max_length": 64, "layouts": ["doc"],
+            "embedding": ["embedding.jsonl"],
+            "generative": ["generative.jsonl"],
+            "cached": ["cached.jsonl"],
+            "embedding_batch": 6,
+            "generative_batch": 4,
+            "cached_batch": 4,
+            "query_max_length": 64,
+            "on_error": "skip",
+            "passage_max_length": 64,
+            "generative_max_length": 160,
+            "document_max_length": 64,
+            "layouts": ["doc"],
         },
         "train": {"steps": 4, "checkpoint_every": 4},
         "optimizer": {"lr": 1e-3},
         "mesh": {"data": 1, "fsdp": 8},
         "output": "out",
-    }  # fmt: skip
+    }
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     return root
 
 
 def run(folder, output, **overrides):
     keys = {key.replace("__", "."): value for key, value in overrides.items()}
-    keys = {key: json.dumps(value) if isinstance(value, (dict, list)) else str(value) for key, value in keys.items()}
+    keys = {
+        key: json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+        for key, value in keys.items()
+    }
     return read_run_config(folder / "config.yaml", {**keys, "output": str(folder / output)})
 
 
@@ -94,7 +150,10 @@ def evaluated(folder) -> dict:
     for kind in ("embedding", "generative"):
         lines = (folder / f"{kind}.jsonl").read_text().splitlines()[:12]
         (folder / f"held_{kind}.jsonl").write_text("\n".join(lines))
-    files = {f"train.eval_{kind}": str(folder / f"held_{kind}.jsonl") for kind in ("embedding", "generative")}
+    files = {
+        f"train.eval_{kind}": str(folder / f"held_{kind}.jsonl")
+        for kind in ("embedding", "generative")
+    }
     return files | {"train.eval_every": 2}
 
 
@@ -104,14 +163,18 @@ def check_parts(lines, generated) -> None:
     for line in lines:
         assert {key for key in line if key.startswith("loss_")} == parts
         assert all(np.isfinite(line[part]) for part in parts)
-        assert line["loss"] == pytest.approx(sum(line[part] / (1 + (part == "loss_distill")) for part in parts), rel=1e-5)
+        assert line["loss"] == pytest.approx(
+            sum(line[part] / (1 + (part == "loss_distill")) for part in parts), rel=1e-5
+        )
 
 
 @pytest.fixture(scope="module")
 def embedding_run(folder):
     """The embedding side with all of its options, evaluated every two steps."""
     more = {"data.num_samples": {str(folder / "embedding.jsonl"): 30}, "train.checkpoint_every": 9}
-    return train(run(folder, "embedding_run", **EMBEDDING, **ALONE["embedding"], **evaluated(folder), **more))
+    return train(
+        run(folder, "embedding_run", **EMBEDDING, **ALONE["embedding"], **evaluated(folder), **more)
+    )
 
 
 def test_metrics_carry_every_part_and_an_evaluation_every_so_many_steps(embedding_run):
@@ -121,7 +184,9 @@ def test_metrics_carry_every_part_and_an_evaluation_every_so_many_steps(embeddin
         due = line["step"] in (1, 3)  # after two steps and after four
         assert ("eval_ndcg@10" in line) == ("eval_perplexity" in line) == due
         assert not due or (0 < line["eval_ndcg@10"] <= 1 and line["eval_perplexity"] > 1)
-    assert lines[1]["eval_perplexity"] != lines[3]["eval_perplexity"]  # of the weights as they are at that step
+    assert (
+        lines[1]["eval_perplexity"] != lines[3]["eval_perplexity"]
+    )  # of the weights as they are at that step
 
 
 def test_the_summary_of_the_data_counts_what_is_left_out_and_why(embedding_run):
@@ -133,10 +198,13 @@ def test_the_summary_of_the_data_counts_what_is_left_out_and_why(embedding_run):
 
 @pytest.mark.slow
 def test_every_option_at_once(folder):
-    """All three losses, attention, chunks and backward passes of each; both sides of the data in the summary."""
+    """All three losses, attention, chunks and backward passes of each; both sides of the data in
+    the summary."""
     output = train(run(folder, "everything", **EVERYTHING, **evaluated(folder))).output
     check_parts(read_lines(output / "metrics.jsonl"), ["loss_gen", "loss_cached"])
-    found = {entry["kind"]: entry for entry in json.loads((output / "data_summary.json").read_text())}
+    found = {
+        entry["kind"]: entry for entry in json.loads((output / "data_summary.json").read_text())
+    }
     assert found["generative"]["skipped"] == {'"text" must be a string, found null': 1}
     assert found["cached"]["used"] == found["cached"]["examples"] == 30
 
@@ -149,7 +217,9 @@ def test_the_model_directory_has_what_was_trained(embedding_run, tmp_path):
     assert vectors.shape == (2, 12)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"id": str(i), "text": f"text {i}"}) + "\n" for i in range(3)))
+    corpus.write_text(
+        "".join(json.dumps({"id": str(i), "text": f"text {i}"}) + "\n" for i in range(3))
+    )
     build_index(model, corpus, tmp_path / "index", quiet=True)
     assert json.loads((tmp_path / "index" / "index.json").read_text())["dim"] == 12
     assert export_checkpoint(embedding_run.output, tmp_path / "export") == 4
@@ -162,7 +232,12 @@ def test_the_model_directory_has_what_was_trained(embedding_run, tmp_path):
 def more(embedding_run, folder) -> Path:
     """A configuration that trains on from the model of that run."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["model"] = {"path": str(embedding_run.model), "dtype": "float32", "remat": "none", "attention": "cbbc"}
+    config["model"] = {
+        "path": str(embedding_run.model),
+        "dtype": "float32",
+        "remat": "none",
+        "attention": "cbbc",
+    }
     config["data"] |= {"generative_batch": 0, "cached_batch": 0}
     config["train"]["steps"] = 1
     (folder / "more.yaml").write_text(yaml.safe_dump(config))
@@ -172,8 +247,13 @@ def more(embedding_run, folder) -> Path:
 @pytest.mark.slow
 def test_a_projection_is_trained_on_from_its_directory(embedding_run, more, tmp_path):
     result = train(read_run_config(more, {"output": str(tmp_path / "more")}))
-    before, after = GritLM.from_pretrained(embedding_run.model), GritLM.from_pretrained(result.model)
-    moved = np.abs(np.asarray(after.params[PROJECTION]) - np.asarray(before.params[PROJECTION])).max()
+    before, after = (
+        GritLM.from_pretrained(embedding_run.model),
+        GritLM.from_pretrained(result.model),
+    )
+    moved = np.abs(
+        np.asarray(after.params[PROJECTION]) - np.asarray(before.params[PROJECTION])
+    ).max()
     assert 0 < moved < 0.01 and after.embedding_width == 12
 
 
@@ -193,16 +273,22 @@ def test_each_kind_alone_trains(folder, kind):
     name = {"embedding": "loss_emb", "generative": "loss_gen", "cached": "loss_cached"}[kind]
     assert {key for key in lines[0] if key.startswith("loss_")} == {name}
     assert lines[-1][name] < lines[0][name]
-    assert {entry["kind"] for entry in json.loads((result.output / "data_summary.json").read_text())} == {kind}
+    assert {
+        entry["kind"] for entry in json.loads((result.output / "data_summary.json").read_text())
+    } == {kind}
 
 
 @pytest.mark.slow
 def test_one_side_alone_trains(folder):
-    """Passages held fixed: the loss falls by what the queries learn, and rows are those of the sides."""
+    """Passages held fixed: the loss falls by what the queries learn, and rows are those of the
+    sides."""
     only = ALONE["embedding"] | {"train.steps": 6, "optimizer.lr": 1e-2}
     losses = {}
     for gradient in ("query", "passage"):
-        lines = read_lines(train(run(folder, gradient, **only, **{"train.gradient": gradient})).output / "metrics.jsonl")
+        lines = read_lines(
+            train(run(folder, gradient, **only, **{"train.gradient": gradient})).output
+            / "metrics.jsonl"
+        )
         assert lines[-1]["loss_emb"] < lines[0]["loss_emb"]
         losses[gradient] = [line["loss_emb"] for line in lines]
     assert losses["query"][0] == losses["passage"][0] and losses["query"][2] != losses["passage"][2]
@@ -214,16 +300,31 @@ def test_one_side_alone_trains(folder):
         ({"model.attention": "bccb"}, "model.attention must be one of bbcc, .*, bc, is 'bccb'"),
         ({"model.projection": 0}, "model.projection must be at least 1, is 0"),
         ({"train.embedding_chunk": 0}, "train.embedding_chunk must be at least 1 row"),
-        ({"train.gradient": "query", "train.backward": "split"}, "train.backward: split adds up both sides"),
-        ({"train.gradient": "queries"}, "train.gradient: expected one of both, query, passage, found 'queries'"),
+        (
+            {"train.gradient": "query", "train.backward": "split"},
+            "train.backward: split adds up both sides",
+        ),
+        (
+            {"train.gradient": "queries"},
+            "train.gradient: expected one of both, query, passage, found 'queries'",
+        ),
         ({"train.backward": "twice"}, "train.backward: expected one of joint, separate, split"),
         ({"train.eval_every": -1}, "train.eval_every must be at least 0"),
         ({"data.positives_per_query": 0}, "data.positives_per_query must be at least 1"),
-        ({"train.loss.matryoshka_dims": [4, 4]}, "train.loss.matryoshka_dims must be different numbers"),
-        ({"train.loss.false_negatives": "all"}, "false_negatives: expected one of none, absolute, relative"),
-        ({"train.loss.matryoshka_dims": [4.5]}, "train.loss.matryoshka_dims.*expected a whole number"),
+        (
+            {"train.loss.matryoshka_dims": [4, 4]},
+            "train.loss.matryoshka_dims must be different numbers",
+        ),
+        (
+            {"train.loss.false_negatives": "all"},
+            "false_negatives: expected one of none, absolute, relative",
+        ),
+        (
+            {"train.loss.matryoshka_dims": [4.5]},
+            "train.loss.matryoshka_dims.*expected a whole number",
+        ),
     ],
-)  # fmt: skip
+)
 def test_nonsense_in_a_configuration(folder, overrides, message):
     with pytest.raises(GritError, match=message):
         run(folder, "nonsense", **overrides)
@@ -237,10 +338,16 @@ def test_what_only_a_run_can_tell(folder):
 
 def test_scores_are_asked_for_by_their_line(folder, tmp_path):
     lines = (folder / "embedding.jsonl").read_text().splitlines()
-    lines[4] = json.dumps({key: value for key, value in json.loads(lines[4]).items() if key != "scores"})
+    lines[4] = json.dumps(
+        {key: value for key, value in json.loads(lines[4]).items() if key != "scores"}
+    )
     (tmp_path / "some.jsonl").write_text("\n".join(lines))
     settings = {"data.embedding": [str(tmp_path / "some.jsonl")], "data.on_error": "stop"}
-    settings |= {"data.generative_batch": 0, "data.cached_batch": 0, "train.loss.distillation_factor": 1}
+    settings |= {
+        "data.generative_batch": 0,
+        "data.cached_batch": 0,
+        "train.loss.distillation_factor": 1,
+    }
     with pytest.raises(GritError, match=r'some.jsonl:5: no "scores"'):
         train(run(folder, "scores", **settings))
 
@@ -248,40 +355,61 @@ def test_scores_are_asked_for_by_their_line(folder, tmp_path):
 def test_an_absent_side_costs_nothing(folder):
     """The step's matrix products are exactly those of the parts that are there."""
     config = ModelConfig(
-        vocab_size=96, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, dtype="float32", remat="none", tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=96,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        dtype="float32",
+        remat="none",
+        tie_word_embeddings=False,
+    )
     params = init_params(config, jax.random.key(0))
     text = TokenText([1, 2, 3, 4], [False, False, True, True])
     whole = Batch(
         embedding_batch([[5, 6, 7]] * 2, [[8, 9, 3]] * 4, [1] * 6, row_length=8, row_multiple=2),
         generative_batch([text] * 3, row_length=8, row_multiple=2),
-        cached_batch([TokenCached([[1, 2]], text)] * 2, pieces_row_length=8, row_length=8, row_multiple=2),
+        cached_batch(
+            [TokenCached([[1, 2]], text)] * 2, pieces_row_length=8, row_length=8, row_multiple=2
+        ),
     )
 
     def products(batch, **how):
         """(multiplications, whether the vocabulary is in any of them) of the traced gradient."""
-        jaxpr = jax.make_jaxpr(lambda p: joint_gradient(p, batch, StepConfig(config, LossConfig(), **how)))(params)
+        jaxpr = jax.make_jaxpr(
+            lambda p: joint_gradient(p, batch, StepConfig(config, LossConfig(), **how))
+        )(params)
         dots = list(dot_shapes(jaxpr.jaxpr))
         return sum(size for size, _ in dots), any(96 in shape for _, shape in dots)
 
-    parts = {kind: Batch(**{kind: getattr(whole, kind)}) for kind in ("embedding", "generative", "cached")}
+    parts = {
+        kind: Batch(**{kind: getattr(whole, kind)})
+        for kind in ("embedding", "generative", "cached")
+    }
     counts = {kind: products(batch)[0] for kind, batch in parts.items()}
     assert min(counts.values()) > 0 and products(whole)[0] == sum(counts.values())
-    assert not products(parts["embedding"])[1]  # nor is the vocabulary touched without a language loss
+    assert not products(parts["embedding"])[
+        1
+    ]  # nor is the vocabulary touched without a language loss
     assert products(parts["generative"])[1]
 
 
 def dot_shapes(jaxpr, times=1):
-    """(multiplications, shape of the result) of every matrix product, those in loops counted as often as they run."""
+    """(multiplications, shape of the result) of every matrix product, those in loops counted as
+    often as they run."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             length = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
             shape = equation.outvars[0].aval.shape
             yield int(times * length * np.prod(shape)), shape
-        inner_times = times * equation.params.get("length", 1) if equation.primitive.name == "scan" else times
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+        inner_times = (
+            times * equation.params.get("length", 1) if equation.primitive.name == "scan" else times
+        )
+        for value in jax.tree.leaves(
+            equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from dot_shapes(inner, inner_times)

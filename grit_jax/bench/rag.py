@@ -1,8 +1,9 @@
-"""`grit bench rag`: how long an answer over a document takes, layout by layout, search and cold loading included.
+"""`grit bench rag`: how long an answer over a document takes, layout by layout, search and cold
+loading included.
 
-The samples are the paper's (GRIT, section 4 and table 7; `gritlm: rag/eval.py`): A is a question of one token with a
-document of 4,000, B the reverse, 16 new tokens whatever the model says. Unlike there, the record of the document comes
-from the disk within the time that counts.
+The samples are the paper's (GRIT, section 4 and table 7; `gritlm: rag/eval.py`): A is a question of
+one token with a document of 4,000, B the reverse, 16 new tokens whatever the model says. Unlike
+there, the record of the document comes from the disk within the time that counts.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from grit_jax.bench.floor import Rates, kv_bytes, measure_rates, weight_bytes
+from grit_jax.bench.lower_bound import Rates, kv_bytes, measure_rates, weight_bytes
 from grit_jax.bench.texts import TextMaker
-from grit_jax.data.layouts import MODES, Mode
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
-from grit_jax.progress import progress
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.rag.page_cache import drop_page_cache
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.types import GritError
+from grit_jax.runtime.progress import progress
+from grit_jax.text.rag_layouts import MODES, Mode
 
 Shape = Literal["A", "B"]
 SHAPES: tuple[Shape, ...] = ("A", "B")
@@ -39,17 +40,19 @@ CURVE = 5  # lengths of the curve, each twice the one before
 
 @dataclasses.dataclass
 class RagTiming:
-    """One layout on one sample; seconds are medians over `repeats` answers, each the first over its document.
+    """One layout on one sample; seconds are medians over `repeats` answers, each the first over its
+    document.
 
     Attributes:
       mode: a layout or `auto`; `used` is the layout that answered.
       query_tokens, doc_tokens: of the texts, without tags.
       ttft_s, total_s: from the question's text to the first, to the last token.
-      search_s: encoding the question and finding the document. load_s: its record from the files to the device.
+      search_s: encoding the question and finding the document. load_s: its record from the files to
+        the device.
       least_s, most_s: the quickest and the slowest total.
       storage_bytes: what the layout needs of the index: nothing, vectors, or vectors and records.
-      floor_s: the bytes that have to be read (the record once, weights and cache for every token) at this machine's
-        rates; what has to be computed is not in it.
+      floor_s: the bytes that have to be read (the record once, weights and cache for every token)
+        at this machine's rates; what has to be computed is not in it.
       cold: whether the store's files were out of the page cache before each answer.
     """
 
@@ -130,7 +133,8 @@ def bench_rag(
 ) -> RagBench:
     """Times every layout and `auto` on both samples; what is compiled is compiled before.
 
-    Repeats go round all layouts and lengths, so that a slow moment of the machine hits all of them alike.
+    Repeats go round all layouts and lengths, so that a slow moment of the machine hits all of them
+    alike.
 
     Args:
       kv: how the index keeps documents' records.
@@ -145,7 +149,11 @@ def bench_rag(
     check_length(model, texts, tokens, new_tokens)
     lengths = [tokens >> i for i in reversed(range(CURVE if curve else 1)) if tokens >> i]
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as scratch:
-        samples = [_sample(model, texts, kv, shape, long, Path(scratch)) for long in lengths for shape in SHAPES]
+        samples = [
+            _sample(model, texts, kv, shape, long, Path(scratch))
+            for long in lengths
+            for shape in SHAPES
+        ]
         cases = [(sample, mode) for sample in samples for mode in MEASURED]
         runs: dict[tuple[_Sample, str], list[_Run]] = {case: [] for case in cases}
         with progress(len(cases) * (repeats + 1), "bench rag", "answers", quiet=quiet) as bar:
@@ -159,19 +167,30 @@ def bench_rag(
         weights = weight_bytes(model.params, model.config)
         context = kv_bytes(model.config, tokens)
         rates = measure_rates(Index.open(largest.index, model).store.path, weights + context)
-        timings = [_timing(model, kv, sample, mode, runs[sample, mode], rates, weights) for sample, mode in cases]
+        timings = [
+            _timing(model, kv, sample, mode, runs[sample, mode], rates, weights)
+            for sample, mode in cases
+        ]
     table = [timing for timing in timings if max(timing.query_tokens, timing.doc_tokens) == tokens]
     return RagBench(table, timings if curve else [], rates, weights)
 
 
-def _sample(model: GritLM, texts: TextMaker, kv: str, shape: Shape, long: int, folder: Path) -> _Sample:
+def _sample(
+    model: GritLM, texts: TextMaker, kv: str, shape: Shape, long: int, folder: Path
+) -> _Sample:
     """A question, and an index with the one document that it finds."""
     query, document = (SHORT_SIDE, long) if shape == "A" else (long, SHORT_SIDE)
     sample = _Sample(
-        shape, long, texts.text(query, "question"), texts.text(document, "document"), folder / f"{shape}{long}"
+        shape,
+        long,
+        texts.text(query, "question"),
+        texts.text(document, "document"),
+        folder / f"{shape}{long}",
     )
     corpus = folder / f"{shape}{long}.jsonl"
-    corpus.write_text(json.dumps({"id": "document", "text": sample.document}) + "\n", encoding="utf-8")
+    corpus.write_text(
+        json.dumps({"id": "document", "text": sample.document}) + "\n", encoding="utf-8"
+    )
     tags = model.encoder.format([""]).prompt
     build_index(model, corpus, sample.index, kv=kv, max_length=long + tags, quiet=True)  # type: ignore[arg-type]
     return sample
@@ -189,17 +208,20 @@ def check_length(model: GritLM, texts: TextMaker, tokens: int, new_tokens: int) 
     for mode in MODES:
         prompt = len(reader.prompts([Reading(mode, short, (short,) if mode != "none" else ())])[0])
         records = (mode in DOCUMENT_CACHES) + (mode in QUERY_CACHES)
-        longest = max(longest, prompt + records * (tags + SHORT_SIDE) + tokens - SHORT_SIDE + new_tokens)
+        longest = max(
+            longest, prompt + records * (tags + SHORT_SIDE) + tokens - SHORT_SIDE + new_tokens
+        )
     most = model.config.max_position_embeddings
     if longest > most:
         raise GritError(
-            f"--tokens {tokens} and --new-tokens {new_tokens} make {longest} tokens with the templates, this model "
-            f"reads {most}; take --tokens {tokens - longest + most} at most"
+            f"--tokens {tokens} and --new-tokens {new_tokens} make {longest} tokens with the"
+            f" templates, this model reads {most}; take --tokens {tokens - longest + most} at most"
         )
 
 
 def _answer(model: GritLM, sample: _Sample, mode: str, new_tokens: int) -> _Run:
-    """One answer as by a server that has been running, over a document that nobody has asked for before."""
+    """One answer as by a server that has been running, over a document that nobody has asked for
+    before."""
     index = Index.open(sample.index, model)
     index.search(np.zeros((1, model.embedding_width), np.float32), 1)  # vectors on the device
     asker, sampling = Asker(model, index), Sampling(max_new_tokens=new_tokens, ignore_eos=True)
@@ -213,7 +235,13 @@ def _answer(model: GritLM, sample: _Sample, mode: str, new_tokens: int) -> _Run:
 
 
 def _timing(
-    model: GritLM, kv: str, sample: _Sample, mode: str, runs: Sequence[_Run], rates: Rates, weights: int
+    model: GritLM,
+    kv: str,
+    sample: _Sample,
+    mode: str,
+    runs: Sequence[_Run],
+    rates: Rates,
+    weights: int,
 ) -> RagTiming:
     middle = lambda of: round(statistics.median(of(run) for run in runs), 6)
     used, new_tokens = runs[-1].used, runs[-1].new_tokens
@@ -223,7 +251,11 @@ def _timing(
     floor = new_tokens * (weights + kv_bytes(model.config, context)) / rates.memory
     floor += records / rates.store if used in DOCUMENT_CACHES else 0.0
     return RagTiming(
-        mode=mode, shape=sample.shape, kv=kv, query_tokens=sample.query_tokens, doc_tokens=sample.doc_tokens,
+        mode=mode,
+        shape=sample.shape,
+        kv=kv,
+        query_tokens=sample.query_tokens,
+        doc_tokens=sample.doc_tokens,
         new_tokens=new_tokens,
         ttft_s=middle(lambda run: run.total - run.stages["decode"]),
         total_s=middle(lambda run: run.total),
@@ -231,11 +263,14 @@ def _timing(
         load_s=middle(lambda run: run.stages["load"]),
         prefill_s=middle(lambda run: run.stages["prefill"]),
         decode_s=middle(lambda run: run.stages["decode"]),
-        least_s=round(min(run.total for run in runs), 6), most_s=round(max(run.total for run in runs), 6),
+        least_s=round(min(run.total for run in runs), 6),
+        most_s=round(max(run.total for run in runs), 6),
         repeats=len(runs),
-        storage_bytes=_stored(mode, vectors, records), floor_s=round(floor, 6), used=used,
+        storage_bytes=_stored(mode, vectors, records),
+        floor_s=round(floor, 6),
+        used=used,
         cold=all(run.cold for run in runs),
-    )  # fmt: skip
+    )
 
 
 def _stored(mode: Mode | str, vectors: int, records: int) -> int:

@@ -1,4 +1,5 @@
-"""The measurements of `grit bench rag` for a person: tables in Markdown, and the curve over lengths."""
+"""The measurements of `grit bench rag` for a person: tables in Markdown, and the curve over
+lengths."""
 
 from __future__ import annotations
 
@@ -7,12 +8,24 @@ from pathlib import Path
 
 import jax
 
-from grit_jax.bench.floor import kv_bytes
+from grit_jax.bench.lower_bound import kv_bytes
 from grit_jax.bench.rag import MEASURED, SHAPES, RagBench, RagTiming
 from grit_jax.inference.model import GritLM
-from grit_jax.progress import say
+from grit_jax.runtime.progress import say
 
-HEAD = ("layout", "first token", "total", "least", "most", "search", "load", "prefill", "decode", "floor", "stored")
+HEAD = (
+    "layout",
+    "first token",
+    "total",
+    "least",
+    "most",
+    "search",
+    "load",
+    "prefill",
+    "decode",
+    "floor",
+    "stored",
+)
 
 
 def markdown(bench: RagBench, model: GritLM) -> str:
@@ -22,8 +35,9 @@ def markdown(bench: RagBench, model: GritLM) -> str:
         rows = {timing.mode: timing for timing in bench.table if timing.shape == shape}
         one = rows["doc"]
         parts.append(
-            f"**{shape}**: a question of {_count(one.query_tokens)}, a document of {_count(one.doc_tokens)}, "
-            f"{one.new_tokens} new tokens; seconds\n\n{_table([rows[mode] for mode in MEASURED])}\n\n{_findings(rows)}"
+            f"**{shape}**: a question of {_count(one.query_tokens)}, a document of"
+            f" {_count(one.doc_tokens)}, {one.new_tokens} new tokens;"
+            f" seconds\n\n{_table([rows[mode] for mode in MEASURED])}\n\n{_findings(rows)}"
         )
     return "\n\n".join(parts) + "\n"
 
@@ -36,7 +50,10 @@ def write(bench: RagBench, model: GritLM, folder: Path) -> None:
     try:
         plot(bench.curve, folder / "latency.png")
     except ImportError:
-        say(f"{folder / 'latency.png'} is not drawn, matplotlib is missing: pip install 'grit-jax[plot]'")
+        say(
+            f"{folder / 'latency.png'} is not drawn, matplotlib is missing: pip install"
+            " 'grit-jax[plot]'"
+        )
 
 
 def plot(curve: list[RagTiming], path: Path) -> None:
@@ -48,15 +65,27 @@ def plot(curve: list[RagTiming], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, shape, side in zip(figure.subplots(1, 2), SHAPES, ("document", "question"), strict=True):
+    for axes, shape, side in zip(
+        figure.subplots(1, 2), SHAPES, ("document", "question"), strict=True
+    ):
         for mode in MEASURED:
             points = [timing for timing in curve if (timing.shape, timing.mode) == (shape, mode)]
             lengths = [max(timing.query_tokens, timing.doc_tokens) for timing in points]
-            style = {"color": "black", "linestyle": ":", "linewidth": 3} if mode == "auto" else {"marker": "o"}
+            style = (
+                {"color": "black", "linestyle": ":", "linewidth": 3}
+                if mode == "auto"
+                else {"marker": "o"}
+            )
             (line,) = axes.plot(lengths, [timing.total_s for timing in points], label=mode, **style)
             span = ([timing.least_s for timing in points], [timing.most_s for timing in points])
             axes.fill_between(lengths, *span, color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(xscale="log", yscale="log", xlabel=f"tokens of the {side}", ylabel="seconds", title=shape)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel=f"tokens of the {side}",
+            ylabel="seconds",
+            title=shape,
+        )
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
@@ -68,8 +97,17 @@ def _table(rows: list[RagTiming]) -> str:
     lines = [HEAD]
     for row in rows:
         name = f"{row.mode} ({row.used})" if row.used != row.mode else row.mode
-        seconds = (row.ttft_s, row.total_s, row.least_s, row.most_s, row.search_s, row.load_s, row.prefill_s,
-                   row.decode_s, row.floor_s)  # fmt: skip
+        seconds = (
+            row.ttft_s,
+            row.total_s,
+            row.least_s,
+            row.most_s,
+            row.search_s,
+            row.load_s,
+            row.prefill_s,
+            row.decode_s,
+            row.floor_s,
+        )
         lines.append((name, *(f"{value:.3f}" for value in seconds), _size(row.storage_bytes)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
     lines.insert(1, ("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])))
@@ -78,15 +116,19 @@ def _table(rows: list[RagTiming]) -> str:
 
 
 def _findings(rows: dict[str, RagTiming]) -> str:
-    """What the targets are about: cached against read, against no document, and the router against the best."""
+    """What the targets are about: cached against read, against no document, and the router against
+    the best."""
     doc, none = rows["doc"], rows["none"]
     plain = min(rows["query-then-doc"].total_s, rows["doc-then-query"].total_s)
-    best = min((row for mode, row in rows.items() if mode not in ("auto", "none")), key=lambda row: row.total_s)
+    best = min(
+        (row for mode, row in rows.items() if mode not in ("auto", "none")),
+        key=lambda row: row.total_s,
+    )
     over = rows["auto"].total_s / best.total_s - 1
     return (
-        f"doc takes {doc.total_s / none.total_s:.2f} times as long as an answer without a document, and is "
-        f"{plain / doc.total_s:.1f} times as fast as reading it; auto took {rows['auto'].used} and "
-        f"{100 * over:+.0f}% of the time of the best ({best.mode})."
+        f"doc takes {doc.total_s / none.total_s:.2f} times as long as an answer without a document,"
+        f" and is {plain / doc.total_s:.1f} times as fast as reading it; auto took"
+        f" {rows['auto'].used} and {100 * over:+.0f}% of the time of the best ({best.mode})."
     )
 
 
@@ -96,15 +138,18 @@ def _conditions(bench: RagBench, model: GritLM) -> str:
     cold = (
         "The document's record comes from the disk each time."
         if all(timing.cold for timing in bench.table)
-        else "This system could not be made to forget the store's files: records come from its page cache."
+        else (
+            "This system could not be made to forget the store's files: records come from its page"
+            " cache."
+        )
     )
     return (
-        f"{c.num_parameters / 1e6:.0f}M parameters, {c.dtype}, records {row.kv}; {device.device_kind}, "
-        f"jax {jax.__version__}. Medians of {row.repeats} rounds over all layouts, the quickest and the slowest beside "
-        f"them, nothing compiled in between. {cold} The floor is bytes: a record at {bench.rates.store / 1e9:.2f} GB/s "
-        f"once, and for each token {bench.weight_bytes / 1e6:.1f} MB of weights and "
-        f"{kv_bytes(c, tokens) / 1e6:.1f} MB of keys and values ({tokens} tokens) at "
-        f"{bench.rates.memory / 1e9:.2f} GB/s."
+        f"{c.num_parameters / 1e6:.0f}M parameters, {c.dtype}, records {row.kv};"
+        f" {device.device_kind}, jax {jax.__version__}. Medians of {row.repeats} rounds over all"
+        f" layouts, the quickest and the slowest beside them, nothing compiled in between. {cold}"
+        f" The floor is bytes: a record at {bench.rates.store / 1e9:.2f} GB/s once, and for each"
+        f" token {bench.weight_bytes / 1e6:.1f} MB of weights and {kv_bytes(c, tokens) / 1e6:.1f}"
+        f" MB of keys and values ({tokens} tokens) at {bench.rates.memory / 1e9:.2f} GB/s."
     )
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.types import GritError
 
 CANDIDATES = 4000  # ids looked at for words
 MANY = 1 << 24  # tokens; no text here is cut
@@ -18,7 +18,8 @@ ATTEMPTS = 20
 
 @dataclasses.dataclass(frozen=True)
 class _Vocabulary:
-    """Words that are one token at the beginning of a text, others that are one after a word and a separator."""
+    """Words that are one token at the beginning of a text, others that are one after a word and a
+    separator."""
 
     first: list[str]
     next: list[str]
@@ -26,7 +27,8 @@ class _Vocabulary:
 
 
 class TextMaker:
-    """Makes texts that a model reads as so many tokens, tags of the embedding format apart; the same for a seed."""
+    """Makes texts that a model reads as so many tokens, tags of the embedding format apart; the
+    same for a seed."""
 
     def __init__(self, model: GritLM, seed: int = 0):
         self._model, self._seed = model, seed
@@ -46,8 +48,14 @@ class TextMaker:
                 more = tokens - self.count([text])[0]
                 if not more:
                     return text
-                words = words[: max(1, len(words) + more)] if more < 0 else [*words, *rng.choice(vocabulary.next, more)]
-        raise GritError(f"no text of exactly {tokens} tokens can be made with this model's tokenizer")
+                words = (
+                    words[: max(1, len(words) + more)]
+                    if more < 0
+                    else [*words, *rng.choice(vocabulary.next, more)]
+                )
+        raise GritError(
+            f"no text of exactly {tokens} tokens can be made with this model's tokenizer"
+        )
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts as the model embeds them, without its tags."""
@@ -65,4 +73,7 @@ class TextMaker:
             counts = self.count([f"{first[0]}{separator}{word}" for word in words])
             if found := [word for word, n in zip(words, counts, strict=True) if n == 2]:
                 return _Vocabulary(first, found, separator)
-        raise GritError("this model's tokenizer has no words that are one token, to make texts of a given length of")
+        raise GritError(
+            "this model's tokenizer has no words that are one token, to make texts of a given"
+            " length of"
+        )

@@ -1,4 +1,5 @@
-"""`grit bench encode|decode|train`: tokens a second of the three things that a model does, on random token ids."""
+"""`grit bench encode|decode|train`: tokens a second of the three things that a model does, on
+random token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import numpy as np
 from grit_jax.data.packing import TokenText, embedding_batch, generative_batch
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
-from grit_jax.progress import progress
+from grit_jax.runtime.progress import progress
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
 from grit_jax.training.joint import StepConfig
 from grit_jax.training.loop import count_tokens
@@ -30,8 +31,11 @@ ROWS = (1, 8)  # answers decoded together
 Results = dict[str, dict[str, Any]]
 
 
-def bench_encode(model: GritLM, *, batch_tokens: int = 4096, repeats: int = 3, seed: int = 0) -> Results:
-    """Short texts, long ones, texts of all lengths, and long ones whose keys and values are wanted, too."""
+def bench_encode(
+    model: GritLM, *, batch_tokens: int = 4096, repeats: int = 3, seed: int = 0
+) -> Results:
+    """Short texts, long ones, texts of all lengths, and long ones whose keys and values are wanted,
+    too."""
     rng = np.random.default_rng(seed)
     lengths = {
         "queries": [QUERY] * -(-batch_tokens // QUERY),
@@ -48,25 +52,34 @@ def bench_encode(model: GritLM, *, batch_tokens: int = 4096, repeats: int = 3, s
 
 
 def bench_decode(model: GritLM, *, repeats: int = 3, seed: int = 0) -> Results:
-    """Answers of 64 tokens to prompts of 128, one alone and eight together; the end of sequence is ignored.
+    """Answers of 64 tokens to prompts of 128, one alone and eight together; the end of sequence is
+    ignored.
 
-    `tokens_per_s` and `seconds` are those of decoding alone, `prefill_tokens_per_s` of reading the prompts.
+    `tokens_per_s` and `seconds` are those of decoding alone, `prefill_tokens_per_s` of reading the
+    prompts.
     """
     rng, sampling = np.random.default_rng(seed), Sampling(max_new_tokens=NEW, ignore_eos=True)
     results: Results = {}
     for rows in progress(ROWS, "bench decode", "measurements"):
         prompts = [_ids(rng, model, PROMPT) for _ in range(rows)]
-        timings = [model.generate_ids(prompts, sampling=sampling).timings for _ in range(repeats + 1)][1:]
+        timings = [
+            model.generate_ids(prompts, sampling=sampling).timings for _ in range(repeats + 1)
+        ][1:]
         prefill = rows * PROMPT / statistics.median(one.prefill for one in timings)
         results[f"rows_{rows}"] = _rates(
-            rows * (NEW - 1), [one.decode for one in timings],  # the first new token comes with the prompt
-            rows=rows, prefill_tokens_per_s=round(prefill, 1),
-        )  # fmt: skip
+            rows * (NEW - 1),
+            [one.decode for one in timings],  # the first new token comes with the prompt
+            rows=rows,
+            prefill_tokens_per_s=round(prefill, 1),
+        )
     return results
 
 
-def bench_train(model: GritLM, *, batch_tokens: int = 4096, repeats: int = 3, seed: int = 0) -> Results:
-    """Optimizer steps from these weights, with both losses and with each alone, as `grit train` runs them."""
+def bench_train(
+    model: GritLM, *, batch_tokens: int = 4096, repeats: int = 3, seed: int = 0
+) -> Results:
+    """Optimizer steps from these weights, with both losses and with each alone, as `grit train`
+    runs them."""
     rng, rules, mesh = np.random.default_rng(seed), ShardingRules(), make_mesh(MeshConfig())
     config = dataclasses.replace(model.config, remat="full")
     schedule = make_schedule(OptimizerConfig(), 1000)
@@ -74,7 +87,10 @@ def bench_train(model: GritLM, *, batch_tokens: int = 4096, repeats: int = 3, se
     pairs, texts = (max(1, batch_tokens // 2 // size) for size in (QUERY + PASSAGE, PASSAGE))
     passages = [_ids(rng, model, PASSAGE) for _ in range(pairs)]
     embedding = embedding_batch(
-        [_ids(rng, model, QUERY) for _ in range(pairs)], passages, [0] * (2 * pairs), row_length=PASSAGE
+        [_ids(rng, model, QUERY) for _ in range(pairs)],
+        passages,
+        [0] * (2 * pairs),
+        row_length=PASSAGE,
     )
     answers = [TokenText(_ids(rng, model, PASSAGE), np.arange(PASSAGE) > 0) for _ in range(texts)]  # type: ignore[arg-type]
     generative = generative_batch(answers, row_length=PASSAGE)
@@ -103,8 +119,14 @@ def bench_train(model: GritLM, *, batch_tokens: int = 4096, repeats: int = 3, se
 def lines(results: Results) -> Iterator[str]:
     """For the person."""
     for name, values in results.items():
-        more = "".join(f", {key} {value}" for key, value in values.items() if key not in ("tokens_per_s", "seconds"))
-        yield f"{name:18s}{values['tokens_per_s']:>12,.1f} tokens/s  {values['seconds']:.3f} s{more}"
+        more = "".join(
+            f", {key} {value}"
+            for key, value in values.items()
+            if key not in ("tokens_per_s", "seconds")
+        )
+        yield (
+            f"{name:18s}{values['tokens_per_s']:>12,.1f} tokens/s  {values['seconds']:.3f} s{more}"
+        )
 
 
 def _seconds(work: Callable[[], Any], repeats: int) -> list[float]:
@@ -120,9 +142,14 @@ def _seconds(work: Callable[[], Any], repeats: int) -> list[float]:
 def _rates(tokens: int, seconds: list[float], **more: Any) -> dict[str, Any]:
     middle = statistics.median(seconds)
     return {
-        "tokens_per_s": round(tokens / middle, 1), "seconds": round(middle, 6), "least_s": round(min(seconds), 6),
-        "most_s": round(max(seconds), 6), "repeats": len(seconds), "tokens": tokens, **more,
-    }  # fmt: skip
+        "tokens_per_s": round(tokens / middle, 1),
+        "seconds": round(middle, 6),
+        "least_s": round(min(seconds), 6),
+        "most_s": round(max(seconds), 6),
+        "repeats": len(seconds),
+        "tokens": tokens,
+        **more,
+    }
 
 
 def _ids(rng: np.random.Generator, model: GritLM, tokens: int) -> list[int]:

@@ -1,8 +1,9 @@
-"""Questions over several documents: each row's own among distractors, the other documents that fit its question best.
+"""Questions over several documents: each row's own among distractors, the other documents that fit
+its question best.
 
-Ranked by BM25, so that no model chooses what another one is scored on. The row's own documents keep their order and
-stand at seeded random places among the distractors, which come best first: neither the first place nor the last gives
-the answer away.
+Ranked by BM25, so that no model chooses what another one is scored on. The row's own documents keep
+their order and stand at seeded random places among the distractors, which come best first: neither
+the first place nor the last gives the answer away.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from grit_jax.data.datasets import open_lines
+from grit_jax.data.bm25 import BM25
 from grit_jax.data.formats import CachedExample, document_text
-from grit_jax.data.jsonl import write_jsonl
-from grit_jax.data.lexical import BM25
 from grit_jax.data.lines import read_examples
-from grit_jax.progress import progress
-from grit_jax.types import GritError
+from grit_jax.data.sources import open_lines
+from grit_jax.errors import GritError
+from grit_jax.runtime.files import write_jsonl
+from grit_jax.runtime.progress import progress
 
 
 class Distractors:
@@ -37,8 +38,8 @@ class Distractors:
     def among(self, example: CachedExample, k: int) -> CachedExample:
         """The example over `k` documents: its own (all of them, if there are more) and distractors.
 
-        The same question gets the same places and distractors whatever stands beside it, and those of a smaller `k` are
-        among those of a larger one.
+        The same question gets the same places and distractors whatever stands beside it, and those
+        of a smaller `k` are among those of a larger one.
 
         Raises:
           GritError: the corpus has fewer documents.
@@ -50,8 +51,8 @@ class Distractors:
         others = [self.corpus[i] for i in found if self.corpus[i] not in example.docs][:missing]
         if len(others) < missing:
             raise GritError(
-                f"question {example.question!r:.60}: there are {len(others)} documents beside its own, "
-                f"{missing} are wanted; ask for fewer (--k) or name more (--corpus)"
+                f"question {example.question!r:.60}: there are {len(others)} documents beside its"
+                f" own, {missing} are wanted; ask for fewer (--k) or name more (--corpus)"
             )
         generator = random.Random(f"{self.seed} {k} {example.question}")
         places = set(generator.sample(range(k), len(example.docs)))
@@ -76,9 +77,15 @@ def corpus_texts(path: str | Path) -> list[str]:
 
 
 def write_rows(
-    questions: str | Path, output: Path, ks: Sequence[int], *,
-    corpus: str | Path | None = None, rows: int | None = None, seed: int = 0, quiet: bool = False,
-) -> int:  # fmt: skip
+    questions: str | Path,
+    output: Path,
+    ks: Sequence[int],
+    *,
+    corpus: str | Path | None = None,
+    rows: int | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> int:
     """Writes training rows `{"docs", "text"}` over several documents; returns their number.
 
     Args:
@@ -88,8 +95,8 @@ def write_rows(
       rows: how many to write; None: one for each question.
 
     Raises:
-      GritError: an unreadable file, a bad line, too few questions or documents, an output that is there or cannot be
-        written.
+      GritError: an unreadable file, a bad line, too few questions or documents, an output that is
+        there or cannot be written.
     """
     source = read_examples(questions, "cached")
     count = len(source) if rows is None else rows
@@ -101,5 +108,9 @@ def write_rows(
     texts = everything if corpus is None else corpus_texts(corpus)
     distractors = Distractors(texts, seed)
     pairs = list(zip(examples, itertools.cycle(ks), strict=False))
-    among = (distractors.among(*pair) for pair in progress(pairs, "distractors", "rows", quiet=quiet))
-    return write_jsonl(output, ({"docs": list(one.docs), "text": [one.question, one.answer]} for one in among))
+    among = (
+        distractors.among(*pair) for pair in progress(pairs, "distractors", "rows", quiet=quiet)
+    )
+    return write_jsonl(
+        output, ({"docs": list(one.docs), "text": [one.question, one.answer]} for one in among)
+    )

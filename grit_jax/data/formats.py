@@ -4,11 +4,14 @@ Three kinds, told apart by their keys (texts are strings, or `[instruction, text
 
     embedding   {"query": text, "pos": [text, ...], "neg": [text, ...]}
     generative  {"text": "a document"} or {"text": [user, assistant, user, assistant, ...]}
-    cached      {"docs": ["a document", {"title": ..., "text": ...}, ...], "text": [question, answer]}
+    cached      {"docs": ["a document", {"title": ..., "text": ...}, ...], "text": [question,
+    answer]}
 
-An embedding line may have the scores of a teacher for its "pos" and then its "neg": "scores": [9.1, 2.5, ...].
+An embedding line may have the scores of a teacher for its "pos" and then its "neg": "scores": [9.1,
+2.5, ...].
 
-The first two are the original's (`gritlm/training/data.py`); the third trains answers over cached documents.
+The first two are the original's (`gritlm/training/data.py`); the third trains answers over cached
+documents.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import dataclasses
 import json
 from typing import Any, Literal, TypeAlias
 
-from grit_jax.types import GritError
+from grit_jax.errors import GritError
 
 MOST_SCORE = 1e30  # a teacher's score beyond it would not survive float32
 
@@ -26,7 +29,8 @@ Kind: TypeAlias = Literal["embedding", "generative", "cached"]
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text to embed. `instruction` is None for a bare string, which `raw_strings` leaves unformatted."""
+    """A text to embed. `instruction` is None for a bare string, which `raw_strings` leaves
+    unformatted."""
 
     instruction: str | None
     text: str
@@ -34,7 +38,8 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingExample:
-    """A query, texts that answer it (at least one) and texts that do not; a teacher's scores of both, in that order."""
+    """A query, texts that answer it (at least one) and texts that do not; a teacher's scores of
+    both, in that order."""
 
     query: Text
     positives: tuple[Text, ...]
@@ -140,7 +145,9 @@ def _embedding(data: dict[str, Any], where: str) -> EmbeddingExample:
     if not lists["pos"]:
         raise LineError(where, '"pos" is empty; a query needs at least one positive')
     scores = _scores(data.get("scores"), where, len(lists["pos"]) + len(lists["neg"]))
-    return EmbeddingExample(_text(data["query"], where, "query"), lists["pos"], lists["neg"], scores)
+    return EmbeddingExample(
+        _text(data["query"], where, "query"), lists["pos"], lists["neg"], scores
+    )
 
 
 def _scores(value: Any, where: str, count: int) -> tuple[float, ...] | None:
@@ -148,11 +155,17 @@ def _scores(value: Any, where: str, count: int) -> tuple[float, ...] | None:
         return None
     if not isinstance(value, list) or len(value) != count:
         raise LineError(
-            where, f'"scores" must be a list of {count} numbers, one for each of "pos" and "neg", found {_type(value)}'
+            where,
+            f'"scores" must be a list of {count} numbers, one for each of "pos" and "neg", found'
+            f" {_type(value)}",
         )
     for i, score in enumerate(value):
         # json reads NaN and Infinity, and true is an int to Python.
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not -MOST_SCORE < score < MOST_SCORE:
+        if (
+            isinstance(score, bool)
+            or not isinstance(score, (int, float))
+            or not -MOST_SCORE < score < MOST_SCORE
+        ):
             raise LineError(where, f"scores[{i}] must be a finite number, found {_type(score)}")
     return tuple(float(score) for score in value)
 
@@ -166,7 +179,8 @@ def _generative(data: dict[str, Any], where: str) -> GenerativeExample:
         if len(turns) % 2:
             raise LineError(
                 where,
-                f'"text" has an odd number of turns ({len(turns)}); expected [user, assistant, ...] in pairs',
+                f'"text" has an odd number of turns ({len(turns)}); expected [user, assistant, ...]'
+                " in pairs",
             )
         return GenerativeExample(turns=turns)
     return GenerativeExample(text=_string(value, where, '"text"'))
@@ -174,10 +188,14 @@ def _generative(data: dict[str, Any], where: str) -> GenerativeExample:
 
 def _cached(data: dict[str, Any], where: str) -> CachedExample:
     if "text" not in data:
-        raise LineError(where, f'the key "text" ([question, answer]) is missing; found {_names(data)}')
+        raise LineError(
+            where, f'the key "text" ([question, answer]) is missing; found {_names(data)}'
+        )
     docs, text = data["docs"], data["text"]
     if not isinstance(docs, list) or not docs:
-        raise LineError(where, f'"docs" must be a list of at least one document, found {_type(docs)}')
+        raise LineError(
+            where, f'"docs" must be a list of at least one document, found {_type(docs)}'
+        )
     if not isinstance(text, list) or len(text) != 2:
         raise LineError(where, f'"text" must be [question, answer], found {_type(text)}')
     return CachedExample(
@@ -191,12 +209,16 @@ def _load(line: str | bytes, where: str) -> dict[str, Any]:
     try:
         # Not json's own guess of an encoding: it takes two odd bytes for UTF-16.
         text = line.decode("utf-8") if isinstance(line, bytes) else line
-        data = json.loads(text.rstrip())  # or a line that is cut short would be wrong at column 1 of the next
+        data = json.loads(
+            text.rstrip()
+        )  # or a line that is cut short would be wrong at column 1 of the next
     except UnicodeDecodeError as error:
         raise LineError(where, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
     except ValueError as error:
         what = (
-            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            f"{error.msg} at column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else str(error)
         )
         raise LineError(where, f"not valid JSON: {what}") from None
     except RecursionError:
@@ -209,10 +231,14 @@ def _load(line: str | bytes, where: str) -> dict[str, Any]:
 def _text(value: Any, where: str, name: str) -> Text:
     if isinstance(value, list):
         if len(value) != 2:
-            raise LineError(where, f"{name} must be a string or [instruction, text], found {_type(value)}")
+            raise LineError(
+                where, f"{name} must be a string or [instruction, text], found {_type(value)}"
+            )
         instruction = value[0]
         if not isinstance(instruction, str):
-            raise LineError(where, f"the instruction of {name} must be a string, found {_type(instruction)}")
+            raise LineError(
+                where, f"the instruction of {name} must be a string, found {_type(instruction)}"
+            )
         _check_unicode(instruction, where, f"the instruction of {name}")
         return Text(instruction, _string(value[1], where, f"the text of {name}"))
     return Text(None, _string(value, where, name))
@@ -232,7 +258,9 @@ def _check_unicode(value: str, where: str, name: str) -> None:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise LineError(where, f"{name} holds half of a surrogate pair (\\ud800 to \\udfff)") from None
+            raise LineError(
+                where, f"{name} holds half of a surrogate pair (\\ud800 to \\udfff)"
+            ) from None
 
 
 def _type(value: Any) -> str:

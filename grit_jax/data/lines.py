@@ -11,21 +11,22 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from grit_jax.data.formats import KIND_OF_TYPE, Example, Kind, LineError, parse_line
-from grit_jax.progress import progress
-from grit_jax.types import GritError
+from grit_jax.errors import GritError
+from grit_jax.runtime.progress import progress
 
 OnError: TypeAlias = Literal["stop", "skip"]
 
 # From this many lines on, checking a file takes seconds and shows its progress.
 _MANY_LINES = 200_000
 
-# A further look at a good example: a reason to leave it out, None to keep it; raises LineError if it is a
-# mistake.
+# A further look at a good example: a reason to leave it out, None to keep it; raises LineError if
+# it is a mistake.
 Check: TypeAlias = Callable[[Example, str], "str | None"]
 
 
 class Source(Protocol):
-    """Random access to the examples of one dataset; `where(i)` is the place of example `i` for messages."""
+    """Random access to the examples of one dataset; `where(i)` is the place of example `i` for
+    messages."""
 
     name: str
     kind: Kind
@@ -38,7 +39,8 @@ class Source(Protocol):
 
 
 class JsonlFile:
-    """The lines of a JSONL file by number; only their offsets are held in memory. Blank lines do not count.
+    """The lines of a JSONL file by number; only their offsets are held in memory. Blank lines do
+    not count.
 
     Raises:
       GritError: no such file, a folder, compressed or binary data, or no line in it.
@@ -77,10 +79,14 @@ class JsonlFile:
             with open(path, "rb") as file:
                 head = file.read(4096)
                 if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd":
-                    raise GritError(f"{path}: compressed data; unpack it first (gzip -d or zstd -d)")
+                    raise GritError(
+                        f"{path}: compressed data; unpack it first (gzip -d or zstd -d)"
+                    )
                 if b"\0" in head:
                     raise GritError(f"{path}: binary data, not a JSONL text file")
-                position = 3 if head[:3] == b"\xef\xbb\xbf" else 0  # a byte-order mark is no part of the JSON
+                position = (
+                    3 if head[:3] == b"\xef\xbb\xbf" else 0
+                )  # a byte-order mark is no part of the JSON
                 file.seek(position)
                 for number, line in enumerate(file, start=1):
                     if line.strip():
@@ -99,13 +105,20 @@ class JsonlFile:
 
 
 class LineSource:
-    """A `Source` over numbered lines (a JsonlFile, or a prepared dataset), all checked when it is opened.
+    """A `Source` over numbered lines (a JsonlFile, or a prepared dataset), all checked when it is
+    opened.
 
-    Checking first costs one pass, and a bad line stops a run before it starts, not in its last hour.
+    Checking first costs one pass, and a bad line stops a run before it starts, not in its last
+    hour.
     """
 
     def __init__(
-        self, name: str, lines: Any, kind: Kind | None, on_error: OnError, check: Check | None = None
+        self,
+        name: str,
+        lines: Any,
+        kind: Kind | None,
+        on_error: OnError,
+        check: Check | None = None,
     ):
         self.name = name
         self._lines = lines
@@ -158,17 +171,22 @@ class LineSource:
 
 
 def read_examples(
-    path: str | Path, kind: Kind | None = None, on_error: OnError = "stop", check: Check | None = None
+    path: str | Path,
+    kind: Kind | None = None,
+    on_error: OnError = "stop",
+    check: Check | None = None,
 ) -> LineSource:
     """The examples of a JSONL file, each line checked.
 
     Args:
       kind: what the lines must be; None takes the first line's.
-      on_error: "stop" raises at the first bad line; "skip" leaves it out and counts its reason in `.skipped`.
+      on_error: "stop" raises at the first bad line; "skip" leaves it out and counts its reason in
+        `.skipped`.
       check: says which good examples to leave out as well; they are counted in `.filtered`.
 
     Raises:
-      GritError: an unreadable file, a bad line (`file:line: what is wrong`), or no good line at all.
+      GritError: an unreadable file, a bad line (`file:line: what is wrong`), or no good line at
+        all.
     """
     return LineSource(str(path), JsonlFile(path), kind, on_error, check)
 

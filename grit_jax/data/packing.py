@@ -1,7 +1,9 @@
-"""Texts of different lengths into rows of one length, and the batches of `types.py` from tokenised examples.
+"""Texts of different lengths into rows of one length, and the batches of `types.py` from tokenised
+examples.
 
-First fit decreasing: the longest text first, each into the first row that has room. Rows are rounded up to a
-multiple and so is the number of texts a row may hold, because every new shape is compiled anew.
+First fit decreasing: the longest text first, each into the first row that has room. Rows are
+rounded up to a multiple and so is the number of texts a row may hold, because every new shape is
+compiled anew.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from grit_jax.types import CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
 SEGMENT_MULTIPLE = 8
 
 T = TypeVar("T")
-# Called once it is known where everything goes, with the row of each text (-1: it is missing) and the number of rows;
-# returns the texts to lay down, of the lengths given before (see `shares.py`).
+# Called once it is known where everything goes, with the row of each text (-1: it is missing) and
+# the number of rows; returns the texts to lay down, of the lengths given before (see `shares.py`).
 Arrive = Callable[[np.ndarray, int], Sequence[T]]
 
 
@@ -40,7 +42,8 @@ class Assignment:
 @dataclasses.dataclass(frozen=True)
 class PackedTexts:
     """Packed texts. With `G = segments_per_row`, text `i` is segment `locations[i] % G + 1` of row
-    `locations[i] // G` and begins there at token `starts[i]`; `pool` marks tokens behind the prompts."""
+    `locations[i] // G` and begins there at token `starts[i]`; `pool` marks tokens behind the
+    prompts."""
 
     rows: Rows
     pool: np.ndarray
@@ -59,7 +62,8 @@ class TokenText:
 
 @dataclasses.dataclass(frozen=True)
 class TokenCached:
-    """A continuation with its answer, and the cached texts that it follows, each behind `prompt` tokens of tags."""
+    """A continuation with its answer, and the cached texts that it follows, each behind `prompt`
+    tokens of tags."""
 
     pieces: Sequence[Sequence[int]]
     text: TokenText
@@ -67,12 +71,16 @@ class TokenCached:
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `number`, and at least one `multiple`."""
+    """The smallest multiple of `multiple` that is at least `number`, and at least one
+    `multiple`."""
     return max(1, -(-number // multiple)) * multiple
 
 
-def pack(lengths: Sequence[int] | Sequence[tuple[int, ...]], capacity: int | tuple[int, ...]) -> Assignment:
-    """First fit decreasing. With tuples, a row has several capacities and a text takes some of each.
+def pack(
+    lengths: Sequence[int] | Sequence[tuple[int, ...]], capacity: int | tuple[int, ...]
+) -> Assignment:
+    """First fit decreasing. With tuples, a row has several capacities and a text takes some of
+    each.
 
     Raises:
       ValueError: a text is longer than a row (texts are cut before they are packed).
@@ -91,7 +99,11 @@ def pack(lengths: Sequence[int] | Sequence[tuple[int, ...]], capacity: int | tup
     row, place = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
     used = 0
     for i in order:
-        fits = (free[: used + 1] >= sizes[i]).all(1) if len(room) > 1 else free[: used + 1, 0] >= sizes[i, 0]
+        fits = (
+            (free[: used + 1] >= sizes[i]).all(1)
+            if len(room) > 1
+            else free[: used + 1, 0] >= sizes[i, 0]
+        )
         r = int(fits.argmax())
         free[r] -= sizes[i]
         row[i], place[i] = r, count[r]
@@ -117,14 +129,21 @@ class Placement:
 
 
 def place_texts(
-    lengths: Sequence[int], row_length: int | None = None, row_multiple: int = 1, min_rows: int = 0,
+    lengths: Sequence[int],
+    row_length: int | None = None,
+    row_multiple: int = 1,
+    min_rows: int = 0,
     min_segments: int = 0,
-) -> Placement:  # fmt: skip
+) -> Placement:
     """The first half of `pack_texts`, for which lengths are enough."""
     width = row_length or max(lengths, default=1)
     where = pack(lengths, width)
-    height = max(round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0)
-    return Placement(where, lengths, height, width, max(round_up(where.most, SEGMENT_MULTIPLE), min_segments))
+    height = max(
+        round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0
+    )
+    return Placement(
+        where, lengths, height, width, max(round_up(where.most, SEGMENT_MULTIPLE), min_segments)
+    )
 
 
 def pack_texts(
@@ -147,16 +166,27 @@ def pack_texts(
       prompt_lengths: leading tokens of each text that pooling leaves out.
       blocks: whether what is pooled is a block of prefix attention (the paper's "cb").
     """
-    placement = place_texts([len(text) for text in ids], row_length, row_multiple, min_rows, min_segments)
+    placement = place_texts(
+        [len(text) for text in ids], row_length, row_multiple, min_rows, min_segments
+    )
     return lay_texts(ids, placement, prompt_lengths=prompt_lengths, blocks=blocks, pad_id=pad_id)
 
 
 def lay_texts(
-    ids: Sequence[Sequence[int]], placement: Placement, *, prompt_lengths: Sequence[int] | None = None,
-    blocks: bool = False, pad_id: int = 0,
-) -> PackedTexts:  # fmt: skip
+    ids: Sequence[Sequence[int]],
+    placement: Placement,
+    *,
+    prompt_lengths: Sequence[int] | None = None,
+    blocks: bool = False,
+    pad_id: int = 0,
+) -> PackedTexts:
     """The second half of `pack_texts`."""
-    where, lengths, height, width = placement.where, placement.lengths, placement.height, placement.width
+    where, lengths, height, width = (
+        placement.where,
+        placement.lengths,
+        placement.height,
+        placement.width,
+    )
     tokens = np.full((height, width), pad_id, np.int32)
     positions, segments = np.zeros((height, width), np.int32), np.zeros((height, width), np.int32)
     pool = np.zeros((height, width), bool)
@@ -197,8 +227,8 @@ def embedding_batch(
     """Queries and passages in the same rows, or each in rows of their own (`separate`).
 
     Args:
-      passages: as many for each query, its `positives` first. With more than one positive, some may be missing:
-        an empty sequence each.
+      passages: as many for each query, its `positives` first. With more than one positive, some may
+        be missing: an empty sequence each.
       prompt_lengths: of the queries, then of the passages.
       min_query_rows: as `min_rows`, of the queries' own rows (`min_rows` then is the passages').
       scores: a teacher's, of the passages.
@@ -215,10 +245,14 @@ def embedding_batch(
     per_row = max(placement.segments_per_row for placement in placements)
     query_rows = placements[0].height if separate else 0
     rows = np.full(len(texts), -1)
-    rows[there] = np.concatenate([p.where.row + above for p, above in zip(placements, (0, query_rows), strict=False)])
+    rows[there] = np.concatenate(
+        [p.where.row + above for p, above in zip(placements, (0, query_rows), strict=False)]
+    )
     place = np.concatenate([placement.where.place for placement in placements])
     # A missing passage points at another one; it counts nowhere.
-    locations = np.full(len(texts), rows[members[-1][0]] * per_row + placements[-1].where.place[0], np.int32)
+    locations = np.full(
+        len(texts), rows[members[-1][0]] * per_row + placements[-1].where.place[0], np.int32
+    )
     locations[there] = rows[there] * per_row + place
     if keys is None:
         keys = [np.asarray(ids, np.int32).tobytes() for ids in passages]
@@ -226,11 +260,14 @@ def embedding_batch(
         texts = list(arrive(rows, sum(placement.height for placement in placements)))
     sides = [
         lay_texts(
-            [texts[i] for i in numbers], placement, prompt_lengths=[prompt_lengths[i] for i in numbers],
-            blocks=blocks, pad_id=pad_id,
+            [texts[i] for i in numbers],
+            placement,
+            prompt_lengths=[prompt_lengths[i] for i in numbers],
+            blocks=blocks,
+            pad_id=pad_id,
         )
         for numbers, placement in zip(members, placements, strict=True)
-    ]  # fmt: skip
+    ]
     numbers: dict[bytes, int] = {}
     return EmbeddingBatch(
         rows=jax.tree.map(lambda *x: np.concatenate(x), *(side.rows for side in sides)),
@@ -258,8 +295,8 @@ def generative_batch(
 ) -> GenerativeBatch:
     """Sequences for the language loss, packed; `sequence` numbers them in the order given.
 
-    With `prefix`, what stands before a sequence's first target is a block of prefix attention (a prefix-LM).
-    `arrive` brings the texts, those given being of their lengths only.
+    With `prefix`, what stands before a sequence's first target is a block of prefix attention (a
+    prefix-LM). `arrive` brings the texts, those given being of their lengths only.
     """
     placement = place_texts([len(text.ids) for text in texts], row_length, row_multiple, min_rows)
     if arrive is not None:
@@ -284,21 +321,28 @@ def cached_batch(
     arrive: Arrive[TokenCached] | None = None,
     pad_id: int = 0,
 ) -> CachedBatch:
-    """Continuations and the cached texts that they follow: an example's are in the same row of both arrays.
+    """Continuations and the cached texts that they follow: an example's are in the same row of both
+    arrays.
 
-    The cached texts of an example stand one after the other and its continuation goes on from there, so
-    positions are those of the composed prompt. `blocks` is that of `pack_texts` for the cached texts, `prefix` that
-    of `generative_batch` for the continuations; `arrive` brings the examples.
+    The cached texts of an example stand one after the other and its continuation goes on from
+    there, so positions are those of the composed prompt. `blocks` is that of `pack_texts` for the
+    cached texts, `prefix` that of `generative_batch` for the continuations; `arrive` brings the
+    examples.
     """
     totals = [sum(map(len, example.pieces)) for example in examples]
     where = pack(
         [(total, len(example.text.ids)) for total, example in zip(totals, examples, strict=True)],
         (pieces_row_length, row_length),
     )
-    height = max(round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0)
+    height = max(
+        round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0
+    )
     if arrive is not None:
         examples = arrive(where.row, height)
-    pieces, text = _empty_rows(height, pieces_row_length, pad_id), _empty_rows(height, row_length, pad_id)
+    pieces, text = (
+        _empty_rows(height, pieces_row_length, pad_id),
+        _empty_rows(height, row_length, pad_id),
+    )
     owner, places = (
         np.zeros((height, pieces_row_length), np.int32),
         np.zeros((height, pieces_row_length), np.int32),
@@ -326,7 +370,9 @@ def cached_batch(
     if blocks:
         pieces = dataclasses.replace(pieces, blocks=marks)
     if prefix:
-        text = dataclasses.replace(text, blocks=_prefix_blocks(continuations, text, where.row, starts))
+        text = dataclasses.replace(
+            text, blocks=_prefix_blocks(continuations, text, where.row, starts)
+        )
     return CachedBatch(
         pieces=pieces,
         piece_owner=owner,  # type: ignore[arg-type]
@@ -336,9 +382,11 @@ def cached_batch(
 
 
 def fit_documents(lengths: Sequence[int], room: int) -> list[int]:
-    """How many tokens of each document to keep so that all fit into `room`: the longest are cut first.
+    """How many tokens of each document to keep so that all fit into `room`: the longest are cut
+    first.
 
-    Short documents stay whole; the others are cut to one common length (the first ones get the odd tokens).
+    Short documents stay whole; the others are cut to one common length (the first ones get the odd
+    tokens).
     """
     kept = [0] * len(lengths)
     left = max(room, 0)
@@ -355,7 +403,9 @@ def fit_documents(lengths: Sequence[int], room: int) -> list[int]:
 
 def _empty_rows(height: int, width: int, pad_id: int) -> Rows:
     shape = (height, width)
-    return Rows(np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32))  # type: ignore[arg-type]
+    return Rows(
+        np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    )  # type: ignore[arg-type]
 
 
 def _lay(rows: Rows, row: int, start: int, ids: Sequence[int], position: int, segment: int) -> None:
@@ -368,7 +418,8 @@ def _lay(rows: Rows, row: int, start: int, ids: Sequence[int], position: int, se
 def _targets(
     texts: Sequence[TokenText], rows: Rows, row: np.ndarray, starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`targets` and `sequence` of packed texts; a text's first token has none before it to predict it."""
+    """`targets` and `sequence` of packed texts; a text's first token has none before it to predict
+    it."""
     targets = np.zeros(rows.tokens.shape, np.float32)
     sequence = np.zeros(rows.tokens.shape, np.int32)
     for i, text in enumerate(texts):
@@ -380,7 +431,9 @@ def _targets(
     return targets, sequence
 
 
-def _prefix_blocks(texts: Sequence[TokenText], rows: Rows, row: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def _prefix_blocks(
+    texts: Sequence[TokenText], rows: Rows, row: np.ndarray, starts: np.ndarray
+) -> np.ndarray:
     """1 where a packed text's tokens stand before its first target, 0 elsewhere."""
     blocks = np.zeros(rows.tokens.shape, np.int32)
     for text, r, a in zip(texts, row.tolist(), starts.tolist(), strict=True):

@@ -1,4 +1,5 @@
-"""The batches of a run: a pure function of (configuration, data, seed, step), read ahead by grain."""
+"""The batches of a run: a pure function of (configuration, data, seed, step), read ahead by
+grain."""
 
 from __future__ import annotations
 
@@ -12,18 +13,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from grit_jax.data.chat import GRIT, ChatFormat
-from grit_jax.data.datasets import open_source
+from grit_jax.data.batch_order import ContrastivePlan, Selection, StreamPlan, choose_passages
+from grit_jax.data.config import BatchNeeds, DataConfig
+from grit_jax.data.example_tokenizer import ExampleTokenizer
 from grit_jax.data.formats import Kind, Text
 from grit_jax.data.lines import Source
-from grit_jax.data.packing import Arrive, TokenCached, TokenText, cached_batch, embedding_batch, generative_batch
-from grit_jax.data.sampling import ContrastivePlan, Selection, StreamPlan, choose_passages
-from grit_jax.data.settings import BatchNeeds, DataConfig
-from grit_jax.data.shares import CACHED, GENERATIVE, PROMPTED, Coding, PromptedText, Share
-from grit_jax.data.tokenise import ExampleTokenizer
-from grit_jax.data.tokenizer import Tokenizer
-from grit_jax.progress import say
-from grit_jax.types import Batch, GritError
+from grit_jax.data.multihost import CACHED, GENERATIVE, PROMPTED, Coding, PromptedText, Share
+from grit_jax.data.packing import (
+    Arrive,
+    TokenCached,
+    TokenText,
+    cached_batch,
+    embedding_batch,
+    generative_batch,
+)
+from grit_jax.data.sources import open_source
+from grit_jax.errors import GritError
+from grit_jax.runtime.progress import say
+from grit_jax.text.chat import GRIT, ChatFormat
+from grit_jax.text.tokenizer import Tokenizer
+from grit_jax.types import Batch
 
 if TYPE_CHECKING:
     import grain
@@ -40,8 +49,8 @@ _ENDLESS = 2**40
 class SourceSummary:
     """What became of one source: `used` of its `examples`, and why others were not (reason: count).
 
-    `skipped` are bad lines, `filtered` good ones that the run cannot use, and `not_sampled` is what `num_samples`
-    leaves out of the rest.
+    `skipped` are bad lines, `filtered` good ones that the run cannot use, and `not_sampled` is what
+    `num_samples` leaves out of the rest.
     """
 
     name: str
@@ -79,19 +88,24 @@ class _Part:
             skipped, filtered = dict(source.skipped), dict(source.filtered)
             total = len(source) + sum(skipped.values()) + sum(filtered.values())
             used = len(source) if subset is None else len(subset)
-            self.summary.append(SourceSummary(name, kind, total, used, skipped, filtered, len(source) - used))
+            self.summary.append(
+                SourceSummary(name, kind, total, used, skipped, filtered, len(source) - used)
+            )
         sizes = [entry.used for entry in self.summary]
         self.plan: ContrastivePlan | StreamPlan | None = None
         if self.batch and kind == "embedding":
             if self.batch > sum(sizes):
                 raise GritError(
-                    f"data.embedding_batch ({self.batch}) is more than the {sum(sizes)} usable examples: "
-                    "a query would meet itself among its negatives; make the batch smaller"
+                    f"data.embedding_batch ({self.batch}) is more than the {sum(sizes)} usable"
+                    " examples: a query would meet itself among its negatives; make the batch"
+                    " smaller"
                 )
             self.plan = ContrastivePlan(sizes, self.batch, seed, shuffle=config.shuffle)
         elif self.batch:
             # Another seed, so that equally long streams of two kinds do not run in step.
-            self.plan = StreamPlan(sizes, self.batch, seed + (kind == "cached"), shuffle=config.shuffle)
+            self.plan = StreamPlan(
+                sizes, self.batch, seed + (kind == "cached"), shuffle=config.shuffle
+            )
 
     def select(self, step: int) -> list[tuple[Source, int]]:
         """The sources and indices that make up the step's examples."""
@@ -105,18 +119,19 @@ class _Part:
 
 
 class JointBatches:
-    """Batches by step number: `batches[step]` is a `Batch` of NumPy arrays, the same one every time.
+    """Batches by step number: `batches[step]` is a `Batch` of NumPy arrays, the same one every
+    time.
 
     Args:
       seed: of the order, the choice of passages and the layouts.
       num_steps: `len()`; None is endless.
       needs: what the run's attention and losses ask for.
-      share: where several hosts prepare each batch together, which of it is this host's; a batch then has the texts
-        of this host's rows alone. None: all is prepared here.
+      share: where several hosts prepare each batch together, which of it is this host's; a batch
+        then has the texts of this host's rows alone. None: all is prepared here.
 
     Raises:
-      GritError: a source that cannot be read, a bad line (unless skipped), or a contrastive batch of more
-        examples than there are.
+      GritError: a source that cannot be read, a bad line (unless skipped), or a contrastive batch
+        of more examples than there are.
     """
 
     def __init__(
@@ -129,7 +144,13 @@ class JointBatches:
         needs: BatchNeeds = BatchNeeds(),
         share: Share | None = None,
     ):
-        self.config, self.seed, self.num_steps, self.needs, self._share = config, seed, num_steps, needs, share
+        self.config, self.seed, self.num_steps, self.needs, self._share = (
+            config,
+            seed,
+            num_steps,
+            needs,
+            share,
+        )
         self.limits = config.limits()
         self._reader = ExampleTokenizer(
             tokenizer,
@@ -142,7 +163,8 @@ class JointBatches:
             teacher_scores=needs.teacher_scores,
         )
         self._parts = {
-            kind: _Part(kind, config, self._reader, seed) for kind in ("embedding", "generative", "cached")
+            kind: _Part(kind, config, self._reader, seed)
+            for kind in ("embedding", "generative", "cached")
         }
         config.check_trains()
         self._floor: dict[str, int] = {}
@@ -154,7 +176,8 @@ class JointBatches:
         return [entry for part in self._parts.values() for entry in part.summary]
 
     def tell_summary(self, path: Path) -> None:
-        """Says what became of each source's examples, and writes it to `path`; what is left out is not just logged."""
+        """Says what became of each source's examples, and writes it to `path`; what is left out is
+        not just logged."""
         for source in self.summary:
             tell = say if source.used < source.examples else log.info
             tell(str(source))
@@ -171,7 +194,8 @@ class JointBatches:
         return Batch(self._embedding(index), self._generative(index), self._cached(index))  # type: ignore[arg-type]
 
     def ids(self, step: int) -> dict[str, list[str]]:
-        """Where a step's examples come from: `file:line` by kind in batch order, to report a bad loss."""
+        """Where a step's examples come from: `file:line` by kind in batch order, to report a bad
+        loss."""
         return {
             kind: [source.where(i) for source, i in part.select(step)]
             for kind, part in self._parts.items()
@@ -180,13 +204,18 @@ class JointBatches:
 
     def epoch(self, step: int) -> dict[str, int]:
         """The epoch that each kind is in at `step`, from 0."""
-        return {kind: part.plan.epoch(step) for kind, part in self._parts.items() if part.plan is not None}
+        return {
+            kind: part.plan.epoch(step)
+            for kind, part in self._parts.items()
+            if part.plan is not None
+        }
 
     def _rng(self, step: int, kind: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, _STEP, step, kind))
 
     def _embedding(self, step: int) -> Any:
-        # All of them are read, by all hosts: which passages are drawn hangs on how many the examples before have.
+        # All of them are read, by all hosts: which passages are drawn hangs on how many the
+        # examples before have.
         examples = [_example(chosen) for chosen in self._parts["embedding"].select(step)]
         if not examples:
             return None
@@ -211,7 +240,9 @@ class JointBatches:
         longest = [limits.query] * Q + [limits.passage] * len(places)
 
         def tokenise(numbers: Sequence[int]) -> list[PromptedText]:
-            ids, prompts = self._reader.embedding([texts[i] for i in numbers], [longest[i] for i in numbers])
+            ids, prompts = self._reader.embedding(
+                [texts[i] for i in numbers], [longest[i] for i in numbers]
+            )
             return [PromptedText(*text) for text in zip(ids, prompts, strict=True)]
 
         found, arrive = self._tokenised(f"{step}/embedding", len(texts), tokenise, PROMPTED)
@@ -238,7 +269,10 @@ class JointBatches:
             blocks=self.needs.sample_blocks,
             scores=teacher if self.needs.teacher_scores else None,
             keys=[unit.key for unit in units[Q:]],
-            arrive=arrive and (lambda rows, height: spread([t.ids for t in arrive(rows[holes >= 0], height)], [])),
+            arrive=arrive
+            and (
+                lambda rows, height: spread([t.ids for t in arrive(rows[holes >= 0], height)], [])
+            ),
         )
 
     def _generative(self, step: int) -> Any:
@@ -326,13 +360,16 @@ def make_iterator(
 ) -> grain.DatasetIterator:
     """Batches in order of step, prepared ahead in the background.
 
-    The iterator's `get_state()` and `set_state()` hold the step alone, and Orbax (v1) saves and restores it
-    as a checkpointable. `batches` are those already opened with the same arguments.
+    The iterator's `get_state()` and `set_state()` hold the step alone, and Orbax (v1) saves and
+    restores it as a checkpointable. `batches` are those already opened with the same arguments.
     """
     import grain
 
-    source = batches if batches is not None else JointBatches(config, tokenizer, chat, seed, num_steps)
-    # Threads, not processes: tokenisation releases Python's lock, and the state stays one step number.
+    source = (
+        batches if batches is not None else JointBatches(config, tokenizer, chat, seed, num_steps)
+    )
+    # Threads, not processes: tokenisation releases Python's lock, and the state stays one step
+    # number.
     options = grain.ReadOptions(
         num_threads=config.workers, prefetch_buffer_size=max(config.prefetch, config.workers)
     )

@@ -1,4 +1,5 @@
-"""Perplexity of a model over generative examples: answers and their end of sequence, as the language loss sees them."""
+"""Perplexity of a model over generative examples: answers and their end of sequence, as the
+language loss sees them."""
 
 from __future__ import annotations
 
@@ -13,17 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from grit_jax.data.example_tokenizer import ExampleTokenizer, Limits
 from grit_jax.data.formats import GenerativeExample
 from grit_jax.data.lines import read_examples
 from grit_jax.data.packing import TokenText, generative_batch, round_up
-from grit_jax.data.tokenise import ExampleTokenizer, Limits
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.plan import bucket
+from grit_jax.inference.row_packing import bucket
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.progress import progress, say
+from grit_jax.runtime.progress import progress, say
 from grit_jax.sharding import ShardingRules, put_rows
-from grit_jax.types import AttentionMode, GenerativeBatch, GritError
+from grit_jax.types import AttentionMode, GenerativeBatch
 
 TOKENS_PER_CALL = 8192
 SHORTEST_ROW = 256
@@ -38,9 +40,11 @@ def evaluate_perplexity(
     raw_strings: bool = False,
     quiet: bool = False,
 ) -> float:
-    """`exp` of the mean negative log-likelihood of all tokens to be predicted (token level, not text by text).
+    """`exp` of the mean negative log-likelihood of all tokens to be predicted (token level, not
+    text by text).
 
-    Of a prefix language model those are the last answer's, read as it was trained: on a bidirectional prompt.
+    Of a prefix language model those are the last answer's, read as it was trained: on a
+    bidirectional prompt.
 
     Args:
       examples: a JSONL file in the generative format, or its examples.
@@ -57,14 +61,17 @@ def evaluate_perplexity(
     prefix = model.generation_mode is AttentionMode.PREFIX
     tokenise = ExampleTokenizer(
         model.tokenizer, model.chat, limits, raw_strings=raw_strings, last_answer_only=prefix
-    )  # fmt: skip
+    )
     # The first token of a sequence has none before it to predict it.
     every = tokenise.generative(list(examples))
     texts = [text for text in every if any(text.targets[1:])]
     if not texts:
         raise GritError("perplexity: no example has a token to predict within max_length")
     if left_out := len(every) - len(texts):
-        say(f"perplexity: {left_out} of {len(every)} examples have nothing to predict within {max_length} tokens")
+        say(
+            f"perplexity: {left_out} of {len(every)} examples have nothing to predict within"
+            f" {max_length} tokens"
+        )
     total, count = 0.0, 0.0
     with progress(sum(len(text.ids) for text in texts), "perplexity", "tokens", quiet=quiet) as bar:
         for batch in _batches(texts, model):
@@ -81,13 +88,16 @@ def token_nll(
     targets: Float[Array, "R T"],
     block: int = LOGIT_BLOCK,
 ) -> Float[Array, ""]:
-    """Summed negative log-likelihood of the tokens that `targets` marks, each given what stands before it.
+    """Summed negative log-likelihood of the tokens that `targets` marks, each given what stands
+    before it.
 
     Only `block` tokens' logits exist at a time.
     """
     R, T, D = hidden.shape
     pad = -R * T % block
-    flat = lambda a: jnp.pad(a.reshape(R * T, -1), ((0, pad), (0, 0))).reshape(-1, block, a.size // (R * T))
+    flat = lambda a: jnp.pad(a.reshape(R * T, -1), ((0, pad), (0, 0))).reshape(
+        -1, block, a.size // (R * T)
+    )
     # The hidden state of token t predicts token t + 1; the last one of a row predicts nothing.
     labels, weights = jnp.roll(tokens, -1, axis=1), jnp.roll(targets, -1, axis=1).at[:, -1].set(0.0)
 
@@ -114,7 +124,9 @@ def _nll(model: GritLM, batch: GenerativeBatch) -> float:
     with jax.set_mesh(model.mesh) if model.mesh is not None else contextlib.nullcontext():
         if model.mesh is not None:
             batch = put_rows(batch, model.mesh, ShardingRules())
-        return float(_nll_step(model.params, batch, config=model.config, mode=model.generation_mode))
+        return float(
+            _nll_step(model.params, batch, config=model.config, mode=model.generation_mode)
+        )
 
 
 def _batches(texts: list[TokenText], model: GritLM) -> Iterable[GenerativeBatch]:
@@ -124,14 +136,18 @@ def _batches(texts: list[TokenText], model: GritLM) -> Iterable[GenerativeBatch]
     if model.mesh is not None:
         size = round_up(size, model.mesh.size)
     packed = generative_batch(
-        texts, row_length=length, row_multiple=1, prefix=model.generation_mode is AttentionMode.PREFIX,
+        texts,
+        row_length=length,
+        row_multiple=1,
+        prefix=model.generation_mode is AttentionMode.PREFIX,
         pad_id=model.tokenizer.pad_id,
-    )  # fmt: skip
+    )
     height = round_up(packed.rows.tokens.shape[0], size)
     fill = lambda a: np.pad(np.asarray(a), ((0, height - a.shape[0]), (0, 0)))
     whole = jax.tree.map(fill, packed)
     for start in range(0, height, size):
         part = jax.tree.map(lambda a, start=start: a[start : start + size], whole)
-        # How many sequences a batch holds is static and of no use here: it would be compiled anew for every count.
+        # How many sequences a batch holds is static and of no use here: it would be compiled anew
+        # for every count.
         part.sequences = 1
         yield part

@@ -13,16 +13,16 @@ import jax
 import numpy as np
 
 from grit_jax.data.formats import CachedExample
-from grit_jax.data.layouts import MODES, Mode
 from grit_jax.data.lines import read_examples
-from grit_jax.data.spans import normalise
+from grit_jax.errors import GritError
 from grit_jax.inference.decode import ROWS_PER_CALL
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import Codec, Piece
+from grit_jax.inference.records import Codec, Piece
 from grit_jax.inference.sampling import Sampling
-from grit_jax.progress import Progress, progress
+from grit_jax.pydocs.questions import normalise
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.types import GritError
+from grit_jax.runtime.progress import Progress, progress
+from grit_jax.text.rag_layouts import MODES, Mode
 
 if TYPE_CHECKING:
     from grit_jax.rag.index import Index
@@ -34,7 +34,8 @@ ATTEMPTS = 3  # for a batch during which nothing was compiled
 
 @dataclasses.dataclass(frozen=True)
 class AnswerScore:
-    """SQuAD's scores of one answer; `match` is the paper's: the gold answer stands in the answer, both normalised."""
+    """SQuAD's scores of one answer; `match` is the paper's: the gold answer stands in the answer,
+    both normalised."""
 
     match: float
     exact_match: float
@@ -62,12 +63,14 @@ def evaluate_rag(
     max_length: int = 512,
     quiet: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """`{mode: {"match", "exact_match", "f1", "seconds"}}`: scores as fractions, seconds a question, compiling left out.
+    """`{mode: {"match", "exact_match", "f1", "seconds"}}`: scores as fractions, seconds a question,
+    compiling left out.
 
-    Without an index the documents are those of each row: reading is measured apart from search, and `seconds` goes
-    from the question's text to the answer, documents' records at hand (they are made at index time) and the query's
-    record made anew. With an index `k` documents are retrieved for each question, and `seconds` counts that too.
-    Questions are answered in batches; their seconds are shares of the batch's.
+    Without an index the documents are those of each row: reading is measured apart from search, and
+    `seconds` goes from the question's text to the answer, documents' records at hand (they are made
+    at index time) and the query's record made anew. With an index `k` documents are retrieved for
+    each question, and `seconds` counts that too. Questions are answered in batches; their seconds
+    are shares of the batch's.
 
     Args:
       examples: a JSONL file of `{"docs", "text": [question, answer]}`, or its examples.
@@ -75,7 +78,8 @@ def evaluate_rag(
       max_length: tokens of a document (an index brings its own).
 
     Raises:
-      GritError: an unreadable file, a bad line, no example, an unknown mode, an index of another model.
+      GritError: an unreadable file, a bad line, no example, an unknown mode, an index of another
+        model.
     """
     rows = read_questions(examples)
     known = MODES if index is None else (*MODES, "auto")
@@ -87,7 +91,11 @@ def evaluate_rag(
         for start in range(0, len(rows), WINDOW):
             part = rows[start : start + WINDOW]
             if index is None:
-                records = document_records(model, part, max_length) if set(modes) & set(DOCUMENT_CACHES) else {}
+                records = (
+                    document_records(model, part, max_length)
+                    if set(modes) & set(DOCUMENT_CACHES)
+                    else {}
+                )
                 answer = from_rows(Reader(model, max_length), part, records, max_new_tokens)
             else:
                 answer = from_index(model, index, part, max_new_tokens, k, instruction)
@@ -120,11 +128,15 @@ def means(scores: np.ndarray) -> dict[str, float]:
 Answers = Callable[[Sequence[int], Mode], list[str]]
 
 
-def score_answers(rows: Sequence[CachedExample], mode: Mode, answer: Answers, bar: Progress) -> np.ndarray:
+def score_answers(
+    rows: Sequence[CachedExample], mode: Mode, answer: Answers, bar: Progress
+) -> np.ndarray:
     """Match, exact match, F1 and seconds of each question, `[len(rows), 4]`."""
     scores = np.zeros((len(rows), len(SCORES)))
     # Those of a length together: a batch is as long as its longest.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].question) + sum(map(len, rows[i].docs)))
+    order = sorted(
+        range(len(rows)), key=lambda i: len(rows[i].question) + sum(map(len, rows[i].docs))
+    )
     for start in range(0, len(rows), ROWS_PER_CALL):
         numbers = order[start : start + ROWS_PER_CALL]
         for _ in range(ATTEMPTS):
@@ -133,7 +145,8 @@ def score_answers(rows: Sequence[CachedExample], mode: Mode, answer: Answers, ba
             seconds = time.perf_counter() - began
             if _compilations() == compiled:
                 break
-            # A shape seen for the first time was compiled: that is no part of answering, so it is answered again.
+            # A shape seen for the first time was compiled: that is no part of answering, so it is
+            # answered again.
         for i, text in zip(numbers, answers, strict=True):
             score = score_answer(text, rows[i].answer)
             scores[i] = score.match, score.exact_match, score.f1, seconds / len(numbers)
@@ -144,7 +157,8 @@ def score_answers(rows: Sequence[CachedExample], mode: Mode, answer: Answers, ba
 def document_records(
     model: GritLM, rows: Sequence[CachedExample], max_length: int, codec: Codec | None = None
 ) -> dict[str, Piece]:
-    """The records of the rows' documents by text, all distinct ones encoded once, packed by `codec` if there is one."""
+    """The records of the rows' documents by text, all distinct ones encoded once, packed by `codec`
+    if there is one."""
     texts = list(dict.fromkeys(text for row in rows for text in row.docs))
     formatted = model.encoder.format(texts, max_length=max_length)
     records = model.encoder.encode_ids(formatted.ids, return_cache=True, codec=codec).caches
@@ -162,18 +176,26 @@ def from_rows(
         queries = reader.records(questions) if mode in QUERY_CACHES else [None] * len(numbers)
         readings = [
             Reading(
-                mode, rows[i].question, () if mode == "none" else rows[i].docs,
-                tuple(records[text] for text in rows[i].docs) if mode in DOCUMENT_CACHES else (), query,
+                mode,
+                rows[i].question,
+                () if mode == "none" else rows[i].docs,
+                tuple(records[text] for text in rows[i].docs) if mode in DOCUMENT_CACHES else (),
+                query,
             )
             for i, query in zip(numbers, queries, strict=True)
-        ]  # fmt: skip
+        ]
         return reader.read(readings, Sampling(max_new_tokens=max_new_tokens)).answers
 
     return answer
 
 
 def from_index(
-    model: GritLM, index: Index, rows: Sequence[CachedExample], max_new_tokens: int, k: int, instruction: str
+    model: GritLM,
+    index: Index,
+    rows: Sequence[CachedExample],
+    max_new_tokens: int,
+    k: int,
+    instruction: str,
 ) -> Answers:
     """Answers over retrieved documents."""
     from grit_jax.rag.answer import Asker
@@ -182,7 +204,9 @@ def from_index(
 
     def answer(numbers: Sequence[int], mode: Mode) -> list[str]:
         questions = [rows[i].question for i in numbers]
-        answers = asker.ask(questions, mode=mode, k=k, instruction=instruction, max_new_tokens=max_new_tokens)
+        answers = asker.ask(
+            questions, mode=mode, k=k, instruction=instruction, max_new_tokens=max_new_tokens
+        )
         return [found.answer for found in answers]
 
     return answer

@@ -1,8 +1,10 @@
-"""One table of answers over documents: every layout, numbers of documents, compressions and placements of caches.
+"""One table of answers over documents: every layout, numbers of documents, compressions and
+placements of caches.
 
-For more documents than a row has of its own, distractors join them (`data/distractors.py`). Documents' records go
-through the codec that `grit index` would write them with, calibrated on the same corpus, and are expanded on the device
-in the pass that reads them; a question's record is made at the question and stays plain.
+For more documents than a row has of its own, distractors join them (`data/distractors.py`).
+Documents' records go through the codec that `grit index` would write them with, calibrated on the
+same corpus, and are expanded on the device in the pass that reads them; a question's record is made
+at the question and stays plain.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 
 from grit_jax.data.distractors import Distractors, corpus_texts
 from grit_jax.data.formats import CachedExample
-from grit_jax.data.layouts import CACHED_MODES, MODES, Mode
+from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import (
     WINDOW,
     document_records,
@@ -28,16 +30,16 @@ from grit_jax.evaluation.rag import (
     score_answers,
 )
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import Positions
-from grit_jax.progress import progress
+from grit_jax.inference.records import Positions
 from grit_jax.rag.build import calibrated
-from grit_jax.rag.compress import KINDS
+from grit_jax.rag.codecs.codecs import KINDS
 from grit_jax.rag.reading import DOCUMENT_CACHES, Reader
-from grit_jax.rag.record import NATIVE
-from grit_jax.types import GritError
+from grit_jax.rag.record_format import NATIVE
+from grit_jax.runtime.progress import progress
+from grit_jax.text.rag_layouts import CACHED_MODES, MODES, Mode
 
 if TYPE_CHECKING:
-    from grit_jax.inference.pieces import Codec
+    from grit_jax.inference.records import Codec
     from grit_jax.rag.index import Index
 
 PLACEMENTS: tuple[Positions, ...] = ("running", "colliding")
@@ -45,8 +47,8 @@ PLACEMENTS: tuple[Positions, ...] = ("running", "colliding")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One way to answer. What makes no difference to a layout is None: `k` without documents, `kv` without documents'
-    records, `positions` with one record or none."""
+    """One way to answer. What makes no difference to a layout is None: `k` without documents, `kv`
+    without documents' records, `positions` with one record or none."""
 
     mode: Mode
     k: int | None
@@ -63,13 +65,19 @@ class RagTable:
     seed: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """`{mode, k, kv, positions, match, exact_match, f1, seconds}` of each case, as `evaluate_rag` has them."""
+        """`{mode, k, kv, positions, match, exact_match, f1, seconds}` of each case, as
+        `evaluate_rag` has them."""
         return [{**dataclasses.asdict(case), **means(found)} for case, found in self.scores.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         questions = len(next(iter(self.scores.values())))
-        return {"questions": questions, "corpus": self.corpus, "seed": self.seed, "rows": self.rows()}
+        return {
+            "questions": questions,
+            "corpus": self.corpus,
+            "seed": self.seed,
+            "rows": self.rows(),
+        }
 
     def by_mode(self) -> dict[str, dict[str, float]]:
         """`{mode: scores}`, where each layout has one case."""
@@ -90,8 +98,8 @@ class RagTable:
         said = f"{questions} questions"
         if self.corpus is not None:
             said += (
-                f"; over more documents than their own, those of {self.corpus} that BM25 finds first, "
-                f"the own ones at random places (seed {self.seed})"
+                f"; over more documents than their own, those of {self.corpus} that BM25 finds"
+                f" first, the own ones at random places (seed {self.seed})"
             )
         return "\n".join(lines) + f"\n\n{said}.\n"
 
@@ -102,16 +110,23 @@ class RagTable:
 
 
 def cases(
-    modes: Sequence[Mode], ks: Sequence[int], kvs: Sequence[str], placements: Sequence[Positions], own: int = 1
+    modes: Sequence[Mode],
+    ks: Sequence[int],
+    kvs: Sequence[str],
+    placements: Sequence[Positions],
+    own: int = 1,
 ) -> list[Case]:
-    """What is different among all combinations, in the order of the table: by layout, number of documents, compression,
-    placement; `own` are the most documents that a row brings itself."""
+    """What is different among all combinations, in the order of the table: by layout, number of
+    documents, compression, placement; `own` are the most documents that a row brings itself."""
     found: dict[Case, None] = {}
     for mode in modes:
         for k in ks if mode != "none" else [None]:
             for kv in kvs if mode in DOCUMENT_CACHES else [None]:
                 documents = max(k or 0, own)
-                several = mode in CACHED_MODES and {"doc": documents, "query": 1}.get(mode, documents + 1) > 1
+                several = (
+                    mode in CACHED_MODES
+                    and {"doc": documents, "query": 1}.get(mode, documents + 1) > 1
+                )
                 for positions in placements if several else [None]:
                     found[Case(mode, k, kv, positions)] = None
     return list(found)
@@ -138,26 +153,32 @@ def evaluate_table(
     Args:
       examples: as for `evaluate_rag`. A row with more documents than a `k` keeps them all.
       kvs: of `compress.KINDS`.
-      corpus: what distractors come from and codecs are calibrated on: JSONL of `{"id", "title"?, "text"}`, or texts;
-        None: the documents of all rows.
+      corpus: what distractors come from and codecs are calibrated on: JSONL of `{"id", "title"?,
+        "text"}`, or texts; None: the documents of all rows.
       index: `k` documents are retrieved from here instead, and read from its records.
       seed: of the places of the rows' own documents.
       instruction: of the search query.
       max_length: tokens of a document (an index brings its own).
 
     Raises:
-      GritError: an unreadable file, a bad line, no example, too few documents, an unknown mode or compression, an
-        index together with compressions, placements or a corpus.
+      GritError: an unreadable file, a bad line, no example, too few documents, an unknown mode or
+        compression, an index together with compressions, placements or a corpus.
     """
-    for name, value, known in (("mode", modes, MODES), ("--kv", kvs, KINDS), ("--positions", placements, PLACEMENTS)):
+    for name, value, known in (
+        ("mode", modes, MODES),
+        ("--kv", kvs, KINDS),
+        ("--positions", placements, PLACEMENTS),
+    ):
         for one in value:
             if one not in known:
                 raise GritError(f"rag: unknown {name} '{one}'; known: {', '.join(known)}")
     rows = read_questions(examples)
     if index is not None:
         if corpus is not None or list(kvs) != [NATIVE] or list(placements) != ["running"]:
-            raise GritError("--kv, --positions and --corpus are for the rows' own documents; with --index its records "
-                            "are read as they are")  # fmt: skip
+            raise GritError(
+                "--kv, --positions and --corpus are for the rows' own documents; with --index its"
+                " records are read as they are"
+            )
         return _over_index(model, rows, modes, ks, index, instruction, max_new_tokens, quiet)
     if corpus is None:
         texts = list(dict.fromkeys(text for row in rows for text in row.docs))
@@ -168,7 +189,11 @@ def evaluate_table(
     found: dict[Case, list[np.ndarray]] = {case: [] for case in wanted}
     read = set(modes) & set(DOCUMENT_CACHES)
     codecs: dict[str, Codec | None] = {
-        kv: None if kv == NATIVE else calibrated(kv, model, len(texts), texts.__getitem__, max_length)
+        kv: (
+            None
+            if kv == NATIVE
+            else calibrated(kv, model, len(texts), texts.__getitem__, max_length)
+        )
         for kv in (kvs if read else ())
     }
     more = max(ks) > min(own) and set(modes) != {"none"}
@@ -182,10 +207,16 @@ def evaluate_table(
                 if distractors is not None and k is not None:
                     part = [distractors.among(row, k) for row in part]
                 for kv in dict.fromkeys(case.kv for case in wanted if case.k == k):
-                    records = document_records(model, part, max_length, codecs[kv]) if kv is not None else {}
+                    records = (
+                        document_records(model, part, max_length, codecs[kv])
+                        if kv is not None
+                        else {}
+                    )
                     for case in wanted:
                         if (case.k, case.kv) == (k, kv):
-                            reader = Reader(model, max_length, positions=case.positions or "running")
+                            reader = Reader(
+                                model, max_length, positions=case.positions or "running"
+                            )
                             answer = from_rows(reader, part, records, max_new_tokens)
                             found[case].append(score_answers(part, case.mode, answer, bar))
     scores = {case: np.concatenate(parts) for case, parts in found.items()}
@@ -193,9 +224,15 @@ def evaluate_table(
 
 
 def _over_index(
-    model: GritLM, rows: Sequence[CachedExample], modes: Sequence[Mode], ks: Sequence[int], index: Index,
-    instruction: str, max_new_tokens: int, quiet: bool,
-) -> RagTable:  # fmt: skip
+    model: GritLM,
+    rows: Sequence[CachedExample],
+    modes: Sequence[Mode],
+    ks: Sequence[int],
+    index: Index,
+    instruction: str,
+    max_new_tokens: int,
+    quiet: bool,
+) -> RagTable:
     """Answers over what an index finds, read from its records."""
     wanted = cases(modes, ks, [index.kv], ["running"])
     scores: dict[Case, np.ndarray] = {}

@@ -11,13 +11,13 @@ from typing import TypeAlias
 
 import numpy as np
 
+from grit_jax.data.bm25 import BM25
 from grit_jax.data.formats import EmbeddingExample, Text
-from grit_jax.data.lexical import BM25
 from grit_jax.data.lines import read_examples
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.progress import progress
-from grit_jax.rag.search import SearchSettings, VectorSearch
-from grit_jax.types import GritError
+from grit_jax.rag.search.exact import SearchSettings, VectorSearch
+from grit_jax.runtime.progress import progress
 
 NDCG_AT = 10
 
@@ -26,7 +26,8 @@ Examples: TypeAlias = str | Path | Iterable[EmbeddingExample]
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Queries, the distinct passages (`texts`) of all rows, and which of them answer each query (their numbers)."""
+    """Queries, the distinct passages (`texts`) of all rows, and which of them answer each query
+    (their numbers)."""
 
     queries: list[Text]
     texts: list[Text]
@@ -39,7 +40,11 @@ def pool_of(examples: Examples) -> Pool:
     Raises:
       GritError: an unreadable file, a bad line, or no example at all.
     """
-    rows = read_examples(examples, "embedding") if isinstance(examples, (str, Path)) else list(examples)
+    rows = (
+        read_examples(examples, "embedding")
+        if isinstance(examples, (str, Path))
+        else list(examples)
+    )
     rows = [rows[i] for i in range(len(rows))]
     if not rows:
         raise GritError("retrieval: there is no example to evaluate")
@@ -63,7 +68,8 @@ def evaluate_retrieval(
     search: SearchSettings = SearchSettings(),
     quiet: bool = False,
 ) -> dict[str, float]:
-    """`{"recall@1", "recall@10", "ndcg@10"}` of a model, fractions from 0 to 1 (the recalls are those of `ks`).
+    """`{"recall@1", "recall@10", "ndcg@10"}` of a model, fractions from 0 to 1 (the recalls are
+    those of `ks`).
 
     Args:
       examples: a JSONL file in the embedding format, or its examples.
@@ -71,8 +77,8 @@ def evaluate_retrieval(
       search: in which precision and how many dimensions the passages are searched.
 
     Raises:
-      GritError: an unreadable file, a bad line, no example, an instruction longer than `max_length`, or fewer
-        dimensions than `search` asks for.
+      GritError: an unreadable file, a bad line, no example, an instruction longer than
+        `max_length`, or fewer dimensions than `search` asks for.
     """
     search.check(model.embedding_width)
     pool = pool_of(examples)
@@ -83,7 +89,9 @@ def evaluate_retrieval(
     return score_rankings(found.rows.tolist(), pool.relevant, ks)
 
 
-def bm25_retrieval(examples: Examples, ks: Sequence[int] = (1, 10), *, quiet: bool = False) -> dict[str, float]:
+def bm25_retrieval(
+    examples: Examples, ks: Sequence[int] = (1, 10), *, quiet: bool = False
+) -> dict[str, float]:
     """The same scores of lexical search, over the texts without their instructions."""
     pool = pool_of(examples)
     index = BM25([text.text for text in pool.texts])
@@ -93,12 +101,15 @@ def bm25_retrieval(examples: Examples, ks: Sequence[int] = (1, 10), *, quiet: bo
 
 
 def score_rankings(
-    rankings: Sequence[Sequence[int]], relevant: Sequence[Iterable[int]], ks: Sequence[int] = (1, 10)
+    rankings: Sequence[Sequence[int]],
+    relevant: Sequence[Iterable[int]],
+    ks: Sequence[int] = (1, 10),
 ) -> dict[str, float]:
     """`recall@k` for each of `ks` and `ndcg@10`, averaged over queries.
 
     Args:
-      rankings: for each query, numbers of passages, best first; at least `max(ks, 10)` of them where there are so many.
+      rankings: for each query, numbers of passages, best first; at least `max(ks, 10)` of them
+        where there are so many.
       relevant: for each query, the passages that answer it.
     """
     gold = [frozenset(numbers) for numbers in relevant]
@@ -114,7 +125,8 @@ def recall(ranking: Sequence[int], relevant: frozenset[int], k: int) -> float:
 
 
 def ndcg(ranking: Sequence[int], relevant: frozenset[int], k: int) -> float:
-    """Normalised discounted cumulative gain at `k`, gains 0 and 1 (Järvelin and Kekäläinen 2002, as trec_eval)."""
+    """Normalised discounted cumulative gain at `k`, gains 0 and 1 (Järvelin and Kekäläinen 2002, as
+    trec_eval)."""
     gain = sum(_discount(place) for place, number in enumerate(ranking[:k]) if number in relevant)
     return gain / sum(_discount(place) for place in range(min(k, len(relevant))))
 

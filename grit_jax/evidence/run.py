@@ -11,31 +11,41 @@ from typing import Any, Literal
 from grit_jax import __version__
 from grit_jax.config import build, dump_yaml, read_yaml
 from grit_jax.data.distractors import write_rows
-from grit_jax.data.repeats import write_repeats
+from grit_jax.errors import GritError
 from grit_jax.evidence import cached, joint
-from grit_jax.evidence.configs import CACHED_TWINS, JOINT_TWINS, REPEATS, SEVERAL_DOCUMENTS, SEVERAL_ROWS, configs
-from grit_jax.inference.files import writable_folder
-from grit_jax.metrics import read_lines
-from grit_jax.progress import say
-from grit_jax.quickstart import prepare_corpus, write_json
+from grit_jax.evidence.configs import (
+    CACHED_TWINS,
+    JOINT_TWINS,
+    REPEATS,
+    SEVERAL_DOCUMENTS,
+    SEVERAL_ROWS,
+    configs,
+)
+from grit_jax.pydocs.corpus import prepare_corpus
+from grit_jax.pydocs.repeats import write_repeats
 from grit_jax.run_config import RunConfig, read_run_config
+from grit_jax.runtime.files import writable_folder, write_json
+from grit_jax.runtime.metrics import read_lines
+from grit_jax.runtime.progress import say
 from grit_jax.train import train
-from grit_jax.types import GritError
 
 CORPUS_SEED = 0
 PARTS = ("joint", "cached")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def run_evidence(out: Path, *, seeds: int = 3, part: Literal["joint", "cached", "all"] = "all") -> dict[str, Any]:
-    """Trains and scores what is not yet there of the twins in `out`; returns what `out/evidence.json` holds.
+def run_evidence(
+    out: Path, *, seeds: int = 3, part: Literal["joint", "cached", "all"] = "all"
+) -> dict[str, Any]:
+    """Trains and scores what is not yet there of the twins in `out`; returns what
+    `out/evidence.json` holds.
 
-    Seeds are counted from 0, so that more of them add to a folder that has fewer; a part alone leaves what the file
-    says of the other out.
+    Seeds are counted from 0, so that more of them add to a folder that has fewer; a part alone
+    leaves what the file says of the other out.
 
     Raises:
-      GritError: no seed, an unknown part, a folder that holds something else or cannot be written, a run's files that
-        are damaged.
+      GritError: no seed, an unknown part, a folder that holds something else or cannot be written,
+        a run's files that are damaged.
     """
     if seeds < 1:
         raise GritError(f"--seeds must be at least 1, is {seeds}")
@@ -46,11 +56,13 @@ def run_evidence(out: Path, *, seeds: int = 3, part: Literal["joint", "cached", 
     corpus = prepare_corpus(out / "data", CORPUS_SEED)
     _copy_tokenizer(out / "tokenizer")
     report: dict[str, Any] = {
-        "version": __version__, "corpus": corpus, "seeds": list(range(seeds)),
+        "version": __version__,
+        "corpus": corpus,
+        "seeds": list(range(seeds)),
         **({"joint": _joint(out, seeds)} if "joint" in parts else {}),
         **({"cached": _cached(out, seeds)} if "cached" in parts else {}),
         "commands": commands(out, seeds, parts),
-    }  # fmt: skip
+    }
     _write_text(out / "table.md", markdown(report))
     write_json(out / "evidence.json", report)
     return report
@@ -76,9 +88,13 @@ def _cached(out: Path, seeds: int) -> dict[str, Any]:
     if not several.exists():
         say(f"questions over several documents: {_several_command(out)}")
         write_rows(
-            train_files / "rag.jsonl", several, SEVERAL_DOCUMENTS, corpus=train_files / "documents.jsonl",
-            rows=SEVERAL_ROWS, seed=CORPUS_SEED,
-        )  # fmt: skip
+            train_files / "rag.jsonl",
+            several,
+            SEVERAL_DOCUMENTS,
+            corpus=train_files / "documents.jsonl",
+            rows=SEVERAL_ROWS,
+            seed=CORPUS_SEED,
+        )
     _run(out, "base")
     _run(out, "copier")
     _run(out, "reader")
@@ -92,7 +108,7 @@ def _cached(out: Path, seeds: int) -> dict[str, Any]:
     return cached.compare(found)
 
 
-# ---- runs -----------------------------------------------------------------------------------------------------------
+# ---- runs ----------------------------------------------------------------------------------------
 
 REPEATED, SEVERAL = "data/train/repeats.jsonl", "data/train/several.jsonl"
 
@@ -109,11 +125,19 @@ def commands(out: Path, seeds: int, parts: Sequence[str] = PARTS) -> list[str]:
     if "joint" in parts:
         done += [command(out, name, seed) for seed in range(seeds) for name in JOINT_TWINS]
     if "cached" in parts:
-        done += [_repeats_command(out), _several_command(out), command(out, "copier"), command(out, "reader")]
+        done += [
+            _repeats_command(out),
+            _several_command(out),
+            command(out, "copier"),
+            command(out, "reader"),
+        ]
         for seed in range(seeds):
             for name in CACHED_TWINS:
                 folder = Path(_folder(out, name, seed))
-                done += [command(out, name, seed), *cached.commands(folder, out / "data" / "heldout")]
+                done += [
+                    command(out, name, seed),
+                    *cached.commands(folder, out / "data" / "heldout"),
+                ]
     return done
 
 
@@ -125,8 +149,8 @@ def _repeats_command(out: Path) -> str:
 def _several_command(out: Path) -> str:
     files, ks = out / "data" / "train", ",".join(map(str, SEVERAL_DOCUMENTS))
     return (
-        f"grit data distractors --input {files / 'rag.jsonl'} --corpus {files / 'documents.jsonl'} --k {ks} "
-        f"--rows {SEVERAL_ROWS} --seed {CORPUS_SEED} --output {out / SEVERAL}"
+        f"grit data distractors --input {files / 'rag.jsonl'} --corpus {files / 'documents.jsonl'}"
+        f" --k {ks} --rows {SEVERAL_ROWS} --seed {CORPUS_SEED} --output {out / SEVERAL}"
     )
 
 
@@ -135,7 +159,8 @@ def _folder(out: Path, name: str, seed: int) -> str:
 
 
 def _run(out: Path, name: str, config: RunConfig | None = None, seed: int | None = None) -> Path:
-    """Trains one model unless it is there; returns its folder. `config` is that of its file, if it was read already."""
+    """Trains one model unless it is there; returns its folder. `config` is that of its file, if it
+    was read already."""
     say(command(out, name, seed))
     config = config or read_run_config(out / f"{name}.yaml")
     if seed is not None:
@@ -151,7 +176,9 @@ def _scores(folder: Path) -> dict[str, float]:
         scores = {key: float(lines[-1][logged]) for key, logged in joint.SCORES.items()}
     except (IndexError, KeyError, TypeError):
         where = folder / "metrics.jsonl"
-        raise GritError(f"{where}: lacks the final scores; remove {folder} to train that model again") from None
+        raise GritError(
+            f"{where}: lacks the final scores; remove {folder} to train that model again"
+        ) from None
     return {**scores, **_cost(folder)}
 
 
@@ -160,7 +187,7 @@ def _cost(folder: Path) -> dict[str, float]:
     return {"steps": len(lines), "seconds": round(sum(line.get("seconds", 0) for line in lines), 1)}
 
 
-# ---- the folder -----------------------------------------------------------------------------------------------------
+# ---- the folder ----------------------------------------------------------------------------------
 
 
 def _claim(out: Path) -> None:
@@ -171,22 +198,39 @@ def _claim(out: Path) -> None:
     try:
         there = {path.name for path in out.iterdir() if path.suffix != ".tmp"}
         if there and not there & {f"{name}.yaml" for name in wanted}:
-            raise GritError(f"{out}: the folder is not empty and holds no evidence; choose another --out")
+            raise GritError(
+                f"{out}: the folder is not empty and holds no evidence; choose another --out"
+            )
         for name, config in wanted.items():
-            path, text = out / f"{name}.yaml", dump_yaml(config, command(out, name, None if name in single else 0))
+            path, text = (
+                out / f"{name}.yaml",
+                dump_yaml(config, command(out, name, None if name in single else 0)),
+            )
             if path.name not in there:
                 _write_text(path, text)
-            elif path.read_bytes() != text.encode() and build(RunConfig, read_yaml(path), str(path)) != config:
-                raise GritError(f"{path}: is another configuration than this version's; choose another --out")
+            elif (
+                path.read_bytes() != text.encode()
+                and build(RunConfig, read_yaml(path), str(path)) != config
+            ):
+                raise GritError(
+                    f"{path}: is another configuration than this version's; choose another --out"
+                )
     except OSError as error:
-        raise GritError(f"{out}: cannot be used as output folder ({error.strerror}); choose another --out") from None
+        raise GritError(
+            f"{out}: cannot be used as output folder ({error.strerror}); choose another --out"
+        ) from None
 
 
 def _copy_tokenizer(folder: Path) -> None:
     """The package's tokenizer without its model."""
     folder.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
-        _write_text(folder / name, (resources.files("grit_jax") / "base" / name).read_text(encoding="utf-8"))
+        _write_text(
+            folder / name,
+            (resources.files("grit_jax.quickstart") / "base_model" / name).read_text(
+                encoding="utf-8"
+            ),
+        )
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
 from grit_jax.data.lines import JsonlFile
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.text import conversations
-from grit_jax.types import GritError
 
 Precision = Literal["float32", "bfloat16", "int8", "binary"]
 INT8_LEVELS = 127
 
 
 def read_texts(path: Path) -> list[str]:
-    """Texts of a `.txt` file (a line each) or a JSONL file (`"text"`, or `{"text": "text"}`), in order.
+    """Texts of a `.txt` file (a line each) or a JSONL file (`"text"`, or `{"text": "text"}`), in
+    order.
 
     Raises:
       GritError: no such file, an empty or binary one, or a line without a text (with `file:line`).
@@ -36,7 +34,8 @@ def read_texts(path: Path) -> list[str]:
 
 
 def read_prompts(path: Path) -> list[Any]:
-    """Prompts of a JSONL file: `"text"`, `{"prompt": ...}`, `{"text": ...}` or `{"messages": [...]}`, in order.
+    """Prompts of a JSONL file: `"text"`, `{"prompt": ...}`, `{"text": ...}` or `{"messages":
+    [...]}`, in order.
 
     Raises:
       GritError: as `read_texts`, and a conversation that nobody can answer.
@@ -47,7 +46,9 @@ def read_prompts(path: Path) -> list[Any]:
         try:
             turns = conversations([prompt])[0]
         except GritError as error:  # it speaks of "prompt 0"; the person knows it by its line
-            raise GritError(f"{where}: {str(error).removeprefix('prompt 0').lstrip(': ')}") from None
+            raise GritError(
+                f"{where}: {str(error).removeprefix('prompt 0').lstrip(': ')}"
+            ) from None
         for turn in turns:
             _unicode(turn, where)
         prompts.append(prompt)
@@ -62,7 +63,9 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         try:
             yield line.decode("utf-8"), where
         except UnicodeDecodeError as error:
-            raise GritError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+            raise GritError(
+                f"{where}: not UTF-8 text ({error.reason} at byte {error.start})"
+            ) from None
 
 
 def _field(line: str, names: tuple[str, ...], where: str) -> Any:
@@ -76,12 +79,16 @@ def _field(line: str, names: tuple[str, ...], where: str) -> Any:
         return value
     wanted = " or ".join(f"'{name}'" for name in names)
     if not isinstance(value, dict):
-        raise GritError(f"{where}: expected a string or an object with {wanted}, found {type(value).__name__}")
+        raise GritError(
+            f"{where}: expected a string or an object with {wanted}, found {type(value).__name__}"
+        )
     for name in names:
         if name in value:
             if not isinstance(value[name], list if name == "messages" else str):
                 kind = "list" if name == "messages" else "string"
-                raise GritError(f"{where}: '{name}' must be a {kind}, found {type(value[name]).__name__}")
+                raise GritError(
+                    f"{where}: '{name}' must be a {kind}, found {type(value[name]).__name__}"
+                )
             return value[name]
     raise GritError(f"{where}: no {wanted} in this line")
 
@@ -104,7 +111,8 @@ def encode_file(
     dim: int | None = None,
     precision: Precision = "float32",
 ) -> dict[str, Any]:
-    """Vectors of texts into a `.npy` file, row `i` for text `i`; the file appears whole or not at all.
+    """Vectors of texts into a `.npy` file, row `i` for text `i`; the file appears whole or not at
+    all.
 
     Returns:
       `texts, tokens, seconds, tokens_per_s, dim, precision`.
@@ -115,13 +123,17 @@ def encode_file(
     width = model.embedding_width
     if dim is not None and dim > width:
         raise GritError(f"--dim {dim}: the model's vectors have {width} dimensions")
-    with _whole(output) as file:  # before the work, not after it
+    with whole_file(output) as file:  # before the work, not after it
         encoded = model.encoder.encode(texts, instruction, max_length, progress=True)
         np.save(file, quantize(truncate(encoded.vectors, dim), precision))
     return {
-        "texts": len(texts), "tokens": encoded.tokens, "seconds": encoded.seconds,
-        "tokens_per_s": encoded.tokens / max(encoded.seconds, 1e-9), "dim": dim or width, "precision": precision,
-    }  # fmt: skip
+        "texts": len(texts),
+        "tokens": encoded.tokens,
+        "seconds": encoded.seconds,
+        "tokens_per_s": encoded.tokens / max(encoded.seconds, 1e-9),
+        "dim": dim or width,
+        "precision": precision,
+    }
 
 
 def truncate(vectors: np.ndarray, dim: int | None) -> np.ndarray:
@@ -135,8 +147,9 @@ def truncate(vectors: np.ndarray, dim: int | None) -> np.ndarray:
 def quantize(vectors: np.ndarray, precision: Precision) -> np.ndarray:
     """Unit vectors at a precision.
 
-    bfloat16: dtype `ml_dtypes.bfloat16` (a reader of the file restores it with `.view`); int8: each vector scaled
-    so that its largest entry is 127 (its direction is kept); binary: signs, eight to a byte, as `np.packbits`.
+    bfloat16: dtype `ml_dtypes.bfloat16` (a reader of the file restores it with `.view`); int8: each
+    vector scaled so that its largest entry is 127 (its direction is kept); binary: signs, eight to
+    a byte, as `np.packbits`.
     """
     if precision == "bfloat16":
         return vectors.astype(ml_dtypes.bfloat16)
@@ -149,9 +162,14 @@ def quantize(vectors: np.ndarray, precision: Precision) -> np.ndarray:
 
 
 def generate_prompts(
-    model: GritLM, prompts: list[Any], *, on_text: Callable[[str], None] | None = None, **sampling: Any
+    model: GritLM,
+    prompts: list[Any],
+    *,
+    on_text: Callable[[str], None] | None = None,
+    **sampling: Any,
 ) -> list[str]:
-    """Answers in the chat format; with `on_text` each is handed on in pieces while it is made, prompt by prompt."""
+    """Answers in the chat format; with `on_text` each is handed on in pieces while it is made,
+    prompt by prompt."""
     # A cache for that many tokens would be asked of the machine before the first one is made.
     longest, room = model.config.max_position_embeddings, sampling.get("max_new_tokens", 0)
     for number, ids in enumerate(model.prompt_ids(prompts)):
@@ -160,8 +178,8 @@ def generate_prompts(
             raise GritError(f"{name} is empty")
         if len(ids) + room > longest:
             raise GritError(
-                f"{name}: {len(ids)} tokens and {room} new ones are more than the {longest} that the model reads; "
-                "shorten it or lower --max-new-tokens"
+                f"{name}: {len(ids)} tokens and {room} new ones are more than the {longest} that"
+                " the model reads; shorten it or lower --max-new-tokens"
             )
     if on_text is None:
         return model.generate(prompts, **sampling)
@@ -171,69 +189,3 @@ def generate_prompts(
             on_text("\n---\n")
         answers += model.generate([prompt], on_text=lambda _, text: on_text(text), **sampling)
     return answers
-
-
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that is at `path` when the block ends well, and nowhere otherwise.
-
-    Raises:
-      GritError: something is there already, or the place cannot be written; an OSError of the block is taken for
-        the latter.
-    """
-    if path.exists() and not path.is_dir():
-        raise GritError(f"{path}: is a file; name a folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise GritError(f"{path}: the folder is not empty; remove it or choose another one")
-    target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # beside it, so that a rename is enough
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(target)
-    except OSError as error:
-        raise GritError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def writable_folder(path: Path) -> None:
-    """Makes a folder, or finds that nothing can be written there: before the work, not after it.
-
-    Raises:
-      GritError: it cannot.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
-    except FileExistsError:
-        raise GritError(f"{path}: is a file; name a folder") from None
-    except OSError as error:
-        raise GritError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from None
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is at `path` when the block ends well, and leaves what is there alone otherwise.
-
-    Raises:
-      GritError: a folder, or a place that cannot be written; an OSError of the block is taken for the latter.
-    """
-    if path.is_dir():
-        raise GritError(f"{path}: is a folder; name a file")
-    target = path.resolve()  # a link stays one
-    special = target.exists() and not target.is_file()  # a pipe or a device is written, not replaced
-    temporary = target if special else target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        if not special:
-            temporary.replace(target)
-    except OSError as error:  # NumPy's own of a full disk has no strerror
-        raise GritError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
-    finally:
-        if not special:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""`GritLM`, the public object: one model that embeds and generates, opened from a directory or a hub id."""
+"""`GritLM`, the public object: one model that embeds and generates, opened from a directory or a
+hub id."""
 
 from __future__ import annotations
 
@@ -16,23 +17,24 @@ import tokenizers
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from grit_jax.data.chat import FORMATS, ChatFormat
-from grit_jax.data.template import ChatTemplate
-from grit_jax.data.tokenizer import Tokenizer
+from grit_jax.errors import GritError
 from grit_jax.inference.decode import Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
-from grit_jax.inference.pieces import Piece, Positions
-from grit_jax.inference.plan import bucket
+from grit_jax.inference.records import Piece, Positions
+from grit_jax.inference.row_packing import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.inference.text import Prompts, TextWriter, conversations, messages_of
-from grit_jax.models import huggingface
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.identity import WeightsHash
+from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
+from grit_jax.models.weights_hash import WeightsHash
 from grit_jax.sharding import ShardingRules, fit
-from grit_jax.types import AttentionMode, GritError
+from grit_jax.text.chat import FORMATS, ChatFormat
+from grit_jax.text.chat_template import ChatTemplate
+from grit_jax.text.tokenizer import Tokenizer
+from grit_jax.types import AttentionMode
 
 
 @dataclasses.dataclass
@@ -61,13 +63,16 @@ def forward_step(
     config: ModelConfig,
     mode: AttentionMode,
 ) -> Float[Array, "B T D"]:
-    """Hidden states of padded rows. Positions count the tokens that the mask keeps: padding may be on either side."""
+    """Hidden states of padded rows. Positions count the tokens that the mask keeps: padding may be
+    on either side."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     return Transformer(config, params)(tokens, positions, mask, mode=mode).hidden
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def logits_step(params: Params, hidden: Float[Array, "B T D"], *, config: ModelConfig) -> Float[Array, "B T V"]:
+def logits_step(
+    params: Params, hidden: Float[Array, "B T D"], *, config: ModelConfig
+) -> Float[Array, "B T V"]:
     """Next-token logits of hidden states."""
     return Transformer(config, params).logits(hidden)
 
@@ -76,10 +81,11 @@ class GritLM:
     """A model, its tokenizer, its format and its pooling.
 
     Attributes:
-      config, params, tokenizer, chat, pooling, mode (of embedding), generation_mode (causal; prefix reads a prompt
+      config, params, tokenizer, chat, pooling, mode (of embedding), generation_mode (causal; prefix
+      reads a prompt
         bidirectionally before it answers), stop_ids (token ids that end an answer), mesh.
-      template: a chat template that the directory came with and that is none of our formats; prompts go by it, while
-        embeddings and RAG layouts go by `chat`.
+      template: a chat template that the directory came with and that is none of our formats;
+        prompts go by it, while embeddings and RAG layouts go by `chat`.
       encoder: texts to vectors and caches, with all its options.
     """
 
@@ -98,7 +104,9 @@ class GritLM:
         template: ChatTemplate | None = None,
     ):
         if pooling not in get_args(PoolingMethod):
-            raise GritError(f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}")
+            raise GritError(
+                f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}"
+            )
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
         # A NumPy array of the caller's is copied: it may change later.
         own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
@@ -110,7 +118,9 @@ class GritLM:
         self.template = template
         end = tokenizer.encode_pieces([chat.answer_pieces("")[1:]])[0][0]
         ends = [end[0]] if len(end) == 1 else []
-        self.stop_ids = tuple(dict.fromkeys(i for i in (*ends, tokenizer.eos_id, *stop_ids) if i is not None))
+        self.stop_ids = tuple(
+            dict.fromkeys(i for i in (*ends, tokenizer.eos_id, *stop_ids) if i is not None)
+        )
         self.encoder = Encoder(self.config, self.params, tokenizer, chat, pooling, mode, mesh)
 
     @classmethod
@@ -126,52 +136,81 @@ class GritLM:
 
         Args:
           dtype: of weights and computation.
-          pooling: mean, weightedmean, lasttoken or cls; None: what the directory says, mean where it says nothing.
+          pooling: mean, weightedmean, lasttoken or cls; None: what the directory says, mean where
+            it says nothing.
           mesh: devices over which the weights are split; None is the default device.
 
         Raises:
           GritError: absent or damaged model, an unknown format or pooling.
         """
         path = huggingface.resolve(source)
-        found = huggingface.read_model_directory(path, dtype, place=functools.partial(_place, mesh=mesh))
+        found = huggingface.read_model_directory(
+            path, dtype, place=functools.partial(_place, mesh=mesh)
+        )
         if found.chat_format not in FORMATS:
-            raise GritError(f"{path}: chat format '{found.chat_format}' is unknown; known: {', '.join(FORMATS)}")
+            raise GritError(
+                f"{path}: chat format '{found.chat_format}' is unknown; known: {', '.join(FORMATS)}"
+            )
         tokenizer = Tokenizer.from_pretrained(path)
         if tokenizer.vocab_size > found.config.vocab_size:
             last = tokenizer.decode([tokenizer.vocab_size - 1], skip_special=False)
             raise GritError(
-                f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1} ({last!r}), the model's vocabulary "
-                f"only {found.config.vocab_size}; they do not belong together"
+                f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1} ({last!r}), the"
+                f" model's vocabulary only {found.config.vocab_size}; they do not belong together"
             )
         chat, template = tokenizer.format(FORMATS[found.chat_format]), None
         if not found.names_chat_format:
             template = ChatTemplate.from_pretrained(path, tokenizer)
             own = (tokenizer.bos_token, tokenizer.eos_token)
             formats = (each for item in FORMATS.values() for each in (item, item.with_tokens(*own)))
-            same = next((each for each in formats if template and each.jinja() == template.source), None)
+            same = next(
+                (each for each in formats if template and each.jinja() == template.source), None
+            )
             chat, template = (same, None) if same else (chat, template)
         assert found.params is not None
         return cls(
-            found.config, found.params, tokenizer, chat, pooling or found.pooling, mode=found.embedding_mode,
-            generation_mode=found.generation_mode, stop_ids=found.stop_token_ids, mesh=mesh, template=template,
-        )  # fmt: skip
+            found.config,
+            found.params,
+            tokenizer,
+            chat,
+            pooling or found.pooling,
+            mode=found.embedding_mode,
+            generation_mode=found.generation_mode,
+            stop_ids=found.stop_token_ids,
+            mesh=mesh,
+            template=template,
+        )
 
-    def save_pretrained(self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) -> None:
-        """Writes a directory that `from_pretrained`, transformers, sentence-transformers and vLLM open.
+    def save_pretrained(
+        self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
+    ) -> None:
+        """Writes a directory that `from_pretrained`, transformers, sentence-transformers and vLLM
+        open.
 
         `dtype` None keeps that of the computation.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(directory, None if self.template else self.chat, architecture=self.config.architecture)
-        # sentence-transformers has its tokenizer add the beginning of sequence, where the tokenizer does so.
-        tag = ("" if _adds_bos(directory, self.tokenizer.bos_id) else self.chat.bos) + self.chat.embed_bare
+        self.tokenizer.save(
+            directory, None if self.template else self.chat, architecture=self.config.architecture
+        )
+        # sentence-transformers has its tokenizer add the beginning of sequence, where the tokenizer
+        # does so.
+        tag = (
+            "" if _adds_bos(directory, self.tokenizer.bos_id) else self.chat.bos
+        ) + self.chat.embed_bare
         huggingface.write_model_directory(
-            directory, self.config, self.params, self.pooling, dtype or self.config.dtype,
-            embedding_mode=self.mode, generation_mode=self.generation_mode,
-            chat_format=None if self.template else self.chat.name, prompts={"query": tag, "document": tag},
+            directory,
+            self.config,
+            self.params,
+            self.pooling,
+            dtype or self.config.dtype,
+            embedding_mode=self.mode,
+            generation_mode=self.generation_mode,
+            chat_format=None if self.template else self.chat.name,
+            prompts={"query": tag, "document": tag},
             stop_token_ids=self.stop_ids,
-        )  # fmt: skip
+        )
 
     @property
     def embedding_width(self) -> int:
@@ -180,15 +219,25 @@ class GritLM:
 
     @overload
     def encode(
-        self, texts: str | Sequence[str], instruction: str = ..., max_length: int = ...,
-        return_cache: Literal[False] = ..., *, progress: bool = ...,
-    ) -> Float[np.ndarray, "N D"]: ...  # fmt: skip
+        self,
+        texts: str | Sequence[str],
+        instruction: str = ...,
+        max_length: int = ...,
+        return_cache: Literal[False] = ...,
+        *,
+        progress: bool = ...,
+    ) -> Float[np.ndarray, "N D"]: ...
 
     @overload
     def encode(
-        self, texts: str | Sequence[str], instruction: str = ..., max_length: int = ...,
-        return_cache: Literal[True] = ..., *, progress: bool = ...,
-    ) -> Encoded: ...  # fmt: skip
+        self,
+        texts: str | Sequence[str],
+        instruction: str = ...,
+        max_length: int = ...,
+        return_cache: Literal[True] = ...,
+        *,
+        progress: bool = ...,
+    ) -> Encoded: ...
 
     def encode(
         self,
@@ -201,12 +250,16 @@ class GritLM:
     ) -> Float[np.ndarray, "N D"] | Encoded:
         """Unit vectors of texts, float32 `[N, D]` (one text: `[1, D]`), in their order.
 
-        With `return_cache`, an `Encoded` with `.vectors` and `.caches`. See `Encoder.encode` for the rest.
+        With `return_cache`, an `Encoded` with `.vectors` and `.caches`. See `Encoder.encode` for
+        the rest.
         """
         encoded = self.encoder.encode(
-            [texts] if isinstance(texts, str) else texts, instruction, max_length,
-            return_cache=return_cache, progress=progress,
-        )  # fmt: skip
+            [texts] if isinstance(texts, str) else texts,
+            instruction,
+            max_length,
+            return_cache=return_cache,
+            progress=progress,
+        )
         return encoded if return_cache else encoded.vectors
 
     def generate(
@@ -221,19 +274,23 @@ class GritLM:
         ignore_eos: bool = False,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[str]:
-        """Answers in the chat format (or by the directory's own chat template), one for each prompt.
+        """Answers in the chat format (or by the directory's own chat template), one for each
+        prompt.
 
         Args:
-          prompts: a string is a user's turn, a list of `{"role", "content"}` is a conversation; one of them or a list.
+          prompts: a string is a user's turn, a list of `{"role", "content"}` is a conversation; one
+            of them or a list.
           on_text: called with (number of the prompt, new text) as the answers grow.
 
         Raises:
-          GritError: a prompt that is neither, a conversation that does not end with the user's turn, or a sampling
-            value out of range.
+          GritError: a prompt that is neither, a conversation that does not end with the user's
+            turn, or a sampling value out of range.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, ignore_eos)
         ids = self.prompt_ids(prompts)
-        writers = [TextWriter(self.tokenizer, on_text, i) for i in range(len(ids))] if on_text else []
+        writers = (
+            [TextWriter(self.tokenizer, on_text, i) for i in range(len(ids))] if on_text else []
+        )
         on_tokens = (lambda i, tokens: writers[i].write(tokens)) if on_text else None
         found = self.generate_ids(ids, sampling=sampling, on_tokens=on_tokens)
         for writer in writers:
@@ -253,18 +310,29 @@ class GritLM:
     ) -> Generation:
         """`decode.generate` with this model's weights and stop ids."""
         return generate(
-            self.params, self.config, prompts, pieces=pieces, sampling=sampling, eos_ids=self.stop_ids,
-            return_logits=return_logits, mesh=self.mesh, on_tokens=on_tokens, mode=self.generation_mode,
+            self.params,
+            self.config,
+            prompts,
+            pieces=pieces,
+            sampling=sampling,
+            eos_ids=self.stop_ids,
+            return_logits=return_logits,
+            mesh=self.mesh,
+            on_tokens=on_tokens,
+            mode=self.generation_mode,
             int8_records=int8_records,
             positions=positions,
-        )  # fmt: skip
+        )
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
-        """Token ids of prompts in the chat format, the assistant's tag last. See `generate` for what a prompt is."""
+        """Token ids of prompts in the chat format, the assistant's tag last. See `generate` for
+        what a prompt is."""
         if self.template is not None:
             return [self.template.prompt_ids(messages) for messages in messages_of(prompts)]
         pieces = [self.chat.render_turns(turns) for turns in conversations(prompts)]
-        return [[i for part in parts for i in part] for parts in self.tokenizer.encode_pieces(pieces)]
+        return [
+            [i for part in parts for i in part] for parts in self.tokenizer.encode_pieces(pieces)
+        ]
 
     def __call__(
         self,
@@ -272,20 +340,33 @@ class GritLM:
         attention_mask: Int[Array, "B T"] | None = None,
         mode: Literal["causal", "bidirectional"] | AttentionMode = "causal",
     ) -> ModelOutput:
-        """Hidden states and logits of padded rows of ids; the mask (1 token, 0 padding) may pad on either side.
+        """Hidden states and logits of padded rows of ids; the mask (1 token, 0 padding) may pad on
+        either side.
 
         Raises:
-          GritError: shapes that differ, ids outside the vocabulary, a mask of something else, an unknown mode.
+          GritError: shapes that differ, ids outside the vocabulary, a mask of something else, an
+            unknown mode.
         """
-        modes = (AttentionMode.CAUSAL, AttentionMode.BIDIRECTIONAL)  # what is a block in a prefix, ids do not say
+        modes = (
+            AttentionMode.CAUSAL,
+            AttentionMode.BIDIRECTIONAL,
+        )  # what is a block in a prefix, ids do not say
         if mode not in (*modes, *(known.value for known in modes)):
             raise GritError(f"mode must be 'causal' or 'bidirectional', is {mode!r}")
         mode = AttentionMode(mode)
         ids = np.asarray(input_ids)
-        mask = np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
+        mask = (
+            np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
+        )
         if ids.ndim != 2 or ids.shape != mask.shape:
-            raise GritError(f"input_ids and attention_mask must both be [B, T], are {ids.shape} and {mask.shape}")
-        if not np.issubdtype(ids.dtype, np.integer) or ((ids < 0) | (ids >= self.config.vocab_size)).any():
+            raise GritError(
+                f"input_ids and attention_mask must both be [B, T], are {ids.shape} and"
+                f" {mask.shape}"
+            )
+        if (
+            not np.issubdtype(ids.dtype, np.integer)
+            or ((ids < 0) | (ids >= self.config.vocab_size)).any()
+        ):
             raise GritError(f"input_ids must be integers from 0 to {self.config.vocab_size - 1}")
         if not np.isin(mask, (0, 1)).all():
             raise GritError("attention_mask must hold 1 (token) and 0 (padding) only")
@@ -301,7 +382,8 @@ class GritLM:
     def weights_hash(self) -> str:
         """Hexadecimal hash of the weights and of what a forward pass depends on beside them.
 
-        Weights are hashed rounded to bfloat16, so that a model has the same hash whatever dtype it was opened in.
+        Weights are hashed rounded to bfloat16, so that a model has the same hash whatever dtype it
+        was opened in.
         """
         digest = WeightsHash(self.config)
         for name, weight in self.params.items():
@@ -322,13 +404,15 @@ def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
     """A weight on its devices; one in several parts (adapted, quantised) stays where it is."""
     if mesh is None or not isinstance(value, np.ndarray | jax.Array):
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
-    spec = fit(ShardingRules().spec((PARAMETER_AXES | PROJECTION_AXES)[name]), np.shape(value), mesh)
+    spec = fit(
+        ShardingRules().spec((PARAMETER_AXES | PROJECTION_AXES)[name]), np.shape(value), mesh
+    )
     return jax.device_put(value, NamedSharding(mesh, spec))
 
 
 def _adds_bos(directory: Path, bos_id: int | None) -> bool:
-    """Whether the tokenizer of a directory begins a text with the beginning of sequence by itself."""
-    return bos_id is not None and tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).encode("").ids[
-        :1
-    ] == [bos_id]
-
+    """Whether the tokenizer of a directory begins a text with the beginning of sequence by
+    itself."""
+    return bos_id is not None and tokenizers.Tokenizer.from_file(
+        str(directory / "tokenizer.json")
+    ).encode("").ids[:1] == [bos_id]

@@ -1,6 +1,7 @@
 """From logits to the next token: greedy, temperature, top-k, top-p, each request with its own seed.
 
-A request's tokens depend on its prompt, its settings and its seed alone, not on what else is in the batch.
+A request's tokens depend on its prompt, its settings and its seed alone, not on what else is in the
+batch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from grit_jax.types import GritError
+from grit_jax.errors import GritError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +78,14 @@ def sampling_rows(requests: Sequence[Sampling]) -> SamplingRows:
     )
 
 
-def sample(logits: Float[Array, "B V"], rows: SamplingRows, step: Int[Array, ""]) -> Int[Array, " B"]:
+def sample(
+    logits: Float[Array, "B V"], rows: SamplingRows, step: Int[Array, ""]
+) -> Int[Array, " B"]:
     """The token number `step` of every row.
 
-    Temperature first, then top-k, then top-p, as transformers' logits warpers do; tokens that tie with the last one
-    kept are kept too. The draw is `argmax(logits + Gumbel noise)` with a key made of the row's seed and `step`.
+    Temperature first, then top-k, then top-p, as transformers' logits warpers do; tokens that tie
+    with the last one kept are kept too. The draw is `argmax(logits + Gumbel noise)` with a key made
+    of the row's seed and `step`.
     """
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if rows.greedy:
@@ -89,19 +93,26 @@ def sample(logits: Float[Array, "B V"], rows: SamplingRows, step: Int[Array, ""]
     scaled = logits.astype(jnp.float32) / jnp.maximum(rows.temperature, 1e-6)[:, None]
     if rows.filtered:
         scaled = jnp.where(kept(scaled, rows.top_k, rows.top_p), scaled, -jnp.inf)
-    noise = jax.vmap(lambda seed: jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), step), scaled.shape[1:]))
+    noise = jax.vmap(
+        lambda seed: jax.random.gumbel(
+            jax.random.fold_in(jax.random.key(seed), step), scaled.shape[1:]
+        )
+    )
     drawn = jnp.argmax(scaled + noise(rows.seed), axis=-1).astype(jnp.int32)
     return jnp.where(rows.temperature > 0, drawn, best)
 
 
-def kept(logits: Float[Array, "B V"], top_k: Int[Array, " B"], top_p: Float[Array, " B"]) -> Bool[Array, "B V"]:
+def kept(
+    logits: Float[Array, "B V"], top_k: Int[Array, " B"], top_p: Float[Array, " B"]
+) -> Bool[Array, "B V"]:
     """The tokens that top-k and then top-p leave.
 
-    The threshold is found by bisection over the bits of a float32: 32 sums over the vocabulary instead of a sort of
-    it, which takes several times as long on every platform.
+    The threshold is found by bisection over the bits of a float32: 32 sums over the vocabulary
+    instead of a sort of it, which takes several times as long on every platform.
     """
     bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.uint32)
-    # Order of floats as order of unsigned integers: negative numbers turned round, positive ones above them.
+    # Order of floats as order of unsigned integers: negative numbers turned round, positive ones
+    # above them.
     order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
     wanted = jnp.where(top_k > 0, top_k, logits.shape[-1]).astype(jnp.float32)
     keep = order >= _threshold(order, jnp.ones_like(logits), wanted)[:, None]
@@ -111,7 +122,9 @@ def kept(logits: Float[Array, "B V"], top_k: Int[Array, " B"], top_p: Float[Arra
     return keep & (order >= floor[:, None])
 
 
-def _threshold(order: UInt[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]) -> UInt[Array, " B"]:
+def _threshold(
+    order: UInt[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]
+) -> UInt[Array, " B"]:
     """The highest threshold at or above which the tokens weigh at least `wanted`."""
 
     def bit(index, low):

@@ -1,8 +1,9 @@
 """The compiled programs of generation: reading the prompts, and one token after the other.
 
-Prompts without records are read by one program. On top of records they are read layer by layer, so that a layer
-computes while later ones are still on their way from the store. Decode is a `lax.while_loop` whose cache is updated in
-place; its state goes in and comes out, so that the same program decodes to the end or a few tokens at a time.
+Prompts without records are read by one program. On top of records they are read layer by layer, so
+that a layer computes while later ones are still on their way from the store. Decode is a
+`lax.while_loop` whose cache is updated in place; its state goes in and comes out, so that the same
+program decodes to the end or a few tokens at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.inference.pieces import Codec
+from grit_jax.inference.records import Codec
 from grit_jax.inference.sampling import SamplingRows, sample
 from grit_jax.models.attention import Slots
 from grit_jax.models.cache import KVCache, empty_cache, insert, place_keys, write_layer
@@ -28,7 +29,8 @@ CAUSAL = AttentionMode.CAUSAL
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class DecodeState:
-    """Where a batch stands: `step` tokens are chosen, the last of them (`token`) is not yet in the cache.
+    """Where a batch stands: `step` tokens are chosen, the last of them (`token`) is not yet in the
+    cache.
 
     `cache` holds prompts and answers; records are beside it, in a cache that is only read.
     """
@@ -45,7 +47,8 @@ class DecodeState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Limits:
-    """When a row ends: at `length` tokens, or at one of `eos` (-1 matches nothing) unless `ignore_eos`."""
+    """When a row ends: at `length` tokens, or at one of `eos` (-1 matches nothing) unless
+    `ignore_eos`."""
 
     length: Int[Array, " B"]
     ignore_eos: Bool[Array, " B"]
@@ -55,7 +58,8 @@ class Limits:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class PrefillState:
-    """Prompts on their way through the layers: `x` goes into the next one, the layers before it are in the caches."""
+    """Prompts on their way through the layers: `x` goes into the next one, the layers before it are
+    in the caches."""
 
     x: Float[Array, "B T D"]
     positions: Int[Array, "B T"]
@@ -80,14 +84,17 @@ def prefill(
     """Reads right-padded prompts and chooses the first token.
 
     Args:
-      prompt_mode: causal, or bidirectional for a prefix language model: the whole prompt is its prefix.
+      prompt_mode: causal, or bidirectional for a prefix language model: the whole prompt is its
+        prefix.
       slots: capacity of the cache, at least `T + new_tokens`.
     """
     model = Transformer(config, params)
     positions, segments = _places(tokens, lengths)
     out = model(tokens, positions, segments, mode=prompt_mode, return_kv=True)
     cache = insert(_empty(config, tokens.shape[0], slots), out.kv, positions, segments, config)
-    return _first_token(model, out.hidden, cache, lengths, lengths, sampling, limits, new_tokens, return_logits)
+    return _first_token(
+        model, out.hidden, cache, lengths, lengths, sampling, limits, new_tokens, return_logits
+    )
 
 
 def prefill_start(
@@ -100,15 +107,20 @@ def prefill_start(
     config: ModelConfig,
     dtype: jnp.dtype,
 ) -> PrefillState:
-    """Prompts after records whose tokens stand at `places` (`owners` 0: an empty slot) and are kept as `dtype`."""
+    """Prompts after records whose tokens stand at `places` (`owners` 0: an empty slot) and are kept
+    as `dtype`."""
     (B, T), P = tokens.shape, places.shape[1]
     positions, segments = _places(tokens, lengths)
     records = dataclasses.replace(
-        _empty(config, B, P, dtype), positions=places.astype(jnp.int32), segments=owners.astype(jnp.int32),
+        _empty(config, B, P, dtype),
+        positions=places.astype(jnp.int32),
+        segments=owners.astype(jnp.int32),
         cursor=jnp.asarray(P, jnp.int32),
-    )  # fmt: skip
+    )
     x = Transformer(config, params).begin(tokens)
-    return PrefillState(x, positions + owners.sum(axis=1, keepdims=True), segments, records, _empty(config, B, T))
+    return PrefillState(
+        x, positions + owners.sum(axis=1, keepdims=True), segments, records, _empty(config, B, T)
+    )
 
 
 def prefill_layer(
@@ -123,7 +135,8 @@ def prefill_layer(
     kind: LayerKind,
     prompt_mode: AttentionMode,
 ) -> PrefillState:
-    """One layer over the records' keys and values of that layer. The state's buffers are written in place.
+    """One layer over the records' keys and values of that layer. The state's buffers are written in
+    place.
 
     Args:
       weights: where the layer's weights stand (`parameters.places`).
@@ -132,21 +145,32 @@ def prefill_layer(
     found = [_expand(*one, layer) for one in zip(records, codecs, strict=True)]
     k, v = found[0].k, found[0].v
     if len(found) > 1:
-        k, v = jnp.concatenate([kv.k for kv in found], axis=3), jnp.concatenate([kv.v for kv in found], axis=2)
+        k, v = (
+            jnp.concatenate([kv.k for kv in found], axis=3),
+            jnp.concatenate([kv.v for kv in found], axis=2),
+        )
     before = state.records
     keys = place_keys(k, before.positions, before.segments, config, local=kind.local_rope)
     before = write_layer(before, layer, keys, v)
     scales = (None if scale is None else scale[layer] for scale in (before.k_scale, before.v_scale))
     cached = Slots(before.k[layer], before.v[layer], before.positions, before.segments, *scales)
     out = Transformer(config, params).one_layer(
-        state.x, state.positions, state.segments, cached, kind=kind, places=weights, mode=prompt_mode
+        state.x,
+        state.positions,
+        state.segments,
+        cached,
+        kind=kind,
+        places=weights,
+        mode=prompt_mode,
     )
     own = out.kv.k.transpose(0, 2, 3, 1)
     own_keys = place_keys(own, state.positions, state.segments, config, local=kind.local_rope)
     return dataclasses.replace(
-        state, x=out.x, records=_constrained(before),
+        state,
+        x=out.x,
+        records=_constrained(before),
         own=_constrained(write_layer(state.own, layer, own_keys, out.kv.v.swapaxes(1, 2))),
-    )  # fmt: skip
+    )
 
 
 def prefill_end(
@@ -161,17 +185,31 @@ def prefill_end(
     new_tokens: int,
     return_logits: bool,
 ) -> DecodeState:
-    """Chooses the first token after the last layer. The records stay where they are; `slots` are for the rest."""
+    """Chooses the first token after the last layer. The records stay where they are; `slots` are
+    for the rest."""
     model, (B, T, _) = Transformer(config, params), state.x.shape
-    begin = lambda whole, part: jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), (0,) * whole.ndim)
+    begin = lambda whole, part: jax.lax.dynamic_update_slice(
+        whole, part.astype(whole.dtype), (0,) * whole.ndim
+    )
     cache = _empty(config, B, slots)
     cache = KVCache(
-        begin(cache.k, state.own.k), begin(cache.v, state.own.v), begin(cache.positions, state.positions),
-        begin(cache.segments, state.segments), jnp.asarray(T, jnp.int32),
-    )  # fmt: skip
+        begin(cache.k, state.own.k),
+        begin(cache.v, state.own.v),
+        begin(cache.positions, state.positions),
+        begin(cache.segments, state.segments),
+        jnp.asarray(T, jnp.int32),
+    )
     after = state.positions[:, 0] + lengths
     return _first_token(
-        model, model.end(state.x), cache, lengths, after, sampling, limits, new_tokens, return_logits
+        model,
+        model.end(state.x),
+        cache,
+        lengths,
+        after,
+        sampling,
+        limits,
+        new_tokens,
+        return_logits,
     )
 
 
@@ -185,7 +223,8 @@ def decode(
     *,
     config: ModelConfig,
 ) -> DecodeState:
-    """Decodes until `until` tokens are chosen or every row has ended. The state's buffers are written in place."""
+    """Decodes until `until` tokens are chosen or every row has ended. The state's buffers are
+    written in place."""
     model, before = Transformer(config, params), (records,) if records is not None else ()
 
     def goes_on(state: DecodeState) -> jax.Array:
@@ -194,7 +233,9 @@ def decode(
     def body(state: DecodeState) -> DecodeState:
         tokens, positions = state.token[:, None], state.position[:, None]
         segments = jnp.ones_like(tokens)
-        out = model(tokens, positions, segments, mode=CAUSAL, cache=(*before, state.cache), return_kv=True)
+        out = model(
+            tokens, positions, segments, mode=CAUSAL, cache=(*before, state.cache), return_kv=True
+        )
         cache = insert(state.cache, out.kv, positions, segments, config)
         logits = model.logits(out.hidden[:, 0])
         token = sample(logits, sampling, state.step)
@@ -204,12 +245,16 @@ def decode(
     return jax.lax.while_loop(goes_on, body, state)
 
 
-prefill_step = jax.jit(prefill, static_argnames=("config", "slots", "new_tokens", "return_logits", "prompt_mode"))
+prefill_step = jax.jit(
+    prefill, static_argnames=("config", "slots", "new_tokens", "return_logits", "prompt_mode")
+)
 prefill_start_step = jax.jit(prefill_start, static_argnames=("config", "dtype"))
 prefill_layer_step = jax.jit(
     prefill_layer, static_argnames=("config", "kind", "prompt_mode"), donate_argnames=("state",)
 )
-prefill_end_step = jax.jit(prefill_end, static_argnames=("config", "slots", "new_tokens", "return_logits"))
+prefill_end_step = jax.jit(
+    prefill_end, static_argnames=("config", "slots", "new_tokens", "return_logits")
+)
 decode_step = jax.jit(decode, static_argnames=("config",), donate_argnames=("state",))
 
 
@@ -229,16 +274,27 @@ def _empty(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None =
 
 
 def _constrained(cache: KVCache) -> KVCache:
-    """Heads and rows split as those of the activations are, from the first program on to the last."""
+    """Heads and rows split as those of the activations are, from the first program on to the
+    last."""
     k = constrain(cache.k, (None, "rows", "kv_heads", None, None))
-    return dataclasses.replace(cache, k=k, v=constrain(cache.v, (None, "rows", "kv_heads", None, None)))
+    return dataclasses.replace(
+        cache, k=k, v=constrain(cache.v, (None, "rows", "kv_heads", None, None))
+    )
 
 
 def _first_token(
-    model: Transformer, hidden: Float[Array, "B T D"], cache: KVCache, lengths: Int[Array, " B"],
-    after: Int[Array, " B"], sampling: SamplingRows, limits: Limits, new_tokens: int, return_logits: bool,
-) -> DecodeState:  # fmt: skip
-    """The state once each prompt's last token is read; `after` is the position that the next one gets."""
+    model: Transformer,
+    hidden: Float[Array, "B T D"],
+    cache: KVCache,
+    lengths: Int[Array, " B"],
+    after: Int[Array, " B"],
+    sampling: SamplingRows,
+    limits: Limits,
+    new_tokens: int,
+    return_logits: bool,
+) -> DecodeState:
+    """The state once each prompt's last token is read; `after` is the position that the next one
+    gets."""
     B = len(lengths)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     logits = model.logits(last)
@@ -266,5 +322,9 @@ def _record(state: DecodeState, token: jax.Array, logits: jax.Array, limits: Lim
     ended = jnp.any(token[:, None] == limits.eos[None, :], axis=1) & ~limits.ignore_eos
     step = state.step + 1
     return dataclasses.replace(
-        state, tokens=tokens, logits=kept, done=state.done | ended | (step >= limits.length), step=step
+        state,
+        tokens=tokens,
+        logits=kept,
+        done=state.done | ended | (step >= limits.length),
+        step=step,
     )

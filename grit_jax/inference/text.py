@@ -1,13 +1,14 @@
-"""What a person hands in and gets back: prompts as turns of a conversation, tokens as text while they come."""
+"""What a person hands in and gets back: prompts as turns of a conversation, tokens as text while
+they come."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from grit_jax.data.chat import turns_of
-from grit_jax.data.tokenizer import Tokenizer
-from grit_jax.types import GritError
+from grit_jax.errors import GritError
+from grit_jax.text.chat import turns_of
+from grit_jax.text.tokenizer import Tokenizer
 
 Message: TypeAlias = Mapping[str, str]  # {"role": ..., "content": ...}
 Prompts: TypeAlias = "str | Sequence[str] | Sequence[Message] | Sequence[str | Sequence[Message]]"
@@ -18,7 +19,8 @@ _NEVER_WHOLE = "\U0003fffd"  # unassigned: no vocabulary has it whole
 def conversations(prompts: Prompts) -> list[list[str]]:
     """Prompts as turns `[user, assistant, ..., user]`.
 
-    A string is a user's turn, a list of messages a conversation; one of them or a list of them is taken.
+    A string is a user's turn, a list of messages a conversation; one of them or a list of them is
+    taken.
 
     Raises:
       GritError: a prompt that is neither, or a conversation that does not end with the user's turn.
@@ -27,16 +29,20 @@ def conversations(prompts: Prompts) -> list[list[str]]:
 
 
 def messages_of(prompts: Prompts) -> list[Sequence[Message]]:
-    """Prompts as conversations of messages, for a chat template, which says itself what a conversation may be.
+    """Prompts as conversations of messages, for a chat template, which says itself what a
+    conversation may be.
 
     Raises:
-      GritError: a prompt that is neither a string nor a list of messages, or one that ends with the assistant's.
+      GritError: a prompt that is neither a string nor a list of messages, or one that ends with the
+        assistant's.
     """
     found: list[Sequence[Message]] = []
     for prompt, where in _named(prompts):
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if messages and messages[-1].get("role") == "assistant":
-            raise GritError(f"{where}: the last message must be the user's, there is nothing to answer")
+            raise GritError(
+                f"{where}: the last message must be the user's, there is nothing to answer"
+            )
         found.append(messages)
     return found
 
@@ -44,8 +50,9 @@ def messages_of(prompts: Prompts) -> list[Sequence[Message]]:
 class TextWriter:
     """Tokens to text as they come; what a later token may still change is held back.
 
-    That is a character whose bytes are not all there yet and, in vocabularies that fall back to bytes, any run of
-    bytes: an invalid one spoils all of it. Whether it does is tried out with the last byte of a rare character.
+    That is a character whose bytes are not all there yet and, in vocabularies that fall back to
+    bytes, any run of bytes: an invalid one spoils all of it. Whether it does is tried out with the
+    last byte of a rare character.
     """
 
     def __init__(self, tokenizer: Tokenizer, on_text: Callable[[int, str], None], number: int):
@@ -85,13 +92,18 @@ def _turns(prompt: Any, where: str) -> list[str]:
 
 def _named(prompts: Any) -> Iterator[tuple[Any, str]]:
     """Each prompt with its name in messages to the person."""
-    if isinstance(prompts, str) or (len(prompts) and all(isinstance(item, Mapping) for item in prompts)):
+    if isinstance(prompts, str) or (
+        len(prompts) and all(isinstance(item, Mapping) for item in prompts)
+    ):
         yield prompts, "prompt"
         return
     for i, prompt in enumerate(prompts):
-        is_conversation = isinstance(prompt, Sequence) and all(isinstance(item, Mapping) for item in prompt)
+        is_conversation = isinstance(prompt, Sequence) and all(
+            isinstance(item, Mapping) for item in prompt
+        )
         if not (isinstance(prompt, str) or is_conversation):
             raise GritError(
-                f"prompt {i} is neither a string nor a list of {{'role', 'content'}} messages: {prompt!r:.60}"
+                f"prompt {i} is neither a string nor a list of {{'role', 'content'}} messages:"
+                f" {prompt!r:.60}"
             )
         yield prompt, f"prompt {i}"

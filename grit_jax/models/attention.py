@@ -1,8 +1,8 @@
 """The one attention function: who sees whom, and which kernel computes it.
 
-A query sees the keys of its own segment (all of them when bidirectional, itself and the earlier ones when causal, the
-later ones of its own block as well in prefix mode) and, beside them, the cached keys of its segment. A sliding window
-bounds both by position.
+A query sees the keys of its own segment (all of them when bidirectional, itself and the earlier
+ones when causal, the later ones of its own block as well in prefix mode) and, beside them, the
+cached keys of its segment. A sliding window bounds both by position.
 """
 
 from __future__ import annotations
@@ -67,10 +67,12 @@ def attend(
     Args:
       q: rotated queries; they share `own.positions` and `own.segments`.
       own: keys of the same tokens.
-      mode: one mode for all rows, or blocks of `(mode, rows)` that follow one another and repeat over all rows.
+      mode: one mode for all rows, or blocks of `(mode, rows)` that follow one another and repeat
+        over all rows.
       window: keys further than this from the query by position are not seen (`|i - j| < window`).
       cached: keys computed before; a query sees those with its own segment number.
-      blocks: in prefix mode, query `i` sees key `j` of its segment if `j <= i` or `blocks[i] == blocks[j] != 0`.
+      blocks: in prefix mode, query `i` sees key `j` of its segment if `j <= i` or `blocks[i] ==
+        blocks[j] != 0`.
       scale: of the scores, None for `1/sqrt(H)`.
       softcap: bends the scores into `(-softcap, softcap)` before the softmax.
 
@@ -78,38 +80,55 @@ def attend(
       ValueError: prefix mode without blocks; rows that the blocks do not divide.
     """
     if ways_of("tokens", q.shape[1]) > 1:
-        own, cached = _whole_rows(own, ("rows", None, "kv_heads")), [_whole_rows(slots, BY_HEAD) for slots in cached]
-    options = {"window": window, "scale": q.shape[-1] ** -0.5 if scale is None else scale, "softcap": softcap}
+        own, cached = (
+            _whole_rows(own, ("rows", None, "kv_heads")),
+            [_whole_rows(slots, BY_HEAD) for slots in cached],
+        )
+    options = {
+        "window": window,
+        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+        "softcap": softcap,
+    }
     if isinstance(mode, AttentionMode):
         return _attend_one_mode(q, own, cached, mode, blocks, options)
     period = sum(rows for _, rows in mode)
     if q.shape[0] % period:
         raise ValueError(f"{q.shape[0]} rows cannot be split in blocks of {period} rows")
     outputs, start = [], 0
-    # Folded to [repeats, period, ...]: devices whose rows are whole repeats cut up their own and send nothing.
+    # Folded to [repeats, period, ...]: devices whose rows are whole repeats cut up their own and
+    # send nothing.
     fold = lambda x: x.reshape(-1, period, *x.shape[1:])
     for block_mode, rows in mode:
         pick = lambda x: fold(x)[:, start : start + rows].reshape(-1, *x.shape[1:])  # noqa: B023 - used at once
         take = lambda tree: jax.tree.map(pick, tree)  # noqa: B023
-        out = _attend_one_mode(take(q), take(own), take(tuple(cached)), block_mode, take(blocks), options)
+        out = _attend_one_mode(
+            take(q), take(own), take(tuple(cached)), block_mode, take(blocks), options
+        )
         outputs.append(out.reshape(-1, rows, *out.shape[1:]))
         start += rows
     return jnp.concatenate(outputs, axis=1).reshape(q.shape)
 
 
 def _whole_rows(keys: KeysOrSlots, axes: tuple[str | None, ...]) -> KeysOrSlots:
-    """Keys gathered over the devices that a row's tokens are split over: each of its queries may see all of them.
+    """Keys gathered over the devices that a row's tokens are split over: each of its queries may
+    see all of them.
 
     `axes` are those of keys and values; positions and segments have rows alone.
     """
-    gather = lambda x: constrain(x, ("rows", None) if x.ndim == 2 else (*axes, None, None)[: x.ndim])
+    gather = lambda x: constrain(
+        x, ("rows", None) if x.ndim == 2 else (*axes, None, None)[: x.ndim]
+    )
     return jax.tree.map(gather, keys)
 
 
 def _attend_one_mode(
-    q: jax.Array, own: Keys, cached: Sequence[Slots], mode: AttentionMode, blocks: jax.Array | None,
+    q: jax.Array,
+    own: Keys,
+    cached: Sequence[Slots],
+    mode: AttentionMode,
+    blocks: jax.Array | None,
     options: dict[str, Any],
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     prefix = mode is AttentionMode.PREFIX
     if prefix and blocks is None:
         raise ValueError("prefix attention needs `blocks`, which say what sees its later tokens")
@@ -123,14 +142,20 @@ def _attend_one_mode(
     parts = [kernels.Part(own.k, own.v, own.positions, own.segments, blocks, causal=causal)]
     parts += [
         kernels.Part(
-            slots.k, slots.v, slots.positions, slots.segments, by_head=True, k_scale=slots.k_scale,
+            slots.k,
+            slots.v,
+            slots.positions,
+            slots.segments,
+            by_head=True,
+            k_scale=slots.k_scale,
             v_scale=slots.v_scale,
         )
         for slots in cached
-    ]  # fmt: skip
+    ]
     two_sided = mode is not AttentionMode.CAUSAL
     return checkpoint_name(
-        kernels.blocked_attention(queries, parts, two_sided=two_sided, **options), kernels.ATTENTION_NAME
+        kernels.blocked_attention(queries, parts, two_sided=two_sided, **options),
+        kernels.ATTENTION_NAME,
     )
 
 
@@ -143,7 +168,8 @@ def visible(
     window: int | None,
     blocks: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "B T S"]:
-    """The mask of own keys as an array, for tests and for reading; the kernels build it block by block."""
+    """The mask of own keys as an array, for tests and for reading; the kernels build it block by
+    block."""
     return kernels.part_mask(
         kernels.Queries(keys.k, query_positions, query_segments, blocks),
         kernels.Part(keys.k, keys.v, keys.positions, keys.segments, blocks, causal=causal),

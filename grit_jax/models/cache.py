@@ -1,7 +1,8 @@
 """The working cache that generation reads and appends to, and how documents get into it.
 
-Every forward pass returns keys *before* rotary embedding. `insert` rotates them once to the place they get; a
-document's record is therefore valid at any offset, in any order, beside any other document.
+Every forward pass returns keys *before* rotary embedding. `insert` rotates them once to the place
+they get; a document's record is therefore valid at any offset, in any order, beside any other
+document.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.rotary import Rotation, depends_on_length, rotate, rotation
-from grit_jax.types import KV, GritError
+from grit_jax.types import KV
 
 INT8, TINY = 127, 1e-12  # largest code, smallest scale
 
@@ -24,11 +26,13 @@ INT8, TINY = 127, 1e-12  # largest code, smallest scale
 class KVCache:
     """Rotated keys and values of `S` slots in each of `B` rows, head by head.
 
-    Slots come last in the keys, so that a decoded token's products with all of them run along memory.
+    Slots come last in the keys, so that a decoded token's products with all of them run along
+    memory.
 
-    With scales they are int8: a key channel is worth its `k_scale`, a value its `v_scale`; such a cache is only read.
-    A slot's `segments` entry says which queries see it (0: empty), its `positions` entry where it stands.
-    `cursor` is the next free slot, the same in every row; ragged rows leave empty slots behind.
+    With scales they are int8: a key channel is worth its `k_scale`, a value its `v_scale`; such a
+    cache is only read. A slot's `segments` entry says which queries see it (0: empty), its
+    `positions` entry where it stands. `cursor` is the next free slot, the same in every row; ragged
+    rows leave empty slots behind.
     """
 
     k: Float[Array, "L B K H S"]
@@ -45,13 +49,19 @@ class KVCache:
         return self.positions.shape[1]
 
 
-def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None = None) -> KVCache:
+def empty_cache(
+    config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None = None
+) -> KVCache:
     """A cache with room for `slots` tokens in each row; int8 brings scales."""
     L, K, H = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     dtype = dtype or jnp.dtype(config.dtype)
     marks = jnp.zeros((rows, slots), jnp.int32)
     k, v = jnp.zeros((L, rows, K, H, slots), dtype), jnp.zeros((L, rows, K, slots, H), dtype)
-    scales = (None, None) if dtype != jnp.int8 else (jnp.zeros((L, rows, K, H)), jnp.zeros((L, rows, K, slots)))
+    scales = (
+        (None, None)
+        if dtype != jnp.int8
+        else (jnp.zeros((L, rows, K, H)), jnp.zeros((L, rows, K, slots)))
+    )
     return KVCache(k, v, marks, marks, jnp.zeros((), jnp.int32), *scales)
 
 
@@ -59,12 +69,16 @@ def rotate_keys(
     kv: KV, positions: Int[Array, "B T"], segments: Int[Array, "B T"], config: ModelConfig
 ) -> Float[Array, "L B T K H"]:
     """The keys of a pass rotated to `positions`, each layer's about its own base."""
-    by = {local: rotation(config, positions, segments, local=local) for local in set(_local(config))}
+    by = {
+        local: rotation(config, positions, segments, local=local) for local in set(_local(config))
+    }
     if len(by) == 1:
         return rotate(kv.k, by.popitem()[1])
     which = jnp.asarray(_local(config), jnp.int32)
     pick = lambda full, local: jnp.stack([full, local])[which]
-    return rotate(kv.k, Rotation(pick(by[False].cos, by[True].cos), pick(by[False].sin, by[True].sin)))
+    return rotate(
+        kv.k, Rotation(pick(by[False].cos, by[True].cos), pick(by[False].sin, by[True].sin))
+    )
 
 
 def _local(config: ModelConfig) -> list[bool]:
@@ -75,12 +89,14 @@ def check_records(config: ModelConfig) -> None:
     """Whether records of documents can serve at all.
 
     Raises:
-      GritError: the rotary scaling depends on the length of the whole text, which a document's record cannot know.
+      GritError: the rotary scaling depends on the length of the whole text, which a document's
+        record cannot know.
     """
     if depends_on_length(config):
         raise GritError(
-            "rotary scaling 'dynamic' turns a key by the length of the whole text, so cached documents cannot serve "
-            "with it; use a layout that reads documents as text, or a checkpoint with linear, llama3 or yarn scaling"
+            "rotary scaling 'dynamic' turns a key by the length of the whole text, so cached"
+            " documents cannot serve with it; use a layout that reads documents as text, or a"
+            " checkpoint with linear, llama3 or yarn scaling"
         )
 
 
@@ -98,9 +114,14 @@ def cache_from(
 
 
 def insert(
-    cache: KVCache, kv: KV, positions: Int[Array, "B T"], segments: Int[Array, "B T"], config: ModelConfig
+    cache: KVCache,
+    kv: KV,
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    config: ModelConfig,
 ) -> KVCache:
-    """Writes `T` tokens (documents, a prompt, or the token just decoded) at the cursor, rotated to `positions`.
+    """Writes `T` tokens (documents, a prompt, or the token just decoded) at the cursor, rotated to
+    `positions`.
 
     The caller sees to it that `cursor + T <= S`; XLA would clamp the write otherwise.
     """
@@ -117,10 +138,15 @@ def insert(
 
 
 def place_keys(
-    k: Float[Array, "B K H P"], positions: Int[Array, "B P"], segments: Int[Array, "B P"], config: ModelConfig, *,
+    k: Float[Array, "B K H P"],
+    positions: Int[Array, "B P"],
+    segments: Int[Array, "B P"],
+    config: ModelConfig,
+    *,
     local: bool,
-) -> tuple[Float[Array, "B K H/2 P"], Float[Array, "B K H/2 P"]]:  # fmt: skip
-    """One layer's keys of a record rotated to `positions` (`local`: see `rotation`): each half of the channels."""
+) -> tuple[Float[Array, "B K H/2 P"], Float[Array, "B K H/2 P"]]:
+    """One layer's keys of a record rotated to `positions` (`local`: see `rotation`): each half of
+    the channels."""
     by = rotation(config, positions, segments, local=local)
     cos, sin = (a.swapaxes(1, 2)[:, None] for a in (by.cos, by.sin))
     first, second = jnp.split(k.astype(jnp.float32), 2, axis=2)
@@ -133,10 +159,11 @@ def write_layer(
     halves: tuple[Float[Array, "B K H/2 T"], Float[Array, "B K H/2 T"]],
     v: Float[Array, "B K T H"],
 ) -> KVCache:
-    """Rotated keys (from `place_keys`) and values of one layer in the first slots, as int8 where the cache is.
+    """Rotated keys (from `place_keys`) and values of one layer in the first slots, as int8 where
+    the cache is.
 
-    The halves are written one by one: joined first, they would cost XLA's CPU backend more than everything else here.
-    The marks of the slots are the caller's.
+    The halves are written one by one: joined first, they would cost XLA's CPU backend more than
+    everything else here. The marks of the slots are the caller's.
     """
 
     def write(whole: Array, part: Array, channel: int = 0) -> Array:

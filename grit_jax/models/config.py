@@ -8,18 +8,22 @@ from typing import Literal
 import numpy as np
 
 Remat = Literal["none", "full", "offload", "save_attention", "save_qkv", "dots"]
-FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer's attention is called in `layer_types`
+FULL, SLIDING = (
+    "full_attention",
+    "sliding_attention",
+)  # what a layer's attention is called in `layer_types`
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """How rotary embedding is stretched beyond the length a model was first trained for.
 
-    Names are those of Hugging Face's `rope_parameters` (`transformers: modeling_rope_utils.py`); what a kind does
-    not use is ignored. `linear` divides every frequency by `factor`; `llama3` the low ones, with a ramp between
-    `low_freq_factor` and `high_freq_factor`; `yarn` ramps between `beta_fast` and `beta_slow` rotations and scales
-    queries and keys by `attention_factor` (None: from `factor`, `mscale` and `mscale_all_dim`); `dynamic` raises the
-    base as a text grows beyond `max_position_embeddings`.
+    Names are those of Hugging Face's `rope_parameters` (`transformers: modeling_rope_utils.py`);
+    what a kind does not use is ignored. `linear` divides every frequency by `factor`; `llama3` the
+    low ones, with a ramp between `low_freq_factor` and `high_freq_factor`; `yarn` ramps between
+    `beta_fast` and `beta_slow` rotations and scales queries and keys by `attention_factor` (None:
+    from `factor`, `mscale` and `mscale_all_dim`); `dynamic` raises the base as a text grows beyond
+    `max_position_embeddings`.
 
     Raises:
       ValueError: values without a meaning; the message names the key.
@@ -27,7 +31,9 @@ class RopeScaling:
 
     rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
     factor: float
-    original_max_position_embeddings: int | None = None  # llama3, yarn; None: max_position_embeddings
+    original_max_position_embeddings: int | None = (
+        None  # llama3, yarn; None: max_position_embeddings
+    )
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
@@ -42,7 +48,9 @@ class RopeScaling:
             raise ValueError(f"model.rope_scaling.factor must be at least 1, is {self.factor}")
         length = self.original_max_position_embeddings
         if length is not None and length < 1:
-            raise ValueError(f"model.rope_scaling.original_max_position_embeddings must be positive, is {length}")
+            raise ValueError(
+                f"model.rope_scaling.original_max_position_embeddings must be positive, is {length}"
+            )
         if self.high_freq_factor <= self.low_freq_factor:
             raise ValueError(
                 f"model.rope_scaling.high_freq_factor ({self.high_freq_factor}) must be above "
@@ -78,13 +86,16 @@ class ModelConfig:
     head_dim: int = 0  # 0: hidden_size / num_attention_heads
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
-    rope_local_base_freq: float | None = None  # rotary base, unscaled, of layers with a window (Gemma 3)
+    rope_local_base_freq: float | None = (
+        None  # rotary base, unscaled, of layers with a window (Gemma 3)
+    )
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
     attention_bias: bool = False  # bias on q, k, v (Qwen2)
     qk_norm: bool = False  # RMS norm over each head's query and key (Qwen3, Gemma 3)
     sliding_window: int | None = None
-    # One kind for each layer, where some have the window and others see everything; None: all alike.
+    # One kind for each layer, where some have the window and others see everything; None: all
+    # alike.
     layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = None
     max_position_embeddings: int = 32768
     initializer_range: float = 0.02
@@ -109,7 +120,7 @@ class ModelConfig:
 
     architecture: Literal[
         "mistral", "llama", "qwen2", "qwen3", "mixtral", "qwen3_moe", "gemma2", "gemma3_text"
-    ] = "mistral"  # what an export is called  # fmt: skip
+    ] = "mistral"  # what an export is called
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
     pad_token_id: int | None = None
@@ -120,8 +131,15 @@ class ModelConfig:
     scan_layers: bool = True
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                    "num_key_value_heads", "max_position_embeddings"):  # fmt: skip
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+        ):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key} must be at least 1, is {getattr(self, key)}")
         if not self.head_dim:
@@ -132,9 +150,16 @@ class ModelConfig:
                 f"model.num_key_value_heads ({self.num_key_value_heads})"
             )
         if self.head_dim < 1 or self.head_dim % 2:
-            raise ValueError(f"model.head_dim must be even and positive for rotary embedding, is {self.head_dim}")
-        for key in ("sliding_window", "rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping",
-                    "final_logit_softcapping"):  # fmt: skip
+            raise ValueError(
+                f"model.head_dim must be even and positive for rotary embedding, is {self.head_dim}"
+            )
+        for key in (
+            "sliding_window",
+            "rope_local_base_freq",
+            "query_pre_attn_scalar",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+        ):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"model.{key} must be positive or null, is {value}")
@@ -142,8 +167,15 @@ class ModelConfig:
         self._check_experts()
         scaling = self.rope_scaling
         if scaling and scaling.rope_type == "dynamic" and self.head_dim < 4:
-            raise ValueError(f"model.rope_scaling: dynamic needs a model.head_dim of at least 4, is {self.head_dim}")
-        if scaling and scaling.rope_type in ("llama3", "yarn") and scaling.original_max_position_embeddings is None:
+            raise ValueError(
+                "model.rope_scaling: dynamic needs a model.head_dim of at least 4, is"
+                f" {self.head_dim}"
+            )
+        if (
+            scaling
+            and scaling.rope_type in ("llama3", "yarn")
+            and scaling.original_max_position_embeddings is None
+        ):
             length = self.max_position_embeddings
             scaling = dataclasses.replace(scaling, original_max_position_embeddings=length)
             object.__setattr__(self, "rope_scaling", scaling)
@@ -154,12 +186,17 @@ class ModelConfig:
         types = tuple(self.layer_types)
         if len(types) != self.num_hidden_layers:
             raise ValueError(
-                f"model.layer_types has {len(types)} entries, model.num_hidden_layers is {self.num_hidden_layers}"
+                f"model.layer_types has {len(types)} entries, model.num_hidden_layers is"
+                f" {self.num_hidden_layers}"
             )
         if unknown := set(types) - {FULL, SLIDING}:
-            raise ValueError(f"model.layer_types: {unknown.pop()!r} is neither {FULL} nor {SLIDING}")
+            raise ValueError(
+                f"model.layer_types: {unknown.pop()!r} is neither {FULL} nor {SLIDING}"
+            )
         if SLIDING in types and self.sliding_window is None:
-            raise ValueError(f"model.layer_types has {SLIDING} layers, so model.sliding_window must be a number")
+            raise ValueError(
+                f"model.layer_types has {SLIDING} layers, so model.sliding_window must be a number"
+            )
         # All alike needs no list; one model has one configuration.
         object.__setattr__(self, "layer_types", types if len(set(types)) > 1 else None)
         if SLIDING not in types:
@@ -170,11 +207,13 @@ class ModelConfig:
             return
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise ValueError(
-                f"model.num_experts_per_tok must be from 1 to model.num_experts ({self.num_experts}), is "
-                f"{self.num_experts_per_tok}"
+                "model.num_experts_per_tok must be from 1 to model.num_experts"
+                f" ({self.num_experts}), is {self.num_experts_per_tok}"
             )
         if self.decoder_sparse_step < 1:
-            raise ValueError(f"model.decoder_sparse_step must be at least 1, is {self.decoder_sparse_step}")
+            raise ValueError(
+                f"model.decoder_sparse_step must be at least 1, is {self.decoder_sparse_step}"
+            )
         object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
         if not self.moe_intermediate_size:
             object.__setattr__(self, "moe_intermediate_size", self.intermediate_size)
@@ -187,7 +226,10 @@ class ModelConfig:
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """The kind of every layer, first to last."""
-        types = self.layer_types or (FULL if self.sliding_window is None else SLIDING,) * self.num_hidden_layers
+        types = (
+            self.layer_types
+            or (FULL if self.sliding_window is None else SLIDING,) * self.num_hidden_layers
+        )
         return tuple(
             LayerKind(
                 window=self.sliding_window if kind == SLIDING else None,

@@ -1,7 +1,7 @@
 """Attention kernels: splash on TPU, cuDNN on GPU, and a blocked XLA path that runs anywhere.
 
-The blocked path works on *parts* (own keys, cached keys) with a running softmax, so that a cache is read where it
-lies and long inputs never build their T x S matrix.
+The blocked path works on *parts* (own keys, cached keys) with a running softmax, so that a cache is
+read where it lies and long inputs never build their T x S matrix.
 """
 
 from __future__ import annotations
@@ -18,24 +18,33 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.sharding import ShardingRules, fit, ways_of
 
-ATTENTION_NAME = "attention"  # of what the backward pass of attention needs of the forward pass, for `jax.checkpoint`
+# of what the backward pass of attention needs of the forward pass, for `jax.checkpoint`
+ATTENTION_NAME = "attention"
 MASKED = -1e30  # finite, so that a row that sees nothing gives zeros' average instead of NaN
 KEY_BLOCK = 512  # keys per step of the blocked path once a part is longer than twice this
 CUDNN_HEAD = 128  # widest head of cuDNN's kernels for training, on every card that has them
 SPLASH_TILE = 128  # splash works on multiples of this many tokens and of this many head dimensions
-# Tokens of a tile of scores: the larger, the less often keys are read for them (MaxText takes 512 on every generation;
-# the kernel's own 128 reads more bytes a FLOP than a v5p or v6e can).
+# Tokens of a tile of scores: the larger, the less often keys are read for them (MaxText takes 512
+# on every generation; the kernel's own 128 reads more bytes a FLOP than a v5p or v6e can).
 SPLASH_BLOCKS = (512, 384, 256, 128)
 SPLASH_SIDES = (
-    "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq",
+    "block_q",
+    "block_kv",
+    "block_kv_compute",
+    "block_q_dkv",
+    "block_kv_dkv",
+    "block_kv_dkv_compute",
+    "block_q_dq",
     "block_kv_dq",
-)  # fmt: skip
-TILES = "tiles_{}_of_{}"  # name in a program of splash's kernels: tiles of scores that they compute, and all
+)
+# name in a program of splash's kernels: tiles of scores that they compute, and all
+TILES = "tiles_{}_of_{}"
 
 
 @dataclasses.dataclass
 class Queries:
-    """Rotated queries with their positions and segments (`positions` also order the tokens of a segment)."""
+    """Rotated queries with their positions and segments (`positions` also order the tokens of a
+    segment)."""
 
     q: Float[Array, "B T N H"]
     positions: Int[Array, "B T"]
@@ -46,10 +55,11 @@ class Queries:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Part:
-    """One group of keys. In a causal part, a key is seen from its own place in the row onwards, and by its block.
+    """One group of keys. In a causal part, a key is seen from its own place in the row onwards, and
+    by its block.
 
-    Those of a cache lie as there (`by_head`): keys `[B K H S]`, values `[B K S H]`. Where they are int8, a key channel
-    is worth its `k_scale` and a value its `v_scale`.
+    Those of a cache lie as there (`by_head`): keys `[B K H S]`, values `[B K S H]`. Where they are
+    int8, a key channel is worth its `k_scale` and a value its `v_scale`.
     """
 
     k: Float[Array, "B S K H"]
@@ -70,17 +80,28 @@ class Part:
 
     def cut(self, start: Int[Array, ""] | int, size: int) -> Part:
         """`size` keys from `start` on."""
-        take = lambda x, axis: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+        take = lambda x, axis: (
+            None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+        )
         return dataclasses.replace(
-            self, k=take(self.k, 3 if self.by_head else 1), v=take(self.v, 2 if self.by_head else 1),
-            positions=take(self.positions, 1), segments=take(self.segments, 1), blocks=take(self.blocks, 1),
-            offset=self.offset + start, v_scale=take(self.v_scale, 2),
-        )  # fmt: skip
+            self,
+            k=take(self.k, 3 if self.by_head else 1),
+            v=take(self.v, 2 if self.by_head else 1),
+            positions=take(self.positions, 1),
+            segments=take(self.segments, 1),
+            blocks=take(self.blocks, 1),
+            offset=self.offset + start,
+            v_scale=take(self.v_scale, 2),
+        )
 
 
-def part_mask(queries: Queries, part: Part, *, window: int | None, two_sided: bool) -> Bool[Array, "B T S"]:
+def part_mask(
+    queries: Queries, part: Part, *, window: int | None, two_sided: bool
+) -> Bool[Array, "B T S"]:
     """Which keys of a part each query sees."""
-    mask = (queries.segments[:, :, None] == part.segments[:, None, :]) & (part.segments > 0)[:, None, :]
+    mask = (queries.segments[:, :, None] == part.segments[:, None, :]) & (part.segments > 0)[
+        :, None, :
+    ]
     if part.causal:
         t, s = jnp.arange(queries.segments.shape[1]), part.offset + jnp.arange(part.length)
         seen = (s[None, :] <= t[:, None])[None]
@@ -95,23 +116,33 @@ def part_mask(queries: Queries, part: Part, *, window: int | None, two_sided: bo
 
 
 def blocked_attention(
-    queries: Queries, parts: list[Part], *, window: int | None, two_sided: bool, scale: float, softcap: float | None
+    queries: Queries,
+    parts: list[Part],
+    *,
+    window: int | None,
+    two_sided: bool,
+    scale: float,
+    softcap: float | None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention over the union of the parts, each read in blocks of keys where it is long.
 
-    Queries of one key/value head are stacked into one matrix (`G T` rows): XLA's CPU backend runs these products
-    two to four times as fast as the four-axis einsum.
+    Queries of one key/value head are stacked into one matrix (`G T` rows): XLA's CPU backend runs
+    these products two to four times as fast as the four-axis einsum.
     """
     B, T, N, H = queries.q.shape
     K = parts[0].k.shape[1 if parts[0].by_head else 2]
     G = N // K
     q = (queries.q.astype(jnp.float32) * scale).astype(queries.q.dtype)
     if T == 1:
-        return _one_token_attention(q.reshape(B, K, G, H), queries, parts, window, two_sided, softcap)
+        return _one_token_attention(
+            q.reshape(B, K, G, H), queries, parts, window, two_sided, softcap
+        )
     q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
     # Queries that are split over devices along T must keep that axis.
     stacked = ways_of("tokens", T) == 1
-    lead, by_query, by_key = ((B * K, G * T), "xt", "x") if stacked else ((B, K, G, T), "bkgt", "bk")
+    lead, by_query, by_key = (
+        ((B * K, G * T), "xt", "x") if stacked else ((B, K, G, T), "bkgt", "bk")
+    )
     q = q.reshape(*lead, H)
 
     def heads_first(x: jax.Array, by_head: bool) -> jax.Array:
@@ -120,12 +151,18 @@ def blocked_attention(
 
     def scaled(x: jax.Array, scale: jax.Array | None) -> jax.Array:
         """`x` times what is `[B K n]` along its last axis."""
-        return x if scale is None else x * scale.reshape(*((B * K, 1) if stacked else (B, K, 1, 1)), -1)
+        return (
+            x
+            if scale is None
+            else x * scale.reshape(*((B * K, 1) if stacked else (B, K, 1, 1)), -1)
+        )
 
     def scores(part: Part) -> jax.Array:
         equation = f"{by_query}h,{by_key}{'hs' if part.by_head else 'sh'}->{by_query}s"
         k = heads_first(part.k, part.by_head).astype(q.dtype)
-        s = jnp.einsum(equation, scaled(q, part.k_scale).astype(q.dtype), k, preferred_element_type=jnp.float32)
+        s = jnp.einsum(
+            equation, scaled(q, part.k_scale).astype(q.dtype), k, preferred_element_type=jnp.float32
+        )
         mask = part_mask(queries, part, window=window, two_sided=two_sided)
         s = soft_cap(s.reshape(B, K, G, T, part.length), softcap)
         return jnp.where(mask[:, None, None], s, MASKED).reshape(*lead, part.length)
@@ -133,14 +170,19 @@ def blocked_attention(
     def values(p: jax.Array, part: Part) -> jax.Array:
         v = heads_first(part.v, part.by_head).astype(q.dtype)
         equation = f"{by_query}s,{by_key}sh->{by_query}h"
-        return jnp.einsum(equation, scaled(p, part.v_scale).astype(q.dtype), v, preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            equation, scaled(p, part.v_scale).astype(q.dtype), v, preferred_element_type=jnp.float32
+        )
 
     keys = sum(part.length for part in parts)
     if T * keys <= (2 * KEY_BLOCK) ** 2:
         # One softmax over all parts.
         p = jax.nn.softmax(jnp.concatenate([scores(part) for part in parts], axis=-1), axis=-1)
         ends = np.cumsum([part.length for part in parts])[:-1]
-        out = sum(values(block, part) for block, part in zip(jnp.split(p, ends, axis=-1), parts, strict=True))
+        out = sum(
+            values(block, part)
+            for block, part in zip(jnp.split(p, ends, axis=-1), parts, strict=True)
+        )
     else:
         state = (jnp.full(lead, MASKED), jnp.zeros(lead), jnp.zeros((*lead, H)))
 
@@ -155,7 +197,12 @@ def blocked_attention(
         for part in parts:
             state = _over_blocks(step, state, part)
         out = state[2] / jnp.maximum(state[1], 1e-30)[..., None]
-    return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(queries.q.dtype)
+    return (
+        out.reshape(B, K, G, T, H)
+        .transpose(0, 3, 1, 2, 4)
+        .reshape(B, T, N, H)
+        .astype(queries.q.dtype)
+    )
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -183,23 +230,30 @@ def _one_token_attention(
     def values(p: jax.Array, part: Part) -> jax.Array:
         form = "bkgs,bksh->bkgh" if part.by_head else "bkgs,bskh->bkgh"
         p = p if part.v_scale is None else p * part.v_scale[:, :, None]
-        return jnp.einsum(form, p.astype(q.dtype), part.v.astype(q.dtype), preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            form, p.astype(q.dtype), part.v.astype(q.dtype), preferred_element_type=jnp.float32
+        )
 
     found = [scores(part) for part in parts]
     top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in found])
     weights = [jnp.exp(s - top) for s in found]
     total = sum(p.sum(-1, keepdims=True) for p in weights)
-    out = sum(values(p, part) for p, part in zip(weights, parts, strict=True)) / jnp.maximum(total, 1e-30)
+    out = sum(values(p, part) for p, part in zip(weights, parts, strict=True)) / jnp.maximum(
+        total, 1e-30
+    )
     return out.reshape(queries.q.shape).astype(queries.q.dtype)
 
 
 def _over_blocks(step, state, part: Part):
-    """Applies `step` to the part, in blocks of keys once it is long; blocks are recomputed in the backward pass."""
+    """Applies `step` to the part, in blocks of keys once it is long; blocks are recomputed in the
+    backward pass."""
     if part.length <= 2 * KEY_BLOCK:
         return step(state, part)
     whole, rest = divmod(part.length, KEY_BLOCK)
     block = jax.checkpoint(lambda state, start: step(state, part.cut(start, KEY_BLOCK)))
-    state = jax.lax.scan(lambda state, i: (block(state, i * KEY_BLOCK), None), state, jnp.arange(whole))[0]
+    state = jax.lax.scan(
+        lambda state, i: (block(state, i * KEY_BLOCK), None), state, jnp.arange(whole)
+    )[0]
     return step(state, part.cut(whole * KEY_BLOCK, rest)) if rest else state
 
 
@@ -214,14 +268,24 @@ def fused_attention(
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B T N H"] | None:
-    """The platform's fused kernel for a pass without cache, or None where there is none for these shapes."""
+    """The platform's fused kernel for a pass without cache, or None where there is none for these
+    shapes."""
     kind = platform()
     T, H = q.shape[1], q.shape[3]
     if kind == "tpu" and T % (SPLASH_TILE * ways_of("tokens", T)) == 0 and H % SPLASH_TILE == 0:
-        return _splash(q, k, v, segments, causal=causal, window=window, scale=scale, softcap=softcap)
+        return _splash(
+            q, k, v, segments, causal=causal, window=window, scale=scale, softcap=softcap
+        )
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     # cuDNN has no soft cap, and no head wider than this in its backward pass.
-    if kind == "gpu" and half and H % 8 == 0 and H <= CUDNN_HEAD and window is None and softcap is None:
+    if (
+        kind == "gpu"
+        and half
+        and H % 8 == 0
+        and H <= CUDNN_HEAD
+        and window is None
+        and softcap is None
+    ):
         same = (segments[:, :, None] == segments[:, None, :])[:, None]
         out = jax.nn.dot_product_attention(
             q, k, v, mask=same, scale=scale, is_causal=causal, implementation="cudnn"
@@ -231,7 +295,8 @@ def fused_attention(
 
 
 def platform() -> str:
-    """The platform the program is traced for: that of the mesh in use (ahead-of-time too), else the default."""
+    """The platform the program is traced for: that of the mesh in use (ahead-of-time too), else the
+    default."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.abstract_device is not None:
         kind = mesh.abstract_device.device_kind.lower()
@@ -240,13 +305,14 @@ def platform() -> str:
 
 
 def splash_block(T: int, window: int | None) -> int:
-    """Side of a tile of scores for rows, or shares of rows, of `T` tokens; no wider than a window that there is."""
+    """Side of a tile of scores for rows, or shares of rows, of `T` tokens; no wider than a window
+    that there is."""
     return next(b for b in SPLASH_BLOCKS if T % b == 0 and b <= max(window or b, SPLASH_TILE))
 
 
 def computed_tiles(T: int, block: int, *, causal: bool, window: int | None) -> tuple[int, int]:
-    """Tiles of a row's `T x T` scores in which splash finds a pair that the mask shows, and all tiles; it passes over
-    the others."""
+    """Tiles of a row's `T x T` scores in which splash finds a pair that the mask shows, and all
+    tiles; it passes over the others."""
     tiles = T // block
     apart = np.subtract.outer(np.arange(tiles), np.arange(tiles))  # of a query's tile from a key's
     nearest = np.maximum(np.abs(apart) * block - (block - 1), 0)  # of their tokens
@@ -257,9 +323,11 @@ def computed_tiles(T: int, block: int, *, causal: bool, window: int | None) -> t
 def _splash(
     q, k, v, segments, *, causal: bool, window: int | None, scale: float, softcap: float | None
 ) -> jax.Array:
-    """Splash attention (jax.experimental.pallas.ops.tpu) per device under `shard_map`; heads, rows and queries split.
+    """Splash attention (jax.experimental.pallas.ops.tpu) per device under `shard_map`; heads, rows
+    and queries split.
 
-    The kernel takes its share of the mask's description with its share of the queries, whose keys are all there.
+    The kernel takes its share of the mask's description with its share of the queries, whose keys
+    are all there.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -279,10 +347,13 @@ def _splash(
     def make(heads: int) -> kernel.SplashAttentionKernel:
         many = masks.MultiHeadMask([mask] * heads)
         return kernel.make_splash_mha(
-            many, head_shards=1, q_seq_shards=shards, attn_logits_soft_cap=softcap,
+            many,
+            head_shards=1,
+            q_seq_shards=shards,
+            attn_logits_soft_cap=softcap,
             residual_checkpoint_name=ATTENTION_NAME,
             block_sizes=kernel.BlockSizes(**dict.fromkeys(SPLASH_SIDES, block)),
-        )  # fmt: skip
+        )
 
     def local(q, k, v, segments, key_segments, mha):
         ids = kernel.SegmentIds(segments, key_segments)
@@ -298,8 +369,20 @@ def _splash(
     tokens = fit(rules.spec(("tokens",)), (T,), mesh)[0]
     queries = PartitionSpec(keys[0], tokens, keys[2], None)
     mha = make(q.shape[2] // (ways_of("kv_heads", k.shape[2]) if keys[2] else 1))
-    mask_spec = mha.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, tokens if shards > 1 else None)))
+    mask_spec = mha.manual_sharding_spec(
+        NamedSharding(mesh, PartitionSpec(None, tokens if shards > 1 else None))
+    )
     return jax.shard_map(
-        local, mesh=mesh, out_specs=queries, check_vma=False,
-        in_specs=(queries, keys, keys, PartitionSpec(keys[0], tokens), PartitionSpec(keys[0], None), mask_spec),
-    )(q, k, v, segments, segments, mha)  # fmt: skip
+        local,
+        mesh=mesh,
+        out_specs=queries,
+        check_vma=False,
+        in_specs=(
+            queries,
+            keys,
+            keys,
+            PartitionSpec(keys[0], tokens),
+            PartitionSpec(keys[0], None),
+            mask_spec,
+        ),
+    )(q, k, v, segments, segments, mha)

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from grit_jax.models.grouped import grouped_product
 from grit_jax.models.lora import AdaptedWeight
 from grit_jax.models.quantise import Quantised
+from grit_jax.models.ragged_matmul import grouped_product
 from grit_jax.sharding import ways_of
 
-Weights = Mapping[str, Any]  # of one layer, or those outside the layers, by name; a matrix may be quantised or adapted
+Weights = Mapping[
+    str, Any
+]  # of one layer, or those outside the layers, by name; a matrix may be quantised or adapted
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -26,7 +28,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def rms_norm(
     x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float, *, zero_centered: bool = False
 ) -> Float[Array, "... D"]:
-    """Root-mean-square norm in float32, returned in the dtype of `x` (transformers' MistralRMSNorm).
+    """Root-mean-square norm in float32, returned in the dtype of `x` (transformers'
+    MistralRMSNorm).
 
     Args:
       zero_centered: multiply by `1 + weight` (Gemma).
@@ -36,33 +39,46 @@ def rms_norm(
     return (x32 * scale * (1 + w32 if zero_centered else w32)).astype(x.dtype)
 
 
-def gated_mlp(x: Float[Array, "B T D"], layer: Weights, activation: str = "silu") -> Float[Array, "B T D"]:
+def gated_mlp(
+    x: Float[Array, "B T D"], layer: Weights, activation: str = "silu"
+) -> Float[Array, "B T D"]:
     """Gated feed-forward: `(activation(x gate) * (x up)) down`."""
-    return linear(ACTIVATIONS[activation](linear(x, layer, "gate")) * linear(x, layer, "up"), layer, "down")
+    return linear(
+        ACTIVATIONS[activation](linear(x, layer, "gate")) * linear(x, layer, "up"), layer, "down"
+    )
 
 
 def linear(
-    x: Float[Array, "... D"], weights: Weights, name: str, group_sizes: Int[Array, " E"] | None = None
+    x: Float[Array, "... D"],
+    weights: Weights,
+    name: str,
+    group_sizes: Int[Array, " E"] | None = None,
 ) -> Float[Array, "... F"]:
-    """`x @ weights[name]`, plus `weights[name + "_bias"]` where there is one: the one way through a weight matrix.
+    """`x @ weights[name]`, plus `weights[name + "_bias"]` where there is one: the one way through a
+    weight matrix.
 
-    Computed in the dtype of `x`, as one matrix product over all tokens: XLA's CPU backend runs the backward pass of
-    the flat product 2.7 times as fast as that of the batched one.
+    Computed in the dtype of `x`, as one matrix product over all tokens: XLA's CPU backend runs the
+    backward pass of the flat product 2.7 times as fast as that of the batched one.
 
     Args:
-      group_sizes: for the weights of experts `[E D F]`: the rows of `x` `[M D]`, sorted by expert, that each one gets.
+      group_sizes: for the weights of experts `[E D F]`: the rows of `x` `[M D]`, sorted by expert,
+        that each one gets.
     """
     weight = weights[name]
     if isinstance(weight, AdaptedWeight):
         inside = _product(weight.drop(x), weight.a, group_sizes)
-        out = _product(x, weight.base, group_sizes) + weight.scale * _product(inside, weight.b, group_sizes)
+        out = _product(x, weight.base, group_sizes) + weight.scale * _product(
+            inside, weight.b, group_sizes
+        )
     else:
         out = _product(x, weight, group_sizes)
     bias = weights.get(name + "_bias")
     return out if bias is None else out + bias.astype(x.dtype)
 
 
-def embed_tokens(tokens: Int[Array, "B T"], weights: Weights, dtype: jnp.dtype) -> Float[Array, "B T D"]:
+def embed_tokens(
+    tokens: Int[Array, "B T"], weights: Weights, dtype: jnp.dtype
+) -> Float[Array, "B T D"]:
     """Rows of the embedding table, cast after the gather: the table as a whole is never cast."""
     return jnp.asarray(weights["embed"])[tokens].astype(dtype)
 
@@ -70,25 +86,34 @@ def embed_tokens(tokens: Int[Array, "B T"], weights: Weights, dtype: jnp.dtype) 
 def vocabulary_logits(hidden: Float[Array, "... D"], weights: Weights) -> Float[Array, "... V"]:
     """Logits in float32, by the head or, where there is none, by the embedding table."""
     head = weights["head"] if "head" in weights else weights["embed"].T
-    return jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        "...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
 
 
 def _product(
-    x: Float[Array, "... D"], weight: Float[Array, "D F"] | Quantised, group_sizes: Int[Array, " E"] | None
+    x: Float[Array, "... D"],
+    weight: Float[Array, "D F"] | Quantised,
+    group_sizes: Int[Array, " E"] | None,
 ) -> Float[Array, "... F"]:
     """`x @ weight` in the dtype of `x`; see `linear`."""
     if isinstance(weight, Quantised):
-        # Dequantised again in the backward pass, or the plain weights of all layers would be kept for it.
-        return jax.checkpoint(lambda x, weight: _product(x, weight.dequantise(x.dtype), group_sizes))(x, weight)
+        # Dequantised again in the backward pass, or the plain weights of all layers would be kept
+        # for it.
+        return jax.checkpoint(
+            lambda x, weight: _product(x, weight.dequantise(x.dtype), group_sizes)
+        )(x, weight)
     weight = weight.astype(x.dtype)
     if group_sizes is not None:
         return grouped_product(x, weight, group_sizes)
     return product(x, weight)
 
 
-def product(x: Float[Array, "... D"], weight: Float[Array, "D F"], dtype: Any = None) -> Float[Array, "... F"]:
-    """`x @ weight` (its result in `dtype`, if one is given): over all tokens at once, or row by row where the tokens of
-    a row are split over devices, as one axis of all tokens could not be."""
+def product(
+    x: Float[Array, "... D"], weight: Float[Array, "D F"], dtype: Any = None
+) -> Float[Array, "... F"]:
+    """`x @ weight` (its result in `dtype`, if one is given): over all tokens at once, or row by row
+    where the tokens of a row are split over devices, as one axis of all tokens could not be."""
     if x.ndim == 3 and ways_of("tokens", x.shape[1]) > 1:
         return jnp.matmul(x, weight, preferred_element_type=dtype)
     flat = jnp.matmul(x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype)

@@ -1,7 +1,8 @@
-"""LoRA: a frozen weight with a trained low-rank addition (arXiv 2106.09685), over any base, quantised too (QLoRA).
+"""LoRA: a frozen weight with a trained low-rank addition (arXiv 2106.09685), over any base,
+quantised too (QLoRA).
 
-An adapted weight is a pytree that stands where the array stood, as a quantised one does. `layers.linear` is where both
-come into a product.
+An adapted weight is a pytree that stands where the array stood, as a quantised one does.
+`layers.linear` is where both come into a product.
 """
 
 from __future__ import annotations
@@ -16,15 +17,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from grit_jax.errors import GritError
 from grit_jax.models.quantise import BLOCK, Axes, Quantised, storage_axes
-from grit_jax.types import GritError
 
-# What Hugging Face (and so PEFT) calls a linear map -> its weights here, in dense layers and in each expert.
+# What Hugging Face (and so PEFT) calls a linear map -> its weights here, in dense layers and in
+# each expert.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "q_proj": ("query",), "k_proj": ("key",), "v_proj": ("value",), "o_proj": ("attention_out",),
-    "gate_proj": ("gate", "expert_gate"), "up_proj": ("up", "expert_up"), "down_proj": ("down", "expert_down"),
-}  # fmt: skip
-MATRICES = tuple(name for names in TARGETS.values() for name in names)  # all that can be adapted, or quantised
+    "q_proj": ("query",),
+    "k_proj": ("key",),
+    "v_proj": ("value",),
+    "o_proj": ("attention_out",),
+    "gate_proj": ("gate", "expert_gate"),
+    "up_proj": ("up", "expert_up"),
+    "down_proj": ("down", "expert_down"),
+}
+MATRICES = tuple(
+    name for names in TARGETS.values() for name in names
+)  # all that can be adapted, or quantised
 A, B = "_lora_a", "_lora_b"  # an adapter's two factors are called as their weight and this
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,9 +43,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 class LoraConfig:
     """Which weights get an adapter, and in what precision the frozen ones lie in memory.
 
-    `base` "full" keeps them in `model.dtype`; "int8" and "int4" quantise every linear map of the layers, adapted or
-    not. The embedding, norms, routers and head are never quantised. Adapters of experts have no dropout (nor have
-    PEFT's: `peft: src/peft/tuners/lora/layer.py`, ParamWrapper).
+    `base` "full" keeps them in `model.dtype`; "int8" and "int4" quantise every linear map of the
+    layers, adapted or not. The embedding, norms, routers and head are never quantised. Adapters of
+    experts have no dropout (nor have PEFT's: `peft: src/peft/tuners/lora/layer.py`, ParamWrapper).
     """
 
     rank: int = 16
@@ -64,7 +73,12 @@ class LoraConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What trained adapters mean nothing without."""
-        return {"base": self.base, "rank": self.rank, "alpha": self.alpha, "targets": sorted(self.targets)}
+        return {
+            "base": self.base,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "targets": sorted(self.targets),
+        }
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +87,8 @@ class AdaptedWeight:
     """`base + scale * a @ b`, never formed in training.
 
     Attributes:
-      keys: of the dropout: one for each layer, later one for each row of a batch; None is no dropout.
+      keys: of the dropout: one for each layer, later one for each row of a batch; None is no
+        dropout.
     """
 
     base: Array | Quantised
@@ -89,26 +104,33 @@ class AdaptedWeight:
         return self.base.shape
 
     def __getitem__(self, place: Any) -> Float[Array, "D F"]:
-        """The plain weight of a layer (and expert) in float32, as of an array: what is written to disk."""
+        """The plain weight of a layer (and expert) in float32, as of an array: what is written to
+        disk."""
         return _merge(jax.tree.map(lambda part: part[place], dataclasses.replace(self, keys=None)))
 
     def drop(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What goes into the adapter: `x` after dropout, a mask of its own for each row."""
         if self.keys is None:
             return x
-        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(self.keys)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(
+            self.keys
+        )
         return jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
 
     def axes(self, axes: Axes) -> AdaptedWeight:
         """Logical axes of the parts where the array had `axes`."""
         *leading, inputs, outputs = axes
         return dataclasses.replace(
-            self, base=storage_axes(self.base, axes), a=(*leading, inputs, None), b=(*leading, None, outputs)
+            self,
+            base=storage_axes(self.base, axes),
+            a=(*leading, inputs, None),
+            b=(*leading, None, outputs),
         )
 
 
 def adapter_shapes(config: LoraConfig, weights: Shapes) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the adapters' factors for weights of these shapes: A `[L D r]` and B `[L r F]`.
+    """Name and shape of the adapters' factors for weights of these shapes: A `[L D r]` and B `[L r
+    F]`.
 
     Raises:
       GritError: a target that this model does not have.
@@ -117,7 +139,9 @@ def adapter_shapes(config: LoraConfig, weights: Shapes) -> dict[str, tuple[int, 
     for target in config.targets:
         names = [name for name in TARGETS[target] if name in weights]
         if not names:
-            known = ", ".join(t for t, names in TARGETS.items() if any(name in weights for name in names))
+            known = ", ".join(
+                t for t, names in TARGETS.items() if any(name in weights for name in names)
+            )
             raise GritError(f"lora.targets: this model has no '{target}'; it has {known}")
         for name in names:
             *leading, inputs, outputs = weights[name]
@@ -127,7 +151,8 @@ def adapter_shapes(config: LoraConfig, weights: Shapes) -> dict[str, tuple[int, 
 
 
 def adapter_axes(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Logical axes of the adapters of every weight that may have one: those of the weight, the rank not split."""
+    """Logical axes of the adapters of every weight that may have one: those of the weight, the rank
+    not split."""
     found: dict[str, Axes] = {}
     for name in MATRICES:
         if name in axes:
@@ -137,62 +162,82 @@ def adapter_axes(axes: Mapping[str, Axes]) -> dict[str, Axes]:
 
 
 def init_adapters(config: LoraConfig, weights: Shapes, key: jax.Array) -> dict[str, Array]:
-    """New adapters in float32, which change nothing yet: A is Kaiming-uniform with a = sqrt(5), that is uniform within
-    `1 / sqrt(inputs)`, and B is 0 (`peft: src/peft/tuners/lora/layer.py`, reset_lora_parameters)."""
+    """New adapters in float32, which change nothing yet: A is Kaiming-uniform with a = sqrt(5),
+    that is uniform within `1 / sqrt(inputs)`, and B is 0 (`peft: src/peft/tuners/lora/layer.py`,
+    reset_lora_parameters)."""
     adapters = {}
     for name, shape in adapter_shapes(config, weights).items():
         if name.endswith(A):
             bound = 1 / math.sqrt(shape[-2])
-            adapters[name] = jax.random.uniform(_named(key, name), shape, jnp.float32, -bound, bound)
+            adapters[name] = jax.random.uniform(
+                _named(key, name), shape, jnp.float32, -bound, bound
+            )
         else:
             adapters[name] = jnp.zeros(shape, jnp.float32)
     return adapters
 
 
 def attach(
-    base: Mapping[str, Any], adapters: Mapping[str, Array], config: LoraConfig, key: jax.Array | None = None
+    base: Mapping[str, Any],
+    adapters: Mapping[str, Array],
+    config: LoraConfig,
+    key: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """The weights of the adapted model; with the `key` of a training step, its adapters have dropout.
+    """The weights of the adapted model; with the `key` of a training step, its adapters have
+    dropout.
 
     What there is among the `adapters` beside them (a projection) is a weight as it is.
     """
-    weights = dict(base) | {name: weight for name, weight in adapters.items() if not name.endswith((A, B))}
+    weights = dict(base) | {
+        name: weight for name, weight in adapters.items() if not name.endswith((A, B))
+    }
     for name in MATRICES:
         if name + A not in adapters:
             continue
         a, b = adapters[name + A], adapters[name + B]
         drop = key is not None and config.dropout and a.ndim == 3
         keys = jax.random.split(_named(key, name), a.shape[0]) if drop else None
-        weights[name] = AdaptedWeight(base[name], a, b, keys, config.scale, config.dropout if drop else 0.0)
+        weights[name] = AdaptedWeight(
+            base[name], a, b, keys, config.scale, config.dropout if drop else 0.0
+        )
     return weights
 
 
 def row_keys(weights: Mapping[str, Any], tokens: Int[Array, "B T"]) -> dict[str, Any]:
     """`weights` with a dropout key for each row of `tokens`, made from the row itself.
 
-    So the masks of a step's passes differ, and a pass that is run again (for the backward pass, or in chunks of other
-    sizes, or on another mesh) meets the same ones.
+    So the masks of a step's passes differ, and a pass that is run again (for the backward pass, or
+    in chunks of other sizes, or on another mesh) meets the same ones.
     """
-    places = jnp.arange(1, 2 * tokens.shape[1], 2, dtype=jnp.uint32) * jnp.uint32(2654435761)  # odd, all 32 bits
+    places = jnp.arange(1, 2 * tokens.shape[1], 2, dtype=jnp.uint32) * jnp.uint32(
+        2654435761
+    )  # odd, all 32 bits
     rows = (tokens.astype(jnp.uint32) * places).sum(axis=1, dtype=jnp.uint32)
-    each_row = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))  # layers, then rows
+    each_row = jax.vmap(
+        jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None)
+    )  # layers, then rows
     return {
-        name: dataclasses.replace(weight, keys=each_row(weight.keys, rows))
-        if isinstance(weight, AdaptedWeight) and weight.keys is not None
-        else weight
+        name: (
+            dataclasses.replace(weight, keys=each_row(weight.keys, rows))
+            if isinstance(weight, AdaptedWeight) and weight.keys is not None
+            else weight
+        )
         for name, weight in weights.items()
-    }  # fmt: skip
+    }
 
 
 def check_quantisable(weights: Shapes, base: str) -> None:
     """Raises GritError where a weight's inputs do not divide into the blocks of a 4-bit base."""
     for name in MATRICES:
         if base == "int4" and name in weights and weights[name][-2] % BLOCK:
-            key = {"attention_out": "num_attention_heads x head_dim", "down": "intermediate_size",
-                   "expert_down": "moe_intermediate_size"}.get(name, "hidden_size")  # fmt: skip
+            key = {
+                "attention_out": "num_attention_heads x head_dim",
+                "down": "intermediate_size",
+                "expert_down": "moe_intermediate_size",
+            }.get(name, "hidden_size")
             raise GritError(
-                f"lora.base: int4 stores blocks of {BLOCK} inputs, which do not divide the model's {key} "
-                f"({weights[name][-2]}); use int8"
+                f"lora.base: int4 stores blocks of {BLOCK} inputs, which do not divide the model's"
+                f" {key} ({weights[name][-2]}); use int8"
             )
 
 

@@ -1,7 +1,9 @@
-"""Mixture of experts without dropped tokens: tokens sorted by expert, one ragged matrix product a weight.
+"""Mixture of experts without dropped tokens: tokens sorted by expert, one ragged matrix product a
+weight.
 
-Along the mesh axis that splits experts every device has all of its tokens: it computes what its own experts have to
-say to them, and one sum joins the shares. No token is sent, none is dropped, whatever the load of an expert.
+Along the mesh axis that splits experts every device has all of its tokens: it computes what its own
+experts have to say to them, and one sum joins the shares. No token is sent, none is dropped,
+whatever the load of an expert.
 """
 
 from __future__ import annotations
@@ -19,17 +21,22 @@ from grit_jax.sharding import ShardingRules, fit
 from grit_jax.types import RouterStats
 
 # Logical axes of a layer's expert weights as they are used: whole along D (stored, it is split).
-_AXES = {"expert_gate": ("experts", None, "ffn"), "expert_up": ("experts", None, "ffn"),
-         "expert_down": ("experts", "ffn", None)}  # fmt: skip
+_AXES = {
+    "expert_gate": ("experts", None, "ffn"),
+    "expert_up": ("experts", None, "ffn"),
+    "expert_down": ("experts", "ffn", None),
+}
 
 
 def expert_mlp(
     x: Float[Array, "B T D"], segments: Int[Array, "B T"], layer: Weights, config: ModelConfig
 ) -> tuple[Float[Array, "B T D"], RouterStats]:
-    """Each token through the experts that its router chose, and how the choice was spread (padding left out).
+    """Each token through the experts that its router chose, and how the choice was spread (padding
+    left out).
 
-    The softmax goes over all experts, then the best `num_experts_per_tok` are taken, their weights normalised where
-    `norm_topk_prob` says so (`transformers: models/qwen3_moe/modeling_qwen3_moe.py`; Mixtral always does).
+    The softmax goes over all experts, then the best `num_experts_per_tok` are taken, their weights
+    normalised where `norm_topk_prob` says so (`transformers:
+    models/qwen3_moe/modeling_qwen3_moe.py`; Mixtral always does).
     """
     E, k = config.num_experts, config.num_experts_per_tok
     probabilities = jax.nn.softmax(linear(x, layer, "router").astype(jnp.float32), axis=-1)
@@ -46,15 +53,18 @@ def expert_mlp(
 
 
 def router_aux_loss(stats: RouterStats, num_experts: int) -> Float[Array, ""]:
-    """Load-balancing loss: `E * sum(share of tokens * mean probability)` over experts, `top_k` when balanced.
+    """Load-balancing loss: `E * sum(share of tokens * mean probability)` over experts, `top_k` when
+    balanced.
 
-    Equal to transformers' over the concatenated layers (`load_balancing_loss_func`; arXiv 2101.03961, eq. 4 to 6).
+    Equal to transformers' over the concatenated layers (`load_balancing_loss_func`; arXiv
+    2101.03961, eq. 4 to 6).
     """
     return num_experts * jnp.sum(stats.chosen * stats.probability)
 
 
 def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[Array, "B T D"]:
-    """`_experts` on the mesh in use: rows and experts (or else the width of each expert) split over its devices."""
+    """`_experts` on the mesh in use: rows and experts (or else the width of each expert) split over
+    its devices."""
     experts = {name: layer[name] for name in layer if name.startswith("expert_")}
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -65,14 +75,18 @@ def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[
     in_blocks = any(map(is_quantised, jax.tree.leaves(experts, is_leaf=is_quantised)))
     axes = {name: (of[0], None, None) if in_blocks else of for name, of in _AXES.items()}
     spec = lambda part, axes: fit(rules.spec(axes), part.shape, mesh)
-    specs = {name: jax.tree.map(spec, value, storage_axes(value, axes[name])) for name, value in experts.items()}
+    specs = {
+        name: jax.tree.map(spec, value, storage_axes(value, axes[name]))
+        for name, value in experts.items()
+    }
     by_expert, _, by_width = spec(experts["expert_gate"], axes["expert_gate"])
     split = by_expert or by_width or ()
     rows = fit(rules.spec(("rows", "tokens", None)), x.shape, mesh)
 
     def local(x, weights, chosen, experts):
-        # Said outright, for the sake of gradients: jax 0.10's argsort forgets over which axes its argument varies, and
-        # a gather by what it gives would not sum up what the devices of an axis send back.
+        # Said outright, for the sake of gradients: jax 0.10's argsort forgets over which axes its
+        # argument varies, and a gather by what it gives would not sum up what the devices of an
+        # axis send back.
         if split:
             x, weights = (jax.lax.pcast(a, split, to="varying") for a in (x, weights))
         if rows[0]:  # as rows do: `grouped_product` has gradients of its own

@@ -13,12 +13,20 @@ from grit_jax.models.config import LayerKind, ModelConfig
 
 Params = dict[str, Any]  # parameter name -> array
 
-OUTSIDE_LAYERS = ("embed", "final_norm", "head")  # and what is added to them under names that begin so
-DENSE, EXPERTS = ("gate", "up", "down"), ("router", "expert_")  # how the two kinds of feed-forward begin
+OUTSIDE_LAYERS = (
+    "embed",
+    "final_norm",
+    "head",
+)  # and what is added to them under names that begin so
+DENSE, EXPERTS = (
+    ("gate", "up", "down"),
+    ("router", "expert_"),
+)  # how the two kinds of feed-forward begin
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight; those of layers are stacked over the layers that have them (see `owners`)."""
+    """Name and shape of every weight; those of layers are stacked over the layers that have them
+    (see `owners`)."""
     c = config
     L, D, F, V = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.vocab_size
     NH, KH = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -92,13 +100,15 @@ def owners(name: str, kinds: Sequence[LayerKind]) -> tuple[int, ...]:
 
 
 def places(names: Iterable[str], kinds: Sequence[LayerKind], layer: int) -> dict[str, int]:
-    """Where the weights of a layer stand in their stacks; those that it does not have are left out."""
+    """Where the weights of a layer stand in their stacks; those that it does not have are left
+    out."""
     stacks = ((name, owners(name, kinds)) for name in names if not name.startswith(OUTSIDE_LAYERS))
     return {name: own.index(layer) for name, own in stacks if layer in own}
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Random weights in float32: normal(initializer_range), outputs of a layer scaled down by sqrt(2 L)."""
+    """Random weights in float32: normal(initializer_range), outputs of a layer scaled down by
+    sqrt(2 L)."""
     params: Params = {}
     for index, (name, shape) in enumerate(parameter_shapes(config).items()):
         if name.endswith("_norm"):
@@ -109,5 +119,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
             scale = config.initializer_range
             if name in ("attention_out", "down", "expert_down"):
                 scale /= math.sqrt(2 * config.num_hidden_layers)
-            params[name] = scale * jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
+            params[name] = scale * jax.random.normal(
+                jax.random.fold_in(key, index), shape, jnp.float32
+            )
     return params

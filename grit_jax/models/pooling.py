@@ -1,4 +1,5 @@
-"""From hidden states of packed rows to one vector a text, through a projection where the model has one."""
+"""From hidden states of packed rows to one vector a text, through a projection where the model has
+one."""
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ PoolingMethod = Literal["mean", "weightedmean", "lasttoken", "cls"]
 EPSILON = 1e-12  # of the L2 norm, as torch's normalize
 
 
-
 def pool(
     hidden: Float[Array, "R T D"],
     segments: Int[Array, "R T"],
@@ -23,11 +23,12 @@ def pool(
     segments_per_row: int,
     method: PoolingMethod = "mean",
 ) -> Float[Array, "R G D"]:
-    """One float32 vector per segment (`gritlm: gritlm/gritlm.py:188-218`); absent segments give zeros.
+    """One float32 vector per segment (`gritlm: gritlm/gritlm.py:188-218`); absent segments give
+    zeros.
 
     Args:
-      mask: the tokens that `mean` and `weightedmean` average (instruction and tags excluded). `cls` takes
-        the first token of the segment and `lasttoken` its last one, whatever the mask.
+      mask: the tokens that `mean` and `weightedmean` average (instruction and tags excluded). `cls`
+        takes the first token of the segment and `lasttoken` its last one, whatever the mask.
       segments_per_row: `G`, at least the highest segment number.
     """
     numbers = jnp.arange(1, segments_per_row + 1)
@@ -51,7 +52,8 @@ def pool(
 def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Unit length, float32."""
     x = x.astype(jnp.float32)
-    # The epsilon goes inside the root: the gradient of a zero vector (an absent segment) stays finite.
+    # The epsilon goes inside the root: the gradient of a zero vector (an absent segment) stays
+    # finite.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), EPSILON**2))
 
 
@@ -63,11 +65,13 @@ def text_vectors(
     segments_per_row: int,
     method: PoolingMethod = "mean",
 ) -> Float[Array, "R G d"]:
-    """The unit vector of each segment: pooled, projected where `params` has a projection, normalised.
+    """The unit vector of each segment: pooled, projected where `params` has a projection,
+    normalised.
 
-    The original projects each token before it pools (`gritlm: gritlm/training/model.py:147-148`). All four methods
-    are averages with weights that sum to one, and a linear map with a bias commutes with those; so this is the same
-    vector for a fraction of the work, and what sentence-transformers computes (its Dense module after Pooling).
+    The original projects each token before it pools (`gritlm: gritlm/training/model.py:147-148`).
+    All four methods are averages with weights that sum to one, and a linear map with a bias
+    commutes with those; so this is the same vector for a fraction of the work, and what
+    sentence-transformers computes (its Dense module after Pooling).
     """
     pooled = pool(hidden, segments, mask, segments_per_row, method)
     return normalize(project(params, pooled) if PROJECTION in params else pooled)

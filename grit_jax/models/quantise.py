@@ -1,7 +1,7 @@
 """Frozen weights in 8 or 4 bits, and how they come back: the base model under LoRA adapters.
 
-A quantised weight is a pytree that stands where the array stood, its leading axes untouched: `lax.scan` slices a
-layer off it as off an array, and only that layer is ever dequantised.
+A quantised weight is a pytree that stands where the array stood, its leading axes untouched:
+`lax.scan` slices a layer off it as off an array, and only that layer is ever dequantised.
 """
 
 from __future__ import annotations
@@ -16,14 +16,29 @@ from jaxtyping import Array, Float, Float32, Int8, UInt8
 Precision = Literal["int8", "int4"]
 Axes: TypeAlias = "tuple[str | None, ...]"
 
-BLOCK = 64  # weights that share a scale in 4 bits; they are consecutive inputs of one output (QLoRA, section 3)
+# weights that share a scale in 4 bits; they are consecutive inputs of one output (QLoRA, section 3)
+BLOCK = 64
 SCALE_GROUP = 256  # 4-bit scales that share a scale of their own (double quantisation)
-# Quantiles of the normal distribution, normalised to [-1, 1], zero among them: QLoRA (arXiv 2305.14314), appendix E.
+# Quantiles of the normal distribution, normalised to [-1, 1], zero among them: QLoRA (arXiv
+# 2305.14314), appendix E.
 NF4_CODES = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 
 
 class Quantised:
@@ -43,7 +58,8 @@ class Quantised:
         raise NotImplementedError
 
     def __getitem__(self, place: Any) -> Float[Array, "D F"]:
-        """The plain weight of a layer (and expert) in float32, as of an array: what is written to disk."""
+        """The plain weight of a layer (and expert) in float32, as of an array: what is written to
+        disk."""
         return _dequantise(jax.tree.map(lambda part: part[place], self))
 
 
@@ -71,12 +87,13 @@ class Int8Weight(Quantised):
 class NF4Weight(Quantised):
     """4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314), 4.13 bits a weight.
 
-    A weight is `NF4_CODES[code] * scale` of its block. The scales are stored as `mean + step * code` in 8 bits, the
-    step shared by `SCALE_GROUP` outputs. (QLoRA has an 8-bit float there. Scales of a matrix lie close together, so
-    that evenly spaced values serve them no worse.)
+    A weight is `NF4_CODES[code] * scale` of its block. The scales are stored as `mean + step *
+    code` in 8 bits, the step shared by `SCALE_GROUP` outputs. (QLoRA has an 8-bit float there.
+    Scales of a matrix lie close together, so that evenly spaced values serve them no worse.)
 
     Attributes:
-      codes: two in a byte, inputs `i` (high) and `i + 32` of a block together, so that a block unpacks in one piece.
+      codes: two in a byte, inputs `i` (high) and `i + 32` of a block together, so that a block
+        unpacks in one piece.
     """
 
     codes: UInt8[Array, "... D/64 32 F"]
@@ -92,15 +109,19 @@ class NF4Weight(Quantised):
     def dequantise(self, dtype: jnp.dtype) -> Float[Array, "... D F"]:
         steps = jnp.repeat(self.steps, SCALE_GROUP, axis=-1)[..., : self.shape[-1]]
         scales = self.mean + steps * self.scales.astype(jnp.float32)
-        values = jnp.concatenate([_nf4_values(self.codes >> 4), _nf4_values(self.codes & 15)], axis=-2)
+        values = jnp.concatenate(
+            [_nf4_values(self.codes >> 4), _nf4_values(self.codes & 15)], axis=-2
+        )
         return (values * scales[..., None, :]).reshape(self.shape).astype(dtype)
 
     def axes(self, axes: Axes) -> NF4Weight:
         *leading, inputs, outputs = axes
         return NF4Weight(
-            (*leading, inputs, None, outputs), (*leading, inputs, outputs), (*leading, inputs, None),
+            (*leading, inputs, None, outputs),
+            (*leading, inputs, outputs),
+            (*leading, inputs, None),
             (*leading, None, None),
-        )  # fmt: skip
+        )
 
 
 def quantise(weight: Float[Array, "... D F"], precision: Precision) -> Quantised:
@@ -127,7 +148,9 @@ def quantise(weight: Float[Array, "... D F"], precision: Precision) -> Quantised
     rest = jnp.pad(largest - mean, [(0, 0)] * (largest.ndim - 1) + [(0, -outputs % SCALE_GROUP)])
     groups = rest.reshape(*rest.shape[:-1], -1, SCALE_GROUP)
     steps = _positive(jnp.abs(groups).max(axis=-1) / 127)
-    scales = jnp.round(groups / steps[..., None]).astype(jnp.int8).reshape(rest.shape)[..., :outputs]
+    scales = (
+        jnp.round(groups / steps[..., None]).astype(jnp.int8).reshape(rest.shape)[..., :outputs]
+    )
     return NF4Weight((first << 4) | second, scales, steps, mean)
 
 
@@ -142,7 +165,8 @@ def _dequantise(weight: Quantised) -> Float[Array, "... D F"]:
 
 
 def _nf4_values(codes: UInt8[Array, "*any"]) -> Float32[Array, "*any"]:
-    """The code book by a tree of choices: element by element, so that every backend fuses it, which a gather is not."""
+    """The code book by a tree of choices: element by element, so that every backend fuses it, which
+    a gather is not."""
 
     def choose(first: int, count: int) -> jax.Array:
         if count == 1:

@@ -1,7 +1,7 @@
 """Rotary embedding: the frequencies of every scaling, and the rotation itself.
 
-Keys are stored unrotated and rotated once, when they get their place; so whatever a scaling does to queries and keys
-(yarn multiplies both) happens here and nowhere else.
+Keys are stored unrotated and rotated once, when they get their place; so whatever a scaling does to
+queries and keys (yarn multiplies both) happens here and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from grit_jax.models.config import ModelConfig, RopeScaling
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Rotation:
-    """Cosines and sines, float32, of the angle of each token and frequency; scaled where the scaling asks for it."""
+    """Cosines and sines, float32, of the angle of each token and frequency; scaled where the
+    scaling asks for it."""
 
     cos: Float[Array, "*B T H/2"]
     sin: Float[Array, "*B T H/2"]
@@ -36,7 +37,8 @@ def rotation(
     """The rotation of every token.
 
     Args:
-      segments: whose largest position is the length that dynamic scaling goes by; no other looks at them.
+      segments: whose largest position is the length that dynamic scaling goes by; no other looks at
+        them.
       local: with the base of the layers that have a window, where those have one of their own.
     """
     scaling = config.rope_scaling
@@ -52,15 +54,19 @@ def rotation(
 def rotate(x: Float[Array, "... B T N H"], by: Rotation) -> Float[Array, "... B T N H"]:
     """Rotary embedding in the half-split layout of Hugging Face checkpoints, computed in float32.
 
-    Rotations about the same frequencies add up, so a key rotated once to its place is right for good.
+    Rotations about the same frequencies add up, so a key rotated once to its place is right for
+    good.
     """
     cos, sin = by.cos[..., None, :], by.sin[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
 
 
 def inverse_frequencies(config: ModelConfig, *, local: bool = False) -> Float[np.ndarray, " H/2"]:
-    """Radians a position, float32: `theta^(-2i/H)`, scaled (`transformers: modeling_rope_utils.py`)."""
+    """Radians a position, float32: `theta^(-2i/H)`, scaled (`transformers:
+    modeling_rope_utils.py`)."""
     if local:
         assert config.rope_local_base_freq is not None
         return _unscaled(config.rope_local_base_freq, config.head_dim).astype(np.float32)
@@ -75,7 +81,8 @@ def inverse_frequencies(config: ModelConfig, *, local: bool = False) -> Float[np
 
 
 def attention_factor(scaling: RopeScaling | None) -> float:
-    """What rotated queries and keys are multiplied by: yarn's, else 1 (arXiv 2309.00071, section 3.4)."""
+    """What rotated queries and keys are multiplied by: yarn's, else 1 (arXiv 2309.00071, section
+    3.4)."""
     if scaling is None or scaling.rope_type != "yarn":
         return 1.0
     if scaling.attention_factor is not None:
@@ -90,7 +97,8 @@ def attention_factor(scaling: RopeScaling | None) -> float:
 
 
 def depends_on_length(config: ModelConfig) -> bool:
-    """Whether a token's rotation depends on how long its text is, so that no record of it can serve everywhere."""
+    """Whether a token's rotation depends on how long its text is, so that no record of it can serve
+    everywhere."""
     return config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic"
 
 
@@ -109,7 +117,8 @@ def _llama3(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def _yarn(frequencies: np.ndarray, config: ModelConfig, scaling: RopeScaling) -> np.ndarray:
-    """Dimensions that turn often in the original length kept, those that turn little divided, a ramp between."""
+    """Dimensions that turn often in the original length kept, those that turn little divided, a
+    ramp between."""
     length, H = scaling.original_max_position_embeddings, config.head_dim
     assert length is not None
 
@@ -125,11 +134,16 @@ def _yarn(frequencies: np.ndarray, config: ModelConfig, scaling: RopeScaling) ->
 
 
 def _dynamic_frequencies(
-    config: ModelConfig, scaling: RopeScaling, positions: Int[Array, "B T"], segments: Int[Array, "B T"]
+    config: ModelConfig,
+    scaling: RopeScaling,
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
 ) -> Float[Array, "B T H/2"]:
-    """NTK scaling: the base grows with the length of the text, once that is beyond `max_position_embeddings`.
+    """NTK scaling: the base grows with the length of the text, once that is beyond
+    `max_position_embeddings`.
 
-    transformers goes by the longest text of a batch; here each text goes by itself, whoever shares its call.
+    transformers goes by the longest text of a batch; here each text goes by itself, whoever shares
+    its call.
     """
     H, limit = config.head_dim, config.max_position_embeddings
     same = segments[:, :, None] == segments[:, None, :]

@@ -18,36 +18,45 @@ from grit_jax.models.attention import Keys, Slots, attend
 from grit_jax.models.cache import KVCache
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.kernels import ATTENTION_NAME, soft_cap
+from grit_jax.models.layer_stack import Layer, run_layers
 from grit_jax.models.layers import embed_tokens, gated_mlp, linear, rms_norm, vocabulary_logits
 from grit_jax.models.lora import row_keys
 from grit_jax.models.moe import expert_mlp
-from grit_jax.models.parameters import OUTSIDE_LAYERS, PARAMETER_AXES, Params, init_params, parameter_shapes
-from grit_jax.models.pattern import Layer, run_layers
+from grit_jax.models.parameters import (
+    OUTSIDE_LAYERS,
+    PARAMETER_AXES,
+    Params,
+    init_params,
+    parameter_shapes,
+)
 from grit_jax.models.rotary import rotate, rotation
 from grit_jax.sharding import constrain
 from grit_jax.types import KV, Mode, Output, RouterStats
 
 __all__ = ["PARAMETER_AXES", "Params", "Transformer", "init_params", "parameter_shapes"]
 
-# What a layer keeps for the backward pass, by name. "full" keeps its input alone and computes the rest again; "offload"
-# keeps that in the memory of the host; "save_attention" keeps what attention gave beside it, "save_qkv" what went into
-# attention, too; "dots" the products with weights.
+# What a layer keeps for the backward pass, by name. "full" keeps its input alone and computes the
+# rest again; "offload" keeps that in the memory of the host; "save_attention" keeps what attention
+# gave beside it, "save_qkv" what went into attention, too; "dots" the products with weights.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=["layer_input"],
-        offload_src="device", offload_dst="pinned_host",
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["layer_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
     ),
     "save_attention": jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME),
     "save_qkv": jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME, "qkv"),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}  # fmt: skip
+}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class LayerOutput:
-    """What a layer gives: its output, and its tokens' own keys (unrotated) and values `[B T K H]`."""
+    """What a layer gives: its output, and its tokens' own keys (unrotated) and values `[B T K
+    H]`."""
 
     x: Float[Array, "B T D"]
     kv: KV
@@ -60,7 +69,9 @@ class Transformer(nnx.Module):
     `Transformer(config, rngs=nnx.Rngs(0))` makes new ones.
     """
 
-    def __init__(self, config: ModelConfig, params: Params | None = None, *, rngs: nnx.Rngs | None = None):
+    def __init__(
+        self, config: ModelConfig, params: Params | None = None, *, rngs: nnx.Rngs | None = None
+    ):
         if params is None:
             if rngs is None:
                 raise ValueError("Transformer needs params or rngs")
@@ -71,7 +82,11 @@ class Transformer(nnx.Module):
 
     def params(self) -> Params:
         """The weights as a dictionary of arrays."""
-        return {name: value.get_value() for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+        return {
+            name: value.get_value()
+            for name, value in vars(self).items()
+            if isinstance(value, nnx.Param)
+        }
 
     def __call__(
         self,
@@ -85,41 +100,59 @@ class Transformer(nnx.Module):
         blocks: Int[Array, "B T"] | None = None,
         routed: Int[Array, "B T"] | None = None,
     ) -> Output:
-        """Hidden states of `tokens`, which see their own segment and the cached keys of that segment.
+        """Hidden states of `tokens`, which see their own segment and the cached keys of that
+        segment.
 
         Args:
           tokens: ids; padding may be any valid id.
           positions: rotary positions.
           segments: from 1; 0 is padding.
           mode: static; one mode, or blocks of `(mode, rows)` (see `types.Mode`).
-          cache: keys and values computed before, in one cache or several; read, not changed (see `cache.insert`).
+          cache: keys and values computed before, in one cache or several; read, not changed (see
+            `cache.insert`).
           return_kv: whether to return the tokens' own keys (unrotated) and values.
           blocks: what prefix mode needs beside (see `types.Rows`).
           routed: the tokens that `Output.router` is counted over, 0 elsewhere; None: `segments`.
         """
         c, weights = self.config, self.params()
         caches = (cache,) if isinstance(cache, KVCache) else tuple(cache or ())
-        layers = {name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)}
+        layers = {
+            name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)
+        }
         layers = row_keys(layers, tokens)
         x = self.begin(tokens)
         rotations = {
-            local: rotation(c, positions, segments, local=local) for local in {k.local_rope for k in c.layer_kinds}
+            local: rotation(c, positions, segments, local=local)
+            for local in {k.local_rope for k in c.layer_kinds}
         }
         body = functools.partial(
-            _layer, config=c, mode=mode, rotations=rotations, positions=positions, segments=segments,
-            cache_marks=[(cache.positions, cache.segments) for cache in caches], return_kv=return_kv,
-            blocks=blocks, routed=segments if routed is None else routed,
-        )  # fmt: skip
+            _layer,
+            config=c,
+            mode=mode,
+            rotations=rotations,
+            positions=positions,
+            segments=segments,
+            cache_marks=[(cache.positions, cache.segments) for cache in caches],
+            return_kv=return_kv,
+            blocks=blocks,
+            routed=segments if routed is None else routed,
+        )
 
         def make_layer(kind: LayerKind, pick: Callable[[Any], Any]) -> Layer:
             layer = lambda carry, given: body(carry, pick(given), kind=kind)
-            return layer if c.remat == "none" else jax.checkpoint(layer, policy=REMAT_POLICIES[c.remat])
+            return (
+                layer
+                if c.remat == "none"
+                else jax.checkpoint(layer, policy=REMAT_POLICIES[c.remat])
+            )
 
         router = None
         if c.num_experts:
             router = RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts))
         cached = [(cache.k, cache.v, cache.k_scale, cache.v_scale) for cache in caches]
-        (x, router), kv = run_layers(make_layer, (x, router), layers, cached, c.layer_kinds, scan=c.scan_layers)
+        (x, router), kv = run_layers(
+            make_layer, (x, router), layers, cached, c.layer_kinds, scan=c.scan_layers
+        )
         if router is not None:
             sparse = sum(kind.experts for kind in c.layer_kinds)
             router = jax.tree.map(lambda total: total / sparse, router)
@@ -130,8 +163,11 @@ class Transformer(nnx.Module):
         c = self.config
         x = embed_tokens(tokens, self.params(), jnp.dtype(c.dtype))
         if c.scale_embeddings:
-            x *= jnp.asarray(math.sqrt(c.hidden_size), x.dtype)  # rounded first, as Gemma's own code does
-        # On the way from a table that is split along D to rows: XLA by itself goes by all rows on every device.
+            x *= jnp.asarray(
+                math.sqrt(c.hidden_size), x.dtype
+            )  # rounded first, as Gemma's own code does
+        # On the way from a table that is split along D to rows: XLA by itself goes by all rows on
+        # every device.
         return constrain(constrain(x, ("copies", "tokens", "embed")), ("rows", "tokens", None))
 
     def one_layer(
@@ -145,38 +181,67 @@ class Transformer(nnx.Module):
         places: Mapping[str, Any],
         mode: Mode,
     ) -> LayerOutput:
-        """One layer by itself, over its cached keys: what `__call__` does for each, for a caller that has them one
-        after the other.
+        """One layer by itself, over its cached keys: what `__call__` does for each, for a caller
+        that has them one after the other.
 
         Args:
-          kind, places: what the layer is (static), and where its weights stand (`parameters.places`).
+          kind, places: what the layer is (static), and where its weights stand
+            (`parameters.places`).
         """
         c, weights = self.config, self.params()
         own = {name: jax.tree.map(lambda a: a[at], weights[name]) for name, at in places.items()}  # noqa: B023
-        router = RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts)) if c.num_experts else None
+        router = (
+            RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts))
+            if c.num_experts
+            else None
+        )
         (x, _), kv = _layer(
-            (x, router), (own, [(cached.k, cached.v, cached.k_scale, cached.v_scale)]), kind=kind, config=c, mode=mode,
+            (x, router),
+            (own, [(cached.k, cached.v, cached.k_scale, cached.v_scale)]),
+            kind=kind,
+            config=c,
+            mode=mode,
             rotations={kind.local_rope: rotation(c, positions, segments, local=kind.local_rope)},
-            positions=positions, segments=segments, cache_marks=[(cached.positions, cached.segments)], return_kv=True,
-            blocks=None, routed=segments,
-        )  # fmt: skip
+            positions=positions,
+            segments=segments,
+            cache_marks=[(cached.positions, cached.segments)],
+            return_kv=True,
+            blocks=None,
+            routed=segments,
+        )
         return LayerOutput(x, kv)
 
     def end(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Hidden states from what the last layer gives."""
         c = self.config
-        return rms_norm(x, self.params()["final_norm"], c.rms_norm_eps, zero_centered=c.zero_centered_norm)
+        return rms_norm(
+            x, self.params()["final_norm"], c.rms_norm_eps, zero_centered=c.zero_centered_norm
+        )
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in float32."""
-        return soft_cap(vocabulary_logits(hidden, self.params()), self.config.final_logit_softcapping)
+        return soft_cap(
+            vocabulary_logits(hidden, self.params()), self.config.final_logit_softcapping
+        )
 
 
 def _layer(
-    carry, layer_and_cache, *, kind, config, mode, rotations, positions, segments, cache_marks, return_kv, blocks,
+    carry,
+    layer_and_cache,
+    *,
+    kind,
+    config,
+    mode,
+    rotations,
+    positions,
+    segments,
+    cache_marks,
+    return_kv,
+    blocks,
     routed,
 ):
-    """One layer: `x` [B T D] and the sum of router statistics, with this layer's weights and its slice of the cache.
+    """One layer: `x` [B T D] and the sum of router statistics, with this layer's weights and its
+    slice of the cache.
 
     Returns the new `x` and sum, and the layer's own keys and values.
     """
@@ -184,7 +249,9 @@ def _layer(
     x = checkpoint_name(x, "layer_input")
     layer, cached_kv = layer_and_cache
     c, by = config, rotations[kind.local_rope]
-    norm = lambda x, name: rms_norm(x, layer[name], c.rms_norm_eps, zero_centered=c.zero_centered_norm)
+    norm = lambda x, name: rms_norm(
+        x, layer[name], c.rms_norm_eps, zero_centered=c.zero_centered_norm
+    )
     B, T, _ = x.shape
 
     h = norm(x, "attention_norm")
@@ -194,12 +261,20 @@ def _layer(
     v = v.reshape(B, T, c.num_key_value_heads, c.head_dim)
     if c.qk_norm:
         q, k = norm(q, "query_norm"), norm(k, "key_norm")
-    cached = [Slots(*kv[:2], *marks, *kv[2:]) for kv, marks in zip(cached_kv, cache_marks, strict=True)]
+    cached = [
+        Slots(*kv[:2], *marks, *kv[2:]) for kv, marks in zip(cached_kv, cache_marks, strict=True)
+    ]
     rotated, *own = (checkpoint_name(a, "qkv") for a in (rotate(q, by), rotate(k, by), v))
     out = attend(
-        rotated, Keys(*own, positions, segments), mode=mode, window=kind.window, cached=cached, blocks=blocks,
-        scale=c.attention_scale, softcap=c.attn_logit_softcapping,
-    )  # fmt: skip
+        rotated,
+        Keys(*own, positions, segments),
+        mode=mode,
+        window=kind.window,
+        cached=cached,
+        blocks=blocks,
+        scale=c.attention_scale,
+        softcap=c.attn_logit_softcapping,
+    )
     out = linear(out.reshape(B, T, -1), layer, "attention_out")
     x = x + (norm(out, "attention_post_norm") if c.post_norms else out)
     h = norm(x, "mlp_norm")

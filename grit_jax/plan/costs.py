@@ -1,4 +1,5 @@
-"""What one run of a compiled program costs a chip: arithmetic, memory traffic and what it sends to other chips.
+"""What one run of a compiled program costs a chip: arithmetic, memory traffic and what it sends to
+other chips.
 
 The compiler's own analysis counts a loop's body once; here it counts as often as the loop runs.
 """
@@ -14,7 +15,14 @@ import numpy as np
 from grit_jax.models.kernels import TILES
 from grit_jax.plan.hlo import Computation, Instruction, Module, Shape, parse, trip_count
 
-COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-gather",
+    "reduce-scatter",
+    "all-reduce",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+)
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute")
 FLOATS = ("bf16", "f32", "f16")
 SLICES = ("dynamic-slice", "gather", "slice")  # read no more than they give
@@ -22,14 +30,27 @@ SLICES = ("dynamic-slice", "gather", "slice")  # read no more than they give
 TAKES_ALL = ("dot", "convolution", "custom-call", "scatter", "sort", "broadcast", *COLLECTIVES)
 # Instructions that move nothing in memory themselves.
 FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "opt-barrier", "partition-id", "replica-id", "iota",
-}  # fmt: skip
-# Matrix products over each tile of the scores in splash attention's kernels
-# (jax: experimental/pallas/ops/tpu/splash_attention/splash_attention_kernel.py); `TILES` says how many have any.
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "opt-barrier",
+    "partition-id",
+    "replica-id",
+    "iota",
+}
+# Matrix products over each tile of the scores in splash attention's kernels (jax:
+# experimental/pallas/ops/tpu/splash_attention/splash_attention_kernel.py); `TILES` says how many
+# have any.
 SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-# A product of rows sorted by expert with each expert's weights, as a TPU's compiler and as megablox name their kernels
-# (jax: experimental/pallas/ops/tpu/megablox/gmm.py; tgmm gives the weights' gradients).
+# A product of rows sorted by expert with each expert's weights, as a TPU's compiler and as megablox
+# name their kernels (jax: experimental/pallas/ops/tpu/megablox/gmm.py; tgmm gives the weights'
+# gradients).
 GROUPED = ("ragged-dot-none", "tgmm")
 
 
@@ -39,15 +60,20 @@ class Costs:
 
     Attributes:
       flops: of matrix products, recomputation and redundant work included.
-      memory_bytes: read from and written to the chip's memory; arrays that the compiler keeps on the chip are left out.
-      collective_bytes: by kind of what is done: of what an all-gather gives, of what the others take.
-      sent_bytes: what the chip itself sends for them, in rings: (n - 1) / n of that, twice for an all-reduce.
+      memory_bytes: read from and written to the chip's memory; arrays that the compiler keeps on
+        the chip are left out.
+      collective_bytes: by kind of what is done: of what an all-gather gives, of what the others
+        take.
+      sent_bytes: what the chip itself sends for them, in rings: (n - 1) / n of that, twice for an
+        all-reduce.
       network_bytes: what it sends so to other slices.
     """
 
     flops: float = 0.0
     memory_bytes: float = 0.0
-    collective_bytes: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    collective_bytes: dict[str, float] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(KINDS, 0.0)
+    )
     sent_bytes: float = 0.0
     network_bytes: float = 0.0
 
@@ -61,11 +87,13 @@ class Costs:
 
 
 def program_costs(text: str, experts: int = 0) -> Costs:
-    """The costs of a compiled program from its text; of the branches of a condition, the dearest counts.
+    """The costs of a compiled program from its text; of the branches of a condition, the dearest
+    counts.
 
     Args:
-      experts: of the model, over all chips. A kernel for some of them is given all rows and computes those that chose
-        these; only the data says which, so they are counted as spread evenly.
+      experts: of the model, over all chips. A kernel for some of them is given all rows and
+        computes those that chose these; only the data says which, so they are counted as spread
+        evenly.
     """
     module = parse(text)
     return _Walk(module, experts).computation(module.entry)
@@ -107,15 +135,17 @@ class _Walk:
             costs.add(_product(here, one))
             costs.add(_collective(here, one))
             if one.opcode == "all-reduce":
-                gathered = sum(here.by_name[name].bytes for name in one.operands if self._is_part(here, name))
+                gathered = sum(
+                    here.by_name[name].bytes for name in one.operands if self._is_part(here, name)
+                )
                 costs.collective_bytes["all_reduce"] -= gathered
                 costs.collective_bytes["all_gather"] += gathered
             costs.add(self._grouped(here, one) or Costs(memory_bytes=_moved(here, one)))
         return costs
 
     def _grouped(self, here: Computation, one: Instruction) -> Costs | None:
-        """Of a kernel that multiplies rows `[M K]` by the weights `[E K N]` of their experts, or rows by rows `[M N]`
-        for the gradient of such weights; None for anything else."""
+        """Of a kernel that multiplies rows `[M K]` by the weights `[E K N]` of their experts, or
+        rows by rows `[M N]` for the gradient of such weights; None for anything else."""
         if one.opcode != "custom-call" or not any(kernel in one.name for kernel in GROUPED):
             return None
         arrays = [shape for shape in here.shapes_of(one) + one.shapes if shape.dtype in FLOATS]
@@ -126,8 +156,8 @@ class _Walk:
         return Costs(flops=2 * share * lhs.size * rhs.dims[-1], memory_bytes=moved)
 
     def _is_part(self, here: Computation, name: str) -> bool:
-        """Whether an array is one chip's part of a whole and zeros beside it: on a torus of three axes the compiler
-        gathers by summing such (which sends what any sum sends)."""
+        """Whether an array is one chip's part of a whole and zeros beside it: on a torus of three
+        axes the compiler gathers by summing such (which sends what any sum sends)."""
         one = here.by_name.get(name)
         if one is None:
             return False
@@ -141,13 +171,20 @@ class _Walk:
     def _fused(self, inside: Computation) -> Costs:
         """Products and collectives inside a fusion.
 
-        A TPU's collective that runs beside other work appears in the fusion that starts it, in those that it runs
-        beside and in the one that ends it; the first counts. One that reduces and keeps a part is a reduce-scatter.
+        A TPU's collective that runs beside other work appears in the fusion that starts it, in
+        those that it runs beside and in the one that ends it; the first counts. One that reduces
+        and keeps a part is a reduce-scatter.
         """
         costs = Costs()
-        targets = {one.attribute("custom_call_target") for one in inside.instructions if one.opcode == "custom-call"}
+        targets = {
+            one.attribute("custom_call_target")
+            for one in inside.instructions
+            if one.opcode == "custom-call"
+        }
         starts = '"AsyncCollectiveStart"' in targets
-        beside = inside.name.startswith("async_collective_fusion") or '"AsyncCollectiveDone"' in targets
+        beside = (
+            inside.name.startswith("async_collective_fusion") or '"AsyncCollectiveDone"' in targets
+        )
         scatters = any(one.opcode == "dynamic-slice" for one in inside.instructions)
         for one in inside.instructions:
             if one.opcode == "fusion":
@@ -178,8 +215,9 @@ def _product(here: Computation, one: Instruction) -> Costs:
 
 
 def _convolution_flops(lhs: Shape, rhs: Shape, result: Shape, text: str) -> float:
-    """A TPU's compiler writes matrix products as convolutions, batch dimensions as spatial ones with padding: only
-    the places where the window meets the input count (xla: xla/service/hlo_cost_analysis.cc, HandleConvolution)."""
+    """A TPU's compiler writes matrix products as convolutions, batch dimensions as spatial ones
+    with padding: only the places where the window meets the input count (xla:
+    xla/service/hlo_cost_analysis.cc, HandleConvolution)."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
     assert labels is not None, text
     of = lambda shape, names, letter: shape.dims[names.index(letter)]
@@ -194,10 +232,18 @@ def _convolution_flops(lhs: Shape, rhs: Shape, result: Shape, text: str) -> floa
         return int(settings[key].split("x")[place].split("_")[0]) if key in settings else default
 
     for place, letter in enumerate(spatial):
-        size, kernel, out = of(lhs, labels[1], letter), of(rhs, labels[2], letter), of(result, labels[3], letter)
+        size, kernel, out = (
+            of(lhs, labels[1], letter),
+            of(rhs, labels[2], letter),
+            of(result, labels[3], letter),
+        )
         dilation = setting("lhs_dilate", place, 1)
         at = np.arange(out)[:, None] * setting("stride", place, 1)
-        at = at + np.arange(kernel)[None] * setting("rhs_dilate", place, 1) - setting("pad", place, 0)
+        at = (
+            at
+            + np.arange(kernel)[None] * setting("rhs_dilate", place, 1)
+            - setting("pad", place, 0)
+        )
         total *= int(((at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)).sum())
     return total
 
@@ -218,8 +264,8 @@ def _collective(here: Computation, one: Instruction, scatters: bool = False) -> 
 
 
 def _between_slices(one: Instruction) -> Costs:
-    """What a chip hands to its host, and takes from it, for a collective over several slices; the hosts' runtime does
-    the rest. Anything else that is sent to a host stays there."""
+    """What a chip hands to its host, and takes from it, for a collective over several slices; the
+    hosts' runtime does the rest. Anything else that is sent to a host stays there."""
     moved = Costs(memory_bytes=_in_memory(one.shapes[:1]))
     transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
     slices = re.search(r'_xla_megascale_target="\{([\d,:]*)\}', one.rest)
@@ -228,20 +274,23 @@ def _between_slices(one: Instruction) -> Costs:
         kind = kind if kind in KINDS else "collective_permute"  # ONE_TO_ONE
         ends = [[int(n) for n in part.split(":")] for part in slices[1].split(",") if part]
         count = sum(part[-1] - part[0] + 1 for part in ends)
-        moved.collective_bytes[kind], moved.network_bytes = _ring(kind, one.shapes[0].bytes, max(1, count))
+        moved.collective_bytes[kind], moved.network_bytes = _ring(
+            kind, one.shapes[0].bytes, max(1, count)
+        )
     return moved
 
 
 def _ring(kind: str, taken: float, chips: int) -> tuple[float, float]:
-    """What a collective of `chips` that each give `taken` bytes is counted as, and what each sends for it in a ring."""
+    """What a collective of `chips` that each give `taken` bytes is counted as, and what each sends
+    for it in a ring."""
     whole = taken * chips if kind == "all_gather" else taken
     sent = whole if kind == "collective_permute" else whole * (chips - 1) / chips
     return whole, 2 * sent if kind == "all_reduce" else sent
 
 
 def group_size(text: str) -> int:
-    """Chips that take part together: `{{0,1},{2,3}}`, `[2,4]<=[8]`, or axes of a mesh (whose devices may be listed) as
-    newer compilers write."""
+    """Chips that take part together: `{{0,1},{2,3}}`, `[2,4]<=[8]`, or axes of a mesh (whose
+    devices may be listed) as newer compilers write."""
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)
     if mesh:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
@@ -252,7 +301,9 @@ def group_size(text: str) -> int:
         return int(tiled[1])
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
     if not listed:  # to take it for one chip would make it free
-        raise ValueError(f"this compiler writes who takes part in a collective in an unknown way: {text[:300]}")
+        raise ValueError(
+            f"this compiler writes who takes part in a collective in an unknown way: {text[:300]}"
+        )
     return len(listed[1].split(","))
 
 
@@ -273,8 +324,8 @@ def _moved(here: Computation, one: Instruction) -> float:
 
 
 def _fusion_bytes(module: Module, inside: Computation) -> float:
-    """Bytes that a fusion reads and writes: of each parameter the share that it needs; of one that it updates in
-    place, the update."""
+    """Bytes that a fusion reads and writes: of each parameter the share that it needs; of one that
+    it updates in place, the update."""
     shares: dict[tuple[str, str], float] = {}
     total = 0.0
     for one in inside.instructions:
@@ -293,17 +344,27 @@ def _fusion_bytes(module: Module, inside: Computation) -> float:
     return total
 
 
-def _needed(module: Module, inside: Computation, one: Instruction, shares: dict[tuple[str, str], float]) -> float:
-    """Share of an array's elements that a fusion, or one within it, computes or reads for what it gives."""
+def _needed(
+    module: Module, inside: Computation, one: Instruction, shares: dict[tuple[str, str], float]
+) -> float:
+    """Share of an array's elements that a fusion, or one within it, computes or reads for what it
+    gives."""
     key = (inside.name, one.name)
     if key not in shares:
         total = 1.0 if one.root else 0.0
         for user in inside.users[one.name]:
             if user.opcode in SLICES and user.operands[0] == one.name:
-                total += _needed(module, inside, user, shares) * min(1.0, user.size / max(one.size, 1))
+                total += _needed(module, inside, user, shares) * min(
+                    1.0, user.size / max(one.size, 1)
+                )
             elif user.opcode == "fusion":
-                within, share = module.computations[user.called[0]], _needed(module, inside, user, shares)
-                for place in (place for place, name in enumerate(user.operands) if name == one.name):
+                within, share = (
+                    module.computations[user.called[0]],
+                    _needed(module, inside, user, shares),
+                )
+                for place in (
+                    place for place, name in enumerate(user.operands) if name == one.name
+                ):
                     total += share * _needed(module, within, within.parameter(place), shares)
             elif (user.opcode == "tuple" or _is_updated(one, user)) and _is_given(inside, one):
                 continue  # it stays where it is

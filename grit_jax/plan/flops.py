@@ -1,7 +1,9 @@
-"""Model FLOPs: what a step has to compute whatever the program does; recomputation, padding and masked scores are none.
+"""Model FLOPs: what a step has to compute whatever the program does; recomputation, padding and
+masked scores are none.
 
-Matrix products alone, a multiplication and an addition each one. A backward pass is two forward ones, or one where the
-weights are frozen (no gradient of theirs). Tokens are those of texts at their limits, as `data.shapes` has them.
+Matrix products alone, a multiplication and an addition each one. A backward pass is two forward
+ones, or one where the weights are frozen (no gradient of theirs). Tokens are those of texts at
+their limits, as `data.shapes` has them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.parameters import parameter_shapes
 from grit_jax.run_config import RunConfig
-from grit_jax.training.measure import weight_flops
+from grit_jax.training.throughput import weight_flops
 from grit_jax.types import AttentionMode
 
 
@@ -100,4 +102,10 @@ def _language(config: RunConfig) -> Iterable[Texts]:
         yield Texts(data.generative_batch, limits.generative, modes.generation, predicted=True)
     if data.cached_batch:
         yield Texts(data.cached_batch, limits.cached_pieces, modes.embedding)
-        yield Texts(data.cached_batch, limits.cached_text, modes.generation, limits.cached_pieces, predicted=True)
+        yield Texts(
+            data.cached_batch,
+            limits.cached_text,
+            modes.generation,
+            limits.cached_pieces,
+            predicted=True,
+        )

@@ -8,19 +8,37 @@ import re
 from functools import cached_property
 
 ITEM_BYTES = {
-    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f16": 2, "bf16": 2,
-    "f32": 4, "f64": 8, "c64": 8, "c128": 16, "s4": 0.5, "u4": 0.5,
-}  # fmt: skip
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "s32": 4,
+    "u32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f16": 2,
+    "bf16": 2,
+    "f32": 4,
+    "f64": 8,
+    "c64": 8,
+    "c128": 16,
+    "s4": 0.5,
+    "u4": 0.5,
+}
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array: its bytes, and whether they lie in the chip's main memory (a TPU's compiler marks what does not)."""
+    """An array: its bytes, and whether they lie in the chip's main memory (a TPU's compiler marks
+    what does not)."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -32,13 +50,15 @@ class Shape:
 
     @property
     def bytes(self) -> float:
-        return self.size * ITEM_BYTES.get(self.dtype, 1)  # the types not listed are 8-bit floats and tokens
+        return self.size * ITEM_BYTES.get(
+            self.dtype, 1
+        )  # the types not listed are 8-bit floats and tokens
 
 
 @dataclasses.dataclass
 class Instruction:
-    """`shapes`: of the result, or of its parts where it is a tuple; `rest`: attributes behind the operands, and `value`
-    of a constant or a parameter's number."""
+    """`shapes`: of the result, or of its parts where it is a tuple; `rest`: attributes behind the
+    operands, and `value` of a constant or a parameter's number."""
 
     name: str
     opcode: str
@@ -80,7 +100,9 @@ class Computation:
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
         """Who takes the result of each instruction."""
-        found: dict[str, list[Instruction]] = {instruction.name: [] for instruction in self.instructions}
+        found: dict[str, list[Instruction]] = {
+            instruction.name: [] for instruction in self.instructions
+        }
         for instruction in self.instructions:
             for operand in instruction.operands:
                 found.get(operand, []).append(instruction)
@@ -92,12 +114,19 @@ class Computation:
 
     def parameter(self, place: int) -> Instruction:
         """The parameter that is given the operand at this place."""
-        return next(p for p in self.instructions if p.opcode == "parameter" and p.attribute("value") == str(place))
+        return next(
+            p
+            for p in self.instructions
+            if p.opcode == "parameter" and p.attribute("value") == str(place)
+        )
 
     def shapes_of(self, instruction: Instruction) -> list[Shape]:
         """The arrays that an instruction takes."""
         return [
-            shape for name in instruction.operands if name in self.by_name for shape in self.by_name[name].shapes
+            shape
+            for name in instruction.operands
+            if name in self.by_name
+            for shape in self.by_name[name].shapes
         ]
 
 
@@ -117,7 +146,9 @@ def parse(text: str) -> Module:
             if head:
                 current = computations[head[2]] = Computation(head[2])
                 entry = head[2] if head[1] else entry
-            elif current is not None and current.instructions and line != "}":  # a kernel's notes go over several lines
+            elif (
+                current is not None and current.instructions and line != "}"
+            ):  # a kernel's notes go over several lines
                 current.instructions[-1].rest += line
             continue
         found = _INSTRUCTION.match(line)
@@ -134,7 +165,10 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
         Shape(dtype, tuple(int(n) for n in dims.split(",") if n), "S(" not in (layout or ""))
         for dtype, dims, layout in _SHAPE.findall(kind)
     ]
-    if opcode in ("constant", "parameter"):  # of a parameter, its place among the operands of who calls
+    if opcode in (
+        "constant",
+        "parameter",
+    ):  # of a parameter, its place among the operands of who calls
         rest = f"value={inside[1:-1]} {rest}"
     return Instruction(name, opcode, shapes, _NAME.findall(inside), rest, root)
 
@@ -150,8 +184,8 @@ def _closed(text: str) -> tuple[str, str]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-    """How often a `while` runs: as the compiler notes it, or from a condition `counter < constant` (the counters of
-    JAX's loops begin at 0); 1 where only the data says."""
+    """How often a `while` runs: as the compiler notes it, or from a condition `counter < constant`
+    (the counters of JAX's loops begin at 0); 1 where only the data says."""
     noted = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
     if noted:
         return int(noted[1])

@@ -15,8 +15,8 @@ from grit_jax.plan.chips import GIB, Chip, Slices, open_slices, parse_topology
 from grit_jax.plan.costs import Costs, program_costs
 from grit_jax.plan.flops import step_flops
 from grit_jax.plan.programs import Program, ServingPrograms, bytes_per_chip, lower_train
-from grit_jax.progress import say
 from grit_jax.run_config import RunConfig
+from grit_jax.runtime.progress import say
 from grit_jax.sharding import make_mesh
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -24,12 +24,15 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass
 class ProgramPlan:
-    """One compiled program on one chip. Where it does not fit, the compiler says what it needs and nothing more.
+    """One compiled program on one chip. Where it does not fit, the compiler says what it needs and
+    nothing more.
 
     Attributes:
-      argument_bytes: what goes in (weights, optimizer state, batch), `temporary_bytes` what is made on the way.
+      argument_bytes: what goes in (weights, optimizer state, batch), `temporary_bytes` what is made
+        on the way.
       peak_bytes: most of it at once, the program included.
-      compiler_flops: by the compiler's own count, which takes the body of a loop once; `costs` counts its trips.
+      compiler_flops: by the compiler's own count, which takes the body of a loop once; `costs`
+        counts its trips.
       seconds: a run's lower bounds, by what bounds it; of "decode", those of one token, of
         "prefill_layer", those of one layer.
     """
@@ -124,11 +127,12 @@ class Plan:
 
 
 def plan(config: RunConfig, topology: str, *, slices: int = 1, serving: bool = True) -> Plan:
-    """Compiles a configuration's programs for a slice, or for several of them: the training step and, if `serving`,
-    those of the trained model.
+    """Compiles a configuration's programs for a slice, or for several of them: the training step
+    and, if `serving`, those of the trained model.
 
     Raises:
-      GritError: an unknown slice, no compiler, a mesh that does not fit it, or a configuration that cannot be planned.
+      GritError: an unknown slice, no compiler, a mesh that does not fit it, or a configuration that
+        cannot be planned.
     """
     where = open_slices(topology, slices)
     return plan_on(config, where, make_mesh(config.mesh, where.devices), serving=serving)
@@ -153,10 +157,16 @@ def plan_on(config: RunConfig, where: Slices, mesh: Mesh, *, serving: bool) -> P
         if compiled is not None:
             look("decode", programs.decode(layer, compiled))
     return Plan(
-        where.name, where.chip, dict(mesh.shape), config.train.steps,
-        bytes_per_chip((train.state.params, train.state.frozen)), bytes_per_chip(train.state.opt_state),
-        step_flops(config, train.model), found, where.count,
-    )  # fmt: skip
+        where.name,
+        where.chip,
+        dict(mesh.shape),
+        config.train.steps,
+        bytes_per_chip((train.state.params, train.state.frozen)),
+        bytes_per_chip(train.state.opt_state),
+        step_flops(config, train.model),
+        found,
+        where.count,
+    )
 
 
 def compile_program(
@@ -173,7 +183,10 @@ def compile_program(
         if "RESOURCE_EXHAUSTED" not in str(error) or "memory space vmem" in str(error):
             raise  # what a kernel wants of a core's own memory is a mistake in the kernel
         given, needed = program.argument_bytes, needed_bytes(str(error), program.argument_bytes)
-        return ProgramPlan(False, needed, given, needed - given, time.perf_counter() - started), None
+        return (
+            ProgramPlan(False, needed, given, needed - given, time.perf_counter() - started),
+            None,
+        )
     seconds = time.perf_counter() - started
     memory, costs = compiled.memory_analysis(), program_costs(compiled.as_text(), experts)
     bounds = {
@@ -187,9 +200,19 @@ def compile_program(
     peak = arguments + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     flops = compiled.cost_analysis().get("flops")
-    return ProgramPlan(
-        peak <= chip.memory, peak, arguments, memory.temp_size_in_bytes, seconds, costs, flops, bounds
-    ), compiled  # fmt: skip
+    return (
+        ProgramPlan(
+            peak <= chip.memory,
+            peak,
+            arguments,
+            memory.temp_size_in_bytes,
+            seconds,
+            costs,
+            flops,
+            bounds,
+        ),
+        compiled,
+    )
 
 
 def needed_bytes(message: str, arguments: int) -> int:
@@ -206,30 +229,53 @@ def table(plan: Plan) -> str:
     train, gib = plan.programs["train"], lambda size: f"{size / GIB:.2f} GiB"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     several = f"{plan.slices} slices of " if plan.slices > 1 else ""
-    rented = f"rented as {plan.accelerator_type}" if plan.accelerator_type else "not rented in this shape"
+    rented = (
+        f"rented as {plan.accelerator_type}"
+        if plan.accelerator_type
+        else "not rented in this shape"
+    )
     lines = [
         f"{several}{plan.topology}, {rented}: {plan.chips} chips of {gib(plan.chip.memory)}",
         f"mesh: {mesh}",
         "",
-        "program    fits   peak a chip   arguments   temporaries   at least   bound by     compiled in",
+        (
+            "program    fits   peak a chip   arguments   temporaries   at least   bound by    "
+            " compiled in"
+        ),
     ]
     for name, one in plan.programs.items():
         bound = max(one.seconds, key=one.seconds.__getitem__) if one.seconds else "n/a"
         least = f"{one.roofline:.3g} s" if one.seconds else "n/a"
         lines.append(
-            f"{name:10} {'yes' if one.fits else 'NO':4} {gib(one.peak_bytes):>13} {gib(one.argument_bytes):>11} "
-            f"{gib(one.temporary_bytes):>13} {least:>10}   {bound:12} {one.compile_seconds:9.0f} s"
+            f"{name:10} {'yes' if one.fits else 'NO':4} {gib(one.peak_bytes):>13}"
+            f" {gib(one.argument_bytes):>11} {gib(one.temporary_bytes):>13} {least:>10}  "
+            f" {bound:12} {one.compile_seconds:9.0f} s"
         )
     lines += [
         "",
-        f"A chip holds {gib(plan.parameter_bytes)} of parameters and {gib(plan.optimizer_bytes)} of optimizer state.",
+        (
+            f"A chip holds {gib(plan.parameter_bytes)} of parameters and"
+            f" {gib(plan.optimizer_bytes)} of optimizer state."
+        ),
         f"A step has {plan.flops_per_step:.3g} model FLOPs, over all chips.",
     ]
     if train.costs is not None:
-        sent = ", ".join(f"{k.replace('_', '-')} {gib(v)}" for k, v in train.costs.collective_bytes.items() if v)
+        sent = ", ".join(
+            f"{k.replace('_', '-')} {gib(v)}" for k, v in train.costs.collective_bytes.items() if v
+        )
         lines += [
-            f"Each chip computes {train.costs.flops:.3g} FLOPs, recomputation included; collectives: {sent or 'none'}.",
-            *([f"Of that each sends {gib(train.costs.network_bytes)} to other slices."] if plan.slices > 1 else []),
-            f"{plan.steps} steps take at least {plan.chip_hours:.1f} chip-hours (MFU at most {plan.mfu_bound:.0%}).",
+            (
+                f"Each chip computes {train.costs.flops:.3g} FLOPs, recomputation included;"
+                f" collectives: {sent or 'none'}."
+            ),
+            *(
+                [f"Of that each sends {gib(train.costs.network_bytes)} to other slices."]
+                if plan.slices > 1
+                else []
+            ),
+            (
+                f"{plan.steps} steps take at least {plan.chip_hours:.1f} chip-hours (MFU at most"
+                f" {plan.mfu_bound:.0%})."
+            ),
         ]
     return "\n".join(lines)

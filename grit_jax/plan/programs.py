@@ -1,4 +1,5 @@
-"""The programs of a configuration, lowered for a mesh of devices that need not be here: shapes in, nothing computed."""
+"""The programs of a configuration, lowered for a mesh of devices that need not be here: shapes in,
+nothing computed."""
 
 from __future__ import annotations
 
@@ -10,16 +11,28 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grit_jax.abstract import AbstractStep, abstract_step
 from grit_jax.data.packing import round_up
-from grit_jax.inference.decode import ROWS_PER_CALL, SHORTEST_PIECES, SHORTEST_PROMPT, SLOTS, cache_fits
+from grit_jax.inference.decode import (
+    ROWS_PER_CALL,
+    SHORTEST_PIECES,
+    SHORTEST_PROMPT,
+    SLOTS,
+    cache_fits,
+)
 from grit_jax.inference.encoder import TOKENS_PER_CALL, encode_step
-from grit_jax.inference.plan import TOKENS_PER_SEGMENT, bucket
+from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
 from grit_jax.inference.sampling import GREEDY, sampling_rows
-from grit_jax.inference.steps import Limits, decode_step, prefill_end_step, prefill_layer_step, prefill_start_step
+from grit_jax.inference.steps import (
+    Limits,
+    decode_step,
+    prefill_end_step,
+    prefill_layer_step,
+    prefill_start_step,
+)
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes, places
 from grit_jax.models.quantise import storage_axes
+from grit_jax.plan.abstract_step import AbstractStep, abstract_step
 from grit_jax.run_config import RunConfig, fit_to_mesh
 from grit_jax.sharding import ShardingRules, fit, row_shardings, row_ways, tree_shardings
 from grit_jax.training.state import HOST, TrainState, state_shardings
@@ -46,7 +59,8 @@ class TrainProgram(Program):
 
 @dataclasses.dataclass
 class TrainShapes:
-    """A training step that is not lowered yet, and its state and batch: shapes, each with its sharding."""
+    """A training step that is not lowered yet, and its state and batch: shapes, each with its
+    sharding."""
 
     abstract: AbstractStep
     state: TrainState
@@ -54,23 +68,31 @@ class TrainShapes:
 
 
 def train_shapes(config: RunConfig, mesh: Mesh) -> TrainShapes:
-    """What the training step takes over a mesh, as `train.py` places its state and `training.loop` its batches.
+    """What the training step takes over a mesh, as `train.py` places its state and `training.loop`
+    its batches.
 
     Raises:
       GritError: a shape that is not known, or rows of a length that the mesh does not divide.
     """
     abstract = abstract_step(fit_to_mesh(config, mesh, RULES))
     shardings = state_shardings(abstract.state, mesh, RULES)
-    frozen = {name: _weight_shardings(name, weight, mesh) for name, weight in abstract.state.frozen.items()}
+    frozen = {
+        name: _weight_shardings(name, weight, mesh)
+        for name, weight in abstract.state.frozen.items()
+    }
     state = _placed(abstract.state, dataclasses.replace(shardings, frozen=frozen))
-    return TrainShapes(abstract, state, _placed(abstract.batch, row_shardings(abstract.batch, mesh, RULES)))
+    return TrainShapes(
+        abstract, state, _placed(abstract.batch, row_shardings(abstract.batch, mesh, RULES))
+    )
 
 
 def lower_train(config: RunConfig, mesh: Mesh) -> TrainProgram:
     """The training step over a mesh; raises as `train_shapes`."""
     shapes = train_shapes(config, mesh)
     program = _lower(shapes.abstract.step, mesh, shapes.state, shapes.batch)
-    return TrainProgram(program.lowered, program.argument_bytes, shapes.abstract.model, shapes.state)
+    return TrainProgram(
+        program.lowered, program.argument_bytes, shapes.abstract.model, shapes.state
+    )
 
 
 def _weight_shardings(name: str, weight: Any, mesh: Mesh) -> Any:
@@ -80,33 +102,50 @@ def _weight_shardings(name: str, weight: Any, mesh: Mesh) -> Any:
 
 
 class ServingPrograms:
-    """What a trained model does: encode documents with their caches, read a prompt after such, decode.
+    """What a trained model does: encode documents with their caches, read a prompt after such,
+    decode.
 
-    Weights are in `model.dtype`; sizes are those of `inference`: a call of documents as long as passages may be, and
-    questions at their limit over one document each, with as many new tokens as `Sampling` has.
+    Weights are in `model.dtype`; sizes are those of `inference`: a call of documents as long as
+    passages may be, and questions at their limit over one document each, with as many new tokens as
+    `Sampling` has.
     """
 
     def __init__(self, config: RunConfig, model: ModelConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
         self.model = dataclasses.replace(model, remat="none")
-        shapes = {name: _shape(shape, model.dtype) for name, shape in parameter_shapes(model).items()}
+        shapes = {
+            name: _shape(shape, model.dtype) for name, shape in parameter_shapes(model).items()
+        }
         self.params = _placed(shapes, tree_shardings(shapes, PARAMETER_AXES, mesh, RULES))
 
     def encode(self) -> Program:
         T, ways = bucket(self.config.data.passage_max_length), row_ways(self.mesh, RULES)
         rows = round_up(max(1, TOKENS_PER_CALL["tpu"] * ways // T), ways)
         ids, mode = _shape((rows, T)), self.config.model.modes.embedding
-        batch = (Rows(ids, ids, ids, ids if mode is AttentionMode.PREFIX else None), _shape((rows, T), bool))
+        batch = (
+            Rows(ids, ids, ids, ids if mode is AttentionMode.PREFIX else None),
+            _shape((rows, T), bool),
+        )
         return _lower(
-            encode_step, self.mesh, self.params, *_placed(batch, row_shardings(batch, self.mesh, RULES)),
-            config=self.model, pooling=self.config.model.pooling, mode=mode,
-            segments_per_row=T // TOKENS_PER_SEGMENT, return_kv=True,
-        )  # fmt: skip
+            encode_step,
+            self.mesh,
+            self.params,
+            *_placed(batch, row_shardings(batch, self.mesh, RULES)),
+            config=self.model,
+            pooling=self.config.model.pooling,
+            mode=mode,
+            segments_per_row=T // TOKENS_PER_SEGMENT,
+            return_kv=True,
+        )
 
     def prefill_layer(self) -> Program:
-        """A layer of the prompts' pass over their documents' records: there are as many as the model has."""
+        """A layer of the prompts' pass over their documents' records: there are as many as the
+        model has."""
         data, c = self.config.data, self.model
-        P, T = bucket(data.document_max_length, SHORTEST_PIECES), bucket(data.query_max_length, SHORTEST_PROMPT)
+        P, T = (
+            bucket(data.document_max_length, SHORTEST_PIECES),
+            bucket(data.query_max_length, SHORTEST_PROMPT),
+        )
         B = ROWS_PER_CALL
         while B > 1 and not cache_fits(c, B, P + T + GREEDY.max_new_tokens):
             B //= 2
@@ -118,20 +157,36 @@ class ServingPrograms:
         record = {"k": _shape((*shape[:2], c.head_dim, P), c.dtype), "v": _shape(shape, c.dtype)}
         where = {name: _shape(()) for name in places(self.params, c.layer_kinds, 0)}
         return _lower(
-            prefill_layer_step, self.mesh, self.params, _result(start), *self._whole((_shape(()), where, (record,))),
-            (None,), config=c, kind=c.layer_kinds[0], prompt_mode=AttentionMode.CAUSAL,
-        )  # fmt: skip
+            prefill_layer_step,
+            self.mesh,
+            self.params,
+            _result(start),
+            *self._whole((_shape(()), where, (record,))),
+            (None,),
+            config=c,
+            kind=c.layer_kinds[0],
+            prompt_mode=AttentionMode.CAUSAL,
+        )
 
     def decode(self, layer: Program, compiled: jax.stages.Compiled) -> Program:
         """Goes on from where the last layer leaves its state, once that is compiled."""
         state, c = _result(layer, compiled), self.model
         (B, T, _), new = state.x.shape, GREEDY.max_new_tokens
         end = _lower(
-            prefill_end_step, self.mesh, self.params, state, *self._whole((_shape((B,)), *self._settings(B))),
-            config=c, slots=round_up(T + new, SLOTS), new_tokens=new, return_logits=False,
-        )  # fmt: skip
+            prefill_end_step,
+            self.mesh,
+            self.params,
+            state,
+            *self._whole((_shape((B,)), *self._settings(B))),
+            config=c,
+            slots=round_up(T + new, SLOTS),
+            new_tokens=new,
+            return_logits=False,
+        )
         rest = self._whole((_shape(()), *self._settings(B)))
-        return _lower(decode_step, self.mesh, self.params, _result(end), state.records, *rest, config=c)
+        return _lower(
+            decode_step, self.mesh, self.params, _result(end), state.records, *rest, config=c
+        )
 
     def _settings(self, rows: int) -> tuple[Any, Limits]:
         sampling = jax.tree.map(lambda x: _shape(x.shape, x.dtype), sampling_rows([GREEDY] * rows))
@@ -139,18 +194,23 @@ class ServingPrograms:
 
     def _whole(self, tree: Any) -> Any:
         """What generation hands over as host arrays: it lies whole on every device."""
-        return _placed(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
+        return _placed(
+            tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree)
+        )
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Bytes on one chip of arrays, given as shapes with shardings; what lies in host memory is none of them."""
+    """Bytes on one chip of arrays, given as shapes with shardings; what lies in host memory is none
+    of them."""
     shard = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     return sum(shard(x) for x in jax.tree.leaves(tree) if x.sharding.memory_kind != HOST)
 
 
 def _result(program: Program, compiled: jax.stages.Compiled | None = None) -> Any:
     """What a program gives, as shapes that lie as its compiler says."""
-    return _placed(program.lowered.out_info, (compiled or program.lowered.compile()).output_shardings)
+    return _placed(
+        program.lowered.out_info, (compiled or program.lowered.compile()).output_shardings
+    )
 
 
 def _lower(function: Any, mesh: Mesh, *arguments: Any, **static: Any) -> Program:
@@ -164,4 +224,6 @@ def _shape(shape: tuple[int, ...], dtype: Any = jnp.int32) -> Any:
 
 def _placed(tree: Any, shardings: Any) -> Any:
     """Shapes with the shardings of their arrays."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )

@@ -1,4 +1,5 @@
-"""`grit plan --search`: meshes and chunk sizes for the training step on a slice, those that fit ranked by speed."""
+"""`grit plan --search`: meshes and chunk sizes for the training step on a slice, those that fit
+ranked by speed."""
 
 from __future__ import annotations
 
@@ -9,17 +10,22 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from grit_jax.abstract import abstract_step
-from grit_jax.data.shapes import abstract_batch
+from grit_jax.data.abstract_batch import abstract_batch
+from grit_jax.errors import GritError
+from grit_jax.plan.abstract_step import abstract_step
 from grit_jax.plan.chips import GIB, open_slices
 from grit_jax.plan.plan import Plan, plan_on
 from grit_jax.plan.programs import RULES, bytes_per_chip, train_shapes
-from grit_jax.progress import progress, say
 from grit_jax.run_config import RunConfig, batch_needs, fit_to_mesh
+from grit_jax.runtime.progress import progress, say
 from grit_jax.sharding import MESH_AXES, MeshConfig, make_mesh, row_ways
-from grit_jax.types import GritError
 
-TENSOR_WAYS = (1, 2, 4, 8)  # chips of a host, and twice that: further away its sums cost more than they save
+TENSOR_WAYS = (
+    1,
+    2,
+    4,
+    8,
+)  # chips of a host, and twice that: further away its sums cost more than they save
 MOST_TRIES = 12  # programs compiled, unless told
 
 
@@ -37,12 +43,14 @@ class Candidate:
         return {f"train.{self.chunk_key}": self.chunk, **self.plan.to_dict()}
 
 
-def search(config: RunConfig, topology: str, tries: int = MOST_TRIES, *, slices: int = 1) -> list[Candidate]:
+def search(
+    config: RunConfig, topology: str, tries: int = MOST_TRIES, *, slices: int = 1
+) -> list[Candidate]:
     """Meshes and chunk sizes whose training step fits, the fastest by its roofline first.
 
-    For each split of the slice over `tensor`, the largest chunk that fits, from all rows downwards: the larger it is,
-    the less often weights are gathered. What cannot work is left out without being compiled; at most `tries` programs
-    are. Says of each what became of it.
+    For each split of the slice over `tensor`, the largest chunk that fits, from all rows downwards:
+    the larger it is, the less often weights are gathered. What cannot work is left out without
+    being compiled; at most `tries` programs are. Says of each what became of it.
 
     Raises:
       GritError: as `plan`, or nothing fits.
@@ -56,7 +64,9 @@ def search(config: RunConfig, topology: str, tries: int = MOST_TRIES, *, slices:
             if mesh in found:
                 continue
             settings = _settings(mesh, key, chunk)
-            tried = dataclasses.replace(config, mesh=mesh, train=dataclasses.replace(config.train, **{key: chunk}))
+            tried = dataclasses.replace(
+                config, mesh=mesh, train=dataclasses.replace(config.train, **{key: chunk})
+            )
             devices = make_mesh(mesh, where.devices)
             try:
                 tried = fit_to_mesh(tried, devices, RULES)
@@ -64,7 +74,10 @@ def search(config: RunConfig, topology: str, tries: int = MOST_TRIES, *, slices:
                     say(f"{settings}: left out, it needs {least / GIB:.2f} GiB a chip at the least")
                     continue
                 if compiled == tries:
-                    say(f"{tries} programs were compiled; {settings} and what comes behind it were not tried")
+                    say(
+                        f"{tries} programs were compiled; {settings} and what comes behind it were"
+                        " not tried"
+                    )
                     break
                 compiled += 1
                 say(f"{settings}: number {compiled} of {tries} at most")
@@ -74,17 +87,23 @@ def search(config: RunConfig, topology: str, tries: int = MOST_TRIES, *, slices:
                 continue
             bar.update()
             step = one.programs["train"]
-            say(f"{settings}: {step.peak_bytes / GIB:.2f} GiB, {'fits' if step.fits else 'too large'}")
+            say(
+                f"{settings}: {step.peak_bytes / GIB:.2f} GiB,"
+                f" {'fits' if step.fits else 'too large'}"
+            )
             if step.fits:
                 found[mesh] = Candidate(mesh, key, chunk, one)
     if not found:
-        raise GritError(f"--topology {topology}: no mesh and chunk that was tried fits; take more chips or larger ones")
+        raise GritError(
+            f"--topology {topology}: no mesh and chunk that was tried fits; take more chips or"
+            " larger ones"
+        )
     return sorted(found.values(), key=lambda one: one.plan.programs["train"].roofline or 0)
 
 
 def _least_bytes(config: RunConfig, mesh: Mesh, key: str) -> int:
-    """What a chip is sure to need: what goes into a step and, whatever is computed again, what each layer is given of
-    the rows of a chunk (unless that waits in the host's memory)."""
+    """What a chip is sure to need: what goes into a step and, whatever is computed again, what each
+    layer is given of the rows of a chunk (unless that waits in the host's memory)."""
     shapes = train_shapes(config, mesh)
     model, batch = shapes.abstract.model, shapes.abstract.batch
     part = batch.embedding or batch.generative
@@ -115,8 +134,8 @@ def _settings(mesh: MeshConfig, key: str, chunk: int | None) -> str:
 
 
 def _meshes(config: RunConfig, chips: int, slices: int) -> list[MeshConfig]:
-    """Splits over `tensor`, without those that would leave attention whole on each chip; weights in every slice, tokens
-    split as the configuration has it."""
+    """Splits over `tensor`, without those that would leave attention whole on each chip; weights in
+    every slice, tokens split as the configuration has it."""
     model, found = abstract_step(config).model, []
     context = max(1, config.mesh.context)  # -1 is for one axis, here fsdp
     for tensor in TENSOR_WAYS:
@@ -130,7 +149,9 @@ def _meshes(config: RunConfig, chips: int, slices: int) -> list[MeshConfig]:
     return found
 
 
-def _candidates(config: RunConfig, meshes: list[MeshConfig]) -> Iterator[tuple[MeshConfig, int | None]]:
+def _candidates(
+    config: RunConfig, meshes: list[MeshConfig]
+) -> Iterator[tuple[MeshConfig, int | None]]:
     """Chunks from large to small, and for each all meshes."""
     batch = abstract_batch(config.data, batch_needs(config))
     part = batch.embedding or batch.generative

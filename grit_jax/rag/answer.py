@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from grit_jax.data.layouts import MODES, Mode
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import Piece
+from grit_jax.inference.records import Piece
 from grit_jax.inference.sampling import Sampling
-from grit_jax.progress import say
 from grit_jax.rag.costs import costs_of
 from grit_jax.rag.index import Index
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.rag.record import RecordError
+from grit_jax.rag.record_format import RecordError
 from grit_jax.rag.router import Costs, route
-from grit_jax.types import GritError
+from grit_jax.runtime.progress import say
+from grit_jax.text.rag_layouts import MODES, Mode
 
 QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time
 
@@ -48,13 +48,15 @@ class AskTimings:
 
     def share(self, questions: int) -> dict[str, float]:
         """Seconds a question."""
-        return {name: round(value / questions, 6) for name, value in dataclasses.asdict(self).items()}
+        return {
+            name: round(value / questions, 6) for name, value in dataclasses.asdict(self).items()
+        }
 
 
 @dataclasses.dataclass
 class Answer:
-    """An answer, the documents it was read from (`{"id", "score"}`, best first), the layout used, seconds by stage,
-    and how many tokens were generated (without the end of sequence)."""
+    """An answer, the documents it was read from (`{"id", "score"}`, best first), the layout used,
+    seconds by stage, and how many tokens were generated (without the end of sequence)."""
 
     answer: str
     documents: list[dict[str, Any]]
@@ -70,8 +72,8 @@ class Answer:
 
 @dataclasses.dataclass
 class _Document:
-    """A document to read. `row` is its place in the index, None where the caller gave its text; `key` and `tokens`
-    are those of its record."""
+    """A document to read. `row` is its place in the index, None where the caller gave its text;
+    `key` and `tokens` are those of its record."""
 
     id: str
     text: str
@@ -118,15 +120,18 @@ class Asker:
         """One answer a question, in their order; greedy unless `sampling` says otherwise.
 
         Args:
-          mode: one of the seven layouts, or `auto`: the quickest way of using the documents for each question.
+          mode: one of the seven layouts, or `auto`: the quickest way of using the documents for
+            each question.
           k: documents retrieved for each question.
-          instruction: of the search query. Without one, the pass that embeds the query leaves the record that the
-            query-caching layouts read; with one they need a second pass, because that record carries none.
+          instruction: of the search query. Without one, the pass that embeds the query leaves the
+            record that the query-caching layouts read; with one they need a second pass, because
+            that record carries none.
           documents: texts to read for each question, in this order, instead of retrieving any.
           sampling: how to decode, `max_new_tokens` included.
 
         Raises:
-          GritError: an unknown mode, an empty question, no documents to use, more than the model can read.
+          GritError: an unknown mode, an empty question, no documents to use, more than the model
+            can read.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
         if mode not in (*MODES, "auto"):
@@ -139,10 +144,14 @@ class Asker:
         if documents is not None and len(documents) != len(questions):
             raise GritError(f"{len(questions)} questions, but documents for {len(documents)}")
         if documents is None and self.index is None and mode != "none":
-            raise GritError(f"mode '{mode}' needs an index or documents; use 'none' to answer without")
+            raise GritError(
+                f"mode '{mode}' needs an index or documents; use 'none' to answer without"
+            )
         if mode == "auto" and documents is None and self._costs is None:
             assert self.index is not None
-            self._costs = costs_of(self.model, self.index)  # before any clock runs: it may have to measure them
+            self._costs = costs_of(
+                self.model, self.index
+            )  # before any clock runs: it may have to measure them
         how = sampling or Sampling(max_new_tokens=max_new_tokens)
         answers: list[Answer] = []
         for start in range(0, len(questions), QUESTIONS_TOGETHER):
@@ -152,9 +161,14 @@ class Asker:
         return answers
 
     def _ask(
-        self, questions: list[str], mode: str, k: int, instruction: str,
-        given: Sequence[Sequence[str]] | None, how: Sampling,
-    ) -> list[Answer]:  # fmt: skip
+        self,
+        questions: list[str],
+        mode: str,
+        k: int,
+        instruction: str,
+        given: Sequence[Sequence[str]] | None,
+        how: Sampling,
+    ) -> list[Answer]:
         timings, warnings = AskTimings(), [[] for _ in questions]
         with timings.stage("total"):
             asked = self._retrieve(questions, mode, k, instruction, given, timings)
@@ -172,38 +186,60 @@ class Asker:
         share = timings.share(len(questions))
         return [
             Answer(
-                text, [_shown(document) for document in asked.documents[i]], asked.modes[i], dict(share), warnings[i],
+                text,
+                [_shown(document) for document in asked.documents[i]],
+                asked.modes[i],
+                dict(share),
+                warnings[i],
                 len(read.tokens[i]),
-            )  # fmt: skip
+            )
             for i, text in enumerate(read.answers)
         ]
 
     def _retrieve(
-        self, questions: list[str], mode: str, k: int, instruction: str,
-        given: Sequence[Sequence[str]] | None, timings: AskTimings,
-    ) -> _Asked:  # fmt: skip
-        """Documents, the queries' records where a layout may read them, and the layout of each question."""
+        self,
+        questions: list[str],
+        mode: str,
+        k: int,
+        instruction: str,
+        given: Sequence[Sequence[str]] | None,
+        timings: AskTimings,
+    ) -> _Asked:
+        """Documents, the queries' records where a layout may read them, and the layout of each
+        question."""
         if mode == "none":
             return _Asked(questions, [[] for _ in questions], None, ["none"] * len(questions))
         searching = given is None
         vectors, queries = None, None
         with timings.stage("encode_query"):
             # `auto` may choose a layout that reads the query's record, and gets it from this pass.
-            recording = mode == "auto" and searching and not instruction and self._worth_recording(questions)
+            recording = (
+                mode == "auto"
+                and searching
+                and not instruction
+                and self._worth_recording(questions)
+            )
             if mode in QUERY_CACHES or recording:
-                encoded = self.model.encoder.encode(questions, max_length=self._reader.max_length, return_cache=True)
+                encoded = self.model.encoder.encode(
+                    questions, max_length=self._reader.max_length, return_cache=True
+                )
                 vectors, queries = encoded.vectors, encoded.caches
             if searching and (vectors is None or instruction):
                 vectors = self.model.encode(questions, instruction, self._reader.max_length)
         with timings.stage("search"):
             if given is not None:
-                found = [[_Document(str(i), text) for i, text in enumerate(texts)] for texts in given]
+                found = [
+                    [_Document(str(i), text) for i, text in enumerate(texts)] for texts in given
+                ]
             else:
                 assert vectors is not None
                 found = self._search(vectors, k)
         modes: list[Mode] = [mode] * len(questions)  # type: ignore[list-item]
         if mode == "auto":
-            modes = [self._route(q, d, queries is not None) for q, d in zip(questions, found, strict=True)]
+            modes = [
+                self._route(q, d, queries is not None)
+                for q, d in zip(questions, found, strict=True)
+            ]
             missing = any(chosen in QUERY_CACHES for chosen in modes) and queries is None
             if missing:
                 with timings.stage("encode_query"):
@@ -217,22 +253,29 @@ class Asker:
         found = []
         for rows, scores in zip(result.rows.tolist(), result.scores.tolist(), strict=True):
             lines = [index.documents[row] for row in rows]
-            found.append([
-                _Document(line["id"], index.text(row), score, row, line["key"], line["tokens"])
-                for row, score, line in zip(rows, scores, lines, strict=True)
-            ])  # fmt: skip
+            found.append(
+                [
+                    _Document(line["id"], index.text(row), score, row, line["key"], line["tokens"])
+                    for row, score, line in zip(rows, scores, lines, strict=True)
+                ]
+            )
         return found
 
     def _route(self, question: str, documents: Sequence[_Document], recorded: bool) -> Mode:
         if not documents:
             return "none"
         if any(document.row is None for document in documents):
-            return "doc-then-query"  # texts without records: nothing is saved by encoding them first
+            return (  # texts without records: nothing is saved by encoding them first
+                "doc-then-query"
+            )
         assert self._costs is not None
         return route(
-            self._count(question), [document.tokens for document in documents], self._costs,
-            documents_stored=self._stored, query_recorded=recorded,
-        ).mode  # fmt: skip
+            self._count(question),
+            [document.tokens for document in documents],
+            self._costs,
+            documents_stored=self._stored,
+            query_recorded=recorded,
+        ).mode
 
     def _worth_recording(self, questions: Sequence[str]) -> bool:
         assert self._costs is not None
@@ -246,7 +289,8 @@ class Asker:
         return self.index is not None and self.index.kv != "none"
 
     def _records(self, asked: _Asked, warnings: list[list[str]]) -> dict[str, Piece]:
-        """Records by text, for all questions whose layout reads them; those that cannot be used are computed."""
+        """Records by text, for all questions whose layout reads them; those that cannot be used are
+        computed."""
         users: dict[str, list[int]] = {}
         wanted: dict[str, _Document] = {}
         for i, (mode, found) in enumerate(zip(asked.modes, asked.documents, strict=True)):
@@ -264,18 +308,28 @@ class Asker:
         if any(d.row is not None for d in missing) and not self._stored:
             assert self.index is not None
             everyone = sorted({i for d in missing for i in users[d.text]})
-            self._warn(f"{self.index.path}: this index has no caches (--kv none), they are computed for each question",
-                       everyone, warnings)  # fmt: skip
+            self._warn(
+                f"{self.index.path}: this index has no caches (--kv none), they are computed for"
+                " each question",
+                everyone,
+                warnings,
+            )
         if missing:
             texts = [d.text for d in missing]
             records |= dict(zip(texts, self._reader.records(texts), strict=True))
         return records
 
     def _replace(
-        self, error: RecordError, asked: _Asked, records: dict[str, Piece], warnings: list[list[str]]
+        self,
+        error: RecordError,
+        asked: _Asked,
+        records: dict[str, Piece],
+        warnings: list[list[str]],
     ) -> None:
         """Computes the record that turned out to be unusable."""
-        users = [i for i, found in enumerate(asked.documents) if any(d.key == error.key for d in found)]
+        users = [
+            i for i, found in enumerate(asked.documents) if any(d.key == error.key for d in found)
+        ]
         text = next(d.text for i in users for d in asked.documents[i] if d.key == error.key)
         self._warn(f"{error}; its cache is computed anew", users, warnings)
         records[text] = self._reader.records([text])[0]
@@ -303,12 +357,16 @@ def _readings(asked: _Asked, records: dict[str, Piece]) -> list[Reading]:
     """What is to be read for each question."""
     return [
         Reading(
-            mode, question, tuple(document.text for document in found),
+            mode,
+            question,
+            tuple(document.text for document in found),
             tuple(records[document.text] for document in found) if mode in DOCUMENT_CACHES else (),
             asked.queries[i] if asked.queries is not None and mode in QUERY_CACHES else None,
         )
-        for i, (question, found, mode) in enumerate(zip(asked.questions, asked.documents, asked.modes, strict=True))
-    ]  # fmt: skip
+        for i, (question, found, mode) in enumerate(
+            zip(asked.questions, asked.documents, asked.modes, strict=True)
+        )
+    ]
 
 
 def _shown(document: _Document) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Making an index and keeping it up to date: each new document is read once, for its vector and its record."""
+"""Making an index and keeping it up to date: each new document is read once, for its vector and its
+record."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from grit_jax.data.lines import JsonlFile
+from grit_jax.errors import GritError
 from grit_jax.inference.encoder import Encoded
 from grit_jax.inference.model import GritLM
-from grit_jax.progress import progress, say
-from grit_jax.rag.compress import KINDS, StoredCodec, calibrate, compression_of, sample_tokens
+from grit_jax.rag.codecs.codecs import KINDS, StoredCodec, calibrate, compression_of, sample_tokens
 from grit_jax.rag.corpus import Corpus, CorpusDocument
 from grit_jax.rag.index_files import (
     DOCUMENTS,
@@ -27,23 +28,26 @@ from grit_jax.rag.index_files import (
     store_path,
     writing,
 )
-from grit_jax.rag.milvus import choose, fill
-from grit_jax.rag.record import NATIVE, RecordIdentity
+from grit_jax.rag.record_format import NATIVE, RecordIdentity
+from grit_jax.rag.search.milvus import choose, fill
 from grit_jax.rag.store import DocumentStore, remove_store
-from grit_jax.types import GritError
+from grit_jax.runtime.progress import progress, say
 
-# A batch is what is committed at once and what a kill costs at most. Its records stand in memory twice.
+# A batch is what is committed at once and what a kill costs at most. Its records stand in memory
+# twice.
 BATCH_BYTES, LEAST_BATCH, MOST_BATCH = 128 << 20, 4096, 65536  # the last two in tokens
 TOKENISED_TOGETHER = 256  # documents
-DEAD_SHARE = 0.25  # of the rows: from here on the living ones are copied to new files, and the dead ones' bytes freed
+# of the rows: from here on the living ones are copied to new files, and the dead ones' bytes freed
+DEAD_SHARE = 0.25
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many are taken
 
 
 @dataclasses.dataclass
 class IndexSummary:
-    """What a build did: documents, tokens and bytes are those of the whole index, `vectors` what searches it;
-    `encoded`, `replaced`, `deleted` (documents), `tokens_encoded` and `seconds` those of this run. `bytes_kv` are those
-    of the records, headers included; `kv_ratio` compares them with bfloat16 keys and values without any header."""
+    """What a build did: documents, tokens and bytes are those of the whole index, `vectors` what
+    searches it; `encoded`, `replaced`, `deleted` (documents), `tokens_encoded` and `seconds` those
+    of this run. `bytes_kv` are those of the records, headers included; `kv_ratio` compares them
+    with bfloat16 keys and values without any header."""
 
     documents: int
     encoded: int
@@ -65,13 +69,18 @@ class IndexSummary:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        counts = ((self.skipped, "were there"), (self.replaced, "replaced"), (self.deleted, "deleted"))
+        counts = (
+            (self.skipped, "were there"),
+            (self.replaced, "replaced"),
+            (self.deleted, "deleted"),
+        )
         also = "".join(f", {count} {what}" for count, what in counts if count)
         kv = f"; {self.bytes_per_token_per_layer:g} bytes of cache per token and layer"
         kv += f" ({self.kv}: {self.kv_ratio:.2f} of bfloat16)"
         return (
-            f"{self.documents} documents ({self.tokens_encoded} tokens encoded in {self.seconds:.1f} s{also}): vectors "
-            f"{self.bytes_vectors / 1e6:.1f} MB, caches {self.bytes_kv / 1e6:.1f} MB{kv if self.bytes_kv else ''}"
+            f"{self.documents} documents ({self.tokens_encoded} tokens encoded in"
+            f" {self.seconds:.1f} s{also}): vectors {self.bytes_vectors / 1e6:.1f} MB, caches"
+            f" {self.bytes_kv / 1e6:.1f} MB{kv if self.bytes_kv else ''}"
         )
 
 
@@ -119,25 +128,26 @@ def build_index(
 ) -> IndexSummary:
     """Encodes every document once: its vector and, unless `kv` is "none", its keys and values.
 
-    Started again, it goes on where it was killed; documents that are in the index already are not read again, so a
-    longer corpus is added to the index of a shorter one.
+    Started again, it goes on where it was killed; documents that are in the index already are not
+    read again, so a longer corpus is added to the index of a shorter one.
 
     Args:
       corpus: JSONL of `{"id", "title"?, "text"}`.
       kv: one of `compress.KINDS`, or "none".
       max_length: tokens of a document, tags included; what is beyond is not read.
-      store: where records are kept, a path or a URL that TensorStore knows (`gs://bucket/path`), of this index alone;
-        None: in the index's folder, or where they are.
-      vectors: what searches them, "exact" or "milvus"; None: what does, of a new index exact. It can be changed later:
-        nothing is encoded again.
+      store: where records are kept, a path or a URL that TensorStore knows (`gs://bucket/path`), of
+        this index alone; None: in the index's folder, or where they are.
+      vectors: what searches them, "exact" or "milvus"; None: what does, of a new index exact. It
+        can be changed later: nothing is encoded again.
       milvus: "embedded", in the index's folder, or the URI of a Milvus server; None: where it is.
       update: replaces documents whose text has changed; without it, that is an error.
       delete_missing: takes documents that the corpus does not have out of the index.
       batch_tokens: about how many are committed at once; None: by the size of their records.
 
     Raises:
-      GritError: a bad line, an id that comes twice, a document that has changed since it was indexed (`file:line`),
-        an output that is no index, another model's index, or cannot be written, or a Milvus that cannot be used.
+      GritError: a bad line, an id that comes twice, a document that has changed since it was
+        indexed (`file:line`), an output that is no index, another model's index, or cannot be
+        written, or a Milvus that cannot be used.
     """
     start = time.perf_counter()
     if kv not in (*KINDS, "none"):
@@ -145,26 +155,36 @@ def build_index(
     max_length = min(max_length, model.config.max_position_embeddings)
     source, identity, output = Corpus(corpus), RecordIdentity.of(model), Path(output)
     settings: dict[str, Any] = {
-        "format": FORMAT_VERSION, "model": identity.to_json(), "pooling": model.pooling, "kv": kv,
-        "dim": model.embedding_width, "max_length": max_length,
-    }  # fmt: skip
+        "format": FORMAT_VERSION,
+        "model": identity.to_json(),
+        "pooling": model.pooling,
+        "kv": kv,
+        "dim": model.embedding_width,
+        "max_length": max_length,
+    }
     settings |= {"store": str(store)} if store is not None else {}
     with writing(output, settings, {"compression": None, "store": None}) as writer:
         choose(writer, vectors, milvus)
         found = _find(writer, source, update)
         records = _open_store(model, writer, identity, source, max_length)
         todo = (document for document in source if document.id not in found.same)
-        batches = _batches(todo, model, max_length, batch_tokens or _batch_tokens(model, records is not None))
+        batches = _batches(
+            todo, model, max_length, batch_tokens or _batch_tokens(model, records is not None)
+        )
         codec = records.codec if records is not None else None
         encoded = tokens = 0
         pending: Future[None] | None = None
         with (
-            progress(len(source), "index", "documents", initial=len(found.same), quiet=quiet) as bar,
+            progress(
+                len(source), "index", "documents", initial=len(found.same), quiet=quiet
+            ) as bar,
             ThreadPoolExecutor(1) as background,  # the disk works while the next batch is encoded
         ):
             for batch in batches:
                 starts = [batch.prompt] * len(batch.ids)
-                made = model.encoder.encode_ids(batch.ids, starts, return_cache=records is not None, codec=codec)
+                made = model.encoder.encode_ids(
+                    batch.ids, starts, return_cache=records is not None, codec=codec
+                )
                 if pending is not None:
                     pending.result()
                 pending = background.submit(_commit, writer, records, batch, made, found)
@@ -177,23 +197,36 @@ def build_index(
             writer.append(np.zeros((0, model.embedding_width)), [], dead)
             found.dead |= {found.living.pop(row) for row in dead}
         elif found.missing:
-            say(f"{output}: {len(found.missing)} documents of the index are not in {corpus}; they stay in it "
-                "(--delete-missing takes them out)")  # fmt: skip
+            say(
+                f"{output}: {len(found.missing)} documents of the index are not in {corpus}; they"
+                " stay in it (--delete-missing takes them out)"
+            )
         records = _tidy(writer, records, found)
         fill(writer, quiet)
         writer.commit(complete=True)
         manifest, size = writer.manifest, records.size if records is not None else None
     c = model.config
-    per_token = size.bytes / (size.tokens * c.num_hidden_layers) if size is not None and size.tokens else 0.0
+    per_token = (
+        size.bytes / (size.tokens * c.num_hidden_layers)
+        if size is not None and size.tokens
+        else 0.0
+    )
     return IndexSummary(
-        documents=manifest["documents"], encoded=encoded, skipped=len(found.same), replaced=len(found.changed),
-        deleted=len(found.missing) if delete_missing else 0, tokens=manifest["tokens"], tokens_encoded=tokens,
-        seconds=round(time.perf_counter() - start, 3), kv=kv,
+        documents=manifest["documents"],
+        encoded=encoded,
+        skipped=len(found.same),
+        replaced=len(found.changed),
+        deleted=len(found.missing) if delete_missing else 0,
+        tokens=manifest["tokens"],
+        tokens_encoded=tokens,
+        seconds=round(time.perf_counter() - start, 3),
+        kv=kv,
         vectors="milvus" if manifest.get("milvus") else "exact",
-        bytes_vectors=manifest["documents"] * model.embedding_width * 4, bytes_kv=size.bytes if size is not None else 0,
+        bytes_vectors=manifest["documents"] * model.embedding_width * 4,
+        bytes_kv=size.bytes if size is not None else 0,
         bytes_per_token_per_layer=round(per_token, 1),
         kv_ratio=round(per_token / (2 * c.num_key_value_heads * (c.head_dim or 1) * 2), 4),
-    )  # fmt: skip
+    )
 
 
 def _find(writer: IndexWriter, corpus: Corpus, update: bool) -> _Found:
@@ -213,7 +246,10 @@ def _find(writer: IndexWriter, corpus: Corpus, update: bool) -> _Found:
             found.dead.add(line["key"])
             continue
         found.living[row] = line["key"]
-        document, place = CorpusDocument(line["id"], line["title"], line["text"]), (row, line["tokens"])
+        document, place = (
+            CorpusDocument(line["id"], line["title"], line["text"]),
+            (row, line["tokens"]),
+        )
         digest = corpus.digests.get(document.id)
         if digest is None:
             found.missing[document.id] = place
@@ -223,8 +259,8 @@ def _find(writer: IndexWriter, corpus: Corpus, update: bool) -> _Found:
             found.changed[document.id] = place
         else:
             raise GritError(
-                f"{corpus.where(document.id)}: document {document.id!r} has changed since it was indexed in "
-                f"{writer.path}; replace it with --update, or choose another --output"
+                f"{corpus.where(document.id)}: document {document.id!r} has changed since it was"
+                f" indexed in {writer.path}; replace it with --update, or choose another --output"
             )
     return found
 
@@ -232,7 +268,8 @@ def _find(writer: IndexWriter, corpus: Corpus, update: bool) -> _Found:
 def _open_store(
     model: GritLM, writer: IndexWriter, identity: RecordIdentity, corpus: Corpus, max_length: int
 ) -> DocumentStore | None:
-    """The records' store: of a new index an empty one, its codec calibrated on documents from all over the corpus."""
+    """The records' store: of a new index an empty one, its codec calibrated on documents from all
+    over the corpus."""
     m = writer.manifest
     if m["kv"] == "none":
         return None
@@ -284,24 +321,36 @@ def _commit(
     else:
         keys = [""] * len(batch.ids)
     lines = [
-        {"id": document.id, "title": document.title, "text": document.text, "key": key, "tokens": len(ids)}
+        {
+            "id": document.id,
+            "title": document.title,
+            "text": document.text,
+            "key": key,
+            "tokens": len(ids),
+        }
         for document, key, ids in zip(batch.documents, keys, batch.ids, strict=True)
     ]
     first = writer.manifest["rows"]
-    dead = dict(found.changed[document.id] for document in batch.documents if document.id in found.changed)
+    dead = dict(
+        found.changed[document.id] for document in batch.documents if document.id in found.changed
+    )
     writer.append(encoded.vectors, lines, dead)
     found.dead |= {found.living.pop(row) for row in dead}
     found.living |= {first + n: key for n, key in enumerate(keys)}
 
 
 def _tidy(writer: IndexWriter, store: DocumentStore | None, found: _Found) -> DocumentStore | None:
-    """Removes records that no document has any more; where much is dead, frees the bytes of it all."""
+    """Removes records that no document has any more; where much is dead, frees the bytes of it
+    all."""
     m = writer.manifest
     if store is not None and found.dead:
         store.delete_many(found.dead - set(found.living.values()))
     if m["dead"] <= DEAD_SHARE * m["rows"]:
         return store
-    say(f"{writer.path}: {m['dead']} of {m['rows']} rows are of documents replaced or deleted; copying the others")
+    say(
+        f"{writer.path}: {m['dead']} of {m['rows']} rows are of documents replaced or deleted;"
+        " copying the others"
+    )
     old = None
     if store is not None:
         old, path = store, store_path(writer.path, m, m["generation"] + 1)
@@ -319,7 +368,9 @@ def _batches(
     """Documents in the corpus's order, in batches of about so many tokens."""
     batch, size = _Batch([], [], 0), 0
     for group in _groups(documents, TOKENISED_TOGETHER):
-        formatted = model.encoder.format([document.content for document in group], max_length=max_length)
+        formatted = model.encoder.format(
+            [document.content for document in group], max_length=max_length
+        )
         batch.prompt = formatted.prompt
         for document, ids in zip(group, formatted.ids, strict=True):
             if batch.ids and size + len(ids) > tokens:
@@ -347,5 +398,11 @@ def _batch_tokens(model: GritLM, records: bool) -> int:
     if not records:
         return MOST_BATCH
     c = model.config
-    per_token = 2 * c.num_hidden_layers * c.num_key_value_heads * (c.head_dim or 0) * (4 if c.dtype == "float32" else 2)
+    per_token = (
+        2
+        * c.num_hidden_layers
+        * c.num_key_value_heads
+        * (c.head_dim or 0)
+        * (4 if c.dtype == "float32" else 2)
+    )
     return min(max(BATCH_BYTES // per_token, LEAST_BATCH), MOST_BATCH)

@@ -1,4 +1,5 @@
-"""A corpus to be indexed: `{"id", "title"?, "text"}` a line, all of it checked before the first document is read."""
+"""A corpus to be indexed: `{"id", "title"?, "text"}` a line, all of it checked before the first
+document is read."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from grit_jax.data.formats import LineError, document_text
 from grit_jax.data.lines import JsonlFile
-from grit_jax.progress import progress
+from grit_jax.runtime.progress import progress
 
 MANY_LINES = 200_000  # from here on checking takes seconds and shows its progress
 
@@ -31,15 +32,18 @@ class CorpusDocument:
     @property
     def digest(self) -> bytes:
         """16 bytes that change when title or text do."""
-        return hashlib.blake2b(f"{len(self.title)} {self.title}{self.text}".encode(), digest_size=16).digest()
+        return hashlib.blake2b(
+            f"{len(self.title)} {self.title}{self.text}".encode(), digest_size=16
+        ).digest()
 
 
 class Corpus:
-    """The documents of a JSONL file. Opening it checks every line; documents are read from disk when iterated.
+    """The documents of a JSONL file. Opening it checks every line; documents are read from disk
+    when iterated.
 
     Raises:
-      GritError: no such file, an empty one, a line that is not a document (`file:line: what is wrong`), or an id that
-        two lines share (both are named).
+      GritError: no such file, an empty one, a line that is not a document (`file:line: what is
+        wrong`), or an id that two lines share (both are named).
     """
 
     def __init__(self, path: str | Path):
@@ -47,13 +51,16 @@ class Corpus:
         self._lines = JsonlFile(path)
         self.digests: dict[str, bytes] = {}
         seen: dict[str, int] = {}
-        shown = progress(self._lines, f"checking {path}", "lines", quiet=len(self._lines) < MANY_LINES)
+        shown = progress(
+            self._lines, f"checking {path}", "lines", quiet=len(self._lines) < MANY_LINES
+        )
         for number, line in enumerate(shown):
             document = parse_document(line, self._lines.where(number))
             if document.id in seen:
                 first = self._lines.where(seen[document.id])
                 raise LineError(
-                    self._lines.where(number), f"the id {document.id!r} stands at {first} already; ids must differ"
+                    self._lines.where(number),
+                    f"the id {document.id!r} stands at {first} already; ids must differ",
                 )
             seen[document.id] = number
             self.digests[document.id] = document.digest
@@ -89,7 +96,9 @@ def parse_document(line: str | bytes, where: str) -> CorpusDocument:
     if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)
     if not isinstance(id, str) or not id:
-        raise LineError(where, 'expected {"id": ..., "title"?: ..., "text": ...} with a string as "id"')
+        raise LineError(
+            where, 'expected {"id": ..., "title"?: ..., "text": ...} with a string as "id"'
+        )
     if "text" not in data:
         raise LineError(where, f'document {id!r} has no "text"')
     document_text(data, where, f"document {id!r}")

@@ -1,4 +1,5 @@
-"""What reading a prompt and loading a record cost on this machine, measured once for an index and kept beside it."""
+"""What reading a prompt and loading a record cost on this machine, measured once for an index and
+kept beside it."""
 
 from __future__ import annotations
 
@@ -19,41 +20,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import is_packed
+from grit_jax.inference.records import is_packed
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.index import Index
 from grit_jax.rag.page_cache import drop_page_cache
 from grit_jax.rag.router import Costs, Work
-from grit_jax.types import DocumentKV, GritError
+from grit_jax.types import DocumentKV
 
 VERSION = 1  # of what is measured and how
-# Measurements of each kind, after one that compiles: so many, or for so long. The quickest counts: other work on the
-# machine only ever adds to it.
+# Measurements of each kind, after one that compiles: so many, or for so long. The quickest counts:
+# other work on the machine only ever adds to it.
 REPEATS, SECONDS = 25, 0.4
 SHORT = 32  # tokens of the short prompt: the smallest bucket of prompts
-LONG = {"cpu": 256, "gpu": 2048, "tpu": 2048}  # of the long one: enough to tell it from the short one
+LONG = {
+    "cpu": 256,
+    "gpu": 2048,
+    "tpu": 2048,
+}  # of the long one: enough to tell it from the short one
 SAMPLE = 64  # documents looked at for a short and a long one to load
 LONGEST = 4096  # tokens of the long one, where there is a choice
 
 
 def costs_of(model: GritLM, index: Index) -> Costs:
-    """The costs found earlier on this machine; without any, measures them and keeps them in the index's folder.
+    """The costs found earlier on this machine; without any, measures them and keeps them in the
+    index's folder.
 
-    What is kept stays as it is, so that a question goes the same way whenever it is asked. Where the folder cannot be
-    written, each `Asker` measures for itself.
+    What is kept stays as it is, so that a question goes the same way whenever it is asked. Where
+    the folder cannot be written, each `Asker` measures for itself.
     """
     path, work = index.path / f"costs-{_machine(model)}.json", Work.of(model.config)
     if (found := _kept(path, work)) is not None:
         return found
     costs = measure_costs(model, index)
-    if index.kv != "none" and not math.isfinite(costs.load_seconds):  # a store that cannot be read today
+    if index.kv != "none" and not math.isfinite(
+        costs.load_seconds
+    ):  # a store that cannot be read today
         return costs
     return _keep(path, costs) or costs
 
 
 def measure_costs(model: GritLM, index: Index) -> Costs:
-    """Reads a short and a long prompt, and loads a short and a long record of the index as they come from the disk."""
+    """Reads a short and a long prompt, and loads a short and a long record of the index as they
+    come from the disk."""
     work = Work.of(model.config)
     long = LONG.get(jax.devices()[0].platform, LONG["gpu"])
     long = min(long, max(SHORT + 1, model.config.max_position_embeddings - 1))
@@ -70,7 +80,9 @@ def measure_costs(model: GritLM, index: Index) -> Costs:
         slope = max(slow - quick, 0.0) / (many - few) if many > 2 * few else slow / many
         start = max(quick - few * slope, 0.0)
     if record is None or len(record.tokens) < long:
-        record = _blank(model, long)  # placing a few tokens costs as much as placing a bucket of them
+        record = _blank(
+            model, long
+        )  # placing a few tokens costs as much as placing a bucket of them
     tokens = len(record.tokens)
     try:
         beside = work.reading(SHORT, tokens) - work.reading(SHORT)
@@ -82,11 +94,16 @@ def measure_costs(model: GritLM, index: Index) -> Costs:
 
 def _read(model: GritLM, tokens: int, pieces: Sequence[Any] = ()) -> float:
     """Seconds for a prompt after records."""
-    prompt, first_token = [model.tokenizer.pad_id] * tokens, Sampling(max_new_tokens=1, ignore_eos=True)
+    prompt, first_token = (
+        [model.tokenizer.pad_id] * tokens,
+        Sampling(max_new_tokens=1, ignore_eos=True),
+    )
 
     def once() -> float:
         int8 = any(is_packed(piece) for piece in pieces)
-        timings = model.generate_ids([prompt], pieces=[pieces], sampling=first_token, int8_records=int8).timings
+        timings = model.generate_ids(
+            [prompt], pieces=[pieces], sampling=first_token, int8_records=int8
+        ).timings
         return timings.load + timings.prefill
 
     once()
@@ -94,14 +111,17 @@ def _read(model: GritLM, tokens: int, pieces: Sequence[Any] = ()) -> float:
 
 
 def _loads(index: Index) -> tuple[tuple[int, float], tuple[int, float], Any] | None:
-    """(tokens, seconds) of a short and of a long document's record, and the long one; None where none can be loaded."""
+    """(tokens, seconds) of a short and of a long document's record, and the long one; None where
+    none can be loaded."""
     if index.kv == "none":
         return None
     sample = [index.documents[row] for row in range(min(SAMPLE, len(index)))]
     by_length = sorted(sample, key=lambda document: document["tokens"])
     fitting = [document for document in by_length if document["tokens"] <= LONGEST] or by_length[:1]
     short = next((found for document in fitting if (found := _load(index, document["key"]))), None)
-    long = next((found for document in fitting[::-1] if (found := _load(index, document["key"]))), None)
+    long = next(
+        (found for document in fitting[::-1] if (found := _load(index, document["key"]))), None
+    )
     if short is None or long is None:
         return None
     return (len(short[1].tokens), short[0]), (len(long[1].tokens), long[0]), long[1]
@@ -135,7 +155,9 @@ def _quickest(once: Callable[[], float]) -> float:
 
 def _blank(model: GritLM, tokens: int) -> DocumentKV:
     c = model.config
-    kv = np.zeros((c.num_hidden_layers, tokens, c.num_key_value_heads, c.head_dim), jnp.dtype(c.dtype))
+    kv = np.zeros(
+        (c.num_hidden_layers, tokens, c.num_key_value_heads, c.head_dim), jnp.dtype(c.dtype)
+    )
     return DocumentKV(np.zeros(tokens, np.int32), kv, kv)
 
 
@@ -143,8 +165,16 @@ def _machine(model: GritLM) -> str:
     """Names what the measurements depend on beside the index."""
     device = jax.devices()[0]
     mesh = dict(model.mesh.shape) if model.mesh is not None else None
-    what = (VERSION, platform.node(), platform.machine(), os.cpu_count(), device.platform, device.device_kind,
-            mesh, model.config.dtype)  # fmt: skip
+    what = (
+        VERSION,
+        platform.node(),
+        platform.machine(),
+        os.cpu_count(),
+        device.platform,
+        device.device_kind,
+        mesh,
+        model.config.dtype,
+    )
     return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
 
@@ -156,10 +186,14 @@ def _kept(path: Path, work: Work) -> Costs | None:
 
 
 def _keep(path: Path, costs: Costs) -> Costs | None:
-    """Writes the costs, whole or not at all. Where another process was faster, its costs are what counts."""
+    """Writes the costs, whole or not at all. Where another process was faster, its costs are what
+    counts."""
     values = dataclasses.asdict(costs)
     del values["work"]
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent, prefix=".costs-") as folder:
+    with (
+        contextlib.suppress(OSError),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".costs-") as folder,
+    ):
         written = Path(folder) / path.name
         written.write_text(json.dumps(values), encoding="utf-8")
         with contextlib.suppress(FileExistsError):

@@ -9,16 +9,28 @@ from typing import Any
 
 import numpy as np
 
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.progress import say
 from grit_jax.rag.build import IndexSummary, build_index
 from grit_jax.rag.corpus import CorpusDocument
-from grit_jax.rag.index_files import FORMAT_VERSION, IndexedDocuments, living_vectors, read_manifest, store_path
-from grit_jax.rag.milvus import MilvusSearch
-from grit_jax.rag.record import NATIVE, RecordIdentity
-from grit_jax.rag.search import Search, SearchResult, SearchSettings, StoredVectors, VectorSearch
+from grit_jax.rag.index_files import (
+    FORMAT_VERSION,
+    IndexedDocuments,
+    living_vectors,
+    read_manifest,
+    store_path,
+)
+from grit_jax.rag.record_format import NATIVE, RecordIdentity
+from grit_jax.rag.search.exact import (
+    Search,
+    SearchResult,
+    SearchSettings,
+    StoredVectors,
+    VectorSearch,
+)
+from grit_jax.rag.search.milvus import MilvusSearch
 from grit_jax.rag.store import DocumentStore
-from grit_jax.types import GritError
+from grit_jax.runtime.progress import say
 
 __all__ = ["Index", "IndexSummary", "SearchSettings", "build_index"]
 
@@ -32,7 +44,11 @@ class Index:
     """
 
     def __init__(
-        self, path: Path, manifest: dict[str, Any], model: GritLM, search: SearchSettings = SearchSettings()
+        self,
+        path: Path,
+        manifest: dict[str, Any],
+        model: GritLM,
+        search: SearchSettings = SearchSettings(),
     ):
         self.path, self.manifest, self._model, self._settings = path, manifest, model, search
         self.kv: str = manifest["kv"]
@@ -44,34 +60,47 @@ class Index:
             self._milvus = MilvusSearch(path, manifest, self._stored, self.documents.rows, search)
 
     @classmethod
-    def open(cls, path: str | Path, model: GritLM, search: SearchSettings = SearchSettings()) -> Index:
-        """Opens an index. One that is not finished opens too, with a warning and the documents that it has.
+    def open(
+        cls, path: str | Path, model: GritLM, search: SearchSettings = SearchSettings()
+    ) -> Index:
+        """Opens an index. One that is not finished opens too, with a warning and the documents that
+        it has.
 
         Args:
-          search: in which precision and how many dimensions its vectors are searched; whole in float32 unless told.
+          search: in which precision and how many dimensions its vectors are searched; whole in
+            float32 unless told.
 
         Raises:
-          GritError: no index there, an empty or damaged one, one that another model, chat format, pooling or version
-            of the format made, fewer dimensions than `search` asks for, or a Milvus collection that cannot be reached
-            or does not hold what the index does.
+          GritError: no index there, an empty or damaged one, one that another model, chat format,
+            pooling or version of the format made, fewer dimensions than `search` asks for, or a
+            Milvus collection that cannot be reached or does not hold what the index does.
         """
         path = Path(path)
         manifest = read_manifest(path)
         again = "make it again with: grit index"
         if manifest["format"] != FORMAT_VERSION:
-            raise GritError(f"{path}: format {manifest['format']}, this version reads {FORMAT_VERSION}; {again}")
+            raise GritError(
+                f"{path}: format {manifest['format']}, this version reads {FORMAT_VERSION}; {again}"
+            )
         difference = RecordIdentity.of(model).difference(manifest["model"])
         if difference is not None:
-            raise GritError(f"{path}: this index was made by {difference}; {again}, with this model")
+            raise GritError(
+                f"{path}: this index was made by {difference}; {again}, with this model"
+            )
         if manifest["pooling"] != model.pooling or manifest["dim"] != model.embedding_width:
-            raise GritError(f"{path}: this index was made with pooling {manifest['pooling']}; {again}, with this model")
+            raise GritError(
+                f"{path}: this index was made with pooling {manifest['pooling']}; {again}, with"
+                " this model"
+            )
         search.check(manifest["dim"])
         if not manifest["documents"]:
-            raise GritError(f"{path}: there is no document in this index yet; run the same grit index again")
+            raise GritError(
+                f"{path}: there is no document in this index yet; run the same grit index again"
+            )
         if not manifest["complete"]:
             say(
-                f"warning: {path}: this index is not finished ({manifest['documents']} documents so far); "
-                "the same grit index, run again, goes on with it"
+                f"warning: {path}: this index is not finished ({manifest['documents']} documents so"
+                " far); the same grit index, run again, goes on with it"
             )
         try:
             return cls(path, manifest, model, search)
@@ -91,7 +120,8 @@ class Index:
         return DocumentStore.open(store_path(self.path, self.manifest), identity)
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
-        """Rows of the `k` best documents for query vectors `[Q, D]`, best first, with their inner products."""
+        """Rows of the `k` best documents for query vectors `[Q, D]`, best first, with their inner
+        products."""
         return self._search.search(queries, k)
 
     def text(self, document: int | str) -> str:
@@ -101,7 +131,8 @@ class Index:
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:
-        """Float32 `[N, D]`, in the order of the documents; memory-mapped where none was replaced or deleted."""
+        """Float32 `[N, D]`, in the order of the documents; memory-mapped where none was replaced or
+        deleted."""
         return self._stored[:]
 
     @functools.cached_property

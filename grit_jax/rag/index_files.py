@@ -1,16 +1,19 @@
-"""The files of an index, and how they change so that a kill at any instant loses nothing that was committed.
+"""The files of an index, and how they change so that a kill at any instant loses nothing that was
+committed.
 
     index.json       the manifest: what made the index, and how much of the other files counts
     documents.jsonl  {"id", "title", "text", "key", "tokens"} a line, a row each
     vectors.npy      float32 [rows, D], a NumPy file
-    dead.bin         int64 numbers of the rows that count no more: their document was replaced or deleted
-    milvus.db        a copy of the living vectors for Milvus to search, where it does (`milvus`)
-    kv/              the documents' records (`store.DocumentStore`), unless they are kept elsewhere
+    dead.bin         int64 numbers of the rows that count no more: their document was replaced or
+    deleted milvus.db        a copy of the living vectors for Milvus to search, where it does
+    (`milvus`) kv/              the documents' records (`store.DocumentStore`), unless they are kept
+    elsewhere
 
-The files only grow. A batch is appended and flushed to disk everywhere before the manifest is replaced, which is what
-commits it: rows that come and rows that go in one step. What stands behind the committed end of a file comes from a
-writer that was killed, and is cut off by the next one. When many rows are dead, the others are copied to files of the
-next generation (`documents.1.jsonl`, ...), and the manifest changes over to those.
+The files only grow. A batch is appended and flushed to disk everywhere before the manifest is
+replaced, which is what commits it: rows that come and rows that go in one step. What stands behind
+the committed end of a file comes from a writer that was killed, and is cut off by the next one.
+When many rows are dead, the others are copied to files of the next generation (`documents.1.jsonl`,
+...), and the manifest changes over to those.
 """
 
 from __future__ import annotations
@@ -26,15 +29,16 @@ from typing import Any
 import numpy as np
 
 from grit_jax.data.lines import JsonlFile
-from grit_jax.rag.search import StoredVectors
-from grit_jax.types import GritError
+from grit_jax.errors import GritError
+from grit_jax.rag.search.exact import StoredVectors
 
 FORMAT_VERSION = 2
 MANIFEST, LOCK = "index.json", ".lock"
 DOCUMENTS, VECTORS, DEAD, KV = "documents.jsonl", "vectors.npy", "dead.bin", "kv"
 NPY_HEADER = 128  # bytes; the shape in it is rewritten in place as the file grows
 COPY_ROWS = 4096  # at a time, into the next generation
-# `documents` and `tokens` are those of the living rows, `rows` and `documents_bytes` those of the files.
+# `documents` and `tokens` are those of the living rows, `rows` and `documents_bytes` those of the
+# files.
 COUNTS = ("dim", "documents", "tokens", "rows", "dead", "documents_bytes", "generation")
 
 
@@ -47,7 +51,8 @@ def file_name(name: str, generation: int) -> str:
 
 
 class IndexWriter:
-    """Appends documents to an index and takes others out. Open one with `writing`; `manifest` is what is committed."""
+    """Appends documents to an index and takes others out. Open one with `writing`; `manifest` is
+    what is committed."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path, self.manifest = path, manifest
@@ -56,7 +61,10 @@ class IndexWriter:
         self._recover()
 
     def append(
-        self, vectors: np.ndarray, documents: Sequence[dict[str, Any]], dead: Mapping[int, int] | None = None
+        self,
+        vectors: np.ndarray,
+        documents: Sequence[dict[str, Any]],
+        dead: Mapping[int, int] | None = None,
     ) -> None:
         """Commits new rows, and the death of others: when this returns, a kill does not undo it.
 
@@ -65,7 +73,10 @@ class IndexWriter:
           dead: rows (not dead yet) and their tokens.
         """
         m, dead = self.manifest, dead or {}
-        lines = b"".join(json.dumps(d, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for d in documents)
+        lines = b"".join(
+            json.dumps(d, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            for d in documents
+        )
         self._documents.write(lines)
         self._vectors.write(np.ascontiguousarray(vectors, "<f4").tobytes())
         self._dead.write(np.fromiter(dead, "<i8").tobytes())
@@ -121,7 +132,8 @@ class IndexWriter:
 
     def _open(self, manifest: dict[str, Any]) -> None:
         documents, vectors, dead = (
-            self.path / file_name(name, manifest["generation"]) for name in (DOCUMENTS, VECTORS, DEAD)
+            self.path / file_name(name, manifest["generation"])
+            for name in (DOCUMENTS, VECTORS, DEAD)
         )
         vectors.touch()
         self._documents, self._dead = open(documents, "ab"), open(dead, "ab")  # noqa: SIM115
@@ -142,11 +154,16 @@ class IndexWriter:
         """Cuts off what a killed writer left uncommitted."""
         m = self.manifest
         wanted = NPY_HEADER + m["rows"] * m["dim"] * 4 if m["rows"] else 0
-        sizes = ((self._documents, m["documents_bytes"]), (self._vectors, wanted), (self._dead, m["dead"] * 8))
+        sizes = (
+            (self._documents, m["documents_bytes"]),
+            (self._vectors, wanted),
+            (self._dead, m["dead"] * 8),
+        )
         for file, size in sizes:
             if file.seek(0, os.SEEK_END) < size:
                 raise GritError(
-                    f"{self.path}: the index is damaged (files are shorter than index.json says); remove it"
+                    f"{self.path}: the index is damaged (files are shorter than index.json says);"
+                    " remove it"
                 )
             file.truncate(size)
             file.seek(size)
@@ -165,7 +182,10 @@ def living(path: Path, manifest: dict[str, Any]) -> np.ndarray:
     alive[dead_rows(path, manifest)] = False
     rows = np.flatnonzero(alive)
     if len(rows) != manifest["documents"]:
-        name, left = file_name(DEAD, manifest["generation"]), f"{len(rows)} rows are left, not {manifest['documents']}"
+        name, left = (
+            file_name(DEAD, manifest["generation"]),
+            f"{len(rows)} rows are left, not {manifest['documents']}",
+        )
         raise GritError(f"{path / name}: is damaged ({left}); make the index again")
     return rows
 
@@ -184,7 +204,9 @@ def dead_rows(path: Path, manifest: dict[str, Any]) -> np.ndarray:
     except OSError as error:
         raise GritError(f"{name}: cannot be read ({error}); make the index again") from None
     if len(dead) and not 0 <= dead.min() <= dead.max() < manifest["rows"]:
-        raise GritError(f"{name}: is damaged (it names rows that are not there); make the index again")
+        raise GritError(
+            f"{name}: is damaged (it names rows that are not there); make the index again"
+        )
     return dead
 
 
@@ -247,7 +269,8 @@ def indexed_line(data: bytes, where: str) -> dict[str, Any]:
 
 
 class IndexedDocuments:
-    """Documents by row, dead ones left out, read from disk when asked for; only their places are in memory."""
+    """Documents by row, dead ones left out, read from disk when asked for; only their places are in
+    memory."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         name = path / file_name(DOCUMENTS, manifest["generation"])
@@ -255,7 +278,8 @@ class IndexedDocuments:
         self._lines = JsonlFile(name)
         if len(self._lines) < manifest["rows"]:
             raise GritError(
-                f"{name}: is cut short ({len(self._lines)} of {manifest['rows']} documents); make the index again"
+                f"{name}: is cut short ({len(self._lines)} of {manifest['rows']} documents); make"
+                " the index again"
             )
         self._file = open(name, "rb")  # noqa: SIM115 - still there for us when a writer has removed it
 
@@ -266,11 +290,15 @@ class IndexedDocuments:
         if not 0 <= row < len(self.rows):
             raise IndexError(row)
         start, end = self._lines.offsets[self.rows[row]]
-        return indexed_line(os.pread(self._file.fileno(), end - start, start), self._lines.where(self.rows[row]))
+        return indexed_line(
+            os.pread(self._file.fileno(), end - start, start), self._lines.where(self.rows[row])
+        )
 
 
 @contextlib.contextmanager
-def writing(path: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> Iterator[IndexWriter]:
+def writing(
+    path: Path, settings: dict[str, Any], defaults: dict[str, Any]
+) -> Iterator[IndexWriter]:
     """An index to write to, new or there already; one writer at a time.
 
     Args:
@@ -278,18 +306,22 @@ def writing(path: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> I
       defaults: what else a new manifest says.
 
     Raises:
-      GritError: the folder holds something else, an index with other settings (the message names one), another
-        writer is at work, or the disk cannot be written.
+      GritError: the folder holds something else, an index with other settings (the message names
+        one), another writer is at work, or the disk cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / MANIFEST).exists() and any(file.name != LOCK for file in path.iterdir()):
-            raise GritError(f"{path}: the folder is not empty and holds no index; choose another --output")
+            raise GritError(
+                f"{path}: the folder is not empty and holds no index; choose another --output"
+            )
         with open(path / LOCK, "wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise GritError(f"{path}: another grit index is writing here; wait until it is done") from None
+                raise GritError(
+                    f"{path}: another grit index is writing here; wait until it is done"
+                ) from None
             writer = IndexWriter(path, _claim(path, settings, defaults))
             try:
                 yield writer
@@ -310,7 +342,9 @@ def _claim(path: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> di
         if manifest.get(name) != value:
             what = f"has {name} {manifest.get(name)!r}, not {value!r}"
             what = "was made by another model" if name == "model" else what
-            raise GritError(f"{path}: the index that is there {what}; remove it or choose another --output")
+            raise GritError(
+                f"{path}: the index that is there {what}; remove it or choose another --output"
+            )
     return manifest
 
 
@@ -324,10 +358,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise GritError(
-            f"{path}: there is no index; make one with: grit index MODEL --input corpus.jsonl --output {path}"
+            f"{path}: there is no index; make one with: grit index MODEL --input corpus.jsonl"
+            f" --output {path}"
         ) from None
     except (OSError, ValueError) as error:
-        raise GritError(f"{path / MANIFEST}: cannot be read ({error}); make the index again with: grit index") from None
+        raise GritError(
+            f"{path / MANIFEST}: cannot be read ({error}); make the index again with: grit index"
+        ) from None
     known = ("model", "kv", "compression", "store", "pooling", "max_length", "complete")
     if (
         not isinstance(manifest, dict)
@@ -338,7 +375,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
             or any(not isinstance(manifest.get(name), int) or manifest[name] < 0 for name in COUNTS)
         )
     ):
-        raise GritError(f"{path / MANIFEST}: is not that of an index; make the index again with: grit index")
+        raise GritError(
+            f"{path / MANIFEST}: is not that of an index; make the index again with: grit index"
+        )
     return manifest
 
 
@@ -358,6 +397,12 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def npy_header(count: int, dim: int) -> bytes:
-    """The header of a `[count, dim]` float32 file, of one length whatever the count (NumPy format 1.0)."""
+    """The header of a `[count, dim]` float32 file, of one length whatever the count (NumPy format
+    1.0)."""
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count}, {dim}), }}"
-    return b"\x93NUMPY\x01\x00" + (NPY_HEADER - 10).to_bytes(2, "little") + text.ljust(NPY_HEADER - 11).encode() + b"\n"
+    return (
+        b"\x93NUMPY\x01\x00"
+        + (NPY_HEADER - 10).to_bytes(2, "little")
+        + text.ljust(NPY_HEADER - 11).encode()
+        + b"\n"
+    )

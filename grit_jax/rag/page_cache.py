@@ -12,8 +12,10 @@ def drop_page_cache(folder: str | Path) -> bool:
     """Has the next read of each file below `folder` come from the disk.
 
     Returns:
-      Whether none of their first pages is in memory any more. False where the system cannot do it or say so: it is
-      no Linux, the files stand on no disk (tmpfs), the folder is a URL, or somebody has mapped a file.
+      Whether none of their first pages is in memory any more. False where the system cannot do it
+        or say so: it is
+      no Linux, the files stand on no disk (tmpfs), the folder is a URL, or somebody has mapped a
+      file.
     """
     if not hasattr(os, "posix_fadvise") or not Path(folder).is_dir():
         return False
@@ -31,6 +33,8 @@ def _on_disk_only(file: int) -> bool:
     if not hasattr(os, "RWF_NOWAIT"):
         return False
     try:
-        return not os.preadv(file, [bytearray(1)], 0, os.RWF_NOWAIT)  # an empty file is not in memory
+        return not os.preadv(
+            file, [bytearray(1)], 0, os.RWF_NOWAIT
+        )  # an empty file is not in memory
     except OSError as error:
         return error.errno == errno.EAGAIN

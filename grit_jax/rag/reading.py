@@ -1,20 +1,29 @@
-"""Reading: from questions with their documents, in a layout, to answers. Finding documents is done elsewhere."""
+"""Reading: from questions with their documents, in a layout, to answers. Finding documents is done
+elsewhere."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 
-from grit_jax.data.layouts import CACHED_MODES, Mode, compose
+from grit_jax.errors import GritError
 from grit_jax.inference.decode import Timings
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.pieces import Piece, Positions, is_packed
+from grit_jax.inference.records import Piece, Positions, is_packed
 from grit_jax.inference.sampling import Sampling
-from grit_jax.types import GritError
+from grit_jax.text.rag_layouts import CACHED_MODES, Mode, compose
 
-DOCUMENT_CACHES: tuple[Mode, ...] = ("doc", "query-doc", "doc-query")  # layouts that read documents from records
+DOCUMENT_CACHES: tuple[Mode, ...] = (
+    "doc",
+    "query-doc",
+    "doc-query",
+)  # layouts that read documents from records
 SHORT = Sampling(max_new_tokens=16)  # the original's answers
-QUERY_CACHES: tuple[Mode, ...] = ("query", "query-doc", "doc-query")  # layouts that read the query from a record
+QUERY_CACHES: tuple[Mode, ...] = (
+    "query",
+    "query-doc",
+    "doc-query",
+)  # layouts that read the query from a record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +31,10 @@ class Reading:
     """One question in one layout.
 
     Attributes:
-      documents: `{title} {text}` each, in the order in which they are read; none in the layout `none`.
-      records: the documents' records in the same order, where the layout is one of `DOCUMENT_CACHES`.
+      documents: `{title} {text}` each, in the order in which they are read; none in the layout
+        `none`.
+      records: the documents' records in the same order, where the layout is one of
+        `DOCUMENT_CACHES`.
       query: the query's record, where the layout is one of `QUERY_CACHES`.
     """
 
@@ -36,7 +47,8 @@ class Reading:
 
 @dataclasses.dataclass
 class Readings:
-    """Answers in the order of the readings, decoded and stripped; `timings` are those of all of them together."""
+    """Answers in the order of the readings, decoded and stripped; `timings` are those of all of
+    them together."""
 
     answers: list[str]
     tokens: list[list[int]]
@@ -47,22 +59,34 @@ class Reader:
     """Answers questions over given documents with one model.
 
     Args:
-      max_length: tokens of a document, `<s><|embed|>\n` included, in every layout: what a record holds is also what
-        a prompt shows.
-      int8_records: how records lie on the device while an answer is decoded (see `decode.generate`); None: as int8
-        where they are compressed in the store, else as they are.
-      positions: "colliding" places records as the original does (see `inference.pieces.Positions`), to compare with.
+      max_length: tokens of a document, `<s><|embed|>\n` included, in every layout: what a record
+        holds is also what a prompt shows.
+      int8_records: how records lie on the device while an answer is decoded (see
+        `decode.generate`); None: as int8 where they are compressed in the store, else as they are.
+      positions: "colliding" places records as the original does (see `inference.pieces.Positions`),
+        to compare with.
     """
 
     def __init__(
-        self, model: GritLM, max_length: int = 512, int8_records: bool | None = None, positions: Positions = "running"
+        self,
+        model: GritLM,
+        max_length: int = 512,
+        int8_records: bool | None = None,
+        positions: Positions = "running",
     ):
-        self.model, self.max_length, self.int8_records, self.positions = model, max_length, int8_records, positions
+        self.model, self.max_length, self.int8_records, self.positions = (
+            model,
+            max_length,
+            int8_records,
+            positions,
+        )
         self._room = max_length - model.encoder.format([""], max_length=max_length).prompt
 
     def records(self, texts: Sequence[str]) -> list[Piece]:
         """The records of documents or queries, from one encoding pass."""
-        caches = self.model.encoder.encode(texts, max_length=self.max_length, return_cache=True).caches
+        caches = self.model.encoder.encode(
+            texts, max_length=self.max_length, return_cache=True
+        ).caches
         assert caches is not None
         return caches
 
@@ -97,9 +121,9 @@ class Reader:
             length = len(prompt) + sum(len(piece.tokens) for piece in row) + sampling.max_new_tokens
             if length > longest:
                 raise GritError(
-                    f"question {reading.question!r:.60}: with {len(reading.documents)} documents and "
-                    f"{sampling.max_new_tokens} new tokens this is {length} tokens, the model reads {longest}; "
-                    "ask for fewer documents (--k) or a shorter answer"
+                    f"question {reading.question!r:.60}: with {len(reading.documents)} documents"
+                    f" and {sampling.max_new_tokens} new tokens this is {length} tokens, the model"
+                    f" reads {longest}; ask for fewer documents (--k) or a shorter answer"
                 )
         int8 = self.int8_records
         if int8 is None:

@@ -1,8 +1,10 @@
-"""`auto`: which way of using documents is the quickest for this question, by the lengths of what is to be read.
+"""`auto`: which way of using documents is the quickest for this question, by the lengths of what is
+to be read.
 
-Only ways in which every token of the answer's prompt attends to query and documents together, or to a record that it
-was trained to read, are chosen among: the two layouts that put both records side by side lose most where the model was
-not trained for them (grit: section 4.2), and are used when asked for by name.
+Only ways in which every token of the answer's prompt attends to query and documents together, or to
+a record that it was trained to read, are chosen among: the two layouts that put both records side
+by side lose most where the model was not trained for them (grit: section 4.2), and are used when
+asked for by name.
 
 What reading and loading cost is measured, not assumed (`costs.py`).
 """
@@ -12,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from grit_jax.data.layouts import Mode
 from grit_jax.models.config import ModelConfig
+from grit_jax.text.rag_layouts import Mode
 
 # In order of preference where they cost the same.
 ROUTED: tuple[Mode, ...] = ("doc-then-query", "doc", "query")
@@ -22,7 +24,8 @@ TEMPLATE_TOKENS = 32  # of a continuation beside query and documents
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Floating-point operations of a pass: for each token, and for each pair of a token and one that it sees.
+    """Floating-point operations of a pass: for each token, and for each pair of a token and one
+    that it sees.
 
     The kernels compute the pairs that a causal mask hides, too.
     """
@@ -48,8 +51,8 @@ class Costs:
 
     Attributes:
       flops: operations a second of reading a prompt.
-      load_seconds, load_seconds_per_token: from the store's files to memory, each question and each token of its
-        documents. Infinite where no record can be loaded.
+      load_seconds, load_seconds_per_token: from the store's files to memory, each question and each
+        token of its documents. Infinite where no record can be loaded.
       place_seconds_per_token: of a record, from memory to its place in the cache on the device.
     """
 
@@ -72,8 +75,8 @@ class Costs:
         return tokens * self.place_seconds_per_token
 
     def worth_recording(self, query_tokens: int) -> bool:
-        """Whether taking a query's record from the pass that embeds it, and putting it back, can be less than reading
-        the query again."""
+        """Whether taking a query's record from the pass that embeds it, and putting it back, can be
+        less than reading the query again."""
         return 2 * self.place(query_tokens) < self.read(query_tokens, TEMPLATE_TOKENS)
 
 
@@ -97,12 +100,18 @@ def route(
     """The cheapest of `among`: tokens still to be read against records to be loaded.
 
     Args:
-      documents_stored: their records are in a store; else a layout that uses them encodes them first.
-      query_recorded: the query's record is at hand, because the pass that embedded it for retrieval left it.
+      documents_stored: their records are in a store; else a layout that uses them encodes them
+        first.
+      query_recorded: the query's record is at hand, because the pass that embedded it for retrieval
+        left it.
     """
     query, documents = query_tokens, sum(document_tokens)
     read = lambda tokens, before=0: costs.read(tokens + TEMPLATE_TOKENS, before)
-    load = costs.load(documents) if documents_stored else sum(costs.read(tokens) for tokens in document_tokens)
+    load = (
+        costs.load(documents)
+        if documents_stored
+        else sum(costs.read(tokens) for tokens in document_tokens)
+    )
     load += costs.place(documents)
     record = costs.place(query) + (0.0 if query_recorded else costs.read(query))
     known: dict[Mode, float] = {

@@ -1,8 +1,10 @@
-"""The document store: records by content-addressed key, in a transactional TensorStore OCDBT database.
+"""The document store: records by content-addressed key, in a transactional TensorStore OCDBT
+database.
 
-A key says everything that a record depends on (see `record.document_key`), so a record is never stale: another
-model, format or document is another key. Records are written when documents are indexed, never by questions. A
-transaction holds a batch of them: after a crash each batch is there whole or not at all.
+A key says everything that a record depends on (see `record.document_key`), so a record is never
+stale: another model, format or document is another key. Records are written when documents are
+indexed, never by questions. A transaction holds a batch of them: after a crash each batch is there
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from typing import Any
 
 import tensorstore as ts
 
-from grit_jax.inference.pieces import Piece
-from grit_jax.rag.compress import StoredCodec, codec_from_bytes, kind_of, to_bytes
-from grit_jax.rag.record import (
+from grit_jax.errors import GritError
+from grit_jax.inference.records import Piece
+from grit_jax.rag.codecs.codecs import StoredCodec, codec_from_bytes, kind_of, to_bytes
+from grit_jax.rag.record_format import (
     Layout,
     RecordBody,
     RecordError,
@@ -33,18 +36,20 @@ from grit_jax.rag.record import (
     encode_record,
     read_layout,
 )
-from grit_jax.types import GritError
 
 META, CALIBRATION, RECORDS = "meta", "calibration", "doc/"
 CONTEXT = {
-    "cache_pool": {"total_bytes_limit": 64 << 20},  # of the tree's nodes; records themselves are not kept in memory
-    # Each file is written under a name of its own and renamed. With locks it would be written over what a killed writer
-    # left under the lock's name, and keep the end of that where it is longer (TensorStore 0.1.86). There is only one
-    # writer: the index sees to that.
+    "cache_pool": {
+        "total_bytes_limit": 64 << 20
+    },  # of the tree's nodes; records themselves are not kept in memory
+    # Each file is written under a name of its own and renamed. With locks it would be written over
+    # what a killed writer left under the lock's name, and keep the end of that where it is longer
+    # (TensorStore 0.1.86). There is only one writer: the index sees to that.
     "file_io_locking": {"mode": "none"},
 }
-# A record longer than HEAD is read in parts of whole layers, several at once: checking one overlaps with reading the
-# next, and malloc recycles buffers of a part's size where it maps one of 65 MB anew each time, page by page.
+# A record longer than HEAD is read in parts of whole layers, several at once: checking one overlaps
+# with reading the next, and malloc recycles buffers of a part's size where it maps one of 65 MB
+# anew each time, page by page.
 HEAD, PART, READERS = 256 << 10, 4 << 20, 8
 OCDBT_MANIFEST, OCDBT_DATA = "manifest.ocdbt", "d/"  # its files
 COPY_BYTES = 64 << 20  # of records copied in one transaction
@@ -60,20 +65,26 @@ class StoreSize:
 
 
 class DocumentStore:
-    """Records of documents. Open one with `DocumentStore.open`, make one with `DocumentStore.create`.
+    """Records of documents. Open one with `DocumentStore.open`, make one with
+    `DocumentStore.create`.
 
     Attributes:
       identity: what its records must be.
       codec: what they are packed with; None where they are plain.
     """
 
-    def __init__(self, kv: ts.KvStore, path: str, identity: RecordIdentity, codec: StoredCodec | None):
+    def __init__(
+        self, kv: ts.KvStore, path: str, identity: RecordIdentity, codec: StoredCodec | None
+    ):
         self._kv, self.path, self.identity, self.codec = kv, path, identity, codec
-        # What was read since is not asked for again on disk: keys are content-addressed, records do not change.
+        # What was read since is not asked for again on disk: keys are content-addressed, records do
+        # not change.
         self._fresh = time.time()
 
     @classmethod
-    def open(cls, path: str | Path, identity: RecordIdentity, context: ts.Context | None = None) -> DocumentStore:
+    def open(
+        cls, path: str | Path, identity: RecordIdentity, context: ts.Context | None = None
+    ) -> DocumentStore:
         """Opens a store.
 
         Args:
@@ -89,7 +100,9 @@ class DocumentStore:
             raise GritError(f"{path}: there is no document store; make one with: grit index")
         difference = identity.difference(meta.get("identity") or {})
         if difference is not None:
-            raise GritError(f"{path}: this store was made by {difference}; run grit index again with this model")
+            raise GritError(
+                f"{path}: this store was made by {difference}; run grit index again with this model"
+            )
         with _told(path, "cannot be opened as a document store"):
             calibration = kv.read(CALIBRATION).result()
         codec = codec_from_bytes(calibration.value, identity.compression, str(path))
@@ -105,8 +118,8 @@ class DocumentStore:
     ) -> DocumentStore:
         """Makes an empty store, or opens the one that is there.
 
-        One of the same model and kind of compression, but with another calibration, is opened as it is: its maker was
-        killed before anything else knew of it.
+        One of the same model and kind of compression, but with another calibration, is opened as it
+        is: its maker was killed before anything else knew of it.
 
         Raises:
           GritError: as `open`, and a place that cannot be written.
@@ -138,24 +151,37 @@ class DocumentStore:
     def has_many(self, keys: Sequence[str]) -> list[bool]:
         """Whether there is a record under each key; none is read."""
         with _told(self.path, "cannot be read"):
-            return [read.result().state == "value" for read in [self._read(key, slice(0, 0)) for key in keys]]
+            return [
+                read.result().state == "value"
+                for read in [self._read(key, slice(0, 0)) for key in keys]
+            ]
 
     def put_many(self, documents: Iterable[Piece]) -> list[str]:
-        """Writes records in one transaction; when it returns they are on disk. Those already there are not rewritten.
+        """Writes records in one transaction; when it returns they are on disk. Those already there
+        are not rewritten.
 
         Returns:
           Their keys, in the order of the documents.
 
         Raises:
-          GritError: the disk is full or the store cannot be written; nothing of the batch is in it then.
+          GritError: the disk is full or the store cannot be written; nothing of the batch is in it
+            then.
         """
         batch = list(documents)
         keys = [self.key(document.tokens) for document in batch]
         new = {key: document for key, document in zip(keys, batch, strict=True)}
         there = self.has_many(list(new))
-        new = {key: document for (key, document), found in zip(new.items(), there, strict=True) if not found}
+        new = {
+            key: document
+            for (key, document), found in zip(new.items(), there, strict=True)
+            if not found
+        }
         blobs = {key: encode_record(document, self.identity) for key, document in new.items()}
-        self._write(blobs, sum(len(document.tokens) for document in new.values()), sum(map(len, blobs.values())))
+        self._write(
+            blobs,
+            sum(len(document.tokens) for document in new.values()),
+            sum(map(len, blobs.values())),
+        )
         return keys
 
     def delete_many(self, keys: Iterable[str]) -> None:
@@ -177,7 +203,8 @@ class DocumentStore:
         self._write(gone, -tokens, -size)
 
     def copy_to(self, other: DocumentStore, keys: Sequence[str]) -> None:
-        """Copies records into another store of the same identity; those that are there or cannot be read are not.
+        """Copies records into another store of the same identity; those that are there or cannot be
+        read are not.
 
         Raises:
           GritError: one of the stores cannot be read or written.
@@ -191,9 +218,17 @@ class DocumentStore:
             for key, read in zip(part, [self._read(key) for key in part], strict=True):
                 with contextlib.suppress(ValueError, OSError):
                     blobs[key] = read.result().value
-            found = {key: layout for key in blobs if (layout := self._layout(blobs[key], key)) is not None}
+            found = {
+                key: layout
+                for key in blobs
+                if (layout := self._layout(blobs[key], key)) is not None
+            }
             tokens = sum(len(layout.tokens) for layout in found.values())
-            other._write({key: blobs[key] for key in found}, tokens, sum(layout.size for layout in found.values()))
+            other._write(
+                {key: blobs[key] for key in found},
+                tokens,
+                sum(layout.size for layout in found.values()),
+            )
 
     def get_many(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[Piece]:
         """Documents by key, read together.
@@ -202,7 +237,8 @@ class DocumentStore:
           names: what to call them in messages; None: by their keys.
 
         Raises:
-          RecordError: a record is absent, damaged, cut short or another model's; the message names the document.
+          RecordError: a record is absent, damaged, cut short or another model's; the message names
+            the document.
         """
         found = self.fetch(keys, names)
         for document in found:
@@ -210,15 +246,20 @@ class DocumentStore:
                 raise document
         return found  # type: ignore[return-value]
 
-    def fetch(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[Piece | RecordError]:
-        """`get_many` that returns what is wrong with a record in its place instead of raising it."""
+    def fetch(
+        self, keys: Sequence[str], names: Sequence[str] | None = None
+    ) -> list[Piece | RecordError]:
+        """`get_many` that returns what is wrong with a record in its place instead of raising
+        it."""
         return [self._whole(document) for document in self.stream(keys, names)]
 
-    def stream(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[Piece | RecordError]:
+    def stream(
+        self, keys: Sequence[str], names: Sequence[str] | None = None
+    ) -> list[Piece | RecordError]:
         """`fetch` that returns as soon as the records' beginnings are there.
 
-        Layers of long records (`ComingDocument`) come while the first ones are used. What is wrong with a layer is
-        raised, as a RecordError, where it is asked for.
+        Layers of long records (`ComingDocument`) come while the first ones are used. What is wrong
+        with a layer is raised, as a RecordError, where it is asked for.
         """
         names = [f"document {key[:12]}" for key in keys] if names is None else names
         heads = [self._read(key, slice(0, HEAD)) for key in keys]
@@ -226,7 +267,8 @@ class DocumentStore:
         return [self._finish(*one) for one in zip(started, keys, names, strict=True)]
 
     def _start(self, head: Any, key: str, name: str) -> StreamedDocument | Any:
-        """A long record on its way in parts; or the read of the whole of one shorter than a head."""
+        """A long record on its way in parts; or the read of the whole of one shorter than a
+        head."""
         try:
             result = head.result()
             layout = read_layout(result.value, key, self.identity, name)
@@ -234,10 +276,18 @@ class DocumentStore:
             return self._read(key)  # also what is wrong with a record: the whole of it will say
         body = RecordBody(layout, key, name)
         together = max(1, PART // layout.layer_bytes)
-        return StreamedDocument(layout.tokens, self.codec, body, together, [
-            self._readers.submit(self._part, body, name, first, min(first + together, layout.layers))
-            for first in range(0, layout.layers, together)
-        ])  # fmt: skip
+        return StreamedDocument(
+            layout.tokens,
+            self.codec,
+            body,
+            together,
+            [
+                self._readers.submit(
+                    self._part, body, name, first, min(first + together, layout.layers)
+                )
+                for first in range(0, layout.layers, together)
+            ],
+        )
 
     def _whole(self, document: Piece | RecordError) -> Piece | RecordError:
         if not isinstance(document, StreamedDocument):
@@ -260,7 +310,9 @@ class DocumentStore:
             raise self._unreadable(body.key, name, error) from None
 
     def _unreadable(self, key: str, name: str, error: Exception) -> RecordError:
-        return RecordError(key, f"{name}: its record in {self.path} cannot be read ({_short(error)})")
+        return RecordError(
+            key, f"{name}: its record in {self.path} cannot be read ({_short(error)})"
+        )
 
     def _finish(self, started: Any, key: str, name: str) -> Piece | RecordError:
         if isinstance(started, StreamedDocument):
@@ -292,7 +344,9 @@ class DocumentStore:
             return None
 
     def _read(self, key: str, part: slice | None = None) -> Any:
-        return self._kv.read(RECORDS + key, byte_range=part or slice(None), staleness_bound=self._fresh)
+        return self._kv.read(
+            RECORDS + key, byte_range=part or slice(None), staleness_bound=self._fresh
+        )
 
     def _write(self, records: Mapping[str, bytes | None], tokens: int, size: int) -> None:
         """Writes (None: removes) records and the new size, all in one transaction."""
@@ -342,7 +396,11 @@ def _open(path: str | Path, context: ts.Context | None) -> tuple[ts.KvStore, dic
 def _base(path: str | Path) -> Any:
     """A path or URL in TensorStore's terms."""
     text = str(path)
-    return text.rstrip("/") + "/" if "://" in text else {"driver": "file", "path": str(Path(text).absolute()) + "/"}
+    return (
+        text.rstrip("/") + "/"
+        if "://" in text
+        else {"driver": "file", "path": str(Path(text).absolute()) + "/"}
+    )
 
 
 def _read_meta(kv: ts.KvStore) -> dict[str, Any] | None:

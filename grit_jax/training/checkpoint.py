@@ -18,8 +18,8 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from grit_jax.errors import GritError
 from grit_jax.training.state import TrainState
-from grit_jax.types import GritError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,15 @@ class FrozenBase:
 
 
 class Checkpoints:
-    """Saves asynchronously every `every` steps, keeps the newest `keep`, restores the newest whole one.
+    """Saves asynchronously every `every` steps, keeps the newest `keep`, restores the newest whole
+    one.
 
-    A checkpoint that a kill left half written has no final name yet and is never seen; who `writes` removes it.
+    A checkpoint that a kill left half written has no final name yet and is never seen; who `writes`
+    removes it.
 
     Attributes:
-      base: what is frozen under the adapters of a run; a checkpoint holds them and names it. None: all is trained.
+      base: what is frozen under the adapters of a run; a checkpoint holds them and names it. None:
+        all is trained.
       optimizer: whose state it is (`OptimizerConfig.keeps`); None: it is not asked.
     """
 
@@ -60,11 +63,14 @@ class Checkpoints:
                 self.directory if "://" in str(directory) else Path(directory).absolute(),
                 save_decision_policy=policies.FixedIntervalPolicy(every),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-                cleanup_tmp_directories=writes,  # one that only reads may have a living run beside it
+                # one that only reads may have a living run beside it
+                cleanup_tmp_directories=writes,
             )
         except OSError as error:
             reason = error.strerror or _short(error)
-            raise GritError(f"{directory}: cannot be written ({reason}); choose another output") from None
+            raise GritError(
+                f"{directory}: cannot be written ({reason}); choose another output"
+            ) from None
 
     def latest(self) -> int | None:
         """Number of steps behind the newest checkpoint, or None."""
@@ -82,17 +88,23 @@ class Checkpoints:
             about |= {"base": dataclasses.asdict(self.base)} if self.base else {}
             with self._writing():
                 self._checkpointer.save_checkpointables_async(
-                    step, {"state": _tree(state), "data": data}, force=True, custom_metadata=about or None
+                    step,
+                    {"state": _tree(state), "data": data},
+                    force=True,
+                    custom_metadata=about or None,
                 )
 
     def restore(self, step: int, like: TrainState, data: Any) -> TrainState:
-        """The state at `step`, laid out as `like`; the data iterator (None: no matter) moves to the same place.
+        """The state at `step`, laid out as `like`; the data iterator (None: no matter) moves to the
+        same place.
 
         Raises:
           GritError: the checkpoint belongs to another model, base or optimizer, or is damaged.
         """
         self._check_owner(step)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like))
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like)
+        )
         try:
             loaded = self._checkpointer.load_checkpointables(step, {"state": abstract})
             if data is not None:
@@ -101,20 +113,25 @@ class Checkpoints:
                 data.set_state(json.loads(place.read_text()))
         except (ValueError, KeyError, OSError, StopIteration) as error:
             cause: BaseException = error
-            while cause.__cause__ or cause.__context__:  # Orbax tells of all that it tried; the first has the reason
+            while (
+                cause.__cause__ or cause.__context__
+            ):  # Orbax tells of all that it tried; the first has the reason
                 cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
             if "Requested shape" in str(cause):
                 raise GritError(
-                    f"{self.directory}: the checkpoint of step {step} is of another model or optimizer "
-                    f"({_short(cause)}); use its own configuration, or another output"
+                    f"{self.directory}: the checkpoint of step {step} is of another model or"
+                    f" optimizer ({_short(cause)}); use its own configuration, or another output"
                 ) from None
             raise GritError(
-                f"{self.directory / str(step)}: cannot be read as a checkpoint of this configuration "
-                f"({_short(cause)}); if it is damaged, remove it, and the run goes on from the one before"
+                f"{self.directory / str(step)}: cannot be read as a checkpoint of this"
+                f" configuration ({_short(cause)}); if it is damaged, remove it, and the run goes"
+                " on from the one before"
             ) from None
         leaves = jax.tree.leaves(loaded["state"])
         trained = dataclasses.replace(like, frozen={})
-        return dataclasses.replace(jax.tree.unflatten(jax.tree.structure(trained), leaves), frozen=like.frozen)
+        return dataclasses.replace(
+            jax.tree.unflatten(jax.tree.structure(trained), leaves), frozen=like.frozen
+        )
 
     def close(self) -> None:
         """Waits for the saves under way."""
@@ -122,7 +139,8 @@ class Checkpoints:
             self._checkpointer.close()
 
     def _check_owner(self, step: int) -> None:
-        """Moments mean nothing to another optimizer, adapters nothing over weights that they were not trained for."""
+        """Moments mean nothing to another optimizer, adapters nothing over weights that they were
+        not trained for."""
         try:
             about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
             base = FrozenBase(**about["base"]) if "base" in about else None
@@ -132,23 +150,33 @@ class Checkpoints:
         theirs = about.get("optimizer", self.optimizer)
         if self.optimizer and theirs != self.optimizer:
             raise GritError(
-                f"{which} holds the state of {theirs}, this configuration has {self.optimizer}; set optimizer.name and "
-                "optimizer.moments back, or choose another output"
+                f"{which} holds the state of {theirs}, this configuration has {self.optimizer}; set"
+                " optimizer.name and optimizer.moments back, or choose another output"
             )
         if base is None or self.base is None:
             if base is not self.base:
-                holds, asks = ("all weights", "adapters (lora)") if base is None else ("adapters (lora)", "all weights")
-                raise GritError(f"{which} holds {holds}, this configuration trains {asks}; choose another output")
+                holds, asks = (
+                    ("all weights", "adapters (lora)")
+                    if base is None
+                    else ("adapters (lora)", "all weights")
+                )
+                raise GritError(
+                    f"{which} holds {holds}, this configuration trains {asks}; choose another"
+                    " output"
+                )
             return
         if base.weights != self.base.weights:
             raise GritError(
-                f"{which} holds adapters to {base.model} (weights {base.weights[:8]}); {self.base.model} has other "
-                f"weights ({self.base.weights[:8]}): give model.path the base that it was trained on"
+                f"{which} holds adapters to {base.model} (weights {base.weights[:8]});"
+                f" {self.base.model} has other weights ({self.base.weights[:8]}): give model.path"
+                " the base that it was trained on"
             )
         for key, now in self.base.lora.items():
             was = base.lora.get(key)
             if was != now:
-                raise GritError(f"{which} was trained with lora.{key} {was}, now it is {now}; set it back")
+                raise GritError(
+                    f"{which} was trained with lora.{key} {was}, now it is {now}; set it back"
+                )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -159,8 +187,8 @@ class Checkpoints:
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                 raise  # other processes, not the disk
             raise GritError(
-                f"{self.directory}: a checkpoint cannot be written ({_short(error)}); make room, and the same command "
-                "goes on from the one before"
+                f"{self.directory}: a checkpoint cannot be written ({_short(error)}); make room,"
+                " and the same command goes on from the one before"
             ) from None
 
 
@@ -169,12 +197,17 @@ def _short(error: BaseException) -> str:
     for full in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
         if full in str(error):
             return full
-    return str(error).split(" [")[0].split(". ")[0].splitlines()[0][:300] if str(error) else type(error).__name__
+    return (
+        str(error).split(" [")[0].split(". ")[0].splitlines()[0][:300]
+        if str(error)
+        else type(error).__name__
+    )
 
 
 def _quiet_orbax() -> None:
-    """Orbax narrates every save. When a read or write fails, it logs that and closes its event loop while others are
-    under way, each of which then comes with a traceback of its own. All of it is raised, too, and told by us."""
+    """Orbax narrates every save. When a read or write fails, it logs that and closes its event loop
+    while others are under way, each of which then comes with a traceback of its own. All of it is
+    raised, too, and told by us."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     before = sys.unraisablehook
@@ -188,6 +221,7 @@ def _quiet_orbax() -> None:
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
-    """Plain containers in the order of the state's own leaves, frozen ones left out: what Orbax stores by name."""
+    """Plain containers in the order of the state's own leaves, frozen ones left out: what Orbax
+    stores by name."""
     trained = dataclasses.replace(state, frozen={})
     return {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(trained))}

@@ -1,6 +1,8 @@
-"""The contrastive loss over the global batch and its options, and distillation; never more of Q x P than a block.
+"""The contrastive loss over the global batch and its options, and distillation; never more of Q x P
+than a block.
 
-Queries and passages stay spread over the devices; passages are gathered block by block (see `losses.cross_entropy`).
+Queries and passages stay spread over the devices; passages are gathered block by block (see
+`losses.cross_entropy`).
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from grit_jax.errors import GritError
 from grit_jax.models.pooling import normalize
-from grit_jax.progress import say
+from grit_jax.runtime.progress import say
 from grit_jax.sharding import constrain
 from grit_jax.training.losses import LossConfig, cross_entropy
-from grit_jax.types import GritError
 
-# Numbers of a block's candidates -> those of them that are none of an anchor's negatives, for each anchor.
+# Numbers of a block's candidates -> those of them that are none of an anchor's negatives, for each
+# anchor.
 Exclude = Callable[[jax.Array], "jax.Array | None"]
 
 
@@ -32,13 +35,15 @@ def contrastive_loss(
     present: Bool[Array, " P"] | None = None,
     texts: Int[Array, " P"] | None = None,
 ) -> Float[Array, ""]:
-    """InfoNCE over the global batch (`gritlm: gritlm/training/model.py:36-47`), averaged over queries.
+    """InfoNCE over the global batch (`gritlm: gritlm/training/model.py:36-47`), averaged over
+    queries.
 
-    Representations come normalised. Query `i` has the passages `i * (P // Q) ...`, its `positives` first; every other
-    passage of the batch is a negative. Of several positives each makes a pair with the query, the others left out
-    of its negatives, and the query's loss is the mean over its pairs. What `config` beside says (symmetric,
-    false negatives, duplicates, Matryoshka) is described there; the rules for false negatives are those of
-    sentence-transformers' CachedGISTEmbedLoss, by the similarity of the whole vectors.
+    Representations come normalised. Query `i` has the passages `i * (P // Q) ...`, its `positives`
+    first; every other passage of the batch is a negative. Of several positives each makes a pair
+    with the query, the others left out of its negatives, and the query's loss is the mean over its
+    pairs. What `config` beside says (symmetric, false negatives, duplicates, Matryoshka) is
+    described there; the rules for false negatives are those of sentence-transformers'
+    CachedGISTEmbedLoss, by the similarity of the whole vectors.
 
     Args:
       present: False where a query has fewer passages than the others; such a place counts nowhere.
@@ -56,13 +61,17 @@ def contrastive_loss(
     # Numbers of the passages' texts, and of each query's positives; an empty place has none.
     kinds = jnp.zeros(P, jnp.int32) if texts is None else jnp.asarray(texts)
     kinds = kinds if present is None else jnp.where(present, kinds, -1)
-    own = [kinds.reshape(Q, group)[:, k] for k in range(positives)] if config.mask_duplicates else []
+    own = (
+        [kinds.reshape(Q, group)[:, k] for k in range(positives)] if config.mask_duplicates else []
+    )
     there = jnp.ones(P, bool) if present is None else jnp.asarray(present)
 
     def not_negatives(passage: jax.Array) -> jax.Array | None:
         masks = [kinds[passage][None, :] == kind[number][:, None] for kind in own]
         if positives > 1:
-            masks.append((passage % group < positives)[None, :] & (passage // group == number[:, None]))
+            masks.append(
+                (passage % group < positives)[None, :] & (passage // group == number[:, None])
+            )
         if present is not None:
             masks.append(~there[passage][None, :])
         return _any(masks)
@@ -80,7 +89,9 @@ def contrastive_loss(
     if present is None:
         return losses.mean()
     counts = there[place].astype(jnp.float32).reshape(Q, positives)
-    return (losses.reshape(Q, positives) * counts / jnp.maximum(counts.sum(1, keepdims=True), 1.0)).sum() / Q
+    return (
+        losses.reshape(Q, positives) * counts / jnp.maximum(counts.sum(1, keepdims=True), 1.0)
+    ).sum() / Q
 
 
 def distillation_loss(
@@ -91,10 +102,12 @@ def distillation_loss(
     *,
     present: Bool[Array, " P"] | None = None,
 ) -> Float[Array, ""]:
-    """KL(teacher, student) over the passages of each query, averaged over queries (arXiv 2010.11386).
+    """KL(teacher, student) over the passages of each query, averaged over queries (arXiv
+    2010.11386).
 
-    The teacher is `softmax(scores / distillation_temperature)`, the student the softmax of the cosines over
-    `temperature`. With Matryoshka dimensions, their weighted sum as in the contrastive loss.
+    The teacher is `softmax(scores / distillation_temperature)`, the student the softmax of the
+    cosines over `temperature`. With Matryoshka dimensions, their weighted sum as in the contrastive
+    loss.
     """
     Q, P = queries.shape[0], passages.shape[0]
     grouped = lambda x: x.reshape(Q, P // Q)
@@ -104,7 +117,9 @@ def distillation_loss(
     total = jnp.zeros((), jnp.float32)
     for dim, weight in matryoshka_views(config, queries.shape[-1]):
         q, p = _view(queries, dim), _view(passages, dim)
-        cosines = jnp.einsum("qd,qgd->qg", q, p.reshape(Q, P // Q, dim), precision=jax.lax.Precision.HIGHEST)
+        cosines = jnp.einsum(
+            "qd,qgd->qg", q, p.reshape(Q, P // Q, dim), precision=jax.lax.Precision.HIGHEST
+        )
         difference = jnp.where(there, teacher - softmax_of(cosines / config.temperature), 0.0)
         total += weight * (jnp.exp(teacher) * difference).sum(axis=-1).mean()
     return total
@@ -119,19 +134,20 @@ def matryoshka_views(config: LossConfig, width: int) -> list[tuple[int, float]]:
     dims = config.matryoshka_dims or [width]
     if max(dims) > width:
         raise GritError(
-            f"train.loss.matryoshka_dims: {max(dims)} is more than the {width} dimensions of the vectors; leave it out"
+            f"train.loss.matryoshka_dims: {max(dims)} is more than the {width} dimensions of the"
+            " vectors; leave it out"
         )
     return list(zip(dims, config.matryoshka_weights or [1.0] * len(dims), strict=True))
 
 
 def check_dimensions(config: LossConfig, width: int) -> None:
-    """Looks at the Matryoshka dimensions before a run: GritError as `matryoshka_views`, a warning where the whole
-    vector is not among them."""
+    """Looks at the Matryoshka dimensions before a run: GritError as `matryoshka_views`, a warning
+    where the whole vector is not among them."""
     dims = [dim for dim, _ in matryoshka_views(config, width)]
     if width not in dims:
         say(
-            f"warning: train.loss.matryoshka_dims ({', '.join(map(str, dims))}) leave out the vectors' own {width}: "
-            "the whole vector is not trained"
+            f"warning: train.loss.matryoshka_dims ({', '.join(map(str, dims))}) leave out the"
+            f" vectors' own {width}: the whole vector is not trained"
         )
 
 
@@ -143,7 +159,8 @@ def _directed_losses(
     exclude: Exclude,
     config: LossConfig,
 ) -> Float[Array, " n"]:
-    """Cross-entropy of each anchor's target among the candidates, less those that are none of its negatives.
+    """Cross-entropy of each anchor's target among the candidates, less those that are none of its
+    negatives.
 
     Args:
       targets, target: the targets themselves, and their numbers among the candidates.
@@ -154,13 +171,18 @@ def _directed_losses(
     if config.false_negatives != "none":
         limit = jax.lax.stop_gradient(_highest_similarity(anchors, targets, config))
 
-    def scores(lines: list[jax.Array], part: jax.Array, candidate: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    def scores(
+        lines: list[jax.Array], part: jax.Array, candidate: jax.Array
+    ) -> tuple[list[jax.Array], jax.Array]:
         own = candidate == target[:, None]
         masks = [exclude(candidate)]
         if limit is not None:
             masks.append(_cosines(anchors, part) > limit[:, None])
         none = _any([mask for mask in masks if mask is not None])
-        found = [_cosines(a, _view(part, dim)) / config.temperature for a, (dim, _) in zip(lines, views, strict=True)]
+        found = [
+            _cosines(a, _view(part, dim)) / config.temperature
+            for a, (dim, _) in zip(lines, views, strict=True)
+        ]
         if none is not None:  # the target itself always counts
             found = [jnp.where(none & ~own, -jnp.inf, x) for x in found]
         return found, own
@@ -168,11 +190,16 @@ def _directed_losses(
     losses = cross_entropy(
         scores, lines, candidates, config.similarity_block, row_axes=("rows",), axes=("rows", None)
     )
-    return functools.reduce(jnp.add, [weight * loss for (_, weight), loss in zip(views, losses, strict=True)])
+    return functools.reduce(
+        jnp.add, [weight * loss for (_, weight), loss in zip(views, losses, strict=True)]
+    )
 
 
-def _highest_similarity(anchors: Float[Array, "n D"], targets: Float[Array, "n D"], config: LossConfig) -> Array:
-    """Of a negative: above it, it is too similar to be one (sentence-transformers: losses/cached_gist_embed.py)."""
+def _highest_similarity(
+    anchors: Float[Array, "n D"], targets: Float[Array, "n D"], config: LossConfig
+) -> Array:
+    """Of a negative: above it, it is too similar to be one (sentence-transformers:
+    losses/cached_gist_embed.py)."""
     positive = jnp.einsum("nd,nd->n", anchors, targets, precision=jax.lax.Precision.HIGHEST)
     size = jnp.abs(positive) if config.false_negatives == "relative" else 1.0
     return positive - config.false_negative_margin * size
@@ -184,8 +211,11 @@ def _view(x: Float[Array, "n D"], dim: int) -> Float[Array, "n d"]:
 
 
 def _cosines(a: Float[Array, "n D"], b: Float[Array, "m D"]) -> Float[Array, "n m"]:
-    # The highest precision: at temperature 0.02 a similarity rounded to bfloat16 is off by a tenth of a logit.
-    return jnp.einsum("nd,md->nm", a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    # The highest precision: at temperature 0.02 a similarity rounded to bfloat16 is off by a tenth
+    # of a logit.
+    return jnp.einsum(
+        "nd,md->nm", a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
 
 
 def _any(masks: list[jax.Array]) -> jax.Array | None:

@@ -1,9 +1,11 @@
-"""The joint gradient in chunks: rows of both losses through the layers together, as many as memory allows.
+"""The joint gradient in chunks: rows of both losses through the layers together, as many as memory
+allows.
 
-First all texts are embedded without a gradient, and the contrastive loss is differentiated by their representations
-alone. Then each chunk of rows is run once more with a gradient: embedding rows are drawn by what was found for
-their representations (GradCache, arXiv 2101.06983), generative rows by their share of the language loss, and both
-kinds share one pass. Weights that are split over devices are so gathered for a chunk and not for a loss.
+First all texts are embedded without a gradient, and the contrastive loss is differentiated by their
+representations alone. Then each chunk of rows is run once more with a gradient: embedding rows are
+drawn by what was found for their representations (GradCache, arXiv 2101.06983), generative rows by
+their share of the language loss, and both kinds share one pass. Weights that are split over devices
+are so gathered for a chunk and not for a loss.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ from grit_jax.types import Batch
 def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
     """The loss with its parts and its gradient, as `jax.value_and_grad` gives them.
 
-    For a batch that `joint.can_fuse` takes, without a mixture of experts (whose routers are balanced over the whole
-    batch). Chunks of the kind that has more of them are run alone where the other has ended.
+    For a batch that `joint.can_fuse` takes, without a mixture of experts (whose routers are
+    balanced over the whole batch). Chunks of the kind that has more of them are run alone where the
+    other has ended.
     """
     one, text = batch.embedding, batch.generative
     assert one is not None and text is not None
@@ -42,7 +45,8 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
     contrastive = lambda vectors: embedding_losses(pick_sides(vectors, one, config), one, config)
     (share, parts), pull = jax.value_and_grad(contrastive, has_aux=True)(vectors)
 
-    # Tokens get their weights from the whole batch, so that the language loss is the sum over chunks.
+    # Tokens get their weights from the whole batch, so that the language loss is the sum over
+    # chunks.
     text = dataclasses.replace(text, targets=token_weights(text, config.loss), sequences=1)
     how = dataclasses.replace(config.loss, generative="token")
     summed = dataclasses.replace(config, embedding_chunk=None, loss=how)
@@ -77,7 +81,9 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
     return (share + factor * loss, parts | {"loss_gen": loss}), gradient
 
 
-def _summed(function: Callable[[Params, Any], tuple[Any, Any]], params: Params, chunks: Any) -> tuple[Any, Params]:
+def _summed(
+    function: Callable[[Params, Any], tuple[Any, Any]], params: Params, chunks: Any
+) -> tuple[Any, Params]:
     """The sums over chunks of what `function` gives beside, and of its gradient."""
 
     def gradient(part: Any) -> tuple[Any, Params]:
@@ -86,4 +92,6 @@ def _summed(function: Callable[[Params, Any], tuple[Any, Any]], params: Params, 
 
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], chunks))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), zero, chunks)[0]
+    return jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), zero, chunks
+    )[0]

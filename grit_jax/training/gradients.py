@@ -1,4 +1,5 @@
-"""The gradient of the joint loss: in one backward pass, or in several that need less memory and add up to it."""
+"""The gradient of the joint loss: in one backward pass, or in several that need less memory and add
+up to it."""
 
 from __future__ import annotations
 
@@ -37,12 +38,14 @@ Gradient = tuple[tuple[Float[Array, ""], Parts], Params]  # as jax.value_and_gra
 def joint_gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:
     """The joint loss with its parts, and its gradient.
 
-    `config.backward`: "joint" is one backward pass over all losses, in which embedding rows and generative rows go
-    through the layers together where they have one length (`joint.can_fuse`); "separate" takes them one after the other
-    (language, cached, then contrastive: `gritlm: gritlm/training/gradcache_trainer.py:549-550`), so that only one
-    of them has its activations in memory; "split" beside it takes the passages' and then the queries' side of
-    the contrastive loss, the other held fixed (`gritlm: gritlm/training/gradcache_trainer.py`, split_emb). Rows of
-    the language losses taken in chunks have their gradients added up as they come, without a second forward pass.
+    `config.backward`: "joint" is one backward pass over all losses, in which embedding rows and
+    generative rows go through the layers together where they have one length (`joint.can_fuse`);
+    "separate" takes them one after the other (language, cached, then contrastive: `gritlm:
+    gritlm/training/gradcache_trainer.py:549-550`), so that only one of them has its activations in
+    memory; "split" beside it takes the passages' and then the queries' side of the contrastive
+    loss, the other held fixed (`gritlm: gritlm/training/gradcache_trainer.py`, split_emb). Rows of
+    the language losses taken in chunks have their gradients added up as they come, without a second
+    forward pass.
     """
     shares = _shares(batch, config)
     if not shares:
@@ -57,11 +60,17 @@ def _shares(batch: Batch, config: StepConfig) -> list[Batch]:
     alone = [
         Batch(**{kind: part})
         for kind, apart in (
-            ("generative", config.generative_chunk and not fused), ("cached", config.cached_chunk or fused)
+            ("generative", config.generative_chunk and not fused),
+            ("cached", config.cached_chunk or fused),
         )
         if (part := getattr(batch, kind)) is not None and (apart or config.backward != "joint")
-    ]  # fmt: skip
-    taken = {field.name for share in alone for field in dataclasses.fields(share) if getattr(share, field.name)}
+    ]
+    taken = {
+        field.name
+        for share in alone
+        for field in dataclasses.fields(share)
+        if getattr(share, field.name)
+    }
     rest = dataclasses.replace(batch, **{kind: None for kind in taken})
     return alone + ([rest] if jax.tree.leaves(rest) else [])
 
@@ -87,10 +96,11 @@ def _gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:
 
 
 def _alone(function: Callable[[], Any], rows: Any) -> Any:
-    """What `function` gives, computed in one go: nothing inside has its memory beside anything outside.
+    """What `function` gives, computed in one go: nothing inside has its memory beside anything
+    outside.
 
-    A branch of a condition (that there is a row at all) is the unit that the compiler schedules whole. An
-    optimization barrier is none: on a CPU it is gone before the schedule is made.
+    A branch of a condition (that there is a row at all) is the unit that the compiler schedules
+    whole. An optimization barrier is none: on a CPU it is gone before the schedule is made.
     """
     nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function))
     some = functools.reduce(jnp.logical_or, [jnp.any(x != 0) for x in jax.tree.leaves(rows)])
@@ -98,7 +108,8 @@ def _alone(function: Callable[[], Any], rows: Any) -> Any:
 
 
 def _split(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Gradient:
-    """The contrastive gradient side by side: the passages' with the queries as constants, and the reverse."""
+    """The contrastive gradient side by side: the passages' with the queries as constants, and the
+    reverse."""
     if not batch.query_rows:
         raise ValueError("a split backward pass needs queries and passages in rows of their own")
     queries = embed_queries(params, batch, config)
@@ -112,17 +123,22 @@ def _split(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Gradien
     (total, (parts, passages)), gradient = first
 
     def of_queries(params: Params) -> jax.Array:
-        return embedding_losses(Sides(embed_queries(params, batch, config), passages), batch, config)[0]
+        return embedding_losses(
+            Sides(embed_queries(params, batch, config), passages), batch, config
+        )[0]
 
-    return (total, parts), jax.tree.map(jnp.add, gradient, _alone(lambda: jax.grad(of_queries)(params), batch.rows))
+    return (total, parts), jax.tree.map(
+        jnp.add, gradient, _alone(lambda: jax.grad(of_queries)(params), batch.rows)
+    )
 
 
 def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -> Gradient:
     """A language loss and its gradient, summed over chunks of rows: the numbers of the whole batch.
 
-    Tokens get their weights from the whole batch first, so that the sum is the unchunked loss, groups of a mixed
-    loss included, however the chunks cut through them. Routers are balanced over the whole batch, too: how often
-    each expert is chosen is counted in a pass of its own, and the rest of that loss is a sum over tokens.
+    Tokens get their weights from the whole batch first, so that the sum is the unchunked loss,
+    groups of a mixed loss included, however the chunks cut through them. Routers are balanced over
+    the whole batch, too: how often each expert is chosen is counted in a pass of its own, and the
+    rest of that loss is a sum over tokens.
     """
     run: Callable[..., LanguagePass]
     if batch.cached is not None:
@@ -159,9 +175,12 @@ def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -
         chosen = jax.lax.map(lambda part: of_chunk(params, part).router.chosen, chunks).sum(axis=0)
     gradient = lambda part: jax.value_and_grad(loss, has_aux=True)(params, part, chosen)
     zero = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], chunks))
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], chunks)),
     )
-    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), zero, chunks)[0]
+    return jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), zero, chunks
+    )[0]
 
 
 def _named(result: Gradient, other: Gradient) -> Gradient:

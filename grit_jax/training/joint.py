@@ -1,4 +1,5 @@
-"""The joint loss of a batch: contrastive, language and cached-document, as a function of the weights."""
+"""The joint loss of a batch: contrastive, language and cached-document, as a function of the
+weights."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.sharding import constrain
 from grit_jax.training.contrastive import contrastive_loss, distillation_loss
+from grit_jax.training.gather_vectors import take_slots
+from grit_jax.training.interleave import apart, joined_rows, repeats, together
 from grit_jax.training.language import language_loss, token_losses
 from grit_jax.training.losses import LossConfig
-from grit_jax.training.side_by_side import apart, joined_rows, repeats, together
-from grit_jax.training.slots import take_slots
 from grit_jax.types import (
     AttentionMode,
     Batch,
@@ -33,14 +34,19 @@ from grit_jax.types import (
 )
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
-FIXED = {"both": (), "query": ("passages",), "passage": ("queries",)}  # by `gradient`: the sides without one
+FIXED = {
+    "both": (),
+    "query": ("passages",),
+    "passage": ("queries",),
+}  # by `gradient`: the sides without one
 CHUNKS = ("embedding_chunk", "generative_chunk", "cached_chunk")
 Parts = dict[str, Float[Array, ""]]  # losses by name
 
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What of the run's configuration the compiled step depends on (`train.py` describes its keys)."""
+    """What of the run's configuration the compiled step depends on (`train.py` describes its
+    keys)."""
 
     model: ModelConfig
     loss: LossConfig
@@ -54,7 +60,9 @@ class StepConfig:
     gradient: Literal["both", "query", "passage"] = "both"
     lora: LoraConfig | None = None
     seed: int = 0  # of the adapters' dropout, with the step
-    weights_of: Callable[[Params], Params] = lambda params: params  # what is trained -> the model's weights
+    weights_of: Callable[[Params], Params] = lambda params: (
+        params
+    )  # what is trained -> the model's weights
     fuse: bool | None = None  # see `can_fuse`; None: where the mesh has several devices
 
 
@@ -68,7 +76,8 @@ class Sides:
 
 
 def in_chunks(tree, chunk: int):
-    """Arrays `[R, ...]` as `[chunks, chunk, ...]`, empty rows at the end; each chunk spread over all devices."""
+    """Arrays `[R, ...]` as `[chunks, chunk, ...]`, empty rows at the end; each chunk spread over
+    all devices."""
 
     def split(x: jax.Array) -> jax.Array:
         pad = [(0, -x.shape[0] % chunk)] + [(0, 0)] * (x.ndim - 1)
@@ -81,17 +90,21 @@ def in_chunks(tree, chunk: int):
 def embed_rows(
     params: Params, rows: Rows, mask: jax.Array, segments_per_row: int, config: StepConfig
 ) -> Float[Array, "n c G d"]:
-    """One normalised vector for each segment of packed rows, in `n` chunks of `c` rows (empty rows at the end).
+    """One normalised vector for each segment of packed rows, in `n` chunks of `c` rows (empty rows
+    at the end).
 
-    With `embedding_chunk`, rows are encoded in chunks under `jax.checkpoint`: only the vectors of a chunk are
-    kept and its activations are recomputed in the backward pass (GradCache, arXiv 2101.06983, as one map).
+    With `embedding_chunk`, rows are encoded in chunks under `jax.checkpoint`: only the vectors of a
+    chunk are kept and its activations are recomputed in the backward pass (GradCache, arXiv
+    2101.06983, as one map).
     """
 
     def encode(part: tuple[Rows, jax.Array]) -> Float[Array, "r G d"]:
         rows, mask = part
         model = Transformer(config.model, config.weights_of(params))
         mode = config.embedding_mode
-        hidden = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks).hidden
+        hidden = model(
+            rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks
+        ).hidden
         return text_vectors(params, hidden, rows.segments, mask, segments_per_row, config.pooling)
 
     count = mask.shape[0]
@@ -107,7 +120,9 @@ def embed_queries(params: Params, batch: EmbeddingBatch, config: StepConfig) -> 
     return take_slots(embed_rows(params, rows, mask, batch.segments_per_row, config), batch.queries)
 
 
-def embed_passages(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "P d"]:
+def embed_passages(
+    params: Params, batch: EmbeddingBatch, config: StepConfig
+) -> Float[Array, "P d"]:
     """The passages' representations from rows of their own."""
     rows, mask = jax.tree.map(lambda x: x[batch.query_rows :], (batch.rows, batch.pool))
     vectors = embed_rows(params, rows, mask, batch.segments_per_row, config)
@@ -117,31 +132,49 @@ def embed_passages(params: Params, batch: EmbeddingBatch, config: StepConfig) ->
 def embed_sides(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Sides:
     """Queries and passages; a side that `config.gradient` leaves out is a constant.
 
-    Where the sides have rows of their own, the constant one leaves nothing behind for a backward pass.
+    Where the sides have rows of their own, the constant one leaves nothing behind for a backward
+    pass.
     """
     if batch.query_rows:
         fixed = FIXED[config.gradient]
         constant = jax.lax.stop_gradient(params)
         take = lambda side: constant if side in fixed else params
-        return Sides(embed_queries(take("queries"), batch, config), embed_passages(take("passages"), batch, config))
-    return pick_sides(embed_rows(params, batch.rows, batch.pool, batch.segments_per_row, config), batch, config)
+        return Sides(
+            embed_queries(take("queries"), batch, config),
+            embed_passages(take("passages"), batch, config),
+        )
+    return pick_sides(
+        embed_rows(params, batch.rows, batch.pool, batch.segments_per_row, config), batch, config
+    )
 
 
-def pick_sides(vectors: Float[Array, "n c G d"], batch: EmbeddingBatch, config: StepConfig) -> Sides:
-    """Queries and passages among the representations of all segments, the fixed side as a constant."""
+def pick_sides(
+    vectors: Float[Array, "n c G d"], batch: EmbeddingBatch, config: StepConfig
+) -> Sides:
+    """Queries and passages among the representations of all segments, the fixed side as a
+    constant."""
     sides = Sides(take_slots(vectors, batch.queries), take_slots(vectors, batch.passages))
     fixed = FIXED[config.gradient]
-    return dataclasses.replace(sides, **{side: jax.lax.stop_gradient(getattr(sides, side)) for side in fixed})
+    return dataclasses.replace(
+        sides, **{side: jax.lax.stop_gradient(getattr(sides, side)) for side in fixed}
+    )
 
 
-def embedding_losses(sides: Sides, batch: EmbeddingBatch, config: StepConfig) -> tuple[Float[Array, ""], Parts]:
-    """The embedding side's share of the loss, and its parts; negatives are all passages of the global batch."""
+def embedding_losses(
+    sides: Sides, batch: EmbeddingBatch, config: StepConfig
+) -> tuple[Float[Array, ""], Parts]:
+    """The embedding side's share of the loss, and its parts; negatives are all passages of the
+    global batch."""
     parts = {
         "loss_emb": contrastive_loss(
-            sides.queries, sides.passages, config.loss,
-            positives=batch.positives, present=batch.present, texts=batch.texts,
+            sides.queries,
+            sides.passages,
+            config.loss,
+            positives=batch.positives,
+            present=batch.present,
+            texts=batch.texts,
         )
-    }  # fmt: skip
+    }
     total = parts["loss_emb"]
     if config.loss.distillation_factor:
         if batch.scores is None:
@@ -151,36 +184,54 @@ def embedding_losses(sides: Sides, batch: EmbeddingBatch, config: StepConfig) ->
         )
         total += config.loss.distillation_factor * parts["loss_distill"]
     scale = config.loss.emb_grad_scale
-    return (total if scale == 1.0 else scale * total + jax.lax.stop_gradient((1 - scale) * total)), parts
+    return (
+        total if scale == 1.0 else scale * total + jax.lax.stop_gradient((1 - scale) * total)
+    ), parts
 
 
 @dataclasses.dataclass
 class LanguagePass:
-    """The language loss of a pass, and how its tokens were spread over experts (None without them)."""
+    """The language loss of a pass, and how its tokens were spread over experts (None without
+    them)."""
 
     loss: Float[Array, ""]
     router: RouterStats | None
 
 
-def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig, cache=None) -> LanguagePass:
+def generative_pass(
+    params: Params, batch: GenerativeBatch, config: StepConfig, cache=None
+) -> LanguagePass:
     """Language loss of packed sequences, after cached documents where there are any."""
     model, rows = Transformer(config.model, config.weights_of(params)), batch.rows
     out = model(
-        rows.tokens, rows.positions, rows.segments, mode=config.generation_mode, cache=cache, blocks=rows.blocks
+        rows.tokens,
+        rows.positions,
+        rows.segments,
+        mode=config.generation_mode,
+        cache=cache,
+        blocks=rows.blocks,
     )
     losses = _token_losses(model, out.hidden, rows.tokens, config)
     return LanguagePass(language_loss(losses, batch, config.loss), out.router)
 
 
-def _token_losses(model: Transformer, hidden: jax.Array, tokens: jax.Array, config: StepConfig) -> Float[Array, "R T"]:
+def _token_losses(
+    model: Transformer, hidden: jax.Array, tokens: jax.Array, config: StepConfig
+) -> Float[Array, "R T"]:
     cap, block = config.model.final_logit_softcapping, config.loss.logits_block
     return token_losses(hidden, tokens, model.params(), softcap=cap, block=block)
 
 
 def fused_pass(
-    params: Params, rows: Rows, mask: jax.Array, segments_per_row: int, batch: GenerativeBatch, config: StepConfig
+    params: Params,
+    rows: Rows,
+    mask: jax.Array,
+    segments_per_row: int,
+    batch: GenerativeBatch,
+    config: StepConfig,
 ) -> tuple[Float[Array, "R G d"], LanguagePass]:
-    """The representations of embedding rows and the language loss of generative rows, from one forward pass.
+    """The representations of embedding rows and the language loss of generative rows, from one
+    forward pass.
 
     Both kinds go through the layers together and part only inside attention. Rows of one length.
     """
@@ -188,10 +239,13 @@ def fused_pass(
     kinds = rows.tokens.shape[0], batch.targets.shape[0]
     both, n = joined_rows(rows, batch.rows), repeats(*kinds)
     out = model(
-        both.tokens, both.positions, both.segments, blocks=both.blocks,
+        both.tokens,
+        both.positions,
+        both.segments,
+        blocks=both.blocks,
         mode=((config.embedding_mode, kinds[0] // n), (config.generation_mode, kinds[1] // n)),
         routed=together(jnp.zeros_like(rows.segments), batch.rows.segments),
-    )  # fmt: skip
+    )
     embedded, written = apart(out.hidden, *kinds)
     vectors = text_vectors(params, embedded, rows.segments, mask, segments_per_row, config.pooling)
     losses = _token_losses(model, written, batch.rows.tokens, config)
@@ -199,9 +253,9 @@ def fused_pass(
 
 
 def can_fuse(batch: Batch, config: StepConfig) -> bool:
-    """Whether `fused_pass` takes the batch: both losses in one backward pass, all rows of one length, queries and
-    passages in the same rows, and weights that are gathered from several devices (on one CPU the fused pass costs 14%
-    more than the two)."""
+    """Whether `fused_pass` takes the batch: both losses in one backward pass, all rows of one
+    length, queries and passages in the same rows, and weights that are gathered from several
+    devices (on one CPU the fused pass costs 14% more than the two)."""
     one, other = batch.embedding, batch.generative
     if config.backward != "joint" or one is None or other is None or one.query_rows:
         return False
@@ -212,27 +266,39 @@ def can_fuse(batch: Batch, config: StepConfig) -> bool:
 def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> LanguagePass:
     """Language loss of answers over cached documents, with gradients through the documents' caches.
 
-    The same two passes that serve: pieces as they are embedded and blind to each other, then the text on their cache.
+    The same two passes that serve: pieces as they are embedded and blind to each other, then the
+    text on their cache.
     """
     model, pieces = Transformer(config.model, config.weights_of(params)), batch.pieces
     kv = model(
-        pieces.tokens, pieces.positions, pieces.segments, mode=config.embedding_mode, blocks=pieces.blocks,
+        pieces.tokens,
+        pieces.positions,
+        pieces.segments,
+        mode=config.embedding_mode,
+        blocks=pieces.blocks,
         return_kv=True,
-    ).kv  # fmt: skip
+    ).kv
     cache = cache_from(kv, batch.piece_positions, batch.piece_owner, config.model)
     return generative_pass(params, batch.text, config, cache)
 
 
-def language_losses(passes: dict[str, LanguagePass], config: StepConfig) -> tuple[Float[Array, ""], Parts]:
+def language_losses(
+    passes: dict[str, LanguagePass], config: StepConfig
+) -> tuple[Float[Array, ""], Parts]:
     """The share of the language passes (`loss_gen`, `loss_cached`) in the loss, and their parts.
 
-    A mixture of experts adds `router_aux_loss_coef` times the load-balancing loss of each pass, outside of the
-    factors; the embedding pass has none (`gritlm: scripts/modeling_mixtral_gritlm.py:1413-1430`).
+    A mixture of experts adds `router_aux_loss_coef` times the load-balancing loss of each pass,
+    outside of the factors; the embedding pass has none (`gritlm:
+    scripts/modeling_mixtral_gritlm.py:1413-1430`).
     """
     factors = {"loss_gen": config.loss.generative_factor, "loss_cached": config.loss.cached_factor}
     parts = {name: one.loss for name, one in passes.items()}
     total = sum((factors[name] * loss for name, loss in parts.items()), jnp.zeros((), jnp.float32))
-    routers = [router_aux_loss(one.router, config.model.num_experts) for one in passes.values() if one.router]
+    routers = [
+        router_aux_loss(one.router, config.model.num_experts)
+        for one in passes.values()
+        if one.router
+    ]
     if routers:
         parts["loss_router"] = sum(routers, jnp.zeros(()))
         total += config.model.router_aux_loss_coef * parts["loss_router"]
@@ -240,7 +306,8 @@ def language_losses(passes: dict[str, LanguagePass], config: StepConfig) -> tupl
 
 
 def joint_loss(params: Params, batch: Batch, config: StepConfig) -> tuple[Float[Array, ""], Parts]:
-    """`contrastive + factor * language + factor * cached` (and the routers' share), and the parts by name."""
+    """`contrastive + factor * language + factor * cached` (and the routers' share), and the parts
+    by name."""
     passes: dict[str, LanguagePass] = {}
     sides = None
     if can_fuse(batch, config) and not config.embedding_chunk:

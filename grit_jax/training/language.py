@@ -21,12 +21,13 @@ def token_losses(
 ) -> Float[Array, "R T"]:
     """Negative log-likelihood of each token given the one before it; 0 in the first column.
 
-    The vocabulary is taken in blocks, so that no more logits exist at a time than those of `block` tokens, and that
-    each part of an output head that is split over devices is gathered once. A token's gradient is summed over the
-    blocks in float32.
+    The vocabulary is taken in blocks, so that no more logits exist at a time than those of `block`
+    tokens, and that each part of an output head that is split over devices is gathered once. A
+    token's gradient is summed over the blocks in float32.
 
     Args:
-      weights: those outside the layers: the logits are `hidden @ head`, or by the embedding table where there is none.
+      weights: those outside the layers: the logits are `hidden @ head`, or by the embedding table
+        where there is none.
       softcap: bends the logits (`models.kernels.soft_cap`).
     """
     dtype = hidden.dtype
@@ -39,9 +40,14 @@ def token_losses(
         return [soft_cap(found, softcap)], label[:, :, None] == number
 
     (losses,) = cross_entropy(
-        logits, (hidden.astype(jnp.float32), labels), jnp.asarray(head).astype(dtype), block,
-        row_axes=("rows", "tokens"), axes=("vocab_out", "embed"), split=True,
-    )  # fmt: skip
+        logits,
+        (hidden.astype(jnp.float32), labels),
+        jnp.asarray(head).astype(dtype),
+        block,
+        row_axes=("rows", "tokens"),
+        axes=("vocab_out", "embed"),
+        split=True,
+    )
     return jnp.roll(losses, 1, axis=1).at[:, 0].set(0.0)
 
 
@@ -61,6 +67,8 @@ def token_weights(batch: GenerativeBatch, config: LossConfig) -> Float[Array, "R
     return targets / (groups * jnp.maximum(count, 1.0)[group])
 
 
-def language_loss(losses: Float[Array, "R T"], batch: GenerativeBatch, config: LossConfig) -> Float[Array, ""]:
+def language_loss(
+    losses: Float[Array, "R T"], batch: GenerativeBatch, config: LossConfig
+) -> Float[Array, ""]:
     """The batch's language loss from its token losses."""
     return (losses * token_weights(batch, config)).sum()

@@ -12,17 +12,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from grit_jax.hosts import Agreement, all_say, is_first, wait_for_all
-from grit_jax.metrics import MetricsFile
-from grit_jax.output import Output
-from grit_jax.preemption import Preempted
-from grit_jax.progress import progress
+from grit_jax.errors import GritError
+from grit_jax.runtime.hosts import Agreement, all_say, is_first, wait_for_all
+from grit_jax.runtime.metrics import MetricsFile
+from grit_jax.runtime.preemption import Preempted
+from grit_jax.runtime.progress import progress
+from grit_jax.runtime.run_folder import Output
+from grit_jax.runtime.trackers import Tracker
 from grit_jax.sharding import ShardingRules, put_rows
-from grit_jax.trackers import Tracker
 from grit_jax.training.checkpoint import Checkpoints
-from grit_jax.training.measure import count_tokens, memory_in_use, peak_flops
 from grit_jax.training.state import TrainState
-from grit_jax.types import Batch, GritError
+from grit_jax.training.throughput import count_tokens, memory_in_use, peak_flops
+from grit_jax.types import Batch
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 
@@ -51,11 +52,13 @@ def run_loop(
 
     Args:
       batches: a grain iterator (host arrays); its state is saved in every checkpoint.
-      evaluate: called every `evaluate_every` steps and at the end, after a save where one is due; its numbers
-        (`eval_...`) join that step's metrics. Where a run ended between the two, they come first when it goes on.
+      evaluate: called every `evaluate_every` steps and at the end, after a save where one is due;
+        its numbers (`eval_...`) join that step's metrics. Where a run ended between the two, they
+        come first when it goes on.
       batch_ids: names of the examples of a step, for the report of a loss that is not finite.
       profile: steps (from, to) to trace with the JAX profiler into `output/profile`.
-      told_to_stop: asked after every step; where any host's is True, the run ends on all of them, its state saved.
+      told_to_stop: asked after every step; where any host's is True, the run ends on all of them,
+        its state saved.
       flops: model FLOPs of the step over a batch, for its `mfu`.
       trackers: take each step's numbers, as metrics.jsonl does; closed at the end, whichever it is.
 
@@ -63,7 +66,8 @@ def run_loop(
       The final state; `output/metrics.jsonl` has one line for each step.
 
     Raises:
-      GritError: a loss or the gradient is not finite; the ids of its batch are in `output/bad_batch.json`.
+      GritError: a loss or the gradient is not finite; the ids of its batch are in
+        `output/bad_batch.json`.
       Preempted: it was told to stop.
     """
     # --- where are we ---
@@ -71,8 +75,12 @@ def run_loop(
     if start is not None:
         state = checkpoints.restore(start, state, batches)
     start = start or 0
-    due = lambda step: bool(evaluate and (step == steps or (evaluate_every and step % evaluate_every == 0)))
-    with contextlib.ExitStack() as ends:  # however the loop ends, the numbers on their way to a tracker get there
+    due = lambda step: bool(
+        evaluate and (step == steps or (evaluate_every and step % evaluate_every == 0))
+    )
+    with (
+        contextlib.ExitStack() as ends
+    ):  # however the loop ends, the numbers on their way to a tracker get there
         sinks: list[Tracker] = list(trackers)
         for tracker in trackers:
             ends.callback(tracker.close)
@@ -81,7 +89,9 @@ def run_loop(
             lines = MetricsFile(output.local / "metrics.jsonl", start)
             ends.callback(lines.close)
             sinks.insert(0, lines)
-            lacks_scores = lines.last.get("step") == start - 1 and not any(map(_is_score, lines.last))
+            lacks_scores = lines.last.get("step") == start - 1 and not any(
+                map(_is_score, lines.last)
+            )
         bar = progress(steps, description, "steps", initial=start)
         ends.callback(bar.close)
         record = _Recorder(sinks, bar, output, batch_ids, peak_flops(mesh.devices.flat))
@@ -95,7 +105,9 @@ def run_loop(
             checkpoints.save(done, state, batches, force=force)
 
         # --- train ---
-        wait_for_all("first step")  # it is compiled side by side; where one has to wait, some transports lose patience
+        wait_for_all(
+            "first step"
+        )  # it is compiled side by side; where one has to wait, some transports lose patience
         record.go_on()
         pending: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
         stop, to_stop = False, Agreement(told_to_stop, mesh)
@@ -109,7 +121,11 @@ def run_loop(
             # The previous step's numbers are read while this one computes.
             if pending:
                 record(*pending)
-            used = {**count_tokens(host_batch), "data_wait_s": round(waited, 4), "hbm_bytes": memory_in_use()}
+            used = {
+                **count_tokens(host_batch),
+                "data_wait_s": round(waited, 4),
+                "hbm_bytes": memory_in_use(),
+            }
             pending = (step, metrics, {**used, "flops": flops(host_batch)})
             if profile and step + 1 == profile[1]:
                 jax.block_until_ready(state.params)
@@ -121,7 +137,8 @@ def run_loop(
                 pending = None
             if saving:
                 save(step + 1, state, force=last or stop)
-            # Saved before: an evaluation may last longer than the grace between SIGTERM and SIGKILL.
+            # Saved before: an evaluation may last longer than the grace between SIGTERM and
+            # SIGKILL.
             if due(step + 1) and not stop:
                 assert evaluate is not None
                 record.scores(step, evaluate, state)
@@ -139,13 +156,24 @@ def _is_score(name: str) -> bool:
 
 
 class _Recorder:
-    """Reads a step's numbers from the device and writes its line; a step lasts from the line before to its own."""
+    """Reads a step's numbers from the device and writes its line; a step lasts from the line before
+    to its own."""
 
     def __init__(
-        self, sinks: Sequence[Tracker], bar: Any, output: Output, batch_ids: Callable[[int], Any] | None,
+        self,
+        sinks: Sequence[Tracker],
+        bar: Any,
+        output: Output,
+        batch_ids: Callable[[int], Any] | None,
         peak: float | None,
-    ):  # fmt: skip
-        self._sinks, self._bar, self._output, self._batch_ids, self._peak = sinks, bar, output, batch_ids, peak
+    ):
+        self._sinks, self._bar, self._output, self._batch_ids, self._peak = (
+            sinks,
+            bar,
+            output,
+            batch_ids,
+            peak,
+        )
         self._last = time.perf_counter()
 
     def go_on(self) -> None:
@@ -153,7 +181,8 @@ class _Recorder:
         self._last = time.perf_counter()
 
     def scores(self, step: int, evaluate: Evaluate, state: TrainState) -> None:
-        """Evaluates the state after `step`, which joins the step's line; the time is no part of the next step."""
+        """Evaluates the state after `step`, which joins the step's line; the time is no part of the
+        next step."""
         began = time.perf_counter()
         found = evaluate(state)
         for sink in self._sinks:
@@ -170,13 +199,20 @@ class _Recorder:
         values |= extra | {"seconds": round(seconds, 4), "tokens_per_s": rate, "mfu": mfu}
         for sink in self._sinks:
             sink.write(step, values)
-        losses = " ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("loss"))
+        losses = " ".join(
+            f"{name} {value:.3f}" for name, value in values.items() if name.startswith("loss")
+        )
         self._bar.update(1, note=losses)
         if bad := next((name for name in metrics if not math.isfinite(values[name])), None):
-            report = {"step": step, "metrics": str(values), "ids": self._batch_ids(step) if self._batch_ids else None}
+            report = {
+                "step": step,
+                "metrics": str(values),
+                "ids": self._batch_ids(step) if self._batch_ids else None,
+            }
             if is_first():
                 (self._output.local / "bad_batch.json").write_text(json.dumps(report, indent=1))
             raise GritError(
-                f"step {step}: {bad} is {values[bad]}; the examples of its batch are listed in "
-                f"{self._output.under('bad_batch.json')}; a lower optimizer.lr or a longer warmup usually helps"
+                f"step {step}: {bad} is {values[bad]}; the examples of its batch are listed in"
+                f" {self._output.under('bad_batch.json')}; a lower optimizer.lr or a longer warmup"
+                " usually helps"
             )

@@ -14,28 +14,34 @@ from grit_jax.models.lora import adapter_axes
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES
 
-TRAINED_AXES = PARAMETER_AXES | PROJECTION_AXES | adapter_axes(PARAMETER_AXES)  # of everything that can be trained
+TRAINED_AXES = (
+    PARAMETER_AXES | PROJECTION_AXES | adapter_axes(PARAMETER_AXES)
+)  # of everything that can be trained
 ADAMW_ONLY = ("b1", "b2", "eps", "moments")
-UPDATE_CLIP = 1.0  # Adafactor's bound on the root mean square of a matrix's update (arXiv 1804.04235, section 6)
+# Adafactor's bound on the root mean square of a matrix's update (arXiv 1804.04235, section 6)
+UPDATE_CLIP = 1.0
 LEAST_FACTORED = 128  # a matrix with a smaller side keeps its mean squares whole
 ROUNDING_KEY = 0x0BF1  # of the noise that moments are rounded with; the step is folded in
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Adafactor, with warmup and a linear or cosine decay to `final_lr_fraction` of the peak.
+    """AdamW or Adafactor, with warmup and a linear or cosine decay to `final_lr_fraction` of the
+    peak.
 
     Attributes:
-      name: "adamw" keeps two moments of every weight; "adafactor" (arXiv 1804.04235) only the mean squares of the
-        rows and of the columns of a matrix (0.01 bytes a parameter or less), and no first moment. `lr` is the size of a
-        step in both: Adafactor's is not multiplied by the weight's own, as `transformers` has it with
+      name: "adamw" keeps two moments of every weight; "adafactor" (arXiv 1804.04235) only the mean
+        squares of the rows and of the columns of a matrix (0.01 bytes a parameter or less), and no
+        first moment. `lr` is the size of a step in both: Adafactor's is not multiplied by the
+          weight's own, as `transformers` has it with
         `scale_parameter=False`.
-      moments: AdamW's as they lie between steps: "float32" (8 bytes a parameter) or "bfloat16" (4). Narrow ones are
-        rounded up or down at random, or a second moment would never fall (at b2 = 0.999 it changes by less than a
-        bfloat16 resolves); they are right on average. What is lost is precision: noise of 0.3% of a moment at each
-        step, which at b2 = 0.999 amounts to some 4% of a second moment and 2% of a weight's step.
-      offload: moments lie in the memory of the host between steps (pinned, each device's share with its own host), and
-        come to the devices once a step, when the activations are gone.
+      moments: AdamW's as they lie between steps: "float32" (8 bytes a parameter) or "bfloat16" (4).
+        Narrow ones are rounded up or down at random, or a second moment would never fall (at b2 =
+        0.999 it changes by less than a bfloat16 resolves); they are right on average. What is lost
+        is precision: noise of 0.3% of a moment at each step, which at b2 = 0.999 amounts to some 4%
+          of a second moment and 2% of a weight's step.
+      offload: moments lie in the memory of the host between steps (pinned, each device's share with
+        its own host), and come to the devices once a step, when the activations are gone.
       clip_norm: the largest global norm of a gradient; None: it is not clipped.
 
     Raises:
@@ -59,14 +65,25 @@ class OptimizerConfig:
         # Asked so that nan is refused, too: every comparison with it is false.
         for key in ("lr", "final_lr_fraction", "weight_decay", "eps"):
             if not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"optimizer.{key} must be a finite number, not negative, is {getattr(self, key)}")
+                raise ValueError(
+                    f"optimizer.{key} must be a finite number, not negative, is"
+                    f" {getattr(self, key)}"
+                )
         if not 0 <= self.warmup_fraction <= 1:
-            raise ValueError(f"optimizer.warmup_fraction must be between 0 and 1, is {self.warmup_fraction}")
+            raise ValueError(
+                f"optimizer.warmup_fraction must be between 0 and 1, is {self.warmup_fraction}"
+            )
         for key in ("b1", "b2"):
             if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"optimizer.{key} must be at least 0 and below 1, is {getattr(self, key)}")
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:  # a negative one turns the gradient round
-            raise ValueError(f"optimizer.clip_norm must be above 0 and finite, or null, is {self.clip_norm}")
+                raise ValueError(
+                    f"optimizer.{key} must be at least 0 and below 1, is {getattr(self, key)}"
+                )
+        if (
+            self.clip_norm is not None and not 0 < self.clip_norm < math.inf
+        ):  # a negative one turns the gradient round
+            raise ValueError(
+                f"optimizer.clip_norm must be above 0 and finite, or null, is {self.clip_norm}"
+            )
         if self.name not in ("adamw", "adafactor"):
             raise ValueError(f"optimizer.name must be adamw or adafactor, is {self.name}")
         if self.moments not in ("float32", "bfloat16"):
@@ -74,7 +91,9 @@ class OptimizerConfig:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for key in ADAMW_ONLY if self.name == "adafactor" else ():
             if getattr(self, key) != defaults[key]:
-                raise ValueError(f"optimizer.{key} has no effect with optimizer.name: adafactor; leave it out")
+                raise ValueError(
+                    f"optimizer.{key} has no effect with optimizer.name: adafactor; leave it out"
+                )
 
     @property
     def keeps(self) -> str:
@@ -100,8 +119,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, decay], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Gradient clipping by the global norm, then the optimizer; norms and biases are not decayed."""
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Gradient clipping by the global norm, then the optimizer; norms and biases are not
+    decayed."""
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     if config.name == "adafactor":
         parts.append(optax.scale_by_factored_rms(min_dim_size_to_factor=LEAST_FACTORED))
@@ -117,7 +139,8 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 
 
 class OnHost(NamedTuple):
-    """The state of an optimizer whose arrays lie in host memory (`training.state` puts them there); scalars do not."""
+    """The state of an optimizer whose arrays lie in host memory (`training.state` puts them there);
+    scalars do not."""
 
     state: Any
 
@@ -129,15 +152,18 @@ def _kept_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTran
         return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, state)
 
     def update(gradients: Any, state: OnHost, params: Any = None) -> Any:
-        updates, after = optimizer.update(gradients, to(jax.memory.Space.Device, state.state), params)
+        updates, after = optimizer.update(
+            gradients, to(jax.memory.Space.Device, state.state), params
+        )
         return updates, OnHost(to(jax.memory.Space.Host, after))
 
     return optax.GradientTransformation(lambda params: OnHost(optimizer.init(params)), update)
 
 
 def _clip_each_matrix(threshold: float) -> optax.GradientTransformation:
-    """Scales an update whose root mean square exceeds the threshold down to it, each layer's and each expert's of a
-    stack by itself (`optax.clip_by_block_rms` would take the stack for one matrix)."""
+    """Scales an update whose root mean square exceeds the threshold down to it, each layer's and
+    each expert's of a stack by itself (`optax.clip_by_block_rms` would take the stack for one
+    matrix)."""
 
     def clip(name: str, x: jax.Array) -> jax.Array:
         stacked = sum(axis in ("layers", "experts") for axis in TRAINED_AXES[name])
@@ -158,11 +184,15 @@ def _kept_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTrans
         return state._replace(mu=mu, nu=nu)
 
     def init(params: Any) -> Any:
-        return narrow(adam.init(params), lambda _, mu, nu: (mu.astype(jnp.bfloat16), nu.astype(jnp.bfloat16)))
+        return narrow(
+            adam.init(params), lambda _, mu, nu: (mu.astype(jnp.bfloat16), nu.astype(jnp.bfloat16))
+        )
 
     def update(gradients: Any, state: Any, params: Any = None) -> Any:
         wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-        updates, state = adam.update(gradients, state._replace(mu=wide(state.mu), nu=wide(state.nu)), params)
+        updates, state = adam.update(
+            gradients, state._replace(mu=wide(state.mu), nu=wide(state.nu)), params
+        )
         key = jax.random.fold_in(jax.random.key(ROUNDING_KEY), state.count)
 
         def store(place: int, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -177,8 +207,8 @@ def _kept_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTrans
 def _at_random(x: jax.Array, noise: jax.Array) -> jax.Array:
     """Float32 to bfloat16, up or down with probabilities that make `x` the mean.
 
-    A bfloat16 is the upper half of a float32; noise of 16 bits added to the lower half carries over as often as it is
-    large.
+    A bfloat16 is the upper half of a float32; noise of 16 bits added to the lower half carries over
+    as often as it is large.
     """
     bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
     return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)

@@ -12,19 +12,32 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import LoraConfig, attach, init_adapters
 from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, init_projection
 from grit_jax.models.transformer import Params, init_params, parameter_shapes
 from grit_jax.sharding import ShardingRules, tree_shardings
-from grit_jax.training.base import freeze, frozen_shardings
-from grit_jax.training.optimizer import TRAINED_AXES, OnHost, OptimizerConfig, make_optimizer, make_schedule
-from grit_jax.types import GritError
+from grit_jax.training.frozen_base import freeze, frozen_shardings
+from grit_jax.training.optimizer import (
+    TRAINED_AXES,
+    OnHost,
+    OptimizerConfig,
+    make_optimizer,
+    make_schedule,
+)
 
 __all__ = [
-    "HOST", "TRAINED_AXES", "OptimizerConfig", "TrainState", "abstract_state", "init_state", "make_optimizer",
-    "make_schedule", "state_shardings",
-]  # fmt: skip
+    "HOST",
+    "TRAINED_AXES",
+    "OptimizerConfig",
+    "TrainState",
+    "abstract_state",
+    "init_state",
+    "make_optimizer",
+    "make_schedule",
+    "state_shardings",
+]
 HOST = "pinned_host"  # JAX's name for host memory that devices copy from by themselves
 PROJECTION_KEY = 0xD3  # beyond the numbers of the other weights
 
@@ -45,14 +58,17 @@ class TrainState:
     frozen: Params = dataclasses.field(default_factory=dict)
 
     def weights(self, lora: LoraConfig | None, key: jax.Array | None = None) -> Params:
-        """The weights of the model as it stands; with the `key` of a step, adapters have dropout."""
+        """The weights of the model as it stands; with the `key` of a step, adapters have
+        dropout."""
         return self.params if lora is None else attach(self.frozen, self.params, lora, key)
 
 
 def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """Shardings of a TrainState (or its shapes): moments lie like their weights, scalars are replicated.
+    """Shardings of a TrainState (or its shapes): moments lie like their weights, scalars are
+    replicated.
 
-    Of Adafactor's moments, those of a matrix's rows lie as its rows do, those of its columns as its columns.
+    Of Adafactor's moments, those of a matrix's rows lie as its rows do, those of its columns as its
+    columns.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     like_params = lambda node: tree_shardings(node, TRAINED_AXES, mesh, rules)
@@ -61,26 +77,38 @@ def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
 
     def factored(node: optax.FactoredState) -> optax.FactoredState:
         def along(values: Params, dropped: int) -> Any:
-            axes = {name: _axes_without(name, state.params[name].shape, x.shape, dropped) for name, x in values.items()}
+            axes = {
+                name: _axes_without(name, state.params[name].shape, x.shape, dropped)
+                for name, x in values.items()
+            }
             return tree_shardings(values, axes, mesh, rules)
 
         return node._replace(
-            count=whole, v_row=along(node.v_row, -1), v_col=along(node.v_col, -2), v=along(node.v, 0)
+            count=whole,
+            v_row=along(node.v_row, -1),
+            v_col=along(node.v_col, -2),
+            v=along(node.v, 0),
         )
 
     def place(node: Any) -> Any:
-        return factored(node) if is_factored(node) else like_params(node) if is_params(node) else whole
+        return (
+            factored(node) if is_factored(node) else like_params(node) if is_params(node) else whole
+        )
 
     moments = jax.tree.map(place, state.opt_state, is_leaf=lambda n: is_factored(n) or is_params(n))
     if isinstance(state.opt_state, OnHost):
         to_host = lambda x, sharding: sharding.with_memory_kind(HOST) if x.ndim else sharding
         moments = jax.tree.map(to_host, state.opt_state, moments)
-    return TrainState(whole, like_params(state.params), moments, frozen_shardings(state.frozen, mesh, rules))
+    return TrainState(
+        whole, like_params(state.params), moments, frozen_shardings(state.frozen, mesh, rules)
+    )
 
 
-def _axes_without(name: str, shape: tuple[int, ...], kept: tuple[int, ...], dropped: int) -> tuple[str | None, ...]:
-    """Logical axes of what a factored optimizer keeps of a weight: all of it, one number, or all but its largest axis
-    (`dropped` -1) or its second largest (-2), as optax counts them."""
+def _axes_without(
+    name: str, shape: tuple[int, ...], kept: tuple[int, ...], dropped: int
+) -> tuple[str | None, ...]:
+    """Logical axes of what a factored optimizer keeps of a weight: all of it, one number, or all
+    but its largest axis (`dropped` -1) or its second largest (-2), as optax counts them."""
     axes = TRAINED_AXES[name]
     if kept == shape:
         return axes
@@ -100,12 +128,14 @@ def init_state(
     projection: int | None = None,
     lora: LoraConfig | None = None,
 ) -> TrainState:
-    """A new state, each array made directly in its sharding: none is whole on a device, not on the way either.
+    """A new state, each array made directly in its sharding: none is whole on a device, not on the
+    way either.
 
     Args:
       params: start from these weights instead of random ones.
       projection: add a new head of so many dimensions to weights that have none.
-      lora: train new adapters (and the projection); `params` are the frozen base, in place (see `training.base`).
+      lora: train new adapters (and the projection); `params` are the frozen base, in place (see
+        `training.base`).
 
     Raises:
       GritError: optimizer state in host memory, where devices have no way to it.
@@ -128,7 +158,8 @@ def _check_host_memory(mesh: Mesh) -> None:
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST not in kinds:
         raise GritError(
-            f"optimizer.offload: {device.device_kind} devices have no {HOST} memory ({', '.join(kinds)}); leave it out"
+            f"optimizer.offload: {device.device_kind} devices have no {HOST} memory"
+            f" ({', '.join(kinds)}); leave it out"
         )
 
 
@@ -138,12 +169,15 @@ def abstract_state(
     projection: int | None = None,
     lora: LoraConfig | None = None,
 ) -> TrainState:
-    """Shapes and dtypes of what `init_state` makes, the frozen base included; nothing is computed."""
+    """Shapes and dtypes of what `init_state` makes, the frozen base included; nothing is
+    computed."""
     state = jax.eval_shape(_creation(config, optimizer, jax.random.key(0), projection, lora), None)
     if lora is None:
         return state
     random = lambda: init_params(config, jax.random.key(0))
-    frozen = jax.eval_shape(lambda: {name: freeze(name, weight, config, lora) for name, weight in random().items()})
+    frozen = jax.eval_shape(
+        lambda: {name: freeze(name, weight, config, lora) for name, weight in random().items()}
+    )
     return dataclasses.replace(state, frozen=frozen)
 
 
@@ -163,7 +197,9 @@ def _creation(
         elif given is None:
             weights = init_params(config, key)
         if projection and PROJECTION not in weights:
-            weights |= init_projection(config.hidden_size, projection, jax.random.fold_in(key, PROJECTION_KEY))
+            weights |= init_projection(
+                config.hidden_size, projection, jax.random.fold_in(key, PROJECTION_KEY)
+            )
         return TrainState(jnp.zeros((), jnp.int32), weights, optimizer.init(weights))
 
     return create

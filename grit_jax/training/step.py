@@ -21,20 +21,27 @@ def make_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step `(state, batch) -> (state, metrics)`; the state's buffers are donated.
 
-    Shardings are those of the arrays handed in (see `training.state`); metrics are scalars: `loss`, its parts,
-    `grad_norm` (before clipping) and `lr`.
+    Shardings are those of the arrays handed in (see `training.state`); metrics are scalars: `loss`,
+    its parts, `grad_norm` (before clipping) and `lr`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         here = config
         if config.lora is not None:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-            weights_of = lambda params: dataclasses.replace(state, params=params).weights(config.lora, key)
+            weights_of = lambda params: dataclasses.replace(state, params=params).weights(
+                config.lora, key
+            )
             here = dataclasses.replace(config, weights_of=weights_of)
         (loss, parts), grads = joint_gradient(state.params, batch, here)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+        metrics = {
+            "loss": loss,
+            **parts,
+            "grad_norm": optax.tree.norm(grads),
+            "lr": schedule(state.step),
+        }
         return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
     return jax.jit(step, donate_argnums=0)

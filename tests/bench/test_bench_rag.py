@@ -10,34 +10,54 @@ import numpy as np
 import pytest
 from cli_world import run
 
-from grit_jax.bench import floor, rag, show
+from grit_jax.bench import lower_bound as floor
+from grit_jax.bench import rag, show
 from grit_jax.bench.rag import MEASURED, bench_rag, check_length
 from grit_jax.bench.texts import TextMaker
-from grit_jax.data.layouts import MODES
+from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag import costs
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.rag.router import Costs, Work
-from grit_jax.types import GritError
+from grit_jax.text.rag_layouts import MODES
 
 TOKENS, NEW = 48, 3
-CONTRACT = {"mode", "shape", "kv", "query_tokens", "doc_tokens", "new_tokens", "ttft_s", "total_s", "search_s", "load_s",
-            "storage_bytes"}  # fmt: skip
+CONTRACT = {
+    "mode",
+    "shape",
+    "kv",
+    "query_tokens",
+    "doc_tokens",
+    "new_tokens",
+    "ttft_s",
+    "total_s",
+    "search_s",
+    "load_s",
+    "storage_bytes",
+}
 PROCESSOR = Costs(Work(0, 0), 1e8, 1e-3, 1e-6, 1e-6)  # loading takes less than reading, as on a CPU
 
 
 @pytest.fixture(scope="module")
 def model(tiny_config, tiny_params, tiny_tokenizer, tiny_model):
     """Every token ends its answers."""
-    return GritLM(tiny_config, tiny_params, tiny_tokenizer, tiny_model.chat, stop_ids=range(tiny_config.vocab_size))
+    return GritLM(
+        tiny_config,
+        tiny_params,
+        tiny_tokenizer,
+        tiny_model.chat,
+        stop_ids=range(tiny_config.vocab_size),
+    )
 
 
 def run_bench(model, folder, curve):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(costs, "measure_costs", lambda *_: PROCESSOR)
         patch.setattr(rag, "CURVE", 2)
-        found = bench_rag(model, tokens=TOKENS, new_tokens=NEW, repeats=2, curve=curve, folder=folder, quiet=True)
+        found = bench_rag(
+            model, tokens=TOKENS, new_tokens=NEW, repeats=2, curve=curve, folder=folder, quiet=True
+        )
         assert not list(folder.iterdir())  # indices are gone
         return found
 
@@ -49,10 +69,14 @@ def bench(model, tmp_path_factory):
 
 def test_every_layout_on_both_samples(bench):
     rows = json.loads(json.dumps(bench.rows()))
-    assert [(row["shape"], row["mode"]) for row in rows] == [(shape, mode) for shape in "AB" for mode in MEASURED]
+    assert [(row["shape"], row["mode"]) for row in rows] == [
+        (shape, mode) for shape in "AB" for mode in MEASURED
+    ]
     for row in rows:
         assert row.keys() >= CONTRACT and row["kv"] == "native" and row["repeats"] == 2
-        assert (row["query_tokens"], row["doc_tokens"]) == {"A": (1, TOKENS), "B": (TOKENS, 1)}[row["shape"]]
+        assert (row["query_tokens"], row["doc_tokens"]) == {"A": (1, TOKENS), "B": (TOKENS, 1)}[
+            row["shape"]
+        ]
 
 
 def test_the_end_of_sequence_is_ignored(bench, model):
@@ -62,8 +86,15 @@ def test_the_end_of_sequence_is_ignored(bench, model):
 
 def test_parts_and_wholes(bench):
     for row in bench.table:
-        assert row.total_s >= row.ttft_s >= max(row.load_s, row.search_s) and row.least_s <= row.total_s <= row.most_s
-        assert row.total_s >= row.decode_s + row.ttft_s - 1e-3 and row.decode_s > 0 and row.prefill_s > 0
+        assert (
+            row.total_s >= row.ttft_s >= max(row.load_s, row.search_s)
+            and row.least_s <= row.total_s <= row.most_s
+        )
+        assert (
+            row.total_s >= row.decode_s + row.ttft_s - 1e-3
+            and row.decode_s > 0
+            and row.prefill_s > 0
+        )
         assert (row.search_s > 0) == (row.mode != "none") and row.floor_s > 0
         assert row.load_s > 1e-4 or row.used not in DOCUMENT_CACHES
     used = {(row.shape, row.mode): row.used for row in bench.table}
@@ -73,7 +104,10 @@ def test_parts_and_wholes(bench):
 
 def test_bytes_stored(bench, model):
     c, tags = model.config, model.encoder.format([""]).prompt
-    vectors, numbers = 4 * c.hidden_size, 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+    vectors, numbers = (
+        4 * c.hidden_size,
+        2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim,
+    )
     for row in bench.table:
         if row.mode == "none":
             assert row.storage_bytes == 0
@@ -85,8 +119,11 @@ def test_bytes_stored(bench, model):
 
 
 def test_the_floor_is_bytes(bench, model):
-    """By hand: 16-dimensional heads, two of them, three layers, float32; weights but for the table of embeddings."""
-    weights = sum(np.prod(value.shape) * 4 for name, value in model.params.items() if name != "embed")
+    """By hand: 16-dimensional heads, two of them, three layers, float32; weights but for the table
+    of embeddings."""
+    weights = sum(
+        np.prod(value.shape) * 4 for name, value in model.params.items() if name != "embed"
+    )
     kv = TOKENS * 2 * 3 * 2 * 16 * 4
     assert bench.weight_bytes == weights
     rows = {(row.shape, row.mode): row for row in bench.table}
@@ -105,22 +142,36 @@ def test_a_table_for_the_person(bench, model, tmp_path, monkeypatch, capsys):
     for row in bench.table:
         name = row.mode if row.used == row.mode else f"{row.mode} ({row.used})"
         assert f"| {name} " in text and f" {row.total_s:.3f} |" in text
-    assert "**A**: a question of 1 token, a document of 48 tokens, 3 new tokens" in text and "auto took doc" in text
-    assert len({len(line) for line in text.splitlines() if line.startswith("| ")}) <= 2  # columns stand in line
+    assert (
+        "**A**: a question of 1 token, a document of 48 tokens, 3 new tokens" in text
+        and "auto took doc" in text
+    )
+    assert (
+        len({len(line) for line in text.splitlines() if line.startswith("| ")}) <= 2
+    )  # columns stand in line
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     show.write(bench, model, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"table.md", "rag.json"}
-    assert (tmp_path / "table.md").read_text() == text and "grit-jax[plot]" in capsys.readouterr().err
+    assert (
+        tmp_path / "table.md"
+    ).read_text() == text and "grit-jax[plot]" in capsys.readouterr().err
     assert json.loads((tmp_path / "rag.json").read_text()) == [vars(row) for row in bench.table]
-    warm = dataclasses.replace(bench, table=[dataclasses.replace(row, cold=False) for row in bench.table])
+    warm = dataclasses.replace(
+        bench, table=[dataclasses.replace(row, cold=False) for row in bench.table]
+    )
     assert "page cache" in show.markdown(warm, model)
 
 
 @pytest.mark.slow
 def test_the_curve_is_measured_and_drawn(model, tmp_path_factory, tmp_path):
     bench = run_bench(model, tmp_path_factory.mktemp("bench"), curve=True)
-    assert [(row.shape, row.mode, max(row.query_tokens, row.doc_tokens)) for row in bench.curve] == [
-        (shape, mode, tokens) for tokens in (TOKENS // 2, TOKENS) for shape in "AB" for mode in MEASURED
+    assert [
+        (row.shape, row.mode, max(row.query_tokens, row.doc_tokens)) for row in bench.curve
+    ] == [
+        (shape, mode, tokens)
+        for tokens in (TOKENS // 2, TOKENS)
+        for shape in "AB"
+        for mode in MEASURED
     ]
     show.write(bench, model, tmp_path)
     assert json.loads((tmp_path / "rag.json").read_text()) == [vars(row) for row in bench.curve]
@@ -130,12 +181,25 @@ def test_the_curve_is_measured_and_drawn(model, tmp_path_factory, tmp_path):
 
 def test_the_verb(bench, model, tmp_path, monkeypatch, capsys):
     asked = {}
-    monkeypatch.setattr(rag, "bench_rag", lambda model, kv, **how: asked.update(kv=kv, **how) or bench)
+    monkeypatch.setattr(
+        rag, "bench_rag", lambda model, kv, **how: asked.update(kv=kv, **how) or bench
+    )
     model.save_pretrained(tmp_path / "model")
-    said = run(capsys, f"bench rag {tmp_path}/model --tokens 48 --new-tokens 3 --repeats 2 --output {tmp_path}/out --json")
+    said = run(
+        capsys,
+        f"bench rag {tmp_path}/model --tokens 48 --new-tokens 3 --repeats 2 --output {tmp_path}/out"
+        " --json",
+    )
     assert said.status == 0 and json.loads(said.out) == bench.rows()
-    assert asked == {"kv": "native", "tokens": 48, "new_tokens": 3, "repeats": 2, "seed": 0, "curve": True,
-                     "folder": tmp_path / "out"}  # fmt: skip
+    assert asked == {
+        "kv": "native",
+        "tokens": 48,
+        "new_tokens": 3,
+        "repeats": 2,
+        "seed": 0,
+        "curve": True,
+        "folder": tmp_path / "out",
+    }
     assert (tmp_path / "out" / "table.md").exists()
     shown = run(capsys, f"bench rag {tmp_path}/model --tokens 48")
     assert shown.out == show.markdown(bench, model) and not asked["curve"]
@@ -143,7 +207,12 @@ def test_the_verb(bench, model, tmp_path, monkeypatch, capsys):
 
 def test_more_than_the_model_reads(model):
     """The most tokens that the message allows fit in every layout, one more does not."""
-    short = GritLM(dataclasses.replace(model.config, max_position_embeddings=100), model.params, model.tokenizer, model.chat)
+    short = GritLM(
+        dataclasses.replace(model.config, max_position_embeddings=100),
+        model.params,
+        model.tokenizer,
+        model.chat,
+    )
     with pytest.raises(GritError, match="this model reads 100; take --tokens") as error:
         bench_rag(short, tokens=4000, quiet=True)
     most = int(str(error.value).split("--tokens ")[-1].split()[0])
@@ -153,9 +222,19 @@ def test_more_than_the_model_reads(model):
         check_length(short, texts, most + 1, 16)
     reader = Reader(short, most + tags)
     lengths = []
-    for question, document in ((texts.text(1), texts.text(most)), (texts.text(most), texts.text(1))):
+    for question, document in (
+        (texts.text(1), texts.text(most)),
+        (texts.text(most), texts.text(1)),
+    ):
         for mode in MODES:
-            prompt = reader.prompts([Reading(mode, question, (document,) if mode != "none" else ())])[0]
+            prompt = reader.prompts(
+                [Reading(mode, question, (document,) if mode != "none" else ())]
+            )[0]
             cached = (texts.count([document])[0] + tags) * (mode in DOCUMENT_CACHES)
-            lengths.append(len(prompt) + cached + (texts.count([question])[0] + tags) * (mode in QUERY_CACHES) + 16)
+            lengths.append(
+                len(prompt)
+                + cached
+                + (texts.count([question])[0] + tags) * (mode in QUERY_CACHES)
+                + 16
+            )
     assert max(lengths) == 100

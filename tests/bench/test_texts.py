@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from grit_jax.bench.texts import TextMaker
-from grit_jax.data.chat import GRIT
-from grit_jax.data.tokenizer import Tokenizer
+from grit_jax.errors import GritError
 from grit_jax.inference.encoder import Encoder
-from grit_jax.types import GritError
+from grit_jax.text.chat import GRIT
+from grit_jax.text.tokenizer import Tokenizer
 
-KINDS = sorted(path.name for path in (Path(__file__).parent.parent / "data" / "golden").iterdir() if path.is_dir())
+KINDS = sorted(
+    path.name
+    for path in (Path(__file__).parent.parent / "text" / "golden").iterdir()
+    if path.is_dir()
+)
 
 
 def model_with(tokenizer: Tokenizer, config):
@@ -24,7 +28,7 @@ def model_with(tokenizer: Tokenizer, config):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_has_the_tokens_asked_for(kind, tiny_config):
-    tokenizer = Tokenizer.from_pretrained(Path(__file__).parent.parent / "data" / "golden" / kind)
+    tokenizer = Tokenizer.from_pretrained(Path(__file__).parent.parent / "text" / "golden" / kind)
     maker = TextMaker(model_with(tokenizer, tiny_config))
     for tokens in (1, 2, 5, 63, 700):
         text = maker.text(tokens)
@@ -34,7 +38,10 @@ def test_a_text_has_the_tokens_asked_for(kind, tiny_config):
 def test_texts_follow_from_seed_and_name(tiny_model):
     text = TextMaker(tiny_model, 3).text(50, "a")
     assert TextMaker(tiny_model, 3).text(50, "a") == text
-    assert len({text, TextMaker(tiny_model, 4).text(50, "a"), TextMaker(tiny_model, 3).text(50, "b")}) == 3
+    assert (
+        len({text, TextMaker(tiny_model, 4).text(50, "a"), TextMaker(tiny_model, 3).text(50, "b")})
+        == 3
+    )
     assert len(set(text.split())) > 5
 
 

@@ -13,7 +13,7 @@ from grit_jax.data.formats import (
     document_text,
     parse_line,
 )
-from grit_jax.types import GritError
+from grit_jax.errors import GritError
 
 GOOD = [
     (
@@ -25,16 +25,25 @@ GOOD = [
         EmbeddingExample(Text("find", "q"), (Text("", "p"),), (Text("", "n"),)),
     ),
     ({"query": "q", "pos": ["p"]}, EmbeddingExample(Text(None, "q"), (Text(None, "p"),), ())),
-    ({"query": "q", "pos": ["p"], "neg": None}, EmbeddingExample(Text(None, "q"), (Text(None, "p"),), ())),
+    (
+        {"query": "q", "pos": ["p"], "neg": None},
+        EmbeddingExample(Text(None, "q"), (Text(None, "p"),), ()),
+    ),
     (
         {"query": "q", "pos": ["p"], "neg": ["n"], "scores": [3, -1.5]},
         EmbeddingExample(Text(None, "q"), (Text(None, "p"),), (Text(None, "n"),), (3.0, -1.5)),
     ),
-    ({"query": "q", "pos": ["p"], "scores": None}, EmbeddingExample(Text(None, "q"), (Text(None, "p"),), ())),
+    (
+        {"query": "q", "pos": ["p"], "scores": None},
+        EmbeddingExample(Text(None, "q"), (Text(None, "p"),), ()),
+    ),
     ({"text": " whole "}, GenerativeExample(text=" whole ")),
     ({"text": ["u", "a", "v", "b"]}, GenerativeExample(turns=("u", "a", "v", "b"))),
     ({"docs": ["d", "e"], "text": ["q", "a"]}, CachedExample(("d", "e"), "q", "a")),
-    ({"docs": [{"title": "T", "text": "d"}], "text": ["q", "a"]}, CachedExample(("T d",), "q", "a")),
+    (
+        {"docs": [{"title": "T", "text": "d"}], "text": ["q", "a"]},
+        CachedExample(("T d",), "q", "a"),
+    ),
     ({"docs": [{"title": "", "text": "d"}], "text": ["q", "a"]}, CachedExample(("d",), "q", "a")),
     ({"docs": [["", "d"]], "text": ["q", "a"]}, CachedExample(("d",), "q", "a")),
 ]
@@ -70,15 +79,33 @@ BAD = [
         r"the text of neg\[0\] must be a string, found int \('3'\)",
     ),
     ('{"query": "q", "pos": ["p"], "neg": "n"}', '"neg" must be a list'),
-    ('{"query": "q", "pos": ["p"], "neg": ["n"], "scores": [1]}', '"scores" must be a list of 2 numbers, .* list of 1'),
-    ('{"query": "q", "pos": ["p"], "scores": 1}', '"scores" must be a list of 1 numbers, .* found int'),
-    ('{"query": "q", "pos": ["p"], "scores": ["1"]}', r"scores\[0\] must be a finite number, found str"),
-    ('{"query": "q", "pos": ["p"], "scores": [true]}', r"scores\[0\] must be a finite number, found bool"),
-    ('{"query": "q", "pos": ["p"], "neg": ["n"], "scores": [1, NaN]}', r"scores\[1\] must be a finite number"),
+    (
+        '{"query": "q", "pos": ["p"], "neg": ["n"], "scores": [1]}',
+        '"scores" must be a list of 2 numbers, .* list of 1',
+    ),
+    (
+        '{"query": "q", "pos": ["p"], "scores": 1}',
+        '"scores" must be a list of 1 numbers, .* found int',
+    ),
+    (
+        '{"query": "q", "pos": ["p"], "scores": ["1"]}',
+        r"scores\[0\] must be a finite number, found str",
+    ),
+    (
+        '{"query": "q", "pos": ["p"], "scores": [true]}',
+        r"scores\[0\] must be a finite number, found bool",
+    ),
+    (
+        '{"query": "q", "pos": ["p"], "neg": ["n"], "scores": [1, NaN]}',
+        r"scores\[1\] must be a finite number",
+    ),
     ('{"query": "q", "pos": ["p"], "scores": [1e99]}', r"scores\[0\] must be a finite number"),
     ('{"query": "q", "pos": [null]}', r"pos\[0\] must be a string, found null"),
     ('{"query": ["find", null], "pos": ["p"]}', "the text of query must be a string, found null"),
-    ('{"query": [null, "q"], "pos": ["p"]}', "the instruction of query must be a string, found null"),
+    (
+        '{"query": [null, "q"], "pos": ["p"]}',
+        "the instruction of query must be a string, found null",
+    ),
     ('{"text": ["u", null]}', "turn 2 must be a string, found null"),
     ('{"docs": ["d"], "text": ["q", null]}', "the answer must be a string, found null"),
     ('{"text": null}', '"text" must be a string, found null'),
@@ -93,7 +120,10 @@ BAD = [
     ('{"docs": ["d"], "text": "q"}', r'"text" must be \[question, answer\]'),
     ('{"docs": ["d"], "text": ["q", ""]}', "the answer is empty"),
     ('{"docs": [["find", "d"]], "text": ["q", "a"]}', r"docs\[0\] has an instruction"),
-    ('{"docs": [{"title": "t"}], "text": ["q", "a"]}', r"the text of docs\[0\] must be a string, found null"),
+    (
+        '{"docs": [{"title": "t"}], "text": ["q", "a"]}',
+        r"the text of docs\[0\] must be a string, found null",
+    ),
     ('{"text": "half \\ud800 pair"}', "half of a surrogate pair"),
 ]
 

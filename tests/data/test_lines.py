@@ -1,4 +1,5 @@
-"""Files of examples: random access, skipping with counts, and files that are not what they should be."""
+"""Files of examples: random access, skipping with counts, and files that are not what they should
+be."""
 
 import json
 import pickle
@@ -7,7 +8,7 @@ import pytest
 
 from grit_jax.data.formats import GenerativeExample
 from grit_jax.data.lines import JsonlFile, read_examples
-from grit_jax.types import GritError
+from grit_jax.errors import GritError
 
 
 def test_random_access_with_blank_lines_and_line_ends(tmp_path):
@@ -45,7 +46,14 @@ def test_missing_file_and_folder(tmp_path):
         JsonlFile(tmp_path)
 
 
-LINES = ['{"text": "a"}', "oops", '{"text": 3}', '{"query": "q", "pos": ["p"]}', "oops", '{"text": "b"}']
+LINES = [
+    '{"text": "a"}',
+    "oops",
+    '{"text": 3}',
+    '{"query": "q", "pos": ["p"]}',
+    "oops",
+    '{"text": "b"}',
+]
 
 
 def test_stop_names_the_first_bad_line(tmp_path):
@@ -76,7 +84,9 @@ def test_skip_counts_by_reason(tmp_path):
 def test_filter_counts_apart(tmp_path):
     path = tmp_path / "f.jsonl"
     path.write_text("\n".join(json.dumps({"text": "x" * n}) for n in range(1, 8)))
-    source = read_examples(path, check=lambda example, where: "long" if len(example.text) > 4 else None)
+    source = read_examples(
+        path, check=lambda example, where: "long" if len(example.text) > 4 else None
+    )
     assert len(source) == 4 and not source.skipped and dict(source.filtered) == {"long": 3}
     with pytest.raises(GritError, match=r"no usable line; the first problem: .*f\.jsonl:1: never"):
         read_examples(path, check=lambda example, where: "never")

@@ -1,4 +1,5 @@
-"""Packing: every token once and in its place, rows not wasted, batches as `types.py` describes them."""
+"""Packing: every token once and in its place, rows not wasted, batches as `types.py` describes
+them."""
 
 import numpy as np
 import pytest
@@ -65,7 +66,9 @@ def test_texts_are_found_where_locations_say():
         r, s = divmod(int(packed.locations[i]), packed.segments_per_row)
         tokens, positions, here = segment(packed.rows, r, s + 1)
         assert tokens == text and positions == list(range(len(text)))
-        assert packed.pool[r, here].tolist() == [False] * prompts[i] + [True] * (len(text) - prompts[i])
+        assert packed.pool[r, here].tolist() == [False] * prompts[i] + [True] * (
+            len(text) - prompts[i]
+        )
         assert packed.starts[i] == here[0]
     assert (packed.rows.segments > 0).sum() == sum(map(len, texts))
     empty = packed.rows.segments == 0
@@ -100,10 +103,20 @@ def test_sides_in_rows_of_their_own():
     """More queries fit a row than passages, and both count their segments alike."""
     queries, passages = random_texts(3, 40, 6), random_texts(4, 12, 60)
     batch = embedding_batch(
-        queries, passages, [0] * 52, row_length=64, row_multiple=2, min_rows=30, min_query_rows=7, separate=True
+        queries,
+        passages,
+        [0] * 52,
+        row_length=64,
+        row_multiple=2,
+        min_rows=30,
+        min_query_rows=7,
+        separate=True,
     )
     assert batch.query_rows == 8 and len(batch.pool) == 38
-    for side, texts, places in (("queries", queries, batch.queries), ("passages", passages, batch.passages)):
+    for side, texts, places in (
+        ("queries", queries, batch.queries),
+        ("passages", passages, batch.passages),
+    ):
         for text, place in zip(texts, places.tolist(), strict=True):
             tokens, row, _ = found_at(batch, place)
             assert tokens == text and (row < 8) == (side == "queries")
@@ -111,14 +124,21 @@ def test_sides_in_rows_of_their_own():
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_missing_positives_leave_their_places_empty(separate):
-    """Three places a query, two of them for positives; two are empty. Equal passages have equal numbers."""
+    """Three places a query, two of them for positives; two are empty. Equal passages have equal
+    numbers."""
     queries, passages = random_texts(3, 3, 20), random_texts(4, 9, 30)
     passages[1] = passages[4] = []
     passages[8] = list(passages[2])
     batch = embedding_batch(
-        queries, passages, [1] * 12, row_length=64, row_multiple=2, positives=2, separate=separate,
+        queries,
+        passages,
+        [1] * 12,
+        row_length=64,
+        row_multiple=2,
+        positives=2,
+        separate=separate,
         scores=[float(i) for i in range(9)],
-    )  # fmt: skip
+    )
     assert batch.positives == 2 and batch.present.tolist() == [i not in (1, 4) for i in range(9)]
     for i in (0, 2, 3, 5, 6, 7, 8):
         assert found_at(batch, batch.passages[i])[0] == passages[i]
@@ -139,17 +159,23 @@ def test_samples_as_blocks():
 
 
 def test_prefixes_as_blocks():
-    """All before the first target, in texts and in continuations; a text without targets is nothing but prefix."""
+    """All before the first target, in texts and in continuations; a text without targets is nothing
+    but prefix."""
     texts = [
-        TokenText([1, 2, 3, 4], [False, False, True, True]), TokenText([5, 6, 7], [False] * 3),
+        TokenText([1, 2, 3, 4], [False, False, True, True]),
+        TokenText([5, 6, 7], [False] * 3),
         TokenText([8, 9], [True, True]),
-    ]  # fmt: skip
+    ]
     expected = {1: [1, 1, 0, 0], 5: [1, 1, 1], 8: [0, 0]}
     batch = generative_batch(texts, row_length=16, row_multiple=1, prefix=True)
     cached = cached_batch(
         [TokenCached([[20, 21, 22], [23, 24]], text, prompt=2) for text in texts],
-        pieces_row_length=20, row_length=16, row_multiple=1, blocks=True, prefix=True,
-    )  # fmt: skip
+        pieces_row_length=20,
+        row_length=16,
+        row_multiple=1,
+        blocks=True,
+        prefix=True,
+    )
     for rows in (batch.rows, cached.text.rows):
         for r, s in {(r, s) for r, s in zip(*np.nonzero(rows.segments))}:
             number = rows.segments[r, s]
@@ -163,7 +189,9 @@ def test_prefixes_as_blocks():
 
 def test_generative_batch():
     rng = np.random.default_rng(5)
-    texts = [TokenText(ids, (rng.random(len(ids)) < 0.5).tolist()) for ids in random_texts(5, 30, 50)]
+    texts = [
+        TokenText(ids, (rng.random(len(ids)) < 0.5).tolist()) for ids in random_texts(5, 30, 50)
+    ]
     batch = generative_batch(texts, row_length=64, row_multiple=4)
     assert batch.sequences == 30
     for i, text in enumerate(texts):
@@ -178,14 +206,18 @@ def test_generative_batch():
 
 def test_cached_batch():
     examples = [
-        TokenCached(random_texts(10 + i, i % 4, 30), TokenText([7, *ids], [False] + [True] * len(ids)))
+        TokenCached(
+            random_texts(10 + i, i % 4, 30), TokenText([7, *ids], [False] + [True] * len(ids))
+        )
         for i, ids in enumerate(random_texts(7, 25, 40))
     ]
     batch = cached_batch(examples, pieces_row_length=128, row_length=64, row_multiple=8)
     assert batch.pieces.tokens.shape[0] == batch.text.rows.tokens.shape[0]
     assert batch.pieces.tokens.shape[1] == 128 and batch.text.rows.tokens.shape[1] == 64
     for i, example in enumerate(examples):
-        r = int(np.flatnonzero(((batch.text.sequence == i) & (batch.text.rows.segments > 0)).any(1))[0])
+        r = int(
+            np.flatnonzero(((batch.text.sequence == i) & (batch.text.rows.segments > 0)).any(1))[0]
+        )
         here = (batch.text.sequence[r] == i) & (batch.text.rows.segments[r] > 0)
         (owner,) = set(batch.text.rows.segments[r, here].tolist())
         assert batch.text.rows.tokens[r, here].tolist() == list(example.text.ids)
@@ -193,7 +225,9 @@ def test_cached_batch():
         # Its pieces: in order, each a segment of its own, at the positions of the composed prompt.
         mine = np.flatnonzero(batch.piece_owner[r] == owner)
         total = sum(map(len, example.pieces))
-        assert batch.pieces.tokens[r, mine].tolist() == [i for piece in example.pieces for i in piece]
+        assert batch.pieces.tokens[r, mine].tolist() == [
+            i for piece in example.pieces for i in piece
+        ]
         assert batch.piece_positions[r, mine].tolist() == list(range(total))
         assert batch.pieces.positions[r, mine].tolist() == [
             p for piece in example.pieces for p in range(len(piece))

@@ -1,4 +1,5 @@
-"""The whole pipeline: batches as a function of the step, resuming, and what became of every example."""
+"""The whole pipeline: batches as a function of the step, resuming, and what became of every
+example."""
 
 import collections
 import dataclasses
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 
 from grit_jax.config import load_config
-from grit_jax.data.chat import GRIT
-from grit_jax.data.datasets import prepare
+from grit_jax.data.config import BatchNeeds, DataConfig
 from grit_jax.data.pipeline import JointBatches, make_iterator
-from grit_jax.data.settings import BatchNeeds, DataConfig
-from grit_jax.types import GritError
+from grit_jax.data.sources import prepare
+from grit_jax.errors import GritError
+from grit_jax.text.chat import GRIT
 
 
 def write(path, lines):
@@ -44,7 +45,9 @@ def files(tmp_path_factory):
     return {
         "one": write(folder / "one.jsonl", embedding("one", 37)),
         "two": write(folder / "two.jsonl", embedding("two", 22)),
-        "chat": write(folder / "chat.jsonl", [{"text": [text(n), f"answer {n}"]} for n in range(21)]),
+        "chat": write(
+            folder / "chat.jsonl", [{"text": [text(n), f"answer {n}"]} for n in range(21)]
+        ),
         "plain": write(folder / "plain.jsonl", [{"text": f"plain {n}"} for n in range(5)]),
         "rag": write(
             folder / "rag.jsonl",
@@ -79,7 +82,9 @@ def batches(config, tiny_tokenizer):
 
 def same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def texts(batch, places, tokenizer):
@@ -93,7 +98,9 @@ def texts(batch, places, tokenizer):
 def test_contrastive_batches(batches, tiny_tokenizer):
     for step in range(20):
         batch = batches[step].embedding
-        queries, passages = (texts(batch, p, tiny_tokenizer) for p in (batch.queries, batch.passages))
+        queries, passages = (
+            texts(batch, p, tiny_tokenizer) for p in (batch.queries, batch.passages)
+        )
         assert len(queries) == 8 and len(passages) == 24
         where = batches.ids(step)["embedding"]
         for i, (query, place) in enumerate(zip(queries, where, strict=True)):
@@ -113,7 +120,8 @@ def test_pooled_tokens_are_the_texts(batches, tiny_tokenizer):
         here = batch.rows.segments[r] == s + 1
         text = tiny_tokenizer.decode(batch.rows.tokens[r, here])
         assert (
-            tiny_tokenizer.decode(batch.rows.tokens[r, here & batch.pool[r]]) == text.split("<|embed|>\n")[1]
+            tiny_tokenizer.decode(batch.rows.tokens[r, here & batch.pool[r]])
+            == text.split("<|embed|>\n")[1]
         )
 
 
@@ -147,20 +155,35 @@ def test_every_example_is_seen(batches):
 def test_all_layouts_are_drawn(config, tiny_tokenizer):
     counts = collections.Counter()
     for mode in ("doc", "query"):
-        only = JointBatches(dataclasses.replace(config, layouts=[mode]), tiny_tokenizer, seed=3, num_steps=9)
+        only = JointBatches(
+            dataclasses.replace(config, layouts=[mode]), tiny_tokenizer, seed=3, num_steps=9
+        )
         counts[mode] = int((only[0].cached.pieces.segments > 0).sum())
-    mixed = JointBatches(dataclasses.replace(config, layouts=["none", "doc"]), tiny_tokenizer, num_steps=30)
-    with_pieces = [len(np.unique(mixed[s].cached.piece_owner * 100 + np.arange(
-        len(mixed[s].cached.piece_owner))[:, None])) for s in range(30)]  # fmt: skip
+    mixed = JointBatches(
+        dataclasses.replace(config, layouts=["none", "doc"]), tiny_tokenizer, num_steps=30
+    )
+    with_pieces = [
+        len(
+            np.unique(
+                mixed[s].cached.piece_owner * 100
+                + np.arange(len(mixed[s].cached.piece_owner))[:, None]
+            )
+        )
+        for s in range(30)
+    ]
     assert counts["doc"] > counts["query"] > 0
     assert len(set(with_pieces)) > 1
 
 
 def test_pure_function_of_seed_and_step(batches, config, tiny_tokenizer):
-    again = pickle.loads(pickle.dumps(JointBatches(config, tiny_tokenizer, GRIT, seed=3, num_steps=60)))
+    again = pickle.loads(
+        pickle.dumps(JointBatches(config, tiny_tokenizer, GRIT, seed=3, num_steps=60))
+    )
     for step in (59, 0, 17):
         assert same(batches[step], again[step])
-    assert not same(batches[0].embedding.rows, JointBatches(config, tiny_tokenizer, seed=4)[0].embedding.rows)
+    assert not same(
+        batches[0].embedding.rows, JointBatches(config, tiny_tokenizer, seed=4)[0].embedding.rows
+    )
     with pytest.raises(IndexError):
         batches[60]
 
@@ -194,7 +217,9 @@ def test_iterator_ends(config, tiny_tokenizer):
 
 
 def test_few_shapes(config, tiny_tokenizer):
-    batches = JointBatches(dataclasses.replace(config, probe_steps=12), tiny_tokenizer, seed=3, num_steps=40)
+    batches = JointBatches(
+        dataclasses.replace(config, probe_steps=12), tiny_tokenizer, seed=3, num_steps=40
+    )
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(batches[step])) for step in range(40)}
     assert len(shapes) <= 2
 
@@ -204,11 +229,18 @@ def test_prepared_dataset_gives_the_same_batches(files, tiny_tokenizer, tmp_path
     config = DataConfig(generative=[files["chat"]], generative_batch=4, generative_max_length=64)
     prepared = dataclasses.replace(config, generative=[str(tmp_path / "chat")])
     for step in range(3):
-        assert same(JointBatches(config, tiny_tokenizer)[step], JointBatches(prepared, tiny_tokenizer)[step])
+        assert same(
+            JointBatches(config, tiny_tokenizer)[step], JointBatches(prepared, tiny_tokenizer)[step]
+        )
 
 
 def test_summary_counts_everything(files, tiny_tokenizer, tmp_path):
-    lines = [{"text": ["u", "a"]}, {"text": ["amber " * 500, "a"]}, {"text": 3}, {"text": ["v", "b"]}]
+    lines = [
+        {"text": ["u", "a"]},
+        {"text": ["amber " * 500, "a"]},
+        {"text": 3},
+        {"text": ["v", "b"]},
+    ]
     path = write(tmp_path / "bad.jsonl", lines)
     config = DataConfig(
         generative=[path, files["chat"]],
@@ -226,18 +258,28 @@ def test_summary_counts_everything(files, tiny_tokenizer, tmp_path):
 
 
 def test_several_positives_at_once(config, tiny_tokenizer):
-    """Up to two of the rows' one or two positives, all different, then the negatives; places without one are empty."""
-    config = dataclasses.replace(config, positives_per_query=2, group_size=2, generative_batch=0, cached_batch=0)
+    """Up to two of the rows' one or two positives, all different, then the negatives; places
+    without one are empty."""
+    config = dataclasses.replace(
+        config, positives_per_query=2, group_size=2, generative_batch=0, cached_batch=0
+    )
     batches = JointBatches(config, tiny_tokenizer, seed=3, num_steps=8)
     empty = 0
     for step in range(8):
         batch = batches[step].embedding
         assert len(batch.passages) == 24 and batch.positives == 2
-        passages, where = texts(batch, batch.passages, tiny_tokenizer), batches.ids(step)["embedding"]
+        passages, where = (
+            texts(batch, batch.passages, tiny_tokenizer),
+            batches.ids(step)["embedding"],
+        )
         for i, place in enumerate(where):
             path, line = place.rsplit(":", 1)
             example = json.loads(Path(path).read_text().splitlines()[int(line) - 1])
-            here = [p for p, there in zip(passages[3 * i : 3 * i + 3], batch.present[3 * i : 3 * i + 3]) if there]
+            here = [
+                p
+                for p, there in zip(passages[3 * i : 3 * i + 3], batch.present[3 * i : 3 * i + 3])
+                if there
+            ]
             *positives, negative = here
             expected = {f"<|embed|>\n{text}" for _, text in example["pos"]}
             assert set(positives) == expected and len(positives) == len(expected)
@@ -247,19 +289,32 @@ def test_several_positives_at_once(config, tiny_tokenizer):
 
 
 def test_scores_stay_with_their_passages(tiny_tokenizer, tmp_path):
-    """Whichever positives and negatives are drawn; negatives that are drawn twice have their score twice."""
+    """Whichever positives and negatives are drawn; negatives that are drawn twice have their score
+    twice."""
     lines = [
-        {"query": f"q{n}", "pos": [f"pos {n} {i}" for i in range(1 + n % 3)], "neg": [f"neg {n} 0"],
-         "scores": [10.0 * n + i for i in range(1 + n % 3)] + [10.0 * n + 9]}
+        {
+            "query": f"q{n}",
+            "pos": [f"pos {n} {i}" for i in range(1 + n % 3)],
+            "neg": [f"neg {n} 0"],
+            "scores": [10.0 * n + i for i in range(1 + n % 3)] + [10.0 * n + 9],
+        }
         for n in range(12)
-    ]  # fmt: skip
+    ]
     path = write(tmp_path / "f.jsonl", lines)
-    score = {text: s for line in lines for text, s in zip([*line["pos"], *line["neg"]], line["scores"], strict=True)}
+    score = {
+        text: s
+        for line in lines
+        for text, s in zip([*line["pos"], *line["neg"]], line["scores"], strict=True)
+    }
     config = DataConfig(embedding=[path], embedding_batch=6, positives_per_query=2, group_size=3)
-    batches = JointBatches(config, tiny_tokenizer, num_steps=4, needs=BatchNeeds(teacher_scores=True))
+    batches = JointBatches(
+        config, tiny_tokenizer, num_steps=4, needs=BatchNeeds(teacher_scores=True)
+    )
     for step in range(4):
         batch = batches[step].embedding
-        for text, s, there in zip(texts(batch, batch.passages, tiny_tokenizer), batch.scores, batch.present):
+        for text, s, there in zip(
+            texts(batch, batch.passages, tiny_tokenizer), batch.scores, batch.present
+        ):
             assert not there or s == score[text.removeprefix("<|embed|>\n")]
     assert JointBatches(config, tiny_tokenizer)[0].embedding.scores is None
     lines[7].pop("scores")
@@ -270,7 +325,10 @@ def test_scores_stay_with_their_passages(tiny_tokenizer, tmp_path):
 
 def test_what_attention_and_gradients_ask_for(config, tiny_tokenizer):
     needs = BatchNeeds(sample_blocks=True, prefix_generation=True, separate_sides=True)
-    plain, asked = (JointBatches(config, tiny_tokenizer, seed=3, num_steps=12, needs=n) for n in (BatchNeeds(), needs))
+    plain, asked = (
+        JointBatches(config, tiny_tokenizer, seed=3, num_steps=12, needs=n)
+        for n in (BatchNeeds(), needs)
+    )
     shapes = set()
     for step in range(12):
         one, other = plain[step], asked[step]
@@ -278,75 +336,127 @@ def test_what_attention_and_gradients_ask_for(config, tiny_tokenizer):
             assert texts(one.embedding, getattr(one.embedding, side), tiny_tokenizer) == texts(
                 other.embedding, getattr(other.embedding, side), tiny_tokenizer
             )
-        assert (other.embedding.queries // other.embedding.segments_per_row < other.embedding.query_rows).all()
-        assert (other.embedding.passages // other.embedding.segments_per_row >= other.embedding.query_rows).all()
+        assert (
+            other.embedding.queries // other.embedding.segments_per_row < other.embedding.query_rows
+        ).all()
+        assert (
+            other.embedding.passages // other.embedding.segments_per_row
+            >= other.embedding.query_rows
+        ).all()
         np.testing.assert_array_equal(other.embedding.rows.blocks, other.embedding.pool.astype(int))
         rows, targets = other.generative.rows, other.generative.targets
         np.testing.assert_array_equal(rows.tokens, one.generative.rows.tokens)
-        assert rows.blocks[(rows.segments > 0) & (rows.positions == 0)].all() and not rows.blocks[targets > 0].any()
+        assert (
+            rows.blocks[(rows.segments > 0) & (rows.positions == 0)].all()
+            and not rows.blocks[targets > 0].any()
+        )
         answers = (other.cached.text.rows.segments > 0) & (other.cached.text.rows.blocks == 0)
         np.testing.assert_array_equal(answers, other.cached.text.targets > 0)
         tags = (other.cached.pieces.segments > 0) & (other.cached.pieces.blocks == 0)
-        np.testing.assert_array_equal(tags, (other.cached.pieces.segments > 0) & (other.cached.pieces.positions < 2))
-        assert one.embedding.rows.blocks is one.generative.rows.blocks is one.cached.pieces.blocks is None
+        np.testing.assert_array_equal(
+            tags, (other.cached.pieces.segments > 0) & (other.cached.pieces.positions < 2)
+        )
+        assert (
+            one.embedding.rows.blocks
+            is one.generative.rows.blocks
+            is one.cached.pieces.blocks
+            is None
+        )
         shapes.add((other.embedding.query_rows, len(other.embedding.pool)))
     assert len(shapes) <= 2
 
 
 def test_the_last_answer_alone(tiny_tokenizer, tmp_path):
-    """The original's `prefixlm`, attention as it is: the same rows, and of their targets those of the last answers."""
+    """The original's `prefixlm`, attention as it is: the same rows, and of their targets those of
+    the last answers."""
     turns = [[f"why {n}?", f"so {n}", "and then?", f"then {n}"] for n in range(6)]
     path = write(tmp_path / "f.jsonl", [{"text": text} for text in turns])
     config = DataConfig(generative=[path], generative_batch=6, generative_max_length=64)
     whole, last = (
-        JointBatches(dataclasses.replace(config, last_answer_only=only), tiny_tokenizer, num_steps=1)[0].generative
+        JointBatches(
+            dataclasses.replace(config, last_answer_only=only), tiny_tokenizer, num_steps=1
+        )[0].generative
         for only in (False, True)
     )
     assert same(whole.rows, last.rows) and last.rows.blocks is None
-    answers = lambda batch, i: tiny_tokenizer.decode(batch.rows.tokens[(batch.targets > 0) & (batch.sequence == i)])
+    answers = lambda batch, i: tiny_tokenizer.decode(
+        batch.rows.tokens[(batch.targets > 0) & (batch.sequence == i)]
+    )
     assert {answers(last, i) for i in range(6)} == {f"then {n}" for n in range(6)}
-    assert all(answers(whole, i) == answers(last, i).replace("then", "so") + answers(last, i) for i in range(6))
+    assert all(
+        answers(whole, i) == answers(last, i).replace("then", "so") + answers(last, i)
+        for i in range(6)
+    )
 
 
 def test_summary_is_told_and_written(files, tiny_tokenizer, tmp_path, capsys):
-    lines = [{"text": ["u", "a"]}, {"text": ["amber " * 500, "a"]}, {"text": None}, {"text": ["v", "b"]}]
+    lines = [
+        {"text": ["u", "a"]},
+        {"text": ["amber " * 500, "a"]},
+        {"text": None},
+        {"text": ["v", "b"]},
+    ]
     path = write(tmp_path / "bad.jsonl", lines)
     config = DataConfig(
-        generative=[path, files["chat"], files["plain"]], generative_batch=2, generative_max_length=64,
-        on_error="skip", num_samples={files["chat"]: 7},
-    )  # fmt: skip
+        generative=[path, files["chat"], files["plain"]],
+        generative_batch=2,
+        generative_max_length=64,
+        on_error="skip",
+        num_samples={files["chat"]: 7},
+    )
     batches = JointBatches(config, tiny_tokenizer)
     capsys.readouterr()
     batches.tell_summary(tmp_path / "summary.json")
     told = "".join(capsys.readouterr())
-    assert "2 of 4 generative examples; 1 \"text\" must be a string, found null; 1 the first user turn fills" in told
+    assert (
+        '2 of 4 generative examples; 1 "text" must be a string, found null; 1 the first user turn'
+        " fills" in told
+    )
     assert "7 of 21 generative examples; 14 not among the data.num_samples" in told
     assert "plain.jsonl" not in told  # nothing was left out of it
     found = json.loads((tmp_path / "summary.json").read_text())
     assert [entry["name"] for entry in found] == config.generative
     for entry in found:
-        left_out = sum(entry["skipped"].values()) + sum(entry["filtered"].values()) + entry["not_sampled"]
+        left_out = (
+            sum(entry["skipped"].values()) + sum(entry["filtered"].values()) + entry["not_sampled"]
+        )
         assert entry["used"] + left_out == entry["examples"]
-    assert found[0]["skipped"] == {'"text" must be a string, found null': 1} and found[1]["not_sampled"] == 14
+    assert (
+        found[0]["skipped"] == {'"text" must be a string, found null': 1}
+        and found[1]["not_sampled"] == 14
+    )
 
 
 def test_subset_of_every_kind_in_every_form(files, tiny_tokenizer, tmp_path):
-    """num_samples: embedding files with instructions alone in the original, any source here, strings included."""
-    plain = write(tmp_path / "e.jsonl", [{"query": f"q{n}", "pos": [f"p{n}"], "neg": [f"n{n}"]} for n in range(20)])
+    """num_samples: embedding files with instructions alone in the original, any source here,
+    strings included."""
+    plain = write(
+        tmp_path / "e.jsonl",
+        [{"query": f"q{n}", "pos": [f"p{n}"], "neg": [f"n{n}"]} for n in range(20)],
+    )
     samples = {plain: 6, files["one"]: 5, files["plain"]: 3, files["rag"]: 4}
     config = DataConfig(
-        embedding=[plain, files["one"]], generative=[files["plain"]], cached=[files["rag"]], embedding_batch=4,
-        generative_batch=2, cached_batch=2, num_samples=samples,
-    )  # fmt: skip
+        embedding=[plain, files["one"]],
+        generative=[files["plain"]],
+        cached=[files["rag"]],
+        embedding_batch=4,
+        generative_batch=2,
+        cached_batch=2,
+        num_samples=samples,
+    )
     batches = JointBatches(config, tiny_tokenizer, num_steps=40)
     assert {entry.name: entry.used for entry in batches.summary} == samples
-    seen = collections.Counter(place for step in range(40) for places in batches.ids(step).values() for place in places)
+    seen = collections.Counter(
+        place for step in range(40) for places in batches.ids(step).values() for place in places
+    )
     counts = collections.Counter(place.rsplit(":", 1)[0] for place in seen)
     assert counts == samples
 
 
 def test_subset_is_random_and_fixed(files, tiny_tokenizer):
-    config = DataConfig(generative=[files["chat"]], generative_batch=7, num_samples={files["chat"]: 7})
+    config = DataConfig(
+        generative=[files["chat"]], generative_batch=7, num_samples={files["chat"]: 7}
+    )
     first, second, other = (JointBatches(config, tiny_tokenizer, seed=seed) for seed in (1, 1, 2))
     chosen = [
         sorted({place for step in range(5) for place in b.ids(step)["generative"]})
@@ -384,7 +494,8 @@ def test_no_negatives_is_a_clear_error(tiny_tokenizer, tmp_path):
 def test_config_from_yaml(tmp_path, files):
     path = tmp_path / "c.yaml"
     path.write_text(
-        f"generative: ['{files['chat']}']\ngenerative_batch: 4\nlayouts: [doc, none]\non_error: skip\n"
+        f"generative: ['{files['chat']}']\ngenerative_batch: 4\nlayouts: [doc, none]\non_error:"
+        " skip\n"
     )
     config = load_config(DataConfig, path, {"group_size": "5"})
     assert (config.generative_batch, config.layouts, config.on_error, config.group_size) == (

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from grit_jax.data.formats import GenerativeExample
+from grit_jax.errors import GritError
 from grit_jax.evaluation.perplexity import evaluate_perplexity
-from grit_jax.types import GritError
 
 
 def reference(model, rows, limit: int = 10**9) -> float:
-    """exp of the mean over all predicted tokens, each text by itself in float64, its format spelt out."""
+    """exp of the mean over all predicted tokens, each text by itself in float64, its format spelt
+    out."""
     total, count = 0.0, 0
     encode = lambda text, inside: model.tokenizer.encode(text, continues=inside)
     bos, eos = [model.tokenizer.bos_id], [model.tokenizer.eos_id]
@@ -29,7 +30,9 @@ def reference(model, rows, limit: int = 10**9) -> float:
             for n, turn in enumerate(row):
                 if n % 2 == 0:
                     opening = "<s>" if n == 0 else "\n"
-                    part = tag(opening + "<|user|>\n") + encode(turn, True) + tag("\n<|assistant|>\n")
+                    part = (
+                        tag(opening + "<|user|>\n") + encode(turn, True) + tag("\n<|assistant|>\n")
+                    )
                 else:
                     part = encode(turn.strip(), True) + eos
                 ids += part
@@ -45,20 +48,22 @@ def reference(model, rows, limit: int = 10**9) -> float:
 
 
 def _template(text):
-    from grit_jax.data.chat import Piece
+    from grit_jax.text.chat import Piece
 
     return Piece(text, is_template=True)
 
 
 def _text(text):
-    from grit_jax.data.chat import Piece
+    from grit_jax.text.chat import Piece
 
     return Piece(text)
 
 
 @pytest.fixture(scope="module")
 def rows(sentences):
-    conversations = [[sentences[i], sentences[i + 1][:60], sentences[i + 2][:20], "Yes."] for i in range(0, 9, 3)]
+    conversations = [
+        [sentences[i], sentences[i + 1][:60], sentences[i + 2][:20], "Yes."] for i in range(0, 9, 3)
+    ]
     pairs = [[sentences[i], " " + sentences[i + 1][:40] + "\n"] for i in range(10, 16)]
     return [*conversations, *pairs, *sentences[30:33]]
 
@@ -70,11 +75,16 @@ def write(path, rows):
 
 def test_equals_a_loop_over_texts(tiny_model, rows, tmp_path):
     found = evaluate_perplexity(tiny_model, write(tmp_path / "g.jsonl", rows), quiet=True)
-    assert isinstance(found, float) and found == pytest.approx(reference(tiny_model, rows), rel=1e-4)
+    assert isinstance(found, float) and found == pytest.approx(
+        reference(tiny_model, rows), rel=1e-4
+    )
 
 
 def test_texts_are_cut_at_the_limit(tiny_model, rows):
-    examples = [GenerativeExample(text=r) if isinstance(r, str) else GenerativeExample(tuple(r)) for r in rows]
+    examples = [
+        GenerativeExample(text=r) if isinstance(r, str) else GenerativeExample(tuple(r))
+        for r in rows
+    ]
     found = evaluate_perplexity(tiny_model, examples, max_length=40, quiet=True)
     assert found == pytest.approx(reference(tiny_model, rows, 40), rel=1e-4)
 
@@ -86,14 +96,18 @@ def test_company_and_calls_do_not_matter(tiny_model, rows, monkeypatch):
     examples = [GenerativeExample(tuple(row)) for row in rows if not isinstance(row, str)]
     whole = evaluate_perplexity(tiny_model, examples, quiet=True)
     monkeypatch.setattr(module, "TOKENS_PER_CALL", 512)
-    assert evaluate_perplexity(tiny_model, examples[::-1], quiet=True) == pytest.approx(whole, rel=1e-5)
+    assert evaluate_perplexity(tiny_model, examples[::-1], quiet=True) == pytest.approx(
+        whole, rel=1e-5
+    )
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tiny_model, rows):
     flat = type(tiny_model)(
-        tiny_model.config, {**tiny_model.params, "head": 0 * tiny_model.params["head"]}, tiny_model.tokenizer,
+        tiny_model.config,
+        {**tiny_model.params, "head": 0 * tiny_model.params["head"]},
+        tiny_model.tokenizer,
         tiny_model.chat,
-    )  # fmt: skip
+    )
     found = evaluate_perplexity(flat, [GenerativeExample(("a", "river"))], quiet=True)
     assert found == pytest.approx(tiny_model.config.vocab_size, rel=1e-5)
 
@@ -101,7 +115,10 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tiny_model, rows):
 def test_what_has_nothing_to_predict_is_counted(tiny_model, capsys):
     fine, long = GenerativeExample(("a", "river")), GenerativeExample(("word " * 50, "x"))
     found = evaluate_perplexity(tiny_model, [fine, long, long], max_length=20)
-    assert "perplexity: 2 of 3 examples have nothing to predict within 20 tokens\n" in capsys.readouterr().err
+    assert (
+        "perplexity: 2 of 3 examples have nothing to predict within 20 tokens\n"
+        in capsys.readouterr().err
+    )
     assert found == pytest.approx(evaluate_perplexity(tiny_model, [fine], max_length=20), rel=1e-6)
     assert "nothing to predict" not in capsys.readouterr().err
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from grit_jax.data.formats import CachedExample
-from grit_jax.data.layouts import MODES
-from grit_jax.data.spans import normalise
+from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import evaluate_rag, score_answer
+from grit_jax.pydocs.questions import normalise
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
-from grit_jax.types import GritError
+from grit_jax.text.rag_layouts import MODES
 
 NEW = 4
 
@@ -43,7 +43,17 @@ def test_normalisation_is_squads():
     rng = np.random.default_rng(0)
     letters = list("aA tThHeE nN.,!-_'\"()\n\té²ß   ")
     texts = ["".join(rng.choice(letters, 20)) for _ in range(500)]
-    for text in [*texts, "", "The", "the an a", "A-the B", "a.b the.c", "theatre an anthem", "NONE", "x\u00a0y"]:
+    for text in [
+        *texts,
+        "",
+        "The",
+        "the an a",
+        "A-the B",
+        "a.b the.c",
+        "theatre an anthem",
+        "NONE",
+        "x\u00a0y",
+    ]:
         assert normalise(text) == squad_normalise(text)
 
 
@@ -57,7 +67,13 @@ def test_normalisation_is_squads():
         ("", "river", 0, 0, 0.0),
         ("river", "", 1, 0, 0.0),
         ("the", "a", 1, 1, 1.0),
-        ("red red blue", "red blue blue", 0, 0, 2 / 3),  # as bags of words: two in common of three each
+        (
+            "red red blue",
+            "red blue blue",
+            0,
+            0,
+            2 / 3,
+        ),  # as bags of words: two in common of three each
     ],
 )
 def test_scores_of_an_answer_by_hand(answer, gold, match, exact, f1):
@@ -67,7 +83,8 @@ def test_scores_of_an_answer_by_hand(answer, gold, match, exact, f1):
 
 @pytest.fixture(scope="module")
 def rows(tiny_model, sentences):
-    """Questions whose gold answer is what the model says in one of the layouts: some matches, some not."""
+    """Questions whose gold answer is what the model says in one of the layouts: some matches, some
+    not."""
     asker, rows = Asker(tiny_model), []
     for i in range(20):
         documents = tuple(sentences[i : i + 1 + i % 2])
@@ -79,7 +96,9 @@ def rows(tiny_model, sentences):
 
 
 @pytest.mark.parametrize(
-    "modes", [("none", "doc", "query-doc"), pytest.param(MODES, marks=pytest.mark.slow)], ids=["some", "all"]
+    "modes",
+    [("none", "doc", "query-doc"), pytest.param(MODES, marks=pytest.mark.slow)],
+    ids=["some", "all"],
 )
 def test_every_layout_over_the_rows_own_documents(tiny_model, rows, tmp_path, modes):
     path = tmp_path / "rag.jsonl"
@@ -89,22 +108,35 @@ def test_every_layout_over_the_rows_own_documents(tiny_model, rows, tmp_path, mo
     assert list(found) == list(modes)
     asker = Asker(tiny_model)
     for mode, scores in found.items():
-        answers = asker.ask([r.question for r in rows], mode, documents=[r.docs for r in rows], max_new_tokens=NEW)
+        answers = asker.ask(
+            [r.question for r in rows], mode, documents=[r.docs for r in rows], max_new_tokens=NEW
+        )
         alone = [score_answer(a.answer, row.answer) for a, row in zip(answers, rows, strict=True)]
         assert scores["match"] == pytest.approx(np.mean([s.match for s in alone]))
         assert scores["exact_match"] == pytest.approx(np.mean([s.exact_match for s in alone]))
         assert scores["f1"] == pytest.approx(np.mean([s.f1 for s in alone]))
-        assert set(scores) == {"match", "exact_match", "f1", "seconds"} and 0 < scores["seconds"] < 10
+        assert (
+            set(scores) == {"match", "exact_match", "f1", "seconds"} and 0 < scores["seconds"] < 10
+        )
     assert found["doc"]["match"] >= 7 / 20
 
 
 def test_documents_from_an_index(tiny_model, rows, sentences, tmp_path):
     corpus = tmp_path / "c.jsonl"
-    corpus.write_text("".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(sentences[:20])))
+    corpus.write_text(
+        "".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(sentences[:20]))
+    )
     build_index(tiny_model, corpus, tmp_path / "index", quiet=True)
     index = Index.open(tmp_path / "index", tiny_model)
     found = evaluate_rag(
-        tiny_model, rows, ["doc", "auto"], k=2, index=index, max_new_tokens=NEW, instruction="Find", quiet=True
+        tiny_model,
+        rows,
+        ["doc", "auto"],
+        k=2,
+        index=index,
+        max_new_tokens=NEW,
+        instruction="Find",
+        quiet=True,
     )
     answers = Asker(tiny_model, index).ask(
         [r.question for r in rows], "doc", k=2, instruction="Find", max_new_tokens=NEW

@@ -10,27 +10,30 @@ import pytest
 
 from grit_jax.data.distractors import Distractors
 from grit_jax.data.formats import CachedExample
-from grit_jax.data.layouts import MODES
+from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import evaluate_rag, score_answer
 from grit_jax.evaluation.rag_table import Case, cases, evaluate_table
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.rag.reading import Reader, Reading
-from grit_jax.types import GritError
+from grit_jax.text.rag_layouts import MODES
 
 NEW = 4
 
 
 @pytest.fixture(scope="module")
 def rows(tiny_model, sentences):
-    """Questions whose gold answer is the first word of what the model says: some match in some layouts."""
+    """Questions whose gold answer is the first word of what the model says: some match in some
+    layouts."""
     asker, rows = Asker(tiny_model), []
     for i in range(8):
         question = sentences[100 + i][:40]
         mode, documents = ("doc", "query-doc")[i % 2], [sentences[i]]
         answer = asker.ask(question, mode, documents=[documents], max_new_tokens=NEW)[0].answer
-        rows.append(CachedExample(tuple(documents), question, " ".join(answer.split()[:1]) or "nothing"))
+        rows.append(
+            CachedExample(tuple(documents), question, " ".join(answer.split()[:1]) or "nothing")
+        )
     return rows
 
 
@@ -47,17 +50,26 @@ def scores_of(rows, answers) -> np.ndarray:
 def test_cases_that_differ():
     everything = cases(MODES, (1, 3), ("native", "int8"), ("running", "colliding"))
     assert len(set(everything)) == len(everything)
-    of = lambda mode: [(case.k, case.kv, case.positions) for case in everything if case.mode == mode]
+    of = lambda mode: [
+        (case.k, case.kv, case.positions) for case in everything if case.mode == mode
+    ]
     assert of("none") == [(None, None, None)]
     assert of("doc-then-query") == of("query") == [(1, None, None), (3, None, None)]
     assert of("doc") == [
-        (1, "native", None), (1, "int8", None), (3, "native", "running"), (3, "native", "colliding"),
-        (3, "int8", "running"), (3, "int8", "colliding"),
-    ]  # fmt: skip
-    assert len(of("query-doc")) == len(of("doc-query")) == 8  # a query and a document are two records
+        (1, "native", None),
+        (1, "int8", None),
+        (3, "native", "running"),
+        (3, "native", "colliding"),
+        (3, "int8", "running"),
+        (3, "int8", "colliding"),
+    ]
+    assert (
+        len(of("query-doc")) == len(of("doc-query")) == 8
+    )  # a query and a document are two records
     assert cases(["doc"], (1,), ("native",), ("running", "colliding"), own=2) == [
-        Case("doc", 1, "native", "running"), Case("doc", 1, "native", "colliding"),
-    ]  # fmt: skip
+        Case("doc", 1, "native", "running"),
+        Case("doc", 1, "native", "colliding"),
+    ]
     assert [case.mode for case in cases(MODES, (1,), ("native",), ("running",))] == list(MODES)
 
 
@@ -76,7 +88,10 @@ def test_one_case_a_layout_is_what_evaluate_rag_says(tiny_model, rows):
 
 def test_distractors_and_placements(tiny_model, rows, pool):
     """Golds are what the cases say in turn, so that each has its own score."""
-    wanted = [Case("none", None, None, None), *cases(["query-doc"], (1, 3), ("native",), ("running", "colliding"))]
+    wanted = [
+        Case("none", None, None, None),
+        *cases(["query-doc"], (1, 3), ("native",), ("running", "colliding")),
+    ]
     distractors, answers = Distractors(pool, 2), {}
     for case in wanted:
         reader = Reader(tiny_model, positions=case.positions or "running")
@@ -84,13 +99,26 @@ def test_distractors_and_placements(tiny_model, rows, pool):
         for row in rows:
             docs = () if case.mode == "none" else distractors.among(row, case.k).docs
             records = tuple(reader.records(docs)) if docs else ()
-            readings.append(Reading(case.mode, row.question, docs, records, reader.records([row.question])[0]))
+            readings.append(
+                Reading(case.mode, row.question, docs, records, reader.records([row.question])[0])
+            )
         answers[case] = reader.read(readings, Sampling(NEW)).answers
-    rows = [dataclasses.replace(row, answer=answers[wanted[i % 5]][i] or "no") for i, row in enumerate(rows)]
+    rows = [
+        dataclasses.replace(row, answer=answers[wanted[i % 5]][i] or "no")
+        for i, row in enumerate(rows)
+    ]
     table = evaluate_table(
-        tiny_model, rows, ("none", "query-doc"), (1, 3), ("native",), ("running", "colliding"), corpus=pool,
-        max_new_tokens=NEW, seed=2, quiet=True,
-    )  # fmt: skip
+        tiny_model,
+        rows,
+        ("none", "query-doc"),
+        (1, 3),
+        ("native",),
+        ("running", "colliding"),
+        corpus=pool,
+        max_new_tokens=NEW,
+        seed=2,
+        quiet=True,
+    )
     assert table.corpus == 20 and list(table.scores) == wanted
     for case, found in table.scores.items():
         np.testing.assert_allclose(found[:, :3], scores_of(rows, answers[case]))
@@ -98,35 +126,63 @@ def test_distractors_and_placements(tiny_model, rows, pool):
     assert len({found[:, :3].tobytes() for found in table.scores.values()}) == 5
 
 
-@pytest.mark.parametrize("kv", ["int8", pytest.param("int4", marks=pytest.mark.slow),
-                                pytest.param("pca2", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize(
+    "kv",
+    [
+        "int8",
+        pytest.param("int4", marks=pytest.mark.slow),
+        pytest.param("pca2", marks=pytest.mark.slow),
+    ],
+)
 def test_compressed_records_are_those_of_an_index(tiny_model, rows, pool, tmp_path, kv):
     """Calibrated on the same corpus by `grit index`, written, and read from its store."""
     corpus = tmp_path / "c.jsonl"
-    corpus.write_text("".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(pool)))
+    corpus.write_text(
+        "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(pool))
+    )
     build_index(tiny_model, corpus, tmp_path / "index", kv=kv, max_length=512, quiet=True)
     index = Index.open(tmp_path / "index", tiny_model)
     keys = {pool[i]: line["key"] for i, line in enumerate(index.documents)}
     records = dict(zip(keys, index.store.get_many(list(keys.values())), strict=True))
-    table = evaluate_table(tiny_model, rows, ["doc"], kvs=["native", kv], corpus=corpus, max_new_tokens=NEW, quiet=True)
-    readings = [Reading("doc", row.question, row.docs, tuple(records[text] for text in row.docs)) for row in rows]
+    table = evaluate_table(
+        tiny_model, rows, ["doc"], kvs=["native", kv], corpus=corpus, max_new_tokens=NEW, quiet=True
+    )
+    readings = [
+        Reading("doc", row.question, row.docs, tuple(records[text] for text in row.docs))
+        for row in rows
+    ]
     answers = Reader(tiny_model).read(readings, Sampling(NEW)).answers
-    np.testing.assert_allclose(table.scores[Case("doc", 1, kv, None)][:, :3], scores_of(rows, answers))
+    np.testing.assert_allclose(
+        table.scores[Case("doc", 1, kv, None)][:, :3], scores_of(rows, answers)
+    )
     assert [case.kv for case in table.scores] == ["native", kv]
 
 
 def test_an_index_brings_its_documents(tiny_model, rows, pool, tmp_path):
     corpus = tmp_path / "c.jsonl"
-    corpus.write_text("".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(pool)))
+    corpus.write_text(
+        "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(pool))
+    )
     build_index(tiny_model, corpus, tmp_path / "index", quiet=True)
     index = Index.open(tmp_path / "index", tiny_model)
-    table = evaluate_table(tiny_model, rows, ["doc"], (1, 2), index=index, max_new_tokens=NEW, quiet=True)
-    assert list(table.scores) == [Case("doc", 1, "native", None), Case("doc", 2, "native", "running")]
+    table = evaluate_table(
+        tiny_model, rows, ["doc"], (1, 2), index=index, max_new_tokens=NEW, quiet=True
+    )
+    assert list(table.scores) == [
+        Case("doc", 1, "native", None),
+        Case("doc", 2, "native", "running"),
+    ]
     for case, found in table.scores.items():
-        answers = Asker(tiny_model, index).ask([row.question for row in rows], "doc", k=case.k, max_new_tokens=NEW)
-        np.testing.assert_allclose(found[:, :3], scores_of(rows, [answer.answer for answer in answers]))
+        answers = Asker(tiny_model, index).ask(
+            [row.question for row in rows], "doc", k=case.k, max_new_tokens=NEW
+        )
+        np.testing.assert_allclose(
+            found[:, :3], scores_of(rows, [answer.answer for answer in answers])
+        )
     for how in ({"kvs": ["int8"]}, {"placements": ["colliding"]}, {"corpus": corpus}):
-        with pytest.raises(GritError, match="--kv, --positions and --corpus are for the rows' own documents"):
+        with pytest.raises(
+            GritError, match="--kv, --positions and --corpus are for the rows' own documents"
+        ):
             evaluate_table(tiny_model, rows, ["doc"], index=index, **how)
 
 
@@ -134,7 +190,11 @@ def test_an_index_brings_its_documents(tiny_model, rows, pool, tmp_path):
 def test_windows_of_few_documents(tiny_model, rows, pool, monkeypatch):
     import grit_jax.evaluation.rag_table as module
 
-    run = lambda: evaluate_table(tiny_model, rows, ["doc"], (1, 3), corpus=pool, max_new_tokens=NEW, quiet=True).scores
+    run = lambda: (
+        evaluate_table(
+            tiny_model, rows, ["doc"], (1, 3), corpus=pool, max_new_tokens=NEW, quiet=True
+        ).scores
+    )
     whole = run()
     monkeypatch.setattr(module, "WINDOW", 9)
     for case, found in run().items():
@@ -142,17 +202,29 @@ def test_windows_of_few_documents(tiny_model, rows, pool, monkeypatch):
 
 
 def test_table_for_a_person(tiny_model, rows, pool, tmp_path):
-    table = evaluate_table(tiny_model, rows, ["none", "query"], (1, 2), corpus=pool, max_new_tokens=NEW, quiet=True)
+    table = evaluate_table(
+        tiny_model, rows, ["none", "query"], (1, 2), corpus=pool, max_new_tokens=NEW, quiet=True
+    )
     lines = table.markdown().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:5]]
-    assert [row[:4] for row in cells[2:]] == [["none", "", "", ""], ["query", "1", "", ""], ["query", "2", "", ""]]
-    assert len({len(line) for line in lines[:5]}) == 1 and "8 questions" in lines[-1] and "those of 20" in lines[-1]
+    assert [row[:4] for row in cells[2:]] == [
+        ["none", "", "", ""],
+        ["query", "1", "", ""],
+        ["query", "2", "", ""],
+    ]
+    assert (
+        len({len(line) for line in lines[:5]}) == 1
+        and "8 questions" in lines[-1]
+        and "those of 20" in lines[-1]
+    )
     match = table.scores[Case("query", 2, None, None)][:, 0].mean()
     assert cells[4][4] == f"{match:.3f}"
     table.write(tmp_path)
     assert (tmp_path / "table.md").read_text() == table.markdown()
     found = json.loads((tmp_path / "rag.json").read_text())
-    assert found == table.to_dict() and found["rows"][2]["match"] == match and found["questions"] == 8
+    assert (
+        found == table.to_dict() and found["rows"][2]["match"] == match and found["questions"] == 8
+    )
 
 
 def test_mistakes_are_named(tiny_model, rows, sentences):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from grit_jax.data.formats import EmbeddingExample, Text
+from grit_jax.errors import GritError
 from grit_jax.evaluation.retrieval import (
     bm25_retrieval,
     evaluate_retrieval,
@@ -16,8 +17,7 @@ from grit_jax.evaluation.retrieval import (
     recall,
     score_rankings,
 )
-from grit_jax.rag.search import SearchSettings
-from grit_jax.types import GritError
+from grit_jax.rag.search.exact import SearchSettings
 
 
 def test_ndcg_by_hand():
@@ -40,7 +40,9 @@ def test_recall_by_hand():
 
 def test_scores_are_means_over_queries():
     scores = score_rankings([[0, 1], [0, 1]], [{0}, {1}], ks=(1, 2))
-    assert scores == pytest.approx({"recall@1": 0.5, "recall@2": 1.0, "ndcg@10": (1 + 0.6309297536) / 2})
+    assert scores == pytest.approx(
+        {"recall@1": 0.5, "recall@2": 1.0, "ndcg@10": (1 + 0.6309297536) / 2}
+    )
     assert all(type(value) is float for value in scores.values())
 
 
@@ -50,11 +52,13 @@ def example(query, pos, neg=()):
 
 
 def test_the_pool_holds_every_text_once():
-    pool = pool_of([
-        example("q0", ["a"], ["b", "c"]),
-        example(("find", "q1"), [("", "b"), "d"], ["a", "b"]),
-        example("q2", [("other", "a")]),
-    ])  # fmt: skip
+    pool = pool_of(
+        [
+            example("q0", ["a"], ["b", "c"]),
+            example(("find", "q1"), [("", "b"), "d"], ["a", "b"]),
+            example("q2", [("other", "a")]),
+        ]
+    )
     assert [text.text for text in pool.texts] == ["a", "b", "c", "d", "a"]
     assert pool.relevant == [{0}, {1, 3}, {4}]
     assert pool.queries[1] == Text("find", "q1")
@@ -63,12 +67,18 @@ def test_the_pool_holds_every_text_once():
 def test_against_plain_numpy(tiny_model, sentences, tmp_path):
     find = ("Find", "Look for")
     rows = [
-        {"query": [find[i % 2], sentences[i]], "pos": [["", sentences[20 + i]]], "neg": [sentences[40 + i]]}
+        {
+            "query": [find[i % 2], sentences[i]],
+            "pos": [["", sentences[20 + i]]],
+            "neg": [sentences[40 + i]],
+        }
         for i in range(12)
     ]
     path = tmp_path / "embedding.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    queries = np.concatenate([tiny_model.encode([row["query"][1]], row["query"][0]) for row in rows])
+    queries = np.concatenate(
+        [tiny_model.encode([row["query"][1]], row["query"][0]) for row in rows]
+    )
     texts = [text for row in rows for text in (row["pos"][0][1], row["neg"][0])]
     ranks = np.argsort(-(queries @ tiny_model.encode(texts).T), axis=1)
     at = [ranks[i].tolist().index(2 * i) for i in range(12)]
@@ -86,7 +96,10 @@ def test_against_plain_numpy(tiny_model, sentences, tmp_path):
 
 
 def test_bm25_finds_words(tmp_path):
-    rows = [example("copper lantern", ["a copper lantern shines", "other"], ["a river"]), example("moss", ["stone"])]
+    rows = [
+        example("copper lantern", ["a copper lantern shines", "other"], ["a river"]),
+        example("moss", ["stone"]),
+    ]
     scores = bm25_retrieval(rows, quiet=True)
     assert scores["recall@1"] == pytest.approx((0.5 + 0) / 2)
 

@@ -1,4 +1,5 @@
-"""`grit evidence`: configurations of the joint part, folder, resuming; (slow) a small whole of both parts."""
+"""`grit evidence`: configurations of the joint part, folder, resuming; (slow) a small whole of both
+parts."""
 
 from __future__ import annotations
 
@@ -15,27 +16,27 @@ import pytest
 from cli_world import run as grit
 from evidence_rows import rows
 
-from grit_jax import quickstart
+from grit_jax.cli.parser import build_parser
 from grit_jax.config import build, read_yaml
 from grit_jax.data.pipeline import JointBatches
+from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import read_questions
 from grit_jax.evaluation.rag_table import evaluate_table
 from grit_jax.evidence import cached, configs, run
-from grit_jax.parser import build_parser
+from grit_jax.pydocs import corpus
 from grit_jax.run_config import RunConfig, read_run_config
 from grit_jax.train import TrainResult
 from grit_jax.training import loop
-from grit_jax.types import GritError
 
 KINDS, LOSSES = ("embedding", "generative", "cached"), ("loss_emb", "loss_gen", "loss_cached")
 SHIPPED = Path(__file__).parent.parent.parent / "configs" / "evidence"
 
 
-# ---- configurations ------------------------------------------------------------------------------------------------
+# ---- configurations ------------------------------------------------------------------------------
 
 
 def test_the_files_in_configs_are_what_is_run():
-    made = configs.configs("../../runs/evidence", "../../grit_jax/base")
+    made = configs.configs("../../runs/evidence", "../../grit_jax/quickstart/base_model")
     assert {path.stem for path in SHIPPED.glob("*.yaml")} == made.keys()
     for name, config in made.items():
         path = SHIPPED / f"{name}.yaml"
@@ -48,11 +49,14 @@ def test_twins_differ_in_their_losses_and_in_what_is_tuned_alone():
     twins = {name: configs.joint_config(name) for name in configs.JOINT_TWINS}
     plain = {
         name: dataclasses.replace(
-            config, output="", data=None, optimizer=dataclasses.replace(config.optimizer, lr=0.0),
+            config,
+            output="",
+            data=None,
+            optimizer=dataclasses.replace(config.optimizer, lr=0.0),
             train=dataclasses.replace(config.train, loss=None),
         )
         for name, config in twins.items()
-    }  # fmt: skip
+    }
     assert plain["unified"] == plain["embedding"] == plain["generative"]
     joint = twins["unified"].data
     assert dataclasses.replace(joint, generative=[], generative_batch=0) == twins["embedding"].data
@@ -73,7 +77,9 @@ def test_twins_see_the_same_examples_in_the_same_order(tmp_path, sentences, tiny
         path = tmp_path / "data" / "train" / f"{name}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     batches = {
-        name: JointBatches(configs.joint_config(name, str(tmp_path)).data, tiny_tokenizer, seed=3, num_steps=9)
+        name: JointBatches(
+            configs.joint_config(name, str(tmp_path)).data, tiny_tokenizer, seed=3, num_steps=9
+        )
         for name in configs.JOINT_TWINS
     }
     same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -82,32 +88,51 @@ def test_twins_see_the_same_examples_in_the_same_order(tmp_path, sentences, tiny
         assert embedding.generative is None and generative.embedding is None
         same(unified.embedding, embedding.embedding)
         same(unified.generative, generative.generative)
-    other = JointBatches(configs.joint_config("unified", str(tmp_path)).data, tiny_tokenizer, seed=4, num_steps=9)
+    other = JointBatches(
+        configs.joint_config("unified", str(tmp_path)).data, tiny_tokenizer, seed=4, num_steps=9
+    )
     assert other.ids(0) != batches["unified"].ids(0)
 
 
-# ---- the folder and what is redone ---------------------------------------------------------------------------------
+# ---- the folder and what is redone ---------------------------------------------------------------
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A working directory without a corpus, in which `train` only writes scores; the runs that it made, in order."""
+    """A working directory without a corpus, in which `train` only writes scores; the runs that it
+    made, in order."""
     made: list[tuple[str, int]] = []
 
     def train(config):
         folder = Path(config.output)
         if not (folder / "metrics.jsonl").exists():
             folder.mkdir(parents=True)
-            made.append(("/".join(folder.absolute().parts[len(tmp_path.parts) + 1 :]), config.train.seed))
-            last = {"eval_ndcg@10": 0.4, "eval_recall@10": 0.5, "eval_perplexity": 50.0, "seconds": 1.0}
+            made.append(
+                ("/".join(folder.absolute().parts[len(tmp_path.parts) + 1 :]), config.train.seed)
+            )
+            last = {
+                "eval_ndcg@10": 0.4,
+                "eval_recall@10": 0.5,
+                "eval_perplexity": 50.0,
+                "seconds": 1.0,
+            }
             (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, **last}) + "\n")
         return TrainResult(folder, folder / "model", 1)
 
     monkeypatch.setattr(run, "train", train)
-    monkeypatch.setattr(run, "prepare_corpus", lambda data, seed: (data / "train").mkdir(parents=True, exist_ok=True)
-                        or {"held_out": 1187})  # fmt: skip
-    monkeypatch.setattr(run, "write_rows", lambda source, output, *ks, **how: output.write_text("{}\n"))
-    monkeypatch.setattr(run, "write_repeats", lambda source, output, *how: output.write_text("{}\n"))
+    monkeypatch.setattr(
+        run,
+        "prepare_corpus",
+        lambda data, seed: (
+            (data / "train").mkdir(parents=True, exist_ok=True) or {"held_out": 1187}
+        ),
+    )
+    monkeypatch.setattr(
+        run, "write_rows", lambda source, output, *ks, **how: output.write_text("{}\n")
+    )
+    monkeypatch.setattr(
+        run, "write_repeats", lambda source, output, *how: output.write_text("{}\n")
+    )
     monkeypatch.setattr(cached, "score", lambda folder, held_out: rows(lambda case: 80))
     monkeypatch.chdir(tmp_path)
     return made
@@ -115,7 +140,9 @@ def world(tmp_path, monkeypatch):
 
 def test_finished_runs_are_not_redone(world, tmp_path, monkeypatch):
     out, train = tmp_path / "x", run.train
-    once = lambda config: (_ for _ in ()).throw(KeyboardInterrupt) if len(world) == 3 else train(config)
+    once = lambda config: (
+        (_ for _ in ()).throw(KeyboardInterrupt) if len(world) == 3 else train(config)
+    )
     monkeypatch.setattr(run, "train", once)
     with pytest.raises(KeyboardInterrupt):
         run.run_evidence(out, seeds=2, part="joint")
@@ -123,7 +150,9 @@ def test_finished_runs_are_not_redone(world, tmp_path, monkeypatch):
     assert not (out / "evidence.json").exists() and not (out / "table.md").exists()
     monkeypatch.setattr(run, "train", train)
     first = run.run_evidence(out, seeds=2, part="joint")
-    assert world[3:] == [("seed-0/generative", 0)] + [(f"seed-1/{name}", 1) for name in configs.JOINT_TWINS]
+    assert world[3:] == [("seed-0/generative", 0)] + [
+        (f"seed-1/{name}", 1) for name in configs.JOINT_TWINS
+    ]
     assert json.loads((out / "evidence.json").read_text()) == first
     assert (out / "table.md").read_text() == run.markdown(first)
     # Again, and with more seeds: only those are new.
@@ -133,13 +162,27 @@ def test_finished_runs_are_not_redone(world, tmp_path, monkeypatch):
     assert third["joint"]["twins"]["unified"][:2] == first["joint"]["twins"]["unified"]
     # The other part goes on from the same base, and both together need nothing more.
     other = run.run_evidence(out, seeds=1, part="cached")
-    assert world[10:] == [("copier", 0), ("reader", 0), *((f"seed-0/{name}", 0) for name in configs.CACHED_TWINS)]
+    assert world[10:] == [
+        ("copier", 0),
+        ("reader", 0),
+        *((f"seed-0/{name}", 0) for name in configs.CACHED_TWINS),
+    ]
     assert "joint" not in other and other["cached"]["targets"]
-    assert (out / "data/train/several.jsonl").exists() and (out / "data/train/repeats.jsonl").exists()
+    assert (out / "data/train/several.jsonl").exists() and (
+        out / "data/train/repeats.jsonl"
+    ).exists()
     both = run.run_evidence(out, seeds=1)
-    assert len(world) == 14 and both["cached"] == other["cached"] and both["joint"]["base"] == first["joint"]["base"]
+    assert (
+        len(world) == 14
+        and both["cached"] == other["cached"]
+        and both["joint"]["base"] == first["joint"]["base"]
+    )
     said = (out / "table.md").read_text()
-    assert "## Does joint training" in said and "## Do cached layouts" in said and "The claim holds" in said
+    assert (
+        "## Does joint training" in said
+        and "## Do cached layouts" in said
+        and "The claim holds" in said
+    )
 
 
 def test_no_seed_at_all(world, tmp_path):
@@ -154,7 +197,10 @@ def test_its_commands_are_the_runs(world, tmp_path):
     """A person who types a command gets the configuration that was run."""
     found = run.run_evidence(Path("x"), seeds=2, part="joint")["commands"]
     assert len(found) == 2 + 2 * len(configs.JOINT_TWINS)
-    assert found[0] == "grit data pydocs --output x/data --seed 0" and found[1] == "grit train x/base.yaml"
+    assert (
+        found[0] == "grit data pydocs --output x/data --seed 0"
+        and found[1] == "grit train x/base.yaml"
+    )
     verb, action, path, seed, number, output, folder = found[-2].split()
     assert (verb, action, seed, output) == ("grit", "train", "--train.seed", "--output")
     typed = read_run_config(path, {"train.seed": number, "output": folder})
@@ -163,13 +209,17 @@ def test_its_commands_are_the_runs(world, tmp_path):
     assert typed.data.embedding == [str(tmp_path / "x/data/train/embedding_summary.jsonl")]
     found = run.run_evidence(Path("x"), seeds=2, part="cached")["commands"]
     assert len(found) == 6 + 2 * len(configs.CACHED_TWINS) * (1 + len(cached.SWEEPS))
-    parsed = [build_parser(collections.defaultdict(lambda: print)).parse_args(line.split()[1:])
-              for line in found if " train " not in line]  # fmt: skip
+    parsed = [
+        build_parser(collections.defaultdict(lambda: print)).parse_args(line.split()[1:])
+        for line in found
+        if " train " not in line
+    ]
     assert [one.kind for one in parsed] == ["pydocs", "repeats", "distractors", *["rag"] * 8]
     assert (parsed[1].rows, parsed[1].seed) == (configs.REPEATS, run.CORPUS_SEED)
     assert (parsed[2].k, parsed[2].rows) == (configs.SEVERAL_DOCUMENTS, configs.SEVERAL_ROWS)
     assert [(one.modes, one.k, one.kv, one.positions) for one in parsed[3:5]] == [
-        (list(modes), list(ks), list(kvs), list(placements)) for modes, ks, kvs, placements in cached.SWEEPS
+        (list(modes), list(ks), list(kvs), list(placements))
+        for modes, ks, kvs, placements in cached.SWEEPS
     ]
 
 
@@ -191,12 +241,24 @@ def test_it_prints_one_object_or_the_table(world, capsys):
         ("--out file", "file: is a file; name a folder"),
         ("--out file/x", "file/x: cannot be written (Not a directory)"),
         ("--out /proc/x", "/proc/x: cannot be written"),
-        ("--out strange", "strange: the folder is not empty and holds no evidence; choose another --out"),
-        ("--out other", "other/unified.yaml: is another configuration than this version's; choose another --out"),
+        (
+            "--out strange",
+            "strange: the folder is not empty and holds no evidence; choose another --out",
+        ),
+        (
+            "--out other",
+            (
+                "other/unified.yaml: is another configuration than this version's; choose another"
+                " --out"
+            ),
+        ),
         ("--out broken", "broken/base.yaml:1: not valid YAML"),
-        ("--out unscored", "metrics.jsonl: lacks the final scores; remove unscored/seed-0/unified to train"),
+        (
+            "--out unscored",
+            "metrics.jsonl: lacks the final scores; remove unscored/seed-0/unified to train",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_ends_in_one_line(flags, words, world, capsys, tmp_path):
     Path("file").write_text("")
     Path("strange").mkdir()
@@ -218,7 +280,7 @@ def test_bad_input_ends_in_one_line(flags, words, world, capsys, tmp_path):
     assert not world and not list(tmp_path.glob("*/evidence.json"))
 
 
-# ---- a small whole -------------------------------------------------------------------------------------------------
+# ---- a small whole -------------------------------------------------------------------------------
 
 
 def make_small(monkeypatch):
@@ -237,12 +299,14 @@ def make_small(monkeypatch):
     def few(model, path, *how, **more):
         return evaluate_table(model, read_questions(path)[:6], *how, quiet=True, **more)
 
-    monkeypatch.setattr(run, "configs", lambda *where: {name: short(one) for name, one in made(*where).items()})
+    monkeypatch.setattr(
+        run, "configs", lambda *where: {name: short(one) for name, one in made(*where).items()}
+    )
     monkeypatch.setattr(run, "SEVERAL_ROWS", 60)
     monkeypatch.setattr(run, "REPEATS", 200)
     monkeypatch.setattr(cached, "evaluate_table", few)
-    small = functools.partial(quickstart.write_corpus, max_documents=250, progress=False)
-    monkeypatch.setattr(quickstart, "write_corpus", small)
+    small = functools.partial(corpus.write_corpus, max_documents=250, progress=False)
+    monkeypatch.setattr(corpus, "write_corpus", small)
 
 
 @pytest.mark.slow
@@ -252,19 +316,30 @@ def test_a_small_one_of_the_cached_layouts_from_end_to_end(tmp_path, monkeypatch
     report = run.run_evidence(out, seeds=1, part="cached")
     found = report["cached"]
     losses = {
-        name: set(json.loads((out / name / "metrics.jsonl").read_text().splitlines()[0])) & {*LOSSES}
+        name: (
+            set(json.loads((out / name / "metrics.jsonl").read_text().splitlines()[0])) & {*LOSSES}
+        )
         for name in ("base", "copier", "reader", "seed-0/trained", "seed-0/untrained")
     }
-    assert losses["base"] == losses["copier"] == {"loss_gen"} and losses["reader"] == {"loss_gen", "loss_cached"}
+    assert losses["base"] == losses["copier"] == {"loss_gen"} and losses["reader"] == {
+        "loss_gen",
+        "loss_cached",
+    }
     assert losses["seed-0/trained"] == losses["seed-0/untrained"] == {*LOSSES}
     for name in configs.CACHED_TWINS:
         assert found["twins"][name][0]["steps"] == 4 and found["twins"][name][0]["questions"] == 6
         scored = json.loads((out / "seed-0" / name / "rag.json").read_text())["rows"]
-        assert len(scored) == len({cached._case(row) for row in scored}) == 1 + 6 + 3 + 5 + 6 + 6 + 9
+        assert (
+            len(scored) == len({cached._case(row) for row in scored}) == 1 + 6 + 3 + 5 + 6 + 6 + 9
+        )
         assert all(row["match"] == pytest.approx(row["hits"].count("1") / 6) for row in scored)
-    lines = [json.loads(line) for line in (out / "data/train/several.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (out / "data/train/several.jsonl").read_text().splitlines()
+    ]
     assert [len(line["docs"]) for line in lines] == 15 * configs.SEVERAL_DOCUMENTS
-    assert (out / "table.md").read_text() == run.markdown(report) and "12 targets hold" in run.markdown(report)
+    assert (out / "table.md").read_text() == run.markdown(
+        report
+    ) and "12 targets hold" in run.markdown(report)
     # Done, and not done again.
     monkeypatch.setattr(cached, "evaluate_table", None)
     assert run.run_evidence(out, seeds=1, part="cached") == report
@@ -278,15 +353,26 @@ def test_a_small_one_from_end_to_end_also_after_an_interruption(tmp_path, monkey
     assert all(found[name][0]["steps"] == 4 for name in configs.JOINT_TWINS)
     assert whole["joint"]["base"]["perplexity"] > found["generative"][0]["perplexity"] > 1
     losses = {
-        name: set(json.loads((tmp_path / f"whole/seed-0/{name}/metrics.jsonl").read_text().splitlines()[0]))
-        & {*LOSSES}
+        name: (
+            set(
+                json.loads(
+                    (tmp_path / f"whole/seed-0/{name}/metrics.jsonl").read_text().splitlines()[0]
+                )
+            )
+            & {*LOSSES}
+        )
         for name in configs.JOINT_TWINS
     }
-    assert losses == {"unified": {"loss_emb", "loss_gen"}, "embedding": {"loss_emb"}, "generative": {"loss_gen"}}
+    assert losses == {
+        "unified": {"loss_emb", "loss_gen"},
+        "embedding": {"loss_emb"},
+        "generative": {"loss_gen"},
+    }
     for name in configs.JOINT_TWINS:
         assert (tmp_path / f"whole/seed-0/{name}/model/config.json").exists()
 
-    # A twin that is stopped after its first checkpoint goes on from there, those before it stay as they are.
+    # A twin that is stopped after its first checkpoint goes on from there, those before it stay as
+    # they are.
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for name in ("evidence.json", "table.md"):
         (tmp_path / "cut" / name).unlink()
@@ -310,7 +396,11 @@ def test_a_small_one_from_end_to_end_also_after_an_interruption(tmp_path, monkey
 
     def without_clock(value):
         if isinstance(value, dict):
-            return {key: without_clock(item) for key, item in value.items() if key not in ("seconds", "commands")}
+            return {
+                key: without_clock(item)
+                for key, item in value.items()
+                if key not in ("seconds", "commands")
+            }
         return [without_clock(item) for item in value] if isinstance(value, list) else value
 
     assert without_clock(again) == without_clock(whole)

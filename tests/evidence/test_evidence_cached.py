@@ -11,9 +11,9 @@ import pytest
 from evidence_rows import QUESTIONS, rows
 
 from grit_jax.data.pipeline import JointBatches
+from grit_jax.errors import GritError
 from grit_jax.evaluation.rag_table import Case, RagTable, cases
 from grit_jax.evidence import cached, configs
-from grit_jax.types import GritError
 
 
 def run(matched):
@@ -46,11 +46,17 @@ def test_targets_by_hand():
     found = cached.compare({"trained": [run(trained)], "untrained": [run(untrained)]})
     by = {one["claim"]: one for one in found["targets"]}
     assert len(by) == len(found["targets"]) == 3 + 6 + 3
-    doc, query_doc, doc_query = (by[f"{mode} beside plain RAG"] for mode in ("doc", "query-doc", "doc-query"))
+    doc, query_doc, doc_query = (
+        by[f"{mode} beside plain RAG"] for mode in ("doc", "query-doc", "doc-query")
+    )
     assert doc["trained"]["reference"] == "doc-then-query"  # the better of both orders
     assert (doc["trained"]["mean"], doc["limit"], doc["holds"]) == (0.5, 1.0, True)
     assert (query_doc["trained"]["mean"], query_doc["holds"]) == (2.5, False)
-    assert (doc_query["trained"]["mean"], doc_query["limit"], doc_query["holds"]) == (2.0, 2.0, True)
+    assert (doc_query["trained"]["mean"], doc_query["limit"], doc_query["holds"]) == (
+        2.0,
+        2.0,
+        True,
+    )
     assert doc["untrained"]["mean"] == 31.5  # (124 - 61) / 2
     int8, int4 = by["doc: int8 beside native"], by["doc: int4 beside native"]
     assert (int8["trained"]["mean"], int8["holds"]) == (0.5, True)
@@ -58,13 +64,17 @@ def test_targets_by_hand():
     several = by["query-doc: k = 5 beside k = 1"]
     assert (several["trained"]["mean"], several["holds"]) == (1.5, True)
     assert not found["holds"] and found["summary"]["trained"]["doc"]["mean"] == 121 / 200
-    assert all("hits" not in row for runs in found["twins"].values() for one in runs for row in one["rows"])
+    assert all(
+        "hits" not in row for runs in found["twins"].values() for one in runs for row in one["rows"]
+    )
     json.dumps(found)
 
 
 def test_seeds_are_averaged():
     less = lambda case: trained(case) - 10 * (case.mode == "doc")
-    found = cached.compare({"trained": [run(trained), run(less)], "untrained": [run(untrained)] * 2})
+    found = cached.compare(
+        {"trained": [run(trained), run(less)], "untrained": [run(untrained)] * 2}
+    )
     doc = found["targets"][0]["trained"]
     assert doc["per_seed"] == [0.5, 5.5] and doc["mean"] == 3.0
     said = cached.markdown({"cached": found, "seeds": [0, 1]})
@@ -75,7 +85,9 @@ def test_the_tables():
     found = cached.compare({"trained": [run(trained)], "untrained": [run(untrained)]})
     said = cached.markdown({"cached": found, "seeds": [0]})
     tables = [block for block in said.split("\n\n") if block.startswith("|")]
-    read = lambda table: [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    read = lambda table: [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+    ]
     layouts, placed, packed, several, targets = map(read, tables)
     for one in (layouts, placed, packed, several, targets):
         assert len({len(row) for row in one}) == 1
@@ -84,26 +96,49 @@ def test_the_tables():
     # The uncached layout of the same order stands above those that are read from caches.
     assert [row[1] for row in layouts[3:6]] == ["query-then-doc (no cache)", "query", "query-doc"]
     assert by["doc"] == ["document first", "doc", "30.5", "60.5"]
-    assert placed[0][2:] == ["untrained, running", "untrained, colliding", "trained, running", "trained, colliding"]
+    assert placed[0][2:] == [
+        "untrained, running",
+        "untrained, colliding",
+        "trained, running",
+        "trained, colliding",
+    ]
     assert [row[:2] for row in placed[2:]] == [
-        ["doc", "3"], ["doc", "5"], *[[mode, str(k)] for mode in ("query-doc", "doc-query") for k in (1, 3, 5)]
-    ]  # fmt: skip
+        ["doc", "3"],
+        ["doc", "5"],
+        *[[mode, str(k)] for mode in ("query-doc", "doc-query") for k in (1, 3, 5)],
+    ]
     assert placed[2][2:] == ["30.5", "10.5", "60.5", "40.5"]
     doc = packed[2]
     assert doc == ["doc", "30.5", "30.0", "29.0", "30.5", "60.5", "60.0", "59.0", "60.5"]
     assert [row for row in several if row[0] == "doc"][0][4:] == ["60.5", "60.5", "59.0"]
     verdicts = {row[0]: row[-1] for row in targets}
-    assert verdicts["doc beside plain RAG"] == "holds" and verdicts["query-doc beside plain RAG"] == "missed by 0.5"
-    assert "8 of 12 targets hold" in said and "missed: query-doc beside plain RAG; " in said and "One seed" in said
-    good = cached.compare({name: [run(lambda case: 100 * (case.mode != "none"))] for name in configs.CACHED_TWINS})
-    assert "All 12 targets hold" in cached.verdict(good) and good["holds"] and "reads" not in cached.verdict(good)
+    assert (
+        verdicts["doc beside plain RAG"] == "holds"
+        and verdicts["query-doc beside plain RAG"] == "missed by 0.5"
+    )
+    assert (
+        "8 of 12 targets hold" in said
+        and "missed: query-doc beside plain RAG; " in said
+        and "One seed" in said
+    )
+    good = cached.compare(
+        {name: [run(lambda case: 100 * (case.mode != "none"))] for name in configs.CACHED_TWINS}
+    )
+    assert (
+        "All 12 targets hold" in cached.verdict(good)
+        and good["holds"]
+        and "reads" not in cached.verdict(good)
+    )
     # A model that never answers loses nothing by caching.
     bad = cached.compare({name: [run(lambda case: 10)] for name in configs.CACHED_TWINS})
-    assert bad["gain"] == 0 and not bad["holds"] and "this model hardly reads" in cached.verdict(bad)
+    assert (
+        bad["gain"] == 0 and not bad["holds"] and "this model hardly reads" in cached.verdict(bad)
+    )
 
 
 def test_scoring_goes_on_after_the_last_whole_sweep(tmp_path, monkeypatch):
-    """What a model says does not matter here: a table of two questions, and then an interruption."""
+    """What a model says does not matter here: a table of two questions, and then an
+    interruption."""
     asked = []
 
     def table(model, questions, modes, ks, kvs, placements, **how):
@@ -126,20 +161,25 @@ def test_scoring_goes_on_after_the_last_whole_sweep(tmp_path, monkeypatch):
         cached.score(tmp_path, tmp_path)
 
 
-# ---- configurations -------------------------------------------------------------------------------------------------
+# ---- configurations ------------------------------------------------------------------------------
 
 
 def test_twins_differ_in_the_layouts_alone():
     twins = {name: configs.cached_config(name) for name in configs.CACHED_TWINS}
     plain = [
         dataclasses.replace(
-            config, output="", data=dataclasses.replace(config.data, layouts=["doc"], pieces_row_length=1)
+            config,
+            output="",
+            data=dataclasses.replace(config.data, layouts=["doc"], pieces_row_length=1),
         )
         for config in twins.values()
     ]
     assert plain[0] == plain[1]
     cached_modes = {"doc", "query", "query-doc", "doc-query"}
-    assert not cached_modes & {*twins["untrained"].data.layouts, *configs.reader_config().data.layouts}
+    assert not cached_modes & {
+        *twins["untrained"].data.layouts,
+        *configs.reader_config().data.layouts,
+    }
     assert cached_modes < {*twins["trained"].data.layouts}
     assert not configs.base_config().data.cached  # nothing that they start from has read a cache
     assert twins["trained"].model.path == twins["untrained"].model.path == "reader/model"
@@ -151,13 +191,14 @@ def test_twins_answer_the_same_questions_in_the_same_order(tmp_path, sentences, 
     short = [text[:40] for text in sentences]
     line = lambda i, k: {"docs": short[i : i + k], "text": [f"Question {i}?", f"Answer {i}."]}
     files = {
-        "rag": [line(i, 1) for i in range(40)], "several": [line(i, 2 + i % 4) for i in range(40, 60)],
+        "rag": [line(i, 1) for i in range(40)],
+        "several": [line(i, 2 + i % 4) for i in range(40, 60)],
         "generative": [{"text": [a, b]} for a, b in zip(short[:20], short[20:40], strict=True)],
         "embedding_summary": [
             {"query": ["find it", a], "pos": [b], "neg": [c]}
             for a, b, c in zip(short[:30], short[30:60], short[60:90], strict=True)
         ],
-    }  # fmt: skip
+    }
     for name, lines in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     batches = {}

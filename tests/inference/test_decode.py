@@ -1,4 +1,5 @@
-"""Generation: equal to full recomputation without a cache, with cached documents, in any company; sampling."""
+"""Generation: equal to full recomputation without a cache, with cached documents, in any company;
+sampling."""
 
 from __future__ import annotations
 
@@ -10,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grit_jax.data.chat import GRIT
+from grit_jax.errors import GritError
 from grit_jax.inference import steps
 from grit_jax.inference.decode import generate
 from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.sampling import Sampling, kept, sample, sampling_rows
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
-from grit_jax.types import DocumentKV, GritError
+from grit_jax.text.chat import GRIT
+from grit_jax.types import DocumentKV
 
 NEW = 9
 
@@ -25,7 +27,9 @@ NEW = 9
 @pytest.fixture(scope="module")
 def documents(tiny_config, tiny_params, tiny_tokenizer, sentences) -> list[DocumentKV]:
     encoder = Encoder(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
-    return encoder.encode([text for text in sentences if len(text) < 80][:8], return_cache=True).caches
+    return encoder.encode(
+        [text for text in sentences if len(text) < 80][:8], return_cache=True
+    ).caches
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +55,40 @@ def test_greedy_equals_recomputation_without_a_cache(tiny_config, tiny_params, p
 @pytest.mark.parametrize("order", [[0], [0, 1], [1, 0], [2, 5, 3], [3, 2, 5]])
 def test_cached_documents_equal_one_dense_pass(tiny_config, tiny_params, documents, prompts, order):
     rows = [documents[i] for i in order]
-    found = generate(tiny_params, tiny_config, [prompts[0]], pieces=[rows], sampling=Sampling(NEW), return_logits=True)
-    check(found, [dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in rows], prompts[0], NEW)])
+    found = generate(
+        tiny_params,
+        tiny_config,
+        [prompts[0]],
+        pieces=[rows],
+        sampling=Sampling(NEW),
+        return_logits=True,
+    )
+    check(
+        found,
+        [dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in rows], prompts[0], NEW)],
+    )
 
 
-def test_colliding_documents_equal_one_dense_pass_at_those_positions(tiny_config, tiny_params, documents, prompts):
-    """Each from 0, as the original's; the prompt goes on after all of them. One document alone is where it always is."""
+def test_colliding_documents_equal_one_dense_pass_at_those_positions(
+    tiny_config, tiny_params, documents, prompts
+):
+    """Each from 0, as the original's; the prompt goes on after all of them. One document alone is
+    where it always is."""
     chosen = [[documents[2], documents[5], documents[3]], [documents[3]], []]
     run = lambda **how: generate(
-        tiny_params, tiny_config, prompts[:3], pieces=chosen, sampling=Sampling(NEW), return_logits=True, **how
+        tiny_params,
+        tiny_config,
+        prompts[:3],
+        pieces=chosen,
+        sampling=Sampling(NEW),
+        return_logits=True,
+        **how,
     )
     found, running = run(positions="colliding"), run()
     expected = [
-        dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in row], prompt, NEW, colliding=True)
+        dense.greedy(
+            tiny_params, tiny_config, [piece.tokens for piece in row], prompt, NEW, colliding=True
+        )
         for row, prompt in zip(chosen, prompts, strict=False)
     ]
     check(found, expected)
@@ -72,58 +97,104 @@ def test_colliding_documents_equal_one_dense_pass_at_those_positions(tiny_config
 
 
 def test_ragged_batch_with_and_without_documents(tiny_config, tiny_params, documents, prompts):
-    chosen = [[documents[3]], [], [documents[1], documents[0], documents[4]], [documents[0], documents[3]]]
-    found = generate(tiny_params, tiny_config, prompts, pieces=chosen, sampling=Sampling(NEW), return_logits=True)
+    chosen = [
+        [documents[3]],
+        [],
+        [documents[1], documents[0], documents[4]],
+        [documents[0], documents[3]],
+    ]
+    found = generate(
+        tiny_params, tiny_config, prompts, pieces=chosen, sampling=Sampling(NEW), return_logits=True
+    )
     expected = [
         dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in row], prompt, NEW)
         for row, prompt in zip(chosen, prompts, strict=True)
     ]
     check(found, expected)
-    alone = generate(tiny_params, tiny_config, prompts[2:3], pieces=chosen[2:3], sampling=Sampling(NEW))
+    alone = generate(
+        tiny_params, tiny_config, prompts[2:3], pieces=chosen[2:3], sampling=Sampling(NEW)
+    )
     assert alone.tokens[0] == found.tokens[2]
 
 
 def test_calls_of_few_rows_keep_the_order(tiny_config, tiny_params, prompts):
     whole = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW), return_logits=True)
-    split = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW), return_logits=True, rows_per_call=2)
+    split = generate(
+        tiny_params,
+        tiny_config,
+        prompts,
+        sampling=Sampling(NEW),
+        return_logits=True,
+        rows_per_call=2,
+    )
     assert split.tokens == whole.tokens
     np.testing.assert_allclose(split.logits, whole.logits, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "change", [{"sliding_window": 9}, {"attention_bias": True, "qk_norm": True, "tie_word_embeddings": True}]
+    "change",
+    [{"sliding_window": 9}, {"attention_bias": True, "qk_norm": True, "tie_word_embeddings": True}],
 )
-def test_other_families_equal_the_dense_pass(tiny_config, tiny_tokenizer, prompts, sentences, change):
+def test_other_families_equal_the_dense_pass(
+    tiny_config, tiny_tokenizer, prompts, sentences, change
+):
     config = dataclasses.replace(tiny_config, num_hidden_layers=2, **change)
     params = init_params(config, jax.random.key(1))
     encoder = Encoder(config, params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
     rows = encoder.encode(sentences[2:4], return_cache=True).caches
-    found = generate(params, config, [prompts[1]], pieces=[rows], sampling=Sampling(4), return_logits=True)
+    found = generate(
+        params, config, [prompts[1]], pieces=[rows], sampling=Sampling(4), return_logits=True
+    )
     check(found, [dense.greedy(params, config, [piece.tokens for piece in rows], prompts[1], 4)])
 
 
-def test_a_long_cache_is_read_in_blocks(tiny_config, tiny_params, tiny_tokenizer, sentences, prompts):
+def test_a_long_cache_is_read_in_blocks(
+    tiny_config, tiny_params, tiny_tokenizer, sentences, prompts
+):
     encoder = Encoder(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
     rows = encoder.encode([" ".join(sentences[:70])], max_length=1300, return_cache=True).caches
     assert len(rows[0].tokens) == 1300
-    found = generate(tiny_params, tiny_config, [prompts[0]], pieces=[rows], sampling=Sampling(3), return_logits=True)
+    found = generate(
+        tiny_params,
+        tiny_config,
+        [prompts[0]],
+        pieces=[rows],
+        sampling=Sampling(3),
+        return_logits=True,
+    )
     check(found, [dense.greedy(tiny_params, tiny_config, [rows[0].tokens], prompts[0], 3)])
 
 
 def test_answers_stop_where_the_model_ends_them(tiny_config, tiny_params, prompts):
     free = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW)).tokens
     end = free[1][4]
-    found = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW), eos_ids=[end, -5], return_logits=True)
+    found = generate(
+        tiny_params,
+        tiny_config,
+        prompts,
+        sampling=Sampling(NEW),
+        eos_ids=[end, -5],
+        return_logits=True,
+    )
     for tokens, whole, why in zip(found.tokens, free, found.finished, strict=True):
         cut = whole.index(end) if end in whole else None
         assert tokens == whole[:cut] and why == ("length" if cut is None else "stop")
     ignoring = Sampling(NEW, ignore_eos=True)
-    assert generate(tiny_params, tiny_config, prompts, sampling=ignoring, eos_ids=[end]).tokens == free
+    assert (
+        generate(tiny_params, tiny_config, prompts, sampling=ignoring, eos_ids=[end]).tokens == free
+    )
 
 
 def test_the_loop_ends_with_the_last_row(tiny_config, tiny_params, prompts):
     first = generate(tiny_params, tiny_config, prompts[:1], sampling=Sampling(1)).tokens[0][0]
-    found = generate(tiny_params, tiny_config, prompts[:1], sampling=Sampling(300), eos_ids=[first], return_logits=True)
+    found = generate(
+        tiny_params,
+        tiny_config,
+        prompts[:1],
+        sampling=Sampling(300),
+        eos_ids=[first],
+        return_logits=True,
+    )
     assert found.tokens == [[]] and found.finished == ["stop"] and found.logits.shape[1] == 1
 
 
@@ -141,19 +212,27 @@ def test_streaming_gives_the_same_tokens(tiny_config, tiny_params, prompts, docu
     for every in (1, 4):
         heard: list[list[int]] = [[] for _ in prompts]
         again = generate(
-            tiny_params, tiny_config, prompts, pieces=pieces, sampling=sampling, stream_every=every,
+            tiny_params,
+            tiny_config,
+            prompts,
+            pieces=pieces,
+            sampling=sampling,
+            stream_every=every,
             on_tokens=lambda i, tokens: heard[i].extend(tokens),  # noqa: B023
-        )  # fmt: skip
+        )
         assert heard == again.tokens == whole.tokens
 
 
 def test_seeds_do_not_depend_on_the_company(tiny_config, tiny_params, prompts):
     settings = [
-        Sampling(NEW, temperature=t, top_p=p, seed=s) for t, p, s in ((1, 1, 5), (0, 1, 0), (0.7, 0.9, 5), (1.3, 1, 9))
+        Sampling(NEW, temperature=t, top_p=p, seed=s)
+        for t, p, s in ((1, 1, 5), (0, 1, 0), (0.7, 0.9, 5), (1.3, 1, 9))
     ]
     together = generate(tiny_params, tiny_config, prompts, sampling=settings).tokens
     for i in range(4):
-        assert generate(tiny_params, tiny_config, [prompts[i]], sampling=settings[i]).tokens == [together[i]]
+        assert generate(tiny_params, tiny_config, [prompts[i]], sampling=settings[i]).tokens == [
+            together[i]
+        ]
     backwards = generate(tiny_params, tiny_config, prompts[::-1], sampling=settings[::-1]).tokens
     assert backwards == together[::-1]
     other = dataclasses.replace(settings[0], seed=6)
@@ -183,11 +262,22 @@ def test_the_cache_is_updated_in_place(tiny_config, full_optimization):
     )
     state = jax.eval_shape(
         lambda: steps.prefill(
-            params, np.zeros((1, 32), np.int32), np.ones(1, np.int32), sampling, limits,
-            config=config, slots=640, new_tokens=16, return_logits=False,
+            params,
+            np.zeros((1, 32), np.int32),
+            np.ones(1, np.int32),
+            sampling,
+            limits,
+            config=config,
+            slots=640,
+            new_tokens=16,
+            return_logits=False,
         )
-    )  # fmt: skip
-    text = steps.decode_step.lower(params, state, None, np.int32(9), sampling, limits, config=config).compile().as_text()
+    )
+    text = (
+        steps.decode_step.lower(params, state, None, np.int32(9), sampling, limits, config=config)
+        .compile()
+        .as_text()
+    )
     keys, values = "f32[2,1,2,16,640]", "f32[2,1,2,640,16]"
     assert keys in text and values in text
     whole = lambda line: f"= {keys}" in line or f"= {values}" in line
@@ -195,7 +285,9 @@ def test_the_cache_is_updated_in_place(tiny_config, full_optimization):
     assert not copies, copies
 
 
-@pytest.mark.parametrize(("prompt", "words"), [([], "empty"), ([5, 10**6], "vocabulary"), ([-1], "vocabulary")])
+@pytest.mark.parametrize(
+    ("prompt", "words"), [([], "empty"), ([5, 10**6], "vocabulary"), ([-1], "vocabulary")]
+)
 def test_bad_prompts_are_named(tiny_config, tiny_params, prompt, words):
     with pytest.raises(GritError, match=f"prompt 1.*{words}"):
         generate(tiny_params, tiny_config, [[1], prompt])
@@ -220,7 +312,11 @@ def test_bad_settings_are_named(bad):
 
 def draws(logits: np.ndarray, count: int, **settings) -> np.ndarray:
     rows = sampling_rows([Sampling(seed=seed, **settings) for seed in range(count)])
-    return np.asarray(jax.jit(sample)(jnp.tile(jnp.asarray(logits, jnp.float32), (count, 1)), rows, jnp.asarray(3)))
+    return np.asarray(
+        jax.jit(sample)(
+            jnp.tile(jnp.asarray(logits, jnp.float32), (count, 1)), rows, jnp.asarray(3)
+        )
+    )
 
 
 LOGITS = np.log([0.4, 0.02, 0.25, 0.2, 0.08, 0.05])
@@ -249,7 +345,9 @@ def test_frequencies_are_the_softmax_s(settings, expected):
 
 def test_top_k_one_is_greedy(tiny_config, tiny_params, prompts):
     greedy = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW)).tokens
-    top = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW, temperature=2.0, top_k=1, seed=4)).tokens
+    top = generate(
+        tiny_params, tiny_config, prompts, sampling=Sampling(NEW, temperature=2.0, top_k=1, seed=4)
+    ).tokens
     assert top == greedy
 
 
@@ -276,7 +374,14 @@ def test_kept_equals_a_sort():
 
 def test_decode_reads_bfloat16_too(tiny_config, tiny_params, prompts, documents):
     config: ModelConfig = dataclasses.replace(tiny_config, dtype="bfloat16")
-    found = generate(tiny_params, config, prompts, pieces=[documents[:2]] * 4, sampling=Sampling(4), return_logits=True)
+    found = generate(
+        tiny_params,
+        config,
+        prompts,
+        pieces=[documents[:2]] * 4,
+        sampling=Sampling(4),
+        return_logits=True,
+    )
     exact = generate(
         tiny_params,
         tiny_config,
@@ -285,4 +390,7 @@ def test_decode_reads_bfloat16_too(tiny_config, tiny_params, prompts, documents)
         sampling=Sampling(4),
         return_logits=True,
     )
-    assert np.abs(found.logits[:, 0] - exact.logits[:, 0]).max() < 0.1 * np.abs(exact.logits[:, 0]).max()
+    assert (
+        np.abs(found.logits[:, 0] - exact.logits[:, 0]).max()
+        < 0.1 * np.abs(exact.logits[:, 0]).max()
+    )

@@ -1,4 +1,5 @@
-"""Texts to vectors and caches: packing changes nothing, formats and cuts are right, mistakes are named."""
+"""Texts to vectors and caches: packing changes nothing, formats and cuts are right, mistakes are
+named."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ import dense_reference as dense
 import numpy as np
 import pytest
 
-from grit_jax.data.chat import GRIT
+from grit_jax.errors import GritError
 from grit_jax.inference.encoder import Encoder
-from grit_jax.inference.plan import TOKENS_PER_SEGMENT, bucket, plan_calls
-from grit_jax.types import AttentionMode, GritError
+from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket, plan_calls
+from grit_jax.text.chat import GRIT
+from grit_jax.types import AttentionMode
 
 POOLINGS = ["mean", "weightedmean", "lasttoken", "cls"]
 
@@ -21,12 +23,16 @@ def encoder(tiny_config, tiny_params, tiny_tokenizer) -> Encoder:
     return Encoder(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
 
 
-def with_pooling(encoder: Encoder, pooling: str, mode: AttentionMode = AttentionMode.BIDIRECTIONAL) -> Encoder:
+def with_pooling(
+    encoder: Encoder, pooling: str, mode: AttentionMode = AttentionMode.BIDIRECTIONAL
+) -> Encoder:
     return Encoder(encoder.config, encoder.params, encoder.tokenizer, encoder.chat, pooling, mode)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_packed_vectors_equal_the_dense_reference_of_each_text(encoder, tiny_params, sentences, pooling):
+def test_packed_vectors_equal_the_dense_reference_of_each_text(
+    encoder, tiny_params, sentences, pooling
+):
     encoder = with_pooling(encoder, pooling)
     texts = sentences[:24]
     formatted = encoder.format(texts, "Find the sentence")
@@ -50,17 +56,24 @@ def test_causal_mode_is_another_program_over_the_same_weights(encoder, tiny_para
     causal = with_pooling(encoder, "lasttoken", AttentionMode.CAUSAL)
     formatted = causal.format(sentences[:3])
     for ids, vector in zip(formatted.ids, causal.encode(sentences[:3]).vectors, strict=True):
-        expected = dense.embedding(tiny_params, encoder.config, ids, formatted.prompt, "lasttoken", "causal")
+        expected = dense.embedding(
+            tiny_params, encoder.config, ids, formatted.prompt, "lasttoken", "causal"
+        )
         np.testing.assert_allclose(vector, expected, atol=1e-5)
 
 
-def test_prefix_mode_is_a_causal_instruction_before_a_bidirectional_text(encoder, tiny_params, sentences):
-    """The paper's "cb": the text sees all of itself and its instruction, which sees nothing of the text."""
+def test_prefix_mode_is_a_causal_instruction_before_a_bidirectional_text(
+    encoder, tiny_params, sentences
+):
+    """The paper's "cb": the text sees all of itself and its instruction, which sees nothing of the
+    text."""
     prefix = with_pooling(encoder, "mean", AttentionMode.PREFIX)
     formatted = prefix.format(sentences[:6], "Find the sentence")
     found = prefix.encode(sentences[:6], "Find the sentence", return_cache=True)
     for ids, vector in zip(formatted.ids, found.vectors, strict=True):
-        expected = dense.embedding(tiny_params, encoder.config, ids, formatted.prompt, "mean", "prefix")
+        expected = dense.embedding(
+            tiny_params, encoder.config, ids, formatted.prompt, "mean", "prefix"
+        )
         np.testing.assert_allclose(vector, expected, atol=1e-5)
     first, other = (cache.k[:, : formatted.prompt] for cache in found.caches[:2])
     np.testing.assert_allclose(first, other, atol=1e-5)  # the same instruction, whatever follows
@@ -77,7 +90,10 @@ def test_vectors_are_unit_writable_float32(encoder, sentences):
 
 def test_format_is_the_original_s(encoder, tiny_tokenizer):
     formatted = encoder.format(["Amber river"], "  Find it:\n")
-    assert tiny_tokenizer.decode(formatted.ids[0], skip_special=False) == "<s><|user|>\nFind it\n<|embed|>\nAmber river"
+    assert (
+        tiny_tokenizer.decode(formatted.ids[0], skip_special=False)
+        == "<s><|user|>\nFind it\n<|embed|>\nAmber river"
+    )
     bare = encoder.format(["Amber river"])
     assert tiny_tokenizer.decode(bare.ids[0], skip_special=False) == "<s><|embed|>\nAmber river"
     assert tiny_tokenizer.decode(bare.ids[0][bare.prompt :]) == "Amber river"
@@ -113,15 +129,23 @@ def test_long_text_equals_dense_reference(encoder, tiny_params, sentences):
     ids = formatted.ids[0]
     assert len(ids) == 4500
     small = dataclasses.replace(encoder.config, num_hidden_layers=1)
-    first = {name: value[:1] if value.shape[0] == 3 else value for name, value in tiny_params.items()}
-    found = Encoder(small, first, encoder.tokenizer, encoder.chat).encode_ids([ids], [formatted.prompt])
+    first = {
+        name: value[:1] if value.shape[0] == 3 else value for name, value in tiny_params.items()
+    }
+    found = Encoder(small, first, encoder.tokenizer, encoder.chat).encode_ids(
+        [ids], [formatted.prompt]
+    )
     expected = dense.embedding(first, small, ids, formatted.prompt, "mean")
     np.testing.assert_allclose(found.vectors[0], expected, atol=1e-5)
 
 
 def test_nothing_and_empty_texts(encoder):
     nothing = encoder.encode([], return_cache=True)
-    assert nothing.vectors.shape == (0, encoder.config.hidden_size) and nothing.caches == [] and nothing.tokens == 0
+    assert (
+        nothing.vectors.shape == (0, encoder.config.hidden_size)
+        and nothing.caches == []
+        and nothing.tokens == 0
+    )
     vectors = encoder.encode(["", "amber"]).vectors
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
@@ -148,7 +172,9 @@ def test_mistakes_are_named(encoder, texts, instruction, max_length, words):
 def test_stream_equals_encode(encoder, sentences):
     streamed = list(encoder.stream(iter(sentences[:50]), window=16, return_cache=True))
     whole = encoder.encode(sentences[:50], return_cache=True)
-    np.testing.assert_allclose(np.stack([text.vector for text in streamed]), whole.vectors, atol=1e-5)
+    np.testing.assert_allclose(
+        np.stack([text.vector for text in streamed]), whole.vectors, atol=1e-5
+    )
     for text, cache in zip(streamed, whole.caches, strict=True):
         np.testing.assert_allclose(text.cache.k, cache.k, atol=1e-5)
 
@@ -163,7 +189,9 @@ def test_plan_holds_every_text_once_with_little_padding(seed):
     rng = np.random.default_rng(seed)
     lengths = np.minimum(rng.geometric(1 / 90, size=3000) + 6, 512).tolist()
     calls = plan_calls(lengths, 4096)
-    assert sorted(i for call in calls for row in call.texts for i in row) == list(range(len(lengths)))
+    assert sorted(i for call in calls for row in call.texts for i in row) == list(
+        range(len(lengths))
+    )
     for call in calls:
         assert len(call.texts) <= call.rows
         for row in call.texts:
@@ -176,7 +204,9 @@ def test_plan_holds_every_text_once_with_little_padding(seed):
 
 def test_plan_of_tiny_texts_respects_the_pooled_width():
     calls = plan_calls([1] * 500, 4096)
-    assert all(len(row) <= call.length // TOKENS_PER_SEGMENT for call in calls for row in call.texts)
+    assert all(
+        len(row) <= call.length // TOKENS_PER_SEGMENT for call in calls for row in call.texts
+    )
     assert sum(len(row) for call in calls for row in call.texts) == 500
 
 
@@ -187,5 +217,13 @@ def test_one_query_is_one_short_row():
 
 def test_bucket():
     assert [bucket(n) for n in (1, 64, 65, 200, 257, 400, 513, 1100, 4100)] == [
-        64, 64, 128, 256, 384, 512, 640, 1280, 5120,
-    ]  # fmt: skip
+        64,
+        64,
+        128,
+        256,
+        384,
+        512,
+        640,
+        1280,
+        5120,
+    ]

@@ -1,4 +1,5 @@
-"""Encoding and generation on several devices equal those on one; eight CPU devices are simulated in a process of their own."""
+"""Encoding and generation on several devices equal those on one; eight CPU devices are simulated in
+a process of their own."""
 
 from __future__ import annotations
 
@@ -38,6 +39,9 @@ def test_eight_devices_equal_one(tiny_model, tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
-        env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

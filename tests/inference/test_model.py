@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from grit_jax import GritLM
-from grit_jax.data.chat import GRIT
-from grit_jax.types import AttentionMode, GritError
+from grit_jax.errors import GritError
+from grit_jax.text.chat import GRIT
+from grit_jax.types import AttentionMode
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +25,35 @@ def directory(tiny_model, tmp_path_factory):
 
 def test_a_saved_model_is_the_same_model(tiny_model, directory, sentences):
     again = GritLM.from_pretrained(directory)
-    assert again.chat == tiny_model.chat and again.pooling == "mean" and again.config == tiny_model.config
+    assert (
+        again.chat == tiny_model.chat
+        and again.pooling == "mean"
+        and again.config == tiny_model.config
+    )
     for name, value in tiny_model.params.items():
         np.testing.assert_array_equal(again.params[name], value)
-    np.testing.assert_array_equal(again.encode(sentences[:5], "Find"), tiny_model.encode(sentences[:5], "Find"))
-    assert again.generate(sentences[:2], max_new_tokens=5) == tiny_model.generate(sentences[:2], max_new_tokens=5)
+    np.testing.assert_array_equal(
+        again.encode(sentences[:5], "Find"), tiny_model.encode(sentences[:5], "Find")
+    )
+    assert again.generate(sentences[:2], max_new_tokens=5) == tiny_model.generate(
+        sentences[:2], max_new_tokens=5
+    )
     assert again.stop_ids == tiny_model.stop_ids
 
 
-def test_pooling_mode_and_dtype_survive(tiny_model, tiny_config, tiny_params, tiny_tokenizer, tmp_path):
-    model = GritLM(tiny_config, tiny_params, tiny_tokenizer, GRIT, "lasttoken", mode=AttentionMode.CAUSAL)
+def test_pooling_mode_and_dtype_survive(
+    tiny_model, tiny_config, tiny_params, tiny_tokenizer, tmp_path
+):
+    model = GritLM(
+        tiny_config, tiny_params, tiny_tokenizer, GRIT, "lasttoken", mode=AttentionMode.CAUSAL
+    )
     model.save_pretrained(tmp_path / "new" / "folder", dtype="bfloat16")
     again = GritLM.from_pretrained(tmp_path / "new" / "folder", dtype="bfloat16")
-    assert (again.pooling, again.mode, again.config.dtype) == ("lasttoken", AttentionMode.CAUSAL, "bfloat16")
+    assert (again.pooling, again.mode, again.config.dtype) == (
+        "lasttoken",
+        AttentionMode.CAUSAL,
+        "bfloat16",
+    )
     assert GritLM.from_pretrained(tmp_path / "new" / "folder", pooling="cls").pooling == "cls"
     assert again.encode("amber").dtype == np.float32
 
@@ -45,13 +62,17 @@ def test_a_plain_hugging_face_directory_means_mean_pooling_and_grit(directory, t
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((directory / name).read_bytes())
     model = GritLM.from_pretrained(str(tmp_path))
-    assert model.pooling == "mean" and model.mode is AttentionMode.BIDIRECTIONAL and model.chat == GRIT
+    assert (
+        model.pooling == "mean" and model.mode is AttentionMode.BIDIRECTIONAL and model.chat == GRIT
+    )
 
 
 def test_sentence_transformers_gets_the_prompt_its_tokenizer_needs(directory, tiny_tokenizer):
     import tokenizers
 
-    prompt = json.loads((directory / "config_sentence_transformers.json").read_text())["prompts"]["document"]
+    prompt = json.loads((directory / "config_sentence_transformers.json").read_text())["prompts"][
+        "document"
+    ]
     reader = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     ours = tiny_tokenizer.encode_pieces([GRIT.embed_pieces("", "amber river")])[0]
     assert reader.encode(prompt + "amber river").ids == [i for part in ours for i in part]
@@ -71,7 +92,9 @@ def test_encode_takes_one_text_or_many(tiny_model, sentences):
 
 def test_a_string_is_a_user_s_turn(tiny_model, tiny_tokenizer):
     (ids,) = tiny_model.prompt_ids("Say amber")
-    assert tiny_tokenizer.decode(ids, skip_special=False) == "<s><|user|>\nSay amber\n<|assistant|>\n"
+    assert (
+        tiny_tokenizer.decode(ids, skip_special=False) == "<s><|user|>\nSay amber\n<|assistant|>\n"
+    )
     message = [{"role": "user", "content": "Say amber"}]
     assert (
         tiny_model.prompt_ids(message)
@@ -79,7 +102,11 @@ def test_a_string_is_a_user_s_turn(tiny_model, tiny_tokenizer):
         == tiny_model.prompt_ids(["Say amber"])
         == [ids]
     )
-    turns = [*message, {"role": "assistant", "content": " amber "}, {"role": "user", "content": "Again"}]
+    turns = [
+        *message,
+        {"role": "assistant", "content": " amber "},
+        {"role": "user", "content": "Again"},
+    ]
     (ids,) = tiny_model.prompt_ids([turns])
     expected = "<s><|user|>\nSay amber\n<|assistant|>\namber</s>\n<|user|>\nAgain\n<|assistant|>\n"
     assert tiny_tokenizer.decode(ids, skip_special=False) == expected
@@ -109,7 +136,10 @@ def test_generate_batches_and_streams(tiny_model, sentences):
     ("prompts", "words"),
     [
         (["a", 3], "prompt 1"),
-        ([[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]], "last message"),
+        (
+            [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]],
+            "last message",
+        ),
         ([{"role": "robot", "content": "a"}], "robot"),
         (["a", [{"role": "user"}]], "prompt 1.*content"),
     ],
@@ -143,7 +173,9 @@ def test_call_equals_the_dense_pass_whatever_the_padding(
 
 def test_call_without_a_mask(tiny_model):
     np.testing.assert_allclose(
-        tiny_model([[1, 5, 6]]).logits, tiny_model(np.array([[1, 5, 6]]), np.ones((1, 3))).logits, atol=1e-6
+        tiny_model([[1, 5, 6]]).logits,
+        tiny_model(np.array([[1, 5, 6]]), np.ones((1, 3))).logits,
+        atol=1e-6,
     )
 
 
@@ -187,11 +219,21 @@ def test_weights_hash_follows_the_weights_and_nothing_else(
         GRIT,
         "cls",
     )
-    assert same.weights_hash == tiny_model.weights_hash == GritLM.from_pretrained(directory).weights_hash
-    assert GritLM.from_pretrained(directory, dtype="bfloat16").weights_hash == tiny_model.weights_hash
+    assert (
+        same.weights_hash
+        == tiny_model.weights_hash
+        == GritLM.from_pretrained(directory).weights_hash
+    )
+    assert (
+        GritLM.from_pretrained(directory, dtype="bfloat16").weights_hash == tiny_model.weights_hash
+    )
     changed = dict(tiny_params) | {"final_norm": tiny_params["final_norm"].at[3].add(0.1)}
-    assert GritLM(tiny_config, changed, tiny_tokenizer, GRIT).weights_hash != tiny_model.weights_hash
-    other = GritLM(dataclasses.replace(tiny_config, rope_theta=5e4), tiny_params, tiny_tokenizer, GRIT)
+    assert (
+        GritLM(tiny_config, changed, tiny_tokenizer, GRIT).weights_hash != tiny_model.weights_hash
+    )
+    other = GritLM(
+        dataclasses.replace(tiny_config, rope_theta=5e4), tiny_params, tiny_tokenizer, GRIT
+    )
     assert other.weights_hash != tiny_model.weights_hash
 
 

@@ -16,7 +16,9 @@ sys.path.insert(0, str(LAUNCH))
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Cloud]:
+def cloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Cloud]:
     """An empty cloud: no slice, an empty bucket."""
     root, programs = tmp_path / "cloud", tmp_path / "bin"
     (root / "buckets" / "bucket").mkdir(parents=True)
@@ -25,15 +27,16 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     # On a machine: pip brings uv, uv makes a venv, and the venv has grit.
     program(
         programs / "python3",
-        '#!/bin/sh\ncase "$*" in\n'
-        f'  "-m pip "*) mkdir -p "$HOME/grit/uv/bin"; cp {programs / "uv-to-install"} "$HOME/grit/uv/bin/uv" ;;\n'
-        f'  *) exec {sys.executable} -S "$@" ;;\nesac\n',
+        '#!/bin/sh\ncase "$*" in\n  "-m pip "*) mkdir -p "$HOME/grit/uv/bin"; cp'
+        f' {programs / "uv-to-install"} "$HOME/grit/uv/bin/uv" ;;\n  *) exec {sys.executable} -S'
+        ' "$@" ;;\nesac\n',
     )
     program(programs / "grit-to-install", f"#!{python}\n{(HERE / 'fake_grit').read_text()}")
     program(
         programs / "uv-to-install",
-        '#!/bin/sh\nfor last; do :; done\n'
-        f'if [ "$1" = venv ]; then mkdir -p "$last/bin"; cp {programs / "grit-to-install"} "$last/bin/grit"; fi\n',
+        "#!/bin/sh\nfor last; do :; done\n"
+        f'if [ "$1" = venv ]; then mkdir -p "$last/bin"; cp {programs / "grit-to-install"}'
+        ' "$last/bin/grit"; fi\n',
     )
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     monkeypatch.setenv("FAKE_CLOUD", str(root))
@@ -58,7 +61,9 @@ def light(monkeypatch):
 def pauses(monkeypatch):
     """The pauses that were asked for, none of them made."""
     asked: list[float] = []
-    monkeypatch.setattr("watch.time", types.SimpleNamespace(sleep=asked.append, monotonic=time.monotonic))
+    monkeypatch.setattr(
+        "watch.time", types.SimpleNamespace(sleep=asked.append, monotonic=time.monotonic)
+    )
     return asked
 
 

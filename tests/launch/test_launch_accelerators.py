@@ -8,12 +8,26 @@ from shell import LaunchError
 
 # cloud.google.com/tpu/docs/v4, v5e, v5p, v6e: chips and machines of a slice; on GKE: xpk's table.
 TABLE = {
-    "v2-8": (4, 1, 1), "v3-32": (16, 4, 4), "v4-8": (4, 1, 1), "v4-16": (8, 2, 2), "v4-4096": (2048, 512, 512),
-    "v5litepod-1": (1, 1, 1), "v5litepod-4": (4, 1, 1), "v5litepod-8": (8, 1, 2), "v5litepod-16": (16, 4, 4),
-    "v5litepod-256": (256, 64, 64), "v5p-8": (4, 1, 1), "v5p-16": (8, 2, 2), "v5p-128": (64, 16, 16),
-    "v5p-512": (256, 64, 64), "v6e-1": (1, 1, 1), "v6e-4": (4, 1, 1), "v6e-8": (8, 1, 2), "v6e-64": (64, 16, 16),
+    "v2-8": (4, 1, 1),
+    "v3-32": (16, 4, 4),
+    "v4-8": (4, 1, 1),
+    "v4-16": (8, 2, 2),
+    "v4-4096": (2048, 512, 512),
+    "v5litepod-1": (1, 1, 1),
+    "v5litepod-4": (4, 1, 1),
+    "v5litepod-8": (8, 1, 2),
+    "v5litepod-16": (16, 4, 4),
+    "v5litepod-256": (256, 64, 64),
+    "v5p-8": (4, 1, 1),
+    "v5p-16": (8, 2, 2),
+    "v5p-128": (64, 16, 16),
+    "v5p-512": (256, 64, 64),
+    "v6e-1": (1, 1, 1),
+    "v6e-4": (4, 1, 1),
+    "v6e-8": (8, 1, 2),
+    "v6e-64": (64, 16, 16),
     "tpu7x-16": (8, 2, 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -25,11 +39,31 @@ def test_chips_and_hosts(name):
 
 def test_images():
     images = {accelerator(f"{name}-8").image for name in ("v4", "v5litepod", "v5p", "v6e")}
-    assert images == {"tpu-ubuntu2204-base", "v2-alpha-tpuv5-lite", "v2-alpha-tpuv5", "v2-alpha-tpuv6e"}
+    assert images == {
+        "tpu-ubuntu2204-base",
+        "v2-alpha-tpuv5-lite",
+        "v2-alpha-tpuv5",
+        "v2-alpha-tpuv6e",
+    }
     assert FAMILIES["tpu7x"].image is None
 
 
-@pytest.mark.parametrize("name", ["v5litepod-2", "v5litepod-512", "v5p-4", "v5p-129", "v6e-0", "v4-", "v9-8", "", "v5p", "v5p-+8", "v5p-٨"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "v5litepod-2",
+        "v5litepod-512",
+        "v5p-4",
+        "v5p-129",
+        "v6e-0",
+        "v4-",
+        "v9-8",
+        "",
+        "v5p",
+        "v5p-+8",
+        "v5p-٨",
+    ],
+)
 def test_no_such_slice(name):
     with pytest.raises(LaunchError, match="--type"):
         accelerator(name)

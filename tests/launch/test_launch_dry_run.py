@@ -1,6 +1,8 @@
-"""`--dry-run` prints the commands that would run, one a line: compared with golden files, and with what does run.
+"""`--dry-run` prints the commands that would run, one a line: compared with golden files, and with
+what does run.
 
-Written anew by: REWRITE_GOLDEN=1 python -m pytest tests/launch/test_launch_dry_run.py   (then look at the difference)
+Written anew by: REWRITE_GOLDEN=1 python -m pytest tests/launch/test_launch_dry_run.py   (then look
+at the difference)
 """
 
 from __future__ import annotations
@@ -21,15 +23,37 @@ GOLDEN = HERE / "golden"
 SPOT = ["--type=v5litepod-8", "--spot"]
 CASES = {
     "create": ["tpu.py", "create", "demo", "--type=v6e-8", *WHERE],
-    "create_reserved": ["tpu.py", "create", "demo", "--type=v5p-8", "--reserved", "--image=mine", *WHERE],
+    "create_reserved": [
+        "tpu.py",
+        "create",
+        "demo",
+        "--type=v5p-8",
+        "--reserved",
+        "--image=mine",
+        *WHERE,
+    ],
     "create_vm": [
-        "tpu.py", "create", "demo", "--vm", *SPOT, "--service-account=grit@my-project.iam.gserviceaccount.com",
-        "--create-flag=--network=my-net", *WHERE,
+        "tpu.py",
+        "create",
+        "demo",
+        "--vm",
+        *SPOT,
+        "--service-account=grit@my-project.iam.gserviceaccount.com",
+        "--create-flag=--network=my-net",
+        *WHERE,
     ],
     "wait": ["tpu.py", "wait", "demo", *WHERE],
     "install": ["tpu.py", "install", "demo", *WHERE],
     "run": ["tpu.py", "run", "demo", *JOB, *WHERE, "--", "--train.steps", "100"],
-    "run_detached": ["tpu.py", "run", "demo", "configs/quickstart_base.yaml", JOB[1], *WHERE, "--detach"],
+    "run_detached": [
+        "tpu.py",
+        "run",
+        "demo",
+        "configs/quickstart_base.yaml",
+        JOB[1],
+        *WHERE,
+        "--detach",
+    ],
     "watch": ["tpu.py", "watch", "demo", *JOB, *SPOT, *WHERE, "--delete"],
     "watch_vm": ["tpu.py", "watch", "demo", "--vm", *JOB, *SPOT, *WHERE],
     "watch_pod": ["tpu.py", "watch", "demo", *JOB, "--type=v5p-128", *WHERE],
@@ -40,44 +64,107 @@ CASES = {
     "delete": ["tpu.py", "delete", "demo", *WHERE],
     "delete_vm": ["tpu.py", "delete", "demo", "--vm", *WHERE],
     "xpk": [
-        "tpu.py", "xpk", "demo", *JOB, "--type=v6e-4", "--spot", "--cluster=my-cluster",
-        "--docker-image=us-docker.pkg.dev/my-project/grit/grit:1", *WHERE, "--", "--train.steps", "100",
+        "tpu.py",
+        "xpk",
+        "demo",
+        *JOB,
+        "--type=v6e-4",
+        "--spot",
+        "--cluster=my-cluster",
+        "--docker-image=us-docker.pkg.dev/my-project/grit/grit:1",
+        *WHERE,
+        "--",
+        "--train.steps",
+        "100",
     ],
     "xpk_slices": [
-        "tpu.py", "xpk", "demo", *JOB, "--type=v6e-4", "--slices=2", "--cluster=my-cluster", "--docker-image=i:1",
-        "--no-build", *WHERE, "--", "--mesh.data", "2",
+        "tpu.py",
+        "xpk",
+        "demo",
+        *JOB,
+        "--type=v6e-4",
+        "--slices=2",
+        "--cluster=my-cluster",
+        "--docker-image=i:1",
+        "--no-build",
+        *WHERE,
+        "--",
+        "--mesh.data",
+        "2",
     ],
     "worker_install": ["worker.py", "install"],
     "worker_install_cpu": ["worker.py", "install", "--extra=cpu"],
-    "worker_train": ["worker.py", "train", *JOB[:1], "gs://bucket/runs/mine", "--", "--train.steps", "100"],
-    "worker_train_direct": ["worker.py", "train", "configs/quickstart_base.yaml", "gs://bucket/runs/mine", "--direct"],
-    "worker_start": ["worker.py", "start", *JOB[:1], "gs://bucket/runs/mine", "--", "--train.steps", "100"],
+    "worker_train": [
+        "worker.py",
+        "train",
+        *JOB[:1],
+        "gs://bucket/runs/mine",
+        "--",
+        "--train.steps",
+        "100",
+    ],
+    "worker_train_direct": [
+        "worker.py",
+        "train",
+        "configs/quickstart_base.yaml",
+        "gs://bucket/runs/mine",
+        "--direct",
+    ],
+    "worker_start": [
+        "worker.py",
+        "start",
+        *JOB[:1],
+        "gs://bucket/runs/mine",
+        "--",
+        "--train.steps",
+        "100",
+    ],
     "worker_stop": ["worker.py", "stop"],
     "slurm": ["slurm.sh", "my.yaml", "--output", "/shared/my run", "--train.steps", "100"],
     "slurm_nodes": ["SLURM_JOB_NUM_NODES=2", "slurm.sh", "my.yaml", "--output=/shared/mine"],
     "startup": ["startup.sh"],
     "sky": [
-        "sky", "jobs", "launch", "sky.yaml", "--env", f"CONFIG={JOB[0]}", "--env", "OUTPUT=gs://bucket/runs/mine",
-        "--env", "OVERRIDES=--train.steps 100",
+        "sky",
+        "jobs",
+        "launch",
+        "sky.yaml",
+        "--env",
+        f"CONFIG={JOB[0]}",
+        "--env",
+        "OUTPUT=gs://bucket/runs/mine",
+        "--env",
+        "OVERRIDES=--train.steps 100",
     ],
-}  # fmt: skip
+}
 
 
 def script(words: list[str]) -> str:
     """The file of launch/ that a case is about."""
-    return next(word for word in words if word.endswith((".py", ".sh", ".yaml")) and "/" not in word and word != "my.yaml")
+    return next(
+        word
+        for word in words
+        if word.endswith((".py", ".sh", ".yaml")) and "/" not in word and word != "my.yaml"
+    )
 
 
 def dry_run(words: list[str], cloud: Cloud, home: Path) -> str:
     """What a script prints with --dry-run, the paths of this machine by names."""
     name = script(words)
-    # A checkout that joins hosts where there are several, so that what this one does makes no difference.
+    # A checkout that joins hosts where there are several, so that what this one does makes no
+    # difference.
     nodes = [word for word in words if word.startswith("SLURM_JOB_NUM_NODES=")]
     package = home / "checkout" / "grit_jax"
     package.mkdir(parents=True)
     (package / "hosts.py").write_text("jax.distributed.initialize()" if nodes else "")
-    where = {**os.environ, "HOME": str(home), "PATH": "/usr/bin:/bin", "GRIT_SYNC_SECONDS": "60", "PYTHON": f"{sys.executable} -S",
-             "SLURM_SUBMIT_DIR": str(package.parent), **dict(word.split("=") for word in nodes)}  # fmt: skip
+    where = {
+        **os.environ,
+        "HOME": str(home),
+        "PATH": "/usr/bin:/bin",
+        "GRIT_SYNC_SECONDS": "60",
+        "PYTHON": f"{sys.executable} -S",
+        "SLURM_SUBMIT_DIR": str(package.parent),
+        **dict(word.split("=") for word in nodes),
+    }
     words = words[words.index(name) + 1 :]
     at = words.index("--") if "--" in words else len(words)
     if name == "tpu.py":
@@ -85,12 +172,23 @@ def dry_run(words: list[str], cloud: Cloud, home: Path) -> str:
         said = (done.status, done.out, done.err)
     elif name == "sky.yaml":  # SkyPilot runs these two on its machine
         task = yaml.safe_load((LAUNCH / name).read_text())
-        commands = [task["setup"].replace(" install", " install --dry-run"), task["run"].replace(" train", " train --dry-run")]
+        commands = [
+            task["setup"].replace(" install", " install --dry-run"),
+            task["run"].replace(" train", " train --dry-run"),
+        ]
         text = "\n".join(commands).replace("python3", "$PYTHON")
-        said = ran(["bash", "-euc", text], cwd=REPOSITORY, env=where | dict(word.split("=", 1) for word in words[1::2]))
+        said = ran(
+            ["bash", "-euc", text],
+            cwd=REPOSITORY,
+            env=where | dict(word.split("=", 1) for word in words[1::2]),
+        )
     else:
         program = [sys.executable, "-S"] if name == "worker.py" else []
-        options = [*words[:at], "--dry-run", *words[at:]] if name == "worker.py" else ["--dry-run", *words]
+        options = (
+            [*words[:at], "--dry-run", *words[at:]]
+            if name == "worker.py"
+            else ["--dry-run", *words]
+        )
         said = ran([*program, str(LAUNCH / name), *options], cwd=home, env=where)
     assert (said[0], said[2]) == (0, "")
     text = said[1].replace(tempfile.gettempdir() + "/grit-", "TMP/grit-")
@@ -121,17 +219,36 @@ def test_golden_files_are_shell_commands_one_a_line():
         lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
         assert lines, file
         programs |= {shlex.split(line)[0].rpartition("/")[2] for line in lines}
-    assert programs == {"gcloud", "tar", "docker", "xpk", "srun", "sh", "systemctl", "python3", "uv", "grit", "kill"}
+    assert programs == {
+        "gcloud",
+        "tar",
+        "docker",
+        "xpk",
+        "srun",
+        "sh",
+        "systemctl",
+        "python3",
+        "uv",
+        "grit",
+        "kill",
+    }
     everything = "\n".join(file.read_text() for file in files)
     assert subprocess.run(["bash", "-n"], input=everything, text=True).returncode == 0
 
 
 @pytest.mark.parametrize("extra", [[], ["--vm"], ["--spot"]])
 def test_what_is_printed_is_what_runs(played, extra):
-    """A run without setbacks: the calls that reach gcloud are the lines of the dry run, word for word."""
+    """A run without setbacks: the calls that reach gcloud are the lines of the dry run, word for
+    word."""
     watch = ["watch", "demo", *JOB, "--type=v5litepod-8", *WHERE, *FAST, *extra, "--delete"]
-    played.play(states=[["READY" if extra == ["--vm"] else "ACTIVE"]], status=["absent", "idle", "exited 0"])
-    printed = [line for line in played.tpu(*watch, "--dry-run").out.splitlines() if line.startswith("gcloud")]
+    played.play(
+        states=[["READY" if extra == ["--vm"] else "ACTIVE"]], status=["absent", "idle", "exited 0"]
+    )
+    printed = [
+        line
+        for line in played.tpu(*watch, "--dry-run").out.splitlines()
+        if line.startswith("gcloud")
+    ]
     assert played.calls == []
     assert played.tpu(*watch).status == 0
     assert played.calls == printed

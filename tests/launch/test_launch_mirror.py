@@ -1,4 +1,5 @@
-"""The output folder in the bucket: a machine that dies at any instant leaves whole checkpoints only."""
+"""The output folder in the bucket: a machine that dies at any instant leaves whole checkpoints
+only."""
 
 from __future__ import annotations
 
@@ -13,9 +14,12 @@ OUTPUT = "gs://bucket/runs/mine"
 
 
 def write_checkpoint(local: Path, step: int, keep: int = 2) -> None:
-    """What `grit train` leaves at a step: metrics up to it, then the checkpoint under its final name."""
+    """What `grit train` leaves at a step: metrics up to it, then the checkpoint under its final
+    name."""
     (local / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (local / "metrics.jsonl").write_text("".join(json.dumps({"step": n}) + "\n" for n in range(step)))
+    (local / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": n}) + "\n" for n in range(step))
+    )
     (local / "config.yaml").write_text("{}")
     folder = local / "checkpoints" / f"{step}.tmp"
     (folder / "state" / "d").mkdir(parents=True)
@@ -23,13 +27,16 @@ def write_checkpoint(local: Path, step: int, keep: int = 2) -> None:
     (folder / "state" / MARK).write_text("")
     (folder / MARK).write_text("")
     folder.rename(local / "checkpoints" / str(step))
-    for old in sorted((int(f.name) for f in (local / "checkpoints").iterdir() if f.name.isdecimal()), reverse=True)[keep:]:
+    for old in sorted(
+        (int(f.name) for f in (local / "checkpoints").iterdir() if f.name.isdecimal()), reverse=True
+    )[keep:]:
         shutil.rmtree(local / "checkpoints" / str(old))
 
 
 @pytest.fixture
 def bucket(cloud):
-    """Runs a storage command in this process; `left` counts those that still run before the machine dies."""
+    """Runs a storage command in this process; `left` counts those that still run before the machine
+    dies."""
 
     def run(command):
         if run.left == 0:
@@ -46,7 +53,8 @@ def bucket(cloud):
 
 
 def test_the_machine_may_die_between_any_two_commands(cloud, bucket, tmp_path):
-    """Whenever it dies, the next machine finds a whole checkpoint, the metrics that lead to it, and no model."""
+    """Whenever it dies, the next machine finds a whole checkpoint, the metrics that lead to it, and
+    no model."""
     deaths = 0
     for left in range(100):
         shutil.rmtree(cloud.bucket("runs"), ignore_errors=True)
@@ -67,14 +75,21 @@ def test_the_machine_may_die_between_any_two_commands(cloud, bucket, tmp_path):
         found = Mirror(new, OUTPUT, bucket).restore()
         assert (found or 0) in (reached, reached + 2)
         assert not (new / "model").exists()
-        assert {f.name for f in (new / "checkpoints").glob("*")} == ({str(found)} if found else set())
+        assert {f.name for f in (new / "checkpoints").glob("*")} == (
+            {str(found)} if found else set()
+        )
         if found:
-            assert (new / "checkpoints" / str(found) / "state" / "d" / "shard").read_text() == f"state {found}"
+            assert (
+                new / "checkpoints" / str(found) / "state" / "d" / "shard"
+            ).read_text() == f"state {found}"
             assert len((new / "metrics.jsonl").read_text().splitlines()) >= found
         if reached == 6:
             break
     assert deaths > 10 and reached == 6
-    assert sorted(f.name for f in cloud.bucket("runs/mine/checkpoints").iterdir()) == ["4", "6"]  # dropped here and there
+    assert sorted(f.name for f in cloud.bucket("runs/mine/checkpoints").iterdir()) == [
+        "4",
+        "6",
+    ]  # dropped here and there
     assert cloud.bucket("runs/mine/model/grit.json").exists()
 
 
@@ -111,7 +126,9 @@ def test_a_checkpoint_that_the_run_drops_meanwhile_is_copied_whole(cloud, bucket
     for _ in range(3):
         mirror.sync()
     assert Mirror(tmp_path / "b", OUTPUT, bucket).restore() == 14
-    assert (tmp_path / "b" / "checkpoints" / "14" / "state" / "d" / "shard").read_text() == "state 14"
+    assert (
+        tmp_path / "b" / "checkpoints" / "14" / "state" / "d" / "shard"
+    ).read_text() == "state 14"
     assert sorted(f.name for f in cloud.bucket("runs/mine/checkpoints").iterdir()) == ["14", "8"]
     assert not list(tmp_path.glob("*.copying"))
 

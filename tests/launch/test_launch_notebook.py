@@ -1,4 +1,5 @@
-"""The notebook: its cells run one after the other as a person runs them, on a CPU and with smaller sizes."""
+"""The notebook: its cells run one after the other as a person runs them, on a CPU and with smaller
+sizes."""
 
 from __future__ import annotations
 
@@ -36,14 +37,22 @@ json.dump({
 
 
 def code_cells() -> dict[str, dict]:
-    return {cell["id"]: cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"}
+    return {
+        cell["id"]: cell
+        for cell in json.loads(NOTEBOOK.read_text())["cells"]
+        if cell["cell_type"] == "code"
+    }
 
 
 def test_its_form():
-    """What Colab and Jupyter want (nbformat 4.5), no output of anybody's run, and plain Python in every cell."""
+    """What Colab and Jupyter want (nbformat 4.5), no output of anybody's run, and plain Python in
+    every cell."""
     notebook = json.loads(NOTEBOOK.read_text())
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
-    assert notebook["metadata"]["accelerator"] == "TPU" and notebook["metadata"]["colab"]["gpuType"] == "V5E1"
+    assert (
+        notebook["metadata"]["accelerator"] == "TPU"
+        and notebook["metadata"]["colab"]["gpuType"] == "V5E1"
+    )
     ids = [cell["id"] for cell in notebook["cells"]]
     assert len(set(ids)) == len(ids)
     for cell in notebook["cells"]:
@@ -51,7 +60,11 @@ def test_its_form():
     for cell in code_cells().values():
         assert cell["outputs"] == [] and cell["execution_count"] is None
         ast.parse("".join(cell["source"]))
-    assert [name for name, cell in code_cells().items() if "parameters" in cell["metadata"].get("tags", ())] == ["parameters"]
+    assert [
+        name
+        for name, cell in code_cells().items()
+        if "parameters" in cell["metadata"].get("tags", ())
+    ] == ["parameters"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +78,10 @@ def test_its_form():
 )
 def test_it_installs_what_the_accelerator_needs(monkeypatch, devices, driver, wanted):
     # NVIDIA's newer drivers have a /dev/accel*, too
-    monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/accel0"] if devices != "none" and "accel" in pattern else [])
+    monkeypatch.setattr(
+        "glob.glob",
+        lambda pattern: ["/dev/accel0"] if devices != "none" and "accel" in pattern else [],
+    )
 
     def run(command, **how):
         if command[0] == "nvidia-smi" and devices == "gpu":
@@ -83,31 +99,71 @@ def test_it_installs_what_the_accelerator_needs(monkeypatch, devices, driver, wa
 
 @pytest.mark.slow
 def test_it_runs_from_the_first_cell_to_the_last(tmp_path):
-    """Installed from an archive as a person uploads it, with the shipped base as the model to import."""
+    """Installed from an archive as a person uploads it, with the shipped base as the model to
+    import."""
     archive = tmp_path / "grit.tar.gz"
     files = ["pyproject.toml", "README.md", "LICENSE", "grit_jax"]
-    subprocess.run(["tar", "-czf", archive, "--exclude=__pycache__", "--transform=s,^,grit/,", "-C", REPOSITORY, *files], check=True)
+    subprocess.run(
+        [
+            "tar",
+            "-czf",
+            archive,
+            "--exclude=__pycache__",
+            "--transform=s,^,grit/,",
+            "-C",
+            REPOSITORY,
+            *files,
+        ],
+        check=True,
+    )
     sizes = {
-        "MODEL": str(REPOSITORY / "grit_jax" / "base"), "PACKAGES": ["optax", "grain"], "DOCUMENTS": 150, "STEPS": 4, "PAIRS": 4,
-        "TEXTS": 2, "CHUNK": 4, "MAX_LENGTH": 96, "RANK": 2, "ALPHA": 4, "INDEXED": 8, "QUESTIONS": 1, "NEED_ACCELERATOR": False,
+        "MODEL": str(REPOSITORY / "grit_jax" / "quickstart" / "base_model"),
+        "PACKAGES": ["optax", "grain"],
+        "DOCUMENTS": 150,
+        "STEPS": 4,
+        "PAIRS": 4,
+        "TEXTS": 2,
+        "CHUNK": 4,
+        "MAX_LENGTH": 96,
+        "RANK": 2,
+        "ALPHA": 4,
+        "INDEXED": 8,
+        "QUESTIONS": 1,
+        "NEED_ACCELERATOR": False,
         "SOURCE": str(archive),
-    }  # fmt: skip
-    # An environment as Colab's: it has the libraries, here those of this one, and pip, but not the package.
+    }
+    # An environment as Colab's: it has the libraries, here those of this one, and pip, but not the
+    # package.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     site = next(tmp_path.glob("venv/lib/python*/site-packages"))
-    (site / "libraries.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
-    where = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    (site / "libraries.pth").write_text(
+        "\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    )
+    where = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")
+    }
     where |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     (tmp_path / "run.py").write_text(RUNNER)
-    command = [tmp_path / "venv/bin/python", tmp_path / "run.py", NOTEBOOK, json.dumps(sizes), tmp_path / "facts.json"]
+    command = [
+        tmp_path / "venv/bin/python",
+        tmp_path / "run.py",
+        NOTEBOOK,
+        json.dumps(sizes),
+        tmp_path / "facts.json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=where)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert Path(facts["package"]).is_relative_to(site)
     assert len(facts["losses"]) == 4 and all(0 < loss < 100 for loss in facts["losses"])
     assert facts["before"].keys() == facts["after"].keys() == {"recall@1", "recall@10", "ndcg@10"}
-    assert facts["before"]["ndcg@10"] > 0.6  # the shipped base has learned to search: it was imported whole
-    assert facts["similarities"][0][0] > facts["similarities"][0][1] and facts["similarities"][1][1] > facts["similarities"][1][0]
+    assert (
+        facts["before"]["ndcg@10"] > 0.6
+    )  # the shipped base has learned to search: it was imported whole
+    assert (
+        facts["similarities"][0][0] > facts["similarities"][0][1]
+        and facts["similarities"][1][1] > facts["similarities"][1][0]
+    )
     assert facts["mode"] == "doc" and facts["found"][0]["id"] in {str(n) for n in range(8)}
     assert "(query-then-doc, document " in done.stdout and "(doc, document " in done.stdout
     weights = {path.suffix for path in Path(facts["model"]).iterdir()}

@@ -1,4 +1,5 @@
-"""A run on a slice of a fake cloud, from nothing to its end, through every setback that the cloud has."""
+"""A run on a slice of a fake cloud, from nothing to its end, through every setback that the cloud
+has."""
 
 from __future__ import annotations
 
@@ -17,35 +18,55 @@ HALF_WAY = ["ACTIVE", "bucket/runs/mine/checkpoints/4/commit_success.txt"]
 
 
 def test_from_nothing_through_a_failure_and_a_preemption_to_the_end(cloud):
-    """Everything runs for real but the cloud: the code goes over, the run is detached, killed, and resumed elsewhere."""
+    """Everything runs for real but the cloud: the code goes over, the run is detached, killed, and
+    resumed elsewhere."""
     cloud.give_config("hang: 5\n")
     second = ["WAITING_FOR_RESOURCES", "PROVISIONING", HALF_WAY, "SUSPENDED"]
     cloud.play(states=[["WAITING_FOR_RESOURCES", "FAILED"], second, ["ACTIVE"]])
     said = cloud.tpu(*WATCH, "--poll=0.1", "--delete")
     assert said.status == 0, said.err
     begun = ["create", "status", "scp", "install", "status", "start"]
-    looks = [["status"], []]  # a quick run is half way, and the slice gone, before the first look at it
-    assert cloud.story in [["create", "delete", *begun, *look, "delete", *begun, "status", "delete"] for look in looks]
+    looks = [
+        ["status"],
+        [],
+    ]  # a quick run is half way, and the slice gone, before the first look at it
+    assert cloud.story in [
+        ["create", "delete", *begun, *look, "delete", *begun, "status", "delete"] for look in looks
+    ]
     assert cloud.trace() == expected_trace()
     assert (cloud.bucket("runs/mine/model/grit.json")).exists()
     log = cloud.bucket("runs/mine/logs/w0.log").read_text()
     assert "goes on from step 4" in log and "training: 1/8" not in log
     states = [line.removeprefix("demo: ") for line in said.err.splitlines()]
     assert [s for s in states if s.split(":")[0].isupper()] == [
-        "ABSENT", "WAITING_FOR_RESOURCES", "FAILED: no such reservation",
-        "ABSENT", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "SUSPENDED",
-        "ABSENT", "ACTIVE",
-    ]  # fmt: skip
-    assert "is FAILED; attempt 1 of 10 in 0 s" in states and "is SUSPENDED; attempt 2 of 10 in 0 s" in states
-    assert states[-2:] == ["the run has finished; its model is in gs://bucket/runs/mine/model", "torn down"]
+        "ABSENT",
+        "WAITING_FOR_RESOURCES",
+        "FAILED: no such reservation",
+        "ABSENT",
+        "WAITING_FOR_RESOURCES",
+        "PROVISIONING",
+        "ACTIVE",
+        "SUSPENDED",
+        "ABSENT",
+        "ACTIVE",
+    ]
+    assert (
+        "is FAILED; attempt 1 of 10 in 0 s" in states
+        and "is SUSPENDED; attempt 2 of 10 in 0 s" in states
+    )
+    assert states[-2:] == [
+        "the run has finished; its model is in gs://bucket/runs/mine/model",
+        "torn down",
+    ]
 
 
-# `grit`, but one that came from step 0 halts in step 50, so that the preemption finds it there on any machine.
+# `grit`, but one that came from step 0 halts in step 50, so that the preemption finds it there on
+# any machine.
 HALTING_GRIT = """
 import os, time
 os.environ.setdefault("GLIBC_TUNABLES", "")  # or main() starts a plain `grit` in this one's place
-from grit_jax.cli import main
-from grit_jax.metrics import MetricsFile
+from grit_jax.cli.main import main
+from grit_jax.runtime.metrics import MetricsFile
 
 begin, write = MetricsFile.__init__, MetricsFile.write
 
@@ -64,7 +85,9 @@ main()
 
 
 @pytest.mark.slow
-def test_a_real_run_is_preempted_and_its_losses_are_those_of_a_whole_one(cloud, tmp_path, monkeypatch):
+def test_a_real_run_is_preempted_and_its_losses_are_those_of_a_whole_one(
+    cloud, tmp_path, monkeypatch
+):
     """As above, with `grit train` itself: a small model, its machine killed in the middle."""
     whole_run, halting = tmp_path / "whole-run", tmp_path / "bin" / "grit-to-install"
     program(whole_run, f'#!/bin/sh\nexec {sys.executable} -m grit_jax "$@"\n')
@@ -72,39 +95,65 @@ def test_a_real_run_is_preempted_and_its_losses_are_those_of_a_whole_one(cloud, 
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    texts = [f"The {a} lies {b} the {c}." for a in ("stone", "river", "lamp") for b in ("on", "by") for c in ("hill", "sea", "road")]
+    texts = [
+        f"The {a} lies {b} the {c}."
+        for a in ("stone", "river", "lamp")
+        for b in ("on", "by")
+        for c in ("hill", "sea", "road")
+    ]
     lines = {
-        "pairs": [{"query": a, "pos": [b], "neg": [c]} for a, b, c in zip(texts, texts[1:], texts[2:])],
+        "pairs": [
+            {"query": a, "pos": [b], "neg": [c]} for a, b, c in zip(texts, texts[1:], texts[2:])
+        ],
         "chats": [{"text": [a, b]} for a, b in zip(texts, texts[1:])],
         "documents": [{"id": str(n), "text": text} for n, text in enumerate(texts)],
     }
     config = {
         "model": {
             "shape": {
-                "vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-                "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True,
+                "vocab_size": 512,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "head_dim": 8,
+                "tie_word_embeddings": True,
             },
-            "dtype": "float32", "remat": "none",
+            "dtype": "float32",
+            "remat": "none",
         },
         "tokenizer": {"train_on": ["documents.jsonl"], "vocab_size": 400},
         "data": {
-            "embedding": ["pairs.jsonl"], "generative": ["chats.jsonl"], "embedding_batch": 4, "generative_batch": 2,
-            "query_max_length": 64, "passage_max_length": 64, "generative_max_length": 96,
+            "embedding": ["pairs.jsonl"],
+            "generative": ["chats.jsonl"],
+            "embedding_batch": 4,
+            "generative_batch": 2,
+            "query_max_length": 64,
+            "passage_max_length": 64,
+            "generative_max_length": 96,
         },
         "train": {"steps": 60, "checkpoint_every": 20},
         "output": str(tmp_path / "whole"),
-    }  # fmt: skip
+    }
     cloud.give_config(json.dumps(config))
     for name, rows in lines.items():
         cloud.bucket(f"in/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     subprocess.run([whole_run, "train", cloud.bucket("in/my.yaml")], check=True)
-    cloud.play(states=[[["ACTIVE", "bucket/runs/mine/checkpoints/40/commit_success.txt"], "SUSPENDED"], ["ACTIVE"]])
+    cloud.play(
+        states=[
+            [["ACTIVE", "bucket/runs/mine/checkpoints/40/commit_success.txt"], "SUSPENDED"],
+            ["ACTIVE"],
+        ]
+    )
     said = cloud.tpu(*WATCH, "--poll=0.5")
     assert said.status == 0, said.err
     assert cloud.story.count("create") == 2
     assert "goes on from step 40" in cloud.bucket("runs/mine/logs/w0.log").read_text()
     clock = ("seconds", "tokens_per_s", "data_wait_s")
-    whole = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    whole = [
+        json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
     without = lambda trace: [{k: v for k, v in line.items() if k not in clock} for line in trace]
     assert len(whole) == 60 and without(cloud.trace()) == without(whole)
 
@@ -135,7 +184,9 @@ def test_a_run_fails_another_is_left_alone_and_stopped(cloud, monkeypatch):
     mark.touch()
     refused = cloud.tpu("install", "demo", *WHERE)
     assert refused.status == 1 and "could not install (status 2" in refused.err and mark.exists()
-    assert "worker.py: a run is under way here; stop it first" in (cloud.root / "ssh.log").read_text()
+    assert (
+        "worker.py: a run is under way here; stop it first" in (cloud.root / "ssh.log").read_text()
+    )
     assert cloud.tpu("stop", "demo", *WHERE).status == 0
     assert "worker w0: stopped" in cloud.tpu("status", "demo", *WHERE).out
     assert "grit train ended with status 143" in cloud.tpu("logs", "demo", "--lines=1", *WHERE).out
@@ -152,8 +203,21 @@ def test_failed_requests_are_made_anew_and_the_pauses_grow_to_a_bound(played, pa
 
 
 def test_a_run_seen_running_makes_the_pauses_short_again(played, pauses):
-    status = ["absent", "idle", "running", "absent", "idle", "running", "absent", "idle", "exited 0"]
-    played.play(states=[["ACTIVE"] * 3 + ["SUSPENDED"], ["ACTIVE"] * 3 + ["SUSPENDED"], ["ACTIVE"]], status=status)
+    status = [
+        "absent",
+        "idle",
+        "running",
+        "absent",
+        "idle",
+        "running",
+        "absent",
+        "idle",
+        "exited 0",
+    ]
+    played.play(
+        states=[["ACTIVE"] * 3 + ["SUSPENDED"], ["ACTIVE"] * 3 + ["SUSPENDED"], ["ACTIVE"]],
+        status=status,
+    )
     assert played.tpu(*WATCH, "--backoff=30").status == 0
     assert [pause for pause in pauses if pause] == [30, 30]
 
@@ -168,12 +232,21 @@ def test_retries_are_bounded(played, pauses):
 
 
 def test_a_lost_process_is_started_again_on_the_same_machine(played, pauses):
-    played.play(status=["absent", "idle", "running", "lost", "running", "exited 143", "running", "exited 0"])
+    played.play(
+        status=["absent", "idle", "running", "lost", "running", "exited 143", "running", "exited 0"]
+    )
     said = played.tpu(*WATCH)
     assert said.status == 0
     assert [word for word in played.story if word != "status"] == [
-        "create", "scp", "install", "start", "stop", "start", "stop", "start",
-    ]  # fmt: skip
+        "create",
+        "scp",
+        "install",
+        "start",
+        "stop",
+        "start",
+        "stop",
+        "start",
+    ]
 
 
 def test_an_end_that_an_earlier_watch_saw_is_none_of_this_one(played, pauses):
@@ -200,17 +273,30 @@ def test_a_zone_without_capacity_is_asked_again(played, pauses):
 
 
 def test_a_preempted_vm_without_the_queue_is_created_anew(played, pauses):
-    played.play(states=[["CREATING", "READY", "PREEMPTED"], ["READY"]], status=["absent", "absent", "idle", "exited 0"])
+    played.play(
+        states=[["CREATING", "READY", "PREEMPTED"], ["READY"]],
+        status=["absent", "absent", "idle", "exited 0"],
+    )
     assert played.tpu(*WATCH, "--vm").status == 0
     deleted = [call for call in played.calls if "tpu-vm delete demo" in call]
     assert len(deleted) == 1 and "--force" not in deleted[0]
 
 
 def test_all_hosts_count(played):
-    """Four hosts: the run ends when all have ended, fails when one fails, and goes on when one was lost."""
+    """Four hosts: the run ends when all have ended, fails when one fails, and goes on when one was
+    lost."""
     pod = [word.replace("v5litepod-8", "v5litepod-16") for word in WATCH]
     running = ["running"] * 4
-    played.play(hosts=4, status=["absent", "idle", running, ["exited 0", "running", "exited 0", "running"], "exited 0"])
+    played.play(
+        hosts=4,
+        status=[
+            "absent",
+            "idle",
+            running,
+            ["exited 0", "running", "exited 0", "running"],
+            "exited 0",
+        ],
+    )
     assert played.tpu(*pod).status == 0
     start = next(call for call in played.calls if "worker.py start" in call)
     assert "--worker=all" in start and "--direct" in start
@@ -219,7 +305,9 @@ def test_all_hosts_count(played):
     played.tpu("create", "demo", "--type=v5litepod-16", *WHERE)
     assert played.tpu(*pod).status == 2
     assert "worker.py stop" in played.calls[-1]
-    played.play(hosts=4, status=[["running", "running", None, "running"], running, running, "exited 0"])
+    played.play(
+        hosts=4, status=[["running", "running", None, "running"], running, running, "exited 0"]
+    )
     (played.root / "slice.json").unlink()
     played.tpu("create", "demo", "--type=v5litepod-16", *WHERE)
     said = played.tpu(*pod)
@@ -232,21 +320,34 @@ def test_all_hosts_count(played):
     before = len(played.calls)
     said = played.tpu(*pod)
     assert said.status == 0 and "lost its run; attempt 1" in said.err
-    assert ["stop" in c or "start" in c for c in played.calls[before:] if "worker.py st" in c and "status" not in c] == [True] * 3
+    assert [
+        "stop" in c or "start" in c
+        for c in played.calls[before:]
+        if "worker.py st" in c and "status" not in c
+    ] == [True] * 3
 
 
 def test_a_pod_taken_away_goes_on_from_the_bucket(played, pauses):
-    """Preempted in the middle: the slice is created anew, and every worker starts the same run on the same address."""
+    """Preempted in the middle: the slice is created anew, and every worker starts the same run on
+    the same address."""
     pod = [word.replace("v5litepod-8", "v5litepod-16") for word in WATCH]
     played.play(
-        hosts=4, states=[["WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDED"], ["ACTIVE"]],
+        hosts=4,
+        states=[["WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDED"], ["ACTIVE"]],
         status=["absent", "idle", ["running"] * 4, "absent", "idle", ["running"] * 4, "exited 0"],
-    )  # fmt: skip
+    )
     said = played.tpu(*pod)
     assert said.status == 0 and "is SUSPENDED; attempt 1" in said.err
     starts = [call for call in played.calls if "worker.py start" in call]
-    assert len(starts) == 2 and starts[0] == starts[1] and "--worker=all" in starts[0] and "--direct" in starts[0]
-    assert "rsync" not in " ".join(played.calls), "nothing is mirrored: the run itself writes to the bucket"
+    assert (
+        len(starts) == 2
+        and starts[0] == starts[1]
+        and "--worker=all" in starts[0]
+        and "--direct" in starts[0]
+    )
+    assert "rsync" not in " ".join(played.calls), (
+        "nothing is mirrored: the run itself writes to the bucket"
+    )
 
 
 def test_output_that_is_on_the_machine_alone_keeps_it(played, pauses):
@@ -256,7 +357,9 @@ def test_output_that_is_on_the_machine_alone_keeps_it(played, pauses):
     assert "on the machine alone, which is kept" in said.err
 
 
-@pytest.mark.parametrize("state, costs", [("ACTIVE", "is billed until"), ("WAITING_FOR_RESOURCES", "billed from when")])
+@pytest.mark.parametrize(
+    "state, costs", [("ACTIVE", "is billed until"), ("WAITING_FOR_RESOURCES", "billed from when")]
+)
 def test_an_interrupt_says_what_is_left_and_how_to_be_rid_of_it(played, monkeypatch, state, costs):
     def interrupt(seconds):
         raise KeyboardInterrupt
@@ -272,15 +375,24 @@ def test_an_interrupt_says_what_is_left_and_how_to_be_rid_of_it(played, monkeypa
 
 
 def test_wait_ends_with_the_queue(played, pauses):
-    played.play(states=[["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"], ["FAILED"]])
+    played.play(
+        states=[["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"], ["FAILED"]]
+    )
     wait = ["wait", "demo", *WHERE, *FAST]
     said = played.tpu(*wait)
     assert said.status == 2 and "there is no demo in us-west4-a; create it first" in said.err
     played.tpu("create", "demo", "--type=v5litepod-8", *WHERE)
     said = played.tpu(*wait)
     assert said.status == 0 and said.err.split() == [
-        "demo:", "ACCEPTED", "demo:", "WAITING_FOR_RESOURCES", "demo:", "PROVISIONING", "demo:", "ACTIVE",
-    ]  # fmt: skip
+        "demo:",
+        "ACCEPTED",
+        "demo:",
+        "WAITING_FOR_RESOURCES",
+        "demo:",
+        "PROVISIONING",
+        "demo:",
+        "ACTIVE",
+    ]
     played.tpu("delete", "demo", *WHERE, "--yes")
     played.tpu("create", "demo", "--type=v5litepod-8", *WHERE)
     said = played.tpu(*wait)
@@ -290,7 +402,9 @@ def test_wait_ends_with_the_queue(played, pauses):
 def test_run_neither_creates_nor_recreates(played, pauses):
     said = played.tpu(*RUN)
     assert said.status == 2 and "create it first" in said.err
-    played.play(states=[["ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDED"]], status=["absent", "idle", "running"])
+    played.play(
+        states=[["ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDED"]], status=["absent", "idle", "running"]
+    )
     played.tpu("create", "demo", "--type=v5litepod-8", *WHERE)
     said = played.tpu(*RUN)
     assert said.status == 3 and "tpu.py watch would create it anew" in said.err
@@ -310,7 +424,10 @@ def test_delete_asks(played, monkeypatch):
     said = played.tpu("delete", "demo", *WHERE)
     assert said.status == 2 and "--yes" in said.err and "delete" not in played.story
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: "no" if "demo (ACTIVE)" in question else pytest.fail(question))
+    monkeypatch.setattr(
+        "builtins.input",
+        lambda question: "no" if "demo (ACTIVE)" in question else pytest.fail(question),
+    )
     assert played.tpu("delete", "demo", *WHERE).status == 1 and "delete" not in played.story
     monkeypatch.setattr("builtins.input", lambda question: "y")
     assert played.tpu("delete", "demo", *WHERE).status == 0

@@ -1,4 +1,5 @@
-"""The run on its machine: it ends with a known status, its output in the bucket, and leaves nothing behind."""
+"""The run on its machine: it ends with a known status, its output in the bucket, and leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ OUTPUT = "gs://bucket/runs/mine"
 
 @pytest.fixture
 def worker(cloud, tmp_path, monkeypatch):
-    """Runs `worker.py` as on a machine whose home is `tmp_path/home`, with `grit` on PATH; or starts it (`wait=False`)."""
+    """Runs `worker.py` as on a machine whose home is `tmp_path/home`, with `grit` on PATH; or
+    starts it (`wait=False`)."""
     home = tmp_path / "home"
     home.mkdir()
     (tmp_path / "bin" / "grit").symlink_to("grit-to-install")
@@ -56,8 +58,8 @@ def test_sigterm_is_handed_on_and_what_was_done_is_kept(cloud, worker):
 SAVES = f"""
 import sys, time
 sys.path.insert(0, {str(REPOSITORY)!r})
-from grit_jax.preemption import PREEMPTED, on_sigterm
-from grit_jax.supervision import watched
+from grit_jax.runtime.preemption import PREEMPTED, on_sigterm
+from grit_jax.runtime.supervision import watched
 
 def work():
     with on_sigterm() as notice, notice.hold():
@@ -73,11 +75,15 @@ watched(work)
 
 
 def test_a_session_that_ends_as_a_whole_is_saved(cloud, worker, tmp_path):
-    """A machine that goes down: SIGTERM and SIGHUP to every process of the session, and handed on from each to the next."""
+    """A machine that goes down: SIGTERM and SIGHUP to every process of the session, and handed on
+    from each to the next."""
     (tmp_path / "bin" / "grit").unlink()
     program(tmp_path / "bin" / "grit", f"#!{sys.executable}\n{SAVES}")
     child = worker("train", "gs://bucket/in/my.yaml", OUTPUT, wait=False)
-    assert child.stdout.readline().startswith("worker.py: starts") and child.stdout.readline() == "ready\n"
+    assert (
+        child.stdout.readline().startswith("worker.py: starts")
+        and child.stdout.readline() == "ready\n"
+    )
     for number in (signal.SIGTERM, signal.SIGHUP):
         os.killpg(child.pid, number)
     said, _ = child.communicate(timeout=LONG_S)
@@ -97,10 +103,14 @@ while True:
 def test_a_run_that_ends_by_itself_at_sigterm_is_an_interrupted_one(worker, tmp_path):
     """Whatever status it chooses to end with: the launcher shall go on with it elsewhere."""
     (tmp_path / "bin" / "grit").unlink()
-    # One process: a shell's `sleep &` may lose a signal between fork and exec, and holds our pipe for an hour.
+    # One process: a shell's `sleep &` may lose a signal between fork and exec, and holds our pipe
+    # for an hour.
     program(tmp_path / "bin" / "grit", f"#!{sys.executable}\n{ENDS_WITH_42}")
     child = worker("train", "gs://bucket/in/my.yaml", OUTPUT, wait=False)
-    assert child.stdout.readline().startswith("worker.py: starts") and child.stdout.readline() == "ready\n"
+    assert (
+        child.stdout.readline().startswith("worker.py: starts")
+        and child.stdout.readline() == "ready\n"
+    )
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=LONG_S)
     assert child.returncode == 143
@@ -118,14 +128,19 @@ def test_a_killed_supervisor_leaves_nothing_that_holds_the_tpu(cloud, worker):
     supervisor = int((worker.home / "run" / "pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: worker("status").stdout == "grit-worker w0 lost\n")
-    orphans = [p for p in Path("/proc").glob("[0-9]*") if group_of(p) == supervisor and "train" in words_of(p)]
+    orphans = [
+        p
+        for p in Path("/proc").glob("[0-9]*")
+        if group_of(p) == supervisor and "train" in words_of(p)
+    ]
     assert len(orphans) == 1
     assert worker("stop").returncode == 0
     until(lambda: group_of(orphans[0]) is None)
 
 
 def test_whoever_looks_while_a_run_begins_does_not_stop_it(tmp_path, monkeypatch):
-    """`status` tries the lock, too: it must not pass for a run, to others who look or to the run that begins."""
+    """`status` tries the lock, too: it must not pass for a run, to others who look or to the run
+    that begins."""
     import detached
 
     monkeypatch.setattr("detached.RUN", tmp_path)
@@ -133,7 +148,9 @@ def test_whoever_looks_while_a_run_begins_does_not_stop_it(tmp_path, monkeypatch
     fcntl.flock(looking, fcntl.LOCK_SH)
     assert not detached.running()
     pauses: list[float] = []
-    monkeypatch.setattr("detached.time", types.SimpleNamespace(sleep=lambda s: (pauses.append(s), looking.close())))
+    monkeypatch.setattr(
+        "detached.time", types.SimpleNamespace(sleep=lambda s: (pauses.append(s), looking.close()))
+    )
     held = detached.take_lock()
     assert len(pauses) == 1 and detached.running()
     with pytest.raises(BlockingIOError, match="another run holds it"):
@@ -166,32 +183,48 @@ def test_output_that_cannot_be_copied_is_told(cloud, worker, config, status):
     cloud.play(fail={"storage": [None, None, None] + ["HTTPError 403: no access"] * 2000})
     done = worker("train", "gs://bucket/in/my.yaml", OUTPUT)
     assert done.returncode == status
-    assert "grit train ended with status" in done.stdout and "not copied: gcloud storage rsync: " in done.stdout
+    assert (
+        "grit train ended with status" in done.stdout
+        and "not copied: gcloud storage rsync: " in done.stdout
+    )
 
 
 def test_a_configuration_of_the_checkout_and_an_output_elsewhere(worker, tmp_path):
     """On a shared file system nothing is copied."""
-    done = worker("train", "configs/quickstart_base.yaml", str(tmp_path / "out"), "--", "--train.steps", "2")
+    done = worker(
+        "train", "configs/quickstart_base.yaml", str(tmp_path / "out"), "--", "--train.steps", "2"
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model" / "grit.json").exists()
 
 
 def test_inputs_are_those_of_the_bucket_and_of_this_run(cloud, worker):
-    """What was removed there is not read here, and what another configuration brought is left alone."""
+    """What was removed there is not read here, and what another configuration brought is left
+    alone."""
     for name in ("in/old.jsonl", "other/my.yaml"):
         cloud.bucket(name).parent.mkdir(parents=True, exist_ok=True)
         cloud.bucket(name).write_text("{}")
     for folder in ("in", "other"):
-        assert worker("train", f"gs://bucket/{folder}/my.yaml", f"{OUTPUT}-{folder}").returncode == 0
+        assert (
+            worker("train", f"gs://bucket/{folder}/my.yaml", f"{OUTPUT}-{folder}").returncode == 0
+        )
     cloud.bucket("in/old.jsonl").unlink()
     assert worker("train", "gs://bucket/in/my.yaml", f"{OUTPUT}-in").returncode == 0
-    found = {str(path.relative_to(worker.home / "inputs")) for path in worker.home.glob("inputs/*/*")}
+    found = {
+        str(path.relative_to(worker.home / "inputs")) for path in worker.home.glob("inputs/*/*")
+    }
     assert found == {"bucket_in/my.yaml", "bucket_other/my.yaml"}
 
 
 @pytest.mark.parametrize(
     "extra, given, platforms",
-    [("tpu", None, "tpu,cpu"), ("cuda", None, "cuda,cpu"), ("cpu", None, None), (None, None, None), ("tpu", "cpu", "cpu")],
+    [
+        ("tpu", None, "tpu,cpu"),
+        ("cuda", None, "cuda,cpu"),
+        ("cpu", None, None),
+        (None, None, None),
+        ("tpu", "cpu", "cpu"),
+    ],
 )
 def test_jax_is_told_what_was_installed_for(tmp_path, monkeypatch, extra, given, platforms):
     """Left to choose, it trains on the CPU of a machine whose accelerator fails."""
@@ -207,10 +240,19 @@ def test_jax_is_told_what_was_installed_for(tmp_path, monkeypatch, extra, given,
     assert worker.run_mirrored([sys.executable, "-S", "-c", told], None, print) == 0
 
 
-@pytest.mark.parametrize("gone, line", [("gcloud", "gcloud is not installed"), ("grit", "grit is not installed")])
+@pytest.mark.parametrize(
+    "gone, line", [("gcloud", "gcloud is not installed"), ("grit", "grit is not installed")]
+)
 def test_what_is_missing_is_told_in_a_line(worker, tmp_path, gone, line):
     (tmp_path / "bin" / gone).rename(tmp_path / "elsewhere")
-    command = [sys.executable, "-S", str(LAUNCH / "worker.py"), "train", "gs://bucket/in/my.yaml", OUTPUT]
+    command = [
+        sys.executable,
+        "-S",
+        str(LAUNCH / "worker.py"),
+        "train",
+        "gs://bucket/in/my.yaml",
+        OUTPUT,
+    ]
     where = {**os.environ, "PATH": str(tmp_path / "bin")}
     done = subprocess.run(command, capture_output=True, text=True, env=where)
     assert done.returncode == 2 and line in done.stderr and len(done.stderr.splitlines()) == 1

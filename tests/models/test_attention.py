@@ -1,4 +1,5 @@
-"""The attention function against a loop over queries and keys, in every combination of its options."""
+"""The attention function against a loop over queries and keys, in every combination of its
+options."""
 
 import dataclasses
 
@@ -11,11 +12,16 @@ from grit_jax.models import kernels
 from grit_jax.models.attention import Keys, Slots, attend, visible
 from grit_jax.types import AttentionMode
 
-BIDIRECTIONAL, CAUSAL, PREFIX = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL, AttentionMode.PREFIX
+BIDIRECTIONAL, CAUSAL, PREFIX = (
+    AttentionMode.BIDIRECTIONAL,
+    AttentionMode.CAUSAL,
+    AttentionMode.PREFIX,
+)
 B, T, S, N, K, H = 2, 11, 9, 4, 2, 8
 
 
-# Blocks of the tokens of `make`: whole texts, parts of them, a number twice in a text and in two texts, none.
+# Blocks of the tokens of `make`: whole texts, parts of them, a number twice in a text and in two
+# texts, none.
 BLOCKS = np.array([[1, 1, 1, 0, 0, 0, 2, 2, 0, 1, 1], [0, 0, 3, 3, 3, 1, 1, 0, 3, 3, 0]])
 
 
@@ -38,11 +44,13 @@ def dense_mask(mode, window, own, cached):
     rows = []
     for b in range(own.k.shape[0]):
         queries, later = marks(own, b), [] if cached is None else marks(cached, b)
-        rows.append([
-            [sees(mode, window, t, s, query, key, False) for s, key in enumerate(queries)]
-            + [sees(mode, window, t, s, query, key, True) for s, key in enumerate(later)]
-            for t, query in enumerate(queries)
-        ])  # fmt: skip
+        rows.append(
+            [
+                [sees(mode, window, t, s, query, key, False) for s, key in enumerate(queries)]
+                + [sees(mode, window, t, s, query, key, True) for s, key in enumerate(later)]
+                for t, query in enumerate(queries)
+            ]
+        )
     return np.array(rows)
 
 
@@ -60,19 +68,31 @@ def naive(q, own, cached, mask):
 
 def slots(keys):
     """Keys as a cache holds them."""
-    return () if keys is None else (
-        Slots(keys.k.transpose(0, 2, 3, 1), keys.v.transpose(0, 2, 1, 3), keys.positions, keys.segments),
+    return (
+        ()
+        if keys is None
+        else (
+            Slots(
+                keys.k.transpose(0, 2, 3, 1),
+                keys.v.transpose(0, 2, 1, 3),
+                keys.positions,
+                keys.segments,
+            ),
+        )
     )
 
 
 def attend_now(q, own, cached, mode, window=None):
     """Compiled anew, since `KEY_BLOCK` may have changed."""
-    run = lambda *a: attend(a[0], a[1], mode=mode, window=window, cached=slots(a[2]), blocks=jnp.asarray(BLOCKS))
+    run = lambda *a: attend(
+        a[0], a[1], mode=mode, window=window, cached=slots(a[2]), blocks=jnp.asarray(BLOCKS)
+    )
     return np.asarray(jax.jit(run)(q, own, cached))
 
 
 def make(seed=0, kv_heads=K):
-    """Queries, own keys in three segments with padding, and a cache with holes and foreign segments."""
+    """Queries, own keys in three segments with padding, and a cache with holes and foreign
+    segments."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     segments = np.zeros((B, T), int)
@@ -121,7 +141,11 @@ def test_values_and_gradients(monkeypatch, mode, block, window, with_cache):
     (_, expected), expected_grads = scalar(lambda *a: naive(*a, mask))(arrays)
     blocks = jnp.asarray(BLOCKS)
     (_, out), grads = jax.jit(
-        scalar(lambda q, own, c: attend(q, own, mode=mode, window=window, cached=slots(c), blocks=blocks))
+        scalar(
+            lambda q, own, c: attend(
+                q, own, mode=mode, window=window, cached=slots(c), blocks=blocks
+            )
+        )
     )(arrays)
     assert np.isfinite(out).all() and out.dtype == jnp.float32
     np.testing.assert_allclose(np.where(seeing, out, 0), np.where(seeing, expected, 0), atol=2e-6)
@@ -129,17 +153,25 @@ def test_values_and_gradients(monkeypatch, mode, block, window, with_cache):
         np.testing.assert_allclose(ours, theirs, atol=5e-6)
     np.testing.assert_array_equal(
         visible(
-            own.positions, own.segments, own, causal=mode is not BIDIRECTIONAL, window=window,
+            own.positions,
+            own.segments,
+            own,
+            causal=mode is not BIDIRECTIONAL,
+            window=window,
             blocks=blocks if mode is PREFIX else None,
-        ), mask[:, :, :T],
-    )  # fmt: skip
+        ),
+        mask[:, :, :T],
+    )
 
 
 def test_prefix_mode_between_the_two_others():
-    """One block over everything is bidirectional, none is causal; without blocks there is nothing to go by."""
+    """One block over everything is bidirectional, none is causal; without blocks there is nothing
+    to go by."""
     q, own, cached = make()
     seeing = np.asarray(own.segments) > 0
-    run = lambda mode, blocks: np.asarray(attend(q, own, mode=mode, window=3, cached=slots(cached), blocks=blocks))[seeing]
+    run = lambda mode, blocks: np.asarray(
+        attend(q, own, mode=mode, window=3, cached=slots(cached), blocks=blocks)
+    )[seeing]
     zeros = jnp.zeros((B, T), jnp.int32)
     np.testing.assert_allclose(run(PREFIX, zeros + 1), run(BIDIRECTIONAL, None), atol=2e-6)
     own.positions = jnp.broadcast_to(jnp.arange(T), (B, T))
@@ -159,17 +191,33 @@ def test_one_decoded_token_reads_the_cache():
     )
 
 
-@pytest.mark.parametrize("length, block", [(1, 512), (T, 512), (T, 4)], ids=["decoded", "whole", "blocked"])
+@pytest.mark.parametrize(
+    "length, block", [(1, 512), (T, 512), (T, 4)], ids=["decoded", "whole", "blocked"]
+)
 def test_an_int8_cache_is_read_as_what_its_codes_are_worth(monkeypatch, length, block):
     monkeypatch.setattr(kernels, "KEY_BLOCK", block)
     q, own, cached = make()
-    q, own = q[:, :length], Keys(*(a[:, :length] for a in (own.k, own.v, own.positions, own.segments)))
+    q, own = (
+        q[:, :length],
+        Keys(*(a[:, :length] for a in (own.k, own.v, own.positions, own.segments))),
+    )
     rng = np.random.default_rng(5)
     codes = lambda *shape: jnp.asarray(rng.integers(-127, 128, shape), jnp.int8)
     scale = lambda *shape: jnp.asarray(rng.uniform(0.002, 0.02, shape), jnp.float32)
-    packed = Slots(codes(B, K, H, S), codes(B, K, S, H), cached.positions, cached.segments, scale(B, K, H), scale(B, K, S))
+    packed = Slots(
+        codes(B, K, H, S),
+        codes(B, K, S, H),
+        cached.positions,
+        cached.segments,
+        scale(B, K, H),
+        scale(B, K, S),
+    )
     worth = dataclasses.replace(
-        packed, k=packed.k * packed.k_scale[..., None], v=packed.v * packed.v_scale[..., None], k_scale=None, v_scale=None
+        packed,
+        k=packed.k * packed.k_scale[..., None],
+        v=packed.v * packed.v_scale[..., None],
+        k_scale=None,
+        v_scale=None,
     )
     run = lambda slots: np.asarray(attend(q, own, mode=BIDIRECTIONAL, cached=(slots,)))
     np.testing.assert_allclose(run(packed), run(worth), atol=2e-6)

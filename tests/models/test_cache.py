@@ -1,4 +1,5 @@
-"""Documents in the cache give the numbers of one pass over the composition under an explicit dense mask."""
+"""Documents in the cache give the numbers of one pass over the composition under an explicit dense
+mask."""
 
 import dataclasses
 import functools
@@ -9,38 +10,67 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grit_jax.errors import GritError
 from grit_jax.models.cache import cache_from, empty_cache, insert, rotate_keys
 from grit_jax.models.config import ModelConfig, RopeScaling
 from grit_jax.models.rotary import Rotation, rotate
 from grit_jax.models.transformer import Transformer, parameter_shapes
-from grit_jax.types import KV, AttentionMode, GritError
+from grit_jax.types import KV, AttentionMode
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 CONFIG = ModelConfig(
-    vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, qk_norm=True, attention_bias=True, initializer_range=0.3,
-    dtype="float32",    remat="none",
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    qk_norm=True,
+    attention_bias=True,
+    initializer_range=0.3,
+    dtype="float32",
+    remat="none",
+)
 YARN = RopeScaling("yarn", 4.0, original_max_position_embeddings=8, beta_fast=2.0, beta_slow=0.25)
 CONFIGS = {
     "full": CONFIG,
     "window": dataclasses.replace(CONFIG, sliding_window=6),
     "yarn": dataclasses.replace(CONFIG, rope_scaling=YARN, rope_theta=30.0),
     "experts": dataclasses.replace(
-        CONFIG, num_hidden_layers=3, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12,
+        CONFIG,
+        num_hidden_layers=3,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=12,
         mlp_only_layers=(1,),
     ),
     "gemma3": dataclasses.replace(
-        CONFIG, num_hidden_layers=5, attention_bias=False, sliding_window=4, tie_word_embeddings=True,
-        layer_types=(*("sliding_attention", "full_attention") * 2, "sliding_attention"), rope_local_base_freq=10.0,
-        rope_scaling=RopeScaling("linear", 2.0), rope_theta=100.0, hidden_act="gelu_pytorch_tanh",
-        zero_centered_norm=True, post_norms=True, scale_embeddings=True, query_pre_attn_scalar=12.0,
-        attn_logit_softcapping=3.0, final_logit_softcapping=5.0,
+        CONFIG,
+        num_hidden_layers=5,
+        attention_bias=False,
+        sliding_window=4,
+        tie_word_embeddings=True,
+        layer_types=(*("sliding_attention", "full_attention") * 2, "sliding_attention"),
+        rope_local_base_freq=10.0,
+        rope_scaling=RopeScaling("linear", 2.0),
+        rope_theta=100.0,
+        hidden_act="gelu_pytorch_tanh",
+        zero_centered_norm=True,
+        post_norms=True,
+        scale_embeddings=True,
+        query_pre_attn_scalar=12.0,
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=5.0,
     ),
-}  # fmt: skip
+}
 ORDERS = ((0, 1, 2), (2, 0), (1,))
 # Every order where layers are alike and where they differ; the others once.
-CASES = [(name, order) for name in CONFIGS for order in (ORDERS if name in ("full", "gemma3") else ORDERS[1:2])]
+CASES = [
+    (name, order)
+    for name in CONFIGS
+    for order in (ORDERS if name in ("full", "gemma3") else ORDERS[1:2])
+]
 LENGTHS = (5, 3, 4)  # of the documents; packed into one row of 14 slots, the last two empty
 CONTINUATION = 6
 
@@ -51,7 +81,10 @@ def random_params(config):
     rng = np.random.default_rng(1)
     ones = 0 if config.zero_centered_norm else 1
     draw = lambda name, shape: ones * name.endswith("_norm") + 0.3 * rng.normal(size=shape)
-    return {name: draw(name, shape).astype(np.float32) for name, shape in parameter_shapes(config).items()}
+    return {
+        name: draw(name, shape).astype(np.float32)
+        for name, shape in parameter_shapes(config).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +98,8 @@ def reference(tokens, mask, config=CONFIG):
 
 
 def composition(order, continuation=CONTINUATION):
-    """Mask of documents in `order`, each bidirectional and blind to the others, and a causal continuation."""
+    """Mask of documents in `order`, each bidirectional and blind to the others, and a causal
+    continuation."""
     return dense.composition_mask([LENGTHS[document] for document in order], continuation)
 
 
@@ -77,7 +111,9 @@ def texts():
 
 def packed(documents):
     """The documents in one row with their own positions and segments, and where each begins."""
-    segments = np.concatenate([np.full(len(d), i + 1) for i, d in enumerate(documents)] + [np.zeros(2, int)])
+    segments = np.concatenate(
+        [np.full(len(d), i + 1) for i, d in enumerate(documents)] + [np.zeros(2, int)]
+    )
     tokens = np.concatenate([*documents, np.zeros(2, int)])
     positions = np.concatenate([np.arange(len(d)) for d in documents] + [np.zeros(2, int)])
     return tuple(jnp.asarray(x, jnp.int32)[None] for x in (tokens, positions, segments))
@@ -85,7 +121,9 @@ def packed(documents):
 
 @functools.partial(jax.jit, static_argnames="config")
 def encode(params, tokens, positions, segments, *, config):
-    return Transformer(config, params)(tokens, positions, segments, mode=BIDIRECTIONAL, return_kv=True).kv
+    return Transformer(config, params)(
+        tokens, positions, segments, mode=BIDIRECTIONAL, return_kv=True
+    ).kv
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -110,7 +148,9 @@ def fill(kv, order, slots, config=CONFIG):
     for document in order:
         n = LENGTHS[document]
         positions = jnp.arange(place, place + n)[None]
-        cache = jit_insert(cache, record(kv, document), positions, jnp.ones((1, n), jnp.int32), config=config)
+        cache = jit_insert(
+            cache, record(kv, document), positions, jnp.ones((1, n), jnp.int32), config=config
+        )
         place += n
     return cache, place
 
@@ -128,7 +168,9 @@ def test_documents_in_any_order(texts, name, order):
     assert (int(cache.cursor), cache.slots) == (place, 24)
     ones = jnp.ones((1, CONTINUATION), jnp.int32)
     positions = jnp.arange(place, place + CONTINUATION)[None]
-    logits, _ = read_on(params, cache, jnp.asarray(continuation)[None], positions, ones, config=config)
+    logits, _ = read_on(
+        params, cache, jnp.asarray(continuation)[None], positions, ones, config=config
+    )
     np.testing.assert_allclose(logits[0], expected, atol=1e-4)
     for i, token in enumerate(continuation):
         step = jnp.array([[token]]), positions[:, i : i + 1], ones[:, :1]
@@ -138,7 +180,8 @@ def test_documents_in_any_order(texts, name, order):
 
 
 def test_several_examples_in_a_row_and_ragged_rows(params, texts):
-    """Training's layout: one cache of the whole packed pass; each text reads the documents it owns."""
+    """Training's layout: one cache of the whole packed pass; each text reads the documents it
+    owns."""
     documents, continuation = texts
     kv = encode(params, *packed(documents), config=CONFIG)
     # Text 1 reads documents 2 then 0, text 2 reads document 1, text 3 nothing.
@@ -159,14 +202,18 @@ def test_several_examples_in_a_row_and_ragged_rows(params, texts):
         start += length
 
 
-@pytest.mark.parametrize("name", ["full", pytest.param("experts", marks=pytest.mark.slow), "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["full", pytest.param("experts", marks=pytest.mark.slow), "gemma3"]
+)
 def test_gradients_reach_the_documents(texts, name):
     config, (documents, continuation) = CONFIGS[name], texts
     order = (2, 0, 1)
     tokens = np.concatenate([*(documents[d] for d in order), continuation])
     weight = np.random.default_rng(3).normal(size=(CONTINUATION, 64)).astype(np.float32)
     owner = jnp.asarray([[1] * 12 + [0] * 2])
-    places = jnp.asarray(np.concatenate([np.arange(4, 9), np.arange(9, 12), np.arange(4), [0, 0]]))[None]
+    places = jnp.asarray(np.concatenate([np.arange(4, 9), np.arange(9, 12), np.arange(4), [0, 0]]))[
+        None
+    ]
     positions = jnp.arange(12, 12 + CONTINUATION)[None]
 
     def cached(params):
@@ -184,11 +231,14 @@ def test_gradients_reach_the_documents(texts, name):
     ours, theirs = jax.jit(jax.grad(cached))(params), jax.jit(jax.grad(whole))(params)
     for name in params:
         scale = np.abs(theirs[name]).max()
-        np.testing.assert_allclose(ours[name] / scale, theirs[name] / scale, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            ours[name] / scale, theirs[name] / scale, atol=1e-4, err_msg=name
+        )
 
 
 def test_keys_are_rotated_once(params, texts):
-    """At insertion, to the place they get; what is in the cache is never touched again, nor is the record."""
+    """At insertion, to the place they get; what is in the cache is never touched again, nor is the
+    record."""
     kv = encode(params, *packed(texts[0]), config=CONFIG)
     before = np.asarray(kv.k)
     cache, _ = fill(kv, (1, 2), 10)
@@ -204,7 +254,9 @@ def test_keys_are_rotated_once(params, texts):
     np.testing.assert_array_equal(cache.segments[0], [1] * 7 + [0] * 3)
 
     more = jax.tree.map(lambda x: x[:, :, :3], kv)
-    later = jit_insert(cache, more, jnp.arange(7, 10)[None], jnp.ones((1, 3), jnp.int32), config=CONFIG)
+    later = jit_insert(
+        cache, more, jnp.arange(7, 10)[None], jnp.ones((1, 3), jnp.int32), config=CONFIG
+    )
     np.testing.assert_array_equal(later.k[..., :7], cache.k[..., :7])
     np.testing.assert_array_equal(kv.k, before)
     zeros = jnp.zeros((1, 3), jnp.int32)
@@ -214,7 +266,9 @@ def test_keys_are_rotated_once(params, texts):
 def test_rotations_add_up():
     x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8))
     frequencies = 10000.0 ** (-jnp.arange(0, 8, 2) / 8)
-    turn = lambda x, n: rotate(x, Rotation(*(f(jnp.full((1, 4, 1), n) * frequencies) for f in (jnp.cos, jnp.sin))))
+    turn = lambda x, n: rotate(
+        x, Rotation(*(f(jnp.full((1, 4, 1), n) * frequencies) for f in (jnp.cos, jnp.sin)))
+    )
     np.testing.assert_allclose(turn(turn(x, 5), 9), turn(x, 14), atol=1e-5)
 
 
@@ -222,7 +276,11 @@ def test_cache_dtype_follows_the_computation():
     narrow = dataclasses.replace(CONFIG, dtype="bfloat16")
     assert empty_cache(narrow, 2, 3).k.dtype == jnp.bfloat16
     cache = empty_cache(narrow, 2, 3, jnp.float32)
-    assert cache.v.dtype == jnp.float32 and cache.v.shape == (2, 2, 2, 3, 8) and cache.k.shape == (2, 2, 2, 8, 3)
+    assert (
+        cache.v.dtype == jnp.float32
+        and cache.v.shape == (2, 2, 2, 3, 8)
+        and cache.k.shape == (2, 2, 2, 8, 3)
+    )
     ones = jnp.ones((2, 2, 1, 2, 8), jnp.bfloat16)
     marks = jnp.ones((2, 1), jnp.int32)
     assert insert(cache, KV(ones, ones), marks, marks, narrow).k.dtype == jnp.float32

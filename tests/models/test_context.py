@@ -1,4 +1,5 @@
-"""Rows whose tokens are split over devices: splash attention there, and the lengths that cannot be."""
+"""Rows whose tokens are split over devices: splash attention there, and the lengths that cannot
+be."""
 
 from __future__ import annotations
 
@@ -11,26 +12,36 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-from grit_jax.data.settings import DataConfig
+from grit_jax.data.config import DataConfig
+from grit_jax.errors import GritError
 from grit_jax.models import kernels
 from grit_jax.models.attention import Keys, attend
 from grit_jax.run_config import ModelSection, RunConfig, fit_to_mesh
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
-from grit_jax.types import AttentionMode, GritError
+from grit_jax.types import AttentionMode
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mode, window", [(CAUSAL, None), (BIDIRECTIONAL, None), (CAUSAL, 100), (((BIDIRECTIONAL, 1), (CAUSAL, 1)), 200)]
+    "mode, window",
+    [
+        (CAUSAL, None),
+        (BIDIRECTIONAL, None),
+        (CAUSAL, 100),
+        (((BIDIRECTIONAL, 1), (CAUSAL, 1)), 200),
+    ],
 )
 def test_splash_with_split_queries(monkeypatch, mode, window):
-    """The TPU's kernel, interpreted: four devices with a quarter of the tokens each, or two with half of the heads."""
+    """The TPU's kernel, interpreted: four devices with a quarter of the tokens each, or two with
+    half of the heads."""
     B, T, N, K, H = 4, 512, 4, 2, 128
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(B, T, heads, H)).astype(np.float32) for heads in (N, K, K))
-    segments = np.sort(rng.integers(0, 4, (B, T)))[:, ::-1].astype(np.int32)  # packed texts, padding behind
+    segments = np.sort(rng.integers(0, 4, (B, T)))[:, ::-1].astype(
+        np.int32
+    )  # packed texts, padding behind
     positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
 
     def loss(q, k, v):
@@ -56,11 +67,22 @@ def test_splash_with_split_queries(monkeypatch, mode, window):
 
 @pytest.mark.parametrize(
     "data, words",
-    [({"embedding_batch": 8, "passage_max_length": 258}, "data.row_length is 258 tokens, which mesh.context: 4"),
-     ({"generative_batch": 8, "generative_row_length": 2050}, "data.generative_row_length is 2050 tokens"),
-     ({"cached_batch": 8, "pieces_row_length": 2306}, "data.pieces_row_length is 2306 .* a multiple of that"),
-     ({"cached_batch": 8, "cached_row_length": 2049}, "data.cached_row_length is 2049")],
-)  # fmt: skip
+    [
+        (
+            {"embedding_batch": 8, "passage_max_length": 258},
+            "data.row_length is 258 tokens, which mesh.context: 4",
+        ),
+        (
+            {"generative_batch": 8, "generative_row_length": 2050},
+            "data.generative_row_length is 2050 tokens",
+        ),
+        (
+            {"cached_batch": 8, "pieces_row_length": 2306},
+            "data.pieces_row_length is 2306 .* a multiple of that",
+        ),
+        ({"cached_batch": 8, "cached_row_length": 2049}, "data.cached_row_length is 2049"),
+    ],
+)
 def test_lengths_that_do_not_divide_are_refused_by_key(data, words):
     sources = {kind: ["x.jsonl"] for kind in ("embedding", "generative", "cached")}
     run = RunConfig(ModelSection(path="x"), "out", data=DataConfig(**sources, **data))
@@ -68,4 +90,9 @@ def test_lengths_that_do_not_divide_are_refused_by_key(data, words):
     with pytest.raises(GritError, match=words):
         fit_to_mesh(run, mesh, rules)
     even = {key: value if value == 8 else 4096 for key, value in data.items()}
-    assert fit_to_mesh(dataclasses.replace(run, data=DataConfig(**sources, **even)), mesh, rules).data.row_multiple == 8
+    assert (
+        fit_to_mesh(
+            dataclasses.replace(run, data=DataConfig(**sources, **even)), mesh, rules
+        ).data.row_multiple
+        == 8
+    )

@@ -1,4 +1,5 @@
-"""Adapted weights: the sum they stand for, what is written of them, their dropout, and what they cannot be."""
+"""Adapted weights: the sum they stand for, what is written of them, their dropout, and what they
+cannot be."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.layers import linear
 from grit_jax.models.lora import (
@@ -25,13 +27,27 @@ from grit_jax.models.lora import (
 )
 from grit_jax.models.quantise import quantise
 from grit_jax.models.transformer import PARAMETER_AXES, Transformer, init_params, parameter_shapes
-from grit_jax.types import AttentionMode, GritError
+from grit_jax.types import AttentionMode
 
-MIXTURE = {"num_experts": 3, "num_experts_per_tok": 2, "architecture": "mixtral", "attention_bias": False}
+MIXTURE = {
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "architecture": "mixtral",
+    "attention_bias": False,
+}
 CONFIG = ModelConfig(
-    vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=16, attention_bias=True, dtype="float32", remat="none", initializer_range=0.2,
-)  # fmt: skip
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    attention_bias=True,
+    dtype="float32",
+    remat="none",
+    initializer_range=0.2,
+)
 LORA = LoraConfig(rank=4, alpha=8.0)
 KEY = jax.random.key(0)
 ROWS = np.random.default_rng(0).integers(1, 96, (3, 10)).astype(np.int32)
@@ -40,7 +56,9 @@ ROWS = np.random.default_rng(0).integers(1, 96, (3, 10)).astype(np.int32)
 @functools.cache
 def base(precision="full", config=CONFIG):
     def make():
-        freeze = lambda name, w: quantise(w, precision) if name in MATRICES and precision != "full" else w
+        freeze = lambda name, w: (
+            quantise(w, precision) if name in MATRICES and precision != "full" else w
+        )
         return {name: freeze(name, w) for name, w in init_params(config, KEY).items()}
 
     return jax.jit(make)()
@@ -51,7 +69,9 @@ def adapters(lora=LORA, b_too=True, config=CONFIG):
     """Adapters that do something: B is not zero."""
     found = init_adapters(lora, parameter_shapes(config), KEY)
     draw = lambda i, a: 0.1 * jax.random.normal(jax.random.key(i), a.shape)
-    return {n: draw(i, a) if b_too and n.endswith("_b") else a for i, (n, a) in enumerate(found.items())}
+    return {
+        n: draw(i, a) if b_too and n.endswith("_b") else a for i, (n, a) in enumerate(found.items())
+    }
 
 
 def adapted(lora, config=CONFIG):
@@ -60,7 +80,8 @@ def adapted(lora, config=CONFIG):
 
 
 def plain(weights):
-    """The dictionary of plain arrays that weights stand for, each read place by place, as an export reads it."""
+    """The dictionary of plain arrays that weights stand for, each read place by place, as an export
+    reads it."""
 
     def whole(name, weight):
         leading = weight.shape[:-2]
@@ -80,20 +101,30 @@ def logits(weights, config=CONFIG, mode=AttentionMode.CAUSAL):
 
 @pytest.mark.parametrize(
     "precision, change, mode",
-    [("full", {}, AttentionMode.CAUSAL), ("int8", {}, AttentionMode.BIDIRECTIONAL),
-     ("int4", {"scan_layers": False}, AttentionMode.BIDIRECTIONAL), ("int4", MIXTURE, AttentionMode.CAUSAL)],
+    [
+        ("full", {}, AttentionMode.CAUSAL),
+        ("int8", {}, AttentionMode.BIDIRECTIONAL),
+        ("int4", {"scan_layers": False}, AttentionMode.BIDIRECTIONAL),
+        ("int4", MIXTURE, AttentionMode.CAUSAL),
+    ],
     ids=["full", "int8", "int4", "int4 experts"],
-)  # fmt: skip
+)
 def test_merged_weights_give_the_logits_of_base_and_adapters(precision, change, mode):
     config = dataclasses.replace(CONFIG, **change)
-    lora = dataclasses.replace(LORA, targets=("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+    lora = dataclasses.replace(
+        LORA, targets=("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    )
     weights = attach(base(precision, config), adapters(lora, config=config), lora)
     merged = plain(weights)
     found, expected = logits(weights, config, mode), logits(merged, config, mode)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     before = plain(base(precision, config))
     assert np.abs(logits(before, config, mode) - found).max() > 0.01
-    assert set(adapted(lora, config)) == {n for n in weights if isinstance(weights[n], AdaptedWeight)} != set(MATRICES)
+    assert (
+        set(adapted(lora, config))
+        == {n for n in weights if isinstance(weights[n], AdaptedWeight)}
+        != set(MATRICES)
+    )
     for name in adapted(lora, config):  # the sum by NumPy, in float64
         a, b = (np.asarray(factor, np.float64) for factor in (weights[name].a, weights[name].b))
         np.testing.assert_allclose(merged[name], before[name] + 2.0 * a @ b, atol=1e-6)
@@ -114,7 +145,9 @@ def test_new_adapters_change_nothing_and_begin_as_peft_has_them():
 
 
 def test_an_adapter_is_the_same_whichever_others_there_are():
-    alone = init_adapters(dataclasses.replace(LORA, targets=("up_proj",)), parameter_shapes(CONFIG), KEY)
+    alone = init_adapters(
+        dataclasses.replace(LORA, targets=("up_proj",)), parameter_shapes(CONFIG), KEY
+    )
     assert set(alone) == {"up_lora_a", "up_lora_b"}
     np.testing.assert_array_equal(alone["up_lora_a"], adapters()["up_lora_a"])
 
@@ -125,25 +158,40 @@ def test_all_linear_maps_have_adapters_in_attention_and_mlp_and_nothing_else():
     assert adapted(LORA) == attention | {"gate", "up", "down"}
     assert shapes["down_lora_a"] == (2, 128, 4) and shapes["key_lora_b"] == (2, 4, 32)
     axes = adapter_axes(PARAMETER_AXES)
-    assert axes["up_lora_a"] == ("layers", "embed", None) and axes["up_lora_b"] == ("layers", None, "ffn")
-    assert axes["down_lora_a"] == ("layers", "ffn", None) and axes["down_lora_b"] == ("layers", None, "embed")
+    assert axes["up_lora_a"] == ("layers", "embed", None) and axes["up_lora_b"] == (
+        "layers",
+        None,
+        "ffn",
+    )
+    assert axes["down_lora_a"] == ("layers", "ffn", None) and axes["down_lora_b"] == (
+        "layers",
+        None,
+        "embed",
+    )
 
     mixture = dataclasses.replace(CONFIG, **MIXTURE)
     assert adapted(LORA, mixture) == attention | {"expert_gate", "expert_up", "expert_down"}
     assert adapter_shapes(LORA, parameter_shapes(mixture))["expert_down_lora_a"] == (2, 3, 128, 4)
     assert axes["expert_down_lora_b"] == ("layers", "experts", None, "embed")
     weights = attach(base("full", mixture), adapters(LORA, config=mixture), LORA, KEY)
-    assert weights["query"].keys is not None and weights["expert_up"].keys is None  # no dropout in experts
+    assert (
+        weights["query"].keys is not None and weights["expert_up"].keys is None
+    )  # no dropout in experts
 
 
 def test_the_backward_pass_keeps_no_dequantised_layers():
-    """More layers need more memory in a backward pass, without recomputation, but not that of their plain weights."""
+    """More layers need more memory in a backward pass, without recomputation, but not that of their
+    plain weights."""
 
     def needs(layers):
-        config = dataclasses.replace(CONFIG, hidden_size=128, intermediate_size=256, num_hidden_layers=layers)
+        config = dataclasses.replace(
+            CONFIG, hidden_size=128, intermediate_size=256, num_hidden_layers=layers
+        )
         shapes, lora = parameter_shapes(config), LoraConfig(rank=1)
         freeze = lambda name, w: quantise(w, "int4") if name in MATRICES else w
-        frozen = jax.eval_shape(lambda: {name: freeze(name, jnp.zeros(shape)) for name, shape in shapes.items()})
+        frozen = jax.eval_shape(
+            lambda: {name: freeze(name, jnp.zeros(shape)) for name, shape in shapes.items()}
+        )
         trained = jax.eval_shape(lambda: init_adapters(lora, shapes, KEY))
 
         def loss(adapters, base):
@@ -176,7 +224,9 @@ def test_dropout_keeps_the_mean_and_differs_by_row_layer_weight_and_step():
     lora = dataclasses.replace(LORA, dropout=0.25)
     masks = dropped(keyed(lora)["query"], length=200)
     assert set(np.unique(masks).tolist()) == {0.0, np.float32(1 / 0.75)}
-    assert masks.mean() == pytest.approx(1, abs=0.02) and (masks == 0).mean() == pytest.approx(0.25, abs=0.02)
+    assert masks.mean() == pytest.approx(1, abs=0.02) and (masks == 0).mean() == pytest.approx(
+        0.25, abs=0.02
+    )
     same = lambda a, b: np.mean(a == b) > 0.99
     assert not same(masks[0], masks[1])
     assert not same(masks, dropped(keyed(lora)["query"], layer=1, length=200))
@@ -187,7 +237,9 @@ def test_dropout_keeps_the_mean_and_differs_by_row_layer_weight_and_step():
 def test_a_row_has_the_same_mask_in_whatever_batch_it_comes():
     whole, part = dropped(keyed()["up"]), dropped(keyed(rows=ROWS[1:])["up"])
     np.testing.assert_array_equal(whole[1:], part)
-    turned = dropped(keyed(rows=ROWS[:, ::-1])["up"])  # the same tokens in another order are another row
+    turned = dropped(
+        keyed(rows=ROWS[:, ::-1])["up"]
+    )  # the same tokens in another order are another row
     assert (turned != whole).any()
 
 
@@ -200,7 +252,10 @@ def test_only_the_adapter_hears_of_the_dropout():
 
 
 def test_without_a_key_or_with_a_rate_of_zero_there_is_no_dropout():
-    for weights in (attach(base(), adapters(), LORA), attach(base(), adapters(), dataclasses.replace(LORA, dropout=0.0), KEY)):
+    for weights in (
+        attach(base(), adapters(), LORA),
+        attach(base(), adapters(), dataclasses.replace(LORA, dropout=0.0), KEY),
+    ):
         assert weights["query"].keys is None
 
 
@@ -209,25 +264,40 @@ def test_without_a_key_or_with_a_rate_of_zero_there_is_no_dropout():
 
 @pytest.mark.parametrize(
     "wrong, words",
-    [({"rank": 0}, "lora.rank must be at least 1, is 0"), ({"alpha": 0.0}, "lora.alpha"), ({"dropout": 1.0}, "lora.dropout"),
-     ({"targets": ("w1",)}, r"lora.targets: \['w1'\]; known: q_proj"), ({"targets": ()}, "lora.targets")],
-)  # fmt: skip
+    [
+        ({"rank": 0}, "lora.rank must be at least 1, is 0"),
+        ({"alpha": 0.0}, "lora.alpha"),
+        ({"dropout": 1.0}, "lora.dropout"),
+        ({"targets": ("w1",)}, r"lora.targets: \['w1'\]; known: q_proj"),
+        ({"targets": ()}, "lora.targets"),
+    ],
+)
 def test_nonsense_is_refused_by_key(wrong, words):
     with pytest.raises(ValueError, match=words):
         LoraConfig(**wrong)
 
 
 def test_a_target_that_the_model_does_not_have():
-    shapes = {name: shape for name, shape in parameter_shapes(CONFIG).items() if name not in ("gate", "up", "down")}
-    with pytest.raises(GritError, match="lora.targets: this model has no 'gate_proj'; it has q_proj, k_proj, v_proj, o_proj"):
+    shapes = {
+        name: shape
+        for name, shape in parameter_shapes(CONFIG).items()
+        if name not in ("gate", "up", "down")
+    }
+    with pytest.raises(
+        GritError,
+        match="lora.targets: this model has no 'gate_proj'; it has q_proj, k_proj, v_proj, o_proj",
+    ):
         adapter_shapes(LORA, shapes)
 
 
 @pytest.mark.parametrize(
     "change, words",
-    [({"hidden_size": 96}, r"lora.base: int4 .* hidden_size \(96\); use int8"),
-     ({"intermediate_size": 96}, r"intermediate_size \(96\)"), ({"head_dim": 20}, r"num_attention_heads x head_dim \(80\)")],
-)  # fmt: skip
+    [
+        ({"hidden_size": 96}, r"lora.base: int4 .* hidden_size \(96\); use int8"),
+        ({"intermediate_size": 96}, r"intermediate_size \(96\)"),
+        ({"head_dim": 20}, r"num_attention_heads x head_dim \(80\)"),
+    ],
+)
 def test_sizes_that_four_bits_do_not_fit(change, words):
     shapes = parameter_shapes(dataclasses.replace(CONFIG, **change))
     check_quantisable(shapes, "int8")

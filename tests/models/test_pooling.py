@@ -25,7 +25,8 @@ def naive_pool(hidden, member, mask, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_packed_rows(method):
-    """Three texts and padding in one row, their instructions of different lengths; one text in another."""
+    """Three texts and padding in one row, their instructions of different lengths; one text in
+    another."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(2, 12, 5)).astype(np.float32)
     segments = np.array([[1] * 4 + [2] * 1 + [3] * 5 + [0] * 2, [1] * 12])
@@ -37,7 +38,9 @@ def test_packed_rows(method):
     for row in range(2):
         for segment in range(1, 5):
             member = segments[row] == segment
-            expected = naive_pool(hidden[row], member, mask[row], method) if member.any() else np.zeros(5)
+            expected = (
+                naive_pool(hidden[row], member, mask[row], method) if member.any() else np.zeros(5)
+            )
             np.testing.assert_allclose(out[row, segment - 1], expected, atol=1e-6)
 
 
@@ -45,7 +48,9 @@ def test_weights_start_after_the_instruction():
     """A mask [0, 1, 1, 1, 0, 0] weighs [0, 1, 2, 3, 0, 0] (`gritlm: gritlm/gritlm.py:210-211`)."""
     one_hot = jnp.eye(6)[None]
     segments, mask = jnp.array([[1, 1, 1, 1, 0, 0]]), jnp.array([[0, 1, 1, 1, 0, 0]], bool)
-    np.testing.assert_allclose(pool(one_hot, segments, mask, 1, "weightedmean")[0, 0] * 6, [0, 1, 2, 3, 0, 0])
+    np.testing.assert_allclose(
+        pool(one_hot, segments, mask, 1, "weightedmean")[0, 0] * 6, [0, 1, 2, 3, 0, 0]
+    )
     np.testing.assert_allclose(
         pool(one_hot, segments, mask, 1, "mean")[0, 0] * 3, [0, 1, 1, 1, 0, 0], rtol=1e-6
     )
@@ -77,22 +82,37 @@ def test_unknown_method():
 
 def test_normalize():
     x = jnp.array([[3.0, 4.0], [0.0, 0.0], [1e-5, 0.0], [1e18, 1e18]])
-    np.testing.assert_allclose(normalize(x), [[0.6, 0.8], [0, 0], [1, 0], [0.5**0.5, 0.5**0.5]], rtol=1e-6)
+    np.testing.assert_allclose(
+        normalize(x), [[0.6, 0.8], [0, 0], [1, 0], [0.5**0.5, 0.5**0.5]], rtol=1e-6
+    )
     narrow = normalize(jnp.array([3.0, 4.0], jnp.bfloat16))
     assert narrow.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_projection_of_the_pooled_text_is_one_of_each_token(method):
-    """The original projects every token, then pools (`gritlm: gritlm/training/model.py:147-148`); so does this loop."""
+    """The original projects every token, then pools (`gritlm: gritlm/training/model.py:147-148`);
+    so does this loop."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(1, 9, 6)).astype(np.float32)
-    params = {PROJECTION: rng.normal(size=(6, 4)).astype(np.float32), PROJECTION_BIAS: rng.normal(size=4).astype(np.float32)}
-    segments, mask = np.array([[1] * 5 + [2] * 3 + [0]]), np.array([[0, 0, 1, 1, 1, 0, 1, 1, 0]], bool)
+    params = {
+        PROJECTION: rng.normal(size=(6, 4)).astype(np.float32),
+        PROJECTION_BIAS: rng.normal(size=4).astype(np.float32),
+    }
+    segments, mask = (
+        np.array([[1] * 5 + [2] * 3 + [0]]),
+        np.array([[0, 0, 1, 1, 1, 0, 1, 1, 0]], bool),
+    )
     tokens = hidden[0].astype(np.float64) @ params[PROJECTION] + params[PROJECTION_BIAS]
-    out = text_vectors(params, jnp.asarray(hidden), jnp.asarray(segments), jnp.asarray(mask), 2, method)
+    out = text_vectors(
+        params, jnp.asarray(hidden), jnp.asarray(segments), jnp.asarray(mask), 2, method
+    )
     for segment in (1, 2):
         expected = naive_pool(tokens, segments[0] == segment, mask[0], method)
-        np.testing.assert_allclose(out[0, segment - 1], expected / np.linalg.norm(expected), atol=1e-6)
-    plain = text_vectors({}, jnp.asarray(hidden), jnp.asarray(segments), jnp.asarray(mask), 2, method)
+        np.testing.assert_allclose(
+            out[0, segment - 1], expected / np.linalg.norm(expected), atol=1e-6
+        )
+    plain = text_vectors(
+        {}, jnp.asarray(hidden), jnp.asarray(segments), jnp.asarray(mask), 2, method
+    )
     np.testing.assert_array_equal(plain, normalize(pool(hidden, segments, mask, 2, method)))

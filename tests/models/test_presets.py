@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import pytest
 
 from grit_jax.config import dump_yaml, load_config
+from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.hf_config import config_from_hf
-from grit_jax.models.hf_export import config_to_hf
+from grit_jax.models.hf.read_config import config_from_hf
+from grit_jax.models.hf.write_config import config_to_hf
 from grit_jax.models.parameters import parameter_shapes
 from grit_jax.models.presets import PRESETS, preset
 from grit_jax.models.transformer import Transformer
-from grit_jax.types import AttentionMode, GritError
+from grit_jax.types import AttentionMode
 
 # Numbers of parameters as the publishers' own checkpoints have them; of Gemma 3 4B, its text part.
 PUBLISHED = {
@@ -58,8 +59,17 @@ def test_a_pass_at_full_size_in_the_abstract(name):
         return out, model.logits(out.hidden[:, -1])
 
     out, logits = jax.eval_shape(run, shapes, marks)
-    assert out.hidden.shape == (2, 256, config.hidden_size) and logits.shape == (2, config.vocab_size)
-    assert out.kv.k.shape == (config.num_hidden_layers, 2, 256, config.num_key_value_heads, config.head_dim)
+    assert out.hidden.shape == (2, 256, config.hidden_size) and logits.shape == (
+        2,
+        config.vocab_size,
+    )
+    assert out.kv.k.shape == (
+        config.num_hidden_layers,
+        2,
+        256,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
 
 
 @pytest.mark.parametrize("name", ["llama3_1_8b", "qwen3_30b_a3b", "gemma3_4b"])

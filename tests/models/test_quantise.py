@@ -25,7 +25,8 @@ def parts(weight):
 
 
 def test_the_code_book_is_made_of_quantiles_of_the_normal_distribution():
-    """`bitsandbytes: functional.py`, create_normal_map: 8 positive and 7 negative ones, and zero."""
+    """`bitsandbytes: functional.py`, create_normal_map: 8 positive and 7 negative ones, and
+    zero."""
     tail = 0.9677083
     upper = [NormalDist().inv_cdf(p) for p in np.linspace(tail, 0.5, 9)[:-1]]
     lower = [-NormalDist().inv_cdf(p) for p in np.linspace(tail, 0.5, 8)[:-1]]
@@ -33,9 +34,12 @@ def test_the_code_book_is_made_of_quantiles_of_the_normal_distribution():
     np.testing.assert_allclose(NF4_CODES, expected / expected.max(), atol=2e-6)
 
 
-@pytest.mark.parametrize("precision, low, high, bits", [("int8", 0.005, 0.009, 8.1), ("int4", 0.090, 0.094, 4.13)])
+@pytest.mark.parametrize(
+    "precision, low, high, bits", [("int8", 0.005, 0.009, 8.1), ("int4", 0.090, 0.094, 4.13)]
+)
 def test_error_and_size_on_normal_weights(precision, low, high, bits):
-    """0.092 is what bitsandbytes' own NF4 with blocks of 64 has on normal weights, with double quantisation or without."""
+    """0.092 is what bitsandbytes' own NF4 with blocks of 64 has on normal weights, with double
+    quantisation or without."""
     weight = normal(1024, 512)
     quantised = jax.jit(quantise, static_argnums=1)(weight, precision)
     assert low < rms(quantised.dequantise(jnp.float32) - weight, weight) < high
@@ -87,7 +91,9 @@ def test_an_outlier_harms_its_own_block_and_outputs_near_it_alone():
     weight = normal(4 * BLOCK, 600)
     loud = weight.copy()
     loud[BLOCK + 3, 10] = 100.0
-    before, after = (np.asarray(quantise(w, "int4").dequantise(jnp.float32)) for w in (weight, loud))
+    before, after = (
+        np.asarray(quantise(w, "int4").dequantise(jnp.float32)) for w in (weight, loud)
+    )
     blocks = [slice(i * BLOCK, (i + 1) * BLOCK) for i in range(4)]
     for block, inputs in enumerate(blocks):
         for outputs in (slice(0, 256), slice(256, 600)):
@@ -106,8 +112,16 @@ def test_parts_are_split_along_the_axes_of_the_weight():
     axes = ("layers", "embed", "heads")
     found = storage_axes(quantise(normal(2, 2 * BLOCK, 8), "int4"), axes)
     assert isinstance(found, NF4Weight)
-    assert found.codes == ("layers", "embed", None, "heads") and found.scales == ("layers", "embed", "heads")
-    assert storage_axes(quantise(normal(2, BLOCK, 8), "int8"), axes).scales == ("layers", None, "heads")
+    assert found.codes == ("layers", "embed", None, "heads") and found.scales == (
+        "layers",
+        "embed",
+        "heads",
+    )
+    assert storage_axes(quantise(normal(2, BLOCK, 8), "int8"), axes).scales == (
+        "layers",
+        None,
+        "heads",
+    )
     assert storage_axes(normal(2, 3, 4), axes) == axes
 
 

@@ -9,37 +9,66 @@ import numpy as np
 import pytest
 
 from grit_jax.models.config import ModelConfig, RopeScaling
-from grit_jax.models.rotary import Rotation, attention_factor, depends_on_length, inverse_frequencies, rotate, rotation
+from grit_jax.models.rotary import (
+    Rotation,
+    attention_factor,
+    depends_on_length,
+    inverse_frequencies,
+    rotate,
+    rotation,
+)
 
 BASE = ModelConfig(
-    vocab_size=8, hidden_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=16, rope_theta=100.0,
+    vocab_size=8,
+    hidden_size=32,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=16,
+    rope_theta=100.0,
     max_position_embeddings=24,
-)  # fmt: skip
-scaled = lambda kind, factor, **more: dataclasses.replace(BASE, rope_scaling=RopeScaling(kind, factor, **more))
+)
+scaled = lambda kind, factor, **more: dataclasses.replace(
+    BASE, rope_scaling=RopeScaling(kind, factor, **more)
+)
 PLAIN = 100.0 ** (-np.arange(8) / 8)
 
 
 def test_frequencies_of_each_scaling():
     np.testing.assert_allclose(inverse_frequencies(BASE), PLAIN, rtol=1e-6)
     np.testing.assert_allclose(inverse_frequencies(scaled("linear", 4.0)), PLAIN / 4, rtol=1e-6)
-    # Wavelengths above the original length are divided, those below a quarter of it kept, nothing jumps between.
+    # Wavelengths above the original length are divided, those below a quarter of it kept, nothing
+    # jumps between.
     llama3 = inverse_frequencies(scaled("llama3", 8.0, low_freq_factor=1.0, high_freq_factor=4.0))
     ratio, length = llama3 / PLAIN, 2 * np.pi / PLAIN
     np.testing.assert_allclose(ratio[length > 24], 1 / 8, rtol=1e-6)
     np.testing.assert_allclose(ratio[length < 6], 1, rtol=1e-6)
     middle = ratio[(length >= 6) & (length <= 24)]
-    assert len(middle) >= 2 and (np.diff(middle) < 0).all() and (middle > 1 / 8).all() and (middle < 1).all()
+    assert (
+        len(middle) >= 2
+        and (np.diff(middle) < 0).all()
+        and (middle > 1 / 8).all()
+        and (middle < 1).all()
+    )
     yarn = inverse_frequencies(scaled("yarn", 8.0, beta_fast=3.0, beta_slow=0.5)) / PLAIN
-    assert yarn[0] == pytest.approx(1) and yarn[-1] == pytest.approx(1 / 8) and (np.diff(yarn) <= 1e-6).all()
+    assert (
+        yarn[0] == pytest.approx(1)
+        and yarn[-1] == pytest.approx(1 / 8)
+        and (np.diff(yarn) <= 1e-6).all()
+    )
 
 
 def test_yarn_scales_queries_and_keys():
-    """So their product by the square: the temperature of attention (arXiv 2309.00071, equation 22)."""
+    """So their product by the square: the temperature of attention (arXiv 2309.00071, equation
+    22)."""
     assert attention_factor(scaled("linear", 4.0).rope_scaling) == attention_factor(None) == 1
-    assert attention_factor(scaled("yarn", 4.0).rope_scaling) == pytest.approx(0.1 * math.log(4) + 1)
+    assert attention_factor(scaled("yarn", 4.0).rope_scaling) == pytest.approx(
+        0.1 * math.log(4) + 1
+    )
     assert attention_factor(scaled("yarn", 4.0, attention_factor=0.7).rope_scaling) == 0.7
     both = scaled("yarn", 40.0, mscale=0.7, mscale_all_dim=1.4).rope_scaling
-    assert attention_factor(both) == pytest.approx((0.07 * math.log(40) + 1) / (0.14 * math.log(40) + 1))
+    assert attention_factor(both) == pytest.approx(
+        (0.07 * math.log(40) + 1) / (0.14 * math.log(40) + 1)
+    )
     config, marks = scaled("yarn", 4.0), jnp.arange(5)[None]
     x = jax.random.normal(jax.random.key(0), (1, 5, 2, 16))
     turned = rotate(x, rotation(config, marks, marks * 0 + 1))
@@ -50,7 +79,9 @@ def test_yarn_scales_queries_and_keys():
 
 def test_local_layers_have_their_own_base_and_no_scaling():
     config = dataclasses.replace(scaled("linear", 4.0), sliding_window=3, rope_local_base_freq=10.0)
-    np.testing.assert_allclose(inverse_frequencies(config, local=True), 10.0 ** (-np.arange(8) / 8), rtol=1e-6)
+    np.testing.assert_allclose(
+        inverse_frequencies(config, local=True), 10.0 ** (-np.arange(8) / 8), rtol=1e-6
+    )
     yarn = dataclasses.replace(scaled("yarn", 4.0), sliding_window=3, rope_local_base_freq=10.0)
     marks = jnp.arange(5)[None]
     both = [rotation(yarn, marks, marks * 0 + 1, local=local) for local in (False, True)]
@@ -59,10 +90,16 @@ def test_local_layers_have_their_own_base_and_no_scaling():
 
 def test_dynamic_scaling_goes_by_each_text_alone():
     config = scaled("dynamic", 2.0)
-    assert depends_on_length(config) and not depends_on_length(scaled("yarn", 2.0)) and not depends_on_length(BASE)
+    assert (
+        depends_on_length(config)
+        and not depends_on_length(scaled("yarn", 2.0))
+        and not depends_on_length(BASE)
+    )
     lengths = (20, 50, 30)  # the first is within the limit of 24
     positions = np.concatenate([np.arange(n) for n in lengths] + [np.zeros(4, int)])[None]
-    segments = np.concatenate([np.full(n, i + 1) for i, n in enumerate(lengths)] + [np.zeros(4, int)])[None]
+    segments = np.concatenate(
+        [np.full(n, i + 1) for i, n in enumerate(lengths)] + [np.zeros(4, int)]
+    )[None]
     packed = rotation(config, jnp.asarray(positions), jnp.asarray(segments))
     start = 0
     for length in lengths:
@@ -78,7 +115,9 @@ def test_dynamic_scaling_goes_by_each_text_alone():
 
 def test_rotations_add_up():
     x = jax.random.normal(jax.random.key(0), (1, 4, 2, 16))
-    turn = lambda x, n: rotate(x, Rotation(*(f(n * jnp.broadcast_to(PLAIN, (1, 4, 8))) for f in (jnp.cos, jnp.sin))))
+    turn = lambda x, n: rotate(
+        x, Rotation(*(f(n * jnp.broadcast_to(PLAIN, (1, 4, 8))) for f in (jnp.cos, jnp.sin)))
+    )
     np.testing.assert_allclose(turn(turn(x, 5), 9), turn(x, 14), atol=1e-5)
 
 
@@ -86,11 +125,17 @@ def test_rotations_add_up():
     "make, words",
     [
         (lambda: scaled("linear", 0.5), "factor must be at least 1"),
-        (lambda: scaled("llama3", 2.0, low_freq_factor=4.0, high_freq_factor=4.0), "high_freq_factor .* low_freq_factor"),
-        (lambda: scaled("yarn", 2.0, original_max_position_embeddings=0), "original_max_position_embeddings"),
+        (
+            lambda: scaled("llama3", 2.0, low_freq_factor=4.0, high_freq_factor=4.0),
+            "high_freq_factor .* low_freq_factor",
+        ),
+        (
+            lambda: scaled("yarn", 2.0, original_max_position_embeddings=0),
+            "original_max_position_embeddings",
+        ),
         (lambda: dataclasses.replace(scaled("dynamic", 2.0), head_dim=2), "head_dim of at least 4"),
     ],
-)  # fmt: skip
+)
 def test_values_without_a_meaning(make, words):
     with pytest.raises(ValueError, match=words):
         make()

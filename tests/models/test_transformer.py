@@ -16,9 +16,17 @@ from grit_jax.types import AttentionMode
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 CONFIG = ModelConfig(
-    vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, initializer_range=0.3, dtype="float32", remat="none", sliding_window=5,
-)  # fmt: skip
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=0.3,
+    dtype="float32",
+    remat="none",
+    sliding_window=5,
+)
 B, T = 2, 9
 
 
@@ -26,7 +34,10 @@ B, T = 2, 9
 def params():
     rng = np.random.default_rng(1)
     draw = lambda name, shape: name.endswith("_norm") + 0.3 * rng.normal(size=shape)
-    return {name: draw(name, shape).astype(np.float32) for name, shape in parameter_shapes(CONFIG).items()}
+    return {
+        name: draw(name, shape).astype(np.float32)
+        for name, shape in parameter_shapes(CONFIG).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +74,14 @@ def assert_equal(ours, theirs, atol=1e-5):
 
 @pytest.mark.parametrize(
     "change",
-    [{"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "scan_layers": False}],
+    [
+        {"scan_layers": False},
+        {"remat": "full"},
+        {"remat": "dots"},
+        {"remat": "full", "scan_layers": False},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_scan_and_remat_change_nothing(params, rows, change):
     config = dataclasses.replace(CONFIG, **change)
     if not config.scan_layers:  # remat has no part in a forward pass
@@ -74,7 +90,8 @@ def test_scan_and_remat_change_nothing(params, rows, change):
 
 
 def test_packing_changes_nothing(params, rows):
-    """In both modes, each text alone (padded to the same shape) has the numbers it has in a shared row."""
+    """In both modes, each text alone (padded to the same shape) has the numbers it has in a shared
+    row."""
     tokens, positions, segments = rows
     alone = np.zeros((3, B, T), np.int32)  # one text a row
     texts = ((0, slice(0, 4)), (0, slice(4, 7)), (1, slice(0, 9)))
@@ -82,9 +99,13 @@ def test_packing_changes_nothing(params, rows):
         n = part.stop - part.start
         alone[:, row, :n] = np.stack([tokens[b, part], np.arange(n), np.ones(n)])
     for mode in (BIDIRECTIONAL, CAUSAL):
-        together, single = (forward(params, x, mode=mode)[0] for x in (rows, tuple(jnp.asarray(alone))))
+        together, single = (
+            forward(params, x, mode=mode)[0] for x in (rows, tuple(jnp.asarray(alone)))
+        )
         for row, (b, part) in enumerate(texts[:2]):
-            np.testing.assert_allclose(together[b, part], single[row, : part.stop - part.start], atol=1e-5)
+            np.testing.assert_allclose(
+                together[b, part], single[row, : part.stop - part.start], atol=1e-5
+            )
 
 
 def test_causal_is_blind_to_later_tokens_and_bidirectional_is_not(params, rows):
@@ -101,7 +122,9 @@ def test_blocks_of_rows_in_different_modes(params, rows):
     apart = [forward(params, rows, mode=mode) for mode in (BIDIRECTIONAL, CAUSAL)]
     valid = np.asarray(rows[2]) > 0
     for row in range(2):
-        np.testing.assert_allclose(mixed[row][valid[row]], apart[row][0][row][valid[row]], atol=1e-5)
+        np.testing.assert_allclose(
+            mixed[row][valid[row]], apart[row][0][row][valid[row]], atol=1e-5
+        )
         np.testing.assert_allclose(
             kv.k[:, row][:, valid[row]], apart[row][1].k[:, row][:, valid[row]], atol=1e-5
         )
@@ -128,20 +151,30 @@ def test_bfloat16_computes_near_float32(params, rows):
 def test_parameters():
     tied = dataclasses.replace(CONFIG, tie_word_embeddings=True)
     full = dataclasses.replace(
-        CONFIG, attention_bias=True, qk_norm=True, post_norms=True, num_experts=3, mlp_only_layers=(0,),
-    )  # fmt: skip
+        CONFIG,
+        attention_bias=True,
+        qk_norm=True,
+        post_norms=True,
+        num_experts=3,
+        mlp_only_layers=(0,),
+    )
     assert "head" not in parameter_shapes(tied)
-    assert {"query_bias", "key_bias", "value_bias", "query_norm", "key_norm"} <= set(parameter_shapes(full))
+    assert {"query_bias", "key_bias", "value_bias", "query_norm", "key_norm"} <= set(
+        parameter_shapes(full)
+    )
     assert set(parameter_shapes(full)) == set(PARAMETER_AXES)
     for name, shape in parameter_shapes(full).items():
         assert len(PARAMETER_AXES[name]) == len(shape), name
-    # Counted by hand: layers of attention 16 x (16 + 8 + 8 + 16), feed-forward 3 x 16 x 24, two norms.
+    # Counted by hand: layers of attention 16 x (16 + 8 + 8 + 16), feed-forward 3 x 16 x 24, two
+    # norms.
     assert CONFIG.num_parameters == 2 * (16 * 48 + 3 * 16 * 24 + 32) + 40 * 16 * 2 + 16
     assert tied.num_parameters == CONFIG.num_parameters - 40 * 16
 
 
 def test_initialisation():
-    config = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, initializer_range=0.02)
+    config = dataclasses.replace(
+        CONFIG, hidden_size=64, intermediate_size=128, initializer_range=0.02
+    )
     make = jax.jit(init_params, static_argnums=0)
     first, second = make(config, jax.random.key(0)), make(config, jax.random.key(0))
     assert all((first[name] == second[name]).all() for name in first)
@@ -151,7 +184,9 @@ def test_initialisation():
     assert (first["mlp_norm"] == 1).all()
     centred = make(dataclasses.replace(config, zero_centered_norm=True), jax.random.key(0))
     assert (centred["mlp_norm"] == 0).all() and (centred["up"] == first["up"]).all()
-    assert abs(np.corrcoef(first["gate"].ravel(), first["up"].ravel())[0, 1]) < 0.1  # not the same draw
+    assert (
+        abs(np.corrcoef(first["gate"].ravel(), first["up"].ravel())[0, 1]) < 0.1
+    )  # not the same draw
 
 
 def test_the_module_is_its_parameters(params):
@@ -166,18 +201,26 @@ def test_the_module_is_its_parameters(params):
 
 @pytest.mark.parametrize(
     "change, key",
-    [({"num_key_value_heads": 3}, "num_key_value_heads"), ({"head_dim": 7}, "head_dim"),
-     ({"head_dim": -2}, "head_dim"),
-     ({"num_attention_heads": 0}, "num_attention_heads"), ({"num_key_value_heads": 0}, "num_key_value_heads"),
-     ({"vocab_size": 0}, "vocab_size"), ({"num_hidden_layers": 0}, "num_hidden_layers"),
-     ({"layer_types": ("full_attention",)}, "layer_types has 1 entries"),
-     ({"layer_types": ("full_attention", "local")}, "layer_types: 'local'"),
-     ({"layer_types": ("full_attention", "sliding_attention"), "sliding_window": None}, "layer_types .*sliding_window"),
-     ({"sliding_window": 0}, "sliding_window must be positive"),
-     ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok"),
-     ({"num_experts": 2, "decoder_sparse_step": 0}, "decoder_sparse_step"),
-     ({"num_experts": 2, "mlp_only_layers": (0, 1)}, "mlp_only_layers")],
-)  # fmt: skip
+    [
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"head_dim": -2}, "head_dim"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"layer_types": ("full_attention",)}, "layer_types has 1 entries"),
+        ({"layer_types": ("full_attention", "local")}, "layer_types: 'local'"),
+        (
+            {"layer_types": ("full_attention", "sliding_attention"), "sliding_window": None},
+            "layer_types .*sliding_window",
+        ),
+        ({"sliding_window": 0}, "sliding_window must be positive"),
+        ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok"),
+        ({"num_experts": 2, "decoder_sparse_step": 0}, "decoder_sparse_step"),
+        ({"num_experts": 2, "mlp_only_layers": (0, 1)}, "mlp_only_layers"),
+    ],
+)
 def test_sizes_that_do_not_fit(change, key):
     with pytest.raises(ValueError, match=f"model.{key}"):
         dataclasses.replace(CONFIG, **change)

@@ -1,4 +1,5 @@
-"""A tiny model that torch and we both hold, and texts for it. Skipped as a whole where the `peers` extra is missing."""
+"""A tiny model that torch and we both hold, and texts for it. Skipped as a whole where the `peers`
+extra is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ MAKE_GOLDEN = Path(__file__).parents[1] / "training" / "make_golden.py"
 
 
 def load_make_golden() -> Any:
-    """The generator of the training golden files; by path, because another program has the same name."""
+    """The generator of the training golden files; by path, because another program has the same
+    name."""
     spec = importlib.util.spec_from_file_location("make_training_golden", MAKE_GOLDEN)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -22,7 +24,8 @@ def load_make_golden() -> Any:
 
 @dataclasses.dataclass
 class Peer:
-    """One model on both sides: transformers' with its tokenizer, and ours, opened from the same `directory`."""
+    """One model on both sides: transformers' with its tokenizer, and ours, opened from the same
+    `directory`."""
 
     model: Any
     tokenizer: Any
@@ -48,17 +51,24 @@ def open_both(directory: Path) -> Peer:
 
 @pytest.fixture(scope="session")
 def peer(tmp_path_factory, tiny_tokenizer) -> Peer:
-    """A random Mistral with grouped heads, saved by transformers, and a tokenizer trained on the spot."""
+    """A random Mistral with grouped heads, saved by transformers, and a tokenizer trained on the
+    spot."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from grit_jax.data.chat import GRIT
+    from grit_jax.text.chat import GRIT
 
     directory = tmp_path_factory.mktemp("peer")
     model = load_make_golden().make_model(
-        seed=1, common=0.0, vocab_size=tiny_tokenizer.vocab_size, hidden_size=32, intermediate_size=48,
-        max_position_embeddings=1024, bos_token_id=tiny_tokenizer.bos_id, eos_token_id=tiny_tokenizer.eos_id,
+        seed=1,
+        common=0.0,
+        vocab_size=tiny_tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        max_position_embeddings=1024,
+        bos_token_id=tiny_tokenizer.bos_id,
+        eos_token_id=tiny_tokenizer.eos_id,
         pad_token_id=tiny_tokenizer.pad_id,
-    )  # fmt: skip
+    )
     model.save_pretrained(directory)
     tiny_tokenizer.save(directory, GRIT)
     return open_both(directory)
@@ -66,8 +76,14 @@ def peer(tmp_path_factory, tiny_tokenizer) -> Peer:
 
 @pytest.fixture(scope="session")
 def texts(sentences) -> list[str]:
-    """Ragged: one word to forty, Unicode of one to four bytes a character, code, blanks at both ends, one long."""
+    """Ragged: one word to forty, Unicode of one to four bytes a character, code, blanks at both
+    ends, one long."""
     return [
-        *sentences[:10], "x", "größer Ärger, naïve café 北京 🙂‍↔️ \u0301a", "def f(a: int) -> int:\n    return a  # ▁\n",
-        "  blanks at both ends ", "<|user|>\nnot a tag\n<|embed|>\n", "long " * 60,
-    ]  # fmt: skip
+        *sentences[:10],
+        "x",
+        "größer Ärger, naïve café 北京 🙂‍↔️ \u0301a",
+        "def f(a: int) -> int:\n    return a  # ▁\n",
+        "  blanks at both ends ",
+        "<|user|>\nnot a tag\n<|embed|>\n",
+        "long " * 60,
+    ]

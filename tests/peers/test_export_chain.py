@@ -1,5 +1,5 @@
-"""From a few steps of training to everybody's numbers: train, `grit export`, and the directory in transformers,
-sentence-transformers and gritlm."""
+"""From a few steps of training to everybody's numbers: train, `grit export`, and the directory in
+transformers, sentence-transformers and gritlm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 
 from conftest import open_both  # noqa: E402
 
-from grit_jax.cli import main  # noqa: E402
+from grit_jax.cli.main import main  # noqa: E402
 from grit_jax.inference.model import GritLM  # noqa: E402
 from grit_jax.train import read_run_config, train  # noqa: E402
 
@@ -44,21 +44,34 @@ def run(request, tmp_path_factory, sentences):
     config = {
         "model": {
             "shape": {
-                "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.2,
+                "vocab_size": 512,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "initializer_range": 0.2,
                 "max_position_embeddings": 512,
             },
-            "pooling": request.param, "dtype": "float32", "remat": "none",
+            "pooling": request.param,
+            "dtype": "float32",
+            "remat": "none",
         },
         "tokenizer": {"train_on": ["documents.jsonl"], "vocab_size": 480},
         "data": {
-            "embedding": ["embedding.jsonl"], "generative": ["generative.jsonl"], "embedding_batch": 4,
-            "generative_batch": 4, "query_max_length": 64, "passage_max_length": 64, "generative_max_length": 128,
+            "embedding": ["embedding.jsonl"],
+            "generative": ["generative.jsonl"],
+            "embedding_batch": 4,
+            "generative_batch": 4,
+            "query_max_length": 64,
+            "passage_max_length": 64,
+            "generative_max_length": 128,
         },
         "train": {"steps": STEPS, "checkpoint_every": STEPS},
         "optimizer": {"lr": 1e-2},
         "output": "out",
-    }  # fmt: skip
+    }
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     output = train(read_run_config(root / "config.yaml")).output
     assert main(["export", str(output), str(root / "exported")]) in (0, None)
@@ -79,10 +92,20 @@ def test_the_exported_checkpoint_is_the_trained_model(run):
 
 def test_transformers_computes_its_logits(run, sentences):
     peer = open_both(run[1])
-    conversation = [{"role": "user", "content": sentences[0]}, {"role": "assistant", "content": sentences[1]}]
-    ids = peer.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"]
-    assert ids == [i for part in peer.ours.tokenizer.encode_pieces(
-        [peer.ours.chat.render_turns([sentences[0], sentences[1]])])[0] for i in part]  # fmt: skip
+    conversation = [
+        {"role": "user", "content": sentences[0]},
+        {"role": "assistant", "content": sentences[1]},
+    ]
+    ids = peer.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
+    assert ids == [
+        i
+        for part in peer.ours.tokenizer.encode_pieces(
+            [peer.ours.chat.render_turns([sentences[0], sentences[1]])]
+        )[0]
+        for i in part
+    ]
     with torch.no_grad():
         logits = peer.model(torch.tensor([ids])).logits.numpy()
     np.testing.assert_allclose(peer.ours(np.array([ids])).logits, logits, atol=2e-4, rtol=0)

@@ -1,4 +1,5 @@
-"""`GritLM.encode` of the original package (PyPI `gritlm` 1.0.2) against ours, from one model directory."""
+"""`GritLM.encode` of the original package (PyPI `gritlm` 1.0.2) against ours, from one model
+directory."""
 
 from __future__ import annotations
 
@@ -21,12 +22,15 @@ INSTRUCTION = "Find the tale that fits, größer"
 
 
 def formatted(instruction: str) -> str:
-    """The string that its users hand over as `instruction` (gritlm: README.md, rag/eval.py:37-38)."""
+    """The string that its users hand over as `instruction` (gritlm: README.md,
+    rag/eval.py:37-38)."""
     return f"<|user|>\n{instruction}\n<|embed|>\n" if instruction else "<|embed|>\n"
 
 
 def theirs(peer, pooling="mean", attn="bbcc", mode="embedding", **how):
-    return gritlm.GritLM(str(peer.directory), mode=mode, pooling_method=pooling, attn=attn, device="cpu", **how)
+    return gritlm.GritLM(
+        str(peer.directory), mode=mode, pooling_method=pooling, attn=attn, device="cpu", **how
+    )
 
 
 def ours(peer, pooling="mean", attn="bbcc"):
@@ -55,11 +59,19 @@ def test_encode(peer, texts, pooling, attn):
 
 
 def test_what_is_compared_differs(peer, texts):
-    """The attention, the instruction and whether it is pooled all show in the vectors, and so does the text."""
+    """The attention, the instruction and whether it is pooled all show in the vectors, and so does
+    the text."""
     model = theirs(peer)
-    embed = lambda instruction=INSTRUCTION, **how: model.encode(texts, instruction=formatted(instruction), **how)
+    embed = lambda instruction=INSTRUCTION, **how: model.encode(
+        texts, instruction=formatted(instruction), **how
+    )
     vectors = embed()
-    assert cosines(vectors, theirs(peer, attn="cccc").encode(texts, instruction=formatted(INSTRUCTION))).max() < 0.999
+    assert (
+        cosines(
+            vectors, theirs(peer, attn="cccc").encode(texts, instruction=formatted(INSTRUCTION))
+        ).max()
+        < 0.999
+    )
     assert cosines(vectors, embed("")).max() < 0.999
     assert cosines(vectors, embed(embed_instruction=True)).min() < 0.999
     assert cosines(vectors, np.roll(vectors, 1, axis=0)).max() < 0.99
@@ -68,8 +80,11 @@ def test_what_is_compared_differs(peer, texts):
 @pytest.mark.parametrize("max_length", [40, 24])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_truncation(peer, texts, pooling, max_length):
-    """`max_length` counts the beginning of sequence, instruction and tags, and the end of the text is cut."""
-    expected = theirs(peer, pooling).encode(texts, max_length=max_length, instruction=formatted("Find it"))
+    """`max_length` counts the beginning of sequence, instruction and tags, and the end of the text
+    is cut."""
+    expected = theirs(peer, pooling).encode(
+        texts, max_length=max_length, instruction=formatted("Find it")
+    )
     assert_same(ours(peer, pooling).encode(texts, "Find it", max_length), expected)
     if max_length == 40:
         assert (cosines(ours(peer, pooling).encode(texts, "Find it"), expected) < 0.999).any()
@@ -78,13 +93,18 @@ def test_truncation(peer, texts, pooling, max_length):
 def test_the_unified_class_embeds_the_same(peer, texts):
     """Mode `unified` keeps the language head; its `encode` is ours, too."""
     model = theirs(peer, mode="unified")
-    assert_same(peer.ours.encode(texts[:8], INSTRUCTION), model.encode(texts[:8], instruction=formatted(INSTRUCTION)))
+    assert_same(
+        peer.ours.encode(texts[:8], INSTRUCTION),
+        model.encode(texts[:8], instruction=formatted(INSTRUCTION)),
+    )
 
 
 def test_corpus_of_titles_and_texts(peer, sentences):
     corpus = [{"title": "Amber", "text": sentences[0]}, {"title": "Größe", "text": sentences[1]}]
     expected = theirs(peer).encode_corpus(corpus, instruction=formatted(""))
-    assert_same(peer.ours.encode([document_text(document, "corpus:1") for document in corpus]), expected)
+    assert_same(
+        peer.ours.encode([document_text(document, "corpus:1") for document in corpus]), expected
+    )
     query = theirs(peer).encode_queries(sentences[2], instruction=formatted(INSTRUCTION))
     assert_same(peer.ours.encode(sentences[2], INSTRUCTION)[0], query)
 
@@ -101,7 +121,8 @@ def test_an_empty_text_is_a_vector_with_us(peer):
 @pytest.mark.parametrize("attn", MODES)
 @pytest.mark.parametrize("instruction", ["", INSTRUCTION])
 def test_caches(peer, texts, attn, instruction):
-    """Its keys are rotated and padded, ours neither: rotated to the places of their own pass they are the same."""
+    """Its keys are rotated and padded, ours neither: rotated to the places of their own pass they
+    are the same."""
     chosen = texts[:14]
     vectors, cache = theirs(peer, attn=attn).encode(
         chosen, get_cache=True, instruction=formatted(instruction), max_length=64
@@ -113,7 +134,9 @@ def test_caches(peer, texts, attn, instruction):
         T = len(record.tokens)
         lengths.append(T)
         kv, positions = KV(record.k[:, None], record.v[:, None]), np.arange(T)[None]
-        rotated = np.asarray(rotate_keys(kv, positions, np.ones_like(positions), peer.ours.config))[:, 0]
+        rotated = np.asarray(rotate_keys(kv, positions, np.ones_like(positions), peer.ours.config))[
+            :, 0
+        ]
         for layer, part in enumerate(cache.layers):
             # [K T H] there, [T K H] here.
             keys, values = (x[i, :, :T].transpose(0, 1).numpy() for x in (part.keys, part.values))

@@ -1,7 +1,9 @@
-"""Which tokens a conversation trains: our masks against the original's rule and against the characters themselves.
+"""Which tokens a conversation trains: our masks against the original's rule and against the
+characters themselves.
 
-The original tokenises fragments and adds their lengths up; we tokenise each piece once and know what it is. For one
-turn both say the same. From the second turn on its count drifts, and these tests show where it ends up.
+The original tokenises fragments and adds their lengths up; we tokenise each piece once and know
+what it is. For one turn both say the same. From the second turn on its count drifts, and these
+tests show where it ends up.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ transformers = pytest.importorskip("transformers")
 
 import original  # noqa: E402
 
-from grit_jax.data.chat import GRIT  # noqa: E402
+from grit_jax.data.example_tokenizer import ExampleTokenizer, Limits  # noqa: E402
 from grit_jax.data.formats import GenerativeExample  # noqa: E402
-from grit_jax.data.tokenise import ExampleTokenizer, Limits  # noqa: E402
-from grit_jax.data.tokenizer import Tokenizer  # noqa: E402
+from grit_jax.text.chat import GRIT  # noqa: E402
+from grit_jax.text.tokenizer import Tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.peers
 
@@ -40,11 +42,19 @@ MORE_TURNS = [
 
 
 def mistral_like() -> Tokenizer:
-    """Byte-fallback BPE with a dummy prefix: the ids of a fragment are not those it has inside the whole string."""
+    """Byte-fallback BPE with a dummy prefix: the ids of a fragment are not those it has inside the
+    whole string."""
     core = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    texts = ["user assistant what is amber stone copper metal one two three four five six seven and so it"] * 9
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    texts = [
+        "user assistant what is amber stone copper metal one two three four five six seven and"
+        " so it"
+    ] * 9
     special = ["<unk>", "<s>", "</s>"]
     pieces = [*special, *(f"<0x{i:02X}>" for i in range(256))]
     core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=360, special_tokens=pieces))
@@ -55,25 +65,31 @@ def mistral_like() -> Tokenizer:
 
 @pytest.fixture(scope="module", params=["ours", "mistral"])
 def pair(request, tiny_tokenizer, tmp_path_factory):
-    """A tokenizer as we and as transformers have it, padded with the beginning of sequence as the original's is
-    (gritlm: gritlm/training/run.py:118-120)."""
+    """A tokenizer as we and as transformers have it, padded with the beginning of sequence as the
+    original's is (gritlm: gritlm/training/run.py:118-120)."""
     mine = tiny_tokenizer if request.param == "ours" else mistral_like()
     directory = tmp_path_factory.mktemp(request.param)
     mine.save(directory, GRIT)
     theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(directory / "tokenizer.json"), bos_token="<s>", eos_token="</s>", pad_token="<s>",
+        tokenizer_file=str(directory / "tokenizer.json"),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<s>",
         padding_side="right",
-    )  # fmt: skip
+    )
     return mine, theirs
 
 
 def our_masks(tokenizer, conversations, limit=WIDE, **how):
-    reader = ExampleTokenizer(tokenizer, GRIT, Limits(limit, limit, limit, limit, limit, limit), **how)
+    reader = ExampleTokenizer(
+        tokenizer, GRIT, Limits(limit, limit, limit, limit, limit, limit), **how
+    )
     return reader.generative([GenerativeExample(tuple(turns)) for turns in conversations])
 
 
 def by_characters(tokenizer, turns) -> tuple[list[int], list[bool]]:
-    """Ids of the whole string, and whether each stands in an answer or its end of sequence, by its characters."""
+    """Ids of the whole string, and whether each stands in an answer or its end of sequence, by its
+    characters."""
     string, inside = original.BOS, []
     for number, (user, answer) in enumerate(zip(turns[::2], turns[1::2])):
         string += (original.TURN if number else "") + original.USER + user + original.ASSISTANT
@@ -95,7 +111,9 @@ def test_one_turn_token_by_token(pair):
         ids, answers = by_characters(theirs, turns)
         assert list(text.ids) == ids == batch["input_ids"][row, : len(ids)].tolist()
         assert list(text.targets) == answers == trained(batch["labels"][row, : len(ids)])
-        assert batch["attention_mask"][row].sum() == len(ids) and not any(trained(batch["labels"][row, len(ids) :]))
+        assert batch["attention_mask"][row].sum() == len(ids) and not any(
+            trained(batch["labels"][row, len(ids) :])
+        )
 
 
 @pytest.mark.parametrize("limit", [12, 30])
@@ -112,13 +130,15 @@ def test_one_turn_cut(pair, limit):
 
 
 TAG = "\n<|assistant|>\n"
-# Tokens of MORE_TURNS, in order, that the original trains though they are no answer, and answers that it leaves out.
+# Tokens of MORE_TURNS, in order, that the original trains though they are no answer, and answers
+# that it leaves out.
 DRIFT = {
-    # Each turn's mask begins one token too early, the line break between turns, and adds that to those before: the
-    # model learns to write the tag that asks it to speak, then the end of what was asked, and forgets to stop.
+    # Each turn's mask begins one token too early, the line break between turns, and adds that to
+    # those before: the model learns to write the tag that asks it to speak, then the end of what
+    # was asked, and forgets to stop.
     "ours": [([TAG], []), ([TAG, "?", TAG], ["</s>"])],
-    # With a dummy prefix an answer by itself is one token longer than in the string; here that makes good for the
-    # line break, and what is trained is the prefix of the user's turn.
+    # With a dummy prefix an answer by itself is one token longer than in the string; here that
+    # makes good for the line break, and what is trained is the prefix of the user's turn.
     "mistral": [(["▁"], []), (["▁", "▁"], [])],
 }
 
@@ -131,21 +151,31 @@ def test_more_turns_are_ours_by_the_characters_and_theirs_by_a_count(pair, reque
         ids, answers = by_characters(theirs, turns)
         assert list(text.ids) == ids == batch["input_ids"][row, : len(ids)].tolist()
         assert list(text.targets) == answers
-        assert answers.count(True) > 2 * len(turns) / 2 and sum(i == mine.eos_id for i in ids) == len(turns) // 2
-        tokens, drifted = theirs.convert_ids_to_tokens(ids), trained(batch["labels"][row, : len(ids)])
-        added = [token for token, there, here in zip(tokens, drifted, answers) if there and not here]
+        assert (
+            answers.count(True) > 2 * len(turns) / 2
+            and sum(i == mine.eos_id for i in ids) == len(turns) // 2
+        )
+        tokens, drifted = (
+            theirs.convert_ids_to_tokens(ids),
+            trained(batch["labels"][row, : len(ids)]),
+        )
+        added = [
+            token for token, there, here in zip(tokens, drifted, answers) if there and not here
+        ]
         lost = [token for token, there, here in zip(tokens, drifted, answers) if here and not there]
         assert (added, lost) == drift[row]
 
 
 def test_prefix_lm_there_trains_the_last_answer_alone(pair):
-    """`prefixlm` masks every fragment but the last, by the same count; one turn is unchanged. So does
-    `data.last_answer_only`, by the ids themselves."""
+    """`prefixlm` masks every fragment but the last, by the same count; one turn is unchanged. So
+    does `data.last_answer_only`, by the ids themselves."""
     mine, theirs = pair
     ours = our_masks(mine, MORE_TURNS, last_answer_only=True)
     assert our_masks(mine, ONE_TURN, last_answer_only=True) == our_masks(mine, ONE_TURN)
     plain = original.collate_generative(theirs, ONE_TURN, WIDE)["labels"]
-    np.testing.assert_array_equal(original.collate_generative(theirs, ONE_TURN, WIDE, prefix_lm=True)["labels"], plain)
+    np.testing.assert_array_equal(
+        original.collate_generative(theirs, ONE_TURN, WIDE, prefix_lm=True)["labels"], plain
+    )
     batch = original.collate_generative(theirs, MORE_TURNS, WIDE, prefix_lm=True)
     for row, turns in enumerate(MORE_TURNS):
         ids, answers = by_characters(theirs, turns)
@@ -156,19 +186,24 @@ def test_prefix_lm_there_trains_the_last_answer_alone(pair):
 
 
 def test_a_question_that_ends_in_a_line_break(pair, request):
-    """The one known exception to the same ids: where tags are tokens, the whole string begins with the two line
-    breaks and has the tag in pieces; here a tag is always the same token. What is trained is the same."""
+    """The one known exception to the same ids: where tags are tokens, the whole string begins with
+    the two line breaks and has the tag in pieces; here a tag is always the same token. What is
+    trained is the same."""
     mine, theirs = pair
     turns = ["what is amber?\n", "so"]
     ids, answers = by_characters(theirs, turns)
     (text,) = our_masks(mine, [turns])
     assert (list(text.ids) == ids) == (request.node.callspec.params["pair"] == "mistral")
     trained_here, trained_there = (
-        [i for i, marked in zip(*both) if marked] for both in ((text.ids, text.targets), (ids, answers))
+        [i for i, marked in zip(*both) if marked]
+        for both in ((text.ids, text.targets), (ids, answers))
     )
     assert trained_here == trained_there and mine.decode(text.ids) == mine.decode(ids)
     if list(text.ids) != ids:
-        assert theirs.convert_tokens_to_ids("\n\n") in ids and theirs.convert_tokens_to_ids(TAG) in text.ids
+        assert (
+            theirs.convert_tokens_to_ids("\n\n") in ids
+            and theirs.convert_tokens_to_ids(TAG) in text.ids
+        )
 
 
 def test_typed_special_tokens(pair):
@@ -180,4 +215,7 @@ def test_typed_special_tokens(pair):
     assert ids.count(mine.eos_id) == 2 and list(text.ids).count(mine.eos_id) == 1
     assert ids.count(mine.bos_id) == 2 and list(text.ids).count(mine.bos_id) == 1
     decoded = mine.decode(text.ids, skip_special=False)
-    assert decoded.replace("<s> <|", "<s><|") == "<s><|user|>\nwhat is </s>?\n<|assistant|>\na <s> b</s>"
+    assert (
+        decoded.replace("<s> <|", "<s><|")
+        == "<s><|user|>\nwhat is </s>?\n<|assistant|>\na <s> b</s>"
+    )

@@ -1,4 +1,5 @@
-"""The contrastive losses and their gradients beside sentence-transformers', where it has the same one."""
+"""The contrastive losses and their gradients beside sentence-transformers', where it has the same
+one."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ TEMPERATURE = 0.05
 
 @pytest.fixture(params=[1, 3], ids=["in-batch negatives", "hard negatives"])
 def vectors(request):
-    """Queries [Q, D] and passages [Q * group, D], unit, in three clusters: many negatives are near, some nearest."""
+    """Queries [Q, D] and passages [Q * group, D], unit, in three clusters: many negatives are near,
+    some nearest."""
     rng = np.random.default_rng(request.param)
     group = request.param
     q = rng.normal(size=(3, DIM)).repeat(3, axis=0) + 0.5 * rng.normal(size=(Q, DIM))
@@ -43,11 +45,14 @@ def compare(q, p, config, theirs, leaves, *, ours=None):
     assert float(value) == pytest.approx(theirs.item(), rel=1e-5)
     by_column = np.asarray(by_p).reshape(Q, -1, DIM).transpose(1, 0, 2)
     for found, leaf in zip([by_q, *by_column], leaves, strict=True):
-        np.testing.assert_allclose(along(found, leaf), along(leaf.grad, leaf), atol=2e-5 * float(np.abs(by_q).max()))
+        np.testing.assert_allclose(
+            along(found, leaf), along(leaf.grad, leaf), atol=2e-5 * float(np.abs(by_q).max())
+        )
 
 
 def along(gradient, leaf):
-    """A gradient without its share along the vector: their cosine has none, our vectors come normalised."""
+    """A gradient without its share along the vector: their cosine has none, our vectors come
+    normalised."""
     gradient, x = np.asarray(gradient), leaf.detach().numpy()
     return gradient - (gradient * x).sum(1, keepdims=True) * x
 
@@ -55,7 +60,11 @@ def along(gradient, leaf):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_multiple_negatives_ranking(vectors, symmetric):
     q, p = vectors
-    both = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"} if symmetric else {}
+    both = (
+        {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
+        if symmetric
+        else {}
+    )
     leaves = columns(q, p)
     kind = losses.MultipleNegativesRankingLoss(None, scale=1 / TEMPERATURE, **both)
     theirs = kind.compute_loss_from_embeddings(leaves, None)
@@ -81,9 +90,13 @@ def test_false_negatives_are_masked_by_their_margins(vectors, strategy, margin):
     leaves = columns(q, p)
     guide = [[leaf.detach()] for leaf in leaves]
     theirs = SelfGuided(strategy, margin).calculate_loss([[leaf] for leaf in leaves], guide)
-    config = LossConfig(temperature=TEMPERATURE, false_negatives=strategy, false_negative_margin=margin)
+    config = LossConfig(
+        temperature=TEMPERATURE, false_negatives=strategy, false_negative_margin=margin
+    )
     compare(q, p, config, theirs, leaves)
-    assert theirs.item() < float(contrastive_loss(q, p, LossConfig(temperature=TEMPERATURE))) - 1e-3  # some were
+    assert (
+        theirs.item() < float(contrastive_loss(q, p, LossConfig(temperature=TEMPERATURE))) - 1e-3
+    )  # some were
 
 
 class Table(torch.nn.Module):
@@ -101,7 +114,9 @@ def test_matryoshka(vectors):
     leaves, model = columns(q, p), Table()
     inner = losses.MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
     dims, weights = [DIM, 8, 3], [1.0, 0.5, 0.25]
-    theirs = losses.MatryoshkaLoss(model, inner, dims, weights)([{"vectors": leaf} for leaf in leaves], None)
+    theirs = losses.MatryoshkaLoss(model, inner, dims, weights)(
+        [{"vectors": leaf} for leaf in leaves], None
+    )
     config = LossConfig(temperature=TEMPERATURE, matryoshka_dims=dims, matryoshka_weights=weights)
     compare(q, p, config, theirs, leaves)
 
@@ -114,9 +129,11 @@ def test_distillation(vectors, teacher_temperature):
     scores = np.random.default_rng(0).normal(scale=4, size=len(p)).astype(np.float32)
     leaves = columns(q, p)
     kind = losses.DistillKLDivLoss(
-        None, student_temperature=TEMPERATURE, teacher_temperature=teacher_temperature,
+        None,
+        student_temperature=TEMPERATURE,
+        teacher_temperature=teacher_temperature,
         similarity_fct=torch.nn.CosineSimilarity(dim=-1),
-    )  # fmt: skip
+    )
     theirs = kind.compute_loss_from_embeddings(leaves, torch.tensor(scores.reshape(Q, -1)))
     theirs = theirs / TEMPERATURE**2  # they give the student's temperature back
     config = LossConfig(temperature=TEMPERATURE, distillation_temperature=teacher_temperature)

@@ -1,5 +1,5 @@
-"""The joint step of a mixture of experts against torch: the router's loss stands outside of the factor, on the
-language pass alone."""
+"""The joint step of a mixture of experts against torch: the router's loss stands outside of the
+factor, on the language pass alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 import original  # noqa: E402
 from conftest import load_make_golden  # noqa: E402
 
-from grit_jax.models.huggingface import read_model_directory  # noqa: E402
+from grit_jax.models.hf.directory import read_model_directory  # noqa: E402
 from grit_jax.training.losses import LossConfig  # noqa: E402
 from grit_jax.training.step import StepConfig  # noqa: E402
 from grit_jax.types import Batch  # noqa: E402
@@ -28,9 +28,13 @@ LOSS = LossConfig(generative="token", generative_factor=FACTOR)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A Mixtral of four experts, two a token, in three layers; its weights as ours; a padded batch and a packed one."""
+    """A Mixtral of four experts, two a token, in three layers; its weights as ours; a padded batch
+    and a packed one."""
     sizes = make_golden.SIZES | dict(
-        num_hidden_layers=3, num_local_experts=4, num_experts_per_tok=2, router_aux_loss_coef=COEFFICIENT
+        num_hidden_layers=3,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        router_aux_loss_coef=COEFFICIENT,
     )
     model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes)).eval()
     make_golden.randomised(model, seed=5, common=0.35)
@@ -38,7 +42,8 @@ def world(tmp_path_factory):
     model.save_pretrained(directory)
     padded = make_golden.make_batch(seed=5)
     packed = Batch(
-        parity.embedding(padded["queries"], padded["passages"], 48), parity.generative(padded["sequences"], 48)
+        parity.embedding(padded["queries"], padded["passages"], 48),
+        parity.generative(padded["sequences"], 48),
     )
     return model, read_model_directory(directory), make_golden.tensors(padded), packed
 
@@ -52,7 +57,9 @@ def test_our_formula_of_the_balance_is_the_one_of_transformers(world):
     model, _, padded, _ = world
     batch = padded["sequences"]
     with torch.no_grad():
-        out = model(batch["input_ids"], attention_mask=batch["attention_mask"], output_router_logits=True)
+        out = model(
+            batch["input_ids"], attention_mask=batch["attention_mask"], output_router_logits=True
+        )
     restated = original.load_balancing(out.router_logits, batch["attention_mask"], 2)
     assert restated.item() == pytest.approx(out.aux_loss.item(), rel=1e-6)
     assert len(out.router_logits) == 3 and abs(restated.item() - 2) > 0.01  # 2: all experts alike
@@ -62,18 +69,26 @@ def test_language_and_router_loss_and_gradients(world):
     model, folder, padded, packed = world
     assert folder.config.num_experts == 4 and folder.config.router_aux_loss_coef == COEFFICIENT
     found = ours(folder, Batch(generative=packed.generative))
-    loss, gradients = original.gradients(model, lambda: original.mixtral_language(model, padded["sequences"], FACTOR)[0])
+    loss, gradients = original.gradients(
+        model, lambda: original.mixtral_language(model, padded["sequences"], FACTOR)[0]
+    )
     with torch.no_grad():
         router = original.mixtral_language(model, padded["sequences"], FACTOR)[1].item()
     assert found.parts["loss_router"] == pytest.approx(router, rel=1e-5)
     assert found.loss == pytest.approx(loss, rel=1e-5)
-    assert found.loss == pytest.approx(FACTOR * found.parts["loss_gen"] + COEFFICIENT * router, rel=1e-6)
+    assert found.loss == pytest.approx(
+        FACTOR * found.parts["loss_gen"] + COEFFICIENT * router, rel=1e-6
+    )
     expected = make_golden.as_ours(model, gradients)
     parity.assert_gradients_agree(found.gradients, expected)
-    assert any(name.startswith("expert_") for name in found.gradients) and "router" in found.gradients
+    assert (
+        any(name.startswith("expert_") for name in found.gradients) and "router" in found.gradients
+    )
     # The router's loss is seen in the gradients, and so is that the factor leaves it alone.
     without = ours(folder, Batch(generative=packed.generative), router_aux_loss_coef=0.0)
-    scaled = ours(folder, Batch(generative=packed.generative), router_aux_loss_coef=FACTOR * COEFFICIENT)
+    scaled = ours(
+        folder, Batch(generative=packed.generative), router_aux_loss_coef=FACTOR * COEFFICIENT
+    )
     for other in (without, scaled):
         assert parity.norm_gap(other.gradients["router"], expected["router"]) > 0.1
 
@@ -84,10 +99,15 @@ def test_the_embedding_pass_has_no_router_loss(world):
 
     def both():
         vectors = [original.embed(model, padded[side]) for side in ("queries", "passages")]
-        return original.contrastive(*vectors) + original.mixtral_language(model, padded["sequences"], FACTOR)[0]
+        return (
+            original.contrastive(*vectors)
+            + original.mixtral_language(model, padded["sequences"], FACTOR)[0]
+        )
 
     loss, gradients = original.gradients(model, both)
     assert found.loss == pytest.approx(loss, rel=1e-5)
     parity.assert_gradients_agree(found.gradients, make_golden.as_ours(model, gradients))
     alone = ours(folder, Batch(embedding=packed.embedding)).parts
-    assert set(alone) == {"loss_emb"} and alone["loss_emb"] == pytest.approx(found.parts["loss_emb"], rel=1e-6)
+    assert set(alone) == {"loss_emb"} and alone["loss_emb"] == pytest.approx(
+        found.parts["loss_emb"], rel=1e-6
+    )

@@ -1,5 +1,5 @@
-"""The original's other ways of training against torch: one side's gradient, split and separate backward passes, the
-projection head, and the paper's mixed attention."""
+"""The original's other ways of training against torch: one side's gradient, split and separate
+backward passes, the projection head, and the paper's mixed attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 import original  # noqa: E402
 from conftest import load_make_golden  # noqa: E402
 
-from grit_jax.models.huggingface import read_model_directory  # noqa: E402
+from grit_jax.models.hf.directory import read_model_directory  # noqa: E402
 from grit_jax.models.projection import PROJECTION, PROJECTION_BIAS  # noqa: E402
 from grit_jax.training.losses import LossConfig  # noqa: E402
 from grit_jax.training.step import StepConfig  # noqa: E402
@@ -38,7 +38,9 @@ def world(tmp_path_factory):
 
 def ours(folder, batch, params=None, **how) -> parity.Gradients:
     loss = LossConfig(mix_group_size=make_golden.GROUP)
-    return parity.joint_gradients(params or folder.params, batch, StepConfig(folder.config, loss, **how))
+    return parity.joint_gradients(
+        params or folder.params, batch, StepConfig(folder.config, loss, **how)
+    )
 
 
 def theirs(model, loss):
@@ -58,14 +60,18 @@ def without_head(gradients):
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("side", ["query", "passage"])
 def test_the_gradient_of_one_side(world, side, separate):
-    """`emb_q_only` and `emb_p_only` there (gritlm: gritlm/training/gradcache_trainer.py:649-663)."""
+    """`emb_q_only` and `emb_p_only` there (gritlm:
+    gritlm/training/gradcache_trainer.py:649-663)."""
     model, folder, arrays, padded = world
     found = ours(folder, Batch(embedding=embedding(arrays, separate=separate)), gradient=side)
 
     def one_side():
-        queries, passages = (original.embed(model, padded[name]) for name in ("queries", "passages"))
+        queries, passages = (
+            original.embed(model, padded[name]) for name in ("queries", "passages")
+        )
         return original.contrastive(
-            queries if side == "query" else queries.detach(), passages if side == "passage" else passages.detach()
+            queries if side == "query" else queries.detach(),
+            passages if side == "passage" else passages.detach(),
         )
 
     loss, expected = theirs(model, one_side)
@@ -83,20 +89,33 @@ def test_backward_passes_in_parts(world, backward):
     embedded = make_golden.as_ours(model, gradient)
     gen, generated = theirs(model, lambda: make_golden.grouped(model, padded["sequences"]))
     assert found.loss == pytest.approx(emb + gen, rel=1e-5)
-    parity.assert_gradients_agree(found.gradients, {name: embedded[name] + generated[name] for name in embedded})
+    parity.assert_gradients_agree(
+        found.gradients, {name: embedded[name] + generated[name] for name in embedded}
+    )
 
 
 @pytest.mark.parametrize("pooling", ["mean", "weightedmean", "lasttoken", "cls"])
 def test_projection(world, pooling):
-    """Of each token before it is pooled there, of the pooled vector here: the same loss, the same gradients."""
+    """Of each token before it is pooled there, of the pooled vector here: the same loss, the same
+    gradients."""
     model, folder, arrays, padded = world
     torch.manual_seed(0)
     projection = torch.nn.Linear(make_golden.SIZES["hidden_size"], 11)
-    weights = {PROJECTION: projection.weight.detach().numpy().T.copy(), PROJECTION_BIAS: projection.bias.detach().numpy()}
-    found = ours(folder, Batch(embedding=embedding(arrays)), folder.params | weights, pooling=pooling)
+    weights = {
+        PROJECTION: projection.weight.detach().numpy().T.copy(),
+        PROJECTION_BIAS: projection.bias.detach().numpy(),
+    }
+    found = ours(
+        folder, Batch(embedding=embedding(arrays)), folder.params | weights, pooling=pooling
+    )
     vectors = lambda side: original.embed(model, padded[side], pooling, projection=projection)
-    loss, expected = theirs(model, lambda: original.contrastive(vectors("queries"), vectors("passages")))
-    expected |= {PROJECTION: projection.weight.grad.numpy().T, PROJECTION_BIAS: projection.bias.grad.numpy()}
+    loss, expected = theirs(
+        model, lambda: original.contrastive(vectors("queries"), vectors("passages"))
+    )
+    expected |= {
+        PROJECTION: projection.weight.grad.numpy().T,
+        PROJECTION_BIAS: projection.bias.grad.numpy(),
+    }
     assert found.parts["loss_emb"] == pytest.approx(loss, rel=1e-5)
     parity.assert_gradients_agree(without_head(found.gradients), without_head(expected))
 
@@ -119,7 +138,9 @@ def test_a_prefix_language_model(world):
     model, folder, arrays, padded = world
     batch = Batch(generative=parity.generative(arrays["sequences"], ROW, prefix=True))
     loss, expected = theirs(model, lambda: original.prefix_language(model, padded["sequences"]))
-    found = parity.joint_gradients(folder.params, batch, StepConfig(folder.config, LossConfig(), generation_mode=PREFIX))
+    found = parity.joint_gradients(
+        folder.params, batch, StepConfig(folder.config, LossConfig(), generation_mode=PREFIX)
+    )
     assert found.loss == pytest.approx(loss, rel=1e-5)
     parity.assert_gradients_agree(found.gradients, expected)
     with torch.no_grad():

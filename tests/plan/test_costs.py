@@ -1,4 +1,5 @@
-"""What a compiled program costs, read off its text: a module by hand, and programs whose costs are known beforehand."""
+"""What a compiled program costs, read off its text: a module by hand, and programs whose costs are
+known beforehand."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from grit_jax.plan.costs import group_size, program_costs
 from grit_jax.plan.hlo import parse, trip_count
 from grit_jax.sharding import MeshConfig, make_mesh
 
-# As a TPU's compiler writes: a loop without a noted trip count, a product as a convolution, a gather that runs beside
-# other work (three fusions, one gather), a reduction that keeps a part, a sum that gathers, arrays in on-chip memory
-# (S(1)).
+# As a TPU's compiler writes: a loop without a noted trip count, a product as a convolution, a
+# gather that runs beside other work (three fusions, one gather), a reduction that keeps a part, a
+# sum that gathers, arrays in on-chip memory (S(1)).
 MODULE = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -94,8 +95,12 @@ def test_a_module_by_hand():
     costs = program_costs(MODULE)
     gathered, reduced = 64 * 128 * 2, 64 * 128 * 4
     assert costs.collective_bytes == {
-        "all_gather": 5 * gathered + 128, "reduce_scatter": 5 * reduced, "all_reduce": 32 + 32, "all_to_all": 0, "collective_permute": 0,
-    }  # fmt: skip
+        "all_gather": 5 * gathered + 128,
+        "reduce_scatter": 5 * reduced,
+        "all_reduce": 32 + 32,
+        "all_to_all": 0,
+        "collective_permute": 0,
+    }
     assert costs.sent_bytes == 3 / 4 * (5 * gathered + 5 * reduced + 2 * (128 + 32 + 32))
     assert costs.flops == 5 * 2 * 16 * 64 * 32
     body = 5 * (64 * 32 * 2 + (64 * 32 * 2 + 16 * 32 * 4) + 64 * 32 * 2 + (reduced + 64 * 32 * 4))
@@ -104,10 +109,15 @@ def test_a_module_by_hand():
 
 @pytest.mark.parametrize(
     "text, size",
-    [("replica_groups={{0,1},{2,3}}", 2), ("replica_groups=[2,4]<=[8]", 4), ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
-     ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, dimensions={0}", 8), ("replica_groups=mesh['a'=8] {'a':(2)4}", 4),
-     ("replica_groups=mesh['a'=2,'b'=4,'c'=1], device_ids=([2,4]T(1,0)) {'b'}", 4)],
-)  # fmt: skip
+    [
+        ("replica_groups={{0,1},{2,3}}", 2),
+        ("replica_groups=[2,4]<=[8]", 4),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, dimensions={0}", 8),
+        ("replica_groups=mesh['a'=8] {'a':(2)4}", 4),
+        ("replica_groups=mesh['a'=2,'b'=4,'c'=1], device_ids=([2,4]T(1,0)) {'b'}", 4),
+    ],
+)
 def test_who_takes_part(text, size):
     assert group_size(f"channel_id=1, {text}, use_global_device_ids=true") == size
 
@@ -134,15 +144,20 @@ def test_collectives_of_a_program_on_eight_devices():
 
         return jax.lax.scan(body, (a, b, c, d, e), length=5)[0]
 
-    split = jax.shard_map(local, mesh=mesh, in_specs=(P("x"),) * 5, out_specs=(P("x"),) * 5, check_vma=False)
+    split = jax.shard_map(
+        local, mesh=mesh, in_specs=(P("x"),) * 5, out_specs=(P("x"),) * 5, check_vma=False
+    )
     shapes = [(8, 16)] + [(64, 16)] * 4
-    arguments = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, P("x"))) for s in shapes]
+    arguments = [
+        jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, P("x"))) for s in shapes
+    ]
     costs = program_costs(jax.jit(split).lower(*arguments).compile().as_text())
     assert costs.collective_bytes == dict.fromkeys(costs.collective_bytes, 5 * 8 * 16 * 4)
     assert costs.sent_bytes == 5 * 8 * 16 * 4 * (7 / 8 * 3 + 2 * 7 / 8 + 1)
 
 
-# A loop of four over a stack of weights: a fusion within a fusion takes one layer's, a fetch ahead half of one.
+# A loop of four over a stack of weights: a fusion within a fusion takes one layer's, a fetch ahead
+# half of one.
 STACKED = """HloModule jit_step
 
 %inner (w: bf16[4,64,128], i: s32[]) -> bf16[64,128] {
@@ -192,7 +207,8 @@ def test_of_stacked_weights_a_layer_is_read_at_a_time():
     assert costs.flops == 4 * 2 * 8 * 64 * 128
 
 
-# A parameter that only goes through, beside what is computed of it behind a bitcast: the fusion reads it once.
+# A parameter that only goes through, beside what is computed of it behind a bitcast: the fusion
+# reads it once.
 THROUGH = """HloModule jit_step
 
 %through (p: bf16[64,128]) -> (bf16[64,128], bf16[128,64]) {
@@ -210,12 +226,15 @@ ENTRY %main (arg: bf16[64,128]) -> (bf16[64,128], bf16[128,64]) {
 """
 
 
-@pytest.mark.parametrize("text, read", [(THROUGH, 1), (THROUGH.replace("negate(%p)", "constant(0)"), 0)])
+@pytest.mark.parametrize(
+    "text, read", [(THROUGH, 1), (THROUGH.replace("negate(%p)", "constant(0)"), 0)]
+)
 def test_what_is_computed_is_read_and_what_goes_through_is_not(text, read):
     assert program_costs(text).memory_bytes == read * 64 * 128 * 2
 
 
-# As the compiler writes a kernel: its notes go over several lines, and only the last says where it came from.
+# As the compiler writes a kernel: its notes go over several lines, and only the last says where it
+# came from.
 KERNEL = """HloModule jit_step
 
 ENTRY %main (q: bf16[8,4,1024,128]) -> bf16[8,4,1024,128] {
@@ -230,7 +249,10 @@ ENTRY %main (q: bf16[8,4,1024,128]) -> bf16[8,4,1024,128] {
 
 @pytest.mark.parametrize("name, share", [("tiles_3_of_4", 3 / 4), ("tiles_4_of_4", 1), ("jvp", 1)])
 def test_tiles_that_a_mask_hides_are_not_computed(name, share):
-    assert program_costs(KERNEL.replace("NAME", name)).flops == 2 * 2 * 8 * 4 * 1024 * 1024 * 128 * share
+    assert (
+        program_costs(KERNEL.replace("NAME", name)).flops
+        == 2 * 2 * 8 * 4 * 1024 * 1024 * 128 * share
+    )
 
 
 SENT = """HloModule jit_step
@@ -249,11 +271,18 @@ ENTRY %main (arg: f32[64]) -> f32[64] {
 
 @pytest.mark.parametrize(
     "kind, slices, counted, whole, sent",
-    [("ALL_REDUCE", "1,2", "all_reduce", 256, 256), ("ALL_REDUCE", "1:4", "all_reduce", 256, 384), ("ALL_GATHER", "1,2,3,4", "all_gather", 1024, 768),
-     ("REDUCE_SCATTER", "1,2", "reduce_scatter", 256, 128), ("ALL_TO_ALL", "1:2,5:6", "all_to_all", 256, 192), ("ONE_TO_ONE", "1", "collective_permute", 256, 256)],
-)  # fmt: skip
+    [
+        ("ALL_REDUCE", "1,2", "all_reduce", 256, 256),
+        ("ALL_REDUCE", "1:4", "all_reduce", 256, 384),
+        ("ALL_GATHER", "1,2,3,4", "all_gather", 1024, 768),
+        ("REDUCE_SCATTER", "1,2", "reduce_scatter", 256, 128),
+        ("ALL_TO_ALL", "1:2,5:6", "all_to_all", 256, 192),
+        ("ONE_TO_ONE", "1", "collective_permute", 256, 256),
+    ],
+)
 def test_what_goes_from_slice_to_slice(kind, slices, counted, whole, sent):
-    """It is handed to the host, as `send` and `recv`, and goes over another network than what is sent inside a slice."""
+    """It is handed to the host, as `send` and `recv`, and goes over another network than what is
+    sent inside a slice."""
     costs = program_costs(SENT.replace("KIND", kind).replace("SLICES", slices))
     assert costs.network_bytes == sent and costs.sent_bytes == 0 and costs.memory_bytes == 512
     assert {name: size for name, size in costs.collective_bytes.items() if size} == {counted: whole}
@@ -267,7 +296,13 @@ def test_sums_inside_a_slice_and_between_two():
     mesh = make_mesh(MeshConfig(2, 4), where.devices)
 
     def program(axis):
-        local = jax.shard_map(lambda x: jax.lax.psum(jnp.sin(x), axis), mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        local = jax.shard_map(
+            lambda x: jax.lax.psum(jnp.sin(x), axis),
+            mesh=mesh,
+            in_specs=P(),
+            out_specs=P(),
+            check_vma=False,
+        )
         x = jax.ShapeDtypeStruct((1024, 256), jnp.float32, sharding=NamedSharding(mesh, P()))
         return program_costs(jax.jit(local).lower(x).compile().as_text())
 
@@ -281,11 +316,16 @@ def test_products_of_a_loop_are_counted_as_often_as_it_runs():
     def program(x, w):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
-    x, w = jax.ShapeDtypeStruct((32, 64), jnp.float32), jax.ShapeDtypeStruct((7, 64, 64), jnp.float32)
+    x, w = (
+        jax.ShapeDtypeStruct((32, 64), jnp.float32),
+        jax.ShapeDtypeStruct((7, 64, 64), jnp.float32),
+    )
     compiled = jax.jit(program).lower(x, w).compile()
     costs = program_costs(compiled.as_text())
     assert costs.flops == 7 * 2 * 32 * 64 * 64
-    once = compiled.cost_analysis()["flops"]  # the compiler's own count: the body once, elementwise work included
+    once = compiled.cost_analysis()[
+        "flops"
+    ]  # the compiler's own count: the body once, elementwise work included
     assert 2 * 32 * 64 * 64 <= once < 2 * 2 * 32 * 64 * 64
     # Of the stacked weights each trip reads its own, once.
     assert 7 * 64 * 64 * 4 <= costs.memory_bytes < 3 * 7 * (64 * 64 + 3 * 32 * 64) * 4
@@ -293,8 +333,13 @@ def test_products_of_a_loop_are_counted_as_often_as_it_runs():
 
 def test_a_convolution_counts_where_its_window_meets_the_input():
     """A TPU's way to write a product for two heads: they are a padded window."""
-    text = MODULE.replace("dim_labels=bf_io->bf", "window={size=1x2 pad=0_0x1_1 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f")
-    text = text.replace("%x = bf16[16,64]{1,0}", "%x = bf16[4,16,64,1]{1,0}").replace("%w = bf16[64,32]{1,0} p", "%w = bf16[2,8,64,1]{1,0} p")
+    text = MODULE.replace(
+        "dim_labels=bf_io->bf",
+        "window={size=1x2 pad=0_0x1_1 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f",
+    )
+    text = text.replace("%x = bf16[16,64]{1,0}", "%x = bf16[4,16,64,1]{1,0}").replace(
+        "%w = bf16[64,32]{1,0} p", "%w = bf16[2,8,64,1]{1,0} p"
+    )
     text = text.replace("%convolution.1 = f32[16,32]", "%convolution.1 = f32[4,16,2,8]")
     assert program_costs(text).flops == 5 * 2 * 4 * 16 * 64 * 2 * 8
 

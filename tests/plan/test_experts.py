@@ -1,4 +1,5 @@
-"""What a mixture of experts costs: the TPU's kernels, by hand and as compiled; the gradient of experts' weights."""
+"""What a mixture of experts costs: the TPU's kernels, by hand and as compiled; the gradient of
+experts' weights."""
 
 from __future__ import annotations
 
@@ -11,16 +12,19 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.grouped import weight_gradient
 from grit_jax.models.moe import expert_mlp
 from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
+from grit_jax.models.ragged_matmul import weight_gradient
 from grit_jax.plan.chips import open_slices
 from grit_jax.plan.costs import program_costs
 from grit_jax.sharding import MeshConfig, ShardingRules, fit, make_mesh
 
-needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'"
+)
 
-# As a TPU's compiler writes it for 1024 rows and two experts; the first kernel finds out which rows are whose.
+# As a TPU's compiler writes it for 1024 rows and two experts; the first kernel finds out which rows
+# are whose.
 KERNELS = """HloModule jit_f, is_scheduled=true, entry_computation_layout={(bf16[1024,256])->bf16[1024,512]}
 
 ENTRY %main (x: bf16[1024,256], w: bf16[2,256,512], sizes: s32[2]) -> bf16[1024,512] {
@@ -37,18 +41,26 @@ ENTRY %main (x: bf16[1024,256], w: bf16[2,256,512], sizes: s32[2]) -> bf16[1024,
 
 
 def test_kernels_by_hand():
-    one, weights, rows, given = 2 * 1024 * 256 * 512, 2 * 256 * 512 * 2, 1024 * 256 * 2, 1024 * 512 * 2
+    one, weights, rows, given = (
+        2 * 1024 * 256 * 512,
+        2 * 256 * 512 * 2,
+        1024 * 256 * 2,
+        1024 * 512 * 2,
+    )
     metadata = 4 * (2 + 3 + 9)
     all_here = program_costs(KERNELS, experts=2)
     assert all_here.flops == 2 * one == program_costs(KERNELS).flops
     assert all_here.memory_bytes == 2 * (weights + rows + given) + metadata
-    quarter = program_costs(KERNELS, experts=8)  # the others are on other chips: so are three rows of four
+    quarter = program_costs(
+        KERNELS, experts=8
+    )  # the others are on other chips: so are three rows of four
     assert quarter.flops == 2 * one / 4
     assert quarter.memory_bytes == 2 * (weights + (rows + given) / 4) + metadata
 
 
 def test_weight_gradient():
-    """Of experts with many rows, few and none, tiles shared among them; rows of no expert may hold anything."""
+    """Of experts with many rows, few and none, tiles shared among them; rows of no expert may hold
+    anything."""
     rng = np.random.default_rng(0)
     gradient = jax.jit(lambda x, given, sizes: weight_gradient(x, given, sizes, interpret=True))
     for sizes in ([100, 0, 300, 50], [512, 0, 0, 0], [0, 0, 0, 0], [1, 255, 128, 128]):
@@ -56,7 +68,9 @@ def test_weight_gradient():
         x[sum(sizes) :] = given[sum(sizes) :] = np.nan
         at = np.cumsum([0, *sizes])
         expected = [x[a:b].T @ given[a:b] for a, b in zip(at[:-1], at[1:], strict=True)]
-        np.testing.assert_allclose(gradient(x, given, np.array(sizes, np.int32)), expected, atol=1e-4)
+        np.testing.assert_allclose(
+            gradient(x, given, np.array(sizes, np.int32)), expected, atol=1e-4
+        )
 
 
 @pytest.mark.tpu
@@ -75,20 +89,38 @@ def test_a_tile_fits_the_memory_of_a_core(dtype):
 @pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_a_layer_computes_each_product_once(tensor):
-    """Forward and the gradients of both factors, for as many rows as tokens choose experts, with and without the
-    experts split; a product of every row with every expert would be seen."""
+    """Forward and the gradients of both factors, for as many rows as tokens choose experts, with
+    and without the experts split; a product of every row with every expert would be seen."""
     config = ModelConfig(
-        vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=512,
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=512,
         dtype="bfloat16",
-    )  # fmt: skip
-    mesh, rules = make_mesh(MeshConfig(1, -1, tensor), open_slices("v5p:2x2x1").devices), ShardingRules()
+    )
+    mesh, rules = (
+        make_mesh(MeshConfig(1, -1, tensor), open_slices("v5p:2x2x1").devices),
+        ShardingRules(),
+    )
 
     def shape(dims, dtype, axes):
-        return jax.ShapeDtypeStruct(dims, dtype, sharding=NamedSharding(mesh, fit(rules.spec(axes), dims, mesh)))
+        return jax.ShapeDtypeStruct(
+            dims, dtype, sharding=NamedSharding(mesh, fit(rules.spec(axes), dims, mesh))
+        )
 
-    shapes = {name: parameter_shapes(config)[name][1:] for name in ("router", "expert_gate", "expert_up", "expert_down")}
-    layer = {name: shape(dims, jnp.float32, PARAMETER_AXES[name][1:]) for name, dims in shapes.items()}
+    shapes = {
+        name: parameter_shapes(config)[name][1:]
+        for name in ("router", "expert_gate", "expert_up", "expert_down")
+    }
+    layer = {
+        name: shape(dims, jnp.float32, PARAMETER_AXES[name][1:]) for name, dims in shapes.items()
+    }
     x = shape((8, 256, 256), jnp.bfloat16, ("rows", None, None))
     segments = shape((8, 256), jnp.int32, ("rows", None))
 
@@ -99,4 +131,6 @@ def test_a_layer_computes_each_product_once(tensor):
         text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(layer, x, segments).compile().as_text()
     products = 3 * (3 * 2 * (8 * 256 * 2) * 256 * 512) / 4
     router = 3 * (2 * 8 * 256 * 256 * 8) / (4 / tensor)  # all of it along tensor
-    assert program_costs(text, config.num_experts).flops == pytest.approx(products + router, rel=1e-3)
+    assert program_costs(text, config.num_experts).flops == pytest.approx(
+        products + router, rel=1e-3
+    )

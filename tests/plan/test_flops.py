@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from grit_jax.abstract import abstract_step
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.parameters import parameter_shapes
 from grit_jax.models.transformer import Transformer
+from grit_jax.plan.abstract_step import abstract_step
 from grit_jax.plan.costs import program_costs
 from grit_jax.plan.flops import Texts, forward_flops, step_flops, visible_pairs
 from grit_jax.run_config import read_run_config
@@ -20,9 +20,16 @@ from grit_jax.types import AttentionMode
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 SHAPE = ModelConfig(
-    vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, dtype="float32", remat="none",
-)  # fmt: skip
+    vocab_size=100,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    dtype="float32",
+    remat="none",
+)
 RUN = """
 model:
   shape: {vocab_size: 100, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 3, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8}
@@ -37,7 +44,9 @@ output: out
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "run.yaml").write_text(RUN)
-    return lambda **overrides: read_run_config(tmp_path / "run.yaml", {k.replace("__", "."): v for k, v in overrides.items()})
+    return lambda **overrides: read_run_config(
+        tmp_path / "run.yaml", {k.replace("__", "."): v for k, v in overrides.items()}
+    )
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 20])
@@ -54,9 +63,13 @@ def test_a_tiny_model_by_hand():
     token = 3 * 2 * (attention + 3 * 32 * 48)  # three layers
     scores = lambda pairs: 3 * 2 * 2 * 32 * pairs  # scores and weighted values, of 4 heads of 8
     assert forward_flops(SHAPE, Texts(2, 10, BIDIRECTIONAL)) == 2 * (10 * token + scores(100))
-    assert forward_flops(SHAPE, Texts(1, 10, CAUSAL, predicted=True)) == 10 * (token + 2 * 32 * 100) + scores(55)
+    assert forward_flops(SHAPE, Texts(1, 10, CAUSAL, predicted=True)) == 10 * (
+        token + 2 * 32 * 100
+    ) + scores(55)
     assert forward_flops(SHAPE, Texts(1, 10, CAUSAL, cached=7)) == 10 * token + scores(55 + 70)
-    experts = dataclasses.replace(SHAPE, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=48)
+    experts = dataclasses.replace(
+        SHAPE, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=48
+    )
     routed = token + 3 * 2 * (3 * 32 * 48 + 32 * 8)  # twice the feed-forward, and a router
     assert forward_flops(experts, Texts(1, 10, BIDIRECTIONAL)) == 10 * routed + scores(100)
 
@@ -65,7 +78,9 @@ def test_a_tiny_model_by_hand():
 @pytest.mark.parametrize("scan", [True, False])
 def test_a_forward_pass_as_compiled(scan):
     config = dataclasses.replace(SHAPE, scan_layers=scan)
-    shapes = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in parameter_shapes(config).items()}
+    shapes = {
+        name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in parameter_shapes(config).items()
+    }
     ids = jax.ShapeDtypeStruct((2, 16), jnp.int32)
 
     def program(params, tokens, positions, segments):
@@ -75,7 +90,9 @@ def test_a_forward_pass_as_compiled(scan):
     compiled = jax.jit(program).lower(shapes, ids, ids, ids).compile()
     expected = forward_flops(config, Texts(2, 16, BIDIRECTIONAL, predicted=True))
     assert program_costs(compiled.as_text()).flops == expected
-    if not scan:  # the compiler counts elementwise work as well, much of a model as small as this one
+    if (
+        not scan
+    ):  # the compiler counts elementwise work as well, much of a model as small as this one
         assert expected < compiled.cost_analysis()["flops"] < 1.5 * expected
 
 
@@ -84,19 +101,30 @@ def test_a_training_step_as_compiled(run):
     config = run()
     abstract = abstract_step(config)
     model_flops = step_flops(config, abstract.model)
-    # Of 12 rows of one text, with places for more: a product forward, and the gradient of the factor that varies.
+    # Of 12 rows of one text, with places for more: a product forward, and the gradient of the
+    # factor that varies.
     pooling = 2 * 2 * 12 * 16 * 32 * abstract.batch.embedding.segments_per_row
-    masked = 3 * 3 * 4 * 32 * 3 * (24 * 24 - 24 * 25 // 2)  # the CPU's kernel computes what a causal mask hides
+    masked = (
+        3 * 3 * 4 * 32 * 3 * (24 * 24 - 24 * 25 // 2)
+    )  # the CPU's kernel computes what a causal mask hides
     # ... of 3 texts, one of 4 rows being empty: its products are padding.
-    padding = 3 * (24 * 3 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 24 * 2 * 32 * 100 + 3 * 4 * 32 * 24 * 24)
+    padding = 3 * (
+        24 * 3 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+        + 24 * 2 * 32 * 100
+        + 3 * 4 * 32 * 24 * 24
+    )
     text = abstract.step.lower(abstract.state, abstract.batch).compile().as_text()
     assert program_costs(text).flops == model_flops + pooling + masked + padding
 
 
 def test_the_published_7b_batch():
-    """By the rule of thumb, 6 FLOPs a weight and token and 12 a pair, layer and head's width (arXiv 2204.02311, B)."""
+    """By the rule of thumb, 6 FLOPs a weight and token and 12 a pair, layer and head's width (arXiv
+    2204.02311, B)."""
     run = read_run_config(Path(__file__).parents[2] / "configs" / "gritlm_7b.yaml")
-    weights, table = 7_241_732_096, 32_000 * 4096  # Mistral-7B's own count, of which a table is looked up
+    weights, table = (
+        7_241_732_096,
+        32_000 * 4096,
+    )  # Mistral-7B's own count, of which a table is looked up
     queries, passages, texts = 2048, 4096, 256
     tokens = queries * 256 + passages * 2048 + texts * 2048
     pairs = queries * 256**2 + passages * 2048**2 + texts * 2048**2 / 2
@@ -108,7 +136,9 @@ def test_frozen_weights_and_constant_sides_have_no_gradient(run):
     model = abstract_step(run()).model
     everything, queries = run(), run(train__gradient="query", train__backward="separate")
     one_side = forward_flops(model, Texts(8, 16, BIDIRECTIONAL))
-    assert step_flops(everything, model) - step_flops(queries, model) == 2 * one_side + 2 * 4 * 8 * 32
+    assert (
+        step_flops(everything, model) - step_flops(queries, model) == 2 * one_side + 2 * 4 * 8 * 32
+    )
     lora = run(model__path="somewhere", lora="{rank: 2, targets: [q_proj]}")
     saved = step_flops(everything, model) - step_flops(lora, model)
     tokens = 12 * 16 + 3 * 24

@@ -1,4 +1,5 @@
-"""What only the TPU's compiler can try: tokens split over chips, two slices, activations and moments on the host."""
+"""What only the TPU's compiler can try: tokens split over chips, two slices, activations and
+moments on the host."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from unittest import mock
 import jax
 import pytest
 
+from grit_jax.errors import GritError
 from grit_jax.plan.chips import ENVIRONMENT
 from grit_jax.plan.costs import program_costs
 from grit_jax.plan.programs import bytes_per_chip, lower_train
 from grit_jax.run_config import read_run_config
 from grit_jax.sharding import make_mesh
-from grit_jax.types import GritError
 
 # Heads of 128 and rows of 512 tokens: splash attention takes them, four ways.
 RUN = """
@@ -37,12 +38,20 @@ def test_two_slices_with_split_tokens_and_the_hosts_memory(tmp_path):
     path.write_text(RUN)
     how = {"chips_per_host_bounds": (2, 2, 1), "num_slices": 2}
     with mock.patch.dict(os.environ, ENVIRONMENT):
-        devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", **how).devices
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name="v5e:2x2", **how
+        ).devices
         one = read_run_config(path, {"mesh.context": "2"})
         with pytest.raises(GritError, match="8 devices of 2 slices: mesh.data alone"):
             make_mesh(one.mesh, devices)
         config = read_run_config(
-            path, {"mesh.context": "2", "mesh.data": "2", "model.remat": "offload", "optimizer.offload": "true"}
+            path,
+            {
+                "mesh.context": "2",
+                "mesh.data": "2",
+                "model.remat": "offload",
+                "optimizer.offload": "true",
+            },
         )
         mesh = make_mesh(config.mesh, devices)
         assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2, "tensor": 1}
@@ -52,9 +61,19 @@ def test_two_slices_with_split_tokens_and_the_hosts_memory(tmp_path):
         assert "tpu_custom_call" in program.lowered.as_text()  # splash attention
         compiled = program.lowered.compile()
         memory = compiled.memory_analysis()
-        # A chip's part of the gradient, in bfloat16 at least, is summed with that of the other slice.
-        assert program_costs(compiled.as_text()).network_bytes > bytes_per_chip(program.state.params) / 2
-        moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state.opt_state) if leaf.ndim)
-        assert memory.host_argument_size_in_bytes >= moments / 8 > 0  # embedding norms and such are not split
+        # A chip's part of the gradient, in bfloat16 at least, is summed with that of the other
+        # slice.
+        assert (
+            program_costs(compiled.as_text()).network_bytes
+            > bytes_per_chip(program.state.params) / 2
+        )
+        moments = sum(
+            leaf.size * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(program.state.opt_state)
+            if leaf.ndim
+        )
+        assert (
+            memory.host_argument_size_in_bytes >= moments / 8 > 0
+        )  # embedding norms and such are not split
         assert memory.host_argument_size_in_bytes == memory.host_alias_size_in_bytes
         assert memory.host_temp_size_in_bytes > 0  # inputs of layers

@@ -1,4 +1,5 @@
-"""Asking: cached layouts say what the same layout without a cache says, and nothing damaged is ever read."""
+"""Asking: cached layouts say what the same layout without a cache says, and nothing damaged is ever
+read."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ import json
 import dense_reference as dense
 import pytest
 
-from grit_jax.data.layouts import MODES, compose
+from grit_jax.errors import GritError
 from grit_jax.rag import store as store_module
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.rag.record import StreamedDocument, encode_record
+from grit_jax.rag.record_format import StreamedDocument, encode_record
 from grit_jax.rag.store import RECORDS
-from grit_jax.types import GritError
+from grit_jax.text.rag_layouts import MODES, compose
 
 NEW = 5
 QUESTION = "Which river is quiet?"
@@ -23,7 +24,10 @@ QUESTION = "Which river is quiet?"
 
 @pytest.fixture(scope="module")
 def corpus(sentences, tmp_path_factory):
-    rows = [{"id": f"d{i}", "title": "Amber" * (i % 2), "text": text} for i, text in enumerate(sentences[:12])]
+    rows = [
+        {"id": f"d{i}", "title": "Amber" * (i % 2), "text": text}
+        for i, text in enumerate(sentences[:12])
+    ]
     path = tmp_path_factory.mktemp("corpus") / "c.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -58,17 +62,22 @@ def expected(model, mode, question, documents) -> str:
 def test_the_answer_is_that_of_the_layout_without_a_cache(tiny_model, asker, indices, mode):
     answer = asker.ask(QUESTION, mode, k=2, max_new_tokens=NEW)[0]
     texts = [indices["native"].text(document["id"]) for document in answer.documents]
-    assert len(texts) == (0 if mode == "none" else 2) and answer.mode == mode and not answer.warnings
+    assert (
+        len(texts) == (0 if mode == "none" else 2) and answer.mode == mode and not answer.warnings
+    )
     assert answer.answer == expected(tiny_model, mode, QUESTION, texts)
 
 
 def test_the_order_of_query_and_documents_counts(tiny_model, asker, indices):
-    """Positions run in the order of the layout: query-doc is not doc-query, nor d1 d2 the same as d2 d1."""
+    """Positions run in the order of the layout: query-doc is not doc-query, nor d1 d2 the same as
+    d2 d1."""
     reader = Reader(tiny_model)
     texts = [indices["native"].text(i) for i in (3, 5)]
     query, records = reader.records([QUESTION])[0], reader.records(texts)
     readings = [
-        Reading(mode, QUESTION, tuple(texts[i] for i in order), tuple(records[i] for i in order), query)
+        Reading(
+            mode, QUESTION, tuple(texts[i] for i in order), tuple(records[i] for i in order), query
+        )
         for mode in ("query-doc", "doc-query", "doc")
         for order in ([0, 1], [1, 0])
     ]
@@ -85,9 +94,14 @@ def _greedy():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_index_without_caches_answers_the_same_with_a_warning(tiny_model, asker, indices, mode, capsys):
+def test_an_index_without_caches_answers_the_same_with_a_warning(
+    tiny_model, asker, indices, mode, capsys
+):
     bare = Asker(tiny_model, indices["none"])
-    mine, theirs = (one.ask([QUESTION, "What is copper?"], mode, k=2, max_new_tokens=NEW) for one in (asker, bare))
+    mine, theirs = (
+        one.ask([QUESTION, "What is copper?"], mode, k=2, max_new_tokens=NEW)
+        for one in (asker, bare)
+    )
     for a, b in zip(mine, theirs, strict=True):
         assert a.answer == b.answer and a.documents == b.documents and not a.warnings
         assert bool(b.warnings) == (mode in DOCUMENT_CACHES)
@@ -102,7 +116,9 @@ def test_documents_come_from_search(tiny_model, asker, indices, sentences):
     vectors = tiny_model.encode([sentences[4]])
     found = indices["native"].search(vectors, 3)
     assert [d["id"] for d in answers[0].documents] == [f"d{row}" for row in found.rows[0]]
-    assert [d["score"] for d in answers[0].documents] == pytest.approx(found.scores[0].tolist(), abs=1e-5)
+    assert [d["score"] for d in answers[0].documents] == pytest.approx(
+        found.scores[0].tolist(), abs=1e-5
+    )
     assert len(asker.ask(QUESTION, "none", max_new_tokens=1)[0].documents) == 0
     assert len(asker.ask(QUESTION, "doc", k=100, max_new_tokens=1)[0].documents) == 12
 
@@ -123,7 +139,9 @@ def test_an_instruction_is_for_the_search_alone(tiny_model, asker, indices, monk
     told = asker.ask(QUESTION, "query", instruction="Find the river", max_new_tokens=NEW)[0]
     assert sorted(asked) == [([QUESTION], "", True), ([QUESTION], "Find the river", False)]
     vector = tiny_model.encode([QUESTION], "Find the river")
-    assert told.documents[0]["score"] == pytest.approx(indices["native"].search(vector, 1).scores[0, 0], abs=1e-5)
+    assert told.documents[0]["score"] == pytest.approx(
+        indices["native"].search(vector, 1).scores[0, 0], abs=1e-5
+    )
     texts = [indices["native"].text(told.documents[0]["id"])]
     assert told.answer == expected(tiny_model, "query", QUESTION, texts)
     assert plain.documents[0]["score"] != told.documents[0]["score"]
@@ -132,7 +150,9 @@ def test_an_instruction_is_for_the_search_alone(tiny_model, asker, indices, monk
 SHORT_HEAD = 1200  # bytes: every record is longer, no header is
 
 
-@pytest.mark.parametrize("head", [store_module.HEAD, SHORT_HEAD], ids=["read-whole", "layer-by-layer"])
+@pytest.mark.parametrize(
+    "head", [store_module.HEAD, SHORT_HEAD], ids=["read-whole", "layer-by-layer"]
+)
 def test_a_damaged_record_is_computed_anew_with_a_warning(
     tiny_model, corpus, asker, sentences, tmp_path, capsys, monkeypatch, head
 ):
@@ -153,12 +173,18 @@ def test_a_damaged_record_is_computed_anew_with_a_warning(
     again = Asker(tiny_model, Index.open(tmp_path / "index", tiny_model))
     again = again.ask(question, "doc", k=2, max_new_tokens=NEW)[0]
     assert again.answer == good.answer and again.documents == good.documents
-    assert len(again.warnings) == 1 and "document 'd4'" in again.warnings[0] and "damaged" in again.warnings[0]
+    assert (
+        len(again.warnings) == 1
+        and "document 'd4'" in again.warnings[0]
+        and "damaged" in again.warnings[0]
+    )
     assert "document 'd4'" in capsys.readouterr().err
 
 
 def cut_short(index):
-    return encode_record(index.store.get_many([index.documents[4]["key"]])[0], index.store.identity)[:-9]
+    return encode_record(
+        index.store.get_many([index.documents[4]["key"]])[0], index.store.identity
+    )[:-9]
 
 
 def of_another_document(index):
@@ -194,14 +220,21 @@ def test_a_record_that_is_not_the_documents_is_computed_anew(
     )[0]
     assert again.answer == asker.ask(sentences[4], "doc", k=2, max_new_tokens=NEW)[0].answer
     assert len(again.warnings) == 1 and message in again.warnings[0]
-    assert again.warnings[0].startswith("document 'd4'") and again.warnings[0] in capsys.readouterr().err
+    assert (
+        again.warnings[0].startswith("document 'd4'")
+        and again.warnings[0] in capsys.readouterr().err
+    )
 
 
 def test_a_store_that_cannot_be_opened_is_done_without(tiny_model, corpus, asker, tmp_path):
     build_index(tiny_model, corpus, tmp_path / "index", quiet=True)
     (tmp_path / "index" / "kv" / "manifest.ocdbt").write_bytes(b"nonsense")
-    found = Asker(tiny_model, Index.open(tmp_path / "index", tiny_model)).ask(QUESTION, "doc", max_new_tokens=NEW)[0]
-    assert found.answer == asker.ask(QUESTION, "doc", max_new_tokens=NEW)[0].answer and found.warnings
+    found = Asker(tiny_model, Index.open(tmp_path / "index", tiny_model)).ask(
+        QUESTION, "doc", max_new_tokens=NEW
+    )[0]
+    assert (
+        found.answer == asker.ask(QUESTION, "doc", max_new_tokens=NEW)[0].answer and found.warnings
+    )
 
 
 def test_questions_together_are_answered_as_alone(asker, sentences):
@@ -240,7 +273,10 @@ def test_json_has_every_key(asker):
         timings = found["timings"]
         assert list(timings) == ["encode_query", "search", "load", "prefill", "decode", "total"]
         parts = sum(seconds for name, seconds in timings.items() if name != "total")
-        assert all(seconds >= 0 for seconds in timings.values()) and 0 < parts <= timings["total"] + 1e-3
+        assert (
+            all(seconds >= 0 for seconds in timings.values())
+            and 0 < parts <= timings["total"] + 1e-3
+        )
         assert all(set(document) >= {"id", "score"} for document in found["documents"])
 
 
@@ -252,7 +288,9 @@ def test_long_documents_are_cut_alike_in_every_layout(tiny_model, sentences):
     tags = len(tiny_model.tokenizer.encode_pieces([tiny_model.chat.embed_pieces("", "")])[0][0])
     body = record.tokens[tags:].tolist()
     assert any(prompt[i : i + len(body)] == body for i in range(len(prompt)))
-    whole = Reader(tiny_model, max_length=512).prompts([Reading("doc-then-query", QUESTION, (text,))])[0]
+    whole = Reader(tiny_model, max_length=512).prompts(
+        [Reading("doc-then-query", QUESTION, (text,))]
+    )[0]
     assert len(prompt) < len(whole)
 
 
@@ -271,11 +309,15 @@ def test_mistakes_are_named(asker, arguments, message):
 
 def test_more_than_the_model_can_read(tiny_model, indices):
     short = type(tiny_model)(
-        dataclasses.replace(tiny_model.config, max_position_embeddings=64), tiny_model.params, tiny_model.tokenizer,
+        dataclasses.replace(tiny_model.config, max_position_embeddings=64),
+        tiny_model.params,
+        tiny_model.tokenizer,
         tiny_model.chat,
-    )  # fmt: skip
+    )
     with pytest.raises(GritError, match="reads 64.*--k"):
-        Asker(short).ask(QUESTION, "doc", documents=[[indices["native"].text(i) for i in range(12)]])
+        Asker(short).ask(
+            QUESTION, "doc", documents=[[indices["native"].text(i) for i in range(12)]]
+        )
     with pytest.raises(GritError, match="index or documents"):
         Asker(tiny_model).ask(QUESTION, "doc")
     with pytest.raises(GritError, match="at least one document"):

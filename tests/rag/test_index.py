@@ -1,4 +1,5 @@
-"""The index: one pass gives vector and record, search is exact, and a kill costs nothing that was committed."""
+"""The index: one pass gives vector and record, search is exact, and a kill costs nothing that was
+committed."""
 
 from __future__ import annotations
 
@@ -13,19 +14,24 @@ import numpy as np
 import pytest
 from fake_model import document_kv, vector
 
+from grit_jax.errors import GritError
 from grit_jax.rag.index import Index, build_index
 from grit_jax.rag.index_files import DOCUMENTS, MANIFEST, VECTORS
-from grit_jax.rag.search import VectorSearch
+from grit_jax.rag.search.exact import VectorSearch
 from grit_jax.sharding import MeshConfig, make_mesh
-from grit_jax.types import GritError
 
 
 def write(path: Path, rows) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
-ROWS = [{"id": f"d{i}", "title": f"title {i}" * (i % 2), "text": f"text number {i} " * (1 + i % 5)} for i in range(40)]
+ROWS = [
+    {"id": f"d{i}", "title": f"title {i}" * (i % 2), "text": f"text number {i} " * (1 + i % 5)}
+    for i in range(40)
+]
 
 
 @pytest.fixture
@@ -48,7 +54,9 @@ def assert_holds(index: Index, rows):
     ids = [[256, *content(row).encode()] for row in rows]
     keys = [index.documents[i]["key"] for i in range(len(rows))]
     for i, (row, record) in enumerate(zip(rows, index.store.get_many(keys), strict=True)):
-        assert index.documents[i]["id"] == row["id"] and index.text(i) == index.text(row["id"]) == content(row)
+        assert index.documents[i]["id"] == row["id"] and index.text(i) == index.text(
+            row["id"]
+        ) == content(row)
         np.testing.assert_array_equal(index.vectors[i], vector(ids[i]))
         np.testing.assert_array_equal(record.tokens, ids[i])
         np.testing.assert_array_equal(record.k, document_kv(ids[i]).k)
@@ -58,16 +66,27 @@ def assert_holds(index: Index, rows):
 def test_vector_text_and_record_of_every_document(model, corpus, tmp_path):
     summary = build_index(model, corpus, tmp_path / "index", batch_tokens=200, quiet=True)
     assert_holds(Index.open(tmp_path / "index", model), ROWS)
-    np.testing.assert_array_equal(np.load(tmp_path / "index" / VECTORS)[3], vector([256, *content(ROWS[3]).encode()]))
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "index" / VECTORS)[3], vector([256, *content(ROWS[3]).encode()])
+    )
     tokens = sum(len(content(row).encode()) + 1 for row in ROWS)
-    assert (summary.documents, summary.encoded, summary.skipped, summary.tokens) == (40, 40, 0, tokens)
+    assert (summary.documents, summary.encoded, summary.skipped, summary.tokens) == (
+        40,
+        40,
+        0,
+        tokens,
+    )
     assert summary.bytes_vectors == 40 * 8 * 4 and len(model.encoder.encoded) == 40
-    assert summary.bytes_per_token_per_layer >= 2 * 4 * 4  # K and V, H, float32; headers come on top
+    assert (
+        summary.bytes_per_token_per_layer >= 2 * 4 * 4
+    )  # K and V, H, float32; headers come on top
     assert "40 documents" in str(summary) and json.dumps(summary.to_dict())
 
 
 def test_the_real_encoder_gives_the_same_vectors_and_records(tiny_model, sentences, tmp_path):
-    rows = [{"id": str(i), "title": "Lantern", "text": text} for i, text in enumerate(sentences[:6])]
+    rows = [
+        {"id": str(i), "title": "Lantern", "text": text} for i, text in enumerate(sentences[:6])
+    ]
     build_index(tiny_model, write(tmp_path / "c.jsonl", rows), tmp_path / "index", quiet=True)
     index = Index.open(tmp_path / "index", tiny_model)
     encoded = tiny_model.encode([f"Lantern {text}" for text in sentences[:6]], return_cache=True)
@@ -210,7 +229,11 @@ def test_search_is_exact(devices, count, k, block):
     rng = np.random.default_rng(count)
     # Small integers: scores are exact in float32, and there are many ties.
     vectors, queries = (rng.integers(-2, 3, (n, 6)).astype(np.float32) for n in (count, 5))
-    mesh = None if devices is None else make_mesh(MeshConfig(data=devices, fsdp=1), jax.devices()[:devices])
+    mesh = (
+        None
+        if devices is None
+        else make_mesh(MeshConfig(data=devices, fsdp=1), jax.devices()[:devices])
+    )
     found = VectorSearch(vectors, mesh, block=block).search(queries, k)
     rows, scores = numpy_search(vectors, queries, k)
     np.testing.assert_array_equal(found.rows, rows)

@@ -40,7 +40,8 @@ def test_files_come_from_the_disk_afterwards(folder):
     assert file.read_bytes() == content
     if first == before:
         pytest.skip("this system does not count what is read from its disks")
-    # But for the page that was looked at to see whether it is there, and what the system reads ahead of it.
+    # But for the page that was looked at to see whether it is there, and what the system reads
+    # ahead of it.
     assert first - before > 0.9 * SIZE and blocks_read() - first > 0.9 * SIZE
 
 

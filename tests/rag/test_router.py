@@ -1,4 +1,5 @@
-"""`auto` takes the cheapest way: long parts from records, short ones read anew, by costs measured once."""
+"""`auto` takes the cheapest way: long parts from records, short ones read anew, by costs measured
+once."""
 
 from __future__ import annotations
 
@@ -8,37 +9,46 @@ import math
 
 import pytest
 
-from grit_jax.data.layouts import MODES
 from grit_jax.models.config import ModelConfig
 from grit_jax.rag import costs as measuring
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.costs import costs_of
 from grit_jax.rag.index import Index, build_index
 from grit_jax.rag.router import ROUTED, TEMPLATE_TOKENS, Costs, Work, route
+from grit_jax.text.rag_layouts import MODES
 
 # 1000 tokens/s read, 10 000 tokens/s loaded, 20 000 tokens/s placed.
-COSTS = Costs(Work(token=1, pair=0), flops=1000, load_seconds=0.01, load_seconds_per_token=1e-4,
-              place_seconds_per_token=5e-5)  # fmt: skip
+COSTS = Costs(
+    Work(token=1, pair=0),
+    flops=1000,
+    load_seconds=0.01,
+    load_seconds_per_token=1e-4,
+    place_seconds_per_token=5e-5,
+)
 
 
 def test_estimates_are_tokens_to_read_and_records_to_load_and_place():
     found = route(100, [400, 600], COSTS, among=MODES)
     record, documents = 100 * 5e-5, 0.01 + 1000 * (1e-4 + 5e-5)
     read = lambda tokens: (tokens + TEMPLATE_TOKENS) / 1000
-    assert found.seconds == pytest.approx({
-        "none": read(100),
-        "query-then-doc": read(1100),
-        "doc-then-query": read(1100),
-        "doc": documents + read(100),
-        "query": record + read(1000),
-        "query-doc": record + documents + read(0),
-        "doc-query": record + documents + read(0),
-    })  # fmt: skip
+    assert found.seconds == pytest.approx(
+        {
+            "none": read(100),
+            "query-then-doc": read(1100),
+            "doc-then-query": read(1100),
+            "doc": documents + read(100),
+            "query": record + read(1000),
+            "query-doc": record + documents + read(0),
+            "doc-query": record + documents + read(0),
+        }
+    )
     assert found.mode == min(found.seconds, key=found.seconds.__getitem__)
 
 
 def test_what_is_not_recorded_is_encoded_first():
-    found = route(100, [400, 600], COSTS, documents_stored=False, query_recorded=False, among=MODES).seconds
+    found = route(
+        100, [400, 600], COSTS, documents_stored=False, query_recorded=False, among=MODES
+    ).seconds
     assert found["doc"] == pytest.approx(1.0 + 1000 * 5e-5 + (100 + TEMPLATE_TOKENS) / 1000)
     assert found["query"] == pytest.approx(0.1 + 100 * 5e-5 + (1000 + TEMPLATE_TOKENS) / 1000)
 
@@ -74,8 +84,15 @@ def test_only_ways_that_use_documents_are_chosen_among():
 
 
 def test_work_counts_the_products_of_a_pass():
-    c = ModelConfig(vocab_size=10, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
-                    num_key_value_heads=1, head_dim=4)  # fmt: skip
+    c = ModelConfig(
+        vocab_size=10,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+    )
     layer = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12  # query, key and value, output, feed-forward
     norms = 2 * 2 * 8 + 8
     # Scores and weighted sums are 2 H operations each, for every head and layer.
@@ -123,10 +140,16 @@ def test_costs_are_measured_once_and_kept_with_the_index(tiny_model, index, monk
 
 
 def test_costs_follow_from_what_was_timed(tiny_model, index, monkeypatch):
-    """A prompt of 32 tokens in 0.1 s, of 256 in 0.5 s, of 32 after a record in 0.3 s; 1 ms and 2 us a token to load."""
-    work, tokens = Work.of(tiny_model.config), [document["tokens"] for document in map(index.documents.__getitem__, range(12))]
+    """A prompt of 32 tokens in 0.1 s, of 256 in 0.5 s, of 32 after a record in 0.3 s; 1 ms and 2 us
+    a token to load."""
+    work, tokens = (
+        Work.of(tiny_model.config),
+        [document["tokens"] for document in map(index.documents.__getitem__, range(12))],
+    )
     few, many = min(tokens), max(tokens)
-    monkeypatch.setattr(measuring, "_read", lambda model, n, pieces=(): 0.3 if pieces else {32: 0.1, 256: 0.5}[n])
+    monkeypatch.setattr(
+        measuring, "_read", lambda model, n, pieces=(): 0.3 if pieces else {32: 0.1, 256: 0.5}[n]
+    )
     load = measuring._load
     monkeypatch.setattr(
         measuring, "_load", lambda *a: (1e-3 + 2e-6 * len((found := load(*a)[1]).tokens), found)
@@ -141,14 +164,19 @@ def test_costs_follow_from_what_was_timed(tiny_model, index, monkeypatch):
 
 
 def test_placing_is_measured_on_a_long_record(tiny_model, index, monkeypatch):
-    """One of a few tokens takes as long as a whole bucket, which is not to be multiplied by a long question."""
+    """One of a few tokens takes as long as a whole bucket, which is not to be multiplied by a long
+    question."""
     placed = []
     monkeypatch.setattr(
-        measuring, "_read", lambda model, n, pieces=(): placed.extend(len(p.tokens) for p in pieces) or n / 1000
+        measuring,
+        "_read",
+        lambda model, n, pieces=(): placed.extend(len(p.tokens) for p in pieces) or n / 1000,
     )
     load = measuring._load
     short = min(range(len(index)), key=lambda row: index.documents[row]["tokens"])
-    monkeypatch.setattr(measuring, "_load", lambda index, key: load(index, index.documents[short]["key"]))
+    monkeypatch.setattr(
+        measuring, "_load", lambda index, key: load(index, index.documents[short]["key"])
+    )
     costs_of(tiny_model, index)
     assert index.documents[short]["tokens"] < 32 and placed == [256]
 
@@ -166,7 +194,11 @@ def test_the_first_measurement_counts(tiny_model, index, monkeypatch):
 
 
 def test_an_index_that_cannot_be_written_is_measured_each_time(tiny_model, index, monkeypatch):
-    monkeypatch.setattr(measuring.tempfile, "TemporaryDirectory", lambda **_: (_ for _ in ()).throw(PermissionError()))
+    monkeypatch.setattr(
+        measuring.tempfile,
+        "TemporaryDirectory",
+        lambda **_: (_ for _ in ()).throw(PermissionError()),
+    )
     monkeypatch.setattr(measuring, "measure_costs", lambda *_: COSTS)
     assert costs_of(tiny_model, index) is COSTS and not kept(index)
 
@@ -178,8 +210,12 @@ def test_records_that_cannot_be_loaded_are_not_counted_on(tiny_model, index, mon
     assert math.isinf(found.load(10)) and math.isfinite(found.place(10)) and not kept(index)
 
 
-@pytest.mark.parametrize("flops, load, modes", [(1e6, 1e-9, ("doc", "query")), (1e15, 10.0, ("doc-then-query",))])
-def test_questions_go_by_the_costs_that_are_kept(flops, load, modes, tiny_model, index, monkeypatch):
+@pytest.mark.parametrize(
+    "flops, load, modes", [(1e6, 1e-9, ("doc", "query")), (1e15, 10.0, ("doc-then-query",))]
+)
+def test_questions_go_by_the_costs_that_are_kept(
+    flops, load, modes, tiny_model, index, monkeypatch
+):
     costs = Costs(Work.of(tiny_model.config), flops, load, load, load)
     monkeypatch.setattr(measuring, "measure_costs", lambda *_: costs)
     found = []

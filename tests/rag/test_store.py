@@ -10,9 +10,10 @@ import pytest
 import tensorstore as ts
 from fake_model import document_kv, fake_model, packed, stored_keys
 
+from grit_jax.errors import GritError
 from grit_jax.rag import store as store_module
-from grit_jax.rag.compress import calibrate, compression_of
-from grit_jax.rag.record import (
+from grit_jax.rag.codecs.codecs import calibrate, compression_of
+from grit_jax.rag.record_format import (
     PREFIX,
     RecordError,
     RecordIdentity,
@@ -22,7 +23,7 @@ from grit_jax.rag.record import (
     read_layout,
 )
 from grit_jax.rag.store import DocumentStore, StoreSize, remove_store
-from grit_jax.types import DocumentKV, GritError
+from grit_jax.types import DocumentKV
 
 IDENTITY = RecordIdentity.of(fake_model())
 DOCUMENTS = [document_kv(range(10, 10 + n)) for n in (1, 7, 40)]
@@ -61,7 +62,8 @@ def test_special_numbers_and_bfloat16_survive():
 
 
 def test_a_layer_can_be_read_by_itself(store):
-    """Layer-major bytes: K then V of layer i lie together head by head, at a place that the header gives."""
+    """Layer-major bytes: K then V of layer i lie together head by head, at a place that the header
+    gives."""
     document = DOCUMENTS[2]
     blob = encode_record(document, IDENTITY)
     layout = read_layout(blob, store.key(document.tokens), IDENTITY, "d")
@@ -69,8 +71,12 @@ def test_a_layer_can_be_read_by_itself(store):
     assert start % 64 == 0 and len(blob) == layout.size == start + 3 * size
     for layer in range(3):
         part = np.frombuffer(blob[start + layer * size : start + (layer + 1) * size], np.float32)
-        np.testing.assert_array_equal(part[:160].reshape(1, 4, 40), document.k[layer].transpose(1, 2, 0))
-        np.testing.assert_array_equal(part[160:].reshape(1, 40, 4), document.v[layer].transpose(1, 0, 2))
+        np.testing.assert_array_equal(
+            part[:160].reshape(1, 4, 40), document.k[layer].transpose(1, 2, 0)
+        )
+        np.testing.assert_array_equal(
+            part[160:].reshape(1, 40, 4), document.v[layer].transpose(1, 0, 2)
+        )
     assert layout.tokens.tolist() == list(range(10, 50)) and b'"attention":"bidirectional"' in blob
 
 
@@ -83,9 +89,17 @@ def test_what_is_there_is_not_written_again(store):
 
 
 def test_a_key_depends_on_everything():
-    changes = {"weights": "w2", "attention": "causal", "compression": "int8-1-x", "format": 1, "chat": (("bos", "x"),)}
+    changes = {
+        "weights": "w2",
+        "attention": "causal",
+        "compression": "int8-1-x",
+        "format": 1,
+        "chat": (("bos", "x"),),
+    }
     others = [dataclasses.replace(IDENTITY, **{name: value}) for name, value in changes.items()]
-    keys = {document_key([1, 2], one) for one in (IDENTITY, *others)} | {document_key([2, 1], IDENTITY)}
+    keys = {document_key([1, 2], one) for one in (IDENTITY, *others)} | {
+        document_key([2, 1], IDENTITY)
+    }
     assert len(keys) == 7
     assert document_key([1, 2], IDENTITY) == document_key(np.array([1, 2]), IDENTITY)
 
@@ -140,16 +154,26 @@ def test_long_records_are_read_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(DocumentStore, "_read", spy)
     for found, document in zip(store.get_many(keys), documents, strict=True):
         assert_same(found, document)
-    # The short one whole, after a head that it is shorter than; layers of 1280 and 2880 bytes one at a time.
-    assert sorted(part.stop - part.start if part else 0 for part in read) == [0] + [800] * 3 + [1280] * 3 + [2880] * 3
+    # The short one whole, after a head that it is shorter than; layers of 1280 and 2880 bytes one
+    # at a time.
+    assert (
+        sorted(part.stop - part.start if part else 0 for part in read)
+        == [0] + [800] * 3 + [1280] * 3 + [2880] * 3
+    )
     path = largest_file(tmp_path / "kv")
     data, victim = bytearray(path.read_bytes()), documents[2].v[1].transpose(1, 0, 2).tobytes()
     data[data.index(victim) + 9] ^= 1
     path.write_bytes(data)
     found = DocumentStore.open(tmp_path / "kv", IDENTITY).fetch(keys, ["a", "b", "document 'c'"])
     assert_same(found[0], documents[0])
-    assert isinstance(found[2], RecordError) and "document 'c'" in str(found[2]) and "layer 1" in str(found[2])
-    coming = DocumentStore.open(tmp_path / "kv", IDENTITY).stream(keys, ["a", "b", "document 'c'"])[2]
+    assert (
+        isinstance(found[2], RecordError)
+        and "document 'c'" in str(found[2])
+        and "layer 1" in str(found[2])
+    )
+    coming = DocumentStore.open(tmp_path / "kv", IDENTITY).stream(keys, ["a", "b", "document 'c'"])[
+        2
+    ]
     np.testing.assert_array_equal(coming.layer(0)["k"], documents[2].k[0].transpose(1, 2, 0))
     with pytest.raises(RecordError, match="document 'c'.*layer 1"):
         coming.layer(1)
@@ -177,7 +201,10 @@ def test_records_are_removed_and_counted_off(store, tmp_path):
     keys = [store.key(d.tokens) for d in DOCUMENTS]
     store.delete_many([keys[1], "0" * 64])
     sizes = [len(encode_record(d, IDENTITY)) for d in DOCUMENTS]
-    assert store.size == StoreSize(2, 41, sizes[0] + sizes[2]) and stored_keys(store) == {keys[0], keys[2]}
+    assert store.size == StoreSize(2, 41, sizes[0] + sizes[2]) and stored_keys(store) == {
+        keys[0],
+        keys[2],
+    }
     assert store.has_many(keys) == [True, False, True]
     store.delete_many(keys)
     assert store.size == StoreSize() and not stored_keys(store)
@@ -209,12 +236,16 @@ def test_packed_records(kind, tmp_path):
     for found, document in zip(store.get_many(keys), documents, strict=True):
         assert found.codec is store.codec and found.arrays.keys() == document.arrays.keys()
         for name, array in document.arrays.items():
-            assert found.arrays[name].tobytes() == array.tobytes() and found.arrays[name].dtype == array.dtype
+            assert (
+                found.arrays[name].tobytes() == array.tobytes()
+                and found.arrays[name].dtype == array.dtype
+            )
     again = found.codec.expand({name: array[:, None] for name, array in found.arrays.items()})
     expected = codec.expand({name: array[:, None] for name, array in documents[2].arrays.items()})
     np.testing.assert_array_equal(again.k, expected.k)
     np.testing.assert_array_equal(again.v, expected.v)
-    # Another calibration: refused by name where it matters, taken as it is by a maker that starts anew.
+    # Another calibration: refused by name where it matters, taken as it is by a maker that starts
+    # anew.
     other = calibrate(kind, [document_kv(range(200, 260))])
     moved = dataclasses.replace(IDENTITY, compression=compression_of(kind, other))
     with pytest.raises(GritError, match=f"another compression \\({kind}-1-"):
@@ -263,7 +294,11 @@ def test_a_damaged_file_spoils_only_its_record(store, tmp_path):
     found = again.fetch(keys, ["a", "b", "document 'c'"])
     assert_same(found[0], DOCUMENTS[0])
     assert_same(found[1], DOCUMENTS[1])
-    assert isinstance(found[2], RecordError) and found[2].key == keys[2] and "document 'c'" in str(found[2])
+    assert (
+        isinstance(found[2], RecordError)
+        and found[2].key == keys[2]
+        and "document 'c'" in str(found[2])
+    )
     with pytest.raises(GritError, match="document 'c'.*damaged"):
         again.get_many(keys, ["a", "b", "document 'c'"])
 
@@ -273,7 +308,8 @@ def test_a_file_cut_short_or_gone_is_an_error_and_never_a_record(store, tmp_path
     whole = path.read_bytes()
     for left in (len(whole) - 1, len(whole) - 2000, 300, 0):
         path.write_bytes(whole[:left])
-        # The tree's nodes stand in the same file: either the record cannot be read or the store cannot.
+        # The tree's nodes stand in the same file: either the record cannot be read or the store
+        # cannot.
         with pytest.raises(GritError, match="document 'c'|document store"):
             DocumentStore.open(tmp_path / "kv", IDENTITY).get_many([key], ["document 'c'"])
     path.unlink()
@@ -282,7 +318,8 @@ def test_a_file_cut_short_or_gone_is_an_error_and_never_a_record(store, tmp_path
 
 
 def test_what_a_killed_writer_left_does_no_harm(store, tmp_path):
-    """A file under the name that TensorStore locks and writes to first, longer than what is written next."""
+    """A file under the name that TensorStore locks and writes to first, longer than what is written
+    next."""
     (tmp_path / "kv" / "manifest.ocdbt.__lock").write_bytes(b"x" * 5000)
     DocumentStore.open(tmp_path / "kv", IDENTITY).put_many([document_kv([1, 2])])
     again = DocumentStore.open(tmp_path / "kv", IDENTITY)

@@ -1,4 +1,5 @@
-"""Keeping an index up to date: documents replaced and deleted in place, and nothing half done after a kill."""
+"""Keeping an index up to date: documents replaced and deleted in place, and nothing half done after
+a kill."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 from fake_model import document_kv, stored_keys, vector
 
+from grit_jax.errors import GritError
 from grit_jax.rag import build, index_files
 from grit_jax.rag.index import Index, build_index
 from grit_jax.rag.index_files import MANIFEST, IndexWriter
 from grit_jax.rag.store import DocumentStore
-from grit_jax.types import GritError
 
 ROWS = [{"id": f"d{i}", "text": f"text number {i} " * (1 + i % 5)} for i in range(40)]
 
@@ -39,17 +40,23 @@ def model():
 
 @pytest.fixture
 def index(model, tmp_path):
-    build_index(model, write(tmp_path / "c.jsonl", ROWS), tmp_path / "index", batch_tokens=200, quiet=True)
+    build_index(
+        model, write(tmp_path / "c.jsonl", ROWS), tmp_path / "index", batch_tokens=200, quiet=True
+    )
     return tmp_path / "index"
 
 
 def assert_holds(index: Index, rows):
     """Vector, text and record of every document, each from its own ids, and no other record."""
-    assert {index.documents[i]["id"] for i in range(len(index))} == {row["id"] for row in rows} and len(index) == len(rows)
+    assert {index.documents[i]["id"] for i in range(len(index))} == {
+        row["id"] for row in rows
+    } and len(index) == len(rows)
     by_id = {index.documents[i]["id"]: i for i in range(len(index))}
     ids = [[256, *row["text"].encode()] for row in rows]
     lines = [index.documents[by_id[row["id"]]] for row in rows]
-    for row, line, tokens, record in zip(rows, lines, ids, index.store.get_many([line["key"] for line in lines])):
+    for row, line, tokens, record in zip(
+        rows, lines, ids, index.store.get_many([line["key"] for line in lines])
+    ):
         assert index.text(row["id"]) == row["text"] and line["tokens"] == len(tokens)
         np.testing.assert_array_equal(index.vectors[by_id[row["id"]]], vector(tokens))
         np.testing.assert_array_equal(record.k, document_kv(tokens).k)
@@ -99,7 +106,13 @@ def test_documents_that_are_gone_stay_unless_told(model, index, tmp_path, capsys
 def test_without_update_a_change_is_refused_and_nothing_is_written(model, index, tmp_path):
     before = (index / MANIFEST).read_text()
     with pytest.raises(GritError, match=r"c\.jsonl:6: document 'd5' has changed.*--update"):
-        build_index(model, write(tmp_path / "c.jsonl", changed(ROWS, {5})), index, delete_missing=True, quiet=True)
+        build_index(
+            model,
+            write(tmp_path / "c.jsonl", changed(ROWS, {5})),
+            index,
+            delete_missing=True,
+            quiet=True,
+        )
     assert (index / MANIFEST).read_text() == before
 
 
@@ -107,7 +120,9 @@ def test_a_record_that_others_share_is_kept(model, tmp_path):
     rows = [{"id": str(i), "text": "the same"} for i in range(8)]
     build_index(model, write(tmp_path / "c.jsonl", rows), tmp_path / "index", quiet=True)
     rows[0] = {"id": "0", "text": "not the same"}
-    build_index(model, write(tmp_path / "c.jsonl", rows), tmp_path / "index", update=True, quiet=True)
+    build_index(
+        model, write(tmp_path / "c.jsonl", rows), tmp_path / "index", update=True, quiet=True
+    )
     assert_holds(Index.open(tmp_path / "index", model), rows)
 
 
@@ -115,30 +130,59 @@ def test_much_dead_is_copied_away_and_its_bytes_come_free(model, index, tmp_path
     opened = Index.open(index, model)
     size = sum(file.stat().st_size for file in index.rglob("*") if file.is_file())
     rows = changed(ROWS[:20], {0, 1})
-    build_index(model, write(tmp_path / "c.jsonl", rows), index, update=True, delete_missing=True, quiet=True)
+    build_index(
+        model,
+        write(tmp_path / "c.jsonl", rows),
+        index,
+        update=True,
+        delete_missing=True,
+        quiet=True,
+    )
     assert_holds(Index.open(index, model), rows)
     assert sorted(path.name for path in index.iterdir() if path.name != ".lock") == [
-        "dead.1.bin", "documents.1.jsonl", "index.json", "kv.1", "vectors.1.npy"
-    ]  # fmt: skip
+        "dead.1.bin",
+        "documents.1.jsonl",
+        "index.json",
+        "kv.1",
+        "vectors.1.npy",
+    ]
     assert sum(file.stat().st_size for file in index.rglob("*") if file.is_file()) < 0.6 * size
-    np.testing.assert_array_equal(np.load(index / "vectors.1.npy"), Index.open(index, model).vectors)
+    np.testing.assert_array_equal(
+        np.load(index / "vectors.1.npy"), Index.open(index, model).vectors
+    )
     # Who had it open still reads texts and vectors; records are computed anew by who asks for them.
-    assert opened.text("d30") == ROWS[30]["text"] and opened.search(vector([256, 1])[None], 3).rows.shape == (1, 3)
+    assert opened.text("d30") == ROWS[30]["text"] and opened.search(
+        vector([256, 1])[None], 3
+    ).rows.shape == (1, 3)
     # And it goes on from there.
     build_index(model, write(tmp_path / "c.jsonl", ROWS), index, update=True, quiet=True)
     assert_holds(Index.open(index, model), ROWS)
 
 
-def test_a_store_elsewhere_is_of_one_index_and_nothing_else_there_is_touched(model, index, tmp_path):
+def test_a_store_elsewhere_is_of_one_index_and_nothing_else_there_is_touched(
+    model, index, tmp_path
+):
     records = tmp_path / "records"
     records.mkdir()
     (records / "notes.txt").write_text("mine")
     build_index(model, tmp_path / "c.jsonl", tmp_path / "first", store=str(records), quiet=True)
-    with pytest.raises(GritError, match="records: holds the records of another index; choose another --store"):
-        build_index(model, tmp_path / "c.jsonl", tmp_path / "second", store=str(records), quiet=True)
-    build_index(model, write(tmp_path / "c.jsonl", ROWS[:9]), tmp_path / "first", delete_missing=True, quiet=True)
+    with pytest.raises(
+        GritError, match="records: holds the records of another index; choose another --store"
+    ):
+        build_index(
+            model, tmp_path / "c.jsonl", tmp_path / "second", store=str(records), quiet=True
+        )
+    build_index(
+        model,
+        write(tmp_path / "c.jsonl", ROWS[:9]),
+        tmp_path / "first",
+        delete_missing=True,
+        quiet=True,
+    )
     assert_holds(Index.open(tmp_path / "first", model), ROWS[:9])
-    assert [path.name for path in records.iterdir()] == ["notes.txt"] and (tmp_path / "records.1").exists()
+    assert [path.name for path in records.iterdir()] == ["notes.txt"] and (
+        tmp_path / "records.1"
+    ).exists()
 
 
 def test_an_index_with_everything_deleted_can_be_filled_again(model, index, tmp_path):
@@ -152,10 +196,15 @@ def test_an_index_with_everything_deleted_can_be_filled_again(model, index, tmp_
 @pytest.mark.parametrize(
     "owner, name",
     [
-        (IndexWriter, "next_generation"), (DocumentStore, "delete_many"), (DocumentStore, "copy_to"),
-        (build, "remove_store"), (IndexWriter, "_remove"), (IndexWriter, "append"), (DocumentStore, "put_many"),
+        (IndexWriter, "next_generation"),
+        (DocumentStore, "delete_many"),
+        (DocumentStore, "copy_to"),
+        (build, "remove_store"),
+        (IndexWriter, "_remove"),
+        (IndexWriter, "append"),
+        (DocumentStore, "put_many"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("before", [True, False])
 def test_a_writer_that_dies_anywhere_leaves_an_index_and_the_next_one_finishes(
     model, index, tmp_path, monkeypatch, owner, name, before
@@ -173,7 +222,9 @@ def test_a_writer_that_dies_anywhere_leaves_an_index_and_the_next_one_finishes(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dies)
         with pytest.raises(KeyboardInterrupt):
-            build_index(model, tmp_path / "c.jsonl", index, update=True, delete_missing=True, quiet=True)
+            build_index(
+                model, tmp_path / "c.jsonl", index, update=True, delete_missing=True, quiet=True
+            )
     half = Index.open(index, model)
     texts = {row["id"]: {row["text"]} for row in ROWS}
     for row in rows:
@@ -209,8 +260,14 @@ def state(path: Path, model) -> dict[str, str]:
         tokens = [256, *line["text"].encode()]
         np.testing.assert_array_equal(index.vectors[i], vector(tokens))
         np.testing.assert_array_equal(record.tokens, tokens)
-        expected = document_kv(tokens) if native else fake_model.packed(document_kv(tokens), index.store.codec)
-        np.testing.assert_array_equal(*((a.v if native else a.arrays["v"]) for a in (record, expected)))
+        expected = (
+            document_kv(tokens)
+            if native
+            else fake_model.packed(document_kv(tokens), index.store.codec)
+        )
+        np.testing.assert_array_equal(
+            *((a.v if native else a.arrays["v"]) for a in (record, expected))
+        )
     assert len({line["id"] for line in lines}) == len(lines)
     return {line["id"]: line["text"] for line in lines}
 
@@ -224,11 +281,17 @@ def state(path: Path, model) -> dict[str, str]:
     ],
 )
 def test_writers_killed_at_any_moment_lose_nothing(tmp_path, kv, kills):
-    """From nothing to one corpus, to another and back, each writer killed at a random moment of its work."""
+    """From nothing to one corpus, to another and back, each writer killed at a random moment of its
+    work."""
     first = [{"id": f"k{i}", "text": f"killed document {i} " * (1 + i % 3)} for i in range(60)]
-    second = [*changed(first, set(range(0, 60, 2)))[10:], *({"id": f"n{i}", "text": f"new {i}"} for i in range(20))]
-    turns = [(write(tmp_path / name, rows), {row["id"]: row["text"] for row in rows})
-             for name, rows in (("first", first), ("second", second))]  # fmt: skip
+    second = [
+        *changed(first, set(range(0, 60, 2)))[10:],
+        *({"id": f"n{i}", "text": f"new {i}"} for i in range(20)),
+    ]
+    turns = [
+        (write(tmp_path / name, rows), {row["id"]: row["text"] for row in rows})
+        for name, rows in (("first", first), ("second", second))
+    ]
     model, path, rng = fake_model.fake_model(), tmp_path / "index", np.random.default_rng(0)
     done, turn, before = 0, 0, {}
     with fake_model.Writers() as writers:
@@ -248,11 +311,18 @@ def test_writers_killed_at_any_moment_lose_nothing(tmp_path, kv, kills):
             after = state(path, model)
             # Of each document the old text or the new one, of those acknowledged the new one.
             for id in {*before, *after, *wanted}:
-                assert after.get(id) in (before.get(id), wanted.get(id)), (id, before.get(id), after.get(id))
+                assert after.get(id) in (before.get(id), wanted.get(id)), (
+                    id,
+                    before.get(id),
+                    after.get(id),
+                )
             assert all(id in after for id in before if id in wanted)
             assert all(after[id] == wanted[id] for id in acknowledged)
             assert after == wanted or not finished
-            assert after in ({}, before, wanted) or not json.loads((path / MANIFEST).read_text())["complete"]
+            assert (
+                after in ({}, before, wanted)
+                or not json.loads((path / MANIFEST).read_text())["complete"]
+            )
             before = after
     build_index(model, turns[0][0], path, kv=kv, update=True, delete_missing=True, quiet=True)
     assert state(path, model) == turns[0][1]

@@ -15,10 +15,18 @@ VOCAB, ROWS, LENGTH = 64, 8, 16
 def config() -> ModelConfig:
     """Two layers in float32; sizes that divide by the meshes of the tests."""
     return ModelConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, tie_word_embeddings=False, dtype="float32", remat="none",
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=False,
+        dtype="float32",
+        remat="none",
         initializer_range=0.2,
-    )  # fmt: skip
+    )
 
 
 def packed(rng: np.random.Generator, texts: int, rows: int = ROWS) -> Rows:
@@ -39,7 +47,9 @@ def batch() -> Batch:
     rows = packed(rng, 3)
     pool = (rows.segments > 0) & (rows.positions > 0)  # the first token stands for an instruction
     slots = np.arange(ROWS) * 3
-    embedding = EmbeddingBatch(rows, pool, slots, np.stack([slots + 1, slots + 2], 1).reshape(-1), 3)
+    embedding = EmbeddingBatch(
+        rows, pool, slots, np.stack([slots + 1, slots + 2], 1).reshape(-1), 3
+    )
 
     text = packed(rng, 2)
     targets = ((text.segments > 0) & (text.positions > 1)).astype(np.float32)
@@ -50,7 +60,14 @@ def batch() -> Batch:
     each = (LENGTH - 1) // 4
     owner = np.where(pieces.segments > 0, (pieces.segments + 1) // 2, 0)
     places = pieces.positions + np.where(pieces.segments % 2 == 0, each, 0) * (pieces.segments > 0)
-    reading = Rows(reading.tokens, reading.positions + 2 * each * (reading.segments > 0), reading.segments)
+    reading = Rows(
+        reading.tokens, reading.positions + 2 * each * (reading.segments > 0), reading.segments
+    )
     answers = ((reading.segments > 0) & (reading.positions > 2 * each + 1)).astype(np.float32)
-    cached = CachedBatch(pieces, owner, places, GenerativeBatch(reading, answers, sequence.astype(np.int32), 2 * ROWS))
+    cached = CachedBatch(
+        pieces,
+        owner,
+        places,
+        GenerativeBatch(reading, answers, sequence.astype(np.int32), 2 * ROWS),
+    )
     return Batch(embedding, generative, cached)

@@ -1,4 +1,5 @@
-"""The contrastive loss and its options against loops over single pairs, closed forms and finite differences."""
+"""The contrastive loss and its options against loops over single pairs, closed forms and finite
+differences."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from grit_jax.errors import GritError
 from grit_jax.plan.costs import program_costs
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.training.contrastive import check_dimensions, contrastive_loss, distillation_loss
 from grit_jax.training.losses import LossConfig
-from grit_jax.types import GritError
 
 
 def unit(x):
@@ -24,7 +25,8 @@ def draw(rng, count, dim=8):
 
 
 def by_hand(q, p, config, positives=1, present=None, texts=None):
-    """The loss pair by pair in float64: what is a negative of a pair is decided one candidate at a time."""
+    """The loss pair by pair in float64: what is a negative of a pair is decided one candidate at a
+    time."""
     q, p = q.astype(np.float64), p.astype(np.float64)
     group = len(p) // len(q)
     present = np.ones(len(p), bool) if present is None else present
@@ -43,7 +45,9 @@ def by_hand(q, p, config, positives=1, present=None, texts=None):
         for d, weight in zip(dims, config.matryoshka_weights or [1] * len(dims)):
             cut = lambda x: x if d == len(x) else unit(x[:d])  # noqa: B023
             score = lambda c: cut(anchor) @ cut(c) / config.temperature  # noqa: B023
-            total += weight * (np.log(sum(np.exp(score(c)) for c in [target, *kept])) - score(target))
+            total += weight * (
+                np.log(sum(np.exp(score(c)) for c in [target, *kept])) - score(target)
+            )
         return total
 
     means = []
@@ -52,12 +56,15 @@ def by_hand(q, p, config, positives=1, present=None, texts=None):
         for j in mine(i):
             same = lambda a, b: config.mask_duplicates and texts[a] == texts[b]
             negatives = [
-                p[c] for c in range(len(p))
+                p[c]
+                for c in range(len(p))
                 if present[c] and c not in mine(i) and not any(same(c, m) for m in mine(i))
-            ]  # fmt: skip
+            ]
             loss = entropy(q[i], p[j], negatives)
             if config.symmetric:
-                others = [q[k] for k in range(len(q)) if k != i and not any(same(j, m) for m in mine(k))]
+                others = [
+                    q[k] for k in range(len(q)) if k != i and not any(same(j, m) for m in mine(k))
+                ]
                 loss = (loss + entropy(p[j], q[i], others)) / 2
             pairs.append(loss)
         means.append(np.mean(pairs))
@@ -74,14 +81,18 @@ OPTIONS = {
     "matryoshka": {"matryoshka_dims": [8, 3, 2], "matryoshka_weights": [1.0, 0.5, 0.25]},
     "matryoshka without the whole": {"matryoshka_dims": [4]},
     "everything": {
-        "symmetric": True, "false_negatives": "relative", "false_negative_margin": 0.1, "mask_duplicates": True,
+        "symmetric": True,
+        "false_negatives": "relative",
+        "false_negative_margin": 0.1,
+        "mask_duplicates": True,
         "matryoshka_dims": [8, 5],
     },
-}  # fmt: skip
+}
 
 
 def example(positives, group):
-    """Queries near their positives, some passages twice, and with several positives some of them absent."""
+    """Queries near their positives, some passages twice, and with several positives some of them
+    absent."""
     rng = np.random.default_rng(group)
     q = draw(rng, 7)
     p = unit(np.repeat(q, group, 0) + 0.8 * rng.normal(size=(7 * group, 8))).astype(np.float32)
@@ -102,7 +113,9 @@ def test_loss_is_the_one_by_hand(options, positives, group):
     config = LossConfig(temperature=0.2, similarity_block=4, **options)
     q, p, present, texts = example(positives, group)
     expected = by_hand(q, p, config, positives, present, texts)
-    loss = lambda q, p: contrastive_loss(q, p, config, positives=positives, present=present, texts=texts)
+    loss = lambda q, p: contrastive_loss(
+        q, p, config, positives=positives, present=present, texts=texts
+    )
     assert float(jax.jit(loss)(q, p)) == pytest.approx(expected, rel=2e-5)
     if options and "matryoshka_dims" not in options:
         plain = by_hand(q, p, LossConfig(temperature=0.2), positives, present)
@@ -122,7 +135,13 @@ def test_gradient_is_that_of_finite_differences(name):
             if side == 1:
                 step[~present] = 0
             moved = [
-                by_hand(*((q + s * step, p) if side == 0 else (q, p + s * step)), config, 2, present, texts)
+                by_hand(
+                    *((q + s * step, p) if side == 0 else (q, p + s * step)),
+                    config,
+                    2,
+                    present,
+                    texts,
+                )
                 for s in (1, -1)
             ]
             expected = (moved[0] - moved[1]) / 2
@@ -159,27 +178,37 @@ def test_orthogonal_pairs_are_a_closed_form():
     for options in ({}, {"symmetric": True}):
         found = contrastive_loss(eye, eye, LossConfig(temperature=0.5, **options))
         assert float(found) == pytest.approx(expected, rel=1e-5)
-    # Cut to two dimensions, queries 2 and 3 are nothing; 0 and 1 meet one that is orthogonal and two that are nothing.
+    # Cut to two dimensions, queries 2 and 3 are nothing; 0 and 1 meet one that is orthogonal and
+    # two that are nothing.
     config = LossConfig(temperature=0.5, matryoshka_dims=[4, 2], matryoshka_weights=[1.0, 0.5])
     cut = (2 * np.log(1 + 3 * np.exp(-2)) + 2 * np.log(4)) / 4
     assert float(contrastive_loss(eye, eye, config)) == pytest.approx(expected + cut / 2, rel=1e-5)
 
 
 def test_a_masked_negative_is_as_if_it_were_not_there():
-    """Three candidates at similarities 0.6 (the positive), 0.9 and 0.5: by margin, two, one or none are left."""
+    """Three candidates at similarities 0.6 (the positive), 0.9 and 0.5: by margin, two, one or none
+    are left."""
     q = np.array([[1, 0]], np.float32)
     p = np.array([[c, np.sqrt(1 - c * c)] for c in (0.6, 0.9, 0.5)], np.float32)
     score = lambda *cs: np.log(sum(np.exp(c / 0.1) for c in cs)) - 0.6 / 0.1
     for rule, margin, kept in (
-        ("none", 0.0, (0.6, 0.9, 0.5)), ("absolute", 0.0, (0.6, 0.5)), ("absolute", 0.2, (0.6,)),
-        ("absolute", -0.35, (0.6, 0.9, 0.5)), ("relative", 0.1, (0.6, 0.5)), ("relative", 0.2, (0.6,)),
-    ):  # fmt: skip
+        ("none", 0.0, (0.6, 0.9, 0.5)),
+        ("absolute", 0.0, (0.6, 0.5)),
+        ("absolute", 0.2, (0.6,)),
+        ("absolute", -0.35, (0.6, 0.9, 0.5)),
+        ("relative", 0.1, (0.6, 0.5)),
+        ("relative", 0.2, (0.6,)),
+    ):
         config = LossConfig(temperature=0.1, false_negatives=rule, false_negative_margin=margin)
-        assert float(contrastive_loss(q, p, config)) == pytest.approx(score(*kept), abs=1e-5), (rule, margin)
+        assert float(contrastive_loss(q, p, config)) == pytest.approx(score(*kept), abs=1e-5), (
+            rule,
+            margin,
+        )
 
 
 def test_several_positives_are_as_many_rows_that_do_not_see_each_other():
-    """By another way: each pair as a batch of its own query, the query's other positives taken out of it."""
+    """By another way: each pair as a batch of its own query, the query's other positives taken out
+    of it."""
     q, p, present, texts = example(3, 4)
     there, plain = present.reshape(7, 4), jax.jit(lambda q, p: contrastive_loss(q, p, LossConfig()))
     losses = []
@@ -214,10 +243,14 @@ def test_distillation_is_the_divergence_from_the_teacher(positives, group):
     value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(q, p)
     assert float(value) == pytest.approx(teacher_kl(q, p, scores, 0.3, 2.0, present), rel=1e-5)
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients)
-    narrow = LossConfig(temperature=0.3, distillation_temperature=2.0, matryoshka_dims=[4], matryoshka_weights=[0.5])
+    narrow = LossConfig(
+        temperature=0.3, distillation_temperature=2.0, matryoshka_dims=[4], matryoshka_weights=[0.5]
+    )
     cut = lambda x: unit(np.where(np.abs(x).sum(1, keepdims=True) > 0, x, 1)[:, :4])
     expected = 0.5 * teacher_kl(cut(q), cut(p), scores, 0.3, 2.0, present)
-    assert float(distillation_loss(q, p, scores, narrow, present=present)) == pytest.approx(expected, rel=1e-5)
+    assert float(distillation_loss(q, p, scores, narrow, present=present)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_distillation_vanishes_where_the_student_is_its_teacher():
@@ -230,27 +263,39 @@ def test_distillation_vanishes_where_the_student_is_its_teacher():
 
 
 def test_only_a_block_of_the_similarity_exists():
-    """Nothing of the traced loss and its gradient has queries times passages entries, whatever the options."""
+    """Nothing of the traced loss and its gradient has queries times passages entries, whatever the
+    options."""
     q, p = np.zeros((64, 8), np.float32), np.zeros((192, 8), np.float32)
     texts = np.arange(192)
     for options in OPTIONS.values():
         config = LossConfig(similarity_block=4, **options)
         loss = lambda q, p: contrastive_loss(q, p, config, texts=texts)  # noqa: B023
-        sizes = [v.aval.size for jaxpr in walk(jax.make_jaxpr(jax.grad(loss))(q, p).jaxpr) for e in jaxpr.eqns for v in e.outvars]
+        sizes = [
+            v.aval.size
+            for jaxpr in walk(jax.make_jaxpr(jax.grad(loss))(q, p).jaxpr)
+            for e in jaxpr.eqns
+            for v in e.outvars
+        ]
         assert max(sizes) <= max(4 * 192, 192 * 8), options
 
 
 @pytest.mark.usefixtures("full_optimization")
 def test_memory_is_linear_in_the_batch_and_passages_are_gathered_block_by_block():
-    """Loss and gradient of 16384 and of 65536 queries with two passages each, compiled for eight devices."""
+    """Loss and gradient of 16384 and of 65536 queries with two passages each, compiled for eight
+    devices."""
     mesh, dim = make_mesh(MeshConfig(), jax.devices()[:8]), 512
     lie = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     loss = lambda q, p: contrastive_loss(q, p, LossConfig())
     temporary = {}
     for queries in (16_384, 65_536):
-        texts = [jax.ShapeDtypeStruct((count, dim), jnp.float32, sharding=lie) for count in (queries, 2 * queries)]
+        texts = [
+            jax.ShapeDtypeStruct((count, dim), jnp.float32, sharding=lie)
+            for count in (queries, 2 * queries)
+        ]
         with jax.set_mesh(mesh):
-            run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=(None, (lie, lie)))
+            run = jax.jit(
+                jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=(None, (lie, lie))
+            )
             compiled = run.lower(*texts).compile()
         temporary[queries] = compiled.memory_analysis().temp_size_in_bytes
         moved = program_costs(compiled.as_text()).collective_bytes
@@ -258,7 +303,8 @@ def test_memory_is_linear_in_the_batch_and_passages_are_gathered_block_by_block(
         assert moved["all_gather"] < 2.1 * passages  # forwards and backwards
         assert moved["all_reduce"] + moved["reduce_scatter"] < 1.1 * passages
     assert temporary[65_536] < 4.2 * temporary[16_384]
-    # Four arrays of a block's size (4096 by 2 * 65536 numbers over eight devices) and two of the texts'.
+    # Four arrays of a block's size (4096 by 2 * 65536 numbers over eight devices) and two of the
+    # texts'.
     assert temporary[65_536] < (4 * 4096 * 2 * 65_536 + 2 * 3 * 65_536 * dim) * 4 / 8
 
 
@@ -266,7 +312,9 @@ def walk(jaxpr):
     """A traced program and all programs inside it."""
     yield jaxpr
     for equation in jaxpr.eqns:
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+        for value in jax.tree.leaves(
+            equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from walk(inner)

@@ -1,4 +1,5 @@
-"""Both losses through the layers together: the gradient of each alone, whatever the chunks and the devices."""
+"""Both losses through the layers together: the gradient of each alone, whatever the chunks and the
+devices."""
 
 from __future__ import annotations
 
@@ -13,18 +14,29 @@ from grit_jax.models.transformer import init_params
 from grit_jax.plan.costs import program_costs
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
 from grit_jax.training.gradients import joint_gradient
+from grit_jax.training.interleave import apart, joined_rows, repeats, together
 from grit_jax.training.joint import StepConfig, can_fuse
 from grit_jax.training.losses import LossConfig
-from grit_jax.training.side_by_side import apart, joined_rows, repeats, together
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer
 from grit_jax.types import AttentionMode, Batch
 
 LOSS = LossConfig(temperature=0.1, generative_factor=0.7, cached_factor=2.0)
 EXPERTS = ModelConfig(
-    vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
-    router_aux_loss_coef=0.3, tie_word_embeddings=True, dtype="float32", initializer_range=0.3,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=24,
+    router_aux_loss_coef=0.3,
+    tie_word_embeddings=True,
+    dtype="float32",
+    initializer_range=0.3,
+)
 
 
 def gradient(params, batch, **how):
@@ -66,20 +78,25 @@ def devices():
     [
         ((None, None), {"generative": "token"}, "query"),
         ((3, 5), {"generative": "mixed", "mix_group_size": 3}, "both"),  # chunks that leave a rest
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [
-            ((None, None), {"generative": "mixed"}, "both"),
-            ((2, 4), {"generative": "mixed"}, "passage"),  # more chunks of embedding rows
-            ((4, 2), {"generative": "token"}, "both"),  # more chunks of generative rows
-            ((4, None), {"generative": "token"}, "query"),
-            ((None, 100), {"generative": "token"}, "both"),  # a chunk that takes all
-        ]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ((None, None), {"generative": "mixed"}, "both"),
+                ((2, 4), {"generative": "mixed"}, "passage"),  # more chunks of embedding rows
+                ((4, 2), {"generative": "token"}, "both"),  # more chunks of generative rows
+                ((4, None), {"generative": "token"}, "query"),
+                ((None, 100), {"generative": "token"}, "both"),  # a chunk that takes all
+            ]
+        ),
     ],
 )
 def test_equals_the_losses_one_after_the_other(shallow, params, batch, chunks, loss, side):
     how = {"model": shallow, "loss": dataclasses.replace(LOSS, **loss), "gradient": side}
     assert can_fuse(batch, StepConfig(fuse=True, **how))
     apart = gradient(params, batch, backward="separate", **how)
-    assert_equal(gradient(params, batch, embedding_chunk=chunks[0], generative_chunk=chunks[1], **how), apart)
+    assert_equal(
+        gradient(params, batch, embedding_chunk=chunks[0], generative_chunk=chunks[1], **how), apart
+    )
 
 
 def test_modes(shallow, params, batch):
@@ -101,7 +118,9 @@ def test_experts_are_balanced_over_generation_alone(batch, chunk):
     batch = Batch(batch.embedding, batch.generative)
     how = {"model": EXPERTS, "loss": LOSS}
     apart = gradient(params, batch, backward="separate", **how)
-    assert_equal(gradient(params, batch, embedding_chunk=chunk, generative_chunk=chunk, **how), apart)
+    assert_equal(
+        gradient(params, batch, embedding_chunk=chunk, generative_chunk=chunk, **how), apart
+    )
 
 
 def test_one_device_has_nothing_to_gather(shallow, batch, devices):
@@ -117,7 +136,7 @@ def test_rows_of_other_lengths_go_alone(shallow, batch):
     assert not can_fuse(batch, StepConfig(shallow, LOSS, fuse=True))
 
 
-# ---- on eight devices -----------------------------------------------------------------------------------------------
+# ---- on eight devices ----------------------------------------------------------------------------
 
 
 def on_mesh(config, batch, mesh_config, devices, **how):
@@ -125,10 +144,19 @@ def on_mesh(config, batch, mesh_config, devices, **how):
     mesh, rules = make_mesh(mesh_config, devices), ShardingRules()
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(OptimizerConfig(), lambda step: 1e-3)
-        state = init_state(config, optimizer, jax.random.key(0), mesh, rules, init_params(config, jax.random.key(0)))
+        state = init_state(
+            config,
+            optimizer,
+            jax.random.key(0),
+            mesh,
+            rules,
+            init_params(config, jax.random.key(0)),
+        )
         step = jax.jit(lambda p, b: joint_gradient(p, b, StepConfig(config, LOSS, **how)))
         compiled = step.lower(state.params, put_rows(batch, mesh, rules)).compile()
-        return jax.device_get(compiled(state.params, put_rows(batch, mesh, rules))), compiled.as_text()
+        return jax.device_get(
+            compiled(state.params, put_rows(batch, mesh, rules))
+        ), compiled.as_text()
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)])
@@ -140,15 +168,26 @@ def test_interleaved_rows_come_back(devices, mesh):
         both = jax.jit(together)(first, second)
         # Each device's rows are its share of the first kind and then of the second.
         per = 24 // ways
-        assert (np.asarray(both)[:per, 0] == [*range(0, 48 // ways, 3), *range(100, 100 + 24 // ways, 3)]).all()
-        for found, given in zip(jax.jit(apart, static_argnums=(1, 2))(both, 16, 8), (first, second), strict=True):
+        assert (
+            np.asarray(both)[:per, 0]
+            == [*range(0, 48 // ways, 3), *range(100, 100 + 24 // ways, 3)]
+        ).all()
+        for found, given in zip(
+            jax.jit(apart, static_argnums=(1, 2))(both, 16, 8), (first, second), strict=True
+        ):
             np.testing.assert_array_equal(found, given)
 
 
-def test_on_a_mesh_each_weight_is_gathered_for_a_chunk_and_not_for_a_loss(shallow, params, batch, devices):
+def test_on_a_mesh_each_weight_is_gathered_for_a_chunk_and_not_for_a_loss(
+    shallow, params, batch, devices
+):
     """The same numbers as on one device, with about half of the gathered bytes."""
-    batch = Batch(*(jax.tree.map(lambda x: np.concatenate([x, x]) if x.ndim == 2 else x, part)
-                    for part in (batch.embedding, batch.generative)))  # fmt: skip
+    batch = Batch(
+        *(
+            jax.tree.map(lambda x: np.concatenate([x, x]) if x.ndim == 2 else x, part)
+            for part in (batch.embedding, batch.generative)
+        )
+    )
     expected = gradient(params, batch, model=shallow, loss=LOSS, backward="separate")
     chunks = {"embedding_chunk": 8, "generative_chunk": 8}
     found, fused = on_mesh(shallow, batch, MeshConfig(1, 8, 1), devices, **chunks)
@@ -166,5 +205,7 @@ def test_joined_rows(batch):
     one, other = batch.embedding.rows, batch.generative.rows
     both = joined_rows(one, dataclasses.replace(other, blocks=np.ones_like(other.tokens)))
     np.testing.assert_array_equal(both.tokens, np.concatenate([one.tokens, other.tokens]))
-    np.testing.assert_array_equal(both.blocks, np.repeat([0, 1], len(one.tokens))[:, None] * np.ones_like(both.tokens))
+    np.testing.assert_array_equal(
+        both.blocks, np.repeat([0, 1], len(one.tokens))[:, None] * np.ones_like(both.tokens)
+    )
     assert joined_rows(one, other).blocks is None

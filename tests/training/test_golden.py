@@ -1,4 +1,5 @@
-"""Losses, gradients and two AdamW steps against files that torch made of the original's formulas (see make_golden.py).
+"""Losses, gradients and two AdamW steps against files that torch made of the original's formulas
+(see make_golden.py).
 
 There the batches are padded, here they are packed rows.
 """
@@ -14,7 +15,7 @@ import parity
 import pytest
 from safetensors.numpy import load_file
 
-from grit_jax.models.huggingface import read_model_directory
+from grit_jax.models.hf.directory import read_model_directory
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, make_optimizer, make_schedule
 from grit_jax.training.step import StepConfig
@@ -38,7 +39,11 @@ def model():
 
 
 def part(golden, prefix):
-    return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in golden.items()
+        if name.startswith(prefix)
+    }
 
 
 def number(golden, name):
@@ -69,11 +74,18 @@ def test_joint_losses_and_gradients(golden, model, batch):
     assert found.parts["loss_gen"] == pytest.approx(groups, rel=1e-5)
     assert found.loss == pytest.approx(emb + groups, rel=1e-5)
     contrastive, generative = part(golden, "gradient/emb/"), part(golden, "gradient/groups/")
-    parity.assert_gradients_agree(found.gradients, {name: contrastive[name] + generative[name] for name in contrastive})
+    parity.assert_gradients_agree(
+        found.gradients, {name: contrastive[name] + generative[name] for name in contrastive}
+    )
 
 
 def test_token_loss_with_its_factor(golden, model, batch):
-    found = ours(model, Batch(generative=batch.generative), generative="token", generative_factor=TOKEN_FACTOR)
+    found = ours(
+        model,
+        Batch(generative=batch.generative),
+        generative="token",
+        generative_factor=TOKEN_FACTOR,
+    )
     assert found.loss == pytest.approx(number(golden, "loss/token"), rel=1e-5)
     parity.assert_gradients_agree(found.gradients, part(golden, "gradient/token/"))
 
@@ -89,9 +101,13 @@ def test_two_adamw_steps_the_first_one_clipped(golden, model):
     """What is compared is each weight's change."""
     emb, groups, token = (part(golden, f"gradient/{name}/") for name in ("emb", "groups", "token"))
     gradients = [{k: emb[k] + groups[k] for k in emb}, {k: SMALL * token[k] for k in token}]
-    norms = [np.sqrt(sum(np.sum(np.square(x)) for x in gradient.values())) for gradient in gradients]
+    norms = [
+        np.sqrt(sum(np.sum(np.square(x)) for x in gradient.values())) for gradient in gradients
+    ]
     np.testing.assert_allclose(norms, golden["norms"], rtol=1e-5)
-    config = OptimizerConfig(lr=LR, weight_decay=WEIGHT_DECAY, schedule="constant", warmup_fraction=0.0, clip_norm=1.0)
+    config = OptimizerConfig(
+        lr=LR, weight_decay=WEIGHT_DECAY, schedule="constant", warmup_fraction=0.0, clip_norm=1.0
+    )
     assert norms[0] > config.clip_norm > norms[1]
     optimizer = make_optimizer(config, make_schedule(config, 2))
 

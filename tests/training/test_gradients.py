@@ -1,4 +1,5 @@
-"""Backward passes in parts: chunks, one loss after the other, one side after the other; and what they need of memory."""
+"""Backward passes in parts: chunks, one loss after the other, one side after the other; and what
+they need of memory."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from grit_jax.data.packing import TokenCached, TokenText, cached_batch, embedding_batch, generative_batch
+from grit_jax.data.packing import (
+    TokenCached,
+    TokenText,
+    cached_batch,
+    embedding_batch,
+    generative_batch,
+)
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
 from grit_jax.training.gradients import joint_gradient
@@ -35,22 +42,33 @@ def text(rng):
 
 
 def make_batch(separate=True, prefix=False):
-    """A joint batch of ragged texts: rows of different fill, empty rows, sequences that chunks cut apart."""
+    """A joint batch of ragged texts: rows of different fill, empty rows, sequences that chunks cut
+    apart."""
     rng = np.random.default_rng(0)
     queries, passages = [ids(rng, 3, 9) for _ in range(7)], [ids(rng, 4, 15) for _ in range(14)]
     return Batch(
-        embedding_batch(queries, passages, [2] * 21, row_length=WIDTH, row_multiple=4, separate=separate),
-        generative_batch([text(rng) for _ in range(11)], row_length=WIDTH, row_multiple=3, prefix=prefix),
-        cached_batch(
-            [TokenCached([ids(rng, 3, 8) for _ in range(rng.integers(0, 3))], text(rng)) for _ in range(8)],
-            pieces_row_length=20, row_length=WIDTH, row_multiple=2,
+        embedding_batch(
+            queries, passages, [2] * 21, row_length=WIDTH, row_multiple=4, separate=separate
         ),
-    )  # fmt: skip
+        generative_batch(
+            [text(rng) for _ in range(11)], row_length=WIDTH, row_multiple=3, prefix=prefix
+        ),
+        cached_batch(
+            [
+                TokenCached([ids(rng, 3, 8) for _ in range(rng.integers(0, 3))], text(rng))
+                for _ in range(8)
+            ],
+            pieces_row_length=20,
+            row_length=WIDTH,
+            row_multiple=2,
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
 def setting(config):
-    """One layer: whether gradients add up does not hang on more, and each program is compiled in half the time."""
+    """One layer: whether gradients add up does not hang on more, and each program is compiled in
+    half the time."""
     config = dataclasses.replace(config, num_hidden_layers=1, scan_layers=False)
     return config, init_params(config, jax.random.key(0)), make_batch()
 
@@ -69,7 +87,9 @@ def close(one, other, tolerance=1e-5):
         np.testing.assert_allclose(other_parts[name], parts[name], rtol=tolerance, err_msg=name)
     for name in grads:
         scale = np.abs(grads[name]).max()
-        np.testing.assert_allclose(other_grads[name], grads[name], atol=tolerance * scale, err_msg=name)
+        np.testing.assert_allclose(
+            other_grads[name], grads[name], atol=tolerance * scale, err_msg=name
+        )
 
 
 def joint(params, batch, config):
@@ -85,21 +105,26 @@ def plain(setting):
 
 @pytest.mark.parametrize(
     "how",
-    [{"backward": "split", "embedding_chunk": 2, "generative_chunk": 5, "cached_chunk": 3},
-     {"backward": "separate"},
-     pytest.param({"backward": "split"}, marks=pytest.mark.slow),
-     pytest.param({"generative_chunk": 3, "cached_chunk": 2}, marks=pytest.mark.slow),
-     pytest.param({"backward": "separate", "generative_chunk": 100}, marks=pytest.mark.slow)],
+    [
+        {"backward": "split", "embedding_chunk": 2, "generative_chunk": 5, "cached_chunk": 3},
+        {"backward": "separate"},
+        pytest.param({"backward": "split"}, marks=pytest.mark.slow),
+        pytest.param({"generative_chunk": 3, "cached_chunk": 2}, marks=pytest.mark.slow),
+        pytest.param({"backward": "separate", "generative_chunk": 100}, marks=pytest.mark.slow),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_backward_passes_in_parts_add_up_to_the_joint_one(setting, plain, how):
     config, params, batch = setting
     close(plain, gradient(params, batch, StepConfig(config, LOSSES["mixed in groups"], **how)))
 
 
-@pytest.mark.parametrize("loss", ["token", "mixed in groups", pytest.param("mixed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "loss", ["token", "mixed in groups", pytest.param("mixed", marks=pytest.mark.slow)]
+)
 def test_chunks_of_rows_give_the_loss_and_gradient_of_all(setting, loss):
-    """They cut through the groups of a mixed loss, and the last one is filled up with empty rows."""
+    """They cut through the groups of a mixed loss, and the last one is filled up with empty
+    rows."""
     config, params, batch = setting
     only = Batch(generative=batch.generative)
     how = StepConfig(config, LOSSES[loss], generative_chunk=4)
@@ -108,10 +133,14 @@ def test_chunks_of_rows_give_the_loss_and_gradient_of_all(setting, loss):
 
 
 def test_accumulation_is_by_tokens_of_the_batch_and_not_a_mean_over_chunks(setting):
-    """Rows one by one, put together by their targets in plain arithmetic; and what a mean over chunks would give."""
+    """Rows one by one, put together by their targets in plain arithmetic; and what a mean over
+    chunks would give."""
     config, params, _ = setting
     rng = np.random.default_rng(5)
-    texts = [TokenText(t := ids(rng, 16, 22), [i >= len(t) - n for i in range(len(t))]) for n in (1, 14, 2, 12)]
+    texts = [
+        TokenText(t := ids(rng, 16, 22), [i >= len(t) - n for i in range(len(t))])
+        for n in (1, 14, 2, 12)
+    ]
     batch = generative_batch(texts, row_length=WIDTH, row_multiple=1)
     assert batch.targets.shape[0] == 4
     alone = jax.jit(lambda p, b: joint_gradient(p, b, StepConfig(config, LOSSES["mixed"])))
@@ -119,12 +148,19 @@ def test_accumulation_is_by_tokens_of_the_batch_and_not_a_mean_over_chunks(setti
     found = [alone(params, row(i)) for i in range(4)]
     share = np.asarray(batch.targets, np.float64).sum(axis=1) / 29
     assert sorted(share * 29) == [1, 2, 12, 14]
-    (loss, _), grads = gradient(params, Batch(generative=batch), StepConfig(config, LOSSES["mixed"], generative_chunk=2))
-    expected = jax.tree.map(lambda *rows: sum(s * np.asarray(r, np.float64) for s, r in zip(share, rows)), *[g for _, g in found])
+    (loss, _), grads = gradient(
+        params, Batch(generative=batch), StepConfig(config, LOSSES["mixed"], generative_chunk=2)
+    )
+    expected = jax.tree.map(
+        lambda *rows: sum(s * np.asarray(r, np.float64) for s, r in zip(share, rows)),
+        *[g for _, g in found],
+    )
     losses = np.asarray([float(one) for (one, _), _ in found])
     assert float(loss) == pytest.approx(float(share @ losses), rel=1e-5)
     for name, value in expected.items():
-        np.testing.assert_allclose(grads[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
+        np.testing.assert_allclose(
+            grads[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name
+        )
     by_chunk = [(share[i : i + 2] @ losses[i : i + 2]) / share[i : i + 2].sum() for i in (0, 2)]
     assert abs(np.mean(by_chunk) / float(loss) - 1) > 1e-3
 
@@ -150,17 +186,22 @@ def test_queries_and_passages_in_rows_of_their_own_are_the_same_loss(setting):
     config, params, batch = setting
     shared = make_batch(separate=False).embedding
     assert shared.query_rows == 0 < batch.embedding.query_rows
-    one, other = (joint(params, Batch(b), StepConfig(config, LossConfig())) for b in (shared, batch.embedding))
+    one, other = (
+        joint(params, Batch(b), StepConfig(config, LossConfig())) for b in (shared, batch.embedding)
+    )
     close(one, other)
 
 
 @pytest.mark.parametrize("separate", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_sides_gradients_add_up_and_each_leaves_the_other_fixed(setting, separate):
-    """By finite differences, too: with one side's vectors held fixed, the loss moves as that side's gradient says."""
+    """By finite differences, too: with one side's vectors held fixed, the loss moves as that side's
+    gradient says."""
     config, params, _ = setting
     batch = Batch(embedding=make_batch(separate).embedding)
     sides = {
-        side: gradient(params, batch, StepConfig(config, LossConfig(temperature=0.1), gradient=side))
+        side: gradient(
+            params, batch, StepConfig(config, LossConfig(temperature=0.1), gradient=side)
+        )
         for side in ("both", "query", "passage")
     }
     (loss, _), both = sides["both"]
@@ -168,11 +209,15 @@ def test_the_sides_gradients_add_up_and_each_leaves_the_other_fixed(setting, sep
     close(((loss, {}), both), ((loss, {}), total))
     for side in ("query", "passage"):
         assert float(sides[side][0][0]) == pytest.approx(float(loss), rel=1e-6)
-        assert np.abs(sides[side][1]["query"] - both["query"]).max() > 1e-2 * np.abs(both["query"]).max()
+        assert (
+            np.abs(sides[side][1]["query"] - both["query"]).max()
+            > 1e-2 * np.abs(both["query"]).max()
+        )
 
 
 def test_a_side_moves_the_loss_as_its_gradient_says(setting):
-    """Finite differences along the gradient of the queries' side: the passages encoded with the weights as they are."""
+    """Finite differences along the gradient of the queries' side: the passages encoded with the
+    weights as they are."""
     from grit_jax.training.joint import Sides, embed_sides, embedding_losses
 
     config, params, batch = setting
@@ -185,7 +230,9 @@ def test_a_side_moves_the_loss_as_its_gradient_says(setting):
     @jax.jit
     def loss(queries_by, passages_by):
         queries = embed_sides(moved(queries_by), batch, how).queries
-        return embedding_losses(Sides(queries, embed_sides(moved(passages_by), batch, how).passages), batch, how)[0]
+        return embedding_losses(
+            Sides(queries, embed_sides(moved(passages_by), batch, how).passages), batch, how
+        )[0]
 
     step = 2e-3
     slope = (float(loss(step, 0.0)) - float(loss(-step, 0.0))) / (2 * step)
@@ -198,17 +245,29 @@ def test_a_side_moves_the_loss_as_its_gradient_says(setting):
 def test_emb_grad_scale_goes_with_split_backward(setting):
     config, params, batch = setting
     only = Batch(embedding=batch.embedding)
-    scaled = gradient(params, only, StepConfig(config, LossConfig(emb_grad_scale=0.125), backward="split"))
+    scaled = gradient(
+        params, only, StepConfig(config, LossConfig(emb_grad_scale=0.125), backward="split")
+    )
     (loss, parts), full = gradient(params, only, StepConfig(config, LossConfig()))
     close(((loss, parts), jax.tree.map(lambda g: g / 8, full)), scaled)
 
 
 def test_routers_are_balanced_over_the_whole_batch(config):
-    """The load-balancing loss of experts is no mean over chunks: it is the same number, chunks or not."""
+    """The load-balancing loss of experts is no mean over chunks: it is the same number, chunks or
+    not."""
     experts = dataclasses.replace(
-        config, num_hidden_layers=1, num_experts=4, num_experts_per_tok=2, router_aux_loss_coef=0.5, architecture="mixtral", remat="none"
+        config,
+        num_hidden_layers=1,
+        num_experts=4,
+        num_experts_per_tok=2,
+        router_aux_loss_coef=0.5,
+        architecture="mixtral",
+        remat="none",
     )
-    params, batch = init_params(experts, jax.random.key(0)), Batch(generative=make_batch().generative)
+    params, batch = (
+        init_params(experts, jax.random.key(0)),
+        Batch(generative=make_batch().generative),
+    )
     whole = joint(params, batch, StepConfig(experts, LossConfig()))
     assert whole[0][1]["loss_router"] > 1
     close(whole, gradient(params, batch, StepConfig(experts, LossConfig(), generative_chunk=4)))
@@ -223,17 +282,26 @@ def test_prefix_attention_takes_the_same_ways(setting):
     rows = dataclasses.replace(batch.embedding.rows, blocks=pool)
     batch = dataclasses.replace(batch, embedding=dataclasses.replace(batch.embedding, rows=rows))
     modes = {"embedding_mode": prefix, "generation_mode": prefix}
-    how = StepConfig(config, LossConfig(), **modes, backward="split", generative_chunk=4, embedding_chunk=2)
+    how = StepConfig(
+        config, LossConfig(), **modes, backward="split", generative_chunk=4, embedding_chunk=2
+    )
     expected = joint(params, batch, how)
     close(expected, gradient(params, batch, how))
 
 
 def temporary_bytes(batch, **how) -> int:
-    """What the compiled gradient needs beside its inputs and outputs, by the compiler's own account."""
+    """What the compiled gradient needs beside its inputs and outputs, by the compiler's own
+    account."""
     model = ModelConfig(
-        vocab_size=256, hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, dtype="float32", remat="none",
-    )  # fmt: skip
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        dtype="float32",
+        remat="none",
+    )
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     config = StepConfig(model, LossConfig(logits_block=256), **how)
     lowered = jax.jit(lambda p, b: joint_gradient(p, b, config)).lower(shapes, batch)
@@ -254,16 +322,20 @@ def test_what_the_ways_need_of_memory():
         embedding = lambda separate: embedding_batch(
             some(16, 64), some(16, 64), [2] * 32, row_length=64, row_multiple=16, separate=separate
         )
-        generative = generative_batch([TokenText(t, [True] * 64) for t in some(32, 64)], row_length=64, row_multiple=16)
+        generative = generative_batch(
+            [TokenText(t, [True] * 64) for t in some(32, 64)], row_length=64, row_multiple=16
+        )
         both, sides = Batch(embedding(False), generative), Batch(embedding(True), None)
         need = {
-            "joint": temporary_bytes(both), "separate": temporary_bytes(both, backward="separate"),
+            "joint": temporary_bytes(both),
+            "separate": temporary_bytes(both, backward="separate"),
             "language in chunks": temporary_bytes(Batch(None, generative), generative_chunk=8),
             "language": temporary_bytes(Batch(None, generative)),
-            "sides": temporary_bytes(sides), "split": temporary_bytes(sides, backward="split"),
+            "sides": temporary_bytes(sides),
+            "split": temporary_bytes(sides, backward="split"),
             "query": temporary_bytes(sides, gradient="query"),
             "contrastive in chunks": temporary_bytes(sides, embedding_chunk=8),
-        }  # fmt: skip
+        }
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
     assert need["separate"] < 0.7 * need["joint"]
@@ -275,6 +347,10 @@ def test_what_the_ways_need_of_memory():
 def test_what_cannot_be(setting):
     config, params, _ = setting
     with pytest.raises(ValueError, match="rows of their own"):
-        joint_gradient(params, Batch(make_batch(False).embedding), StepConfig(config, LossConfig(), backward="split"))
+        joint_gradient(
+            params,
+            Batch(make_batch(False).embedding),
+            StepConfig(config, LossConfig(), backward="split"),
+        )
     with pytest.raises(ValueError, match="without any part"):
         joint_gradient(params, Batch(), StepConfig(config, LossConfig()))

@@ -18,7 +18,10 @@ from grit_jax.types import GenerativeBatch, Rows
 
 def test_token_losses_shift_by_one_and_ignore_blocks():
     rng = np.random.default_rng(0)
-    hidden, head = rng.normal(size=(3, 5, 4)).astype(np.float32), rng.normal(size=(4, 11)).astype(np.float32)
+    hidden, head = (
+        rng.normal(size=(3, 5, 4)).astype(np.float32),
+        rng.normal(size=(4, 11)).astype(np.float32),
+    )
     tokens = rng.integers(0, 11, (3, 5))
     expected = np.zeros((3, 5))
     for r in range(3):
@@ -33,14 +36,23 @@ def test_token_losses_shift_by_one_and_ignore_blocks():
 @pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_head_over_devices_is_gathered_once_and_its_gradient_summed_once(tied):
-    """Each block of the vocabulary gathers its own part of the head, forwards and backwards, and nothing else."""
+    """Each block of the vocabulary gathers its own part of the head, forwards and backwards, and
+    nothing else."""
     R, T, D, V, block = 16, 32, 32, 1024, 64  # eight blocks, of 128 words
     mesh, rng = make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8]), np.random.default_rng(0)
-    hidden, head = rng.normal(size=(R, T, D)).astype(np.float32), rng.normal(size=(D, V)).astype(np.float32)
+    hidden, head = (
+        rng.normal(size=(R, T, D)).astype(np.float32),
+        rng.normal(size=(D, V)).astype(np.float32),
+    )
     tokens = rng.integers(0, V, (R, T))
-    weights, lie = ({"embed": head.T}, P(None, "fsdp")) if tied else ({"head": head}, P("fsdp", "tensor"))
+    weights, lie = (
+        ({"embed": head.T}, P(None, "fsdp")) if tied else ({"head": head}, P("fsdp", "tensor"))
+    )
     loss = lambda h, w, b: token_losses(h, jnp.asarray(tokens), w, softcap=5.0, block=b).mean()
-    rows, lies = NamedSharding(mesh, P(("data", "fsdp"))), {name: NamedSharding(mesh, lie) for name in weights}
+    rows, lies = (
+        NamedSharding(mesh, P(("data", "fsdp"))),
+        {name: NamedSharding(mesh, lie) for name in weights},
+    )
     gradient = jax.value_and_grad(loss, argnums=(0, 1))
     with jax.set_mesh(mesh):
         run = jax.jit(lambda h, w: gradient(h, w, block), out_shardings=(None, (rows, lies)))
@@ -53,8 +65,11 @@ def test_a_head_over_devices_is_gathered_once_and_its_gradient_summed_once(tied)
     costs = program_costs(compiled.as_text())  # loops counted by their trips; of one device
     share = head.nbytes / 2
     # A table is whole along `tensor`, so its gradient is put together at the end.
-    assert costs.collective_bytes["all_gather"] == pytest.approx((3 if tied else 2) * share, rel=0.05)
-    # Beside the head's gradient: that of the hidden states over `tensor`, once, and the sums of the softmax.
+    assert costs.collective_bytes["all_gather"] == pytest.approx(
+        (3 if tied else 2) * share, rel=0.05
+    )
+    # Beside the head's gradient: that of the hidden states over `tensor`, once, and the sums of the
+    # softmax.
     states = hidden.nbytes / 4
     summed = costs.collective_bytes["all_reduce"] + costs.collective_bytes["reduce_scatter"]
     assert summed < share * (2 if tied else 1) + states * 1.5
@@ -70,12 +85,16 @@ def generative():
     targets = np.array([[0, 1, 0, 1, 1, 0], [0, 1, 1, 1, 1, 1]], np.float32)
     losses = (sequence + 1.0) * np.array([[1, 1, 1, 1, 1, 9], [1] * 6])
     rows = Rows(sequence, sequence, sequence + 1)
-    return jnp.asarray(losses, jnp.float32), GenerativeBatch(rows, jnp.asarray(targets), jnp.asarray(sequence), 4)
+    return jnp.asarray(losses, jnp.float32), GenerativeBatch(
+        rows, jnp.asarray(targets), jnp.asarray(sequence), 4
+    )
 
 
 def test_token_loss_divides_the_sum_by_sequences(generative):
     losses, batch = generative
-    assert language_loss(losses, batch, LossConfig(generative="token")) == pytest.approx((1 + 4 + 9 + 8) / 4)
+    assert language_loss(losses, batch, LossConfig(generative="token")) == pytest.approx(
+        (1 + 4 + 9 + 8) / 4
+    )
 
 
 def test_mixed_loss_is_the_mean_over_tokens(generative):
@@ -89,17 +108,24 @@ def test_mixed_loss_by_groups_averages_group_means(generative):
     assert found == pytest.approx(((1 + 4) / 3 + (9 + 8) / 5) / 2)
 
 
-@pytest.mark.parametrize("size, groups", [(1, [[0], [1], [2], [3]]), (3, [[0, 1, 2], [3]]), (4, [[0, 1, 2, 3]])])
+@pytest.mark.parametrize(
+    "size, groups", [(1, [[0], [1], [2], [3]]), (3, [[0, 1, 2], [3]]), (4, [[0, 1, 2, 3]])]
+)
 def test_mixed_loss_in_groups_of_any_size(generative, size, groups):
-    """A last group of fewer sequences counts as much as the others, as a device's share does in the original."""
+    """A last group of fewer sequences counts as much as the others, as a device's share does in the
+    original."""
     losses, batch = generative
     mean = lambda group: sum((n + 1) * COUNTS[n] for n in group) / sum(COUNTS[n] for n in group)
     found = language_loss(losses, batch, LossConfig(mix_group_size=size))
     assert found == pytest.approx(np.mean([mean(group) for group in groups]))
 
 
-@pytest.mark.parametrize("config", [LossConfig(), LossConfig(generative="token"), LossConfig(mix_group_size=2)])
+@pytest.mark.parametrize(
+    "config", [LossConfig(), LossConfig(generative="token"), LossConfig(mix_group_size=2)]
+)
 def test_nothing_to_predict_is_no_loss(generative, config):
     losses, batch = generative
-    batch = GenerativeBatch(batch.rows, jnp.zeros_like(batch.targets), batch.sequence, batch.sequences)
+    batch = GenerativeBatch(
+        batch.rows, jnp.zeros_like(batch.targets), batch.sequence, batch.sequences
+    )
     assert language_loss(losses, batch, config) == 0

@@ -1,4 +1,5 @@
-"""What the loop writes, saves and closes, and in which order, however it ends. Steps cost nothing here."""
+"""What the loop writes, saves and closes, and in which order, however it ends. Steps cost nothing
+here."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ import jax.numpy as jnp
 import pytest
 
 from grit_jax.data.packing import TokenText, generative_batch
-from grit_jax.output import Output
-from grit_jax.preemption import Preempted
+from grit_jax.errors import GritError
+from grit_jax.runtime.preemption import Preempted
+from grit_jax.runtime.run_folder import Output
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.training.loop import run_loop
 from grit_jax.training.state import TrainState
-from grit_jax.types import Batch, GritError
+from grit_jax.types import Batch
 
 STEPS = 4
 TEXT = TokenText([1, 2, 3], [False, True, True])
@@ -69,21 +71,37 @@ class Run:
         self.events.clear()
 
         def step(state, batch):
-            loss = jnp.where(state.step == (-1 if nan_at is None else nan_at), jnp.nan, 1.0 / (1 + state.step))
+            loss = jnp.where(
+                state.step == (-1 if nan_at is None else nan_at), jnp.nan, 1.0 / (1 + state.step)
+            )
             return TrainState(state.step + 1, {}, ()), {"loss": loss}
 
         batch = Batch(generative=generative_batch([TEXT] * 2, row_length=8, row_multiple=8))
         return run_loop(
-            TrainState(jnp.int32(0), {}, ()), step, iter([batch] * STEPS), steps=STEPS,
-            mesh=make_mesh(MeshConfig(1, -1, 1), jax.devices()), rules=ShardingRules(), output=self.output,
-            checkpoints=self.checkpoints, evaluate=self.evaluate, evaluate_every=every, told_to_stop=lambda: self.told,
+            TrainState(jnp.int32(0), {}, ()),
+            step,
+            iter([batch] * STEPS),
+            steps=STEPS,
+            mesh=make_mesh(MeshConfig(1, -1, 1), jax.devices()),
+            rules=ShardingRules(),
+            output=self.output,
+            checkpoints=self.checkpoints,
+            evaluate=self.evaluate,
+            evaluate_every=every,
+            told_to_stop=lambda: self.told,
             trackers=[self],
-        )  # fmt: skip
+        )
 
     def lines(self) -> list[dict[str, Any]]:
         """Step, loss and scores of each line of the file, all of which are whole."""
-        found = [json.loads(line) for line in (self.output.local / "metrics.jsonl").read_text().splitlines()]
-        return [{name: line[name] for name in ("step", "loss", "eval_x") if name in line} for line in found]
+        found = [
+            json.loads(line)
+            for line in (self.output.local / "metrics.jsonl").read_text().splitlines()
+        ]
+        return [
+            {name: line[name] for name in ("step", "loss", "eval_x") if name in line}
+            for line in found
+        ]
 
 
 @pytest.fixture()
@@ -102,8 +120,17 @@ def whole(tmp_path_factory) -> list[dict[str, Any]]:
 def test_a_step_that_is_due_is_saved_before_it_is_evaluated_and_has_one_line(run, whole):
     assert run.start().step == STEPS
     assert run.events == [
-        "line 0", "line 1", "evaluate", "scores 1", "line 2", "save 3", "line 3", "save 4", "evaluate", "scores 3",
-    ]  # fmt: skip
+        "line 0",
+        "line 1",
+        "evaluate",
+        "scores 1",
+        "line 2",
+        "save 3",
+        "line 3",
+        "save 4",
+        "evaluate",
+        "scores 3",
+    ]
     assert [line["step"] for line in whole] == list(range(STEPS))
     assert [line.get("eval_x") for line in whole] == [None, 2 / 3, None, 4 / 3]
 
@@ -117,7 +144,9 @@ def test_a_kill_in_an_evaluation_costs_nothing_but_the_evaluation(run, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         run.start(every=every)
     assert run.checkpoints.latest() == saved and run.closed == 1
-    assert [line["step"] for line in run.lines()] == list(range(saved)) and "eval_x" not in run.lines()[-1]
+    assert [line["step"] for line in run.lines()] == list(
+        range(saved)
+    ) and "eval_x" not in run.lines()[-1]
     run.fails_in_evaluation = False
     assert run.start(every=every).step == STEPS
     assert run.events[:2] == ["evaluate", f"scores {saved - 1}"]

@@ -28,7 +28,9 @@ def test_every_loss_falls_and_the_base_stays_bit_for_bit(trained):
         assert metrics[-1][name] < 0.9 * metrics[0][name], name
     for one, two in zip(jax.tree.leaves(before.frozen), jax.tree.leaves(after.frozen), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert all(np.abs(after.params[name] - value).max() > 1e-4 for name, value in before.params.items())
+    assert all(
+        np.abs(after.params[name] - value).max() > 1e-4 for name, value in before.params.items()
+    )
 
 
 def test_only_adapters_have_optimizer_state(trained):
@@ -36,18 +38,31 @@ def test_only_adapters_have_optimizer_state(trained):
     moments = [leaf.shape for leaf in jax.tree.leaves(before.opt_state) if leaf.ndim]
     assert sorted(moments) == sorted([value.shape for value in before.params.values()] * 2)
     assert {name.rpartition("_lora_")[0] for name in before.params} == {
-        "query", "key", "value", "attention_out", "gate", "up", "down"
-    }  # fmt: skip
+        "query",
+        "key",
+        "value",
+        "attention_out",
+        "gate",
+        "up",
+        "down",
+    }
 
 
 def test_the_gradient_follows_from_that_of_all_weights(batch):
-    """With `W = base + s A B`: dA = s dW B^T and dB = s A^T dW, dW from training all weights at the merged ones."""
+    """With `W = base + s A B`: dA = s dW B^T and dB = s A^T dW, dW from training all weights at the
+    merged ones."""
     lora, step = dataclasses.replace(LORA, dropout=0.0), StepConfig(CONFIG, LossConfig())
     base = lora_state.frozen_base(CONFIG, lora)
     adapters = jax.jit(lambda: init_adapters(lora, parameter_shapes(CONFIG), jax.random.key(1)))()
     draw = lambda i, a: 0.05 * jax.random.normal(jax.random.key(i), a.shape)
-    adapters = {n: draw(i, a) if n.endswith("_b") else a for i, (n, a) in enumerate(adapters.items())}
-    plain = lambda w: np.stack([w[i] for i in range(CONFIG.num_hidden_layers)]) if isinstance(w, AdaptedWeight) else w
+    adapters = {
+        n: draw(i, a) if n.endswith("_b") else a for i, (n, a) in enumerate(adapters.items())
+    }
+    plain = lambda w: (
+        np.stack([w[i] for i in range(CONFIG.num_hidden_layers)])
+        if isinstance(w, AdaptedWeight)
+        else w
+    )
     merged = {name: plain(weight) for name, weight in attach(base, adapters, lora).items()}
 
     whole = jax.jit(jax.grad(lambda p: joint_loss(p, batch, step)[0]))(merged)
@@ -55,19 +70,32 @@ def test_the_gradient_follows_from_that_of_all_weights(batch):
     found = jax.jit(jax.grad(lambda p: joint_loss(p, batch, adapted)[0]))(adapters)
     for name in {name.rpartition("_lora_")[0] for name in adapters}:
         a, b, dw = adapters[name + "_lora_a"], adapters[name + "_lora_b"], whole[name]
-        for factor, expected in (("_lora_a", 4.0 * dw @ b.swapaxes(1, 2)), ("_lora_b", 4.0 * a.swapaxes(1, 2) @ dw)):
+        for factor, expected in (
+            ("_lora_a", 4.0 * dw @ b.swapaxes(1, 2)),
+            ("_lora_b", 4.0 * a.swapaxes(1, 2) @ dw),
+        ):
             size = np.abs(expected).max()
-            np.testing.assert_allclose(found[name + factor], expected, atol=2e-5 * size, err_msg=name + factor)
+            np.testing.assert_allclose(
+                found[name + factor], expected, atol=2e-5 * size, err_msg=name + factor
+            )
             assert size > 1e-4
 
 
 @pytest.mark.parametrize(
     "change, step",
-    [pytest.param({"remat": "full"}, {"embedding_chunk": 3}, marks=pytest.mark.slow),
-     pytest.param({"remat": "dots", "scan_layers": False}, {"backward": "separate", "generative_chunk": 4}, marks=pytest.mark.slow)],
+    [
+        pytest.param({"remat": "full"}, {"embedding_chunk": 3}, marks=pytest.mark.slow),
+        pytest.param(
+            {"remat": "dots", "scan_layers": False},
+            {"backward": "separate", "generative_chunk": 4},
+            marks=pytest.mark.slow,
+        ),
+    ],
     ids=["chunks", "all at once"],
-)  # fmt: skip
-def test_recomputation_chunks_and_scan_change_nothing_with_dropout_either(batch, trained, change, step):
+)
+def test_recomputation_chunks_and_scan_change_nothing_with_dropout_either(
+    batch, trained, change, step
+):
     metrics, *_ = lora_state.run(batch, dataclasses.replace(CONFIG, **change), **step)
     for one, other in zip(trained[0][:3], metrics):
         for name in one:
@@ -90,5 +118,8 @@ def test_a_projection_is_trained_beside_the_adapters(batch):
     metrics, before, after, _ = lora_state.run(only, lora=lora, steps=6, projection=8)
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert len(before.params) == 4 + 2 and before.params["embedding_projection"].shape == (128, 8)
-    assert np.abs(after.params["embedding_projection"] - before.params["embedding_projection"]).max() > 1e-4
+    assert (
+        np.abs(after.params["embedding_projection"] - before.params["embedding_projection"]).max()
+        > 1e-4
+    )
     assert after.weights(lora)["embedding_projection"] is after.params["embedding_projection"]

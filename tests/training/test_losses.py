@@ -18,15 +18,24 @@ from grit_jax.training.losses import LossConfig
         ({"emb_grad_scale": -0.5}, "train.loss.emb_grad_scale"),
         ({"mix_group_size": 0}, "train.loss.mix_group_size must be at least 1, is 0"),
         ({"similarity_block": 0}, "train.loss.similarity_block must be at least 1"),
-        ({"false_negatives": "relative", "false_negative_margin": float("nan")}, "false_negative_margin must be a number"),
+        (
+            {"false_negatives": "relative", "false_negative_margin": float("nan")},
+            "false_negative_margin must be a number",
+        ),
         ({"false_negative_margin": 0.1}, "no effect with train.loss.false_negatives: none"),
         ({"matryoshka_dims": [64, 0]}, "matryoshka_dims must be different numbers from 1 on"),
         ({"matryoshka_dims": [64, 64]}, "matryoshka_dims must be different"),
-        ({"matryoshka_dims": [64, 32], "matryoshka_weights": [1.0]}, "has 1 numbers, matryoshka_dims 2"),
+        (
+            {"matryoshka_dims": [64, 32], "matryoshka_weights": [1.0]},
+            "has 1 numbers, matryoshka_dims 2",
+        ),
         ({"matryoshka_weights": [1.0]}, "has 1 numbers, matryoshka_dims 0"),
-        ({"matryoshka_dims": [64], "matryoshka_weights": [-1.0]}, "matryoshka_weights must not be negative"),
+        (
+            {"matryoshka_dims": [64], "matryoshka_weights": [-1.0]},
+            "matryoshka_weights must not be negative",
+        ),
     ],
-)  # fmt: skip
+)
 def test_nonsense_is_refused_by_key(change, message):
     with pytest.raises(ValueError, match=message):
         LossConfig(**change)

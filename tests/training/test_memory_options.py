@@ -1,4 +1,5 @@
-"""What is kept for the backward pass, and where: rematerialisation by name, activations and moments on the host."""
+"""What is kept for the backward pass, and where: rematerialisation by name, activations and moments
+on the host."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig, Remat
 from grit_jax.models.transformer import REMAT_POLICIES, init_params
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
@@ -19,7 +21,7 @@ from grit_jax.training.joint import StepConfig, joint_loss
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
-from grit_jax.types import Batch, GritError
+from grit_jax.types import Batch
 
 
 def test_every_name_has_a_policy():
@@ -29,19 +31,33 @@ def test_every_name_has_a_policy():
 @pytest.mark.slow
 @pytest.mark.usefixtures("full_optimization")
 def test_policies_keep_what_they_say(batch):
-    """Temporaries of the compiled gradient, by what a layer keeps of its rows: its input, what attention gave, q, k and v."""
+    """Temporaries of the compiled gradient, by what a layer keeps of its rows: its input, what
+    attention gave, q, k and v."""
     config = ModelConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=1024, num_hidden_layers=16, num_attention_heads=4,
-        num_key_value_heads=4, head_dim=16, dtype="float32",
-    )  # fmt: skip
-    only = Batch(generative=jax.tree.map(lambda x: np.concatenate([x] * 64) if x.ndim == 2 else x, batch.generative))
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=1024,
+        num_hidden_layers=16,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=16,
+        dtype="float32",
+    )
+    only = Batch(
+        generative=jax.tree.map(
+            lambda x: np.concatenate([x] * 64) if x.ndim == 2 else x, batch.generative
+        )
+    )
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
     def traced(remat):
         step = StepConfig(dataclasses.replace(config, remat=remat), LossConfig(logits_block=512))
         return jax.jit(jax.grad(lambda p: joint_loss(p, only, step)[0])).trace(shapes)
 
-    need = {name: traced(name).lower().compile().memory_analysis().temp_size_in_bytes for name in ("none", "full", "save_attention", "save_qkv")}
+    need = {
+        name: traced(name).lower().compile().memory_analysis().temp_size_in_bytes
+        for name in ("none", "full", "save_attention", "save_qkv")
+    }
     row = only.generative.targets.size * 64 * 4  # bytes of one array [R T D]
     assert need["save_attention"] - need["full"] == pytest.approx(16 * row, rel=0.15)
     assert need["save_qkv"] - need["save_attention"] == pytest.approx(3 * 16 * row, rel=0.15)
@@ -89,5 +105,10 @@ def test_devices_without_such_memory_are_told_so(config, monkeypatch):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     monkeypatch.setattr(states, "HOST", "a_memory")
     optimizer = make_optimizer(OptimizerConfig(offload=True), lambda step: 1e-3)
-    with jax.set_mesh(mesh), pytest.raises(GritError, match="optimizer.offload: cpu devices have no a_memory memory .device,"):
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(
+            GritError, match="optimizer.offload: cpu devices have no a_memory memory .device,"
+        ),
+    ):
         init_state(config, optimizer, jax.random.key(0), mesh, ShardingRules())

@@ -1,4 +1,5 @@
-"""Every option of the losses and of the backward pass on eight devices beside one: the same numbers."""
+"""Every option of the losses and of the backward pass on eight devices beside one: the same
+numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from grit_jax.data.packing import TokenCached, TokenText, cached_batch, embedding_batch, generative_batch
+from grit_jax.data.packing import (
+    TokenCached,
+    TokenText,
+    cached_batch,
+    embedding_batch,
+    generative_batch,
+)
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
 from grit_jax.training.gradients import joint_gradient
 from grit_jax.training.joint import StepConfig
@@ -18,15 +25,26 @@ from grit_jax.types import AttentionMode, Batch
 
 VOCAB = 64
 EVERYTHING = LossConfig(
-    temperature=0.1, symmetric=True, false_negatives="relative", false_negative_margin=-0.5, mask_duplicates=True,
-    matryoshka_dims=[16, 8], matryoshka_weights=[1.0, 0.5], distillation_factor=0.5, distillation_temperature=2.0,
-    generative="mixed", mix_group_size=3, similarity_block=8, logits_block=64,
-)  # fmt: skip
+    temperature=0.1,
+    symmetric=True,
+    false_negatives="relative",
+    false_negative_margin=-0.5,
+    mask_duplicates=True,
+    matryoshka_dims=[16, 8],
+    matryoshka_weights=[1.0, 0.5],
+    distillation_factor=0.5,
+    distillation_temperature=2.0,
+    generative="mixed",
+    mix_group_size=3,
+    similarity_block=8,
+    logits_block=64,
+)
 
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    """16 rows or more of each kind, two positives for some of the queries, a passage that comes twice."""
+    """16 rows or more of each kind, two positives for some of the queries, a passage that comes
+    twice."""
     rng = np.random.default_rng(0)
     ids = lambda low, high: rng.integers(1, VOCAB, rng.integers(low, high)).tolist()
     answer = lambda tokens: TokenText(tokens, [i > 1 for i in range(len(tokens))])
@@ -34,23 +52,42 @@ def batch() -> Batch:
     passages[6] = list(passages[0])
     return Batch(
         embedding_batch(
-            [ids(5, 12) for _ in range(12)], passages, [2] * 48, row_length=16, row_multiple=16, positives=2,
-            separate=True, blocks=True, scores=rng.normal(size=36).tolist(),
+            [ids(5, 12) for _ in range(12)],
+            passages,
+            [2] * 48,
+            row_length=16,
+            row_multiple=16,
+            positives=2,
+            separate=True,
+            blocks=True,
+            scores=rng.normal(size=36).tolist(),
         ),
-        generative_batch([answer(ids(6, 16)) for _ in range(20)], row_length=16, row_multiple=16, prefix=True),
+        generative_batch(
+            [answer(ids(6, 16)) for _ in range(20)], row_length=16, row_multiple=16, prefix=True
+        ),
         cached_batch(
             [TokenCached([ids(4, 8), ids(4, 8)], answer(ids(6, 14)), 2) for _ in range(16)],
-            pieces_row_length=16, row_length=16, row_multiple=16, blocks=True, prefix=True,
+            pieces_row_length=16,
+            row_length=16,
+            row_multiple=16,
+            blocks=True,
+            prefix=True,
         ),
-    )  # fmt: skip
+    )
 
 
 def gradient(config, batch, mesh_config, devices, **how):
     rules = ShardingRules()
-    config = dataclasses.replace(config, num_hidden_layers=1, scan_layers=False)  # compiled in half the time
+    config = dataclasses.replace(
+        config, num_hidden_layers=1, scan_layers=False
+    )  # compiled in half the time
     mesh = make_mesh(mesh_config, devices)
     step_config = StepConfig(
-        config, EVERYTHING, embedding_mode=AttentionMode.PREFIX, generation_mode=AttentionMode.PREFIX, **how
+        config,
+        EVERYTHING,
+        embedding_mode=AttentionMode.PREFIX,
+        generation_mode=AttentionMode.PREFIX,
+        **how,
     )
     optimizer = make_optimizer(OptimizerConfig(), lambda step: 0.0)
     with jax.set_mesh(mesh):
@@ -78,25 +115,43 @@ def single(config, batch):
         pytest.param(MeshConfig(2, 2, 1, context=2), {}, marks=pytest.mark.slow),
         pytest.param(MeshConfig(1, 1, 8), {"backward": "separate"}, marks=pytest.mark.slow),
     ],
-    ids=["data-fsdp-tensor, split", "data, split", "fsdp, split", "fsdp-tensor, joint", "fsdp-context-tensor, split",
-         "data-fsdp-context, joint", "tensor, separate"],
-)  # fmt: skip
+    ids=[
+        "data-fsdp-tensor, split",
+        "data, split",
+        "fsdp, split",
+        "fsdp-tensor, joint",
+        "fsdp-context-tensor, split",
+        "data-fsdp-context, joint",
+        "tensor, separate",
+    ],
+)
 def test_every_option_on_a_mesh(config, batch, single, mesh, how):
     """Losses within 1e-5; every weight's gradient within 1e-5 of its largest entry."""
     (loss, parts), grads = single
     (other_loss, other_parts), other_grads = gradient(config, batch, mesh, jax.devices()[:8], **how)
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
-    assert parts.keys() == other_parts.keys() == {"loss_emb", "loss_gen", "loss_cached", "loss_distill"}
+    assert (
+        parts.keys()
+        == other_parts.keys()
+        == {"loss_emb", "loss_gen", "loss_cached", "loss_distill"}
+    )
     for name in parts:
         np.testing.assert_allclose(other_parts[name], parts[name], rtol=1e-5, err_msg=name)
     for name, value in grads.items():
-        np.testing.assert_allclose(other_grads[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
+        np.testing.assert_allclose(
+            other_grads[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name
+        )
 
 
 def test_the_batch_has_what_it_should(batch):
     """Or the test above would hold of less than it says."""
     embedding = batch.embedding
     assert 0 < embedding.query_rows < len(embedding.pool) and len(embedding.pool) % 16 == 0
-    assert not embedding.present.all() and len(set(embedding.texts.tolist())) < embedding.present.sum() + 1
+    assert (
+        not embedding.present.all()
+        and len(set(embedding.texts.tolist())) < embedding.present.sum() + 1
+    )
     assert batch.generative.rows.blocks.any() and batch.cached.pieces.blocks.any()
-    assert all(len(leaf) >= 16 for leaf in jax.tree.leaves(dataclasses.replace(batch, embedding=None)))
+    assert all(
+        len(leaf) >= 16 for leaf in jax.tree.leaves(dataclasses.replace(batch, embedding=None))
+    )

@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from grit_jax.errors import GritError
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.presets import PRESETS
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
@@ -23,21 +24,30 @@ from grit_jax.training.state import (
     make_schedule,
     state_shardings,
 )
-from grit_jax.types import GritError
 
 RNG = np.random.default_rng(0)
 SHAPES = {"up": (2, 128, 160), "down": (2, 160, 128), "query": (2, 128, 128), "mlp_norm": (2, 128)}
 PARAMS = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 # Layers of very different gradients: what one of them gets must not depend on the other.
 GRADIENTS = [
-    {name: (RNG.normal(size=shape) * scale * np.array([1, 1e-3]).reshape(2, *[1] * (len(shape) - 1))).astype(np.float32)
-     for name, shape in SHAPES.items()}
+    {
+        name: (
+            (
+                RNG.normal(size=shape)
+                * scale
+                * np.array([1, 1e-3]).reshape(2, *[1] * (len(shape) - 1))
+            ).astype(np.float32)
+        )
+        for name, shape in SHAPES.items()
+    }
     for scale in (1.0, 4.0, 0.2)
-]  # fmt: skip
+]
 
 
 def optimizer(**how):
-    config = OptimizerConfig(lr=0.1, warmup_fraction=0.0, schedule="constant", clip_norm=None, **how)
+    config = OptimizerConfig(
+        lr=0.1, warmup_fraction=0.0, schedule="constant", clip_norm=None, **how
+    )
     return make_optimizer(config, make_schedule(config, 10))
 
 
@@ -51,7 +61,8 @@ def updates(optimizer, gradients=GRADIENTS, params=PARAMS):
 
 
 def test_adafactor_is_the_papers_algorithm_layer_by_layer():
-    """arXiv 1804.04235, algorithms 4 and 5, in float64 over one matrix at a time; weights decayed as AdamW has it."""
+    """arXiv 1804.04235, algorithms 4 and 5, in float64 over one matrix at a time; weights decayed
+    as AdamW has it."""
     found, _ = updates(optimizer(name="adafactor", weight_decay=0.01))
     for name, weight in PARAMS.items():
         for layer in range(2):
@@ -68,18 +79,24 @@ def test_adafactor_is_the_papers_algorithm_layer_by_layer():
                     update = g / np.sqrt(whole)
                 update /= max(1, np.sqrt((update**2).mean()))
                 expected = -0.1 * (update + (0.01 * weight[layer] if name != "mlp_norm" else 0))
-                np.testing.assert_allclose(found[t - 1][name][layer], expected, rtol=2e-4, atol=1e-6, err_msg=name)
+                np.testing.assert_allclose(
+                    found[t - 1][name][layer], expected, rtol=2e-4, atol=1e-6, err_msg=name
+                )
 
 
 def test_moments_in_bfloat16_are_right_on_average():
-    """A second moment must fall when gradients do: from 1 by 0.999 a step, less than a bfloat16 resolves."""
+    """A second moment must fall when gradients do: from 1 by 0.999 a step, less than a bfloat16
+    resolves."""
     params = {"up": jnp.zeros((1, 64, 64))}
     gradients = [{"up": jnp.full((1, 64, 64), g)} for g in [1.0] * 50 + [0.1] * 200]
     narrow, state = updates(optimizer(moments="bfloat16"), gradients, params)
     wide, expected = updates(optimizer(), gradients, params)
     adam = lambda state: next(s for s in state if isinstance(s, optax.ScaleByAdamState))
     for side in ("mu", "nu"):
-        one, other = getattr(adam(state), side)["up"], np.asarray(getattr(adam(expected), side)["up"])
+        one, other = (
+            getattr(adam(state), side)["up"],
+            np.asarray(getattr(adam(expected), side)["up"]),
+        )
         assert one.dtype == jnp.bfloat16 and other.dtype == np.float32
         one = np.asarray(one, np.float64)
         assert one.mean() == pytest.approx(other.mean(), rel=5e-3), side
@@ -90,29 +107,47 @@ def test_moments_in_bfloat16_are_right_on_average():
 
 
 @pytest.mark.parametrize(
-    "how, least, most", [({}, 8, 8.01), ({"moments": "bfloat16"}, 4, 4.01), ({"name": "adafactor"}, 0, 0.01)]
+    "how, least, most",
+    [({}, 8, 8.01), ({"moments": "bfloat16"}, 4, 4.01), ({"name": "adafactor"}, 0, 0.01)],
 )
 def test_bytes_a_parameter(how, least, most):
     """Of a model of seven billion weights; shapes alone."""
     state = abstract_state(PRESETS["mistral_7b"], optimizer(**how))
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    assert least <= size(state.opt_state) / sum(leaf.size for leaf in jax.tree.leaves(state.params)) <= most
+    assert (
+        least
+        <= size(state.opt_state) / sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        <= most
+    )
     assert size(state.params) == 4 * 7_241_732_096
 
 
 @pytest.mark.parametrize(
-    "how", [pytest.param({"moments": "bfloat16"}, marks=pytest.mark.slow), {"name": "adafactor"}], ids=["bfloat16", "adafactor"]
+    "how",
+    [pytest.param({"moments": "bfloat16"}, marks=pytest.mark.slow), {"name": "adafactor"}],
+    ids=["bfloat16", "adafactor"],
 )
 def test_a_state_lies_like_its_weights_and_gives_the_same_on_a_mesh(how):
-    mesh, rules, chosen = make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8]), ShardingRules(), optimizer(**how)
+    mesh, rules, chosen = (
+        make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8]),
+        ShardingRules(),
+        optimizer(**how),
+    )
     state = TrainState(jnp.zeros((), jnp.int32), PARAMS, chosen.init(PARAMS))
     shardings = state_shardings(state, mesh, rules)
     inner = shardings.opt_state[0]
-    if "name" in how:  # up is [L D F], down [L F D]; optax averages v_row over the larger of the last two axes
+    if (
+        "name" in how
+    ):  # up is [L D F], down [L F D]; optax averages v_row over the larger of the last two axes
         assert inner.v_row["up"].spec == P(None, "fsdp") == inner.v_row["down"].spec
         assert inner.v_col["up"].spec == P(None, "tensor") == inner.v_col["down"].spec
-        assert {inner.v_row["query"].spec, inner.v_col["query"].spec} == {P(None, "fsdp"), P(None, "tensor")}
-        assert inner.v["mlp_norm"].spec == shardings.params["mlp_norm"].spec and inner.v["up"].spec == P(None)
+        assert {inner.v_row["query"].spec, inner.v_col["query"].spec} == {
+            P(None, "fsdp"),
+            P(None, "tensor"),
+        }
+        assert inner.v["mlp_norm"].spec == shardings.params["mlp_norm"].spec and inner.v[
+            "up"
+        ].spec == P(None)
     else:
         assert inner.mu == inner.nu == shardings.params
     placed = jax.device_put(state, shardings)
@@ -120,7 +155,9 @@ def test_a_state_lies_like_its_weights_and_gives_the_same_on_a_mesh(how):
     expected, alone = updates(chosen, GRADIENTS[:1])
     for name, value in expected[0].items():
         np.testing.assert_allclose(change[name], value, rtol=1e-4, atol=1e-7, err_msg=name)
-    for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(alone), strict=True):  # the noise of rounding, too
+    for one, other in zip(
+        jax.tree.leaves(after), jax.tree.leaves(alone), strict=True
+    ):  # the noise of rounding, too
         np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), rtol=1e-4)
 
 
@@ -135,24 +172,41 @@ def test_adapters_have_either_state():
 
 def test_the_state_of_another_optimizer_is_refused_by_name(tmp_path):
     state = TrainState(jnp.zeros((), jnp.int32), {"final_norm": jnp.ones(4)}, ())
-    one, other = (OptimizerConfig(**how).keeps for how in ({"moments": "bfloat16"}, {"name": "adafactor"}))
+    one, other = (
+        OptimizerConfig(**how).keeps for how in ({"moments": "bfloat16"}, {"name": "adafactor"})
+    )
     checkpoints = Checkpoints(tmp_path, every=1)
     checkpoints.optimizer = one
     checkpoints.save(1, state, {"place": 0})
     checkpoints.close()
     again = Checkpoints(tmp_path, every=1)
     again.optimizer = other
-    with pytest.raises(GritError, match="step 1 holds the state of adamw with bfloat16 moments, this .* has adafactor; set optimizer.name"):
+    with pytest.raises(
+        GritError,
+        match=(
+            "step 1 holds the state of adamw with bfloat16 moments, this .* has adafactor; set"
+            " optimizer.name"
+        ),
+    ):
         again.restore(1, state, None)
     again.optimizer = one
-    assert again.restore(1, dataclasses.replace(state, params={"final_norm": jnp.zeros(4)}), None).params["final_norm"].sum() == 4
+    assert (
+        again.restore(1, dataclasses.replace(state, params={"final_norm": jnp.zeros(4)}), None)
+        .params["final_norm"]
+        .sum()
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
     "how, words",
-    [({"name": "sgd"}, "optimizer.name must be adamw or adafactor"), ({"moments": "int8"}, "optimizer.moments must be"),
-     ({"name": "adafactor", "moments": "bfloat16"}, "optimizer.moments has no effect"), ({"name": "adafactor", "b2": 0.99}, "optimizer.b2 has no effect")],
-)  # fmt: skip
+    [
+        ({"name": "sgd"}, "optimizer.name must be adamw or adafactor"),
+        ({"moments": "int8"}, "optimizer.moments must be"),
+        ({"name": "adafactor", "moments": "bfloat16"}, "optimizer.moments has no effect"),
+        ({"name": "adafactor", "b2": 0.99}, "optimizer.b2 has no effect"),
+    ],
+)
 def test_nonsense_is_refused_by_key(how, words):
     with pytest.raises(ValueError, match=words):
         OptimizerConfig(**how)
@@ -160,10 +214,15 @@ def test_nonsense_is_refused_by_key(how, words):
 
 NAN, INF = float("nan"), float("inf")
 NONSENSE = {
-    "lr": (-1.0, INF, NAN), "final_lr_fraction": (-0.1, INF, NAN), "weight_decay": (-0.1, INF, NAN),
-    "eps": (-1e-8, INF, NAN), "warmup_fraction": (-0.1, 1.1, NAN), "b1": (-0.1, 1.0, NAN), "b2": (-0.1, 1.0, NAN),
+    "lr": (-1.0, INF, NAN),
+    "final_lr_fraction": (-0.1, INF, NAN),
+    "weight_decay": (-0.1, INF, NAN),
+    "eps": (-1e-8, INF, NAN),
+    "warmup_fraction": (-0.1, 1.1, NAN),
+    "b1": (-0.1, 1.0, NAN),
+    "b2": (-0.1, 1.0, NAN),
     "clip_norm": (-1.0, 0.0, INF, NAN),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("key", NONSENSE)
@@ -174,6 +233,14 @@ def test_numbers_that_no_optimizer_can_have(key):
 
 
 def test_the_ends_of_what_is_allowed():
-    least = OptimizerConfig(lr=0.0, final_lr_fraction=0.0, weight_decay=0.0, eps=0.0, warmup_fraction=0.0, b1=0.0, b2=0.0)
+    least = OptimizerConfig(
+        lr=0.0,
+        final_lr_fraction=0.0,
+        weight_decay=0.0,
+        eps=0.0,
+        warmup_fraction=0.0,
+        b1=0.0,
+        b2=0.0,
+    )
     assert make_schedule(least, 10)(3) == 0.0
     OptimizerConfig(final_lr_fraction=2.0, warmup_fraction=1.0, b1=0.999, clip_norm=None)

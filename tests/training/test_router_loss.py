@@ -1,4 +1,5 @@
-"""The router's loss in the joint step: outside of the factors, on language passes only, the same on any mesh."""
+"""The router's loss in the joint step: outside of the factors, on language passes only, the same on
+any mesh."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from grit_jax.types import AttentionMode, Batch
 @pytest.fixture(scope="module")
 def experts(config):
     return dataclasses.replace(
-        config, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, router_aux_loss_coef=0.25
+        config,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        router_aux_loss_coef=0.25,
     )
 
 
@@ -30,21 +35,35 @@ def test_the_router_s_loss_is_added_after_the_factors(experts, batch):
     total, parts = joint_loss(params, batch, StepConfig(experts, loss))
     parts = {name: float(value) for name, value in parts.items()}
     assert float(total) == pytest.approx(
-        parts["loss_emb"] + 0.5 * parts["loss_gen"] + 2 * parts["loss_cached"] + 0.25 * parts["loss_router"], rel=1e-6
+        parts["loss_emb"]
+        + 0.5 * parts["loss_gen"]
+        + 2 * parts["loss_cached"]
+        + 0.25 * parts["loss_router"],
+        rel=1e-6,
     )
     _, language = joint_loss(params, Batch(generative=batch.generative), StepConfig(experts, loss))
     _, cached = joint_loss(params, Batch(cached=batch.cached), StepConfig(experts, loss))
-    assert parts["loss_router"] == pytest.approx(float(language["loss_router"] + cached["loss_router"]), rel=1e-6)
+    assert parts["loss_router"] == pytest.approx(
+        float(language["loss_router"] + cached["loss_router"]), rel=1e-6
+    )
     rows = batch.generative.rows
-    out = Transformer(experts, params)(rows.tokens, rows.positions, rows.segments, mode=AttentionMode.CAUSAL)
-    assert float(language["loss_router"]) == pytest.approx(float(router_aux_loss(out.router, 4)), rel=1e-6)
+    out = Transformer(experts, params)(
+        rows.tokens, rows.positions, rows.segments, mode=AttentionMode.CAUSAL
+    )
+    assert float(language["loss_router"]) == pytest.approx(
+        float(router_aux_loss(out.router, 4)), rel=1e-6
+    )
 
 
 def test_an_embedding_pass_and_a_dense_model_have_none(experts, config, batch):
     only = Batch(embedding=batch.embedding)
-    total, parts = joint_loss(init_params(experts, jax.random.key(0)), only, StepConfig(experts, LossConfig()))
+    total, parts = joint_loss(
+        init_params(experts, jax.random.key(0)), only, StepConfig(experts, LossConfig())
+    )
     assert set(parts) == {"loss_emb"} and float(total) == float(parts["loss_emb"])
-    _, parts = joint_loss(init_params(config, jax.random.key(0)), batch, StepConfig(config, LossConfig()))
+    _, parts = joint_loss(
+        init_params(config, jax.random.key(0)), batch, StepConfig(config, LossConfig())
+    )
     assert "loss_router" not in parts
 
 

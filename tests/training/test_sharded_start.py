@@ -1,4 +1,5 @@
-"""How a run starts: no array is ever whole on a device, whether drawn at random, imported or frozen."""
+"""How a run starts: no array is ever whole on a device, whether drawn at random, imported or
+frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from lora_state import CONFIG, LORA
 from grit_jax.models import parameters
 from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight
-from grit_jax.training import base
+from grit_jax.training import frozen_base as base
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, state_shardings
 
 RULES = ShardingRules()
@@ -32,9 +33,14 @@ def result_sizes(text):
 
 
 @pytest.mark.usefixtures("full_optimization")
-@pytest.mark.parametrize("how", [{"moments": "bfloat16"}, pytest.param({"name": "adafactor"}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [{"moments": "bfloat16"}, pytest.param({"name": "adafactor"}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_random_state_is_made_in_shards(mesh, monkeypatch, how):
-    """The program that draws it: per device, nothing is larger than the largest share, and nothing is sent."""
+    """The program that draws it: per device, nothing is larger than the largest share, and nothing
+    is sent."""
     programs, jit = [], jax.jit
 
     def watched(function, **options):
@@ -75,7 +81,9 @@ def test_an_imported_weight_is_read_in_shards(mesh):
         weight = Recorded(np.arange(math.prod(shape), dtype=np.float32).reshape(shape))
         placed = put_weight(name, weight, PARAMETER_AXES, mesh, RULES)
         share = math.prod(placed.sharding.shard_shape(shape))
-        assert set(weight.read) == {share} and (share < math.prod(shape)) != name.endswith("_norm"), name
+        assert set(weight.read) == {share} and (share < math.prod(shape)) != name.endswith(
+            "_norm"
+        ), name
         np.testing.assert_array_equal(placed, weight.array)
 
 
@@ -83,7 +91,9 @@ def test_a_state_of_imported_weights_stays_in_shards(mesh):
     """They are taken as they lie, cast where they are."""
     shapes = parameter_shapes(CONFIG)
     optimizer = make_optimizer(OptimizerConfig(), lambda step: 1e-3)
-    put = lambda name, shape: put_weight(name, np.ones(shape, np.float32), PARAMETER_AXES, mesh, RULES)
+    put = lambda name, shape: put_weight(
+        name, np.ones(shape, np.float32), PARAMETER_AXES, mesh, RULES
+    )
     with jax.set_mesh(mesh):
         given = {name: put(name, shape) for name, shape in shapes.items()}
         state = init_state(CONFIG, optimizer, jax.random.key(0), mesh, RULES, given)
@@ -95,13 +105,29 @@ def test_a_state_of_imported_weights_stays_in_shards(mesh):
 @pytest.mark.parametrize("precision", ["full", "int4"])
 def test_a_frozen_base_goes_through_a_device_by_layers_only(mesh, monkeypatch, tmp_path, precision):
     weights = jax.device_get(parameters.init_params(CONFIG, jax.random.key(0)))
-    monkeypatch.setattr(base, "read_model_directory", lambda path, dtype, place: type(
-        "Directory", (), {"params": {name: place(name, array) for name, array in weights.items()}}))  # fmt: skip
+    monkeypatch.setattr(
+        base,
+        "read_model_directory",
+        lambda path, dtype, place: type(
+            "Directory",
+            (),
+            {"params": {name: place(name, array) for name, array in weights.items()}},
+        ),
+    )
     seen, freeze = [], base.freeze
-    monkeypatch.setattr(base, "freeze", lambda name, weight, **how: (seen.append((name, weight.shape)), freeze(name, weight, **how))[1])
+    monkeypatch.setattr(
+        base,
+        "freeze",
+        lambda name, weight, **how: (
+            seen.append((name, weight.shape)),
+            freeze(name, weight, **how),
+        )[1],
+    )
     lora = dataclasses.replace(LORA, base=precision)
     frozen, _ = base.load_base(tmp_path, CONFIG, lora, mesh, RULES)
-    assert all(shape == weights[name].shape[1:] for name, shape in seen) and bool(seen) == (precision != "full")
+    assert all(shape == weights[name].shape[1:] for name, shape in seen) and bool(seen) == (
+        precision != "full"
+    )
     for leaf in jax.tree.leaves(frozen):
         assert len(leaf.sharding.device_set) == 8
     expected = {name: freeze(name, weight, CONFIG, lora) for name, weight in weights.items()}

@@ -19,21 +19,29 @@ def test_linear_schedule_warms_up_and_ends_at_zero():
 def test_cosine_schedule_is_half_way_down_in_the_middle():
     schedule = make_schedule(OptimizerConfig(lr=2.0, schedule="cosine", warmup_fraction=0.0), 100)
     assert float(schedule(0)) == pytest.approx(2.0)
-    assert float(schedule(50)) == pytest.approx(1.0, abs=1e-5) and float(schedule(100)) == pytest.approx(0, abs=1e-5)
+    assert float(schedule(50)) == pytest.approx(1.0, abs=1e-5) and float(
+        schedule(100)
+    ) == pytest.approx(0, abs=1e-5)
 
 
 def test_the_schedule_rises_without_a_dip_and_then_only_falls():
-    schedule = make_schedule(OptimizerConfig(lr=1.0, warmup_fraction=0.03, final_lr_fraction=0.1), 1253)
+    schedule = make_schedule(
+        OptimizerConfig(lr=1.0, warmup_fraction=0.03, final_lr_fraction=0.1), 1253
+    )
     values = np.array([float(schedule(i)) for i in range(0, 1253, 7)])
     peak = values.argmax()
     assert (np.diff(values[: peak + 1]) > 0).all() and (np.diff(values[peak:]) <= 1e-9).all()
 
 
 def test_adamw_first_step_is_the_learning_rate_and_norms_are_not_decayed():
-    config = OptimizerConfig(lr=0.1, weight_decay=0.5, clip_norm=None, warmup_fraction=0.0, schedule="constant")
+    config = OptimizerConfig(
+        lr=0.1, weight_decay=0.5, clip_norm=None, warmup_fraction=0.0, schedule="constant"
+    )
     optimizer = make_optimizer(config, make_schedule(config, 10))
     params = {"query": jnp.array([2.0]), "final_norm": jnp.array([2.0])}
-    updates, _ = optimizer.update({"query": jnp.array([3.0]), "final_norm": jnp.array([3.0])}, optimizer.init(params), params)
+    updates, _ = optimizer.update(
+        {"query": jnp.array([3.0]), "final_norm": jnp.array([3.0])}, optimizer.init(params), params
+    )
     # Adam's first step is sign(g) * lr; decay adds lr * 0.5 * weight for the matrix alone.
     assert float(updates["query"][0]) == pytest.approx(-0.1 - 0.1 * 0.5 * 2, rel=1e-4)
     assert float(updates["final_norm"][0]) == pytest.approx(-0.1, rel=1e-4)

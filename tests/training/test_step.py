@@ -45,11 +45,31 @@ def single(config, batch):
 
 
 @pytest.mark.parametrize(
-    "mesh", [pytest.param(MeshConfig(8, 1, 1), marks=pytest.mark.slow), MeshConfig(1, 8, 1), MeshConfig(2, 2, 2), MeshConfig(1, 2, 2, context=2),
-             *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in (
-                 MeshConfig(1, 4, 2), MeshConfig(2, 2, 1, context=2), MeshConfig(1, 1, 1, context=8)))],
-    ids=["data", "fsdp", "data-fsdp-tensor", "fsdp-context-tensor", "fsdp-tensor", "data-fsdp-context", "context"],
-)  # fmt: skip
+    "mesh",
+    [
+        pytest.param(MeshConfig(8, 1, 1), marks=pytest.mark.slow),
+        MeshConfig(1, 8, 1),
+        MeshConfig(2, 2, 2),
+        MeshConfig(1, 2, 2, context=2),
+        *(
+            pytest.param(mesh, marks=pytest.mark.slow)
+            for mesh in (
+                MeshConfig(1, 4, 2),
+                MeshConfig(2, 2, 1, context=2),
+                MeshConfig(1, 1, 1, context=8),
+            )
+        ),
+    ],
+    ids=[
+        "data",
+        "fsdp",
+        "data-fsdp-tensor",
+        "fsdp-context-tensor",
+        "fsdp-tensor",
+        "data-fsdp-context",
+        "context",
+    ],
+)
 def test_a_sharded_step_equals_the_single_device_step(config, batch, single, mesh):
     metrics, params, shardings = run(config, batch, mesh, jax.devices()[:8])
     for one, other in zip(single[0], metrics, strict=True):
@@ -66,8 +86,13 @@ def test_a_sharded_step_equals_the_single_device_step(config, batch, single, mes
 @pytest.mark.slow
 def test_experts_see_tokens_that_are_split_over_devices(config, batch):
     """Routers are balanced over all tokens, wherever they are."""
-    config = dataclasses.replace(config, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
-    one, other = run(config, batch), run(config, batch, MeshConfig(1, 2, 2, context=2), jax.devices()[:8])
+    config = dataclasses.replace(
+        config, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+    )
+    one, other = (
+        run(config, batch),
+        run(config, batch, MeshConfig(1, 2, 2, context=2), jax.devices()[:8]),
+    )
     for a, b in zip(one[0], other[0], strict=True):
         for name in a:
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-5, err_msg=name)
@@ -84,7 +109,13 @@ def test_chunked_contrastive_equals_the_plain_step(config, batch, single, chunk)
 
 @pytest.mark.parametrize(
     "remat",
-    ["dots", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "offload", "save_attention", "save_qkv"))],
+    [
+        "dots",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("full", "offload", "save_attention", "save_qkv")
+        ),
+    ],
 )
 def test_rematerialisation_and_scan_change_nothing(config, batch, single, remat):
     metrics, _, _ = run(dataclasses.replace(config, remat=remat, scan_layers=False), batch)
@@ -100,8 +131,14 @@ def test_the_joint_loss_is_the_weighted_sum_of_its_parts(config, batch):
         parts["loss_emb"] + 0.5 * parts["loss_gen"] + 2 * parts["loss_cached"], rel=1e-6
     )
     # Each part alone gives the same number: the losses do not see each other.
-    for name, kind in (("loss_emb", "embedding"), ("loss_gen", "generative"), ("loss_cached", "cached")):
-        _, alone = joint_loss(params, Batch(**{kind: getattr(batch, kind)}), StepConfig(config, loss))
+    for name, kind in (
+        ("loss_emb", "embedding"),
+        ("loss_gen", "generative"),
+        ("loss_cached", "cached"),
+    ):
+        _, alone = joint_loss(
+            params, Batch(**{kind: getattr(batch, kind)}), StepConfig(config, loss)
+        )
         assert float(alone[name]) == pytest.approx(parts[name], rel=1e-6)
 
 
@@ -117,18 +154,33 @@ def test_emb_grad_scale_scales_the_gradient_and_not_the_loss(config, batch):
 
 
 def test_bfloat16_computes_and_float32_pools_and_scores(config, batch):
-    """Pooling, similarities and the loss over them are no rounder than float32 (arXiv 2402.09906, table on precision)."""
+    """Pooling, similarities and the loss over them are no rounder than float32 (arXiv 2402.09906,
+    table on precision)."""
     params, only = init_params(config, jax.random.key(0)), batch.embedding
     how = StepConfig(dataclasses.replace(config, dtype="bfloat16"), LossConfig())
-    narrow, wide = (jax.jit(functools.partial(embed_sides, config=c))(params, only) for c in (how, StepConfig(config, LossConfig())))
+    narrow, wide = (
+        jax.jit(functools.partial(embed_sides, config=c))(params, only)
+        for c in (how, StepConfig(config, LossConfig()))
+    )
     vectors = np.asarray(narrow.queries), np.asarray(narrow.passages)
-    assert 1e-4 < np.abs(vectors[0] - wide.queries).max() < 0.1  # the layers did compute in bfloat16
+    assert (
+        1e-4 < np.abs(vectors[0] - wide.queries).max() < 0.1
+    )  # the layers did compute in bfloat16
     for side in vectors:
-        assert side.dtype == np.float32 and (side != side.astype(ml_dtypes.bfloat16).astype(np.float32)).mean() > 0.9
+        assert (
+            side.dtype == np.float32
+            and (side != side.astype(ml_dtypes.bfloat16).astype(np.float32)).mean() > 0.9
+        )
     scores = vectors[0].astype(np.float64) @ vectors[1].T.astype(np.float64) / 0.02
-    right = scores[np.arange(len(scores)), np.arange(len(scores)) * (scores.shape[1] // len(scores))]
-    expected = (np.log(np.exp(scores - scores.max(1, keepdims=True)).sum(1)) + scores.max(1) - right).mean()
-    assert float(embedding_losses(narrow, only, how)[1]["loss_emb"]) == pytest.approx(expected, rel=1e-5)
+    right = scores[
+        np.arange(len(scores)), np.arange(len(scores)) * (scores.shape[1] // len(scores))
+    ]
+    expected = (
+        np.log(np.exp(scores - scores.max(1, keepdims=True)).sum(1)) + scores.max(1) - right
+    ).mean()
+    assert float(embedding_losses(narrow, only, how)[1]["loss_emb"]) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_training_lowers_every_loss(config, batch):
@@ -138,7 +190,8 @@ def test_training_lowers_every_loss(config, batch):
 
 
 def test_gradients_flow_through_the_documents_cache(config, batch):
-    """The cached loss moves when a document's token does, and its gradient reaches that token's embedding."""
+    """The cached loss moves when a document's token does, and its gradient reaches that token's
+    embedding."""
     params, only = init_params(config, jax.random.key(0)), Batch(cached=batch.cached)
     gradient = jax.grad(lambda p: joint_loss(p, only, StepConfig(config, LossConfig()))[0])(params)
     text = set(np.asarray(batch.cached.text.rows.tokens).ravel().tolist())
@@ -151,7 +204,9 @@ def test_gradients_flow_through_the_documents_cache(config, batch):
     tokens[0, 0] = tokens[0, 0] % 60 + 1
     pieces_changed = dataclasses.replace(batch.cached.pieces, tokens=tokens)
     changed = Batch(cached=dataclasses.replace(batch.cached, pieces=pieces_changed))
-    losses = [joint_loss(params, one, StepConfig(config, LossConfig()))[0] for one in (only, changed)]
+    losses = [
+        joint_loss(params, one, StepConfig(config, LossConfig()))[0] for one in (only, changed)
+    ]
     assert abs(losses[0] - losses[1]) > 1e-6
 
 
@@ -161,9 +216,11 @@ def test_pieces_are_blind_to_each_other(config, batch):
     pieces = batch.cached.pieces
     tokens = np.array(pieces.tokens)
     tokens[:, 0] = (tokens[:, 0] + 7) % 60 + 1  # the first token of the first piece
-    run_one = lambda t: model(
-        t, pieces.positions, pieces.segments, mode=AttentionMode.BIDIRECTIONAL, return_kv=True
-    ).kv.k
+    run_one = lambda t: (
+        model(
+            t, pieces.positions, pieces.segments, mode=AttentionMode.BIDIRECTIONAL, return_kv=True
+        ).kv.k
+    )
     before, after = run_one(pieces.tokens), run_one(tokens)
     others = np.asarray(pieces.segments) > 1
     np.testing.assert_array_equal(np.asarray(before)[:, others], np.asarray(after)[:, others])

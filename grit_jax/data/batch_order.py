@@ -1,0 +1,173 @@
+"""Which examples a step sees: pure functions of (seed, step), so that a resumed run needs no other
+state.
+
+Contrastive batches come from one dataset each, because texts of another dataset are negatives that
+are too easy (the original's `CustomRandomSampler`, `gritlm/training/data.py`). What does not fill a
+batch is mixed with the remainders of the other datasets; unlike there, nothing is ever dropped: a
+mixed batch that an epoch leaves unfinished is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+_CYCLE, _FULL, _TURNS, _ORDER, _STREAM = range(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The examples of a batch: `index[i]` of dataset `dataset[i]`."""
+
+    dataset: np.ndarray
+    index: np.ndarray
+
+
+class ContrastivePlan:
+    """Batches of one dataset each, the rest mixed.
+
+    Each epoch sees every example once, up to the mixed batch that crosses its end. The examples
+    that go to the mixed batches are a window that moves on round each dataset from epoch to epoch,
+    and the datasets take turns in the same order in every epoch: so everything is mixed equally
+    often, and no batch meets an example twice (it would be its own negative).
+
+    Args:
+      sizes: examples of each dataset. batch: global batch size, at most their sum.
+    """
+
+    def __init__(self, sizes: Sequence[int], batch: int, seed: int, *, shuffle: bool = True):
+        if batch > sum(sizes):
+            raise ValueError(f"batch {batch} exceeds the {sum(sizes)} examples")
+        self.sizes, self.batch, self.seed, self.shuffle = tuple(sizes), batch, seed, shuffle
+        self.total = sum(sizes)
+        rest = [size % batch for size in sizes]
+        if sum(rest) < batch and any(0 < size < batch for size in sizes):
+            # One mixed batch would span several epochs, and so several turns of a small dataset.
+            rest[int(np.argmax(sizes))] += batch
+        self._rest, self._mixed = tuple(rest), sum(rest)
+        self._epoch = functools.lru_cache(maxsize=2)(self._build_epoch)
+        self._cycles = [self._permuted(np.arange(size), _CYCLE, d) for d, size in enumerate(sizes)]
+        self._turns = self._permuted(np.repeat(np.arange(len(sizes)), rest), _TURNS)
+
+    def epoch(self, step: int) -> int:
+        """The epoch that `step` belongs to."""
+        return -(-(step + 1) * self.batch // self.total) - 1
+
+    def __call__(self, step: int) -> Selection:
+        """The examples of `step`."""
+        epoch = self.epoch(step)
+        datasets, indices = self._epoch(epoch)
+        number = step - epoch * self.total // self.batch
+        return Selection(datasets[number], indices[number])
+
+    def _build_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        datasets, indices = [], []
+        for d, size in enumerate(self.sizes):
+            full = self._permuted(
+                np.setdiff1d(np.arange(size), self._window(d, epoch)), _FULL, d, epoch
+            )
+            indices.append(full.reshape(-1, self.batch))
+            datasets.append(np.full(indices[-1].shape, d))
+        if self._mixed:
+            first, last = (e * self._mixed // self.batch for e in (epoch, epoch + 1))
+            mixed = self._mixed_stream(np.arange(first * self.batch, last * self.batch))
+            datasets.append(mixed.dataset.reshape(-1, self.batch))
+            indices.append(mixed.index.reshape(-1, self.batch))
+        every_dataset, every_index = np.concatenate(datasets), np.concatenate(indices)
+        order = self._permuted(np.arange(len(every_index)), _ORDER, epoch)
+        return every_dataset[order], every_index[order]
+
+    def _mixed_stream(self, places: np.ndarray) -> Selection:
+        """The remainders of all epochs, one after the other, at `places`."""
+        index = np.zeros(len(places), np.int64)
+        dataset = self._turns[places % self._mixed]
+        for epoch in np.unique(places // self._mixed).tolist():
+            for d in range(len(self.sizes)):
+                here = np.flatnonzero((places // self._mixed == epoch) & (dataset == d))
+                # Which of the dataset's turns of this epoch each place is.
+                turn = np.searchsorted(np.flatnonzero(self._turns == d), places[here] % self._mixed)
+                index[here] = self._window(d, epoch)[turn]
+        return Selection(dataset, index)
+
+    def _window(self, d: int, epoch: int) -> np.ndarray:
+        places = epoch * self._rest[d] + np.arange(self._rest[d])
+        return self._cycles[d][places % max(self.sizes[d], 1)]
+
+    def _permuted(self, values: np.ndarray, *key: int) -> np.ndarray:
+        return (
+            np.random.default_rng((self.seed, *key)).permutation(values) if self.shuffle else values
+        )
+
+    def __reduce__(self):
+        return _contrastive, (self.sizes, self.batch, self.seed, self.shuffle)
+
+
+class StreamPlan:
+    """All datasets as one stream, shuffled anew every epoch; a batch may cross the end of one.
+
+    Each kind of example has a plan of its own, so that the smaller side of a joint run is neither
+    drawn with repetitions nor cut off at the length of the larger: each sees all of its examples
+    once an epoch of its own (what the original calls unique indices, without its losses: grit.md
+    2.6 and 8).
+    """
+
+    def __init__(self, sizes: Sequence[int], batch: int, seed: int, *, shuffle: bool = True):
+        self.sizes, self.batch, self.seed, self.shuffle = tuple(sizes), batch, seed, shuffle
+        self.total = sum(sizes)
+        self._ends = np.cumsum(sizes)
+        self._order = functools.lru_cache(maxsize=2)(self._build_order)
+
+    def epoch(self, step: int) -> int:
+        """The epoch of the first example of `step`."""
+        return step * self.batch // self.total
+
+    def __call__(self, step: int) -> Selection:
+        """The examples of `step`."""
+        places = step * self.batch + np.arange(self.batch)
+        flat = np.zeros(self.batch, np.int64)
+        for epoch in np.unique(places // self.total).tolist():
+            here = places // self.total == epoch
+            flat[here] = self._order(epoch)[places[here] % self.total]
+        dataset = np.searchsorted(self._ends, flat, side="right")
+        return Selection(dataset, flat - (self._ends - self.sizes)[dataset])
+
+    def _build_order(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.total)
+        return np.random.default_rng((self.seed, _STREAM, epoch)).permutation(self.total)
+
+    def __reduce__(self):
+        return _stream, (self.sizes, self.batch, self.seed, self.shuffle)
+
+
+def choose_passages(
+    rng: np.random.Generator,
+    positives: int,
+    negatives: int,
+    group_size: int,
+    most_positives: int = 1,
+) -> tuple[list[int], list[int]]:
+    """Positives and `group_size - 1` negatives by number.
+
+    Up to `most_positives` different positives; too few negatives are repeated before drawing.
+    """
+    if most_positives == 1:
+        chosen = [int(rng.integers(positives))]
+    else:
+        chosen = rng.permutation(positives)[:most_positives].tolist()
+    wanted = group_size - 1
+    if not wanted:
+        return chosen, []
+    pool = np.tile(np.arange(negatives), -(-wanted // negatives))
+    return chosen, rng.permutation(pool)[:wanted].tolist()
+
+
+def _contrastive(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> ContrastivePlan:
+    return ContrastivePlan(sizes, batch, seed, shuffle=shuffle)
+
+
+def _stream(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> StreamPlan:
+    return StreamPlan(sizes, batch, seed, shuffle=shuffle)

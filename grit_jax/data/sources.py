@@ -1,0 +1,252 @@
+"""Where examples come from: JSONL files, globs of them, and prepared tfds datasets, all read the
+same way.
+
+A prepared dataset is a TensorFlow Datasets folder of ArrayRecord files (random access, one file for
+each shard), written and read without TensorFlow. Each record holds a line of the original data and
+the place it came from.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import functools
+import glob
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grit_jax.data.formats import Kind
+from grit_jax.data.lines import Check, JsonlFile, LineSource, OnError
+from grit_jax.errors import GritError
+from grit_jax.runtime.progress import progress
+
+_TFDS = "tfds:"
+
+
+def open_source(
+    name: str | Path,
+    kind: Kind | None = None,
+    on_error: OnError = "stop",
+    check: Check | None = None,
+) -> LineSource:
+    """The examples behind a name: a JSONL file, a glob (its files in alphabetical order are one
+    source), a folder made by `grit data prepare`, or `tfds:NAME` for one that tfds knows.
+
+    Raises:
+      GritError: nothing there, or a line in it that is not an example (see `read_examples`).
+    """
+    return LineSource(str(name), open_lines(name), kind, on_error, check)
+
+
+def open_lines(name: str | Path) -> Any:
+    """Random access to the lines behind a name, unparsed: `len`, `[i]`, iteration and
+    `where(i)`."""
+    text = str(name)
+    if text.startswith(_TFDS):
+        return PreparedLines(text.removeprefix(_TFDS))
+    path = Path(text)
+    if path.is_dir():
+        if not any(path.glob("**/dataset_info.json")):
+            raise GritError(
+                f"{text}: a folder without a prepared dataset; name its files ('{text}/*.jsonl') "
+                f"or prepare it with: grit data prepare '{text}/*.jsonl' --output DIR"
+            )
+        return PreparedLines(text)
+    if glob.has_magic(text) and not path.exists():
+        paths = sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file())
+        if not paths:
+            raise GritError(f"{text}: no file matches")
+        return Lines([JsonlFile(p) for p in paths])
+    return JsonlFile(path)
+
+
+class Lines:
+    """Several files as one."""
+
+    def __init__(self, files: Sequence[JsonlFile]):
+        self.files = list(files)
+        self._ends: list[int] = []
+        for file in self.files:
+            self._ends.append((self._ends[-1] if self._ends else 0) + len(file))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for file in self.files:
+            yield from file
+
+    def __getitem__(self, index: int) -> bytes:
+        file, i = self._locate(index)
+        return file[i]
+
+    def where(self, index: int) -> str:
+        file, i = self._locate(index)
+        return file.where(i)
+
+    def _locate(self, index: int) -> tuple[JsonlFile, int]:
+        number = bisect.bisect_right(self._ends, index)
+        return self.files[number], index - (self._ends[number - 1] if number else 0)
+
+
+class PreparedLines:
+    """The lines of a tfds dataset by number.
+
+    Records of `grit data prepare` hold a line each; those of another dataset (`text`, or `query`,
+    `pos`, `neg`) are turned into one.
+
+    Args:
+      name: a folder (the dataset's own, or one that it lies under), or a name that tfds knows.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        import tensorflow_datasets as tfds
+
+        try:
+            if Path(name).exists():
+                builder = tfds.builder_from_directory(str(_dataset_folder(Path(name))))
+            else:
+                builder = tfds.builder(name)
+            split = "train" if "train" in builder.info.splits else next(iter(builder.info.splits))
+            # pyright: ignore[reportCallIssue]
+            self._data: Any = builder.as_data_source(split=split)
+        except GritError:
+            raise
+        except Exception as error:  # tfds has no common base class of its errors
+            reason = str(error).strip().split("\n")[0][:200]
+            raise GritError(
+                f"{_TFDS}{name}: cannot be opened as a tfds dataset ({reason})"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> bytes:
+        record = self._data[index]
+        return record["line"] if "line" in record else json.dumps(_plain(record)).encode()
+
+    def where(self, index: int) -> str:
+        """The line of the file that the record was made from; the record's number where that is not
+        known."""
+        record = self._data[index]
+        return record["where"].decode() if "where" in record else f"{self.name}: record {index}"
+
+    def __reduce__(self):
+        return PreparedLines, (self.name,)  # open files do not travel to worker processes
+
+
+def prepare(
+    sources: Sequence[str | Path],
+    output: str | Path,
+    *,
+    kind: Kind | None = None,
+    on_error: OnError = "stop",
+) -> LineSource:
+    """Writes the examples of `sources`, in order, as one tfds dataset under `output`, and opens it.
+
+    Every line is checked first. The folder appears complete or not at all.
+
+    Raises:
+      GritError: a bad line, sources of different kinds, or an `output` that already holds a
+        dataset.
+    """
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise GritError(f"{output}: a file; name a folder for the prepared dataset")
+    if output.is_dir() and any(output.glob("**/dataset_info.json")):
+        raise GritError(
+            f"{output}: already holds a prepared dataset; remove it or name another folder"
+        )
+    if not sources:
+        raise GritError("data prepare: no source named")
+    opened = []
+    for name in sources:
+        opened.append(open_source(name, kind, on_error))
+        kind = opened[0].kind
+    import tensorflow_datasets as tfds
+
+    lines = ((source.line(i), source.where(i)) for source in opened for i in range(len(source)))
+    shown = progress(lines, f"writing {output}", "lines", total=sum(map(len, opened)))
+    tfds.disable_progress_bar()
+    try:
+        builder = _builder_class()(lines=shown, data_dir=str(output), file_format="array_record")
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # tfds talks of downloads; stdout belongs to the caller
+            builder.download_and_prepare()
+    except OSError as error:
+        raise GritError(f"{output}: cannot be written ({error.strerror or error})") from None
+    result = open_source(output, kind)
+    for source in opened:
+        result.skipped.update(source.skipped)
+    return result
+
+
+@functools.cache
+def _builder_class() -> Any:
+    """The builder, defined once: tfds keeps a register of classes and importing it takes a
+    while."""
+    import tensorflow_datasets as tfds
+
+    class GritDataset(tfds.core.GeneratorBasedBuilder):
+        """Lines of JSONL data files with the place they came from."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def __init__(self, *, lines: Iterable[tuple[bytes, str]] = (), **kwargs: Any):
+            self._lines = lines
+            super().__init__(**kwargs)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=self.__doc__,
+                features=tfds.features.FeaturesDict(
+                    {"line": tfds.features.Text(), "where": tfds.features.Text()}
+                ),
+                # the pipeline shuffles; here the order of the files is kept
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number, (line, where) in enumerate(self._lines):
+                yield number, {"line": line.decode(), "where": where}
+
+    return GritDataset
+
+
+def _dataset_folder(path: Path) -> Path:
+    found = sorted(p.parent for p in path.glob("**/dataset_info.json"))
+    if len(found) != 1:
+        what = (
+            f"{len(found)} prepared datasets ({', '.join(map(str, found[:3]))})"
+            if found
+            else "no prepared dataset"
+        )
+        raise GritError(f"{path}: holds {what}; name the folder of one")
+    return found[0]
+
+
+def _plain(value: Any) -> Any:
+    """A tfds record as JSON values."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+        if isinstance(value, bytes):
+            return _plain(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value

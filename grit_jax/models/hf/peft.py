@@ -1,0 +1,60 @@
+"""Adapters as a PEFT directory: what `peft.PeftModel.from_pretrained(base, directory)` opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from grit_jax.errors import GritError
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.hf.weights import hf_names
+from grit_jax.models.lora import TARGETS, A, B, LoraConfig
+from grit_jax.runtime.files import write_json
+
+
+def write_adapter(
+    directory: Path, config: ModelConfig, lora: LoraConfig, adapters: Mapping[str, Any], base: str
+) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors` (`peft:
+    src/peft/tuners/lora/config.py`).
+
+    Args:
+      adapters: the trained factors, by our names.
+      base: directory or hub id of the model that they belong to.
+
+    Raises:
+      GritError: adapters of single experts, for which PEFT has no names.
+    """
+    if any(name.startswith("expert_") for name in adapters):
+        raise GritError(
+            "PEFT has no adapters for single experts; export the merged model, or train with "
+            "lora.targets: [q_proj, k_proj, v_proj, o_proj]"
+        )
+    tensors = {}
+    for name in (name for names in TARGETS.values() for name in names if name + A in adapters):
+        module = hf_names(config)[name][0].removesuffix(".weight")
+        for ours, theirs in ((A, "lora_A"), (B, "lora_B")):
+            factor = np.asarray(adapters[name + ours], np.float32)
+            for layer in range(len(factor)):  # [out, in] there
+                key = f"base_model.model.model.{module.format(layer=layer)}.{theirs}.weight"
+                tensors[key] = np.ascontiguousarray(factor[layer].T)
+    save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
+    write_json(
+        directory / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "inference_mode": True,
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": lora.dropout,
+            "target_modules": list(lora.targets),
+            "bias": "none",
+            "fan_in_fan_out": False,
+        },
+    )

@@ -1,0 +1,58 @@
+"""A run without running it: the training step of a configuration, its state and its batch as
+shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from grit_jax.data.abstract_batch import abstract_batch
+from grit_jax.errors import GritError
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.hf import directory as huggingface
+from grit_jax.run_config import RunConfig, batch_needs, step_config
+from grit_jax.train import how_computed
+from grit_jax.training.state import TrainState, abstract_state, make_optimizer, make_schedule
+from grit_jax.training.step import make_step
+from grit_jax.types import Batch
+
+
+@dataclasses.dataclass
+class AbstractStep:
+    """A training step and the shapes of what goes into it: `jax.eval_shape(step, state, batch)`
+    traces it."""
+
+    model: ModelConfig
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    state: TrainState
+    batch: Batch
+
+
+def abstract_step(config: RunConfig) -> AbstractStep:
+    """The step of a configuration with its state and its largest batch as shapes; no data and no
+    weights are read.
+
+    Raises:
+      GritError: the model's shape is not known here (`model.path` is no directory and nothing else
+        says it), or every batch size is 0.
+    """
+    section, shape = config.model, config.model.known_shape
+    if shape is None:
+        if not Path(str(section.path)).is_dir():
+            raise GritError(
+                f"model.path: {section.path} is not here; say what it is by model.preset or"
+                " model.shape"
+            )
+        shape = huggingface.read_model_directory(str(section.path), with_params=False).config
+    model_config = dataclasses.replace(shape, **how_computed(section))
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    return AbstractStep(
+        model_config,
+        make_step(step_config(config, model_config), optimizer, schedule),
+        abstract_state(model_config, optimizer, section.projection, config.lora),
+        abstract_batch(config.data, batch_needs(config)),
+    )

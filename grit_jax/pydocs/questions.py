@@ -1,0 +1,275 @@
+"""Questions whose answer is a short literal span of one document: defaults, parameter order,
+continuations.
+
+They make both the training of answers over cached documents and its test, where nothing but reading
+can answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+from grit_jax.pydocs.documents import (
+    Document,
+    document_string,
+    parameters_of,
+    parse_signature,
+    render_signature,
+    side,
+)
+
+MAX_ANSWER = 60  # characters: about 20 tokens
+CONTINUATION_WORDS = 3
+TRIVIAL = frozenset(
+    ("None", "True", "False", "0", "1", "''", '""', "...")
+)  # defaults that a guess would find
+
+PHRASINGS = {
+    "default": (
+        "What is the default value of `{what}` in `{id}`?",
+        "In `{id}`, what does `{what}` default to?",
+        "`{id}`: which default has the parameter `{what}`?",
+    ),
+    "order": (
+        "Which parameter follows `{what}` in `{id}`?",
+        "In the signature of `{id}`, what comes after `{what}`?",
+        "`{id}`: which parameter comes next after `{what}`?",
+    ),
+    # The answer begins with the words given, so that the first thing to be found is where they
+    # stand.
+    "quotation": (
+        'Quote `{id}` from "{what}" on.',
+        'Which sentence of `{id}` has the words "{what}"? Quote it from there.',
+        'In `{id}`, what is said from "{what}" on?',
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """`answer` is a literal span of `document` (title and text in one string)."""
+
+    id: str
+    kind: str
+    text: str
+    answer: str
+    document: str
+
+    def row(self) -> dict:
+        """The line of a data file for answers over cached documents."""
+        return {"docs": [self.document], "text": [self.text, self.answer]}
+
+
+def normalise(answer: str) -> str:
+    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles,
+    single spaces."""
+    kept = "".join(c for c in answer.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def best_constant(rows: Sequence[dict]) -> tuple[str, float]:
+    """The answer that scores best when it is given to every question of `rows`, and its score.
+
+    The score is `match`: the share of rows whose normalised gold answer is contained in the
+    normalised constant. The constants tried are the gold answers themselves. `("", 0.0)` without
+    rows.
+    """
+    golds = Counter(normalise(row["text"][1]) for row in rows)
+    best, best_count = "", 0
+    for constant in sorted(golds):
+        inside = {
+            constant[i:j] for i in range(len(constant) + 1) for j in range(i, len(constant) + 1)
+        }
+        count = sum(golds[part] for part in inside if part in golds)
+        if count > best_count:
+            best, best_count = constant, count
+    return best, best_count / max(len(rows), 1)
+
+
+def guessable(question: Question) -> bool:
+    """Whether an empty or one-letter answer, or the question itself, would count as right."""
+    answer = normalise(question.answer)
+    return len(answer) < 2 or f" {answer} " in f" {normalise(question.text)} "
+
+
+def questions(document: Document, generator: random.Random) -> dict[str, Question]:
+    """At most one question of each kind about `document`, those that it cannot carry left out."""
+    shown = document_string(document.id, document.text)
+    pieces = parse_signature(document.signature) if document.signature else []
+    # Only what stands in the shown part of the signature can be read there.
+    call = document.text.partition("\n")[0]
+    pieces = [p for p in pieces if re.search(rf"[(\s]{re.escape(p[0])}(?=[=,)\s])", call)]
+    plain = [p for p in pieces if p[0] not in ("/", "*")]
+    found = []
+
+    defaults = [
+        (n, d) for n, d in plain if d is not None and d not in TRIVIAL and f"{n}={d}" in call
+    ]
+    if not defaults and generator.random() < 0.15:  # some: that these exist is worth knowing too
+        defaults = [(n, d) for n, d in plain if d is not None and d != "..." and f"{n}={d}" in call]
+    if defaults:
+        found.append(("default", *generator.choice(defaults)))
+
+    steps = [
+        (a[0], b[0]) for a, b in zip(plain, plain[1:], strict=False) if not (a[0] + b[0]).count("*")
+    ]
+    if steps:
+        found.append(("order", *generator.choice(steps)))
+
+    gap = _gap(document, shown, generator)
+    if gap:
+        found.append(("quotation", *gap))
+
+    result = {}
+    for kind, what, answer in found:
+        phrase = generator.choice(PHRASINGS[kind]).format(what=what, id=document.id)
+        question = Question(document.id, kind, phrase, answer, shown)
+        if len(answer) <= MAX_ANSWER and answer in shown and not guessable(question):
+            result[kind] = question
+    return result
+
+
+def _gap(document: Document, shown: str, generator: random.Random) -> tuple[str, str] | None:
+    """(2 to 4 words of the docstring that occur once, the same words with those that follow
+    them)."""
+    lines = [line.split(" ") for line in document.text.split("\n")[bool(document.signature) :]]
+    starts = [(line, i) for line in lines for i in range(len(line) - 2 - CONTINUATION_WORDS + 1)]
+    for _ in range(min(6, len(starts))):
+        line, i = generator.choice(starts)
+        length = generator.randint(2, min(4, len(line) - i - CONTINUATION_WORDS))
+        context = " ".join(line[i : i + length])
+        answer = " ".join(line[i : i + length + CONTINUATION_WORDS]).rstrip(".,:;")
+        long_enough = len(answer) >= len(context) + 8
+        if (
+            shown.count(context) == 1
+            and '"' not in context
+            and long_enough
+            and len(answer) <= MAX_ANSWER
+        ):
+            return context, answer
+    return None
+
+
+# ---- documents in which nothing can be known by heart --------------------------------------------
+
+
+class Inventor:
+    """Random identifiers and values, made from the words of the training documents."""
+
+    def __init__(self, vocabulary: Sequence[str]):
+        self.vocabulary = list(vocabulary)
+
+    def word(self, generator: random.Random) -> str:
+        if self.vocabulary and generator.random() < 0.6:
+            return generator.choice(self.vocabulary)
+        return "".join(
+            generator.choice("bdfgklmnprstvz") + generator.choice("aeiou")
+            for _ in range(generator.randint(1, 3))
+        ) + generator.choice(("", "n", "r", "x"))
+
+    def name(self, generator: random.Random) -> str:
+        """An identifier of one to three words."""
+        return "_".join(self.word(generator) for _ in range(generator.choice((1, 1, 2, 2, 3))))
+
+    def value(self, generator: random.Random) -> str:
+        """The source text of a default: numbers, strings, names, pairs."""
+        kind = generator.randrange(7)
+        if kind == 0:
+            return str(generator.randint(2, 9999))
+        if kind == 1:
+            return repr(round(generator.uniform(0, 10), generator.randint(1, 4)))
+        if kind == 2:
+            return f"1e-{generator.randint(1, 12):02d}"
+        if kind == 3:
+            return str(-generator.randint(10, 99))
+        if kind == 4:
+            return f"({generator.randint(0, 99)}, {generator.randint(0, 99)})"
+        if kind == 5:
+            return f"{self.word(generator)}.{self.word(generator)}"
+        return repr(self.name(generator))
+
+
+def randomised(document: Document, inventor: Inventor, generator: random.Random) -> Document:
+    """`document` with its own name, its parameters' names and their defaults replaced, consistently
+    everywhere.
+
+    Callables with fewer than two parameters get more, so that each carries every kind of question.
+    Some words of the docstring are replaced too: a continuation can then only be copied.
+    """
+    taken: set[str] = set()
+
+    def fresh() -> str:
+        while (
+            (name := inventor.name(generator)) in taken
+            or name in document.doc
+            or name in document.text
+        ):
+            pass
+        taken.add(name)
+        return name
+
+    parent, _, own = document.id.rpartition(".")
+    prefix = f"{parent}." if parent else ""
+    names = {own: fresh()}
+    while side(prefix + names[own]) != "train":  # an invented name can be a real one, held out
+        names[own] = fresh()
+    pieces: list[tuple[str, str | None]] = []
+    values: dict[str, str | None] = {}
+    for name, default in parse_signature(document.signature) if document.signature else []:
+        bare = name.lstrip("*")
+        if bare and bare != "/":
+            names[bare] = names.get(bare) or fresh()
+            name = name[: len(name) - len(bare)] + names[bare]
+        if default is not None:
+            value = inventor.value(generator)
+            values[default] = (
+                None if default in values else value
+            )  # None: whose the docstring means is not known
+            default = value
+        pieces.append((name, default))
+    if document.kind != "module":
+        while len([p for p in pieces if p[0][0] not in "*/"]) < 2:
+            pieces.insert(0, (fresh(), None))
+        if not any(default for _, default in pieces):
+            last = max(i for i, p in enumerate(pieces) if p[0][0] not in "*/")
+            pieces[last] = (pieces[last][0], inventor.value(generator))
+
+    # Everything in one pass: a new name may be an old one elsewhere.
+    long = "|".join(sorted((re.escape(n) for n in names if len(n) > 2), key=len, reverse=True))
+    # A name of one or two letters is in prose mostly a word: only where it is marked as a name.
+    short = "|".join(sorted(re.escape(n) for n in names if len(n) < 3))
+    patterns = [rf"(?<!\w)(?:{long})(?!\w)"] * bool(long)
+    patterns += [rf"(?<=[`*'])(?:{short})(?=[`*'])|^(?:{short})(?=\s*:)"] * bool(short)
+    doc = re.sub("|".join(patterns), lambda m: names[m[0]], document.doc, flags=re.MULTILINE)
+    for old, new in sorted(values.items()):
+        if new is not None:
+            doc = re.sub(
+                rf"(?i:(default[^.\n]{{0,20}}?))(?<![\w.]){re.escape(old)}(?!\w|\.\d)",
+                lambda m, new=new: m[1] + new,
+                doc,
+            )
+    tokens = re.split(r"(\s+)", doc)
+    spots = [
+        i
+        for i in range(0, len(tokens), 2)
+        if tokens[i].isalpha()
+        and tokens[i].islower()
+        and len(tokens[i]) > 3
+        and tokens[i] not in taken
+        and not tokens[i].startswith("default")
+    ]
+    for i in generator.sample(spots, len(spots) // 3):
+        tokens[i] = inventor.word(generator)
+    signature = render_signature(names[own], pieces) if pieces else ""
+    return dataclasses.replace(
+        document,
+        id=prefix + names[own],
+        doc="".join(tokens),
+        signature=signature,
+        parameters=parameters_of(pieces),
+    )

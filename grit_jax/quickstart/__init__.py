@@ -1,0 +1,1 @@
+"""The main job from a corpus to answers, and its report."""

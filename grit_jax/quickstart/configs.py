@@ -1,0 +1,93 @@
+"""The training configurations of the quickstart."""
+
+from __future__ import annotations
+
+from grit_jax.data.config import DataConfig
+from grit_jax.models.config import ModelConfig
+from grit_jax.run_config import ModelSection, RunConfig, TokenizerSection, TrainSection
+from grit_jax.text.rag_layouts import MODES
+from grit_jax.training.losses import LossConfig
+from grit_jax.training.state import OptimizerConfig
+
+ANSWER_TOKENS = 28  # the longest answer of the held-out questions and an end of sequence
+LAYOUTS = [mode for mode in MODES if mode != "none"]
+# The shape of the shipped base model, and of the one that --from-scratch trains.
+SHAPE = ModelConfig(
+    vocab_size=2048,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=48,
+    tie_word_embeddings=True,
+    max_position_embeddings=4096,
+)
+HOW = {"dtype": "float32", "remat": "none", "scan_layers": False}  # what is fastest on a CPU
+
+
+def joint_config(seed: int) -> RunConfig:
+    """What the quickstart trains: all three losses together from the base, paths relative to the
+    output folder."""
+    return RunConfig(
+        model=ModelSection(path="base", export_dtype="float32", **HOW),  # type: ignore[arg-type]
+        output=".",
+        data=_data_config(embedding_batch=32, generative_batch=12, cached_batch=12),
+        train=TrainSection(
+            steps=180,
+            seed=seed,
+            checkpoint_every=30,
+            eval_embedding="data/heldout/embedding.jsonl",
+            eval_generative="data/heldout/generative.jsonl",
+            loss=LossConfig(),
+        ),
+        optimizer=OptimizerConfig(
+            lr=6e-4,
+            schedule="cosine",
+            warmup_fraction=0.05,
+            final_lr_fraction=0.05,
+            weight_decay=0.05,
+            b2=0.98,
+        ),
+    )
+
+
+def base_config(seed: int) -> RunConfig:
+    """The warm-up of `--from-scratch`: write and copy first (configs/quickstart_base_warmup.yaml,
+    shortened)."""
+    return RunConfig(
+        model=ModelSection(shape=SHAPE, **HOW),  # type: ignore[arg-type]
+        output="warmup",
+        tokenizer=TokenizerSection(
+            train_on=["data/train/documents.jsonl"], vocab_size=SHAPE.vocab_size
+        ),
+        data=_data_config(embedding_batch=0, generative_batch=24, cached_batch=24),
+        train=TrainSection(steps=900, seed=seed, checkpoint_every=100),
+        optimizer=OptimizerConfig(
+            lr=1.5e-3, schedule="cosine", final_lr_fraction=0.3, weight_decay=0.05, b2=0.98
+        ),
+    )
+
+
+def _data_config(**batches: int) -> DataConfig:
+    """The corpus's files and lengths; short rows because attention on a CPU is paid for by their
+    square."""
+    train_on = "data/train/{}.jsonl".format
+    return DataConfig(
+        embedding=[train_on("embedding_summary"), train_on("embedding_question")]
+        if batches["embedding_batch"]
+        else [],
+        generative=[train_on("copying"), train_on("generative")],
+        cached=[train_on("rag"), train_on("recite")],
+        query_max_length=64,
+        passage_max_length=176,
+        row_length=192,
+        generative_max_length=192,
+        generative_row_length=192,
+        document_max_length=176,
+        pieces_row_length=192,
+        cached_row_length=256,
+        row_multiple=2,
+        layouts=LAYOUTS,
+        **batches,
+    )

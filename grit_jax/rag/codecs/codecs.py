@@ -1,0 +1,130 @@
+"""Compressed caches: which codecs there are, how they are calibrated for a model, and how a
+calibration is kept.
+
+`int8`, `int4` (`scalar.py`): one code a number, 1.9 and 3.6 times smaller than bfloat16 with all
+that belongs to them. `pca2` (`transform.py`): two bits a number on principal axes, 8 times smaller
+and nearer to native than int4.
+
+What a codec must know of keys and values (ranges of channels, principal axes) does not come from
+the document, whose record would have to carry it: documents are short. It is calibrated once, on a
+sample of the corpus, and kept in the store. A calibration is part of the identity of the records
+that it packs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from grit_jax.errors import GritError
+from grit_jax.inference.records import Codec
+from grit_jax.models.config import ModelConfig
+from grit_jax.rag.codecs.pca import AXES, Transform, calibrate_transform
+from grit_jax.rag.codecs.scalar import Scalar, calibrate_scalar
+from grit_jax.rag.record_format import NATIVE
+from grit_jax.types import KV, DocumentKV
+
+VERSION = 1  # of all codecs; a part of the identity of records
+KINDS = (NATIVE, "int8", "int4", "pca2")
+SAMPLE_TOKENS = 8192  # to calibrate on, at least,
+TOKENS_PER_DIMENSION = (
+    32  # and for a transform so many for each number of a token and layer: its axes must not be
+)
+# those of the sample alone
+
+
+class StoredCodec(Codec, Protocol):
+    """A codec whose calibration can be kept: `from_arrays(codec.arrays())` is the same codec."""
+
+    def arrays(self) -> dict[str, Array]:
+        """The calibration."""
+        ...
+
+
+def sample_tokens(kind: str, config: ModelConfig) -> int:
+    """How many tokens' keys and values to calibrate on."""
+    if kind != "pca2":
+        return SAMPLE_TOKENS
+    return max(
+        SAMPLE_TOKENS,
+        TOKENS_PER_DIMENSION * 2 * config.num_key_value_heads * (config.head_dim or 1),
+    )
+
+
+def calibrate(kind: str, sample: Sequence[DocumentKV]) -> StoredCodec:
+    """A codec for documents like those of a sample.
+
+    Args:
+      kind: one of `KINDS`, but not `native`.
+
+    Raises:
+      GritError: the numbers of a token do not fill whole bytes.
+    """
+    L, _, K, H = sample[0].k.shape
+    if (kind == "int4" and H % 2) or (kind == "pca2" and 2 * K * H % AXES):
+        raise GritError(
+            f"--kv {kind}: {K} heads of {H} dimensions do not fill whole bytes; take int8"
+        )
+    join = lambda name, layer: np.concatenate(
+        [getattr(one, name)[layer].astype(np.float32) for one in sample]
+    )
+    layers = (KV(join("k", layer), join("v", layer)) for layer in range(L))
+    return (
+        calibrate_transform(layers) if kind == "pca2" else calibrate_scalar(int(kind[3:]), layers)
+    )
+
+
+def compression_of(kind: str, codec: StoredCodec | None) -> str:
+    """What an identity says of it: kind, version and a hash of the calibration."""
+    return (
+        f"{kind}-{VERSION}-{hashlib.sha256(to_bytes(codec)).hexdigest()[:16]}"
+        if codec is not None
+        else NATIVE
+    )
+
+
+def kind_of(compression: str) -> str:
+    """The kind in what `compression_of` says."""
+    return compression.partition("-")[0]
+
+
+def to_bytes(codec: StoredCodec | None) -> bytes:
+    """A calibration as it is kept; nothing where there is none."""
+    return (
+        save({name: np.asarray(array) for name, array in codec.arrays().items()})
+        if codec is not None
+        else b""
+    )
+
+
+def codec_from_bytes(data: bytes, compression: str, where: str) -> StoredCodec | None:
+    """The codec of `compression` from what `to_bytes` gave; None for native records.
+
+    Raises:
+      GritError: an unknown kind or version, or a calibration that is damaged or another one.
+    """
+    if compression == NATIVE:
+        return None
+    kind, known = kind_of(compression), f"{kind_of(compression)}-{VERSION}-"
+    if kind not in KINDS or not compression.startswith(known):
+        raise GritError(
+            f"{where}: compression {compression!r} is unknown to this version; make the index again"
+        )
+    if known + hashlib.sha256(data).hexdigest()[:16] != compression:
+        raise GritError(
+            f"{where}: the calibration of its compression is damaged; make the index again"
+        )
+    try:
+        arrays = {name: jnp.asarray(array) for name, array in load(data).items()}
+    except SafetensorError as error:
+        raise GritError(
+            f"{where}: the calibration of its compression is damaged ({error})"
+        ) from None
+    return (Transform if kind == "pca2" else Scalar).from_arrays(arrays)

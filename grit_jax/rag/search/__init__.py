@@ -1,0 +1,1 @@
+"""Vector search: exact on the device mesh, or Milvus."""

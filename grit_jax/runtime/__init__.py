@@ -1,0 +1,2 @@
+"""What every run needs from its machine: files, hosts, preemption, the run folder, metrics,
+progress."""

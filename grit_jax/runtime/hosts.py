@@ -1,0 +1,262 @@
+"""One run on several hosts: every process runs the same program over one mesh, and process 0 writes
+what all agree on.
+
+Hosts find each other by jax.distributed: as a TPU slice or Slurm says, or by three environment
+variables,
+
+    GRIT_COORDINATOR=HOST:PORT GRIT_NUM_PROCESSES=4 GRIT_PROCESS_ID=0 grit train CONFIG
+    (process 0 runs on HOST)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
+
+from grit_jax.errors import GritError
+
+DEVICES = Path("/dev")  # where a TPU VM shows its chips
+HEARTBEAT_SECONDS = 40  # without one, a process is lost, and JAX aborts the others
+WAIT_SECONDS = 1800  # for the slowest host: it may have to fetch a model first
+FOLDER_SECONDS = 10  # in which a file that one host writes is there on all
+VARIABLES = ("GRIT_COORDINATOR", "GRIT_NUM_PROCESSES", "GRIT_PROCESS_ID")
+
+
+def asks_for_hosts(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment tells of other processes, or may do so."""
+    names = {name for name in (*VARIABLES, "JAX_COORDINATOR_ADDRESS") if name in environment}
+    alone = names == {"GRIT_NUM_PROCESSES"} and environment["GRIT_NUM_PROCESSES"] == "1"
+    return bool(names) and not alone or _in_a_cluster(environment)
+
+
+def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
+    """Joins the other processes of the run, where the environment tells of any; before JAX is used.
+
+    Raises:
+      GritError: the variables contradict each other, or the others cannot be reached.
+    """
+    how = _explicit(environment)
+    if how is None and not _in_a_cluster(environment):
+        return
+    # SIGTERM is heard by `preemption`, and the hosts agree on it by `Agreement`.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(**(how or {}), heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise GritError(
+            f"the hosts of this run cannot be joined ({str(error).splitlines()[0]}); "
+            f"set {', '.join(VARIABLES)}, or GRIT_NUM_PROCESSES=1 for a run on this host alone"
+        ) from None
+
+
+def _explicit(environment: Mapping[str, str]) -> dict[str, str | int] | None:
+    """What the three variables say; {} where they leave it to JAX's own; None: nothing."""
+    given = {name: environment[name] for name in VARIABLES if name in environment}
+    if not given:
+        return {} if "JAX_COORDINATOR_ADDRESS" in environment else None
+    missing = [name for name in VARIABLES if name not in given]
+    if given == {"GRIT_NUM_PROCESSES": "1"}:
+        return None
+    if missing:
+        raise GritError(
+            f"{', '.join(given)} without {', '.join(missing)}; set all three, in every process of"
+            " the run"
+        )
+    coordinator, count, number = (given[name] for name in VARIABLES)
+    if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+        raise GritError(
+            f"GRIT_PROCESS_ID={number} and GRIT_NUM_PROCESSES={count}: wants whole numbers, the"
+            " first from 0 to the second less 1"
+        )
+    return {
+        "coordinator_address": coordinator,
+        "num_processes": int(count),
+        "process_id": int(number),
+    }
+
+
+def _in_a_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether this is a task of a Slurm step of several, or a host with TPU chips (of a slice of
+    several, maybe)."""
+    if environment.get("GRIT_NUM_PROCESSES") == "1":
+        return False
+    if "SLURM_STEP_NODELIST" in environment:
+        return int(environment.get("SLURM_NTASKS", "1")) > 1
+    if (environment.get("JAX_PLATFORMS") or "tpu").split(",")[
+        0
+    ] != "tpu" or "TPU_SKIP_MDS_QUERY" in environment:
+        return False
+    chips = [*DEVICES.glob("accel[0-9]*"), *DEVICES.glob("vfio/[0-9]*")]
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def is_first() -> bool:
+    """True in process 0, which writes and speaks."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(where: str) -> None:
+    """Returns once every process has come here; `where` is a name for the place. Devices are not
+    involved."""
+    multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * WAIT_SECONDS)
+
+
+def all_say(word: str) -> list[str]:
+    """What every process says, in their order, this one's `word` among them; all of them ask
+    together.
+
+    Raises:
+      GritError: a process does not say anything.
+    """
+    if jax.process_count() == 1:
+        return [word]
+    exchange = Exchange()
+    return [letter.decode() for letter in exchange("word", [word.encode()] * exchange.hosts)]
+
+
+def fail_together(message: str) -> NoReturn:
+    """Raises `GritError` in every process, in process 0 last: with its end, JAX aborts those that
+    are still there."""
+    if jax.process_count() > 1 and is_first():
+        time.sleep(1)
+    raise GritError(message)
+
+
+def check_same_folder(folder: Path) -> None:
+    """Looks in every process for a file that process 0 writes; all come here together, and hear the
+    same.
+
+    Raises:
+      GritError: `folder` is another one to some of them, whose parts of a checkpoint would be
+        missing in it.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = folder / f".grit-{uuid.uuid4().hex}"
+    try:
+        if is_first():
+            mark.touch()
+        seen = all_say("yes" if _appears(folder / all_say(mark.name)[0]) else "no")
+    finally:
+        if is_first():
+            mark.unlink(missing_ok=True)
+    if without := ", ".join(str(number) for number, answer in enumerate(seen) if answer != "yes"):
+        fail_together(
+            f"output {folder} is not the same folder on process {without}; put it where all hosts"
+            " see it"
+        )
+
+
+def _appears(file: Path) -> bool:
+    """Network file systems may show a file of another host late."""
+    ends = time.monotonic() + FOLDER_SECONDS
+    while not os.path.exists(file):
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def await_verdict() -> None:
+    """After a failure of JAX: another process may be the cause, and then this one is aborted within
+    a heartbeat."""
+    if jax.process_count() > 1:
+        time.sleep(HEARTBEAT_SECONDS + 10)
+
+
+class Exchange:
+    """Letters among the hosts by way of process 0, from any thread and in any order; devices are
+    not involved.
+
+    Attributes:
+      number: of this host, from 0, among so many `hosts`.
+    """
+
+    _opened = itertools.count()  # every process opens the same ones in the same order
+
+    def __init__(self) -> None:
+        self.number, self.hosts = jax.process_index(), jax.process_count()
+        self._client = multihost.get_jax_distributed_client() if self.hosts > 1 else None
+        self._name, self._closed = f"grit/{next(self._opened)}", False
+
+    def __call__(self, key: str, letters: Sequence[bytes]) -> list[bytes]:
+        """Sends each host its letter and returns theirs, in their order, this host's own among
+        them.
+
+        Raises:
+          GritError: another host's does not come.
+        """
+        if self._closed:
+            raise Closed(key)
+        place = lambda to, sender: f"{self._name}/{key}/{to}/{sender}"
+        for host in self._others():
+            self._client.key_value_set_bytes(
+                place(host, self.number), letters[host], allow_overwrite=True
+            )
+        received = list(letters)
+        for host in self._others():
+            received[host] = self._letter(place(self.number, host), host)
+        self._client.key_value_delete(f"{self._name}/{key}/{self.number}/")
+        return received
+
+    def close(self) -> None:
+        """Nobody waits any longer: those who do get `Closed`."""
+        self._closed = True
+
+    def _others(self) -> list[int]:
+        # Each begins with the next one, so that they do not all ask for the same one.
+        return [(self.number + i) % self.hosts for i in range(1, self.hosts)]
+
+    def _letter(self, place: str, host: int) -> bytes:
+        for _ in range(WAIT_SECONDS):
+            try:
+                return self._client.blocking_key_value_get_bytes(place, 1000)
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            if self._closed:
+                raise Closed(place)
+        raise GritError(
+            f"process {host} of this run has been silent for {WAIT_SECONDS} s; look at its own"
+            " output"
+        )
+
+
+class Closed(Exception):
+    """The run has ended while batches that it will not need were being prepared."""
+
+
+class Agreement:
+    """Whether any process of the run was told to stop: the same answer in all of them, in the same
+    step.
+
+    It is that of the call before, so that the question travels while a step computes. Alone, a
+    process need not ask.
+    """
+
+    def __init__(self, told: Callable[[], bool], mesh: Mesh):
+        self._told, self._asked = told, None
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def __call__(self) -> bool:
+        if jax.process_count() == 1:
+            return self._told()
+        answer = self._asked is not None and bool(self._asked)
+        mine = np.full(self._split.mesh.size, self._told())
+        self._asked = self._any(
+            jax.make_array_from_callback(mine.shape, self._split, lambda index: mine[index])
+        )
+        return answer

@@ -1,0 +1,80 @@
+"""metrics.jsonl: one JSON object a step, always parsable, cut back on resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from grit_jax.errors import GritError
+
+
+class MetricsFile:
+    """Appends one line a step; `start_step` cuts everything from that step on, and half-written
+    lines.
+
+    After a kill the file holds exactly one line for each step that the restored run has behind it.
+
+    Attributes:
+      last: the line written last, or kept of an earlier run; {}: there is none.
+    """
+
+    def __init__(self, path: Path, start_step: int = 0):
+        self.path = path
+        kept = [line for line in read_lines(path) if line["step"] < start_step]
+        try:
+            self._put("".join(map(_text, kept)))
+        except OSError as error:
+            raise GritError(
+                f"{path}: cannot be written ({error.strerror}); choose another output folder"
+            ) from None
+        self.last: dict[str, Any] = kept[-1] if kept else {}
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes a step's values; numbers that JSON has no name for (nan) become null.
+
+        Further values of the last step join its line.
+        """
+        plain = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()
+        }
+        if self.last.get("step") == step:
+            before = self.path.read_text(encoding="utf-8").removesuffix(_text(self.last))
+            self._file.close()
+            self.last |= plain
+            self._put(before + _text(self.last))
+            return
+        self.last = {"step": step, **plain}
+        self._file.write(_text(self.last))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _put(self, text: str) -> None:
+        """Makes `text` the file, whole at any instant, and goes on behind it."""
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line) + "\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics file, one a step (the last one written wins); [] when there
+    is none."""
+    lines: dict[int, dict[str, Any]] = {}
+    if path.exists():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+                lines[int(line["step"])] = line
+            except (ValueError, KeyError, TypeError):
+                continue  # the half line of a killed run
+    return [lines[step] for step in sorted(lines)]

@@ -1,0 +1,269 @@
+"""Where a run's output goes: a folder here, or an address in an object store
+(`gs://BUCKET/FOLDER`).
+
+Objects are neither appended to nor renamed. So checkpoints go straight to the store, which Orbax
+knows how to do, and everything else is a file in a folder of this machine that is copied there
+whole: before each checkpoint that counts on it, now and then in between, and at the end. The store
+is the truth: a run that goes on begins from what is there.
+
+Most failures of a store pass, so it is asked three times. A copy made now and then that still fails
+is told of and made up for by the next one; any other ends the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from grit_jax.errors import GritError
+from grit_jax.runtime.hosts import is_first
+from grit_jax.runtime.progress import say
+
+SCHEMES = {"gs": "gcs"}  # of addresses, and the extra of this package that has their client
+COPY_SECONDS = 60  # between copies of what has changed
+PAUSES = (1.0, 5.0)  # seconds before a store that failed is asked again
+CHECKPOINTS, MODEL = "checkpoints", "model"
+# What a run that goes on has no need of here.
+NOT_FETCHED = (CHECKPOINTS, MODEL, "profile", "tensorboard", "wandb", "logs")
+
+
+class Output:
+    """A run's output folder.
+
+    Args:
+      reads: nothing is written to the address, where a run may be under way, on this machine as
+        well. `local` is then a temporary folder if the output is not one itself; `close` removes
+        it.
+
+    Attributes:
+      address: what the user calls it.
+      local: the folder on this machine that all but checkpoints is written to: the output itself,
+        where it is one.
+      remote: whether it is not.
+
+    Raises:
+      GritError: the address is none, or the client of its store is not installed.
+    """
+
+    def __init__(self, address: str | Path, *, reads: bool = False):
+        text, self._reads = os.fspath(address), reads
+        scheme = match[1] if (match := re.match(r"([a-z][a-z0-9+.-]*):/", text)) else None
+        self.remote = scheme not in (None, "file")
+        if not self.remote:
+            self.address = text.removeprefix("file://") if scheme else text
+            self.local, self.checkpoints = (
+                Path(self.address),
+                os.path.join(self.address, CHECKPOINTS),
+            )
+            return
+        if scheme not in SCHEMES or not re.fullmatch(r"[a-z0-9]+://[^/\s]+/\S+", text):
+            wanted = ", ".join(f"{known}://BUCKET/FOLDER" for known in SCHEMES)
+            raise GritError(f"output {text}: wants a folder, or {wanted}")
+        self.address = text.rstrip("/")
+        self.checkpoints = f"{self.address}/{CHECKPOINTS}"
+        self._copied: dict[str, tuple[int, int]] = {}
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._store, self._root = _open_store(self.address, SCHEMES[scheme])
+        self._copier: threading.Thread | None = None
+        self._temporary = tempfile.TemporaryDirectory(prefix="grit_jax-") if reads else None
+        self.local = Path(self._temporary.name) if self._temporary else _scratch(self.address)
+
+    def begin(self) -> None:
+        """Makes `local` what the store has, large things left out.
+
+        Raises:
+          GritError: the store cannot be read.
+        """
+        if self.remote:
+            if not self._reads:
+                shutil.rmtree(self.local, ignore_errors=True)
+                self.local.mkdir(parents=True)
+            self.fetch()
+
+    def copy_now_and_then(self) -> None:
+        """From now until `close`, process 0 copies what is written to `local`; a copy that fails is
+        told in a line."""
+        if self._writes():
+            self._copier = threading.Thread(target=self._copy_until_closed, daemon=True)
+            self._copier.start()
+
+    def fetch(self) -> None:
+        """Brings what the store has and this machine lacks.
+
+        Raises:
+          GritError: the store cannot be read.
+        """
+        if not self.remote:
+            return
+        for path in self._ask("read", self._store.find, self._root):
+            name = path[len(self._root) :].lstrip("/")
+            target = self.local / name
+            if name and name.split("/")[0] not in NOT_FETCHED and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._ask("read", self._store.get_file, path, str(target))
+
+    def copy(self) -> None:
+        """Copies what has changed, the model left out; in process 0 alone, which wrote it.
+
+        Raises:
+          GritError: the store does not take it.
+        """
+        if not self._writes():
+            return
+        with self._lock:
+            for name, file in _files(self.local):
+                if name.split("/")[0] == MODEL:
+                    continue
+                try:
+                    stat = file.stat()
+                except (
+                    FileNotFoundError
+                ):  # other libraries (W&B) write here, too, and take things away
+                    continue
+                mark = (stat.st_mtime_ns, stat.st_size)
+                if self._copied.get(name) != mark:
+                    self._ask("written", self._put_if_here, name, file)
+                    self._copied[name] = mark
+
+    def copy_model(self, last: str) -> None:
+        """Copies the model's directory; its file `last`, without which it is none, after all
+        others.
+
+        Raises:
+          GritError: the store does not take it.
+        """
+        if not self._writes():
+            return
+        for name, file in sorted(_files(self.local / MODEL), key=lambda entry: entry[0] == last):
+            self._ask("written", self._store.put_file, str(file), f"{self._root}/{MODEL}/{name}")
+
+    def has_model(self, mark: str) -> bool:
+        """Whether the model's directory is whole: has its file `mark`.
+
+        Raises:
+          GritError: the store cannot be read.
+        """
+        if not self.remote:
+            return (self.local / MODEL / mark).exists()
+        return bool(self._ask("read", self._store.exists, f"{self._root}/{MODEL}/{mark}"))
+
+    def unmark_model(self, mark: str) -> None:
+        """Takes `mark` out of the model's directory.
+
+        Raises:
+          GritError: the store does not let it go.
+        """
+        (self.local / MODEL / mark).unlink(missing_ok=True)
+        if self._writes():
+            self._ask("written", self._remove, f"{self._root}/{MODEL}/{mark}")
+
+    def close(self) -> None:
+        """Copies the last changes; what reads leaves nothing behind on this machine.
+
+        Raises:
+          GritError: the store does not take them.
+        """
+        if not self.remote:
+            return
+        if self._temporary:
+            self._temporary.cleanup()
+        if self._copier:
+            self._ended.set()
+            self._copier.join()
+            self.copy()
+
+    def under(self, name: str) -> str | Path:
+        """What the user calls something in it."""
+        return f"{self.address}/{name}".rstrip("/") if self.remote else self.local / name
+
+    def __str__(self) -> str:
+        return self.address
+
+    def _writes(self) -> bool:
+        """Whether this process copies to a store."""
+        return self.remote and not self._reads and is_first()
+
+    def _copy_until_closed(self) -> None:
+        while not self._ended.wait(COPY_SECONDS):
+            try:
+                self.copy()
+            except Exception as error:  # all of it is still here, and the copy before the next checkpoint must succeed
+                say(f"{error} (tried again in {COPY_SECONDS} s)")
+
+    def _put_if_here(self, name: str, file: Path) -> None:
+        try:
+            self._store.put_file(str(file), f"{self._root}/{name}")
+        except (
+            FileNotFoundError
+        ):  # of a bucket that is none, unless the file has gone since it was looked at
+            if file.exists():
+                raise
+
+    def _remove(self, path: str) -> None:
+        if self._store.exists(path):  # not after a try whose answer was lost
+            self._store.rm_file(path)
+
+    def _ask(self, what: str, action: Callable[..., Any], *arguments: Any) -> Any:
+        """The store's answer; its failures as a line. Its client has many kinds of them, of
+        libraries of its own."""
+        for pause in (*PAUSES, None):
+            try:
+                return action(*arguments)
+            except Exception as error:
+                if pause is None:
+                    reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+                    raise GritError(
+                        f"{self.address}: cannot be {what} ({reason}); look at the bucket's name"
+                        " and at the rights of this machine's account (gcloud auth"
+                        " application-default login)"
+                    ) from None
+            time.sleep(pause)
+
+
+def _scratch(address: str) -> Path:
+    """A folder of this machine for one output and process."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = (
+        re.sub(r"[^-\w.]+", "_", address)[-60:]
+        + "-"
+        + hashlib.sha256(address.encode()).hexdigest()[:8]
+    )
+    return cache / "grit_jax" / "outputs" / name / str(_number())
+
+
+def _number() -> int:
+    import jax
+
+    return jax.process_index()
+
+
+def _open_store(address: str, extra: str) -> tuple[Any, str]:
+    """The file system of an address by fsspec, and the folder in it."""
+    import fsspec
+
+    try:
+        # Nothing is remembered of listings: Orbax and other hosts write there, too.
+        return fsspec.core.url_to_fs(address, use_listings_cache=False)
+    except ImportError:
+        raise GritError(
+            f"{address} needs the extra '{extra}': pip install 'grit_jax[{extra}]'"
+        ) from None
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """The files under a folder with their names in it, those being written left out."""
+    # os.walk passes over a folder that goes away meanwhile, which Path.rglob does not.
+    paths = sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return [
+        (path.relative_to(folder).as_posix(), path)
+        for path in paths
+        if path.suffix != ".tmp" and path.is_file()
+    ]

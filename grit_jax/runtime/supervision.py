@@ -1,0 +1,112 @@
+"""A process of a run of several, watched by a parent: when another is lost, this one ends soon, and
+says what happened.
+
+JAX learns of a lost process by its missing heartbeat, and ends the others by abort(), which Python
+cannot hear. So such a run is done in a child, and the parent turns that end into a line and the
+exit status of a run that can go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from grit_jax.runtime.preemption import PREEMPTED, Preempted
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_in_company = mmap.mmap(
+    -1, 1
+)  # one byte that parent and child share: whether the run has other processes
+
+
+def joined_others() -> None:
+    """Said in the child: from now on an abort means that another process was lost, not a bug
+    here."""
+    _in_company[0] = 1
+
+
+def watched(work: Callable[[], None]) -> None:
+    """Does `work` in a child process. Here, exits as the child did; in the child, returns when
+    `work` does.
+
+    Raises:
+      SystemExit: the child's status; `PREEMPTED` where it was aborted for the loss of another
+        process.
+    """
+    # A session that ends sends it to all, which would kill the child unsaved: ignored there, and
+    # made SIGTERM of here.
+    hangs_up = signal.signal(signal.SIGHUP, signal.SIG_IGN) != signal.SIG_IGN
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        _end_with(parent)
+        _leave_at_once(work)
+        return
+
+    def hand_on(number: int, frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(child, signal.SIGTERM)
+
+    for number in (signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])):
+        signal.signal(number, hand_on)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, it goes to the child, too
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == -signal.SIGABRT and _in_company[0]:
+        print(
+            "grit train: another process of this run was lost, or the network between them (JAX's"
+            " words are above; the output of the others may say why); the same command goes on from"
+            " the newest checkpoint",
+            file=sys.stderr,
+        )
+        sys.exit(PREEMPTED)
+    if status < 0:
+        with contextlib.suppress(OSError):  # SIGKILL has no other
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+def _end_with(parent: int) -> None:
+    """Where the parent is killed, this process is, too."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # gone already
+            os._exit(1)
+
+
+def _leave_at_once(work: Callable[[], None]) -> None:
+    """A process that ends alone does not wait for the others at its end, as JAX would: they wait
+    for it."""
+    try:
+        work()
+    except SystemExit as end:
+        if end.code in (None, 0) or end.code == PREEMPTED and not _preempted_alone(end):
+            raise  # all of them end like this
+        _exit(end.code if isinstance(end.code, int) else 1)
+    except BaseException:
+        traceback.print_exc()
+        _exit(1)
+
+
+def _preempted_alone(end: SystemExit) -> bool:
+    """Whether the others go on, and are to lose this process by its heartbeat: SIGTERM struck
+    outside the loop."""
+    together = isinstance(end.__cause__, Preempted) and end.__cause__.together
+    return bool(_in_company[0]) and not together
+
+
+def _exit(status: int) -> None:
+    _flush()
+    os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()

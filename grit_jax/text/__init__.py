@@ -1,0 +1,1 @@
+"""Text to token ids: chat formats and templates, tokenizers, RAG prompt layouts."""

@@ -1,0 +1,109 @@
+"""The seven ways to put a query and documents before an answer: what is cached, what is read anew.
+
+Templates are the original's word for word (`rag/eval.py` of ContextualAI/gritlm, without `The
+answer is`, which its evaluation appends). What is cached is encoded in the embedding format,
+`<s><|embed|>\n{text}`, for documents and queries alike and in every layout: one record of a
+document serves them all. The original's two on-the-fly variants (`\n<|embed|>\n` without `<s>` for
+a document that follows a query) are not reproduced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+from grit_jax.errors import GritError
+from grit_jax.text.chat import GRIT, ChatFormat, Piece
+
+Mode: TypeAlias = Literal[
+    "none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query"
+]
+MODES: tuple[Mode, ...] = get_args(Mode)
+CACHED_MODES: tuple[Mode, ...] = ("doc", "query", "query-doc", "doc-query")
+
+# The query comes first, the documents follow it.
+AFTER_QUERY = "Optionally using the prior context answer the query prior to it"
+# The documents come first, the query follows them.
+AFTER_CONTEXT = "Answer the prior query while optionally using the context prior to it"
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedText:
+    """A text whose keys and values are reused: `text` in the embedding format without an
+    instruction."""
+
+    kind: Literal["query", "document"]
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What stands before an answer.
+
+    `cached` are encoded bidirectionally, each by itself, in this order; `continuation` is read
+    causally after them.
+    """
+
+    mode: Mode
+    cached: tuple[CachedText, ...]
+    continuation: tuple[Piece, ...]
+
+    @property
+    def text(self) -> str:
+        """The continuation as one string."""
+        return "".join(piece.text for piece in self.continuation)
+
+
+def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = GRIT) -> Layout:
+    """The layout `mode` for a query and documents (each `{title} {text}`), in the order given.
+
+    Several documents are separate cached texts, or paragraphs apart in one prompt. A layout without
+    cached texts begins with `bos`; one with them goes on with the turn separator.
+
+    Raises:
+      GritError: an unknown mode, or one that needs documents when there are none.
+    """
+    if mode not in MODES:
+        raise GritError(f"unknown RAG mode '{mode}'; known: {', '.join(MODES)}")
+    if mode != "none" and not documents:
+        raise GritError(
+            f"RAG mode '{mode}' needs at least one document; use 'none' to answer without"
+        )
+    docs = tuple(CachedText("document", text) for text in documents)
+    queries = (CachedText("query", query),)
+    body: list[Piece]
+    cached: tuple[CachedText, ...] = ()
+    if mode == "none":
+        body = [Piece(query)]
+    elif mode == "query-then-doc":
+        body = [Piece(query), Piece("\n\n"), *_paragraphs(documents), Piece("\n\n" + AFTER_QUERY)]
+    elif mode == "doc-then-query":
+        body = [*_paragraphs(documents), Piece("\n\n"), Piece(query), Piece("\n\n" + AFTER_CONTEXT)]
+    elif mode == "query":
+        cached, body = queries, [*_paragraphs(documents), Piece("\n\n" + AFTER_QUERY)]
+    elif mode == "doc":
+        cached, body = docs, [Piece(query), Piece("\n\n" + AFTER_CONTEXT)]
+    elif mode == "query-doc":
+        cached, body = queries + docs, [Piece(AFTER_QUERY)]
+    else:
+        cached, body = docs + queries, [Piece(AFTER_CONTEXT)]
+    opening = chat.turn_separator if cached else chat.bos
+    return Layout(
+        mode,  # type: ignore[arg-type]
+        cached,
+        (
+            Piece(opening + chat.user, is_template=True),
+            *body,
+            Piece(chat.assistant, is_template=True),
+        ),
+    )
+
+
+def _paragraphs(documents: Sequence[str]) -> list[Piece]:
+    pieces: list[Piece] = []
+    for number, document in enumerate(documents):
+        if number:
+            pieces.append(Piece("\n\n"))
+        pieces.append(Piece(document, is_document=True))
+    return pieces

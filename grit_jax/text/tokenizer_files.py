@@ -1,0 +1,338 @@
+"""The tokenizer files of a Hugging Face directory: which there are, what each adds, and how they
+are written.
+
+What counts is what transformers makes of them, since its ids are the ones that a published model
+was trained with: tokenizer.json, or tokenizer.model where there is none; the tokens that
+tokenizer_config.json, special_tokens_map.json and added_tokens.json add; and its `LlamaTokenizer`,
+which builds the space rules anew whatever tokenizer.json says. Source: `transformers:
+tokenization_utils_base.py, tokenization_utils_tokenizers.py, models/auto/tokenization_auto.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from grit_jax.errors import GritError
+from grit_jax.text import sentencepiece_model
+
+TOKENIZER, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
+SPECIAL_MAP, ADDED, TEMPLATE, TEMPLATES = (
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates",
+)
+# Their tokenizers are read as tokenizer.json says, whatever class tokenizer_config.json names.
+_READ_AS_WRITTEN = ("mistral", "mixtral")
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
+_QWEN2_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CONVERT = (
+    "convert it once: transformers' AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    " writes one"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFiles:
+    """What a directory says.
+
+    Attributes:
+      tokenizer_json: text of a tokenizer.json with every token of the other files in it.
+      names: `bos`, `eos` and `pad` to the token, None where there is none.
+      config: tokenizer_config.json; `chat_template` is that of the template files where there are
+        any.
+      model: bytes of tokenizer.model, if the tokenizer came from it.
+    """
+
+    tokenizer_json: str
+    names: dict[str, str | None]
+    config: dict[str, Any]
+    model: bytes | None
+
+
+def read(directory: Path) -> TokenizerFiles:
+    """Reads a directory.
+
+    Raises:
+      GritError: no tokenizer that can be read, or a damaged file.
+    """
+    config = read_object(directory / CONFIG)
+    config |= _template_files(directory)
+    fallback, model_config = (
+        read_object(directory / SPECIAL_MAP),
+        read_object(directory / "config.json"),
+    )
+    model: bytes | None = None
+    own: dict[str, str | None] = {}
+    if (directory / TOKENIZER).is_file():
+        text = _text(directory / TOKENIZER)
+        core = parse(text, str(directory / TOKENIZER))
+        written_anew = (
+            model_config.get("model_type") not in _READ_AS_WRITTEN and '"ByteLevel"' not in text
+        )
+    elif (directory / MODEL).is_file():
+        model = _read(directory / MODEL)
+        if _TIKTOKEN_LINE.match(model):
+            raise GritError(f"{directory / MODEL}: a tiktoken file, which is not read; {_CONVERT}")
+        found = sentencepiece_model.convert(model, str(directory / MODEL))
+        core, written_anew = found.core, True
+        own = {"bos": found.bos_token, "eos": found.eos_token, "pad": found.pad_token}
+    else:
+        raise GritError(_nothing(directory))
+    before = None if model is not None else core.get_added_tokens_decoder()
+    if str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer" and written_anew:
+        sentencepiece_model.llama_spaces(core, config)
+        before = None
+    _add_tokens(core, directory, config, fallback)
+    added = core.get_added_tokens_decoder()
+
+    def name(kind: str) -> str | None:
+        for source, file in ((config, CONFIG), (fallback, SPECIAL_MAP)):
+            if f"{kind}_token" in source:  # present and null means there is none
+                return _content(source[f"{kind}_token"], f"{directory / file}: '{kind}_token'")
+        number = model_config.get(f"{kind}_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        return (
+            added[number].content if isinstance(number, int) and number in added else own.get(kind)
+        )
+
+    names = {kind: name(kind) for kind in ("bos", "eos", "pad")}
+    if model is not None:
+        _begin_and_end(core, config, names)
+    if before is None or {i: repr(t) for i, t in before.items()} != {
+        i: repr(t) for i, t in added.items()
+    }:
+        text = core.to_str()
+    return TokenizerFiles(text, names, config, model)
+
+
+def write(directory: Path, files: TokenizerFiles, architecture: str | None = None) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and, where the tokenizer came from one,
+    tokenizer.model.
+
+    The config is made such that transformers takes tokenizer.json as it stands, beside a model of
+    `architecture`; files of an earlier tokenizer that would contradict it go.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    # What makes transformers build something else than tokenizer.json, or run code of the
+    # directory.
+    rebuilt = ("added_tokens_decoder", "auto_map", "add_prefix_space", "legacy", "sp_model_kwargs")
+    config = {key: value for key, value in files.config.items() if key not in rebuilt}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.setdefault("clean_up_tokenization_spaces", False)
+    config |= {f"{kind}_token": token for kind, token in files.names.items()}
+    if architecture == "qwen2" and not _is_qwen2(files.tokenizer_json):
+        # Its AutoTokenizer believes no class named in a qwen2 directory and makes a Qwen2Tokenizer
+        # of its vocabulary and merges, unless the class is said to be none of its own. There is
+        # none: `trust_remote_code` must be off.
+        config["auto_map"] = {"AutoTokenizer": [None, None]}
+    for name in (SPECIAL_MAP, ADDED, TEMPLATE, MODEL):
+        (directory / name).unlink(missing_ok=True)
+    for file in (directory / TEMPLATES).glob("*.jinja"):
+        file.unlink()
+    (directory / TOKENIZER).write_text(files.tokenizer_json, encoding="utf-8")
+    if files.model is not None:
+        (directory / MODEL).write_bytes(files.model)
+    (directory / CONFIG).write_text(
+        json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def _is_qwen2(tokenizer_json: str) -> bool:
+    """Whether a Qwen2Tokenizer made of a tokenizer's vocabulary and merges is that tokenizer."""
+    file = json.loads(tokenizer_json)
+    splits = (file.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+    return (
+        (file.get("normalizer") or {}).get("type") == "NFC"
+        and (splits[0].get("pattern") or {}).get("Regex") == _QWEN2_REGEX
+        and [step.get("type") for step in splits] == ["Split", "ByteLevel"]
+        and not (file["model"].get("byte_fallback") or file["model"].get("ignore_merges"))
+    )
+
+
+def parse(text: str, where: str) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json.
+
+    Raises:
+      GritError: it is none.
+    """
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises a bare Exception
+        raise GritError(f"{where}: not a tokenizer.json ({error}); fetch it again") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file.
+
+    Raises:
+      GritError: the file is something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise GritError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise GritError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise GritError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return _read(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise GritError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _nothing(directory: Path) -> str:
+    """What to say of a directory without a tokenizer that can be read."""
+    missing = f"{directory}: no {TOKENIZER} there, nor a {MODEL}"
+    if not directory.is_dir():
+        return missing
+    others = ("tekken.json", "*.tiktoken", "tiktoken.model", "*.model", "vocab.json", "vocab.txt")
+    other = next(
+        (path.name for pattern in others for path in sorted(directory.glob(pattern))), None
+    )
+    return f"{missing}; it has {other}, which is not read: {_CONVERT}" if other else missing
+
+
+def _template_files(directory: Path) -> dict[str, Any]:
+    """`chat_template` as the template files have it; they count before tokenizer_config.json."""
+    files = {path.stem: path for path in sorted((directory / TEMPLATES).glob("*.jinja"))}
+    if (directory / TEMPLATE).is_file():
+        files["default"] = directory / TEMPLATE
+    texts = {name: _text(path) for name, path in files.items()}
+    if not texts:
+        return {}
+    if list(texts) == ["default"]:
+        return {"chat_template": texts["default"]}
+    return {"chat_template": [{"name": name, "template": text} for name, text in texts.items()]}
+
+
+def _content(value: Any, where: str) -> str | None:
+    """A token as the files write it: null, a string, or an object with `content`."""
+    content = value.get("content") if isinstance(value, dict) else value
+    if content is None and not isinstance(value, dict):
+        return None
+    if not isinstance(content, str):
+        raise GritError(
+            f"{where} must be a token (a string, or an object with 'content'), is {value!r:.60}"
+        )
+    return content
+
+
+def _add_tokens(
+    core: tokenizers.Tokenizer, directory: Path, config: dict[str, Any], fallback: dict[str, Any]
+) -> None:
+    """Adds the tokens of the other files, in the order of transformers, and marks what they name as
+    special."""
+    numbered: dict[int, AddedToken] = {}
+    if "added_tokens_decoder" in config:
+        file, source = CONFIG, config["added_tokens_decoder"]
+        if not isinstance(source, dict):
+            raise GritError(
+                f"{directory / CONFIG}: 'added_tokens_decoder' must be an object of id to token"
+            )
+        numbered = {
+            int(i): _added_token(value, directory / CONFIG)
+            for i, value in source.items()
+            if i.isdigit()
+        }
+    else:
+        file, named = ADDED, set(_named(config, fallback, directory))
+        for text, number in read_object(directory / ADDED).items():
+            if not isinstance(number, int):
+                raise GritError(
+                    f"{directory / ADDED}: the id of '{text}' must be a number, is {number!r:.40}"
+                )
+            special = text in named
+            numbered[number] = AddedToken(text, normalized=not special, special=special)
+    core.add_tokens([token for _, token in sorted(numbered.items())])
+    for number, token in numbered.items():
+        if core.token_to_id(token.content) != number:
+            raise GritError(
+                f"{directory / file}: says that '{token.content}' has id {number}, in the"
+                f" vocabulary it has {core.token_to_id(token.content)}; the files do not belong"
+                " together"
+            )
+    known = {token.content: token for token in core.get_added_tokens_decoder().values()}
+    for text in _named(config, fallback, directory):
+        token = known.get(text, AddedToken(text))
+        if text not in known or not token.special:
+            core.add_special_tokens(
+                [
+                    AddedToken(
+                        text,
+                        single_word=token.single_word,
+                        lstrip=token.lstrip,
+                        rstrip=token.rstrip,
+                        normalized=False,
+                        special=True,
+                    )
+                ]
+            )
+
+
+def _named(config: dict[str, Any], fallback: dict[str, Any], directory: Path) -> Iterator[str]:
+    """The special tokens that have a name (`bos_token`) or stand in a list of further ones."""
+    for source, file in ((config, CONFIG), (fallback, SPECIAL_MAP)):
+        for key, value in source.items():
+            where = f"{directory / file}: '{key}'"
+            if re.fullmatch("(bos|eos|unk|sep|pad|cls|mask)_token", key):
+                values = [value]
+            elif key in ("additional_special_tokens", "extra_special_tokens") and isinstance(
+                value, list | dict
+            ):
+                values = list(value.values()) if isinstance(value, dict) else value
+            else:
+                continue
+            yield from (text for text in (_content(item, where) for item in values) if text)
+
+
+def _added_token(value: Any, where: Path) -> AddedToken:
+    try:
+        return AddedToken(**{key: item for key, item in value.items() if key != "__type"})
+    except (AttributeError, TypeError) as error:
+        raise GritError(
+            f"{where}: 'added_tokens_decoder' has {value!r:.80}, which is no token ({error})"
+        ) from None
+
+
+def _begin_and_end(
+    core: tokenizers.Tokenizer, config: dict[str, Any], names: dict[str, str | None]
+) -> None:
+    """Has a tokenizer that came from tokenizer.model add begin and end of sequence for callers that
+    ask for it."""
+    bos = names["bos"] if config.get("add_bos_token", True) else None
+    eos = names["eos"] if config.get("add_eos_token", False) else None
+    if not (bos or eos):
+        return
+
+    def template(text: str, kind: int) -> list[str]:
+        return [f"{part}:{kind}" for part in (bos, text, eos) if part]
+
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template("$A", 0),
+        pair=template("$A", 0) + template("$B", 1),
+        special_tokens=[(text, core.token_to_id(text)) for text in {bos, eos} if text],
+    )

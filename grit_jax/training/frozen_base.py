@@ -1,0 +1,75 @@
+"""The frozen base under LoRA adapters: read weight by weight, quantised, put on its devices, and
+known by its hash."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.hf.directory import read_model_directory
+from grit_jax.models.lora import MATRICES, LoraConfig, check_quantisable
+from grit_jax.models.parameters import PARAMETER_AXES, Params, parameter_shapes
+from grit_jax.models.projection import PROJECTION_AXES
+from grit_jax.models.quantise import quantise, storage_axes
+from grit_jax.models.weights_hash import WeightsHash
+from grit_jax.sharding import ShardingRules, fit
+
+
+def freeze(name: str, weight: jax.Array, config: ModelConfig, lora: LoraConfig) -> Any:
+    """A weight as it lies frozen in memory: quantised, or in the dtype of the computation."""
+    if lora.base != "full" and name in MATRICES:
+        return quantise(weight, lora.base)
+    return weight.astype(jnp.dtype(config.dtype))
+
+
+def load_base(
+    directory: Path, config: ModelConfig, lora: LoraConfig, mesh: Mesh, rules: ShardingRules
+) -> tuple[Params, str]:
+    """The weights of a model directory, frozen, and the hash that they have in
+    `GritLM.weights_hash`.
+
+    Host memory holds one weight at a time in its stored precision, and no device a whole one: what
+    is quantised goes through a device layer by layer, what is not is cast on the host. The same
+    files give the same bits.
+
+    Raises:
+      GritError: a damaged directory, or weights that 4-bit blocks do not divide.
+    """
+    check_quantisable(parameter_shapes(config), lora.base)
+    digest = WeightsHash(config)
+    one = jax.jit(functools.partial(freeze, config=config, lora=lora), static_argnums=0)
+
+    def place(name: str, array: np.ndarray) -> Any:
+        digest.add(name, array)
+        if lora.base != "full" and name in MATRICES:
+            layers = [jax.device_get(one(name, layer)) for layer in array]
+            frozen = jax.tree.map(lambda *parts: np.stack(parts), *layers)
+        else:
+            frozen = array.astype(jnp.dtype(config.dtype))
+        return jax.tree.map(_put, frozen, frozen_shardings({name: frozen}, mesh, rules)[name])
+
+    params = read_model_directory(directory, config.dtype, place=place).params
+    assert params is not None
+    return params, digest.hexdigest()
+
+
+def frozen_shardings(frozen: Params, mesh: Mesh, rules: ShardingRules) -> Any:
+    """Shardings of frozen weights (or their shapes): each part of a quantised one lies as the
+    weight would."""
+    axes_of = PARAMETER_AXES | PROJECTION_AXES
+    place = lambda part, axes: NamedSharding(mesh, fit(rules.spec(axes), part.shape, mesh))
+    return {
+        name: jax.tree.map(place, part, storage_axes(part, axes_of[name]))
+        for name, part in frozen.items()
+    }
+
+
+def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,0 +1,245 @@
+"""The files of the corpus: answers that stand in their documents, no constant that guesses, the
+same bytes again."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from grit_jax.data.bm25 import BM25
+from grit_jax.pydocs import corpus
+from grit_jax.pydocs import questions as spans
+from grit_jax.pydocs.corpus import best_constant, write_corpus
+from grit_jax.pydocs.documents import Document, document_string, parse_signature, side
+
+FILES = {
+    "train": {
+        "embedding_summary",
+        "embedding_question",
+        "generative",
+        "copying",
+        "rag",
+        "recite",
+        "documents",
+    },
+    "heldout": {"embedding", "generative", "rag", "documents"},
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """A package of 300 documented functions that share a vocabulary."""
+    root = tmp_path_factory.mktemp("site")
+    (root / "forest").mkdir()
+    generator = random.Random(0)
+    vocabulary = [
+        f"{a}{b}"
+        for a in ("ba", "ce", "di", "fo", "gu", "ha", "le")
+        for b in ("rin", "tal", "mos", "vek", "pun")
+    ]
+    (root / "forest" / "__init__.py").write_text("")
+    for module in range(10):
+        source = ""
+        for function in range(30):
+            prose = [" ".join(generator.choice(vocabulary) for _ in range(12)) for _ in range(4)]
+            source += (
+                f"def f{module}_{function}(first, second={generator.randint(2, 99999)},"
+                " third=None):\n"
+                f'    """{prose[0].capitalize()}.\n\n    '
+                + ".\n    ".join(prose[1:])
+                + '.\n    """\n'
+            )
+        (root / "forest" / f"m{module}.py").write_text(source)
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(library, tmp_path_factory):
+    out = tmp_path_factory.mktemp("corpus")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(library))
+        summary = write_corpus(out, 0, progress=False, packages=["forest", "absent_package"])
+    return out, summary
+
+
+def lines(out, name):
+    return [
+        json.loads(line)
+        for line in (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def test_files_and_counts(written):
+    out, summary = written
+    assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == {
+        f"{side}/{name}.jsonl" for side, names in FILES.items() for name in names
+    }
+    assert all(len(lines(out, name)) == count > 0 for name, count in summary.rows.items())
+    assert summary.documents == 300 == summary.train + summary.held_out + summary.dropped
+    assert summary.missing_packages == ("absent_package",)
+
+
+def test_no_heldout_document_is_trained_on(written):
+    out, _ = written
+    assert all(side(line["id"]) == "train" for line in lines(out, "train/documents"))
+    held = lines(out, "heldout/documents")
+    assert held and all(side(line["id"]) == "heldout" for line in held)
+    trained = "".join((out / "train" / f"{name}.jsonl").read_text() for name in FILES["train"])
+    for line in held:
+        assert json.dumps(line["text"])[1:-1] not in trained and f"{line['id']} " not in trained
+
+
+def test_embedding_rows(written):
+    out, _ = written
+    strings = {
+        document_string(line["title"], line["text"]) for line in lines(out, "train/documents")
+    }
+    for name, instruction in (
+        ("train/embedding_summary", corpus.SUMMARY_INSTRUCTION),
+        ("train/embedding_question", corpus.QUESTION_INSTRUCTION),
+        ("heldout/embedding", corpus.SUMMARY_INSTRUCTION),
+    ):
+        for row in lines(out, name):
+            (asked, query), [(empty, positive)] = row["query"], row["pos"]
+            assert asked == instruction and empty == "" and 1 <= len(row["neg"]) <= 4
+            texts = [text for _, text in row["neg"]]
+            assert positive not in texts and len(set(texts)) == len(texts)
+            if name.endswith("question"):
+                assert positive in strings and set(texts) <= strings
+                assert positive.split(" ")[0] in query
+            else:
+                assert query not in positive
+
+
+@pytest.mark.parametrize("name", ["train/rag", "heldout/rag"])
+def test_answers_stand_in_their_documents(written, name):
+    out, _ = written
+    known = {
+        document_string(line["title"], line["text"])
+        for line in lines(out, name.split("/")[0] + "/documents")
+    }
+    rows = lines(out, name)
+    unaltered = 0
+    for row in rows:
+        [shown], (question, answer) = row["docs"], row["text"]
+        assert answer in shown and 0 < len(answer) <= spans.MAX_ANSWER
+        assert re.search(rf"`{re.escape(shown.split(' ')[0])}`", question)  # retrieval can find it
+        unaltered += shown in known
+    assert 0.4 < unaltered / len(rows) < 0.6 if name == "train/rag" else unaltered == len(rows)
+
+
+def test_heldout_questions_cannot_be_guessed(written):
+    out, summary = written
+    rows = lines(out, "heldout/rag")
+    constant, score = best_constant(rows)
+    assert (constant, score) == summary.best_constant
+    assert score * len(rows) <= max(1, corpus.MAX_SHARE * len(rows))
+    assert max(Counter(row["docs"][0] for row in rows).values()) <= corpus.QUESTIONS_PER_DOCUMENT
+
+
+def test_frequent_answers_are_capped():
+    documents = [
+        Document(
+            f"p.f{i}",
+            "function",
+            f"f{i}(alpha, beta={7 if i % 2 else i + 1000})",
+            (("alpha", None), ("beta", "7")),
+            f"Item number {i} of some list that goes on.",
+            "p",
+        )
+        for i in range(300)
+    ]
+    chosen = corpus.heldout_questions(documents, 0)
+    answers = Counter(spans.normalise(q.answer) for q in chosen)
+    assert len(chosen) > 100 and max(answers.values()) <= max(1, corpus.MAX_SHARE * len(chosen))
+
+
+def test_randomised_identifiers_are_consistent():
+    original = Document(
+        "pack.linalg.norm",
+        "function",
+        "norm(matrix, ord=2.5, axis=None, *, keep='yes')",
+        (),
+        "Norm of a matrix.\n\nmatrix : array\n    The matrix, see `norm`.\nord : number\n"
+        "    The order, default 2.5. Must be a number.\naxis : int\n    Which axis.",
+        "p",
+    )
+    inventor = spans.Inventor(["cedar", "maple"])
+    seen = set()
+    for seed in range(50):
+        new = spans.randomised(original, inventor, random.Random(seed))
+        pieces = parse_signature(new.signature)
+        assert [n == "*" for n, _ in pieces] == [False, False, False, True, False]
+        assert [d is None for _, d in pieces] == [True, False, False, True, False]
+        assert side(new.id) == "train"
+        assert new.signature.startswith(new.id.removeprefix("pack.linalg.") + "(")
+        assert not {"matrix", "ord", "axis", "keep", "norm"} & set(
+            re.findall(r"\w+", new.signature)
+        )
+        assert not {"matrix", "ord", "axis"} & set(re.findall(r"[^\W]+", new.doc))
+        assert f"default {pieces[1][1]}." in new.doc or "default" not in new.doc
+        for question in spans.questions(new, random.Random(seed)).values():
+            assert new.id in question.text and question.answer in question.document
+            assert question.document == document_string(new.id, new.text)
+        seen.add(new.signature)
+    assert len(seen) == 50
+
+
+def test_functions_without_parameters_get_some():
+    bare = Document(
+        "p.go", "function", "go()", (), "Goes on and on until it has to stop for the night.", "p"
+    )
+    found = [
+        spans.questions(
+            spans.randomised(bare, spans.Inventor([]), random.Random(s)), random.Random(s)
+        )
+        for s in range(30)
+    ]
+    assert sum("default" in f for f in found) > 20 and sum("order" in f for f in found) > 20
+
+
+def test_same_seed_same_bytes_whatever_the_hash_seed(library, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from grit_jax.pydocs.corpus import write_corpus; "
+        "write_corpus(Path(sys.argv[1]), int(sys.argv[2]), progress=False, packages=['forest'], "
+        "max_documents=200); "
+        "assert 'jax' not in sys.modules and 'forest' not in sys.modules"
+    )
+    contents = []
+    for hash_seed, seed in ((1, 5), (2, 5), (2, 6)):
+        out = tmp_path / f"{hash_seed}{seed}"
+        paths = [str(Path(corpus.__file__).parents[2]), str(library)]
+        subprocess.run(
+            [sys.executable, "-c", code, str(out), str(seed)],
+            check=True,
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": str(hash_seed),
+                "PYTHONPATH": os.pathsep.join(paths),
+            },
+        )
+        contents.append({f.relative_to(out): f.read_bytes() for f in out.rglob("*.jsonl")})
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_too_few_documents_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="too few"):
+        write_corpus(tmp_path, 0, progress=False, packages=["absent_package"])
+
+
+def test_best_constant_counts_contained_answers():
+    rows = [{"text": ["q", a]} for a in ("None", "none.", "the axis", "0.5", "none axis")]
+    assert best_constant(rows) == ("none axis", 4 / 5)
+    assert best_constant([]) == ("", 0.0)
+
+
+def test_bm25_ranks_the_text_with_the_rare_word_first():
+    index = BM25(["a common word", "a common rareWord", "another common text", ""])
+    assert index.search("rare common", 2)[0] == 1 and len(index.search("common", 9)) == 4
+    assert index.search("common", 0) == [] and BM25([]).search("x", 3) == []

@@ -1,0 +1,152 @@
+"""How processes find each other: by three variables, by JAX's own, by Slurm, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+
+import jax
+import pytest
+
+from grit_jax.errors import GritError
+from grit_jax.runtime import hosts
+from grit_jax.runtime.hosts import Agreement, asks_for_hosts, check_same_folder, join_hosts
+from grit_jax.sharding import MeshConfig, make_mesh
+
+SLURM = {
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+THREE = {"GRIT_COORDINATOR": "node1:8476", "GRIT_NUM_PROCESSES": "4", "GRIT_PROCESS_ID": "3"}
+
+
+@pytest.fixture()
+def joined(monkeypatch):
+    """What jax.distributed was asked for."""
+    calls = []
+
+    def initialize(heartbeat_timeout_seconds, **how):
+        assert heartbeat_timeout_seconds < 60
+        calls.append(how)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "environment, how",
+    [
+        ({}, []),
+        (THREE, [{"coordinator_address": "node1:8476", "num_processes": 4, "process_id": 3}]),
+        ({"JAX_COORDINATOR_ADDRESS": "node1:1"}, [{}]),
+        (SLURM | {"SLURM_NTASKS": "2"}, [{}]),
+        (SLURM | {"SLURM_NTASKS": "1"}, []),
+        (
+            {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"},
+            [],
+        ),  # a batch script outside of srun is no task of it
+        (SLURM | {"SLURM_NTASKS": "2", "GRIT_NUM_PROCESSES": "1"}, []),
+    ],
+)
+def test_who_joins(joined, environment, how):
+    join_hosts(environment)
+    assert joined == how
+    assert asks_for_hosts(environment) is bool(how), "whether the run is watched"
+
+
+@pytest.mark.parametrize("libtpu, asked", [(True, [{}]), (False, [])])
+def test_a_host_with_tpu_chips_asks_for_its_slice(joined, monkeypatch, tmp_path, libtpu, asked):
+    (tmp_path / "accel0").touch()
+    monkeypatch.setattr(hosts, "DEVICES", tmp_path)
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: libtpu or None)
+    join_hosts({})
+    join_hosts({"JAX_PLATFORMS": "tpu,cpu"})
+    assert joined == 2 * asked
+    join_hosts({"JAX_PLATFORMS": "cpu"})
+    join_hosts({"JAX_PLATFORMS": "cuda,cpu"})
+    join_hosts({"GRIT_NUM_PROCESSES": "1"})
+    assert joined == 2 * asked
+
+
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        (
+            {"GRIT_COORDINATOR": "a:1", "GRIT_PROCESS_ID": "0"},
+            "without GRIT_NUM_PROCESSES; set all three",
+        ),
+        ({"GRIT_NUM_PROCESSES": "2"}, "without GRIT_COORDINATOR, GRIT_PROCESS_ID"),
+        (THREE | {"GRIT_PROCESS_ID": "4"}, "GRIT_PROCESS_ID=4 and GRIT_NUM_PROCESSES=4: wants"),
+        (THREE | {"GRIT_NUM_PROCESSES": "four"}, "GRIT_NUM_PROCESSES=four: wants"),
+    ],
+)
+def test_variables_that_contradict_each_other(joined, environment, words):
+    with pytest.raises(GritError, match=words):
+        join_hosts(environment)
+    assert joined == []
+
+
+def test_hosts_that_cannot_be_reached(joined, monkeypatch):
+    def late(**how):
+        raise RuntimeError("DEADLINE_EXCEEDED: no answer\nmore of it")
+
+    monkeypatch.setattr(jax.distributed, "initialize", late)
+    with pytest.raises(
+        GritError, match=r"cannot be joined \(DEADLINE_EXCEEDED: no answer\); set GRIT_COORDINATOR"
+    ):
+        join_hosts(THREE)
+
+
+def test_the_question_is_answered_at_once_alone_and_a_step_later_among_many(monkeypatch):
+    told = [False, True, False, False]
+    mesh = make_mesh(MeshConfig(1, -1, 1), jax.devices())
+    ask = Agreement(iter(told).__next__, mesh)
+    assert [ask() for _ in told] == told
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    ask = Agreement(iter(told).__next__, mesh)
+    assert [ask() for _ in told] == [False, False, True, False]
+
+
+@pytest.fixture()
+def two(monkeypatch):
+    """A function that makes this process that number of two, and the other one one that says these
+    words in turn."""
+
+    def become(number: int, *words: str) -> list[str]:
+        said, others = [], iter(words)
+
+        def all_say(word):
+            said.append(word)
+            return [word, next(others)] if number == 0 else [next(others), word]
+
+        monkeypatch.setattr(hosts, "all_say", all_say)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda: number)
+        monkeypatch.setattr(hosts, "FOLDER_SECONDS", 0.3)
+        monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
+        return said
+
+    return become
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_is_the_same_one_where_the_file_of_process_0_is_seen(two, tmp_path, there):
+    words = f"output {tmp_path} is not the same folder on process 1; put it where all hosts see it"
+    for number, other in ((0, ("", "yes" if there else "no")), (1, (".grit-mark", "yes"))):
+        said = two(number, *other)
+        if number and there:
+            (tmp_path / ".grit-mark").touch()
+        with contextlib.nullcontext() if there else pytest.raises(GritError, match=words):
+            check_same_folder(tmp_path)
+        assert said[0].startswith(".grit-") and said[1] == ("yes" if there or number == 0 else "no")
+        assert [path.name for path in tmp_path.iterdir()] == [".grit-mark"] * (number and there), (
+            "it removes its own"
+        )
+
+
+def test_a_file_that_shows_late_is_waited_for(two, tmp_path, monkeypatch):
+    two(1, ".grit-mark", "yes")
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: (tmp_path / ".grit-mark").touch())
+    check_same_folder(tmp_path)
