@@ -141,7 +141,7 @@ def single_device_mesh(device: jax.Device | None = None) -> Mesh:
     return make_mesh(MeshConfig(1, 1, 1, 1), [device or jax.devices()[0]])
 
 
-def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def drop_indivisible(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     """`spec` without the mesh axes that do not divide the dimension (small models stay whole
     there), or that an earlier dimension has taken."""
     fitted: list[Axes] = []
@@ -162,7 +162,7 @@ def constrain(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    spec = fit((rules or ShardingRules()).spec(axes), x.shape, mesh)
+    spec = drop_indivisible((rules or ShardingRules()).spec(axes), x.shape, mesh)
     return jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -170,12 +170,12 @@ def tree_shardings(shapes: Any, axes: Any, mesh: Mesh, rules: ShardingRules) -> 
     """NamedShardings for a dictionary of arrays (or shapes) with their logical axes under the same
     keys."""
     return {
-        name: NamedSharding(mesh, fit(rules.spec(axes[name]), value.shape, mesh))
+        name: NamedSharding(mesh, drop_indivisible(rules.spec(axes[name]), value.shape, mesh))
         for name, value in shapes.items()
     }
 
 
-def row_ways(mesh: Mesh, rules: ShardingRules) -> int:
+def num_row_shards(mesh: Mesh, rules: ShardingRules) -> int:
     """In how many parts rows are split."""
     return math.prod(mesh.shape[axis] for axis in _names(rules.rows))
 
@@ -185,12 +185,12 @@ def row_axes() -> tuple[str, ...]:
     return _names(ShardingRules().rows)
 
 
-def token_ways(mesh: Mesh, rules: ShardingRules) -> int:
+def num_token_shards(mesh: Mesh, rules: ShardingRules) -> int:
     """In how many parts the tokens of a row are split."""
     return math.prod(mesh.shape[axis] for axis in _names(rules.tokens))
 
 
-def ways_of(axis: str | None, size: int) -> int:
+def num_shards(axis: str | None, size: int) -> int:
     """In how many parts the mesh in use splits a logical axis of this size: 1 where it does not."""
     mesh = jax.sharding.get_abstract_mesh()
     names = _names(getattr(ShardingRules(), axis)) if axis else ()
@@ -216,7 +216,7 @@ def put_weight(
     name: str, array: np.ndarray, axes: Any, mesh: Mesh, rules: ShardingRules
 ) -> jax.Array:
     """A weight from the host, each device given its own part."""
-    sharding = NamedSharding(mesh, fit(rules.spec(axes[name]), array.shape, mesh))
+    sharding = NamedSharding(mesh, drop_indivisible(rules.spec(axes[name]), array.shape, mesh))
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
@@ -230,7 +230,7 @@ def row_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
 
     def sharding(x: Any) -> NamedSharding:
         spec = (
-            fit(rules.spec(("rows", "tokens")), x.shape[:2], mesh)
+            drop_indivisible(rules.spec(("rows", "tokens")), x.shape[:2], mesh)
             if len(x.shape) > 1
             else PartitionSpec()
         )

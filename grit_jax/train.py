@@ -42,15 +42,15 @@ from grit_jax.runtime.files import new_folder, writable_folder
 from grit_jax.runtime.hosts import (
     Exchange,
     all_say,
-    await_verdict,
     check_same_folder,
     fail_together,
     is_first,
     wait_for_all,
+    wait_for_peer_failure,
 )
 from grit_jax.runtime.preemption import Notice, Preempted, on_sigterm
 from grit_jax.runtime.progress import say
-from grit_jax.runtime.run_folder import MODEL, Output
+from grit_jax.runtime.run_folder import MODEL, RunFolder
 from grit_jax.runtime.trackers import open_trackers
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight, rows_by_host
 from grit_jax.text.chat import FORMATS
@@ -119,7 +119,7 @@ def train(
       GritError: anything wrong with the configuration, the data, the base model or the output
         folder.
     """
-    output = Output(config.output)
+    output = RunFolder(config.output)
     if is_first() and not output.remote:
         writable_folder(output.local)
     output.begin()
@@ -134,7 +134,7 @@ def train(
         try:
             return _go_on(config, output, checkpoints, resume, profile, notice)
         except jax.errors.JaxRuntimeError as error:
-            await_verdict()
+            wait_for_peer_failure()
             if full := out_of_memory(error):
                 raise GritError(
                     f"this run does not fit the devices' memory ({full}); set"
@@ -153,7 +153,7 @@ def train(
 
 def _go_on(
     config: RunConfig,
-    output: Output,
+    output: RunFolder,
     checkpoints: Checkpoints,
     resume: Literal["auto", "never"],
     profile: tuple[int, int] | None,
@@ -201,7 +201,7 @@ def _still_ahead(profile: tuple[int, int] | None, start: int, steps: int) -> tup
 
 def _run(
     config: RunConfig,
-    output: Output,
+    output: RunFolder,
     checkpoints: Checkpoints,
     profile: tuple[int, int] | None,
     notice: Notice,
@@ -290,7 +290,7 @@ def _run(
     return TrainResult(output.under(""), output.under(MODEL), config.train.steps)
 
 
-def load_tokenizer(config: RunConfig, output: Output) -> Tokenizer:
+def load_tokenizer(config: RunConfig, output: RunFolder) -> Tokenizer:
     """The run's tokenizer; one trained on the spot is kept in `output/tokenizer` so that a resumed
     run reads it."""
     section, kept = config.tokenizer, output.local / "tokenizer"
@@ -338,7 +338,7 @@ def load_model(
         directory = huggingface.resolve(section.path)
         shape = huggingface.read_model_directory(directory, with_params=False).config
         check_shape(section, shape)
-        model_config = dataclasses.replace(shape, **how_computed(section))
+        model_config = dataclasses.replace(shape, **model_settings(section))
     else:
         assert section.known_shape is not None
         ids = {
@@ -346,7 +346,7 @@ def load_model(
             "eos_token_id": tokenizer.eos_id,
             "pad_token_id": tokenizer.pad_id,
         }
-        model_config = dataclasses.replace(section.known_shape, **how_computed(section), **ids)
+        model_config = dataclasses.replace(section.known_shape, **model_settings(section), **ids)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise GritError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary"
@@ -362,7 +362,7 @@ def load_model(
     return LoadedModel(model_config, params, projection_width(section, params), base)
 
 
-def how_computed(section: ModelSection) -> dict[str, Any]:
+def model_settings(section: ModelSection) -> dict[str, Any]:
     """How the model computes, which a shape leaves open."""
     return {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
 
@@ -439,13 +439,13 @@ def export_checkpoint(
         cannot be written.
     """
     # It may be one that trains here right now: its folder on this machine is not ours.
-    with new_folder(out) as folder, contextlib.closing(Output(run, reads=True)) as output:
+    with new_folder(out) as folder, contextlib.closing(RunFolder(run, reads=True)) as output:
         output.begin()
         return _export(output, folder, dtype, adapter)
 
 
 def _export(
-    run: Output, out: Path, dtype: Literal["float32", "bfloat16"] | None, adapter: bool
+    run: RunFolder, out: Path, dtype: Literal["float32", "bfloat16"] | None, adapter: bool
 ) -> int:
     if not (run.local / CONFIG_FILE).exists():
         raise GritError(f"{run}: no {CONFIG_FILE} there; name the output folder of a training run")

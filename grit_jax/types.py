@@ -141,7 +141,7 @@ class RouterStats:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class Output:
+class ModelOutput:
     """Hidden states after the final norm, keys and values where they were asked for, `router` where
     experts are."""
 

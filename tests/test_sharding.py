@@ -16,7 +16,7 @@ from grit_jax.sharding import (
     ShardingRules,
     arrange,
     constrain,
-    fit,
+    drop_indivisible,
     make_mesh,
     put_rows,
     single_device_mesh,
@@ -40,11 +40,15 @@ def test_rules_name_mesh_axes():
 def test_fit_leaves_out_what_does_not_divide():
     mesh = abstract(2, 2, 2)
     rows = ShardingRules().spec(("rows", None, "heads"))
-    assert fit(rows, (8, 5, 6), mesh) == PartitionSpec(("data", "fsdp"), None, "tensor")
-    assert fit(rows, (6, 5, 6), mesh) == PartitionSpec(None, None, "tensor")
-    assert fit(rows, (8, 5, 3), mesh) == PartitionSpec(("data", "fsdp"), None, None)
-    assert fit(PartitionSpec("fsdp"), (4, 4), mesh) == PartitionSpec("fsdp", None)  # a shorter spec
-    assert fit(rows, (8, 5, 6), abstract(1, 1, 1)) == PartitionSpec(None, None, None)
+    assert drop_indivisible(rows, (8, 5, 6), mesh) == PartitionSpec(
+        ("data", "fsdp"), None, "tensor"
+    )
+    assert drop_indivisible(rows, (6, 5, 6), mesh) == PartitionSpec(None, None, "tensor")
+    assert drop_indivisible(rows, (8, 5, 3), mesh) == PartitionSpec(("data", "fsdp"), None, None)
+    assert drop_indivisible(PartitionSpec("fsdp"), (4, 4), mesh) == PartitionSpec(
+        "fsdp", None
+    )  # a shorter spec
+    assert drop_indivisible(rows, (8, 5, 6), abstract(1, 1, 1)) == PartitionSpec(None, None, None)
 
 
 def test_one_device():

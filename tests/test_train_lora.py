@@ -21,7 +21,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import MATRICES
 from grit_jax.models.transformer import init_params
 from grit_jax.runtime.metrics import read_lines
-from grit_jax.runtime.run_folder import Output
+from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.text.chat import GRIT
 from grit_jax.train import export_checkpoint, load_model, load_tokenizer, read_run_config, train
@@ -107,7 +107,7 @@ def whole(folder) -> Path:
 def restored(config, output):
     """The state of the newest checkpoint."""
     mesh, rules = make_mesh(MeshConfig()), ShardingRules()
-    model = load_model(config, load_tokenizer(config, Output(output)), mesh, rules)
+    model = load_model(config, load_tokenizer(config, RunFolder(output)), mesh, rules)
     checkpoints = Checkpoints(output / "checkpoints", every=1)
     checkpoints.base = model.base
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, STEPS))

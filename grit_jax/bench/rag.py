@@ -29,7 +29,7 @@ from grit_jax.rag.index import Index, build_index
 from grit_jax.rag.page_cache import drop_page_cache
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.runtime.progress import progress
-from grit_jax.text.rag_layouts import MODES, Mode
+from grit_jax.text.rag_layouts import MODES, RagMode
 
 Shape = Literal["A", "B"]
 SHAPES: tuple[Shape, ...] = ("A", "B")
@@ -273,7 +273,7 @@ def _timing(
     )
 
 
-def _stored(mode: Mode | str, vectors: int, records: int) -> int:
+def _stored(mode: RagMode | str, vectors: int, records: int) -> int:
     if mode == "none":
         return 0
     return vectors + (records if mode in DOCUMENT_CACHES or mode == "auto" else 0)

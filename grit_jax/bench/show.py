@@ -11,6 +11,7 @@ import jax
 from grit_jax.bench.lower_bound import kv_bytes
 from grit_jax.bench.rag import MEASURED, SHAPES, RagBench, RagTiming
 from grit_jax.inference.model import GritLM
+from grit_jax.models.parameters import num_parameters
 from grit_jax.runtime.progress import say
 
 HEAD = (
@@ -144,7 +145,7 @@ def _conditions(bench: RagBench, model: GritLM) -> str:
         )
     )
     return (
-        f"{c.num_parameters / 1e6:.0f}M parameters, {c.dtype}, records {row.kv};"
+        f"{num_parameters(c) / 1e6:.0f}M parameters, {c.dtype}, records {row.kv};"
         f" {device.device_kind}, jax {jax.__version__}. Medians of {row.repeats} rounds over all"
         f" layouts, the quickest and the slowest beside them, nothing compiled in between. {cold}"
         f" The floor is bytes: a record at {bench.rates.store / 1e9:.2f} GB/s once, and for each"

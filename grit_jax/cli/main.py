@@ -272,9 +272,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace, arguments: list[str]) -> None:
+    from grit_jax.plan.mesh_search import MOST_TRIES, search, search_table
     from grit_jax.plan.plan import plan as run
     from grit_jax.plan.plan import table
-    from grit_jax.plan.search import MOST_TRIES, search, search_table
     from grit_jax.run_config import read_run_config
 
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
@@ -344,15 +344,14 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def import_(args: argparse.Namespace) -> None:
+    from grit_jax.models.parameters import num_parameters
     from grit_jax.runtime.files import new_folder
 
     with new_folder(args.out) as folder:
         model = _model(args.source)
         model.save_pretrained(folder, dtype=args.dtype)
-    _print(
-        f"{args.source} -> {args.out}: {model.config.architecture}, {model.config.num_parameters:,}"
-        " parameters"
-    )
+    size, family = num_parameters(model.config), model.config.architecture
+    _print(f"{args.source} -> {args.out}: {family}, {size:,} parameters")
 
 
 def export(args: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ class Selection:
     index: np.ndarray
 
 
-class ContrastivePlan:
+class ContrastiveOrder:
     """Batches of one dataset each, the rest mixed.
 
     Each epoch sees every example once, up to the mixed batch that crosses its end. The examples
@@ -105,7 +105,7 @@ class ContrastivePlan:
         return _contrastive, (self.sizes, self.batch, self.seed, self.shuffle)
 
 
-class StreamPlan:
+class StreamOrder:
     """All datasets as one stream, shuffled anew every epoch; a batch may cross the end of one.
 
     Each kind of example has a plan of its own, so that the smaller side of a joint run is neither
@@ -165,9 +165,9 @@ def choose_passages(
     return chosen, rng.permutation(pool)[:wanted].tolist()
 
 
-def _contrastive(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> ContrastivePlan:
-    return ContrastivePlan(sizes, batch, seed, shuffle=shuffle)
+def _contrastive(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> ContrastiveOrder:
+    return ContrastiveOrder(sizes, batch, seed, shuffle=shuffle)
 
 
-def _stream(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> StreamPlan:
-    return StreamPlan(sizes, batch, seed, shuffle=shuffle)
+def _stream(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> StreamOrder:
+    return StreamOrder(sizes, batch, seed, shuffle=shuffle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from grit_jax.data.example_tokenizer import Limits
+from grit_jax.data.example_tokenizer import LengthLimits
 from grit_jax.errors import GritError
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES
 
@@ -107,9 +107,9 @@ class DataConfig:
                 "data: every batch size is 0; set data.embedding_batch or data.generative_batch"
             )
 
-    def limits(self) -> Limits:
+    def limits(self) -> LengthLimits:
         """The token limits, None filled in."""
-        return Limits(
+        return LengthLimits(
             query=self.query_max_length,
             passage=self.passage_max_length,
             generative=self.generative_max_length,

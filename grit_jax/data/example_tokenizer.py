@@ -18,8 +18,8 @@ from grit_jax.data.formats import (
     Text,
 )
 from grit_jax.data.packing import TokenCached, TokenText, fit_documents
-from grit_jax.text.chat import ChatFormat, Piece
-from grit_jax.text.rag_layouts import Mode, compose
+from grit_jax.text.chat import ChatFormat, PromptPart
+from grit_jax.text.rag_layouts import RagMode, compose
 from grit_jax.text.tokenizer import Tokenizer
 
 # A text is cut to this many characters for each token of the longest limit before it is tokenised
@@ -30,7 +30,7 @@ LEAST_DOCUMENT = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class LengthLimits:
     """Token limits; each counts BOS, instruction and tags. The last two are the rows of a cached
     batch."""
 
@@ -58,10 +58,10 @@ class ExampleTokenizer:
         self,
         tokenizer: Tokenizer,
         chat: ChatFormat,
-        limits: Limits,
+        limits: LengthLimits,
         *,
         group_size: int = 2,
-        layouts: Sequence[Mode] = (),
+        layouts: Sequence[RagMode] = (),
         raw_strings: bool = False,
         last_answer_only: bool = False,
         teacher_scores: bool = False,
@@ -81,7 +81,7 @@ class ExampleTokenizer:
         pooled."""
         prompts = [self._embedding_pieces(text) for text in texts]
         ids, lengths = [], []
-        for pieces, limit in zip(self.tokenizer.encode_pieces(prompts), limits, strict=True):
+        for pieces, limit in zip(self.tokenizer.encode_parts(prompts), limits, strict=True):
             prompt = [i for piece in pieces[:-1] for i in piece]
             ids.append((prompt + pieces[-1])[:limit])
             lengths.append(len(prompt))
@@ -92,26 +92,28 @@ class ExampleTokenizer:
         prompts = [self._generative_pieces(example) for example in examples]
         return [
             _joined(prompt, pieces, self.limits.generative, self.last_answer_only)
-            for prompt, pieces in zip(prompts, self.tokenizer.encode_pieces(prompts), strict=True)
+            for prompt, pieces in zip(prompts, self.tokenizer.encode_parts(prompts), strict=True)
         ]
 
-    def cached(self, examples: Sequence[CachedExample], modes: Sequence[Mode]) -> list[TokenCached]:
+    def cached(
+        self, examples: Sequence[CachedExample], modes: Sequence[RagMode]
+    ) -> list[TokenCached]:
         """Cached texts, continuation and answer of each example in its layout; documents are cut to
         fit."""
-        prompts: list[list[Piece]] = []
+        prompts: list[list[PromptPart]] = []
         parts: list[int] = []
         for example, mode in zip(examples, modes, strict=True):
             layout = compose(
                 mode, example.question, [d[: self._characters] for d in example.docs], self.chat
             )
             for text in layout.cached:
-                *tags, last = self.chat.embed_pieces("", text.text)
+                *tags, last = self.chat.embed_parts("", text.text)
                 prompts.append(
                     [*tags, dataclasses.replace(last, is_document=text.kind == "document")]
                 )
-            prompts.append([*layout.continuation, *self.chat.answer_pieces(example.answer)])
+            prompts.append([*layout.continuation, *self.chat.answer_parts(example.answer)])
             parts.append(len(layout.cached))
-        encoded = iter(zip(prompts, self.tokenizer.encode_pieces(prompts), strict=True))
+        encoded = iter(zip(prompts, self.tokenizer.encode_parts(prompts), strict=True))
         return [self._fit([next(encoded) for _ in range(count)], next(encoded)) for count in parts]
 
     def check(self, example: Example, where: str) -> str | None:
@@ -177,54 +179,56 @@ class ExampleTokenizer:
                     return f"an instruction fills {name}_max_length ({limit})"
         return None
 
-    def _least(self, example: CachedExample, mode: Mode) -> tuple[list[list[Piece]], list[Piece]]:
+    def _least(
+        self, example: CachedExample, mode: RagMode
+    ) -> tuple[list[list[PromptPart]], list[PromptPart]]:
         """The layout with its documents cut to the least."""
         layout = compose(
             mode, example.question, ["x" * LEAST_DOCUMENT] * len(example.docs), self.chat
         )
-        cached = [self.chat.embed_pieces("", text.text) for text in layout.cached]
-        return cached, [*layout.continuation, *self.chat.answer_pieces(example.answer)]
+        cached = [self.chat.embed_parts("", text.text) for text in layout.cached]
+        return cached, [*layout.continuation, *self.chat.answer_parts(example.answer)]
 
-    def _too_long(self, pieces: Sequence[Piece], limit: int) -> bool:
+    def _too_long(self, pieces: Sequence[PromptPart], limit: int) -> bool:
         # No tokenizer makes more tokens than bytes (and a prefix); that settles nearly every text
         # without reading it.
         if sum(len(p.text.encode()) + 1 for p in pieces) <= limit:
             return False
-        return sum(map(len, self.tokenizer.encode_pieces([pieces])[0])) > limit
+        return sum(map(len, self.tokenizer.encode_parts([pieces])[0])) > limit
 
-    def _total_too_long(self, prompts: Sequence[Sequence[Piece]], limit: int) -> bool:
+    def _total_too_long(self, prompts: Sequence[Sequence[PromptPart]], limit: int) -> bool:
         if sum(len(p.text.encode()) + 1 for pieces in prompts for p in pieces) <= limit:
             return False
         return (
-            sum(len(ids) for pieces in self.tokenizer.encode_pieces(prompts) for ids in pieces)
+            sum(len(ids) for pieces in self.tokenizer.encode_parts(prompts) for ids in pieces)
             > limit
         )
 
-    def _embedding_pieces(self, text: Text) -> list[Piece]:
+    def _embedding_pieces(self, text: Text) -> list[PromptPart]:
         body = text.text[: self._characters]
         if text.instruction is None and self.raw_strings:
-            return [Piece(body)]
-        return self.chat.embed_pieces(text.instruction or "", body)
+            return [PromptPart(body)]
+        return self.chat.embed_parts(text.instruction or "", body)
 
-    def _generative_pieces(self, example: GenerativeExample) -> list[Piece]:
+    def _generative_pieces(self, example: GenerativeExample) -> list[PromptPart]:
         if example.text is None:
             return self.chat.render_turns(example.turns)
         if self.raw_strings:
-            return [Piece(example.text, is_answer=True)]
-        return self.chat.plain_pieces(example.text)
+            return [PromptPart(example.text, is_answer=True)]
+        return self.chat.plain_parts(example.text)
 
     def _prompt_length(self, instruction: str) -> int:
         if instruction not in self._prompt_lengths:
-            pieces = self.chat.embed_pieces(instruction, "")
+            pieces = self.chat.embed_parts(instruction, "")
             self._prompt_lengths[instruction] = sum(
-                map(len, self.tokenizer.encode_pieces([pieces])[0])
+                map(len, self.tokenizer.encode_parts([pieces])[0])
             )
         return self._prompt_lengths[instruction]
 
     def _fit(
         self,
-        cached: list[tuple[list[Piece], list[list[int]]]],
-        text: tuple[list[Piece], list[list[int]]],
+        cached: list[tuple[list[PromptPart], list[list[int]]]],
+        text: tuple[list[PromptPart], list[list[int]]],
     ) -> TokenCached:
         # A document has the same tokens wherever it stands, so its limit does not depend on the
         # layout either.
@@ -239,7 +243,7 @@ class ExampleTokenizer:
         )
 
 
-def _cut(places: list[tuple[Piece, list[list[int]], int]], most: int, room: int) -> None:
+def _cut(places: list[tuple[PromptPart, list[list[int]], int]], most: int, room: int) -> None:
     """Cuts documents in place: to `most` tokens each, all together to what other pieces leave of
     `room`.
 
@@ -257,7 +261,10 @@ def _cut(places: list[tuple[Piece, list[list[int]], int]], most: int, room: int)
 
 
 def _joined(
-    pieces: Sequence[Piece], ids: Sequence[list[int]], limit: int, last_answer_only: bool = False
+    pieces: Sequence[PromptPart],
+    ids: Sequence[list[int]],
+    limit: int,
+    last_answer_only: bool = False,
 ) -> TokenText:
     begin = (
         max((n + 1 for n, piece in enumerate(pieces) if not piece.is_answer), default=0)

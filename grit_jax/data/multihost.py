@@ -44,7 +44,7 @@ class PromptedText:
 
 
 @dataclasses.dataclass(frozen=True)
-class Coding(Generic[T]):
+class WireFormat(Generic[T]):
     """How texts of a kind travel, as numbers.
 
     Attributes:
@@ -70,7 +70,11 @@ class Share:
     rows: Callable[[int], np.ndarray]
 
     def prepare(
-        self, key: str, number: int, tokenise: Callable[[Sequence[int]], list[T]], coding: Coding[T]
+        self,
+        key: str,
+        number: int,
+        tokenise: Callable[[Sequence[int]], list[T]],
+        coding: WireFormat[T],
     ) -> tuple[list[T], Arrive[T]]:
         """All `number` texts of a part of a batch, outlines of those tokenised elsewhere, and how
         they arrive.
@@ -155,19 +159,19 @@ def _cached_whole(about: np.ndarray, content: np.ndarray) -> TokenCached:
     return TokenCached([piece.tolist() for piece in pieces], _unmarked(text), int(about[0]))
 
 
-PROMPTED: Coding[PromptedText] = Coding(
+PROMPTED: WireFormat[PromptedText] = WireFormat(
     about=lambda text: [len(text.ids), text.prompt, *np.frombuffer(text.key, "<i4").tolist()],
     outline=lambda about: PromptedText([0] * int(about[0]), int(about[1]), about[2:].tobytes()),
     content=lambda text: text.ids,
     whole=lambda about, content: PromptedText(content.tolist(), int(about[1]), about[2:].tobytes()),
 )
-GENERATIVE: Coding[TokenText] = Coding(
+GENERATIVE: WireFormat[TokenText] = WireFormat(
     about=lambda text: [len(text.ids), _first_target(text)],
     outline=lambda about: _outline(*about.tolist()),
     content=_marked,
     whole=lambda about, content: _unmarked(content),
 )
-CACHED: Coding[TokenCached] = Coding(
+CACHED: WireFormat[TokenCached] = WireFormat(
     about=lambda one: [
         one.prompt,
         len(one.text.ids),

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from grit_jax.data.batch_order import ContrastivePlan, Selection, StreamPlan, choose_passages
+from grit_jax.data.batch_order import ContrastiveOrder, Selection, StreamOrder, choose_passages
 from grit_jax.data.config import BatchNeeds, DataConfig
 from grit_jax.data.example_tokenizer import ExampleTokenizer
 from grit_jax.data.formats import Kind, Text
 from grit_jax.data.lines import Source
-from grit_jax.data.multihost import CACHED, GENERATIVE, PROMPTED, Coding, PromptedText, Share
+from grit_jax.data.multihost import CACHED, GENERATIVE, PROMPTED, PromptedText, Share, WireFormat
 from grit_jax.data.packing import (
     Arrive,
     TokenCached,
@@ -92,7 +92,7 @@ class _Part:
                 SourceSummary(name, kind, total, used, skipped, filtered, len(source) - used)
             )
         sizes = [entry.used for entry in self.summary]
-        self.plan: ContrastivePlan | StreamPlan | None = None
+        self.plan: ContrastiveOrder | StreamOrder | None = None
         if self.batch and kind == "embedding":
             if self.batch > sum(sizes):
                 raise GritError(
@@ -100,10 +100,10 @@ class _Part:
                     " examples: a query would meet itself among its negatives; make the batch"
                     " smaller"
                 )
-            self.plan = ContrastivePlan(sizes, self.batch, seed, shuffle=config.shuffle)
+            self.plan = ContrastiveOrder(sizes, self.batch, seed, shuffle=config.shuffle)
         elif self.batch:
             # Another seed, so that equally long streams of two kinds do not run in step.
-            self.plan = StreamPlan(
+            self.plan = StreamOrder(
                 sizes, self.batch, seed + (kind == "cached"), shuffle=config.shuffle
             )
 
@@ -316,7 +316,11 @@ class JointBatches:
         )
 
     def _tokenised(
-        self, key: str, number: int, tokenise: Callable[[Sequence[int]], list[T]], coding: Coding[T]
+        self,
+        key: str,
+        number: int,
+        tokenise: Callable[[Sequence[int]], list[T]],
+        coding: WireFormat[T],
     ) -> tuple[list[T], Arrive[T] | None]:
         """The texts of a part of a batch, or what is known of them and how they arrive."""
         if self._share is None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from grit_jax.data.example_tokenizer import ExampleTokenizer, Limits
+from grit_jax.data.example_tokenizer import ExampleTokenizer, LengthLimits
 from grit_jax.data.formats import GenerativeExample
 from grit_jax.data.lines import read_examples
 from grit_jax.data.packing import TokenText, generative_batch, round_up
@@ -57,7 +57,7 @@ def evaluate_perplexity(
     if isinstance(examples, (str, Path)):
         source = read_examples(examples, "generative")
         examples = [source[i] for i in range(len(source))]  # type: ignore[misc]
-    limits = Limits(max_length, max_length, max_length, max_length, max_length, max_length)
+    limits = LengthLimits(max_length, max_length, max_length, max_length, max_length, max_length)
     prefix = model.generation_mode is AttentionMode.PREFIX
     tokenise = ExampleTokenizer(
         model.tokenizer, model.chat, limits, raw_strings=raw_strings, last_answer_only=prefix

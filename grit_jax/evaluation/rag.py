@@ -17,12 +17,12 @@ from grit_jax.data.lines import read_examples
 from grit_jax.errors import GritError
 from grit_jax.inference.decode import ROWS_PER_CALL
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.records import Codec, Piece
+from grit_jax.inference.records import Codec, KVRecord
 from grit_jax.inference.sampling import Sampling
 from grit_jax.pydocs.questions import normalise
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.runtime.progress import Progress, progress
-from grit_jax.text.rag_layouts import MODES, Mode
+from grit_jax.text.rag_layouts import MODES, RagMode
 
 if TYPE_CHECKING:
     from grit_jax.rag.index import Index
@@ -54,7 +54,7 @@ def score_answer(answer: str, gold: str) -> AnswerScore:
 def evaluate_rag(
     model: GritLM,
     examples: str | Path | Iterable[CachedExample],
-    modes: Sequence[Mode] = MODES,
+    modes: Sequence[RagMode] = MODES,
     k: int = 1,
     index: Index | None = None,
     max_new_tokens: int = 16,
@@ -86,7 +86,7 @@ def evaluate_rag(
     for mode in modes:
         if mode not in known:
             raise GritError(f"rag: unknown mode '{mode}'; known: {', '.join(known)}")
-    scores: dict[Mode, list[np.ndarray]] = {mode: [] for mode in modes}
+    scores: dict[RagMode, list[np.ndarray]] = {mode: [] for mode in modes}
     with progress(len(rows) * len(modes), "rag", "answers", quiet=quiet) as bar:
         for start in range(0, len(rows), WINDOW):
             part = rows[start : start + WINDOW]
@@ -125,11 +125,11 @@ def means(scores: np.ndarray) -> dict[str, float]:
 
 
 # Numbers of questions of one window, and a layout, to their answers.
-Answers = Callable[[Sequence[int], Mode], list[str]]
+Answers = Callable[[Sequence[int], RagMode], list[str]]
 
 
 def score_answers(
-    rows: Sequence[CachedExample], mode: Mode, answer: Answers, bar: Progress
+    rows: Sequence[CachedExample], mode: RagMode, answer: Answers, bar: Progress
 ) -> np.ndarray:
     """Match, exact match, F1 and seconds of each question, `[len(rows), 4]`."""
     scores = np.zeros((len(rows), len(SCORES)))
@@ -156,7 +156,7 @@ def score_answers(
 
 def document_records(
     model: GritLM, rows: Sequence[CachedExample], max_length: int, codec: Codec | None = None
-) -> dict[str, Piece]:
+) -> dict[str, KVRecord]:
     """The records of the rows' documents by text, all distinct ones encoded once, packed by `codec`
     if there is one."""
     texts = list(dict.fromkeys(text for row in rows for text in row.docs))
@@ -167,11 +167,11 @@ def document_records(
 
 
 def from_rows(
-    reader: Reader, rows: Sequence[CachedExample], records: dict[str, Piece], max_new_tokens: int
+    reader: Reader, rows: Sequence[CachedExample], records: dict[str, KVRecord], max_new_tokens: int
 ) -> Answers:
     """Answers over the rows' own documents; `records` are theirs, where a layout reads them."""
 
-    def answer(numbers: Sequence[int], mode: Mode) -> list[str]:
+    def answer(numbers: Sequence[int], mode: RagMode) -> list[str]:
         questions = [rows[i].question for i in numbers]
         queries = reader.records(questions) if mode in QUERY_CACHES else [None] * len(numbers)
         readings = [
@@ -202,7 +202,7 @@ def from_index(
 
     asker = Asker(model, index)
 
-    def answer(numbers: Sequence[int], mode: Mode) -> list[str]:
+    def answer(numbers: Sequence[int], mode: RagMode) -> list[str]:
         questions = [rows[i].question for i in numbers]
         answers = asker.ask(
             questions, mode=mode, k=k, instruction=instruction, max_new_tokens=max_new_tokens

@@ -36,7 +36,7 @@ from grit_jax.rag.codecs.codecs import KINDS
 from grit_jax.rag.reading import DOCUMENT_CACHES, Reader
 from grit_jax.rag.record_format import NATIVE
 from grit_jax.runtime.progress import progress
-from grit_jax.text.rag_layouts import CACHED_MODES, MODES, Mode
+from grit_jax.text.rag_layouts import CACHED_MODES, MODES, RagMode
 
 if TYPE_CHECKING:
     from grit_jax.inference.records import Codec
@@ -50,7 +50,7 @@ class Case:
     """One way to answer. What makes no difference to a layout is None: `k` without documents, `kv`
     without documents' records, `positions` with one record or none."""
 
-    mode: Mode
+    mode: RagMode
     k: int | None
     kv: str | None
     positions: Positions | None
@@ -110,7 +110,7 @@ class RagTable:
 
 
 def cases(
-    modes: Sequence[Mode],
+    modes: Sequence[RagMode],
     ks: Sequence[int],
     kvs: Sequence[str],
     placements: Sequence[Positions],
@@ -135,7 +135,7 @@ def cases(
 def evaluate_table(
     model: GritLM,
     examples: str | Path | Iterable[CachedExample],
-    modes: Sequence[Mode] = MODES,
+    modes: Sequence[RagMode] = MODES,
     ks: Sequence[int] = (1,),
     kvs: Sequence[str] = (NATIVE,),
     placements: Sequence[Positions] = ("running",),
@@ -226,7 +226,7 @@ def evaluate_table(
 def _over_index(
     model: GritLM,
     rows: Sequence[CachedExample],
-    modes: Sequence[Mode],
+    modes: Sequence[RagMode],
     ks: Sequence[int],
     index: Index,
     instruction: str,

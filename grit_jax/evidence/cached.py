@@ -27,12 +27,14 @@ from grit_jax.quickstart.configs import ANSWER_TOKENS
 from grit_jax.rag.reading import DOCUMENT_CACHES
 from grit_jax.runtime.files import read_json, write_json
 from grit_jax.runtime.progress import say
-from grit_jax.text.rag_layouts import MODES, Mode
+from grit_jax.text.rag_layouts import MODES, RagMode
 
 KS = (1, 3, 5)
 KVS = ("int8", "int4", "pca2")
 # What is scored: layouts, numbers of documents, compressions, placements.
-SWEEPS: tuple[tuple[tuple[Mode, ...], tuple[int, ...], tuple[str, ...], tuple[Any, ...]], ...] = (
+SWEEPS: tuple[
+    tuple[tuple[RagMode, ...], tuple[int, ...], tuple[str, ...], tuple[Any, ...]], ...
+] = (
     (MODES, KS, ("native",), PLACEMENTS),
     (DOCUMENT_CACHES, (1,), KVS, ("running",)),
 )

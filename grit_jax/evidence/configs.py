@@ -14,7 +14,7 @@ import os
 from typing import Any
 
 from grit_jax.data.config import DataConfig
-from grit_jax.quickstart.configs import HOW, SHAPE
+from grit_jax.quickstart.configs import CPU_SETTINGS, SHAPE
 from grit_jax.run_config import ModelSection, RunConfig, TokenizerSection, TrainSection
 from grit_jax.text.rag_layouts import MODES
 from grit_jax.training.losses import LossConfig
@@ -52,7 +52,7 @@ def base_config(root: str = ".", tokenizer: str = "tokenizer") -> RunConfig:
       tokenizer: the folder with the package's tokenizer, likewise.
     """
     return RunConfig(
-        model=ModelSection(shape=SHAPE, **HOW),  # type: ignore[arg-type]
+        model=ModelSection(shape=SHAPE, **CPU_SETTINGS),  # type: ignore[arg-type]
         output=_join(root, "base"),
         tokenizer=TokenizerSection(path=_join(root, tokenizer)),
         data=_data(root, generative=["copying", "generative"], generative_batch=16),
@@ -158,7 +158,7 @@ def configs(root: str = ".", tokenizer: str = "tokenizer") -> dict[str, RunConfi
 
 
 def _model(root: str, start: str) -> ModelSection:
-    return ModelSection(path=_join(root, f"{start}/model"), shape=SHAPE, **HOW)  # type: ignore[arg-type]
+    return ModelSection(path=_join(root, f"{start}/model"), shape=SHAPE, **CPU_SETTINGS)  # type: ignore[arg-type]
 
 
 def _data(root: str, **how: Any) -> DataConfig:

@@ -21,13 +21,13 @@ from jaxtyping import Float
 
 from grit_jax.data.packing import round_up
 from grit_jax.errors import GritError
-from grit_jax.inference.records import SHORTEST_PIECES, Piece, Positions, load_pieces
+from grit_jax.inference.records import SHORTEST_PIECES, KVRecord, Positions, load_records
 from grit_jax.inference.row_packing import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling, sampling_rows
 from grit_jax.inference.steps import (
     DecodeState,
-    Limits,
     PrefillState,
+    StopConditions,
     decode_step,
     prefill_end_step,
     prefill_layer_step,
@@ -35,7 +35,7 @@ from grit_jax.inference.steps import (
     prefill_step,
 )
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.parameters import places
+from grit_jax.models.parameters import stack_indices
 from grit_jax.models.transformer import Params
 from grit_jax.runtime.progress import progress as show_progress
 from grit_jax.types import AttentionMode
@@ -79,7 +79,7 @@ class Request:
 
     number: int
     prompt: Sequence[int]
-    pieces: Sequence[Piece]
+    pieces: Sequence[KVRecord]
     sampling: Sampling
 
     @property
@@ -93,7 +93,7 @@ def generate(
     config: ModelConfig,
     prompts: Sequence[Sequence[int]],
     *,
-    pieces: Sequence[Sequence[Piece]] | None = None,
+    pieces: Sequence[Sequence[KVRecord]] | None = None,
     sampling: Sampling | Sequence[Sampling] = GREEDY,
     eos_ids: Sequence[int] = (),
     return_logits: bool = False,
@@ -248,7 +248,7 @@ class _Batch:
             tokens[r, : len(request.prompt)], lengths[r] = request.prompt, len(request.prompt)
         fillers = [self.requests[-1].sampling] * (rows - len(self.requests))
         sampling = sampling_rows([*(request.sampling for request in self.requests), *fillers])
-        limit = Limits(limits, ignore, np.asarray(self.eos_ids or [-1], np.int32))  # type: ignore[arg-type]
+        limit = StopConditions(limits, ignore, np.asarray(self.eos_ids or [-1], np.int32))  # type: ignore[arg-type]
         new_tokens = bucket(longest, SHORTEST_ANSWER)
         how: dict[str, Any] = {
             "config": self.config,
@@ -298,7 +298,7 @@ class _Batch:
         its way.
         """
         config, began = self.config, time.perf_counter()
-        loaded = load_pieces(
+        loaded = load_records(
             [request.pieces for request in self.requests], config, len(lengths), self.positions
         )
         waited = time.perf_counter() - began
@@ -315,7 +315,7 @@ class _Batch:
             began = time.perf_counter()
             records = jax.device_put(loaded.layer(layer))
             waited += time.perf_counter() - began
-            where = places(self.params, config.layer_kinds, layer)
+            where = stack_indices(self.params, config.layer_kinds, layer)
             state = prefill_layer_step(
                 self.params,
                 state,

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from grit_jax.errors import GritError
-from grit_jax.inference.records import Codec, PackedDocument, Piece
+from grit_jax.inference.records import Codec, KVRecord, PackedRecord
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, Call, plan_calls
 from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
@@ -29,7 +29,7 @@ from grit_jax.models.projection import embedding_width
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.runtime.progress import Progress
 from grit_jax.runtime.progress import progress as show_progress
-from grit_jax.sharding import ShardingRules, put_rows, row_ways, to_host
+from grit_jax.sharding import ShardingRules, num_row_shards, put_rows, to_host
 from grit_jax.text.chat import ChatFormat
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.types import KV, AttentionMode, DocumentKV, Rows
@@ -53,7 +53,7 @@ class Encoded:
     """
 
     vectors: Float[np.ndarray, "N D"]
-    caches: list[Piece] | None
+    caches: list[KVRecord] | None
     tokens: int
     seconds: float
 
@@ -72,7 +72,7 @@ class EncodedText:
     """One text out of `Encoder.stream`."""
 
     vector: Float[np.ndarray, " D"]
-    cache: Piece | None
+    cache: KVRecord | None
 
 
 @jax.tree_util.register_dataclass
@@ -141,7 +141,7 @@ class Encoder:
         self.pooling, self.mode, self.mesh = pooling, mode, mesh
         self.width = embedding_width(params, config.hidden_size)  # dimensions of a vector
         self._rules = ShardingRules()
-        self._row_multiple = row_ways(mesh, self._rules) if mesh is not None else 1
+        self._row_multiple = num_row_shards(mesh, self._rules) if mesh is not None else 1
 
     def encode(
         self,
@@ -195,7 +195,7 @@ class Encoder:
         Args:
           pool_starts: how many leading tokens of each text mean pooling leaves out; None for none.
             The last token is always pooled.
-          codec: packs the caches on the device (they come as `PackedDocument`); None leaves them
+          codec: packs the caches on the device (they come as `PackedRecord`); None leaves them
             plain.
 
         Raises:
@@ -210,7 +210,7 @@ class Encoder:
         starts = list(pool_starts) if pool_starts is not None else [0] * len(ids)
         lengths = [len(text) for text in ids]
         vectors = np.zeros((len(ids), self.width), np.float32)
-        caches: list[Piece | None] | None = [None] * len(ids) if return_cache else None
+        caches: list[KVRecord | None] | None = [None] * len(ids) if return_cache else None
         calls = plan_calls(lengths, tokens_per_call or self._tokens_per_call(), self._row_multiple)
         waiting: deque[tuple[Call, RowVectors]] = deque()
         with show_progress(sum(lengths), "encode", "tokens", quiet=not progress) as bar:
@@ -265,8 +265,8 @@ class Encoder:
             raise GritError(
                 f"instruction must be one string for all texts, found {type(instruction).__name__}"
             )
-        pieces = self.chat.embed_pieces(instruction, "")[:-1]
-        prompt = [i for part in self.tokenizer.encode_pieces([pieces])[0] for i in part]
+        pieces = self.chat.embed_parts(instruction, "")[:-1]
+        prompt = [i for part in self.tokenizer.encode_parts([pieces])[0] for i in part]
         if len(prompt) >= max_length:
             raise GritError(
                 f"instruction and tags take {len(prompt)} tokens and max_length is {max_length}:"
@@ -287,8 +287,8 @@ class Encoder:
     def _bodies(self, instruction: str, texts: Sequence[str]) -> list[list[int]]:
         # The last tag says how a text after it is tokenised; what stands before the tag is the same
         # for all.
-        prompts = [self.chat.embed_pieces(instruction, text)[-2:] for text in texts]
-        return [pieces[-1] for pieces in self.tokenizer.encode_pieces(prompts)]
+        prompts = [self.chat.embed_parts(instruction, text)[-2:] for text in texts]
+        return [pieces[-1] for pieces in self.tokenizer.encode_parts(prompts)]
 
     def _tokens_per_call(self) -> int:
         platform = (
@@ -342,7 +342,7 @@ class Encoder:
         result: RowVectors,
         ids: Sequence[Sequence[int]],
         vectors: np.ndarray,
-        caches: list[Piece | None] | None,
+        caches: list[KVRecord | None] | None,
         codec: Codec | None,
         bar: Progress,
     ) -> None:
@@ -363,7 +363,7 @@ class Encoder:
                     caches[i] = (
                         DocumentKV(tokens, **own)
                         if codec is None
-                        else PackedDocument(tokens, own, codec)
+                        else PackedRecord(tokens, own, codec)
                     )
                     a = b
         bar.update(sum(len(ids[i]) for texts in call.texts for i in texts))

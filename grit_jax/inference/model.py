@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from grit_jax.errors import GritError
 from grit_jax.inference.decode import Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
-from grit_jax.inference.records import Piece, Positions
+from grit_jax.inference.records import KVRecord, Positions
 from grit_jax.inference.row_packing import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.inference.text import Prompts, TextWriter, conversations, messages_of
@@ -30,7 +30,7 @@ from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
 from grit_jax.models.weights_hash import WeightsHash
-from grit_jax.sharding import ShardingRules, fit
+from grit_jax.sharding import ShardingRules, drop_indivisible
 from grit_jax.text.chat import FORMATS, ChatFormat
 from grit_jax.text.chat_template import ChatTemplate
 from grit_jax.text.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ class GritLM:
         self.generation_mode = generation_mode
         self.pooling: PoolingMethod = pooling
         self.template = template
-        end = tokenizer.encode_pieces([chat.answer_pieces("")[1:]])[0][0]
+        end = tokenizer.encode_parts([chat.answer_parts("")[1:]])[0][0]
         ends = [end[0]] if len(end) == 1 else []
         self.stop_ids = tuple(
             dict.fromkeys(i for i in (*ends, tokenizer.eos_id, *stop_ids) if i is not None)
@@ -301,7 +301,7 @@ class GritLM:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        pieces: Sequence[Sequence[Piece]] | None = None,
+        pieces: Sequence[Sequence[KVRecord]] | None = None,
         sampling: Sampling | Sequence[Sampling] = GREEDY,
         return_logits: bool = False,
         on_tokens: Callable[[int, list[int]], None] | None = None,
@@ -331,7 +331,7 @@ class GritLM:
             return [self.template.prompt_ids(messages) for messages in messages_of(prompts)]
         pieces = [self.chat.render_turns(turns) for turns in conversations(prompts)]
         return [
-            [i for part in parts for i in part] for parts in self.tokenizer.encode_pieces(pieces)
+            [i for part in parts for i in part] for parts in self.tokenizer.encode_parts(pieces)
         ]
 
     def __call__(
@@ -404,7 +404,7 @@ def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
     """A weight on its devices; one in several parts (adapted, quantised) stays where it is."""
     if mesh is None or not isinstance(value, np.ndarray | jax.Array):
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
-    spec = fit(
+    spec = drop_indivisible(
         ShardingRules().spec((PARAMETER_AXES | PROJECTION_AXES)[name]), np.shape(value), mesh
     )
     return jax.device_put(value, NamedSharding(mesh, spec))

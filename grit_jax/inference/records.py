@@ -1,7 +1,7 @@
 """What stands before a prompt: records of documents and queries as they were stored, side by side
 for one call.
 
-A record is plain (`DocumentKV`) or packed by a codec (`PackedDocument`). A packed one travels to
+A record is plain (`DocumentKV`) or packed by a codec (`PackedRecord`). A packed one travels to
 the device as it is and is expanded inside the program that reads it, so that compression saves that
 way, too.
 """
@@ -58,7 +58,7 @@ class Codec(Protocol):
 
 
 @dataclasses.dataclass
-class PackedDocument:
+class PackedRecord:
     """A text's keys (before rotary embedding) and values, packed: host arrays `[L T ...]` by
     name."""
 
@@ -67,7 +67,7 @@ class PackedDocument:
     codec: Codec
 
 
-class ComingDocument(Protocol):
+class StreamedRecord(Protocol):
     """A record on its way: its tokens are known, its layers come one after the other."""
 
     tokens: Int[np.ndarray, " T"]
@@ -89,10 +89,10 @@ def token_axis(name: str) -> int:
     return {"k": 2, "v": 1}.get(name[0], 0)
 
 
-Piece: TypeAlias = "DocumentKV | PackedDocument | ComingDocument"
+KVRecord: TypeAlias = "DocumentKV | PackedRecord | StreamedRecord"
 
 
-def is_packed(piece: Piece) -> bool:
+def is_packed(piece: KVRecord) -> bool:
     """Whether a codec packed it."""
     return not isinstance(piece, DocumentKV) and piece.codec is not None
 
@@ -124,8 +124,8 @@ class Loaded:
         return tuple(side.lay_out(layer) for side in self.sides)
 
 
-def load_pieces(
-    pieces: Sequence[Sequence[Piece]],
+def load_records(
+    pieces: Sequence[Sequence[KVRecord]],
     config: ModelConfig,
     rows: int | None = None,
     positions: Positions = "running",
@@ -161,7 +161,7 @@ def load_pieces(
 class _Placed:
     """A piece, and the position of its first token."""
 
-    piece: Piece
+    piece: KVRecord
     position: int
 
 
@@ -208,17 +208,17 @@ class _Side:
         return arrays
 
 
-def _layer_of(piece: Piece, layer: int) -> dict[str, np.ndarray]:
+def _layer_of(piece: KVRecord, layer: int) -> dict[str, np.ndarray]:
     if isinstance(piece, DocumentKV):
         arrays = {"k": piece.k, "v": piece.v}
-    elif isinstance(piece, PackedDocument):
+    elif isinstance(piece, PackedRecord):
         arrays = piece.arrays
     else:
         return piece.layer(layer)
     return {name: np.moveaxis(array[layer], 0, token_axis(name)) for name, array in arrays.items()}
 
 
-def _check_shape(piece: Piece, config: ModelConfig, name: str) -> None:
+def _check_shape(piece: KVRecord, config: ModelConfig, name: str) -> None:
     """That a whole record has the layers, tokens and heads that it must have; one on its way is its
     maker's."""
     expected: tuple[int, ...] = (config.num_hidden_layers, len(piece.tokens))
@@ -226,7 +226,7 @@ def _check_shape(piece: Piece, config: ModelConfig, name: str) -> None:
         expected = (*expected, config.num_key_value_heads, config.head_dim)
         arrays = [piece.k, piece.v]
     else:
-        arrays = list(piece.arrays.values()) if isinstance(piece, PackedDocument) else []
+        arrays = list(piece.arrays.values()) if isinstance(piece, PackedRecord) else []
     for array in arrays:
         found = array.shape[: len(expected)]
         if found != expected or (isinstance(piece, DocumentKV) and array.ndim != 4):

@@ -46,7 +46,7 @@ class DecodeState:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class Limits:
+class StopConditions:
     """When a row ends: at `length` tokens, or at one of `eos` (-1 matches nothing) unless
     `ignore_eos`."""
 
@@ -73,7 +73,7 @@ def prefill(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
     sampling: SamplingRows,
-    limits: Limits,
+    limits: StopConditions,
     *,
     config: ModelConfig,
     slots: int,
@@ -102,24 +102,28 @@ def prefill_start(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
     places: Int[Array, "B P"],
-    owners: Int[Array, "B P"],
+    layers_with: Int[Array, "B P"],
     *,
     config: ModelConfig,
     dtype: jnp.dtype,
 ) -> PrefillState:
-    """Prompts after records whose tokens stand at `places` (`owners` 0: an empty slot) and are kept
+    """Prompts after records whose tokens stand at `places` (`layers_with` 0: an empty slot) and are kept
     as `dtype`."""
     (B, T), P = tokens.shape, places.shape[1]
     positions, segments = _places(tokens, lengths)
     records = dataclasses.replace(
         _empty(config, B, P, dtype),
         positions=places.astype(jnp.int32),
-        segments=owners.astype(jnp.int32),
+        segments=layers_with.astype(jnp.int32),
         cursor=jnp.asarray(P, jnp.int32),
     )
-    x = Transformer(config, params).begin(tokens)
+    x = Transformer(config, params).embed_tokens(tokens)
     return PrefillState(
-        x, positions + owners.sum(axis=1, keepdims=True), segments, records, _empty(config, B, T)
+        x,
+        positions + layers_with.sum(axis=1, keepdims=True),
+        segments,
+        records,
+        _empty(config, B, T),
     )
 
 
@@ -139,7 +143,7 @@ def prefill_layer(
     place.
 
     Args:
-      weights: where the layer's weights stand (`parameters.places`).
+      weights: where the layer's weights stand (`parameters.stack_indices`).
       records, codecs: from `Loaded`.
     """
     found = [_expand(*one, layer) for one in zip(records, codecs, strict=True)]
@@ -160,7 +164,7 @@ def prefill_layer(
         state.segments,
         cached,
         kind=kind,
-        places=weights,
+        stack_indices=weights,
         mode=prompt_mode,
     )
     own = out.kv.k.transpose(0, 2, 3, 1)
@@ -178,7 +182,7 @@ def prefill_end(
     state: PrefillState,
     lengths: Int[Array, " B"],
     sampling: SamplingRows,
-    limits: Limits,
+    limits: StopConditions,
     *,
     config: ModelConfig,
     slots: int,
@@ -188,21 +192,21 @@ def prefill_end(
     """Chooses the first token after the last layer. The records stay where they are; `slots` are
     for the rest."""
     model, (B, T, _) = Transformer(config, params), state.x.shape
-    begin = lambda whole, part: jax.lax.dynamic_update_slice(
+    embed = lambda whole, part: jax.lax.dynamic_update_slice(
         whole, part.astype(whole.dtype), (0,) * whole.ndim
     )
     cache = _empty(config, B, slots)
     cache = KVCache(
-        begin(cache.k, state.own.k),
-        begin(cache.v, state.own.v),
-        begin(cache.positions, state.positions),
-        begin(cache.segments, state.segments),
+        embed(cache.k, state.own.k),
+        embed(cache.v, state.own.v),
+        embed(cache.positions, state.positions),
+        embed(cache.segments, state.segments),
         jnp.asarray(T, jnp.int32),
     )
     after = state.positions[:, 0] + lengths
     return _first_token(
         model,
-        model.end(state.x),
+        model.apply_final_norm(state.x),
         cache,
         lengths,
         after,
@@ -219,7 +223,7 @@ def decode(
     records: KVCache | None,
     until: Int[Array, ""],
     sampling: SamplingRows,
-    limits: Limits,
+    limits: StopConditions,
     *,
     config: ModelConfig,
 ) -> DecodeState:
@@ -289,7 +293,7 @@ def _first_token(
     lengths: Int[Array, " B"],
     after: Int[Array, " B"],
     sampling: SamplingRows,
-    limits: Limits,
+    limits: StopConditions,
     new_tokens: int,
     return_logits: bool,
 ) -> DecodeState:
@@ -311,7 +315,9 @@ def _first_token(
     return _record(state, first, logits, limits)
 
 
-def _record(state: DecodeState, token: jax.Array, logits: jax.Array, limits: Limits) -> DecodeState:
+def _record(
+    state: DecodeState, token: jax.Array, logits: jax.Array, limits: StopConditions
+) -> DecodeState:
     """Notes the token just chosen; rows that had ended keep what they have."""
     alive = ~state.done
     write = jax.lax.dynamic_update_slice

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models import kernels
-from grit_jax.sharding import constrain, ways_of
+from grit_jax.sharding import constrain, num_shards
 from grit_jax.types import AttentionMode, Mode
 
 
@@ -79,7 +79,7 @@ def attend(
     Raises:
       ValueError: prefix mode without blocks; rows that the blocks do not divide.
     """
-    if ways_of("tokens", q.shape[1]) > 1:
+    if num_shards("tokens", q.shape[1]) > 1:
         own, cached = (
             _whole_rows(own, ("rows", None, "kv_heads")),
             [_whole_rows(slots, BY_HEAD) for slots in cached],
@@ -152,9 +152,9 @@ def _attend_one_mode(
         )
         for slots in cached
     ]
-    two_sided = mode is not AttentionMode.CAUSAL
+    symmetric_window = mode is not AttentionMode.CAUSAL
     return checkpoint_name(
-        kernels.blocked_attention(queries, parts, two_sided=two_sided, **options),
+        kernels.blocked_attention(queries, parts, symmetric_window=symmetric_window, **options),
         kernels.ATTENTION_NAME,
     )
 
@@ -174,5 +174,5 @@ def visible(
         kernels.Queries(keys.k, query_positions, query_segments, blocks),
         kernels.Part(keys.k, keys.v, keys.positions, keys.segments, blocks, causal=causal),
         window=window,
-        two_sided=not causal or blocks is not None,
+        symmetric_window=not causal or blocks is not None,
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import numpy as np
-
 Remat = Literal["none", "full", "offload", "save_attention", "save_qkv", "dots"]
 FULL, SLIDING = (
     "full_attention",
@@ -250,10 +248,3 @@ class ModelConfig:
     def attention_scale(self) -> float:
         """What attention scores are multiplied by."""
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of weights, embeddings included, tied ones once."""
-        from grit_jax.models.parameters import parameter_shapes
-
-        return sum(int(np.prod(shape, dtype=np.int64)) for shape in parameter_shapes(self).values())

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.sharding import ShardingRules, fit, ways_of
+from grit_jax.sharding import ShardingRules, drop_indivisible, num_shards
 
 # of what the backward pass of attention needs of the forward pass, for `jax.checkpoint`
 ATTENTION_NAME = "attention"
@@ -96,7 +96,7 @@ class Part:
 
 
 def part_mask(
-    queries: Queries, part: Part, *, window: int | None, two_sided: bool
+    queries: Queries, part: Part, *, window: int | None, symmetric_window: bool
 ) -> Bool[Array, "B T S"]:
     """Which keys of a part each query sees."""
     mask = (queries.segments[:, :, None] == part.segments[:, None, :]) & (part.segments > 0)[
@@ -111,7 +111,7 @@ def part_mask(
         mask &= seen
     if window is not None:
         distance = queries.positions[:, :, None] - part.positions[:, None, :]
-        mask &= (jnp.abs(distance) if two_sided else distance) < window
+        mask &= (jnp.abs(distance) if symmetric_window else distance) < window
     return mask
 
 
@@ -120,7 +120,7 @@ def blocked_attention(
     parts: list[Part],
     *,
     window: int | None,
-    two_sided: bool,
+    symmetric_window: bool,
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B T N H"]:
@@ -135,11 +135,11 @@ def blocked_attention(
     q = (queries.q.astype(jnp.float32) * scale).astype(queries.q.dtype)
     if T == 1:
         return _one_token_attention(
-            q.reshape(B, K, G, H), queries, parts, window, two_sided, softcap
+            q.reshape(B, K, G, H), queries, parts, window, symmetric_window, softcap
         )
     q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
     # Queries that are split over devices along T must keep that axis.
-    stacked = ways_of("tokens", T) == 1
+    stacked = num_shards("tokens", T) == 1
     lead, by_query, by_key = (
         ((B * K, G * T), "xt", "x") if stacked else ((B, K, G, T), "bkgt", "bk")
     )
@@ -163,7 +163,7 @@ def blocked_attention(
         s = jnp.einsum(
             equation, scaled(q, part.k_scale).astype(q.dtype), k, preferred_element_type=jnp.float32
         )
-        mask = part_mask(queries, part, window=window, two_sided=two_sided)
+        mask = part_mask(queries, part, window=window, symmetric_window=symmetric_window)
         s = soft_cap(s.reshape(B, K, G, T, part.length), softcap)
         return jnp.where(mask[:, None, None], s, MASKED).reshape(*lead, part.length)
 
@@ -215,7 +215,7 @@ def _one_token_attention(
     queries: Queries,
     parts: list[Part],
     window: int | None,
-    two_sided: bool,
+    symmetric_window: bool,
     softcap: float | None,
 ) -> Float[Array, "B 1 N H"]:
     """Attention of one decoded token: every part is read once, where it lies."""
@@ -224,7 +224,7 @@ def _one_token_attention(
         form = "bkgh,bkhs->bkgs" if part.by_head else "bkgh,bskh->bkgs"
         mine = q if part.k_scale is None else (q * part.k_scale[:, :, None]).astype(q.dtype)
         s = jnp.einsum(form, mine, part.k.astype(q.dtype), preferred_element_type=jnp.float32)
-        mask = part_mask(queries, part, window=window, two_sided=two_sided)
+        mask = part_mask(queries, part, window=window, symmetric_window=symmetric_window)
         return jnp.where(mask[:, None], soft_cap(s, softcap), MASKED)
 
     def values(p: jax.Array, part: Part) -> jax.Array:
@@ -272,7 +272,7 @@ def fused_attention(
     shapes."""
     kind = platform()
     T, H = q.shape[1], q.shape[3]
-    if kind == "tpu" and T % (SPLASH_TILE * ways_of("tokens", T)) == 0 and H % SPLASH_TILE == 0:
+    if kind == "tpu" and T % (SPLASH_TILE * num_shards("tokens", T)) == 0 and H % SPLASH_TILE == 0:
         return _splash(
             q, k, v, segments, causal=causal, window=window, scale=scale, softcap=softcap
         )
@@ -333,7 +333,7 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     T = q.shape[1]
-    shards = ways_of("tokens", T)
+    shards = num_shards("tokens", T)
     block = splash_block(T // shards, window)
     mask: masks.Mask
     if window is not None:
@@ -365,10 +365,10 @@ def _splash(
     if mesh.empty:
         return local(q, k, v, segments, segments, make(q.shape[2]))
     rules = ShardingRules()
-    keys = fit(rules.spec(("rows", None, "kv_heads", None)), k.shape, mesh)
-    tokens = fit(rules.spec(("tokens",)), (T,), mesh)[0]
+    keys = drop_indivisible(rules.spec(("rows", None, "kv_heads", None)), k.shape, mesh)
+    tokens = drop_indivisible(rules.spec(("tokens",)), (T,), mesh)[0]
     queries = PartitionSpec(keys[0], tokens, keys[2], None)
-    mha = make(q.shape[2] // (ways_of("kv_heads", k.shape[2]) if keys[2] else 1))
+    mha = make(q.shape[2] // (num_shards("kv_heads", k.shape[2]) if keys[2] else 1))
     mask_spec = mha.manual_sharding_spec(
         NamedSharding(mesh, PartitionSpec(None, tokens if shards > 1 else None))
     )

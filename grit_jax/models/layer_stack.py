@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from grit_jax.models.config import LayerKind
-from grit_jax.models.parameters import owners
+from grit_jax.models.parameters import layers_with
 
 # (carry, (the layer's weights, the layer's slice of the cache or None)) -> (carry, the layer's
 # output or None)
@@ -79,7 +79,7 @@ def run_layers(
         weights and the cache of one layer out of what it gets, so that a recomputed layer picks
         anew instead of keeping a copy.
       carry: what goes from layer to layer.
-      weights: by name, each stacked over the layers that have it (`parameters.owners`).
+      weights: by name, each stacked over the layers that have it (`parameters.layers_with`).
       cached: arrays stacked over all layers, or None.
       scan: False writes every layer out.
 
@@ -87,7 +87,7 @@ def run_layers(
       The last carry, and the layers' outputs stacked over all of them (None where they are None).
     """
     stacked = (dict(weights), cached)
-    own = {name: owners(name, kinds) for name in weights}
+    own = {name: layers_with(name, kinds) for name in weights}
     if scan and len(set(kinds)) == 1:
         return jax.lax.scan(make_layer(kinds[0], lambda picked: picked), carry, stacked)
 

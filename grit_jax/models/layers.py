@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from grit_jax.models.lora import AdaptedWeight
 from grit_jax.models.quantise import Quantised
 from grit_jax.models.ragged_matmul import grouped_product
-from grit_jax.sharding import ways_of
+from grit_jax.sharding import num_shards
 
 Weights = Mapping[
     str, Any
@@ -76,7 +76,7 @@ def linear(
     return out if bias is None else out + bias.astype(x.dtype)
 
 
-def embed_tokens(
+def token_embeddings(
     tokens: Int[Array, "B T"], weights: Weights, dtype: jnp.dtype
 ) -> Float[Array, "B T D"]:
     """Rows of the embedding table, cast after the gather: the table as a whole is never cast."""
@@ -114,7 +114,7 @@ def product(
 ) -> Float[Array, "... F"]:
     """`x @ weight` (its result in `dtype`, if one is given): over all tokens at once, or row by row
     where the tokens of a row are split over devices, as one axis of all tokens could not be."""
-    if x.ndim == 3 and ways_of("tokens", x.shape[1]) > 1:
+    if x.ndim == 3 and num_shards("tokens", x.shape[1]) > 1:
         return jnp.matmul(x, weight, preferred_element_type=dtype)
     flat = jnp.matmul(x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype)
     return flat.reshape(*x.shape[:-1], weight.shape[-1])

@@ -26,7 +26,7 @@ DENSE, EXPERTS = (
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight; those of layers are stacked over the layers that have them
-    (see `owners`)."""
+    (see `layers_with`)."""
     c = config
     L, D, F, V = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.vocab_size
     NH, KH = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -62,6 +62,11 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def num_parameters(config: ModelConfig) -> int:
+    """Number of weights, embeddings included, tied ones once."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
 # Logical axes of every weight (see sharding.ShardingRules).
 PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     "embed": ("vocab", "embed"),
@@ -90,7 +95,7 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
 }
 
 
-def owners(name: str, kinds: Sequence[LayerKind]) -> tuple[int, ...]:
+def layers_with(name: str, kinds: Sequence[LayerKind]) -> tuple[int, ...]:
     """The layers that have a weight, in the order in which it is stacked."""
     if name.startswith(EXPERTS):
         return tuple(i for i, kind in enumerate(kinds) if kind.experts)
@@ -99,10 +104,12 @@ def owners(name: str, kinds: Sequence[LayerKind]) -> tuple[int, ...]:
     return tuple(range(len(kinds)))
 
 
-def places(names: Iterable[str], kinds: Sequence[LayerKind], layer: int) -> dict[str, int]:
+def stack_indices(names: Iterable[str], kinds: Sequence[LayerKind], layer: int) -> dict[str, int]:
     """Where the weights of a layer stand in their stacks; those that it does not have are left
     out."""
-    stacks = ((name, owners(name, kinds)) for name in names if not name.startswith(OUTSIDE_LAYERS))
+    stacks = (
+        (name, layers_with(name, kinds)) for name in names if not name.startswith(OUTSIDE_LAYERS)
+    )
     return {name: own.index(layer) for name, own in stacks if layer in own}
 
 

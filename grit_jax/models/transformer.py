@@ -19,7 +19,7 @@ from grit_jax.models.cache import KVCache
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.kernels import ATTENTION_NAME, soft_cap
 from grit_jax.models.layer_stack import Layer, run_layers
-from grit_jax.models.layers import embed_tokens, gated_mlp, linear, rms_norm, vocabulary_logits
+from grit_jax.models.layers import gated_mlp, linear, rms_norm, token_embeddings, vocabulary_logits
 from grit_jax.models.lora import row_keys
 from grit_jax.models.moe import expert_mlp
 from grit_jax.models.parameters import (
@@ -31,7 +31,7 @@ from grit_jax.models.parameters import (
 )
 from grit_jax.models.rotary import rotate, rotation
 from grit_jax.sharding import constrain
-from grit_jax.types import KV, Mode, Output, RouterStats
+from grit_jax.types import KV, Mode, ModelOutput, RouterStats
 
 __all__ = ["PARAMETER_AXES", "Params", "Transformer", "init_params", "parameter_shapes"]
 
@@ -99,7 +99,7 @@ class Transformer(nnx.Module):
         return_kv: bool = False,
         blocks: Int[Array, "B T"] | None = None,
         routed: Int[Array, "B T"] | None = None,
-    ) -> Output:
+    ) -> ModelOutput:
         """Hidden states of `tokens`, which see their own segment and the cached keys of that
         segment.
 
@@ -112,7 +112,7 @@ class Transformer(nnx.Module):
             `cache.insert`).
           return_kv: whether to return the tokens' own keys (unrotated) and values.
           blocks: what prefix mode needs beside (see `types.Rows`).
-          routed: the tokens that `Output.router` is counted over, 0 elsewhere; None: `segments`.
+          routed: the tokens that `ModelOutput.router` is counted over, 0 elsewhere; None: `segments`.
         """
         c, weights = self.config, self.params()
         caches = (cache,) if isinstance(cache, KVCache) else tuple(cache or ())
@@ -120,7 +120,7 @@ class Transformer(nnx.Module):
             name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)
         }
         layers = row_keys(layers, tokens)
-        x = self.begin(tokens)
+        x = self.embed_tokens(tokens)
         rotations = {
             local: rotation(c, positions, segments, local=local)
             for local in {k.local_rope for k in c.layer_kinds}
@@ -156,12 +156,12 @@ class Transformer(nnx.Module):
         if router is not None:
             sparse = sum(kind.experts for kind in c.layer_kinds)
             router = jax.tree.map(lambda total: total / sparse, router)
-        return Output(self.end(x), kv, router)
+        return ModelOutput(self.apply_final_norm(x), kv, router)
 
-    def begin(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """What the first layer gets."""
         c = self.config
-        x = embed_tokens(tokens, self.params(), jnp.dtype(c.dtype))
+        x = token_embeddings(tokens, self.params(), jnp.dtype(c.dtype))
         if c.scale_embeddings:
             x *= jnp.asarray(
                 math.sqrt(c.hidden_size), x.dtype
@@ -178,7 +178,7 @@ class Transformer(nnx.Module):
         cached: Slots,
         *,
         kind: LayerKind,
-        places: Mapping[str, Any],
+        stack_indices: Mapping[str, Any],
         mode: Mode,
     ) -> LayerOutput:
         """One layer by itself, over its cached keys: what `__call__` does for each, for a caller
@@ -186,10 +186,12 @@ class Transformer(nnx.Module):
 
         Args:
           kind, places: what the layer is (static), and where its weights stand
-            (`parameters.places`).
+            (`parameters.stack_indices`).
         """
         c, weights = self.config, self.params()
-        own = {name: jax.tree.map(lambda a: a[at], weights[name]) for name, at in places.items()}  # noqa: B023
+        own = {
+            name: jax.tree.map(lambda a: a[at], weights[name]) for name, at in stack_indices.items()
+        }  # noqa: B023
         router = (
             RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts))
             if c.num_experts
@@ -211,7 +213,7 @@ class Transformer(nnx.Module):
         )
         return LayerOutput(x, kv)
 
-    def end(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def apply_final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Hidden states from what the last layer gives."""
         c = self.config
         return rms_norm(

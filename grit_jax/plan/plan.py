@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grit_jax.plan.chips import GIB, Chip, Slices, open_slices, parse_topology
-from grit_jax.plan.costs import Costs, program_costs
 from grit_jax.plan.flops import step_flops
+from grit_jax.plan.program_costs import ProgramCosts, program_costs
 from grit_jax.plan.programs import Program, ServingPrograms, bytes_per_chip, lower_train
 from grit_jax.run_config import RunConfig
 from grit_jax.runtime.progress import say
@@ -42,7 +42,7 @@ class ProgramPlan:
     argument_bytes: int
     temporary_bytes: int
     compile_seconds: float
-    costs: Costs | None = None
+    costs: ProgramCosts | None = None
     compiler_flops: float | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 

@@ -23,18 +23,24 @@ from grit_jax.inference.encoder import TOKENS_PER_CALL, encode_step
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
 from grit_jax.inference.sampling import GREEDY, sampling_rows
 from grit_jax.inference.steps import (
-    Limits,
+    StopConditions,
     decode_step,
     prefill_end_step,
     prefill_layer_step,
     prefill_start_step,
 )
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes, places
+from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes, stack_indices
 from grit_jax.models.quantise import storage_axes
 from grit_jax.plan.abstract_step import AbstractStep, abstract_step
 from grit_jax.run_config import RunConfig, fit_to_mesh
-from grit_jax.sharding import ShardingRules, fit, row_shardings, row_ways, tree_shardings
+from grit_jax.sharding import (
+    ShardingRules,
+    drop_indivisible,
+    num_row_shards,
+    row_shardings,
+    tree_shardings,
+)
 from grit_jax.training.state import HOST, TrainState, state_shardings
 from grit_jax.types import AttentionMode, Batch, Rows
 
@@ -97,7 +103,9 @@ def lower_train(config: RunConfig, mesh: Mesh) -> TrainProgram:
 
 def _weight_shardings(name: str, weight: Any, mesh: Mesh) -> Any:
     """Of a frozen weight, quantised or not (see `training.base`)."""
-    sharding = lambda part, axes: NamedSharding(mesh, fit(RULES.spec(axes), part.shape, mesh))
+    sharding = lambda part, axes: NamedSharding(
+        mesh, drop_indivisible(RULES.spec(axes), part.shape, mesh)
+    )
     return jax.tree.map(sharding, weight, storage_axes(weight, PARAMETER_AXES[name]))
 
 
@@ -119,7 +127,7 @@ class ServingPrograms:
         self.params = _placed(shapes, tree_shardings(shapes, PARAMETER_AXES, mesh, RULES))
 
     def encode(self) -> Program:
-        T, ways = bucket(self.config.data.passage_max_length), row_ways(self.mesh, RULES)
+        T, ways = bucket(self.config.data.passage_max_length), num_row_shards(self.mesh, RULES)
         rows = round_up(max(1, TOKENS_PER_CALL["tpu"] * ways // T), ways)
         ids, mode = _shape((rows, T)), self.config.model.modes.embedding
         batch = (
@@ -155,7 +163,7 @@ class ServingPrograms:
         start = _lower(prefill_start_step, self.mesh, self.params, *prompts, config=c, dtype=dtype)
         shape = (B, c.num_key_value_heads, P, c.head_dim)
         record = {"k": _shape((*shape[:2], c.head_dim, P), c.dtype), "v": _shape(shape, c.dtype)}
-        where = {name: _shape(()) for name in places(self.params, c.layer_kinds, 0)}
+        where = {name: _shape(()) for name in stack_indices(self.params, c.layer_kinds, 0)}
         return _lower(
             prefill_layer_step,
             self.mesh,
@@ -188,9 +196,9 @@ class ServingPrograms:
             decode_step, self.mesh, self.params, _result(end), state.records, *rest, config=c
         )
 
-    def _settings(self, rows: int) -> tuple[Any, Limits]:
+    def _settings(self, rows: int) -> tuple[Any, StopConditions]:
         sampling = jax.tree.map(lambda x: _shape(x.shape, x.dtype), sampling_rows([GREEDY] * rows))
-        return sampling, Limits(_shape((rows,)), _shape((rows,), bool), _shape((1,)))
+        return sampling, StopConditions(_shape((rows,)), _shape((rows,), bool), _shape((1,)))
 
     def _whole(self, tree: Any) -> Any:
         """What generation hands over as host arrays: it lies whole on every device."""

@@ -23,14 +23,18 @@ SHAPE = ModelConfig(
     tie_word_embeddings=True,
     max_position_embeddings=4096,
 )
-HOW = {"dtype": "float32", "remat": "none", "scan_layers": False}  # what is fastest on a CPU
+CPU_SETTINGS = {
+    "dtype": "float32",
+    "remat": "none",
+    "scan_layers": False,
+}  # what is fastest on a CPU
 
 
 def joint_config(seed: int) -> RunConfig:
     """What the quickstart trains: all three losses together from the base, paths relative to the
     output folder."""
     return RunConfig(
-        model=ModelSection(path="base", export_dtype="float32", **HOW),  # type: ignore[arg-type]
+        model=ModelSection(path="base", export_dtype="float32", **CPU_SETTINGS),  # type: ignore[arg-type]
         output=".",
         data=_data_config(embedding_batch=32, generative_batch=12, cached_batch=12),
         train=TrainSection(
@@ -56,7 +60,7 @@ def base_config(seed: int) -> RunConfig:
     """The warm-up of `--from-scratch`: write and copy first (configs/quickstart_base_warmup.yaml,
     shortened)."""
     return RunConfig(
-        model=ModelSection(shape=SHAPE, **HOW),  # type: ignore[arg-type]
+        model=ModelSection(shape=SHAPE, **CPU_SETTINGS),  # type: ignore[arg-type]
         output="warmup",
         tokenizer=TokenizerSection(
             train_on=["data/train/documents.jsonl"], vocab_size=SHAPE.vocab_size

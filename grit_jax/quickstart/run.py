@@ -25,6 +25,7 @@ from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.rag import evaluate_rag
 from grit_jax.evaluation.retrieval import bm25_retrieval, evaluate_retrieval, pool_of
 from grit_jax.inference.model import GritLM
+from grit_jax.models.parameters import num_parameters
 from grit_jax.models.transformer import init_params
 from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION
 from grit_jax.pydocs.questions import best_constant
@@ -120,7 +121,7 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
         "seed": seed,
         "corpus": corpus,
         "model": {
-            "parameters": model.config.num_parameters,
+            "parameters": num_parameters(model.config),
             "layers": model.config.num_hidden_layers,
             "hidden": model.config.hidden_size,
             "vocab": model.config.vocab_size,

@@ -12,15 +12,15 @@ import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.records import Piece
+from grit_jax.inference.records import KVRecord
 from grit_jax.inference.sampling import Sampling
-from grit_jax.rag.costs import costs_of
 from grit_jax.rag.index import Index
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.rag.record_format import RecordError
-from grit_jax.rag.router import Costs, route
+from grit_jax.rag.route_costs import costs_of
+from grit_jax.rag.router import RouteCosts, route
 from grit_jax.runtime.progress import say
-from grit_jax.text.rag_layouts import MODES, Mode
+from grit_jax.text.rag_layouts import MODES, RagMode
 
 QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time
 
@@ -89,8 +89,8 @@ class _Asked:
 
     questions: list[str]
     documents: list[list[_Document]]
-    queries: list[Piece] | None
-    modes: list[Mode]
+    queries: list[KVRecord] | None
+    modes: list[RagMode]
 
 
 class Asker:
@@ -103,7 +103,7 @@ class Asker:
     def __init__(self, model: GritLM, index: Index | None = None, *, max_length: int = 512):
         self.model, self.index = model, index
         self._reader = Reader(model, index.max_length if index is not None else max_length)
-        self._costs: Costs | None = None
+        self._costs: RouteCosts | None = None
         self._warned: set[str] = set()
 
     def ask(
@@ -234,7 +234,7 @@ class Asker:
             else:
                 assert vectors is not None
                 found = self._search(vectors, k)
-        modes: list[Mode] = [mode] * len(questions)  # type: ignore[list-item]
+        modes: list[RagMode] = [mode] * len(questions)  # type: ignore[list-item]
         if mode == "auto":
             modes = [
                 self._route(q, d, queries is not None)
@@ -261,7 +261,7 @@ class Asker:
             )
         return found
 
-    def _route(self, question: str, documents: Sequence[_Document], recorded: bool) -> Mode:
+    def _route(self, question: str, documents: Sequence[_Document], recorded: bool) -> RagMode:
         if not documents:
             return "none"
         if any(document.row is None for document in documents):
@@ -288,7 +288,7 @@ class Asker:
     def _stored(self) -> bool:
         return self.index is not None and self.index.kv != "none"
 
-    def _records(self, asked: _Asked, warnings: list[list[str]]) -> dict[str, Piece]:
+    def _records(self, asked: _Asked, warnings: list[list[str]]) -> dict[str, KVRecord]:
         """Records by text, for all questions whose layout reads them; those that cannot be used are
         computed."""
         users: dict[str, list[int]] = {}
@@ -297,7 +297,7 @@ class Asker:
             for document in found if mode in DOCUMENT_CACHES else ():
                 users.setdefault(document.text, []).append(i)
                 wanted[document.text] = document
-        records: dict[str, Piece] = {}
+        records: dict[str, KVRecord] = {}
         stored = [d for d in wanted.values() if d.row is not None and self._stored]
         for document, record in zip(stored, self._fetch(stored), strict=True):
             if isinstance(record, GritError):
@@ -323,7 +323,7 @@ class Asker:
         self,
         error: RecordError,
         asked: _Asked,
-        records: dict[str, Piece],
+        records: dict[str, KVRecord],
         warnings: list[list[str]],
     ) -> None:
         """Computes the record that turned out to be unusable."""
@@ -334,7 +334,7 @@ class Asker:
         self._warn(f"{error}; its cache is computed anew", users, warnings)
         records[text] = self._reader.records([text])[0]
 
-    def _fetch(self, documents: Sequence[_Document]) -> Sequence[Piece | GritError]:
+    def _fetch(self, documents: Sequence[_Document]) -> Sequence[KVRecord | GritError]:
         """Records from the store, long ones still on their way, or what is wrong with each."""
         if not documents:
             return []
@@ -353,7 +353,7 @@ class Asker:
             say(f"warning: {message}")
 
 
-def _readings(asked: _Asked, records: dict[str, Piece]) -> list[Reading]:
+def _readings(asked: _Asked, records: dict[str, KVRecord]) -> list[Reading]:
     """What is to be read for each question."""
     return [
         Reading(

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from grit_jax.errors import GritError
 from grit_jax.inference.decode import Timings
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.records import Piece, Positions, is_packed
+from grit_jax.inference.records import KVRecord, Positions, is_packed
 from grit_jax.inference.sampling import Sampling
-from grit_jax.text.rag_layouts import CACHED_MODES, Mode, compose
+from grit_jax.text.rag_layouts import CACHED_MODES, RagMode, compose
 
-DOCUMENT_CACHES: tuple[Mode, ...] = (
+DOCUMENT_CACHES: tuple[RagMode, ...] = (
     "doc",
     "query-doc",
     "doc-query",
 )  # layouts that read documents from records
 SHORT = Sampling(max_new_tokens=16)  # the original's answers
-QUERY_CACHES: tuple[Mode, ...] = (
+QUERY_CACHES: tuple[RagMode, ...] = (
     "query",
     "query-doc",
     "doc-query",
@@ -38,11 +38,11 @@ class Reading:
       query: the query's record, where the layout is one of `QUERY_CACHES`.
     """
 
-    mode: Mode
+    mode: RagMode
     question: str
     documents: tuple[str, ...] = ()
-    records: tuple[Piece, ...] = ()
-    query: Piece | None = None
+    records: tuple[KVRecord, ...] = ()
+    query: KVRecord | None = None
 
 
 @dataclasses.dataclass
@@ -82,7 +82,7 @@ class Reader:
         )
         self._room = max_length - model.encoder.format([""], max_length=max_length).prompt
 
-    def records(self, texts: Sequence[str]) -> list[Piece]:
+    def records(self, texts: Sequence[str]) -> list[KVRecord]:
         """The records of documents or queries, from one encoding pass."""
         caches = self.model.encoder.encode(
             texts, max_length=self.max_length, return_cache=True
@@ -97,7 +97,7 @@ class Reader:
           GritError: a layout that needs documents has none.
         """
         layouts = [compose(r.mode, r.question, r.documents, self.model.chat) for r in readings]
-        encoded = self.model.tokenizer.encode_pieces([layout.continuation for layout in layouts])
+        encoded = self.model.tokenizer.encode_parts([layout.continuation for layout in layouts])
         return [
             [
                 i
@@ -135,7 +135,7 @@ class Reader:
         return Readings(answers, found.tokens, found.timings)
 
 
-def _pieces(reading: Reading) -> tuple[Piece, ...]:
+def _pieces(reading: Reading) -> tuple[KVRecord, ...]:
     """The records of a layout in the order in which they are read."""
     if reading.mode not in CACHED_MODES:
         return ()

@@ -26,7 +26,7 @@ import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.records import Codec, PackedDocument, Piece, token_axis
+from grit_jax.inference.records import Codec, KVRecord, PackedRecord, token_axis
 from grit_jax.types import DocumentKV
 
 FORMAT_VERSION = 3
@@ -146,7 +146,7 @@ class Layout:
         return self.start + self.layers * self.layer_bytes
 
 
-def encode_record(document: Piece, identity: RecordIdentity) -> bytes:
+def encode_record(document: KVRecord, identity: RecordIdentity) -> bytes:
     """The record of a document.
 
     Raises:
@@ -254,20 +254,20 @@ class RecordBody:
                 self.arrays[array][layer] = np.frombuffer(part, dtype, count, at).reshape(shape)
                 at += count * dtype.itemsize
 
-    def document(self, codec: Codec | None) -> Piece:
+    def document(self, codec: Codec | None) -> KVRecord:
         """The document, once every layer is there."""
         arrays = {
             name: np.moveaxis(array, 1 + token_axis(name), 1) for name, array in self.arrays.items()
         }
         if codec is None:
             return DocumentKV(self.layout.tokens, arrays["k"], arrays["v"])
-        return PackedDocument(self.layout.tokens, arrays, codec)
+        return PackedRecord(self.layout.tokens, arrays, codec)
 
 
 @dataclasses.dataclass
 class StreamedDocument:
     """A long record whose parts, of `together` layers each, are on their way (a
-    `ComingDocument`)."""
+    `StreamedRecord`)."""
 
     tokens: np.ndarray
     codec: Codec | None
@@ -284,7 +284,7 @@ class StreamedDocument:
         self.parts[layer // self.together].result()
         return {name: array[layer] for name, array in self.body.arrays.items()}
 
-    def whole(self) -> Piece:
+    def whole(self) -> KVRecord:
         """The document with all its layers; errors as `layer`."""
         for part in self.parts:
             part.result()
@@ -293,7 +293,7 @@ class StreamedDocument:
 
 def decode_record(
     blob: bytes, key: str, identity: RecordIdentity, name: str, codec: Codec | None = None
-) -> Piece:
+) -> KVRecord:
     """The document in a whole record.
 
     Args:

@@ -15,10 +15,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from grit_jax.models.config import ModelConfig
-from grit_jax.text.rag_layouts import Mode
+from grit_jax.models.parameters import num_parameters
+from grit_jax.text.rag_layouts import RagMode
 
 # In order of preference where they cost the same.
-ROUTED: tuple[Mode, ...] = ("doc-then-query", "doc", "query")
+ROUTED: tuple[RagMode, ...] = ("doc-then-query", "doc", "query")
 TEMPLATE_TOKENS = 32  # of a continuation beside query and documents
 
 
@@ -38,7 +39,7 @@ class Work:
         """That of a model; all experts count, which their measured rate makes up for."""
         tables = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
         pair = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-        return cls(2 * (config.num_parameters - tables), pair)
+        return cls(2 * (num_parameters(config) - tables), pair)
 
     def reading(self, tokens: int, before: int = 0) -> float:
         """Of `tokens` new tokens after `before` ones that are in the cache."""
@@ -46,7 +47,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Costs:
+class RouteCosts:
     """What the parts of an answer cost on one machine with one model.
 
     Attributes:
@@ -84,18 +85,18 @@ class Costs:
 class Route:
     """The chosen layout, and the estimated seconds of each, of what they do not have in common."""
 
-    mode: Mode
-    seconds: dict[Mode, float]
+    mode: RagMode
+    seconds: dict[RagMode, float]
 
 
 def route(
     query_tokens: int,
     document_tokens: Sequence[int],
-    costs: Costs,
+    costs: RouteCosts,
     *,
     documents_stored: bool = True,
     query_recorded: bool = True,
-    among: Sequence[Mode] = ROUTED,
+    among: Sequence[RagMode] = ROUTED,
 ) -> Route:
     """The cheapest of `among`: tokens still to be read against records to be loaded.
 
@@ -114,7 +115,7 @@ def route(
     )
     load += costs.place(documents)
     record = costs.place(query) + (0.0 if query_recorded else costs.read(query))
-    known: dict[Mode, float] = {
+    known: dict[RagMode, float] = {
         "none": read(query),
         "query-then-doc": read(query + documents),
         "doc-then-query": read(query + documents),

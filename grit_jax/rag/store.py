@@ -23,7 +23,7 @@ from typing import Any
 import tensorstore as ts
 
 from grit_jax.errors import GritError
-from grit_jax.inference.records import Piece
+from grit_jax.inference.records import KVRecord
 from grit_jax.rag.codecs.codecs import StoredCodec, codec_from_bytes, kind_of, to_bytes
 from grit_jax.rag.record_format import (
     Layout,
@@ -156,7 +156,7 @@ class DocumentStore:
                 for read in [self._read(key, slice(0, 0)) for key in keys]
             ]
 
-    def put_many(self, documents: Iterable[Piece]) -> list[str]:
+    def put_many(self, documents: Iterable[KVRecord]) -> list[str]:
         """Writes records in one transaction; when it returns they are on disk. Those already there
         are not rewritten.
 
@@ -230,7 +230,7 @@ class DocumentStore:
                 sum(layout.size for layout in found.values()),
             )
 
-    def get_many(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[Piece]:
+    def get_many(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[KVRecord]:
         """Documents by key, read together.
 
         Args:
@@ -248,17 +248,17 @@ class DocumentStore:
 
     def fetch(
         self, keys: Sequence[str], names: Sequence[str] | None = None
-    ) -> list[Piece | RecordError]:
+    ) -> list[KVRecord | RecordError]:
         """`get_many` that returns what is wrong with a record in its place instead of raising
         it."""
         return [self._whole(document) for document in self.stream(keys, names)]
 
     def stream(
         self, keys: Sequence[str], names: Sequence[str] | None = None
-    ) -> list[Piece | RecordError]:
+    ) -> list[KVRecord | RecordError]:
         """`fetch` that returns as soon as the records' beginnings are there.
 
-        Layers of long records (`ComingDocument`) come while the first ones are used. What is wrong
+        Layers of long records (`StreamedRecord`) come while the first ones are used. What is wrong
         with a layer is raised, as a RecordError, where it is asked for.
         """
         names = [f"document {key[:12]}" for key in keys] if names is None else names
@@ -289,7 +289,7 @@ class DocumentStore:
             ],
         )
 
-    def _whole(self, document: Piece | RecordError) -> Piece | RecordError:
+    def _whole(self, document: KVRecord | RecordError) -> KVRecord | RecordError:
         if not isinstance(document, StreamedDocument):
             return document
         try:
@@ -314,7 +314,7 @@ class DocumentStore:
             key, f"{name}: its record in {self.path} cannot be read ({_short(error)})"
         )
 
-    def _finish(self, started: Any, key: str, name: str) -> Piece | RecordError:
+    def _finish(self, started: Any, key: str, name: str) -> KVRecord | RecordError:
         if isinstance(started, StreamedDocument):
             return started
         try:

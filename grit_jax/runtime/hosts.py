@@ -169,7 +169,7 @@ def _appears(file: Path) -> bool:
     return True
 
 
-def await_verdict() -> None:
+def wait_for_peer_failure() -> None:
     """After a failure of JAX: another process may be the cause, and then this one is aborted within
     a heartbeat."""
     if jax.process_count() > 1:

@@ -35,7 +35,7 @@ CHECKPOINTS, MODEL = "checkpoints", "model"
 NOT_FETCHED = (CHECKPOINTS, MODEL, "profile", "tensorboard", "wandb", "logs")
 
 
-class Output:
+class RunFolder:
     """A run's output folder.
 
     Args:

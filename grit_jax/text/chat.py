@@ -1,6 +1,6 @@
 """How texts are wrapped before the model reads them: templates as data, rendered as pieces.
 
-A template is a `ChatFormat`: strings, no code. Rendering gives `Piece`s rather than one string, so
+A template is a `ChatFormat`: strings, no code. Rendering gives `PromptPart`s rather than one string, so
 that each piece is tokenised exactly once and a mask over token ids follows from which piece a token
 came from; it cannot drift, however a tokenizer merges characters. Source of the GRIT strings:
 `gritlm/training/run.py` and `gritlm/training/data.py` of ContextualAI/gritlm.
@@ -19,7 +19,7 @@ INSTRUCTION_STRIP = "\t\n :"
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class PromptPart:
     """A part of a prompt.
 
     `is_answer`: its tokens are to be predicted. `is_template`: the special tokens written in it
@@ -60,53 +60,53 @@ class ChatFormat:
     def embed_prompt(self, instruction: str = "") -> str:
         """What stands before an embedding text, `bos` included; it is attended to but not
         pooled."""
-        return "".join(piece.text for piece in self.embed_pieces(instruction, ""))
+        return "".join(piece.text for piece in self.embed_parts(instruction, ""))
 
-    def embed_pieces(self, instruction: str, text: str) -> list[Piece]:
+    def embed_parts(self, instruction: str, text: str) -> list[PromptPart]:
         """An embedding text as pieces; the last piece is the text itself, which pooling
         averages."""
         instruction = instruction.strip(INSTRUCTION_STRIP)
         if not instruction:
-            return [Piece(self.bos + self.embed_bare, is_template=True), Piece(text)]
+            return [PromptPart(self.bos + self.embed_bare, is_template=True), PromptPart(text)]
         return [
-            Piece(self.bos + self.user, is_template=True),
-            Piece(instruction),
-            Piece(self.embed, is_template=True),
-            Piece(text),
+            PromptPart(self.bos + self.user, is_template=True),
+            PromptPart(instruction),
+            PromptPart(self.embed, is_template=True),
+            PromptPart(text),
         ]
 
-    def render_turns(self, turns: Sequence[str], *, continues: bool = False) -> list[Piece]:
+    def render_turns(self, turns: Sequence[str], *, continues: bool = False) -> list[PromptPart]:
         """A conversation `[user, assistant, user, ...]` as pieces.
 
         An odd number of turns ends with the assistant's tag: the prompt of an answer to be
         generated. `continues` renders a turn after something already read (a cache):
         `turn_separator` in the place of `bos`.
         """
-        pieces: list[Piece] = []
+        pieces: list[PromptPart] = []
         opening = self.turn_separator if continues else self.bos
         for number, turn in enumerate(turns):
             if number % 2 == 0:
-                pieces.append(Piece(opening + self.user, is_template=True))
-                pieces.append(Piece(turn))
-                pieces.append(Piece(self.assistant, is_template=True))
+                pieces.append(PromptPart(opening + self.user, is_template=True))
+                pieces.append(PromptPart(turn))
+                pieces.append(PromptPart(self.assistant, is_template=True))
                 opening = self.turn_separator
             else:
-                pieces += self.answer_pieces(turn)
+                pieces += self.answer_parts(turn)
         return pieces
 
-    def answer_pieces(self, answer: str) -> list[Piece]:
+    def answer_parts(self, answer: str) -> list[PromptPart]:
         """`{answer.strip()}` and the end of sequence: what a language loss trains."""
         return [
-            Piece(answer.strip(), is_answer=True),
-            Piece(self.eos, is_answer=True, is_template=True),
+            PromptPart(answer.strip(), is_answer=True),
+            PromptPart(self.eos, is_answer=True, is_template=True),
         ]
 
-    def plain_pieces(self, text: str) -> list[Piece]:
+    def plain_parts(self, text: str) -> list[PromptPart]:
         """A document for language modelling, `<s>text</s>`: everything after `bos` is predicted."""
         return [
-            Piece(self.bos, is_template=True),
-            Piece(text, is_answer=True),
-            Piece(self.eos, is_answer=True, is_template=True),
+            PromptPart(self.bos, is_template=True),
+            PromptPart(text, is_answer=True),
+            PromptPart(self.eos, is_answer=True, is_template=True),
         ]
 
     def jinja(self) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import tokenizers
 
 from grit_jax.errors import GritError
-from grit_jax.text.chat import Piece
+from grit_jax.text.chat import PromptPart
 
 _BREAK = "\n"
 
@@ -62,7 +62,7 @@ class StretchEncoder:
         self._parts = functools.lru_cache(maxsize=4096)(self._split)
         self._text_ids = functools.lru_cache(maxsize=4096)(self._raw)
 
-    def encode(self, prompts: Sequence[Sequence[Piece]]) -> list[list[list[int]]]:
+    def encode(self, prompts: Sequence[Sequence[PromptPart]]) -> list[list[list[int]]]:
         """Ids of every piece of every prompt.
 
         Raises:

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
 from grit_jax.errors import GritError
-from grit_jax.text.chat import GRIT, ChatFormat, Piece
+from grit_jax.text.chat import GRIT, ChatFormat, PromptPart
 
-Mode: TypeAlias = Literal[
+RagMode: TypeAlias = Literal[
     "none", "query-then-doc", "doc-then-query", "doc", "query", "query-doc", "doc-query"
 ]
-MODES: tuple[Mode, ...] = get_args(Mode)
-CACHED_MODES: tuple[Mode, ...] = ("doc", "query", "query-doc", "doc-query")
+MODES: tuple[RagMode, ...] = get_args(RagMode)
+CACHED_MODES: tuple[RagMode, ...] = ("doc", "query", "query-doc", "doc-query")
 
 # The query comes first, the documents follow it.
 AFTER_QUERY = "Optionally using the prior context answer the query prior to it"
@@ -45,9 +45,9 @@ class Layout:
     causally after them.
     """
 
-    mode: Mode
+    mode: RagMode
     cached: tuple[CachedText, ...]
-    continuation: tuple[Piece, ...]
+    continuation: tuple[PromptPart, ...]
 
     @property
     def text(self) -> str:
@@ -72,38 +72,48 @@ def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = 
         )
     docs = tuple(CachedText("document", text) for text in documents)
     queries = (CachedText("query", query),)
-    body: list[Piece]
+    body: list[PromptPart]
     cached: tuple[CachedText, ...] = ()
     if mode == "none":
-        body = [Piece(query)]
+        body = [PromptPart(query)]
     elif mode == "query-then-doc":
-        body = [Piece(query), Piece("\n\n"), *_paragraphs(documents), Piece("\n\n" + AFTER_QUERY)]
+        body = [
+            PromptPart(query),
+            PromptPart("\n\n"),
+            *_paragraphs(documents),
+            PromptPart("\n\n" + AFTER_QUERY),
+        ]
     elif mode == "doc-then-query":
-        body = [*_paragraphs(documents), Piece("\n\n"), Piece(query), Piece("\n\n" + AFTER_CONTEXT)]
+        body = [
+            *_paragraphs(documents),
+            PromptPart("\n\n"),
+            PromptPart(query),
+            PromptPart("\n\n" + AFTER_CONTEXT),
+        ]
     elif mode == "query":
-        cached, body = queries, [*_paragraphs(documents), Piece("\n\n" + AFTER_QUERY)]
+        cached, body = queries, [*_paragraphs(documents), PromptPart("\n\n" + AFTER_QUERY)]
     elif mode == "doc":
-        cached, body = docs, [Piece(query), Piece("\n\n" + AFTER_CONTEXT)]
+        cached, body = docs, [PromptPart(query), PromptPart("\n\n" + AFTER_CONTEXT)]
     elif mode == "query-doc":
-        cached, body = queries + docs, [Piece(AFTER_QUERY)]
+        cached, body = queries + docs, [PromptPart(AFTER_QUERY)]
     else:
-        cached, body = docs + queries, [Piece(AFTER_CONTEXT)]
+        cached, body = docs + queries, [PromptPart(AFTER_CONTEXT)]
     opening = chat.turn_separator if cached else chat.bos
     return Layout(
         mode,  # type: ignore[arg-type]
         cached,
         (
-            Piece(opening + chat.user, is_template=True),
+            PromptPart(opening + chat.user, is_template=True),
             *body,
-            Piece(chat.assistant, is_template=True),
+            PromptPart(chat.assistant, is_template=True),
         ),
     )
 
 
-def _paragraphs(documents: Sequence[str]) -> list[Piece]:
-    pieces: list[Piece] = []
+def _paragraphs(documents: Sequence[str]) -> list[PromptPart]:
+    pieces: list[PromptPart] = []
     for number, document in enumerate(documents):
         if number:
-            pieces.append(Piece("\n\n"))
-        pieces.append(Piece(document, is_document=True))
+            pieces.append(PromptPart("\n\n"))
+        pieces.append(PromptPart(document, is_document=True))
     return pieces

@@ -25,7 +25,7 @@ from tokenizers import pre_tokenizers
 
 from grit_jax.errors import GritError
 from grit_jax.text import tokenizer_files
-from grit_jax.text.chat import GRIT, ChatFormat, Piece
+from grit_jax.text.chat import GRIT, ChatFormat, PromptPart
 from grit_jax.text.prompt_encoding import StretchEncoder, unicode_text
 
 # Precedes a text that continues a prompt; a newline ends every tag and merges with nothing in
@@ -164,7 +164,7 @@ class Tokenizer:
             for i, ids in enumerate(item.ids for item in encoded)
         ]
 
-    def encode_pieces(self, prompts: Sequence[Sequence[Piece]]) -> list[list[list[int]]]:
+    def encode_parts(self, prompts: Sequence[Sequence[PromptPart]]) -> list[list[list[int]]]:
         """Ids of every piece of every prompt; concatenated they are the prompt.
 
         They are those of the whole string tokenised at once, typed special tokens apart

@@ -19,7 +19,7 @@ from grit_jax.models.parameters import PARAMETER_AXES, Params, parameter_shapes
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.quantise import quantise, storage_axes
 from grit_jax.models.weights_hash import WeightsHash
-from grit_jax.sharding import ShardingRules, fit
+from grit_jax.sharding import ShardingRules, drop_indivisible
 
 
 def freeze(name: str, weight: jax.Array, config: ModelConfig, lora: LoraConfig) -> Any:
@@ -64,7 +64,9 @@ def frozen_shardings(frozen: Params, mesh: Mesh, rules: ShardingRules) -> Any:
     """Shardings of frozen weights (or their shapes): each part of a quantised one lies as the
     weight would."""
     axes_of = PARAMETER_AXES | PROJECTION_AXES
-    place = lambda part, axes: NamedSharding(mesh, fit(rules.spec(axes), part.shape, mesh))
+    place = lambda part, axes: NamedSharding(
+        mesh, drop_indivisible(rules.spec(axes), part.shape, mesh)
+    )
     return {
         name: jax.tree.map(place, part, storage_axes(part, axes_of[name]))
         for name, part in frozen.items()

@@ -14,7 +14,9 @@ from grit_jax.sharding import constrain, row_axes
 BLOCK = 4096  # vectors that travel at a time
 
 
-def take_slots(vectors: Float[Array, "n c G d"], slots: Int[Array, " N"]) -> Float[Array, "N d"]:
+def gather_vectors(
+    vectors: Float[Array, "n c G d"], slots: Int[Array, " N"]
+) -> Float[Array, "N d"]:
     """The vectors of slots, in their order: slot `(i * c + k) * G + g` is `vectors[i, k, g]`.
 
     Over a mesh the rows `c` of each chunk are split, and so are the results. Every device then

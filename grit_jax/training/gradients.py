@@ -92,10 +92,10 @@ def _gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:
     elif _fused_in_chunks(batch, config):
         return fused_gradient(params, batch, config)
     gradient = lambda: jax.value_and_grad(joint_loss, has_aux=True)(params, batch, config)
-    return gradient() if config.backward == "joint" else _alone(gradient, batch)
+    return gradient() if config.backward == "joint" else schedule_separately(gradient, batch)
 
 
-def _alone(function: Callable[[], Any], rows: Any) -> Any:
+def schedule_separately(function: Callable[[], Any], rows: Any) -> Any:
     """What `function` gives, computed in one go: nothing inside has its memory beside anything
     outside.
 
@@ -119,7 +119,9 @@ def _split(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Gradien
         total, parts = embedding_losses(Sides(queries, passages), batch, config)
         return total, (parts, passages)
 
-    first = _alone(lambda: jax.value_and_grad(of_passages, has_aux=True)(params), batch.rows)
+    first = schedule_separately(
+        lambda: jax.value_and_grad(of_passages, has_aux=True)(params), batch.rows
+    )
     (total, (parts, passages)), gradient = first
 
     def of_queries(params: Params) -> jax.Array:
@@ -128,7 +130,7 @@ def _split(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Gradien
         )[0]
 
     return (total, parts), jax.tree.map(
-        jnp.add, gradient, _alone(lambda: jax.grad(of_queries)(params), batch.rows)
+        jnp.add, gradient, schedule_separately(lambda: jax.grad(of_queries)(params), batch.rows)
     )
 
 

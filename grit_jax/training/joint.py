@@ -19,8 +19,8 @@ from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.sharding import constrain
 from grit_jax.training.contrastive import contrastive_loss, distillation_loss
-from grit_jax.training.gather_vectors import take_slots
-from grit_jax.training.interleave import apart, joined_rows, repeats, together
+from grit_jax.training.gather_vectors import gather_vectors
+from grit_jax.training.interleave import deinterleave, interleave, joined_rows, num_blocks
 from grit_jax.training.language import language_loss, token_losses
 from grit_jax.training.losses import LossConfig
 from grit_jax.types import (
@@ -117,7 +117,9 @@ def embed_rows(
 def embed_queries(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Float[Array, "Q d"]:
     """The queries' representations from rows of their own."""
     rows, mask = jax.tree.map(lambda x: x[: batch.query_rows], (batch.rows, batch.pool))
-    return take_slots(embed_rows(params, rows, mask, batch.segments_per_row, config), batch.queries)
+    return gather_vectors(
+        embed_rows(params, rows, mask, batch.segments_per_row, config), batch.queries
+    )
 
 
 def embed_passages(
@@ -126,7 +128,7 @@ def embed_passages(
     """The passages' representations from rows of their own."""
     rows, mask = jax.tree.map(lambda x: x[batch.query_rows :], (batch.rows, batch.pool))
     vectors = embed_rows(params, rows, mask, batch.segments_per_row, config)
-    return take_slots(vectors, batch.passages - batch.query_rows * batch.segments_per_row)
+    return gather_vectors(vectors, batch.passages - batch.query_rows * batch.segments_per_row)
 
 
 def embed_sides(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Sides:
@@ -153,7 +155,7 @@ def pick_sides(
 ) -> Sides:
     """Queries and passages among the representations of all segments, the fixed side as a
     constant."""
-    sides = Sides(take_slots(vectors, batch.queries), take_slots(vectors, batch.passages))
+    sides = Sides(gather_vectors(vectors, batch.queries), gather_vectors(vectors, batch.passages))
     fixed = FIXED[config.gradient]
     return dataclasses.replace(
         sides, **{side: jax.lax.stop_gradient(getattr(sides, side)) for side in fixed}
@@ -237,16 +239,16 @@ def fused_pass(
     """
     model = Transformer(config.model, config.weights_of(params))
     kinds = rows.tokens.shape[0], batch.targets.shape[0]
-    both, n = joined_rows(rows, batch.rows), repeats(*kinds)
+    both, n = joined_rows(rows, batch.rows), num_blocks(*kinds)
     out = model(
         both.tokens,
         both.positions,
         both.segments,
         blocks=both.blocks,
         mode=((config.embedding_mode, kinds[0] // n), (config.generation_mode, kinds[1] // n)),
-        routed=together(jnp.zeros_like(rows.segments), batch.rows.segments),
+        routed=interleave(jnp.zeros_like(rows.segments), batch.rows.segments),
     )
-    embedded, written = apart(out.hidden, *kinds)
+    embedded, written = deinterleave(out.hidden, *kinds)
     vectors = text_vectors(params, embedded, rows.segments, mask, segments_per_row, config.pooling)
     losses = _token_losses(model, written, batch.rows.tokens, config)
     return vectors, LanguagePass(language_loss(losses, batch, config.loss), out.router)

@@ -17,7 +17,7 @@ from grit_jax.runtime.hosts import Agreement, all_say, is_first, wait_for_all
 from grit_jax.runtime.metrics import MetricsFile
 from grit_jax.runtime.preemption import Preempted
 from grit_jax.runtime.progress import progress
-from grit_jax.runtime.run_folder import Output
+from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.runtime.trackers import Tracker
 from grit_jax.sharding import ShardingRules, put_rows
 from grit_jax.training.checkpoint import Checkpoints
@@ -36,7 +36,7 @@ def run_loop(
     steps: int,
     mesh: Mesh,
     rules: ShardingRules,
-    output: Output,
+    output: RunFolder,
     checkpoints: Checkpoints,
     resume: bool = True,
     evaluate: Evaluate | None = None,
@@ -163,7 +163,7 @@ class _Recorder:
         self,
         sinks: Sequence[Tracker],
         bar: Any,
-        output: Output,
+        output: RunFolder,
         batch_ids: Callable[[int], Any] | None,
         peak: float | None,
     ):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.sharding import constrain, ways_of
+from grit_jax.sharding import constrain, num_shards
 
 TEMPERATURE = 0.02  # grit.md 1.6: scores are divided by it
 TILE = 128  # blocks of as many candidates a device, or a multiple, where they can be that large
@@ -133,7 +133,7 @@ def cross_entropy(
     """
     count, leaf = candidates.shape[0], jax.tree.leaves(rows)[0]
     number_of_rows = math.prod(leaf.shape[: len(row_axes)])
-    groups, ways = (ways_of(axes[0], count), 1) if split else (1, ways_of(axes[0], count))
+    groups, ways = (num_shards(axes[0], count), 1) if split else (1, num_shards(axes[0], count))
     each = count // (groups * ways)
     if number_of_rows > block:
         each = max(1, round(block * each / number_of_rows))

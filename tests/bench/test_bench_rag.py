@@ -17,9 +17,9 @@ from grit_jax.bench.texts import TextMaker
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
-from grit_jax.rag import costs
+from grit_jax.rag import route_costs as costs
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.rag.router import Costs, Work
+from grit_jax.rag.router import RouteCosts, Work
 from grit_jax.text.rag_layouts import MODES
 
 TOKENS, NEW = 48, 3
@@ -36,7 +36,9 @@ CONTRACT = {
     "load_s",
     "storage_bytes",
 }
-PROCESSOR = Costs(Work(0, 0), 1e8, 1e-3, 1e-6, 1e-6)  # loading takes less than reading, as on a CPU
+PROCESSOR = RouteCosts(
+    Work(0, 0), 1e8, 1e-3, 1e-6, 1e-6
+)  # loading takes less than reading, as on a CPU
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from grit_jax.cli.main import VERBS
 from grit_jax.data.sources import open_source
 from grit_jax.inference.files import INT8_LEVELS, read_prompts
 from grit_jax.inference.model import GritLM
+from grit_jax.models.parameters import num_parameters
 from grit_jax.pydocs import corpus as questions
 
 TIMINGS = {"encode_query", "search", "load", "prefill", "decode", "total"}
@@ -361,7 +362,7 @@ def test_import_there_and_back(capsys, tiny_model, texts, tmp_path):
     said = run(capsys, f"import model {tmp_path}/same")
     assert (
         said.out
-        == f"model -> {tmp_path}/same: mistral, {tiny_model.config.num_parameters:,} parameters\n"
+        == f"model -> {tmp_path}/same: mistral, {num_parameters(tiny_model.config):,} parameters\n"
     )
     wanted = tiny_model.encode(texts)
     np.testing.assert_array_equal(GritLM.from_pretrained(tmp_path / "same").encode(texts), wanted)

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from grit_jax.data.batch_order import ContrastivePlan, StreamPlan, choose_passages
+from grit_jax.data.batch_order import ContrastiveOrder, StreamOrder, choose_passages
 
 
 def pairs(selection):
@@ -18,7 +18,7 @@ def pairs(selection):
     [((100,), 8), ((97, 50, 3), 8), ((7, 7, 7), 16), ((33, 64), 32), ((16,), 16), ((5, 200), 64)],
 )
 def test_every_example_equally_often(sizes, batch):
-    plan = ContrastivePlan(sizes, batch, seed=1)
+    plan = ContrastiveOrder(sizes, batch, seed=1)
     total, epochs = sum(sizes), 2 * batch
     seen = collections.Counter()
     for step in range(total * epochs // batch):
@@ -35,14 +35,14 @@ def test_every_example_equally_often(sizes, batch):
     [((100, 61), 16), ((333,), 64), ((5, 200), 64), ((17,), 16), ((40, 40), 64), ((3, 2, 70), 64)],
 )
 def test_no_example_twice_in_a_batch(sizes, batch):
-    plan = ContrastivePlan(sizes, batch, seed=2)
+    plan = ContrastiveOrder(sizes, batch, seed=2)
     for step in range(200):
         assert len(set(pairs(plan(step)))) == batch
 
 
 def test_batches_come_from_one_dataset_but_the_mixed_ones():
     sizes, batch = (103, 58, 20), 10
-    plan = ContrastivePlan(sizes, batch, seed=3)
+    plan = ContrastiveOrder(sizes, batch, seed=3)
     steps = [step for step in range(200) if plan.epoch(step) == 4]
     one = [step for step in steps if len(set(plan(step).dataset.tolist())) == 1]
     assert len(one) >= 10 + 5 + 2
@@ -53,13 +53,13 @@ def test_batches_come_from_one_dataset_but_the_mixed_ones():
 
 
 def test_epochs_are_consecutive_and_differ():
-    plan = ContrastivePlan((50, 30), 16, seed=4)
+    plan = ContrastiveOrder((50, 30), 16, seed=4)
     epochs = [plan.epoch(step) for step in range(100)]
     assert epochs == sorted(epochs) and set(np.diff(epochs)) <= {0, 1} and epochs[0] == 0
     assert pairs(plan(0)) != pairs(plan(epochs.index(1)))
 
 
-@pytest.mark.parametrize("cls", [ContrastivePlan, StreamPlan])
+@pytest.mark.parametrize("cls", [ContrastiveOrder, StreamOrder])
 def test_pure_function_of_seed_and_step(cls):
     first, second = cls((40, 60), 16, 5), pickle.loads(pickle.dumps(cls((40, 60), 16, 5)))
     steps = [900, 3, 77, 3, 0, 12345]
@@ -70,23 +70,23 @@ def test_pure_function_of_seed_and_step(cls):
 
 def test_batch_larger_than_the_data():
     with pytest.raises(ValueError, match="batch 9 exceeds the 8 examples"):
-        ContrastivePlan((4, 4), 9, 0)
+        ContrastiveOrder((4, 4), 9, 0)
 
 
 def test_without_shuffling_order_is_that_of_the_files():
-    plan = ContrastivePlan((6, 4), 4, 0, shuffle=False)
+    plan = ContrastiveOrder((6, 4), 4, 0, shuffle=False)
     assert [pairs(plan(s)) for s in range(2)] == [
         [(0, i) for i in (2, 3, 4, 5)],
         [(1, i) for i in range(4)],
     ]
-    stream = StreamPlan((2, 3), 4, 0, shuffle=False)
+    stream = StreamOrder((2, 3), 4, 0, shuffle=False)
     assert pairs(stream(0)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert pairs(stream(1)) == [(1, 2), (0, 0), (0, 1), (1, 0)]
 
 
 @pytest.mark.parametrize("sizes, batch", [((7,), 3), ((5, 6), 4), ((2, 1), 8)])
 def test_stream_sees_everything_once_an_epoch(sizes, batch):
-    plan, total = StreamPlan(sizes, batch, 7), sum(sizes)
+    plan, total = StreamOrder(sizes, batch, 7), sum(sizes)
     flat = [pair for step in range(10 * total) for pair in pairs(plan(step))]
     for start in range(0, len(flat) - total + 1, total):
         assert len(set(flat[start : start + total])) == total
@@ -122,7 +122,7 @@ def test_the_smaller_side_is_drawn_whole_and_once_an_epoch():
     The original draws the smaller side by the larger one's index and never reaches what lies beyond
     (grit.md 8).
     """
-    contrastive, stream = ContrastivePlan((7, 6), 5, seed=1), StreamPlan((101,), 3, seed=1)
+    contrastive, stream = ContrastiveOrder((7, 6), 5, seed=1), StreamOrder((101,), 3, seed=1)
     for plan, total, batch in ((contrastive, 13, 5), (stream, 101, 3)):
         for epochs in (1, 2, 5):
             seen = collections.Counter(

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from grit_jax.data.example_tokenizer import LEAST_DOCUMENT, ExampleTokenizer, Limits
+from grit_jax.data.example_tokenizer import LEAST_DOCUMENT, ExampleTokenizer, LengthLimits
 from grit_jax.data.formats import (
     CachedExample,
     EmbeddingExample,
@@ -16,7 +16,7 @@ from grit_jax.data.packing import generative_batch
 from grit_jax.text.chat import GRIT
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES, compose
 
-LIMITS = Limits(
+LIMITS = LengthLimits(
     query=24, passage=40, generative=60, document=48, cached_pieces=120, cached_text=150
 )
 

@@ -12,12 +12,12 @@ import pytest
 import tokenizer_kinds
 import tokenizers
 
-from grit_jax.data.example_tokenizer import ExampleTokenizer, Limits
+from grit_jax.data.example_tokenizer import ExampleTokenizer, LengthLimits
 from grit_jax.data.formats import GenerativeExample
 from grit_jax.text.chat import FORMATS, GRIT, INSTRUCTION_STRIP
 from grit_jax.text.tokenizer import Tokenizer
 
-LIMITS = Limits(
+LIMITS = LengthLimits(
     query=9999, passage=9999, generative=9999, document=9999, cached_pieces=9999, cached_text=9999
 )
 # Every kind with the format of GRIT, and some with that of their own models.
@@ -179,7 +179,7 @@ def test_typed_special_tokens_change_no_mask(tokenizer, chat):
             ends = [n for n, i in enumerate(found.ids) if i == clean.ids[-1]]
             assert [found.targets[n] for n in ends][-1] and sum(found.targets[n] for n in ends) >= 2
             # Nothing of the user's is predicted, all of the answers is.
-            pieces = tokenizer.encode_pieces([chat.render_turns(texts)])[0]
+            pieces = tokenizer.encode_parts([chat.render_turns(texts)])[0]
             lengths = [(len(ids), n % 5 > 2) for n, ids in enumerate(pieces)]
             assert list(found.targets) == [
                 answer for length, answer in lengths for _ in range(length)
@@ -214,8 +214,8 @@ def test_embedding_texts(tokenizer, chat, whole):
     """
     instructions = ["", "Find it.", "Retrieve: a passage?", "one\n\ntwo", "é漢"]
     prompts = [(i, text) for i in instructions for text in USERS]
-    found = tokenizer.encode_pieces([chat.embed_pieces(*prompt) for prompt in prompts])
-    fixed = {i: tokenizer.encode_pieces([chat.embed_pieces(i, "")[:-1]])[0] for i in instructions}
+    found = tokenizer.encode_parts([chat.embed_parts(*prompt) for prompt in prompts])
+    fixed = {i: tokenizer.encode_parts([chat.embed_parts(i, "")[:-1]])[0] for i in instructions}
     differing = set()
     for (instruction, text), pieces in zip(prompts, found):
         assert pieces[:-1] == fixed[instruction]
@@ -223,8 +223,7 @@ def test_embedding_texts(tokenizer, chat, whole):
         if [i for piece in pieces for i in piece] != whole(string)[0]:
             differing.add(text)
         assert (
-            tokenizer.encode_pieces([chat.embed_pieces(instruction, text)[-2:]])[0][-1]
-            == pieces[-1]
+            tokenizer.encode_parts([chat.embed_parts(instruction, text)[-2:]])[0][-1] == pieces[-1]
         )
     assert all(text[0].isspace() for text in differing), differing
     assert instructions[1] == instructions[1].strip(INSTRUCTION_STRIP)
@@ -256,5 +255,5 @@ def test_the_original_drifts_from_turn_two_on(tmp_path):
     assert theirs != list(ours.targets)
     drifted = [n for n, (a, b) in enumerate(zip(theirs, ours.targets)) if a != b]
     assert min(drifted) >= first  # the first question is masked alike
-    answers = tokenizer.encode_pieces([GRIT.render_turns(texts)])[0]
+    answers = tokenizer.encode_parts([GRIT.render_turns(texts)])[0]
     assert sum(ours.targets) == sum(len(answers[n]) for n in (3, 4, 8, 9))

@@ -66,9 +66,9 @@ class Counting:
     def __init__(self, tokenizer):
         self.tokenizer, self.texts = tokenizer, 0
 
-    def encode_pieces(self, texts):
+    def encode_parts(self, texts):
         self.texts += len(texts)
-        return self.tokenizer.encode_pieces(texts)
+        return self.tokenizer.encode_parts(texts)
 
     def __getattr__(self, name):
         return getattr(self.tokenizer, name)

@@ -19,10 +19,10 @@ def reference(model, rows, limit: int = 10**9) -> float:
     total, count = 0.0, 0
     encode = lambda text, inside: model.tokenizer.encode(text, continues=inside)
     bos, eos = [model.tokenizer.bos_id], [model.tokenizer.eos_id]
-    tag = lambda text: model.tokenizer.encode_pieces([[_template(text)]])[0][0]
+    tag = lambda text: model.tokenizer.encode_parts([[_template(text)]])[0][0]
     for row in rows:
         if isinstance(row, str):
-            ids = bos + model.tokenizer.encode_pieces([[_template("<s>"), _text(row)]])[0][1]
+            ids = bos + model.tokenizer.encode_parts([[_template("<s>"), _text(row)]])[0][1]
             ids += eos
             answer = [False] + [True] * (len(ids) - 1)
         else:
@@ -48,15 +48,15 @@ def reference(model, rows, limit: int = 10**9) -> float:
 
 
 def _template(text):
-    from grit_jax.text.chat import Piece
+    from grit_jax.text.chat import KVRecord
 
-    return Piece(text, is_template=True)
+    return KVRecord(text, is_template=True)
 
 
 def _text(text):
-    from grit_jax.text.chat import Piece
+    from grit_jax.text.chat import KVRecord
 
-    return Piece(text)
+    return KVRecord(text)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from grit_jax.inference.encoder import Encoded, FormattedTexts
-from grit_jax.inference.records import PackedDocument
+from grit_jax.inference.records import PackedRecord
 from grit_jax.models.config import ModelConfig
 from grit_jax.rag.build import build_index
 from grit_jax.rag.index_files import IndexWriter
@@ -43,7 +43,7 @@ def document_kv(ids, config: ModelConfig = CONFIG) -> DocumentKV:
     return DocumentKV(np.asarray(ids, np.int32), k, v)
 
 
-def packed(document: DocumentKV, codec) -> DocumentKV | PackedDocument:
+def packed(document: DocumentKV, codec) -> DocumentKV | PackedRecord:
     """A record as the encoder makes it with this codec."""
     if codec is None:
         return document
@@ -52,7 +52,7 @@ def packed(document: DocumentKV, codec) -> DocumentKV | PackedDocument:
         a[:, None], ((0, 0), (0, 0), (0, -T % 128), (0, 0), (0, 0))
     )  # few shapes to compile
     arrays = codec.pack(KV(wide(document.k), wide(document.v)))
-    return PackedDocument(
+    return PackedRecord(
         document.tokens, {name: np.asarray(a)[:, 0, :T] for name, a in arrays.items()}, codec
     )
 

@@ -258,7 +258,7 @@ def test_the_cache_is_updated_in_place(tiny_config, full_optimization):
     params = init_params(config, jax.random.key(0))
     sampling, limits = (
         sampling_rows([Sampling()]),
-        steps.Limits(np.ones(1, np.int32), np.zeros(1, bool), np.array([2], np.int32)),
+        steps.StopConditions(np.ones(1, np.int32), np.zeros(1, bool), np.array([2], np.int32)),
     )
     state = jax.eval_shape(
         lambda: steps.prefill(

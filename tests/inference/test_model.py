@@ -74,7 +74,7 @@ def test_sentence_transformers_gets_the_prompt_its_tokenizer_needs(directory, ti
         "document"
     ]
     reader = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-    ours = tiny_tokenizer.encode_pieces([GRIT.embed_pieces("", "amber river")])[0]
+    ours = tiny_tokenizer.encode_parts([GRIT.embed_parts("", "amber river")])[0]
     assert reader.encode(prompt + "amber river").ids == [i for part in ours for i in part]
 
 

@@ -15,7 +15,7 @@ from grit_jax.inference import decode as decode_module
 from grit_jax.inference import records as module
 from grit_jax.inference.decode import generate
 from grit_jax.inference.encoder import Encoder
-from grit_jax.inference.records import PackedDocument, load_pieces
+from grit_jax.inference.records import PackedRecord, load_records
 from grit_jax.inference.sampling import Sampling
 from grit_jax.inference.steps import _expand
 from grit_jax.text.chat import GRIT
@@ -63,7 +63,7 @@ def plain(encoder, texts) -> list[DocumentKV]:
 
 
 @pytest.fixture(scope="module")
-def packed(encoder, texts) -> list[PackedDocument]:
+def packed(encoder, texts) -> list[PackedRecord]:
     return encoder.encode_ids(texts, return_cache=True, codec=CODEC).caches
 
 
@@ -83,9 +83,9 @@ def test_the_encoder_packs_each_text_by_itself(encoder, texts, plain, packed):
 
 
 def test_rows_of_packed_and_plain_pieces(tiny_config, plain, packed):
-    other = PackedDocument(plain[2].tokens, {"both": packed[2].arrays["both"] / 2}, OTHER)
+    other = PackedRecord(plain[2].tokens, {"both": packed[2].arrays["both"] / 2}, OTHER)
     rows = [[plain[0], packed[1]], [], [packed[3], plain[4], packed[5], other]]
-    loaded = load_pieces(rows, tiny_config, 4)
+    loaded = load_records(rows, tiny_config, 4)
     layers = [loaded.layer(i) for i in range(tiny_config.num_hidden_layers)]
     expanded = [
         [_expand(*one, i) for one in zip(layer, loaded.codecs, strict=True)]
@@ -112,12 +112,12 @@ def test_rows_of_packed_and_plain_pieces(tiny_config, plain, packed):
             np.testing.assert_allclose(
                 kv.k[:, r, slots], expected.k, atol=1e-5 if isinstance(piece, DocumentKV) else 1.01
             )
-            if isinstance(piece, PackedDocument):
+            if isinstance(piece, PackedRecord):
                 whole = piece.arrays["both"] * np.asarray(piece.codec.factor)
                 np.testing.assert_array_equal(kv.v[:, r, slots], whole[:, :, 1])
             position += len(piece.tokens)
     assert not loaded.segments[1].any() and not loaded.segments[3].any()
-    colliding = load_pieces(rows, tiny_config, 4, "colliding")
+    colliding = load_records(rows, tiny_config, 4, "colliding")
     np.testing.assert_array_equal(colliding.segments, loaded.segments)
     for r, row in enumerate(rows):
         expected = sorted(t for piece in row for t in range(len(piece.tokens)))
@@ -161,15 +161,15 @@ def test_answers_over_packed_records_are_those_over_their_expansion(
 
 def test_host_arrays_begin_where_the_cpu_reads_them_in_place(tiny_config, plain, packed):
     for one in (plain[0], packed[0]):
-        for array in jax.tree.leaves(load_pieces([[one]], tiny_config).layer(0)):
+        for array in jax.tree.leaves(load_records([[one]], tiny_config).layer(0)):
             assert array.ctypes.data % module.ALIGNMENT == 0
-    array = load_pieces([[plain[0]]], tiny_config).layer(1)[0]["k"]
+    array = load_records([[plain[0]]], tiny_config).layer(1)[0]["k"]
     assert jax.device_put(array, jax.devices("cpu")[0]).unsafe_buffer_pointer() == array.ctypes.data
 
 
 def test_records_come_in_the_type_of_the_computation(tiny_config, plain):
     config = dataclasses.replace(tiny_config, dtype="bfloat16")
-    assert {a.dtype for a in jax.tree.leaves(load_pieces([[plain[0]]], config).layer(0))} == {
+    assert {a.dtype for a in jax.tree.leaves(load_records([[plain[0]]], config).layer(0))} == {
         jnp.dtype("bfloat16")
     }
 
@@ -177,10 +177,10 @@ def test_records_come_in_the_type_of_the_computation(tiny_config, plain):
 def test_packed_records_of_another_model_are_refused(tiny_config, packed):
     config = dataclasses.replace(tiny_config, num_hidden_layers=2)
     with pytest.raises(GritError, match="prompt 0, piece 1.*another model"):
-        load_pieces(
+        load_records(
             [
                 [
-                    PackedDocument(packed[0].tokens, {"both": packed[0].arrays["both"][:2]}, CODEC),
+                    PackedRecord(packed[0].tokens, {"both": packed[0].arrays["both"][:2]}, CODEC),
                     packed[1],
                 ]
             ],

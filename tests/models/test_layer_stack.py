@@ -13,7 +13,7 @@ from compilation import fully_compiled
 
 from grit_jax.models.config import FULL, SLIDING, ModelConfig
 from grit_jax.models.layer_stack import Run, plan_runs
-from grit_jax.models.parameters import owners, parameter_shapes
+from grit_jax.models.parameters import layers_with, parameter_shapes
 from grit_jax.models.transformer import Transformer
 from grit_jax.types import AttentionMode
 
@@ -77,9 +77,11 @@ def test_which_layers_have_which_weights():
         ("expert_up", (1, 3)),
         ("router", (1, 3)),
     ):
-        assert owners(name, kinds) == layers and shapes[name][0] == len(layers)
+        assert layers_with(name, kinds) == layers and shapes[name][0] == len(layers)
     # What adapters add under a weight's name goes where the weight goes.
-    assert owners("up_lora_a", kinds) == (0, 2, 4) and owners("expert_up_lora_a", kinds) == (1, 3)
+    assert layers_with("up_lora_a", kinds) == (0, 2, 4) and layers_with(
+        "expert_up_lora_a", kinds
+    ) == (1, 3)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.read_config import config_from_hf
 from grit_jax.models.hf.write_config import config_to_hf
-from grit_jax.models.parameters import parameter_shapes
+from grit_jax.models.parameters import num_parameters, parameter_shapes
 from grit_jax.models.presets import PRESETS, preset
 from grit_jax.models.transformer import Transformer
 from grit_jax.types import AttentionMode
@@ -43,7 +43,7 @@ def test_every_preset_is_counted():
 @pytest.mark.parametrize("name", PRESETS)
 def test_shapes(name):
     config = preset(name)
-    assert config.num_parameters == PUBLISHED[name]
+    assert num_parameters(config) == PUBLISHED[name]
     assert config_from_hf(config_to_hf(config)) == config
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.layers import rms_norm
+from grit_jax.models.parameters import num_parameters
 from grit_jax.models.transformer import PARAMETER_AXES, Transformer, init_params, parameter_shapes
 from grit_jax.types import AttentionMode
 
@@ -167,8 +168,8 @@ def test_parameters():
         assert len(PARAMETER_AXES[name]) == len(shape), name
     # Counted by hand: layers of attention 16 x (16 + 8 + 8 + 16), feed-forward 3 x 16 x 24, two
     # norms.
-    assert CONFIG.num_parameters == 2 * (16 * 48 + 3 * 16 * 24 + 32) + 40 * 16 * 2 + 16
-    assert tied.num_parameters == CONFIG.num_parameters - 40 * 16
+    assert num_parameters(CONFIG) == 2 * (16 * 48 + 3 * 16 * 24 + 32) + 40 * 16 * 2 + 16
+    assert num_parameters(tied) == num_parameters(CONFIG) - 40 * 16
 
 
 def test_initialisation():

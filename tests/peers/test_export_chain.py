@@ -101,7 +101,7 @@ def test_transformers_computes_its_logits(run, sentences):
     ]
     assert ids == [
         i
-        for part in peer.ours.tokenizer.encode_pieces(
+        for part in peer.ours.tokenizer.encode_parts(
             [peer.ours.chat.render_turns([sentences[0], sentences[1]])]
         )[0]
         for i in part

@@ -145,7 +145,7 @@ def test_any_tokenizer_beside_any_family(architecture, made, tmp_path):
         prompt = chat.render_turns(["Why?\n", "Because.", "And now."])
         messages = chat_templates.conversation("Why?\n", "Because.", "And now.")
         found = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        ids = [i for piece in ours.encode_pieces([prompt])[0] for i in piece]
+        ids = [i for piece in ours.encode_parts([prompt])[0] for i in piece]
         assert theirs.decode(found) == theirs.decode(ids)
         if ours is not trained:  # whose tag is a token that a line break before it would break
             assert found == ids
@@ -166,7 +166,7 @@ def test_grit_prompts_of_exported_tokenizers(kind, made, tmp_path):
     for n in range(0, len(texts) - 5, 5):
         messages = chat_templates.conversation(*texts[n : n + 5])
         found = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        pieces = ours.encode_pieces([chat.render_turns(turns_of(messages))])[0]
+        pieces = ours.encode_parts([chat.render_turns(turns_of(messages))])[0]
         assert [i for piece in pieces for i in piece] == found, texts[n : n + 5]
 
 

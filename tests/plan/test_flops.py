@@ -13,8 +13,8 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.parameters import parameter_shapes
 from grit_jax.models.transformer import Transformer
 from grit_jax.plan.abstract_step import abstract_step
-from grit_jax.plan.costs import program_costs
 from grit_jax.plan.flops import Texts, forward_flops, step_flops, visible_pairs
+from grit_jax.plan.program_costs import program_costs
 from grit_jax.run_config import read_run_config
 from grit_jax.types import AttentionMode
 

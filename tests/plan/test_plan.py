@@ -17,11 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from grit_jax.cli.main import main
 from grit_jax.errors import GritError
+from grit_jax.models.parameters import num_parameters
 from grit_jax.plan.chips import CHIPS, GIB, Slices, open_slices, parse_topology
-from grit_jax.plan.costs import KINDS, Costs
+from grit_jax.plan.mesh_search import MOST_TRIES, search, search_table
 from grit_jax.plan.plan import Plan, ProgramPlan, compile_program, needed_bytes, plan, table
+from grit_jax.plan.program_costs import KINDS, ProgramCosts
 from grit_jax.plan.programs import Program, ServingPrograms, lower_train
-from grit_jax.plan.search import MOST_TRIES, search, search_table
 from grit_jax.run_config import fit_to_mesh, read_run_config
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 
@@ -214,7 +215,7 @@ def test_rows_and_chunks_of_a_run_divide_among_its_devices(config, capsys):
 
 def a_plan(seconds: float = 2.0, peak: int = 9 * GIB, fits: bool = True, chips: int = 8) -> Plan:
     """Of a step bound by what it sends; one that does not fit has no costs."""
-    costs = Costs(1e15, 1e12, dict.fromkeys(KINDS, 3.0 * GIB), 4e11)
+    costs = ProgramCosts(1e15, 1e12, dict.fromkeys(KINDS, 3.0 * GIB), 4e11)
     bounds = {"compute": seconds / 2, "memory": seconds / 4, "interconnect": seconds}
     step = ProgramPlan(
         fits, peak, 2 * GIB, peak - 2 * GIB, 70.0, *((costs, 1e14, bounds) if fits else ())
@@ -268,10 +269,10 @@ def search_of(config, monkeypatch):
             return plan_of(*asked[-1])
 
         monkeypatch.setattr(
-            "grit_jax.plan.search.open_slices",
+            "grit_jax.plan.mesh_search.open_slices",
             lambda name, count: Slices(name, chip, jax.devices()[:8], count),
         )
-        monkeypatch.setattr("grit_jax.plan.search.plan_on", fake_plan)
+        monkeypatch.setattr("grit_jax.plan.mesh_search.plan_on", fake_plan)
         return search(read_run_config(config, overrides), "v5e:2x4", tries, slices=slices)
 
     return search_of, asked
@@ -369,7 +370,7 @@ def test_a_configuration_on_a_slice(config, capsys):
     assert (found["chips"], found["hbm_bytes_per_chip"]) == (4, 16 * GIB)
     shape = read_run_config(config).model.known_shape
     quarter = (
-        4 * shape.num_parameters / 4
+        4 * num_parameters(shape) / 4
     )  # float32; only norms are whole everywhere, and the table is split in two
     assert quarter < found["parameter_bytes_per_chip"] < 1.2 * quarter
     assert found["optimizer_bytes_per_chip"] == pytest.approx(
@@ -428,7 +429,7 @@ def test_adapters_and_cached_documents_on_one_chip(config):
     program = lower_train(run, mesh)
     assert "tpu_custom_call" in program.lowered.as_text()
     found = plan(run, "v5e:1x1", serving=False)
-    weights = run.model.known_shape.num_parameters
+    weights = num_parameters(run.model.known_shape)
     adapters = sum(math.prod(x.shape) for x in program.state.params.values())
     assert (
         weights < found.parameter_bytes - 4 * adapters < 1.5 * weights

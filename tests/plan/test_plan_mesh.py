@@ -12,7 +12,7 @@ import pytest
 
 from grit_jax.errors import GritError
 from grit_jax.plan.chips import ENVIRONMENT
-from grit_jax.plan.costs import program_costs
+from grit_jax.plan.program_costs import program_costs
 from grit_jax.plan.programs import bytes_per_chip, lower_train
 from grit_jax.run_config import read_run_config
 from grit_jax.sharding import make_mesh

@@ -50,8 +50,8 @@ def asker(tiny_model, indices):
 def expected(model, mode, question, documents) -> str:
     """The answer by one dense pass for every token, from the texts alone."""
     layout = compose(mode, question, documents, model.chat)
-    ids = lambda pieces: [i for part in model.tokenizer.encode_pieces([pieces])[0] for i in part]
-    cached = [ids(model.chat.embed_pieces("", text.text)) for text in layout.cached]
+    ids = lambda pieces: [i for part in model.tokenizer.encode_parts([pieces])[0] for i in part]
+    cached = [ids(model.chat.embed_parts("", text.text)) for text in layout.cached]
     found = dense.greedy(model.params, model.config, cached, ids(layout.continuation), NEW)
     tokens = found.tokens
     stop = next((n for n, token in enumerate(tokens) if token in model.stop_ids), NEW)
@@ -285,7 +285,7 @@ def test_long_documents_are_cut_alike_in_every_layout(tiny_model, sentences):
     record = reader.records([text])[0]
     assert len(record.tokens) == 20
     prompt = reader.prompts([Reading("doc-then-query", QUESTION, (text,))])[0]
-    tags = len(tiny_model.tokenizer.encode_pieces([tiny_model.chat.embed_pieces("", "")])[0][0])
+    tags = len(tiny_model.tokenizer.encode_parts([tiny_model.chat.embed_parts("", "")])[0][0])
     body = record.tokens[tags:].tolist()
     assert any(prompt[i : i + len(body)] == body for i in range(len(prompt)))
     whole = Reader(tiny_model, max_length=512).prompts(

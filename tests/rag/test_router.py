@@ -10,15 +10,15 @@ import math
 import pytest
 
 from grit_jax.models.config import ModelConfig
-from grit_jax.rag import costs as measuring
+from grit_jax.rag import route_costs as measuring
 from grit_jax.rag.answer import Asker
-from grit_jax.rag.costs import costs_of
 from grit_jax.rag.index import Index, build_index
-from grit_jax.rag.router import ROUTED, TEMPLATE_TOKENS, Costs, Work, route
+from grit_jax.rag.route_costs import costs_of
+from grit_jax.rag.router import ROUTED, TEMPLATE_TOKENS, RouteCosts, Work, route
 from grit_jax.text.rag_layouts import MODES
 
 # 1000 tokens/s read, 10 000 tokens/s loaded, 20 000 tokens/s placed.
-COSTS = Costs(
+COSTS = RouteCosts(
     Work(token=1, pair=0),
     flops=1000,
     load_seconds=0.01,
@@ -216,7 +216,7 @@ def test_records_that_cannot_be_loaded_are_not_counted_on(tiny_model, index, mon
 def test_questions_go_by_the_costs_that_are_kept(
     flops, load, modes, tiny_model, index, monkeypatch
 ):
-    costs = Costs(Work.of(tiny_model.config), flops, load, load, load)
+    costs = RouteCosts(Work.of(tiny_model.config), flops, load, load, load)
     monkeypatch.setattr(measuring, "measure_costs", lambda *_: costs)
     found = []
     for _ in range(2):

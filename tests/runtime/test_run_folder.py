@@ -14,7 +14,7 @@ import pytest
 
 from grit_jax.errors import GritError
 from grit_jax.runtime import run_folder as module
-from grit_jax.runtime.run_folder import Output
+from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.train import export_checkpoint
 
 
@@ -32,8 +32,8 @@ def store(monkeypatch, tmp_path):
     memory.store.clear()
 
 
-def begun() -> Output:
-    output = Output("gs://bucket/run")
+def begun() -> RunFolder:
+    output = RunFolder("gs://bucket/run")
     output.begin()
     return output
 
@@ -59,7 +59,7 @@ def names(memory) -> set[str]:
 
 def test_a_folder_is_the_output_itself(tmp_path):
     for address in (tmp_path / "run", f"file://{tmp_path}/run"):
-        output = Output(address)
+        output = RunFolder(address)
         assert output.local == tmp_path / "run" and not output.remote
         assert output.checkpoints == str(tmp_path / "run" / "checkpoints")
         assert output.under("model") == tmp_path / "run" / "model" and not output.has_model(
@@ -70,7 +70,7 @@ def test_a_folder_is_the_output_itself(tmp_path):
 
 
 def test_what_one_machine_leaves_the_next_one_has(store, tmp_path, monkeypatch):
-    first = Output("gs://bucket/run/")
+    first = RunFolder("gs://bucket/run/")
     first.begin()
     assert (
         first.checkpoints == "gs://bucket/run/checkpoints"
@@ -101,7 +101,7 @@ def test_what_one_machine_leaves_the_next_one_has(store, tmp_path, monkeypatch):
     store.pipe("/bucket/run/checkpoints/2/state", b"large")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
-    second = Output("gs://bucket/run")
+    second = RunFolder("gs://bucket/run")
     assert second.local != first.local
     second.begin()
     found = {
@@ -114,7 +114,7 @@ def test_what_one_machine_leaves_the_next_one_has(store, tmp_path, monkeypatch):
 
 
 def test_a_model_counts_once_it_is_whole(store, monkeypatch):
-    output, order = Output("gs://bucket/run"), []
+    output, order = RunFolder("gs://bucket/run"), []
     output.begin()
     (output.local / "model").mkdir()
     for name in ("config.json", "grit.json", "model.safetensors"):
@@ -138,7 +138,7 @@ def test_a_model_counts_once_it_is_whole(store, monkeypatch):
 
 def test_it_is_copied_now_and_then_and_at_the_end(store, monkeypatch):
     monkeypatch.setattr(module, "COPY_SECONDS", 0.01)
-    output = Output("gs://bucket/run")
+    output = RunFolder("gs://bucket/run")
     output.begin()
     output.copy_now_and_then()
     (output.local / "metrics.jsonl").write_text("1\n")
@@ -152,7 +152,7 @@ def test_it_is_copied_now_and_then_and_at_the_end(store, monkeypatch):
 
 def test_only_process_0_copies(store, monkeypatch):
     monkeypatch.setattr(module, "is_first", lambda: False)
-    output = Output("gs://bucket/run")
+    output = RunFolder("gs://bucket/run")
     output.begin()
     output.copy_now_and_then()
     (output.local / "metrics.jsonl").write_text("1\n")
@@ -249,7 +249,7 @@ def test_who_reads_leaves_a_run_under_way_alone(store, tmp_path, monkeypatch):
         metrics.write("0\n1\n2\n"), metrics.flush()
         run.copy()
         metrics.write("3\n4\n"), metrics.flush()
-        reader = Output("gs://bucket/run", reads=True)
+        reader = RunFolder("gs://bucket/run", reads=True)
         reader.begin()
         assert (reader.local / "metrics.jsonl").read_text() == "0\n1\n2\n"
         (reader.local / "metrics.jsonl").write_text("")
@@ -267,7 +267,7 @@ def test_who_reads_leaves_a_run_under_way_alone(store, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_read_stays(tmp_path):
     (tmp_path / "config.yaml").write_text("")
-    output = Output(tmp_path, reads=True)
+    output = RunFolder(tmp_path, reads=True)
     output.begin(), output.close()
     assert (tmp_path / "config.yaml").exists()
 
@@ -277,7 +277,7 @@ def test_a_folder_that_is_read_stays(tmp_path):
 )
 def test_addresses_that_are_none(address):
     with pytest.raises(GritError, match=f"output {address}: wants a folder, or gs://BUCKET/FOLDER"):
-        Output(address)
+        RunFolder(address)
 
 
 def test_the_client_is_an_extra(monkeypatch):
@@ -285,4 +285,4 @@ def test_the_client_is_an_extra(monkeypatch):
     with pytest.raises(
         GritError, match=r"gs://bucket/run needs the extra 'gcs': pip install 'grit_jax\[gcs\]'"
     ):
-        Output("gs://bucket/run")
+        RunFolder("gs://bucket/run")

@@ -23,7 +23,7 @@ def joined(pieces):
 )
 def test_embedding_prompt(instruction, prompt):
     assert GRIT.embed_prompt(instruction) == prompt
-    pieces = GRIT.embed_pieces(instruction, "  the text ")
+    pieces = GRIT.embed_parts(instruction, "  the text ")
     assert joined(pieces) == prompt + "  the text "
     assert pieces[-1].text == "  the text " and not pieces[-1].is_template
 
@@ -53,7 +53,7 @@ def test_prompt_of_an_answer_and_continuation():
 
 
 def test_document():
-    pieces = GRIT.plain_pieces("a text")
+    pieces = GRIT.plain_parts("a text")
     assert joined(pieces) == "<s>a text</s>"
     assert [p.is_answer for p in pieces] == [False, True, True]
 

@@ -165,7 +165,7 @@ def test_typed_tokens_have_the_ids_of_text(tokenizers, qwen):
         *qwen.encode("assistant\n"),
     ]
     # A format of ours has the same ids for the same turns.
-    pieces = qwen.encode_pieces([QWEN.render_turns(["Is <|im_end|> a word?"])])[0]
+    pieces = qwen.encode_parts([QWEN.render_turns(["Is <|im_end|> a word?"])])[0]
     assert [i for part in pieces for i in part] == ours.prompt_ids(messages)[
         -len(sum(pieces, [])) :
     ]

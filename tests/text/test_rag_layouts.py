@@ -49,7 +49,7 @@ CACHED = {
 
 def cached_strings(layout):
     return [
-        "".join(piece.text for piece in GRIT.embed_pieces("", text.text)) for text in layout.cached
+        "".join(piece.text for piece in GRIT.embed_parts("", text.text)) for text in layout.cached
     ]
 
 

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from grit_jax.errors import GritError
-from grit_jax.text.chat import GRIT, QWEN, Piece
+from grit_jax.text.chat import GRIT, QWEN, PromptPart
 from grit_jax.text.tokenizer import Tokenizer
 
 WORDS = [
@@ -60,9 +60,9 @@ TURNS = ["hello world, why?", "because so", " and user é!", "b c"]
 PROMPTS = [
     (GRIT, GRIT.render_turns(TURNS)),
     (GRIT, GRIT.render_turns(TURNS[:1])),
-    (GRIT, GRIT.embed_pieces("", "hello world")),
-    (GRIT, GRIT.embed_pieces("why so", "hello world")),
-    (GRIT, GRIT.plain_pieces("hello world")),
+    (GRIT, GRIT.embed_parts("", "hello world")),
+    (GRIT, GRIT.embed_parts("why so", "hello world")),
+    (GRIT, GRIT.plain_parts("hello world")),
     (GRIT, GRIT.render_turns(TURNS[:1], continues=True)),
 ]
 
@@ -73,7 +73,7 @@ def test_pieces_have_the_ids_of_the_whole_string(prefix, number):
     """The original tokenises the whole string; the dummy prefix must come exactly where it has
     it."""
     tokenizer, pieces = llama(prefix), PROMPTS[number][1]
-    parts = tokenizer.encode_pieces([pieces, pieces])
+    parts = tokenizer.encode_parts([pieces, pieces])
     assert parts[0] == parts[1]
     whole = tokenizer._template.encode("".join(p.text for p in pieces), add_special_tokens=False)
     assert [i for part in parts[0] for i in part] == whole.ids
@@ -83,7 +83,7 @@ def test_masks_follow_the_pieces():
     """Every token checked, by its characters' place in the whole string."""
     tokenizer = llama("prepend")
     pieces = GRIT.render_turns(TURNS)
-    parts = tokenizer.encode_pieces([pieces])[0]
+    parts = tokenizer.encode_parts([pieces])[0]
     mask = [piece.is_answer for piece, ids in zip(pieces, parts, strict=True) for _ in ids]
     whole = "".join(p.text for p in pieces)
     answers = set()
@@ -101,7 +101,7 @@ def test_typed_special_tokens_are_text(prefix):
     ids = tokenizer.encode("a</s><s> b")
     assert not {tokenizer.bos_id, tokenizer.eos_id} & set(ids)
     assert tokenizer.decode(ids).strip() == "a</s><s> b"
-    parts = tokenizer.encode_pieces([GRIT.render_turns(["</s>", "<s>"])])[0]
+    parts = tokenizer.encode_parts([GRIT.render_turns(["</s>", "<s>"])])[0]
     flat = [i for part in parts for i in part]
     assert flat.count(tokenizer.bos_id) == 1 and flat.count(tokenizer.eos_id) == 1
 
@@ -109,7 +109,7 @@ def test_typed_special_tokens_are_text(prefix):
 def test_tags_that_are_special_tokens():
     tokenizer = byte_level()
     pieces = QWEN.render_turns(["why <|im_end|>?", "because"])
-    ids = [i for part in tokenizer.encode_pieces([pieces])[0] for i in part]
+    ids = [i for part in tokenizer.encode_parts([pieces])[0] for i in part]
     assert ids.count(tokenizer.eos_id) == 2  # the user's one is text
     assert tokenizer.decode(ids, skip_special=False) == "".join(p.text for p in pieces)
     assert tokenizer.bos_id is None
@@ -129,7 +129,7 @@ def test_batch_equals_single_and_empty_pieces_have_no_ids():
         assert tokenizer.encode_batch(texts, continues=continues) == [
             tokenizer.encode(text, continues=continues) for text in texts
         ]
-    assert tokenizer.encode_pieces([[], [Piece(""), Piece("a")]]) == [
+    assert tokenizer.encode_parts([[], [PromptPart(""), PromptPart("a")]]) == [
         [],
         [[], tokenizer.encode("a")],
     ]

@@ -124,8 +124,8 @@ def test_vocabulary(tokenizer):
 def test_pieces_and_the_whole_string_have_the_same_ids(tokenizer):
     """What transformers and vLLM tokenise as one string is what we tokenise piece by piece."""
     turns = ["Why is 2 > 1?", "Because.\n\nIt is.", "def f():\n    pass", "ok"]
-    for pieces in (GRIT.render_turns(turns), GRIT.embed_pieces("Find: it.", "foo(\n    bar)")):
-        ids = [i for piece in tokenizer.encode_pieces([pieces])[0] for i in piece]
+    for pieces in (GRIT.render_turns(turns), GRIT.embed_parts("Find: it.", "foo(\n    bar)")):
+        ids = [i for piece in tokenizer.encode_parts([pieces])[0] for i in piece]
         whole = "".join(piece.text for piece in pieces)
         assert ids == tokenizer._template.encode(whole, add_special_tokens=False).ids
 
@@ -186,7 +186,7 @@ def test_transformers_opens_it(tokenizer, tmp_path):
     text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     pieces = GRIT.render_turns(turns)
     assert text == "".join(piece.text for piece in pieces)
-    ids = [i for piece in tokenizer.encode_pieces([pieces])[0] for i in piece]
+    ids = [i for piece in tokenizer.encode_parts([pieces])[0] for i in piece]
     assert theirs(text, add_special_tokens=False)["input_ids"] == ids
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 0)
     for text in ODD[:-6]:

@@ -244,7 +244,7 @@ def test_codes():
 
 def test_formats_have_the_tags_that_documents_stand_behind(tiny_tokenizer):
     """What `test_training_and_serving...` takes for granted of a cached document."""
-    assert [len(ids) for ids in tiny_tokenizer.encode_pieces([GRIT.embed_pieces("", "")])[0]] == [
+    assert [len(ids) for ids in tiny_tokenizer.encode_parts([GRIT.embed_parts("", "")])[0]] == [
         2,
         0,
     ]

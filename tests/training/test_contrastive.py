@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grit_jax.errors import GritError
-from grit_jax.plan.costs import program_costs
+from grit_jax.plan.program_costs import program_costs
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.training.contrastive import check_dimensions, contrastive_loss, distillation_loss
 from grit_jax.training.losses import LossConfig

@@ -11,10 +11,10 @@ import pytest
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
-from grit_jax.plan.costs import program_costs
+from grit_jax.plan.program_costs import program_costs
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
 from grit_jax.training.gradients import joint_gradient
-from grit_jax.training.interleave import apart, joined_rows, repeats, together
+from grit_jax.training.interleave import deinterleave, interleave, joined_rows, num_blocks
 from grit_jax.training.joint import StepConfig, can_fuse
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer
@@ -93,9 +93,10 @@ def devices():
 def test_equals_the_losses_one_after_the_other(shallow, params, batch, chunks, loss, side):
     how = {"model": shallow, "loss": dataclasses.replace(LOSS, **loss), "gradient": side}
     assert can_fuse(batch, StepConfig(fuse=True, **how))
-    apart = gradient(params, batch, backward="separate", **how)
+    separate = gradient(params, batch, backward="separate", **how)
     assert_equal(
-        gradient(params, batch, embedding_chunk=chunks[0], generative_chunk=chunks[1], **how), apart
+        gradient(params, batch, embedding_chunk=chunks[0], generative_chunk=chunks[1], **how),
+        separate,
     )
 
 
@@ -107,8 +108,8 @@ def test_modes(shallow, params, batch):
     batch = Batch(batch.embedding, text)
     how = {"model": shallow, "loss": LOSS}
     how |= {"embedding_mode": AttentionMode.CAUSAL, "generation_mode": AttentionMode.PREFIX}
-    apart = gradient(params, batch, backward="separate", **how)
-    assert_equal(gradient(params, batch, **how), apart)
+    separate = gradient(params, batch, backward="separate", **how)
+    assert_equal(gradient(params, batch, **how), separate)
 
 
 @pytest.mark.slow
@@ -117,9 +118,9 @@ def test_experts_are_balanced_over_generation_alone(batch, chunk):
     params = init_params(EXPERTS, jax.random.key(0))
     batch = Batch(batch.embedding, batch.generative)
     how = {"model": EXPERTS, "loss": LOSS}
-    apart = gradient(params, batch, backward="separate", **how)
+    separate = gradient(params, batch, backward="separate", **how)
     assert_equal(
-        gradient(params, batch, embedding_chunk=chunk, generative_chunk=chunk, **how), apart
+        gradient(params, batch, embedding_chunk=chunk, generative_chunk=chunk, **how), separate
     )
 
 
@@ -163,9 +164,9 @@ def on_mesh(config, batch, mesh_config, devices, **how):
 def test_interleaved_rows_come_back(devices, mesh):
     first, second = np.arange(16 * 3).reshape(16, 3), 100 + np.arange(8 * 3).reshape(8, 3)
     with jax.set_mesh(make_mesh(mesh, devices)):
-        ways = repeats(16, 8)
-        assert ways == mesh.data * mesh.fsdp and repeats(16, 9) == 1
-        both = jax.jit(together)(first, second)
+        ways = num_blocks(16, 8)
+        assert ways == mesh.data * mesh.fsdp and num_blocks(16, 9) == 1
+        both = jax.jit(interleave)(first, second)
         # Each device's rows are its share of the first kind and then of the second.
         per = 24 // ways
         assert (
@@ -173,7 +174,7 @@ def test_interleaved_rows_come_back(devices, mesh):
             == [*range(0, 48 // ways, 3), *range(100, 100 + 24 // ways, 3)]
         ).all()
         for found, given in zip(
-            jax.jit(apart, static_argnums=(1, 2))(both, 16, 8), (first, second), strict=True
+            jax.jit(deinterleave, static_argnums=(1, 2))(both, 16, 8), (first, second), strict=True
         ):
             np.testing.assert_array_equal(found, given)
 

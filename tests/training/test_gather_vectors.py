@@ -29,7 +29,7 @@ def test_the_gather_and_its_gradient_on_a_mesh(monkeypatch, count, block):
     wanted = rng.permutation(CHUNKS * ROWS * SEGMENTS)[:count]
     wanted[7] = wanted[3]
     weights = rng.normal(size=(count, D)).astype(np.float32)
-    taken = lambda v, w: (slots.take_slots(v, jnp.asarray(wanted)) * w).sum()
+    taken = lambda v, w: (slots.gather_vectors(v, jnp.asarray(wanted)) * w).sum()
     plain = vectors.reshape(-1, D)[wanted]
     gradient = np.zeros((CHUNKS * ROWS * SEGMENTS, D), np.float32)
     np.add.at(gradient, wanted, weights)
@@ -39,7 +39,7 @@ def test_the_gather_and_its_gradient_on_a_mesh(monkeypatch, count, block):
         placed = jax.device_put(vectors, lie)
         both = placed, jax.device_put(weights, NamedSharding(mesh, P(("data", "fsdp"))))
         np.testing.assert_array_equal(
-            jax.jit(lambda v: slots.take_slots(v, jnp.asarray(wanted)))(placed), plain
+            jax.jit(lambda v: slots.gather_vectors(v, jnp.asarray(wanted)))(placed), plain
         )
         run = jax.jit(jax.grad(taken), out_shardings=lie)
         np.testing.assert_allclose(np.asarray(run(*both)).reshape(-1, D), gradient, rtol=1e-6)
@@ -55,8 +55,8 @@ def test_without_a_mesh_or_where_rows_do_not_divide():
     vectors = np.arange(2 * 6 * 2 * 3, dtype=np.float32).reshape(2, 6, 2, 3)
     expected = vectors.reshape(-1, 3)[[5, 0, 23]]
     np.testing.assert_array_equal(
-        slots.take_slots(jnp.asarray(vectors), jnp.asarray([5, 0, 23])), expected
+        slots.gather_vectors(jnp.asarray(vectors), jnp.asarray([5, 0, 23])), expected
     )
     with jax.set_mesh(make_mesh(MeshConfig(1, 4, 2), jax.devices()[:8])):
-        found = jax.jit(lambda v: slots.take_slots(v, jnp.asarray([5, 0, 23])))(vectors)
+        found = jax.jit(lambda v: slots.gather_vectors(v, jnp.asarray([5, 0, 23])))(vectors)
     np.testing.assert_array_equal(found, expected)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from grit_jax.plan.costs import program_costs
+from grit_jax.plan.program_costs import program_costs
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.training.language import language_loss, token_losses
 from grit_jax.training.losses import LossConfig

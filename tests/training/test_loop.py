@@ -13,7 +13,7 @@ import pytest
 from grit_jax.data.packing import TokenText, generative_batch
 from grit_jax.errors import GritError
 from grit_jax.runtime.preemption import Preempted
-from grit_jax.runtime.run_folder import Output
+from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
 from grit_jax.training.loop import run_loop
 from grit_jax.training.state import TrainState
@@ -49,7 +49,7 @@ class Run:
     """A run in a folder that can be started again and again."""
 
     def __init__(self, folder):
-        self.output, self.events = Output(folder), []
+        self.output, self.events = RunFolder(folder), []
         self.checkpoints = Saved(self.events)
         self.told, self.told_in_evaluation, self.fails_in_evaluation = False, False, False
         self.closed = 0

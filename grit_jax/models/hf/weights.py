@@ -13,7 +13,7 @@ import numpy as np
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.safetensors_io import DTYPES, Tensor, TensorFiles, write_tensors
-from grit_jax.models.parameters import Params, owners, parameter_shapes
+from grit_jax.models.parameters import Params, layers_with, parameter_shapes
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.sharding import to_host
 
@@ -178,7 +178,7 @@ def _tensors(name: str, config: ModelConfig, prefix: str) -> Iterator[tuple[tupl
     if "{layer}" not in template:
         yield (), template
         return
-    for row, layer in enumerate(owners(name, config.layer_kinds)):
+    for row, layer in enumerate(layers_with(name, config.layer_kinds)):
         if "{expert}" not in template:
             yield (row,), template.format(layer=layer)
         else:
@@ -191,7 +191,7 @@ def _on_disk_order(config: ModelConfig) -> list[tuple[str, tuple[int, ...], str]
     neighbouring layers."""
     entries = []
     for name in parameter_shapes(config):
-        layers = owners(name, config.layer_kinds)
+        layers = layers_with(name, config.layer_kinds)
         for place, hf_name in _tensors(name, config, _PREFIXES[0]):
             # The table first; the final norm and the head, which have no layer, last.
             layer = (

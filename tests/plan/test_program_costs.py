@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grit_jax.plan.chips import open_slices
-from grit_jax.plan.costs import group_size, program_costs
 from grit_jax.plan.hlo import parse, trip_count
+from grit_jax.plan.program_costs import group_size, program_costs
 from grit_jax.sharding import MeshConfig, make_mesh
 
 # As a TPU's compiler writes: a loop without a noted trip count, a product as a convolution, a

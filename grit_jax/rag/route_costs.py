@@ -26,7 +26,7 @@ from grit_jax.inference.records import is_packed
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.index import Index
 from grit_jax.rag.page_cache import drop_page_cache
-from grit_jax.rag.router import Costs, Work
+from grit_jax.rag.router import RouteCosts, Work
 from grit_jax.types import DocumentKV
 
 VERSION = 1  # of what is measured and how
@@ -43,7 +43,7 @@ SAMPLE = 64  # documents looked at for a short and a long one to load
 LONGEST = 4096  # tokens of the long one, where there is a choice
 
 
-def costs_of(model: GritLM, index: Index) -> Costs:
+def costs_of(model: GritLM, index: Index) -> RouteCosts:
     """The costs found earlier on this machine; without any, measures them and keeps them in the
     index's folder.
 
@@ -61,7 +61,7 @@ def costs_of(model: GritLM, index: Index) -> Costs:
     return _keep(path, costs) or costs
 
 
-def measure_costs(model: GritLM, index: Index) -> Costs:
+def measure_costs(model: GritLM, index: Index) -> RouteCosts:
     """Reads a short and a long prompt, and loads a short and a long record of the index as they
     come from the disk."""
     work = Work.of(model.config)
@@ -89,7 +89,7 @@ def measure_costs(model: GritLM, index: Index) -> Costs:
         place = max(_read(model, SHORT, (record,)) - short - beside / flops, 0.0) / tokens
     except GritError:  # a model whose records cannot be read
         place = math.inf
-    return Costs(work, flops, start, slope, place)
+    return RouteCosts(work, flops, start, slope, place)
 
 
 def _read(model: GritLM, tokens: int, pieces: Sequence[Any] = ()) -> float:
@@ -178,14 +178,14 @@ def _machine(model: GritLM) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
 
-def _kept(path: Path, work: Work) -> Costs | None:
+def _kept(path: Path, work: Work) -> RouteCosts | None:
     try:
-        return Costs(work, **json.loads(path.read_text(encoding="utf-8")))
+        return RouteCosts(work, **json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _keep(path: Path, costs: Costs) -> Costs | None:
+def _keep(path: Path, costs: RouteCosts) -> RouteCosts | None:
     """Writes the costs, whole or not at all. Where another process was faster, its costs are what
     counts."""
     values = dataclasses.asdict(costs)

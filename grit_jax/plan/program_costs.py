@@ -55,7 +55,7 @@ GROUPED = ("ragged-dot-none", "tgmm")
 
 
 @dataclasses.dataclass
-class Costs:
+class ProgramCosts:
     """Of one chip.
 
     Attributes:
@@ -77,7 +77,7 @@ class Costs:
     sent_bytes: float = 0.0
     network_bytes: float = 0.0
 
-    def add(self, other: Costs, times: float = 1) -> None:
+    def add(self, other: ProgramCosts, times: float = 1) -> None:
         self.flops += times * other.flops
         self.memory_bytes += times * other.memory_bytes
         self.sent_bytes += times * other.sent_bytes
@@ -86,7 +86,7 @@ class Costs:
             self.collective_bytes[kind] += times * size
 
 
-def program_costs(text: str, experts: int = 0) -> Costs:
+def program_costs(text: str, experts: int = 0) -> ProgramCosts:
     """The costs of a compiled program from its text; of the branches of a condition, the dearest
     counts.
 
@@ -102,19 +102,19 @@ def program_costs(text: str, experts: int = 0) -> Costs:
 class _Walk:
     def __init__(self, module: Module, experts: int):
         self.module, self.experts = module, experts
-        self.known: dict[str, Costs] = {}
+        self.known: dict[str, ProgramCosts] = {}
 
-    def computation(self, name: str) -> Costs:
+    def computation(self, name: str) -> ProgramCosts:
         """Of a computation that runs by itself: the program, a loop's body, a branch."""
         if name not in self.known:
-            here, total = self.module.computations[name], Costs()
+            here, total = self.module.computations[name], ProgramCosts()
             for instruction in here.instructions:
                 total.add(self._instruction(here, instruction))
             self.known[name] = total
         return self.known[name]
 
-    def _instruction(self, here: Computation, one: Instruction) -> Costs:
-        costs = Costs()
+    def _instruction(self, here: Computation, one: Instruction) -> ProgramCosts:
+        costs = ProgramCosts()
         if one.opcode == "while":
             times = trip_count(self.module, one)
             for called in one.called:
@@ -140,10 +140,10 @@ class _Walk:
                 )
                 costs.collective_bytes["all_reduce"] -= gathered
                 costs.collective_bytes["all_gather"] += gathered
-            costs.add(self._grouped(here, one) or Costs(memory_bytes=_moved(here, one)))
+            costs.add(self._grouped(here, one) or ProgramCosts(memory_bytes=_moved(here, one)))
         return costs
 
-    def _grouped(self, here: Computation, one: Instruction) -> Costs | None:
+    def _grouped(self, here: Computation, one: Instruction) -> ProgramCosts | None:
         """Of a kernel that multiplies rows `[M K]` by the weights `[E K N]` of their experts, or
         rows by rows `[M N]` for the gradient of such weights; None for anything else."""
         if one.opcode != "custom-call" or not any(kernel in one.name for kernel in GROUPED):
@@ -153,7 +153,7 @@ class _Walk:
         weights = next(shape for shape in arrays if len(shape.dims) == 3)
         share = weights.dims[0] / self.experts if self.experts else 1.0
         moved = sum(_in_memory([shape]) * (1.0 if shape is weights else share) for shape in arrays)
-        return Costs(flops=2 * share * lhs.size * rhs.dims[-1], memory_bytes=moved)
+        return ProgramCosts(flops=2 * share * lhs.size * rhs.dims[-1], memory_bytes=moved)
 
     def _is_part(self, here: Computation, name: str) -> bool:
         """Whether an array is one chip's part of a whole and zeros beside it: on a torus of three
@@ -168,14 +168,14 @@ class _Walk:
             return self._is_part(inside, inside.root.name)
         return one.opcode == "dynamic-update-slice"
 
-    def _fused(self, inside: Computation) -> Costs:
+    def _fused(self, inside: Computation) -> ProgramCosts:
         """Products and collectives inside a fusion.
 
         A TPU's collective that runs beside other work appears in the fusion that starts it, in
         those that it runs beside and in the one that ends it; the first counts. One that reduces
         and keeps a part is a reduce-scatter.
         """
-        costs = Costs()
+        costs = ProgramCosts()
         targets = {
             one.attribute("custom_call_target")
             for one in inside.instructions
@@ -195,23 +195,25 @@ class _Walk:
         return costs
 
 
-def _product(here: Computation, one: Instruction) -> Costs:
+def _product(here: Computation, one: Instruction) -> ProgramCosts:
     """FLOPs of a matrix product."""
     if one.opcode not in ("dot", "convolution", "custom-call"):
-        return Costs()
+        return ProgramCosts()
     shapes, result = here.shapes_of(one), one.shapes[0]
     if one.opcode == "dot":
         contracted = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
-        return Costs(flops=2 * result.size * math.prod(shapes[0].dims[d] for d in contracted))
+        return ProgramCosts(
+            flops=2 * result.size * math.prod(shapes[0].dims[d] for d in contracted)
+        )
     if one.opcode == "convolution":
-        return Costs(flops=_convolution_flops(shapes[0], shapes[1], result, one.rest))
+        return ProgramCosts(flops=_convolution_flops(shapes[0], shapes[1], result, one.rest))
     products = next((n for kernel, n in SPLASH.items() if kernel in one.name), 0)
     if not products:
-        return Costs()
+        return ProgramCosts()
     q, k = [shape for shape in shapes if shape.dtype in FLOATS][:2]
     seen = re.search(TILES.format(r"(\d+)", r"(\d+)"), one.rest)
     share = int(seen[1]) / int(seen[2]) if seen else 1.0
-    return Costs(flops=2 * products * q.size * k.dims[-2] * share)
+    return ProgramCosts(flops=2 * products * q.size * k.dims[-2] * share)
 
 
 def _convolution_flops(lhs: Shape, rhs: Shape, result: Shape, text: str) -> float:
@@ -248,25 +250,25 @@ def _convolution_flops(lhs: Shape, rhs: Shape, result: Shape, text: str) -> floa
     return total
 
 
-def _collective(here: Computation, one: Instruction, scatters: bool = False) -> Costs:
+def _collective(here: Computation, one: Instruction, scatters: bool = False) -> ProgramCosts:
     """What a collective instruction moves between chips."""
     opcode = one.opcode.removesuffix("-start")
     if opcode not in COLLECTIVES:
-        return Costs()
+        return ProgramCosts()
     kind = opcode.removeprefix("ragged-").replace("-", "_")
     taken = sum(shape.bytes for shape in here.shapes_of(one))
     whole, sent = _ring(kind, taken, 1 if kind == "collective_permute" else group_size(one.rest))
     if kind == "all_reduce" and scatters:
         kind, sent = "reduce_scatter", sent / 2
-    costs = Costs(sent_bytes=sent)
+    costs = ProgramCosts(sent_bytes=sent)
     costs.collective_bytes[kind] = whole
     return costs
 
 
-def _between_slices(one: Instruction) -> Costs:
+def _between_slices(one: Instruction) -> ProgramCosts:
     """What a chip hands to its host, and takes from it, for a collective over several slices; the
     hosts' runtime does the rest. Anything else that is sent to a host stays there."""
-    moved = Costs(memory_bytes=_in_memory(one.shapes[:1]))
+    moved = ProgramCosts(memory_bytes=_in_memory(one.shapes[:1]))
     transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
     slices = re.search(r'_xla_megascale_target="\{([\d,:]*)\}', one.rest)
     if one.opcode == "send" and transfer and slices:

@@ -18,7 +18,7 @@ from grit_jax.plan.plan import Plan, plan_on
 from grit_jax.plan.programs import RULES, bytes_per_chip, train_shapes
 from grit_jax.run_config import RunConfig, batch_needs, fit_to_mesh
 from grit_jax.runtime.progress import progress, say
-from grit_jax.sharding import MESH_AXES, MeshConfig, make_mesh, row_ways
+from grit_jax.sharding import MESH_AXES, MeshConfig, make_mesh, num_row_shards
 
 TENSOR_WAYS = (
     1,
@@ -108,7 +108,7 @@ def _least_bytes(config: RunConfig, mesh: Mesh, key: str) -> int:
     model, batch = shapes.abstract.model, shapes.abstract.batch
     part = batch.embedding or batch.generative
     rows, length = part.rows.tokens.shape if part else (0, 0)
-    rows = min(rows, getattr(config.train, key) or rows) // row_ways(mesh, RULES)
+    rows = min(rows, getattr(config.train, key) or rows) // num_row_shards(mesh, RULES)
     kept = 0 if model.remat == "offload" else model.num_hidden_layers
     token = kept * model.hidden_size * jnp.dtype(model.dtype).itemsize
     ways = mesh.shape["tensor"] * mesh.shape["context"]
