@@ -14,6 +14,7 @@ from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.text import conversations
+from grit_jax.runtime.files import whole_file
 
 Precision = Literal["float32", "bfloat16", "int8", "binary"]
 INT8_LEVELS = 127

@@ -16,10 +16,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from grit_jax.data.bm25 import BM25, words
+from grit_jax.errors import GritError
 from grit_jax.pydocs import docstrings as pydocs
 from grit_jax.pydocs.documents import MAX_CHARACTERS, Document, clip, document_string, split
 from grit_jax.pydocs.questions import (
@@ -30,6 +32,8 @@ from grit_jax.pydocs.questions import (
     questions,
     randomised,
 )
+from grit_jax.runtime.files import read_json, write_json
+from grit_jax.runtime.progress import say
 
 __all__ = [
     "MAX_CHARACTERS",

@@ -27,12 +27,14 @@ from grit_jax.evaluation.retrieval import bm25_retrieval, evaluate_retrieval, po
 from grit_jax.inference.model import GritLM
 from grit_jax.models.parameters import num_parameters
 from grit_jax.models.transformer import init_params
-from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION
+from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION, prepare_corpus
 from grit_jax.pydocs.questions import best_constant
+from grit_jax.quickstart.configs import ANSWER_TOKENS, LAYOUTS, base_config, joint_config
 from grit_jax.quickstart.report import write_html
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.run_config import read_run_config
+from grit_jax.runtime.files import read_json, write_json
 from grit_jax.runtime.metrics import read_lines
 from grit_jax.runtime.progress import duration, say
 from grit_jax.text.rag_layouts import MODES
