@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from grit_jax.lazy import lazy_names
 
 __version__ = "0.1.0"
-__all__ = ["GritLM", "__version__"]
+# Imported on first use, so that `import grit_jax` (and `grit --help`) stays quick.
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__, {"GritError": "errors", "GritLM": "inference.model"}
+)
 
 if TYPE_CHECKING:
+    from grit_jax.errors import GritError
     from grit_jax.inference.model import GritLM
-
-
-def __getattr__(name: str) -> Any:
-    """`GritLM` on first use, so that `import grit_jax` (and `grit --help`) stays quick."""
-    if name == "GritLM":
-        from grit_jax.inference.model import GritLM
-
-        return GritLM
-    raise AttributeError(f"module 'grit_jax' has no attribute {name!r}")

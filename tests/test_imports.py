@@ -23,7 +23,7 @@ LEVELS = (
     ("text", "sharding", "config"),
     ("runtime",),
     ("types",),
-    ("errors",),
+    ("errors", "lazy"),
 )
 LEVEL = {room: number for number, line in enumerate(LEVELS) for room in line}
 
