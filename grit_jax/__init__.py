@@ -13,5 +13,5 @@ __all__, __getattr__, __dir__ = lazy_names(
 )
 
 if TYPE_CHECKING:
-    from grit_jax.errors import GritError
-    from grit_jax.inference.model import GritLM
+    from grit_jax.errors import GritError as GritError
+    from grit_jax.inference.model import GritLM as GritLM
