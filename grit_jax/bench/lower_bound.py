@@ -86,7 +86,7 @@ def _read(files: list[Path]) -> None:
             try:
                 list(
                     pool.map(
-                        lambda at: len(os.pread(file, CHUNK, at)),
+                        lambda at, file=file: len(os.pread(file, CHUNK, at)),
                         range(0, path.stat().st_size, CHUNK),
                     )
                 )  # noqa: B023

@@ -107,8 +107,8 @@ def prefill_start(
     config: ModelConfig,
     dtype: jnp.dtype,
 ) -> PrefillState:
-    """Prompts after records whose tokens stand at `places` (`layers_with` 0: an empty slot) and are kept
-    as `dtype`."""
+    """Prompts after records whose tokens stand at `places` (`layers_with` 0: an empty slot) and are
+    kept as `dtype`."""
     (B, T), P = tokens.shape, places.shape[1]
     positions, segments = _places(tokens, lengths)
     records = dataclasses.replace(

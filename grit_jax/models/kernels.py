@@ -340,7 +340,8 @@ def _splash(
         mask = masks.LocalMask((T, T), (window - 1, 0 if causal else window - 1), 0)
     elif causal:
         mask = masks.CausalMask((T, T))
-    else:  # the same for any share of the queries (and the kernel does not know how to split one without a border)
+    else:
+        # The same for any share of the queries; the kernel cannot split a mask without a border.
         mask, shards = masks.FullMask((T // shards, T)), 1
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
 

@@ -112,7 +112,8 @@ class Transformer(nnx.Module):
             `cache.insert`).
           return_kv: whether to return the tokens' own keys (unrotated) and values.
           blocks: what prefix mode needs beside (see `types.Rows`).
-          routed: the tokens that `ModelOutput.router` is counted over, 0 elsewhere; None: `segments`.
+          routed: the tokens that `ModelOutput.router` is counted over, 0 elsewhere; None:
+            `segments`.
         """
         c, weights = self.config, self.params()
         caches = (cache,) if isinstance(cache, KVCache) else tuple(cache or ())
@@ -190,8 +191,9 @@ class Transformer(nnx.Module):
         """
         c, weights = self.config, self.params()
         own = {
-            name: jax.tree.map(lambda a: a[at], weights[name]) for name, at in stack_indices.items()
-        }  # noqa: B023
+            name: jax.tree.map(lambda a, at=at: a[at], weights[name])
+            for name, at in stack_indices.items()
+        }
         router = (
             RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts))
             if c.num_experts

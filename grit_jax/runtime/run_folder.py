@@ -195,7 +195,8 @@ class RunFolder:
         while not self._ended.wait(COPY_SECONDS):
             try:
                 self.copy()
-            except Exception as error:  # all of it is still here, and the copy before the next checkpoint must succeed
+            except Exception as error:
+                # All of it is still here, and the copy before the next checkpoint must succeed.
                 say(f"{error} (tried again in {COPY_SECONDS} s)")
 
     def _put_if_here(self, name: str, file: Path) -> None:

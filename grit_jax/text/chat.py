@@ -1,8 +1,8 @@
 """How texts are wrapped before the model reads them: templates as data, rendered as pieces.
 
-A template is a `ChatFormat`: strings, no code. Rendering gives `PromptPart`s rather than one string, so
-that each piece is tokenised exactly once and a mask over token ids follows from which piece a token
-came from; it cannot drift, however a tokenizer merges characters. Source of the GRIT strings:
+A template is a `ChatFormat`: strings, no code. Rendering gives `PromptPart`s rather than one
+string, so that each part is tokenised exactly once, and a mask over token ids follows from which
+part a token came from, however a tokenizer merges characters. Source of the GRIT strings:
 `gritlm/training/run.py` and `gritlm/training/data.py` of ContextualAI/gritlm.
 """
 
