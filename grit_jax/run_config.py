@@ -18,7 +18,7 @@ from grit_jax.models.lora import LoraConfig
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.presets import PRESETS
 from grit_jax.runtime.progress import say
-from grit_jax.sharding import MeshConfig, ShardingRules, num_row_shards, num_token_shards
+from grit_jax.sharding import MeshConfig, num_row_shards, num_token_shards
 from grit_jax.text.chat import FORMATS
 from grit_jax.training.joint import CHUNKS, StepConfig
 from grit_jax.training.losses import LossConfig
@@ -226,7 +226,7 @@ def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -
     return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
 
 
-def fit_to_mesh(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> RunConfig:
+def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:
     """The configuration as a mesh runs it: rows and chunks of rows in multiples of the parts that
     rows are split into (or each device would compute them all). The numbers of a step stay what
     they are.
@@ -237,7 +237,7 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh, rules: ShardingRules) -> RunConfi
       GritError: rows of a length that the devices of `mesh.context` do not divide.
     """
     data, limits, train = config.data, config.data.limits(), config.train
-    ways, parts = num_token_shards(mesh, rules), num_row_shards(mesh, rules)
+    ways, parts = num_token_shards(mesh), num_row_shards(mesh)
     lengths = {
         "row_length": (
             data.embedding_batch and (data.row_length or max(limits.query, limits.passage))

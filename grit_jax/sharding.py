@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,34 +39,42 @@ class MeshConfig:
     context: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardingRules:
-    """Logical axis -> mesh axes.
+# The one table: a logical axis -> the mesh axes that split it (None: not split).
+#
+# `fsdp` splits every weight along `embed`, and the weight is gathered where it is used; `tensor`
+# splits heads, the feed-forward and the vocabulary's logits. The embedding table is split along
+# `embed` alone: for a gather from a table that is split along the vocabulary, XLA would materialise
+# the whole table on every device.
+LOGICAL_AXES: Mapping[str, Axes] = {
+    "rows": ("data", "fsdp"),  # B: rows of a batch, texts of a similarity matrix
+    "replicas": "data",  # what is left of `rows` in an array that is split along `embed` as well
+    "tokens": "context",  # T of a row
+    "embed": "fsdp",  # D of weights
+    "vocab": None,  # V of the embedding table
+    "vocab_out": "tensor",  # V of the output head
+    "heads": "tensor",  # N * H of the query projection
+    "kv_heads": "tensor",  # K * H of the key and value projections
+    "ffn": "tensor",  # F
+    # E. Tokens are whole along `tensor`: each device computes its own experts' share, and one sum
+    # over the devices joins the shares, as for F. No token is sent. `drop_indivisible` gives the
+    # mesh axis to the experts, and to F where E does not divide.
+    "experts": "tensor",
+    "layers": None,  # L, the scanned axis
+}
 
-    `fsdp` splits every weight along `embed` and is gathered when used; `tensor` splits heads, the
-    feed-forward and the vocabulary's logits. The embedding table is split on `embed` alone: a
-    gather from a table split on the vocabulary makes XLA rematerialise it whole.
+
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis, for `jax.shard_map` and collectives."""
+    return _names(LOGICAL_AXES[axis])
+
+
+def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """The PartitionSpec of an array with these logical axes (None: a dimension that is not split).
+
+    >>> partition_spec(("layers", "embed", "heads"))
+    PartitionSpec(None, 'fsdp', 'tensor')
     """
-
-    rows: Axes = ("data", "fsdp")  # rows of a batch, texts of a similarity matrix
-    copies: Axes = "data"  # what of `rows` is left where an array is split along `embed` beside
-    tokens: Axes = "context"  # T of a row
-    embed: Axes = "fsdp"  # D of weights
-    vocab: Axes = None  # V of the embedding table
-    vocab_out: Axes = "tensor"  # V of the output head
-    heads: Axes = "tensor"  # N * H of the query projection
-    kv_heads: Axes = "tensor"  # K * H of key and value projections
-    ffn: Axes = "tensor"  # F
-    # E. Tokens are whole along `tensor`, so each device gives its own experts' share and one sum
-    # joins them, as it joins the shares of F: nothing is sent. `fit` gives the axis to the experts,
-    # and to F where E does not divide.
-    experts: Axes = "tensor"
-    layers: Axes = None  # L, the scanned axis
-
-    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        """The PartitionSpec of an array whose dimensions carry these logical axes (None: not
-        split)."""
-        return PartitionSpec(*(getattr(self, axis) if axis else None for axis in axes))
+    return PartitionSpec(*(LOGICAL_AXES[axis] if axis else None for axis in axes))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -136,12 +144,7 @@ def _on_torus(
         return create(*shape, devices=devices, allow_split_physical_axes=True)
 
 
-def single_device_mesh(device: jax.Device | None = None) -> Mesh:
-    """The mesh of one device: inference on a laptop, and the reference in sharding tests."""
-    return make_mesh(MeshConfig(1, 1, 1, 1), [device or jax.devices()[0]])
-
-
-def drop_indivisible(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def drop_indivisible(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> PartitionSpec:
     """`spec` without the mesh axes that do not divide the dimension (small models stay whole
     there), or that an earlier dimension has taken."""
     fitted: list[Axes] = []
@@ -155,47 +158,50 @@ def drop_indivisible(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> P
     return PartitionSpec(*fitted)
 
 
-def constrain(
-    x: jax.Array, axes: Sequence[str | None], rules: ShardingRules | None = None
-) -> jax.Array:
+def fitted_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Any) -> PartitionSpec:
+    """The PartitionSpec of an array of this shape on this mesh: that of its logical axes, without
+    what `drop_indivisible` drops."""
+    return drop_indivisible(partition_spec(axes), shape, mesh)
+
+
+def fitted_sharding(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """`fitted_spec` as a sharding on the mesh."""
+    return NamedSharding(mesh, fitted_spec(axes, shape, mesh))
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """States the sharding of an intermediate array; outside a mesh context it does nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    spec = drop_indivisible((rules or ShardingRules()).spec(axes), x.shape, mesh)
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, fitted_spec(axes, x.shape, mesh))
 
 
-def tree_shardings(shapes: Any, axes: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """NamedShardings for a dictionary of arrays (or shapes) with their logical axes under the same
+def tree_shardings(shapes: Mapping[str, Any], axes: Mapping[str, Any], mesh: Mesh) -> Any:
+    """The shardings of a dictionary of arrays (or shapes), whose logical axes stand under the same
     keys."""
-    return {
-        name: NamedSharding(mesh, drop_indivisible(rules.spec(axes[name]), value.shape, mesh))
-        for name, value in shapes.items()
-    }
+    return {name: fitted_sharding(axes[name], value.shape, mesh) for name, value in shapes.items()}
 
 
-def num_row_shards(mesh: Mesh, rules: ShardingRules) -> int:
-    """In how many parts rows are split."""
-    return math.prod(mesh.shape[axis] for axis in _names(rules.rows))
+def num_row_shards(mesh: Any) -> int:
+    """The number of parts that the mesh splits rows into."""
+    return math.prod(mesh.shape[axis] for axis in mesh_axes("rows"))
 
 
-def row_axes() -> tuple[str, ...]:
-    """The mesh axes that rows are split over, for `shard_map`."""
-    return _names(ShardingRules().rows)
-
-
-def num_token_shards(mesh: Mesh, rules: ShardingRules) -> int:
-    """In how many parts the tokens of a row are split."""
-    return math.prod(mesh.shape[axis] for axis in _names(rules.tokens))
+def num_token_shards(mesh: Any) -> int:
+    """The number of parts that the mesh splits the tokens of a row into."""
+    return math.prod(mesh.shape[axis] for axis in mesh_axes("tokens"))
 
 
 def num_shards(axis: str | None, size: int) -> int:
-    """In how many parts the mesh in use splits a logical axis of this size: 1 where it does not."""
+    """The number of parts that the mesh in use splits a logical axis of this size into.
+
+    1 where it does not split it: no mesh, no axis, or a size that does not divide.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    names = _names(getattr(ShardingRules(), axis)) if axis else ()
-    ways = 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
-    return ways if size % ways == 0 else 1
+    names = mesh_axes(axis) if axis else ()
+    count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
+    return count if size % count == 0 else 1
 
 
 def _names(axes: Axes) -> tuple[str, ...]:
@@ -203,8 +209,10 @@ def _names(axes: Axes) -> tuple[str, ...]:
 
 
 def to_host(x: Any) -> np.ndarray:
-    """The whole array in this process; where its parts lie in several, all of them must ask for
-    it."""
+    """The whole array as NumPy in this process.
+
+    Where its parts lie in several processes, all of them must call this.
+    """
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         from jax.experimental import multihost_utils
 
@@ -212,47 +220,42 @@ def to_host(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
-def put_weight(
-    name: str, array: np.ndarray, axes: Any, mesh: Mesh, rules: ShardingRules
-) -> jax.Array:
-    """A weight from the host, each device given its own part."""
-    sharding = NamedSharding(mesh, drop_indivisible(rules.spec(axes[name]), array.shape, mesh))
+def put_weight(name: str, array: np.ndarray, axes: Mapping[str, Any], mesh: Mesh) -> jax.Array:
+    """A weight from the host's memory, of which each device gets its own part."""
+    sharding = fitted_sharding(axes[name], array.shape, mesh)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def row_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """How arrays of rows `[R, T]` (or their shapes) lie: split over the mesh axes of `rows` and of
-    `tokens`.
+def row_shardings(tree: Any, mesh: Mesh) -> Any:
+    """The shardings of arrays of rows `[B, T, ...]` (or of their shapes): split over the mesh axes
+    of `rows` and of `tokens`.
 
-    A dimension that does not divide evenly is replicated, as a list is (an index list of a few
-    hundred numbers).
+    A dimension that does not divide evenly is replicated, as is an array of one dimension (a list
+    of a few hundred indices).
     """
 
     def sharding(x: Any) -> NamedSharding:
-        spec = (
-            drop_indivisible(rules.spec(("rows", "tokens")), x.shape[:2], mesh)
-            if len(x.shape) > 1
-            else PartitionSpec()
-        )
-        return NamedSharding(mesh, spec)
+        if len(x.shape) < 2:
+            return NamedSharding(mesh, PartitionSpec())
+        return fitted_sharding(("rows", "tokens"), x.shape[:2], mesh)
 
     return jax.tree.map(sharding, tree)
 
 
-def put_rows(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """Host arrays as global arrays that lie as `row_shardings` says."""
+def put_rows(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays as global arrays with the shardings of `row_shardings`."""
     tree = jax.tree.map(np.asarray, tree)
     put = lambda x, sharding: jax.make_array_from_callback(
         x.shape, sharding, lambda index: x[index]
     )
-    return jax.tree.map(put, tree, row_shardings(tree, mesh, rules))
+    return jax.tree.map(put, tree, row_shardings(tree, mesh))
 
 
-def rows_by_host(height: int, mesh: Mesh, rules: ShardingRules) -> np.ndarray:
-    """Which of the rows of an array `[height, T]` each process's devices hold, `bool [processes,
+def rows_by_host(height: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of an array `[height, T]` the devices of each process hold, `bool [processes,
     height]`."""
-    holds = np.zeros((jax.process_count(), height), bool)
+    held = np.zeros((jax.process_count(), height), bool)
     shape = jax.ShapeDtypeStruct((height, 1), np.int32)
-    for device, index in row_shardings(shape, mesh, rules).devices_indices_map(shape.shape).items():
-        holds[device.process_index, index[0]] = True
-    return holds
+    for device, index in row_shardings(shape, mesh).devices_indices_map(shape.shape).items():
+        held[device.process_index, index[0]] = True
+    return held

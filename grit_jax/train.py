@@ -52,7 +52,7 @@ from grit_jax.runtime.preemption import Notice, Preempted, on_sigterm
 from grit_jax.runtime.progress import say
 from grit_jax.runtime.run_folder import MODEL, RunFolder
 from grit_jax.runtime.trackers import open_trackers
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight, rows_by_host
+from grit_jax.sharding import MeshConfig, make_mesh, put_weight, rows_by_host
 from grit_jax.text.chat import FORMATS
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.text.train_tokenizer import train_tokenizer
@@ -221,14 +221,12 @@ def _run(
     # --- tokenizer and data ---
     tokenizer = load_tokenizer(config, output)
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    mesh, rules = make_mesh(config.mesh), ShardingRules()
-    fitted = fit_to_mesh(config, mesh, rules)
+    mesh = make_mesh(config.mesh)
+    fitted = fit_to_mesh(config, mesh)
     data = fitted.data
     exchange = Exchange()
     share = (
-        Share(exchange, functools.partial(rows_by_host, mesh=mesh, rules=rules))
-        if exchange.hosts > 1
-        else None
+        Share(exchange, functools.partial(rows_by_host, mesh=mesh)) if exchange.hosts > 1 else None
     )
     batches = JointBatches(
         data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config), share
@@ -238,7 +236,7 @@ def _run(
     iterator = make_iterator(data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---
-    model = load_model(config, tokenizer, mesh, rules)
+    model = load_model(config, tokenizer, mesh)
     checkpoints.base, checkpoints.optimizer = model.base, config.optimizer.keeps
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -253,7 +251,7 @@ def _run(
     with jax.set_mesh(mesh):
         key = jax.random.key(config.train.seed)
         state = init_state(
-            model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora
+            model.config, optimizer, key, mesh, model.params, model.projection, config.lora
         )
         model.params = (
             None  # or the weights that were read would lie beside the state for the whole run
@@ -265,7 +263,6 @@ def _run(
                 iterator,
                 steps=config.train.steps,
                 mesh=mesh,
-                rules=rules,
                 output=output,
                 checkpoints=checkpoints,
                 evaluate=make_evaluation(config.train, wrap),
@@ -324,9 +321,7 @@ def _texts(sources: list[str]) -> Iterator[str]:
                 raise GritError(f"{where}: not valid JSON: {error}") from None
 
 
-def load_model(
-    config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, rules: ShardingRules
-) -> LoadedModel:
+def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> LoadedModel:
     """The model to train, checked against the configuration and the tokenizer.
 
     Raises:
@@ -354,10 +349,10 @@ def load_model(
         )
     if config.lora is not None:
         adapter_shapes(config.lora, parameter_shapes(model_config))  # before anything large is read
-        params, weights = load_base(directory, model_config, config.lora, mesh, rules)
+        params, weights = load_base(directory, model_config, config.lora, mesh)
         base = FrozenBase(str(section.path), weights, config.lora.identity)
     elif section.path:
-        place = functools.partial(put_weight, axes=TRAINED_AXES, mesh=mesh, rules=rules)
+        place = functools.partial(put_weight, axes=TRAINED_AXES, mesh=mesh)
         params = huggingface.read_model_directory(directory, place=place).params
     return LoadedModel(model_config, params, projection_width(section, params), base)
 
@@ -459,8 +454,8 @@ def _export(
     if step is None:
         raise GritError(f"{run.checkpoints}: no whole checkpoint there")
     tokenizer = load_tokenizer(config, run)
-    mesh, rules = make_mesh(MeshConfig()), ShardingRules()
-    model = load_model(config, tokenizer, mesh, rules)
+    mesh = make_mesh(MeshConfig())
+    model = load_model(config, tokenizer, mesh)
     checkpoints.base = model.base
     optimizer = make_optimizer(
         config.optimizer, make_schedule(config.optimizer, config.train.steps)
@@ -468,7 +463,7 @@ def _export(
     with jax.set_mesh(mesh):
         key = jax.random.key(0)
         like = init_state(
-            model.config, optimizer, key, mesh, rules, model.params, model.projection, config.lora
+            model.config, optimizer, key, mesh, model.params, model.projection, config.lora
         )
         state = checkpoints.restore(step, like, None)
     checkpoints.close()

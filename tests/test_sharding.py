@@ -1,4 +1,4 @@
-"""Meshes and rules, and one program on one device and on eight."""
+"""Meshes, the table of logical axes, and one program on one device and on eight."""
 
 import os
 import subprocess
@@ -13,13 +13,13 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from grit_jax.errors import GritError
 from grit_jax.sharding import (
     MeshConfig,
-    ShardingRules,
     arrange,
     constrain,
     drop_indivisible,
     make_mesh,
+    mesh_axes,
+    partition_spec,
     put_rows,
-    single_device_mesh,
 )
 from grit_jax.types import Rows
 
@@ -30,16 +30,17 @@ def abstract(data, fsdp, tensor):
     )
 
 
-def test_rules_name_mesh_axes():
-    rules = ShardingRules()
-    assert rules.spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
-    assert rules.spec(("rows", None)) == PartitionSpec(("data", "fsdp"), None)
-    assert ShardingRules(embed=None).spec(("embed",)) == PartitionSpec(None)
+def test_logical_axes_name_mesh_axes():
+    assert partition_spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
+    assert partition_spec(("rows", None)) == PartitionSpec(("data", "fsdp"), None)
+    assert mesh_axes("rows") == ("data", "fsdp") and mesh_axes("vocab") == ()
+    with pytest.raises(KeyError):
+        partition_spec(("colums",))  # an axis that the table lacks is no axis left whole
 
 
 def test_fit_leaves_out_what_does_not_divide():
     mesh = abstract(2, 2, 2)
-    rows = ShardingRules().spec(("rows", None, "heads"))
+    rows = partition_spec(("rows", None, "heads"))
     assert drop_indivisible(rows, (8, 5, 6), mesh) == PartitionSpec(
         ("data", "fsdp"), None, "tensor"
     )
@@ -52,10 +53,10 @@ def test_fit_leaves_out_what_does_not_divide():
 
 
 def test_one_device():
-    mesh = single_device_mesh()
+    mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
     rows = Rows(*(np.arange(6).reshape(2, 3) + i for i in range(3)))
-    put = put_rows(rows, mesh, ShardingRules())
+    put = put_rows(rows, mesh)
     assert isinstance(put.segments, jax.Array)
     np.testing.assert_array_equal(put.segments, rows.segments)
     x = np.ones((2, 3))
@@ -147,10 +148,11 @@ def test_hosts_with_gpus_are_no_slices():
 
 PROGRAM = """
 import functools, jax, numpy as np
+from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import PARAMETER_AXES, Transformer, parameter_shapes
-from grit_jax.sharding import *
-from grit_jax.types import AttentionMode, GritError, Rows
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows, tree_shardings
+from grit_jax.types import AttentionMode, Rows
 
 assert len(jax.devices()) == 8
 assert dict(make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
@@ -163,7 +165,7 @@ except GritError as error:
 
 config = ModelConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
                      num_attention_heads=4, num_key_value_heads=2, dtype="float32", remat="dots")
-rules, rng = ShardingRules(), np.random.default_rng(0)
+rng = np.random.default_rng(0)
 draw = lambda shape: (0.3 * rng.normal(size=shape)).astype(np.float32)
 params = {name: draw(shape) for name, shape in parameter_shapes(config).items()}
 rows = Rows(rng.integers(0, 64, (8, 6)).astype(np.int32), np.tile(np.arange(6, dtype=np.int32), (8, 1)),
@@ -179,14 +181,14 @@ def program(params, rows):
 
 expected = jax.device_get(program(params, rows))
 mesh = make_mesh(MeshConfig(2, 2, 2))
-shardings = tree_shardings(params, PARAMETER_AXES, mesh, rules)
+shardings = tree_shardings(params, PARAMETER_AXES, mesh)
 assert shardings["up"].spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
 with jax.set_mesh(mesh):
     split = jax.device_put(params, shardings)
     assert split["up"].addressable_shards[0].data.shape == (2, 8, 16)
-    batch = put_rows(rows, mesh, rules)
+    batch = put_rows(rows, mesh)
     assert batch.tokens.addressable_shards[0].data.shape == (2, 6)
-    odd = put_rows(np.zeros((3, 2)), mesh, rules)
+    odd = put_rows(np.zeros((3, 2)), mesh)
     assert odd.sharding.is_fully_replicated
     result = program(split, batch)
     assert len(result[0][1].sharding.device_set) == 8

@@ -22,7 +22,7 @@ from grit_jax.models.lora import MATRICES
 from grit_jax.models.transformer import init_params
 from grit_jax.runtime.metrics import read_lines
 from grit_jax.runtime.run_folder import RunFolder
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.text.chat import GRIT
 from grit_jax.train import export_checkpoint, load_model, load_tokenizer, read_run_config, train
 from grit_jax.training.checkpoint import Checkpoints
@@ -106,8 +106,8 @@ def whole(folder) -> Path:
 
 def restored(config, output):
     """The state of the newest checkpoint."""
-    mesh, rules = make_mesh(MeshConfig()), ShardingRules()
-    model = load_model(config, load_tokenizer(config, RunFolder(output)), mesh, rules)
+    mesh = make_mesh(MeshConfig())
+    model = load_model(config, load_tokenizer(config, RunFolder(output)), mesh)
     checkpoints = Checkpoints(output / "checkpoints", every=1)
     checkpoints.base = model.base
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, STEPS))
@@ -116,7 +116,6 @@ def restored(config, output):
         optimizer,
         jax.random.key(0),
         mesh,
-        rules,
         model.params,
         model.projection,
         config.lora,
@@ -274,7 +273,7 @@ def test_a_base_is_read_to_the_same_bits_on_any_mesh_and_known_by_its_hash(folde
     base = GritLM.from_pretrained(folder / "base")
     lora = dataclasses.replace(config.lora, base=precision)
     both = [
-        load_base(folder / "base", base.config, lora, make_mesh(mesh, devices), ShardingRules())
+        load_base(folder / "base", base.config, lora, make_mesh(mesh, devices))
         for mesh, devices in (
             (MeshConfig(1, 1, 1), jax.devices()[:1]),
             (MeshConfig(2, 2, 2), jax.devices()[:8]),

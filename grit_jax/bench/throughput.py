@@ -17,7 +17,7 @@ from grit_jax.data.packing import TokenText, embedding_batch, generative_batch
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
 from grit_jax.runtime.progress import progress
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.joint import StepConfig
 from grit_jax.training.loop import count_tokens
 from grit_jax.training.losses import LossConfig
@@ -80,7 +80,7 @@ def bench_train(
 ) -> Results:
     """Optimizer steps from these weights, with both losses and with each alone, as `grit train`
     runs them."""
-    rng, rules, mesh = np.random.default_rng(seed), ShardingRules(), make_mesh(MeshConfig())
+    rng, mesh = np.random.default_rng(seed), make_mesh(MeshConfig())
     config = dataclasses.replace(model.config, remat="full")
     schedule = make_schedule(OptimizerConfig(), 1000)
     optimizer = make_optimizer(OptimizerConfig(), schedule)
@@ -102,9 +102,9 @@ def bench_train(
     results: Results = {}
     step = make_step(StepConfig(config, LossConfig(), model.pooling), optimizer, schedule)
     with jax.set_mesh(mesh):
-        state = init_state(config, optimizer, jax.random.key(seed), mesh, rules, model.params)
+        state = init_state(config, optimizer, jax.random.key(seed), mesh, model.params)
         for name in progress(batches, "bench train", "measurements"):
-            batch, counted = put_rows(batches[name], mesh, rules), count_tokens(batches[name])
+            batch, counted = put_rows(batches[name], mesh), count_tokens(batches[name])
 
             def train(batch=batch) -> None:
                 nonlocal state

@@ -24,7 +24,7 @@ from grit_jax.inference.row_packing import bucket
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.runtime.progress import progress, say
-from grit_jax.sharding import ShardingRules, put_rows
+from grit_jax.sharding import put_rows
 from grit_jax.types import AttentionMode, GenerativeBatch
 
 TOKENS_PER_CALL = 8192
@@ -123,7 +123,7 @@ def _nll_step(
 def _nll(model: GritLM, batch: GenerativeBatch) -> float:
     with jax.set_mesh(model.mesh) if model.mesh is not None else contextlib.nullcontext():
         if model.mesh is not None:
-            batch = put_rows(batch, model.mesh, ShardingRules())
+            batch = put_rows(batch, model.mesh)
         return float(
             _nll_step(model.params, batch, config=model.config, mode=model.generation_mode)
         )

@@ -29,7 +29,7 @@ from grit_jax.models.projection import embedding_width
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.runtime.progress import Progress
 from grit_jax.runtime.progress import progress as show_progress
-from grit_jax.sharding import ShardingRules, num_row_shards, put_rows, to_host
+from grit_jax.sharding import num_row_shards, put_rows, to_host
 from grit_jax.text.chat import ChatFormat
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.types import KV, AttentionMode, DocumentKV, Rows
@@ -140,8 +140,7 @@ class Encoder:
         self.params, self.tokenizer, self.chat = params, tokenizer, chat
         self.pooling, self.mode, self.mesh = pooling, mode, mesh
         self.width = embedding_width(params, config.hidden_size)  # dimensions of a vector
-        self._rules = ShardingRules()
-        self._row_multiple = num_row_shards(mesh, self._rules) if mesh is not None else 1
+        self._row_multiple = num_row_shards(mesh) if mesh is not None else 1
 
     def encode(
         self,
@@ -323,7 +322,7 @@ class Encoder:
         blocks = mask.astype(np.int32) if self.mode is AttentionMode.PREFIX else None
         batch = (Rows(tokens, positions, segments, blocks), mask)  # type: ignore[arg-type]
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
-            rows, pooled = batch if self.mesh is None else put_rows(batch, self.mesh, self._rules)
+            rows, pooled = batch if self.mesh is None else put_rows(batch, self.mesh)
             return encode_step(
                 self.params,
                 rows,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from grit_jax.errors import GritError
@@ -30,7 +30,7 @@ from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
 from grit_jax.models.weights_hash import WeightsHash
-from grit_jax.sharding import ShardingRules, drop_indivisible
+from grit_jax.sharding import fitted_sharding
 from grit_jax.text.chat import FORMATS, ChatFormat
 from grit_jax.text.chat_template import ChatTemplate
 from grit_jax.text.tokenizer import Tokenizer
@@ -404,10 +404,8 @@ def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
     """A weight on its devices; one in several parts (adapted, quantised) stays where it is."""
     if mesh is None or not isinstance(value, np.ndarray | jax.Array):
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
-    spec = drop_indivisible(
-        ShardingRules().spec((PARAMETER_AXES | PROJECTION_AXES)[name]), np.shape(value), mesh
-    )
-    return jax.device_put(value, NamedSharding(mesh, spec))
+    axes = (PARAMETER_AXES | PROJECTION_AXES)[name]
+    return jax.device_put(value, fitted_sharding(axes, np.shape(value), mesh))
 
 
 def _adds_bos(directory: Path, bos_id: int | None) -> bool:

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.sharding import ShardingRules, drop_indivisible, num_shards
+from grit_jax.sharding import fitted_spec, num_shards
 
 # of what the backward pass of attention needs of the forward pass, for `jax.checkpoint`
 ATTENTION_NAME = "attention"
@@ -365,9 +365,8 @@ def _splash(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(q, k, v, segments, segments, make(q.shape[2]))
-    rules = ShardingRules()
-    keys = drop_indivisible(rules.spec(("rows", None, "kv_heads", None)), k.shape, mesh)
-    tokens = drop_indivisible(rules.spec(("tokens",)), (T,), mesh)[0]
+    keys = fitted_spec(("rows", None, "kv_heads", None), k.shape, mesh)
+    tokens = fitted_spec(("tokens",), (T,), mesh)[0]
     queries = PartitionSpec(keys[0], tokens, keys[2], None)
     mha = make(q.shape[2] // (num_shards("kv_heads", k.shape[2]) if keys[2] else 1))
     mask_spec = mha.manual_sharding_spec(

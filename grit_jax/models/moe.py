@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.layers import ACTIVATIONS, Weights, linear
 from grit_jax.models.quantise import Quantised, storage_axes
-from grit_jax.sharding import ShardingRules, drop_indivisible
+from grit_jax.sharding import fitted_spec
 from grit_jax.types import RouterStats
 
 # Logical axes of a layer's expert weights as they are used: whole along D (stored, it is split).
@@ -69,19 +69,18 @@ def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _experts(x, weights, chosen, experts, activation, None, ())
-    rules = ShardingRules()
     is_quantised = lambda value: isinstance(value, Quantised)
     # Quantised experts are spread as wholes only: what shares a scale may lie across their width.
     in_blocks = any(map(is_quantised, jax.tree.leaves(experts, is_leaf=is_quantised)))
     axes = {name: (of[0], None, None) if in_blocks else of for name, of in _AXES.items()}
-    spec = lambda part, axes: drop_indivisible(rules.spec(axes), part.shape, mesh)
+    spec = lambda part, axes: fitted_spec(axes, part.shape, mesh)
     specs = {
         name: jax.tree.map(spec, value, storage_axes(value, axes[name]))
         for name, value in experts.items()
     }
     by_expert, _, by_width = spec(experts["expert_gate"], axes["expert_gate"])
     split = by_expert or by_width or ()
-    rows = drop_indivisible(rules.spec(("rows", "tokens", None)), x.shape, mesh)
+    rows = fitted_spec(("rows", "tokens", None), x.shape, mesh)
 
     def local(x, weights, chosen, experts):
         # Said outright, for the sake of gradients: jax 0.10's argsort forgets over which axes its

@@ -67,7 +67,7 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
-# Logical axes of every weight (see sharding.ShardingRules).
+# Logical axes of every weight (see sharding.LOGICAL_AXES).
 PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     "embed": ("vocab", "embed"),
     "attention_norm": ("layers", None),

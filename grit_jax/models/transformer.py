@@ -169,7 +169,7 @@ class Transformer(nnx.Module):
             )  # rounded first, as Gemma's own code does
         # On the way from a table that is split along D to rows: XLA by itself goes by all rows on
         # every device.
-        return constrain(constrain(x, ("copies", "tokens", "embed")), ("rows", "tokens", None))
+        return constrain(constrain(x, ("replicas", "tokens", "embed")), ("rows", "tokens", None))
 
     def one_layer(
         self,

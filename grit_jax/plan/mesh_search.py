@@ -15,7 +15,7 @@ from grit_jax.errors import GritError
 from grit_jax.plan.abstract_step import abstract_step
 from grit_jax.plan.chips import GIB, open_slices
 from grit_jax.plan.plan import Plan, plan_on
-from grit_jax.plan.programs import RULES, bytes_per_chip, train_shapes
+from grit_jax.plan.programs import bytes_per_chip, train_shapes
 from grit_jax.run_config import RunConfig, batch_needs, fit_to_mesh
 from grit_jax.runtime.progress import progress, say
 from grit_jax.sharding import MESH_AXES, MeshConfig, make_mesh, num_row_shards
@@ -69,7 +69,7 @@ def search(
             )
             devices = make_mesh(mesh, where.devices)
             try:
-                tried = fit_to_mesh(tried, devices, RULES)
+                tried = fit_to_mesh(tried, devices)
                 if (least := _least_bytes(tried, devices, key)) > where.chip.memory:
                     say(f"{settings}: left out, it needs {least / GIB:.2f} GiB a chip at the least")
                     continue
@@ -108,7 +108,7 @@ def _least_bytes(config: RunConfig, mesh: Mesh, key: str) -> int:
     model, batch = shapes.abstract.model, shapes.abstract.batch
     part = batch.embedding or batch.generative
     rows, length = part.rows.tokens.shape if part else (0, 0)
-    rows = min(rows, getattr(config.train, key) or rows) // num_row_shards(mesh, RULES)
+    rows = min(rows, getattr(config.train, key) or rows) // num_row_shards(mesh)
     kept = 0 if model.remat == "offload" else model.num_hidden_layers
     token = kept * model.hidden_size * jnp.dtype(model.dtype).itemsize
     ways = mesh.shape["tensor"] * mesh.shape["context"]

@@ -35,16 +35,13 @@ from grit_jax.models.quantise import storage_axes
 from grit_jax.plan.abstract_step import AbstractStep, abstract_step
 from grit_jax.run_config import RunConfig, fit_to_mesh
 from grit_jax.sharding import (
-    ShardingRules,
-    drop_indivisible,
+    fitted_sharding,
     num_row_shards,
     row_shardings,
     tree_shardings,
 )
 from grit_jax.training.state import HOST, TrainState, state_shardings
 from grit_jax.types import AttentionMode, Batch, Rows
-
-RULES = ShardingRules()
 
 
 @dataclasses.dataclass
@@ -80,15 +77,15 @@ def train_shapes(config: RunConfig, mesh: Mesh) -> TrainShapes:
     Raises:
       GritError: a shape that is not known, or rows of a length that the mesh does not divide.
     """
-    abstract = abstract_step(fit_to_mesh(config, mesh, RULES))
-    shardings = state_shardings(abstract.state, mesh, RULES)
+    abstract = abstract_step(fit_to_mesh(config, mesh))
+    shardings = state_shardings(abstract.state, mesh)
     frozen = {
         name: _weight_shardings(name, weight, mesh)
         for name, weight in abstract.state.frozen.items()
     }
     state = _placed(abstract.state, dataclasses.replace(shardings, frozen=frozen))
     return TrainShapes(
-        abstract, state, _placed(abstract.batch, row_shardings(abstract.batch, mesh, RULES))
+        abstract, state, _placed(abstract.batch, row_shardings(abstract.batch, mesh))
     )
 
 
@@ -103,9 +100,7 @@ def lower_train(config: RunConfig, mesh: Mesh) -> TrainProgram:
 
 def _weight_shardings(name: str, weight: Any, mesh: Mesh) -> Any:
     """Of a frozen weight, quantised or not (see `training.base`)."""
-    sharding = lambda part, axes: NamedSharding(
-        mesh, drop_indivisible(RULES.spec(axes), part.shape, mesh)
-    )
+    sharding = lambda part, axes: fitted_sharding(axes, part.shape, mesh)
     return jax.tree.map(sharding, weight, storage_axes(weight, PARAMETER_AXES[name]))
 
 
@@ -124,10 +119,10 @@ class ServingPrograms:
         shapes = {
             name: _shape(shape, model.dtype) for name, shape in parameter_shapes(model).items()
         }
-        self.params = _placed(shapes, tree_shardings(shapes, PARAMETER_AXES, mesh, RULES))
+        self.params = _placed(shapes, tree_shardings(shapes, PARAMETER_AXES, mesh))
 
     def encode(self) -> Program:
-        T, ways = bucket(self.config.data.passage_max_length), num_row_shards(self.mesh, RULES)
+        T, ways = bucket(self.config.data.passage_max_length), num_row_shards(self.mesh)
         rows = round_up(max(1, TOKENS_PER_CALL["tpu"] * ways // T), ways)
         ids, mode = _shape((rows, T)), self.config.model.modes.embedding
         batch = (
@@ -138,7 +133,7 @@ class ServingPrograms:
             encode_step,
             self.mesh,
             self.params,
-            *_placed(batch, row_shardings(batch, self.mesh, RULES)),
+            *_placed(batch, row_shardings(batch, self.mesh)),
             config=self.model,
             pooling=self.config.model.pooling,
             mode=mode,

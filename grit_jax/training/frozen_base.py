@@ -19,7 +19,7 @@ from grit_jax.models.parameters import PARAMETER_AXES, Params, parameter_shapes
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.quantise import quantise, storage_axes
 from grit_jax.models.weights_hash import WeightsHash
-from grit_jax.sharding import ShardingRules, drop_indivisible
+from grit_jax.sharding import fitted_sharding
 
 
 def freeze(name: str, weight: jax.Array, config: ModelConfig, lora: LoraConfig) -> Any:
@@ -30,7 +30,7 @@ def freeze(name: str, weight: jax.Array, config: ModelConfig, lora: LoraConfig) 
 
 
 def load_base(
-    directory: Path, config: ModelConfig, lora: LoraConfig, mesh: Mesh, rules: ShardingRules
+    directory: Path, config: ModelConfig, lora: LoraConfig, mesh: Mesh
 ) -> tuple[Params, str]:
     """The weights of a model directory, frozen, and the hash that they have in
     `GritLM.weights_hash`.
@@ -53,22 +53,20 @@ def load_base(
             frozen = jax.tree.map(lambda *parts: np.stack(parts), *layers)
         else:
             frozen = array.astype(jnp.dtype(config.dtype))
-        return jax.tree.map(_put, frozen, frozen_shardings({name: frozen}, mesh, rules)[name])
+        return jax.tree.map(_put, frozen, frozen_shardings({name: frozen}, mesh)[name])
 
     params = read_model_directory(directory, config.dtype, place=place).params
     assert params is not None
     return params, digest.hexdigest()
 
 
-def frozen_shardings(frozen: Params, mesh: Mesh, rules: ShardingRules) -> Any:
+def frozen_shardings(frozen: Params, mesh: Mesh) -> Any:
     """Shardings of frozen weights (or their shapes): each part of a quantised one lies as the
     weight would."""
     axes_of = PARAMETER_AXES | PROJECTION_AXES
-    place = lambda part, axes: NamedSharding(
-        mesh, drop_indivisible(rules.spec(axes), part.shape, mesh)
-    )
+    sharding = lambda part, axes: fitted_sharding(axes, part.shape, mesh)
     return {
-        name: jax.tree.map(place, part, storage_axes(part, axes_of[name]))
+        name: jax.tree.map(sharding, part, storage_axes(part, axes_of[name]))
         for name, part in frozen.items()
     }
 

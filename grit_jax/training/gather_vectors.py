@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from grit_jax.sharding import constrain, row_axes
+from grit_jax.sharding import constrain, mesh_axes
 
 BLOCK = 4096  # vectors that travel at a time
 
@@ -25,7 +25,7 @@ def gather_vectors(
     every device (and its gradient, likewise).
     """
     n, c, G, d = vectors.shape
-    mesh, axes = jax.sharding.get_abstract_mesh(), row_axes()
+    mesh, axes = jax.sharding.get_abstract_mesh(), mesh_axes("rows")
     ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
     if ways == 1 or c % ways or len(slots) % ways:
         return vectors.reshape(-1, d)[slots]

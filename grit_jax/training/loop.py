@@ -19,7 +19,7 @@ from grit_jax.runtime.preemption import Preempted
 from grit_jax.runtime.progress import progress
 from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.runtime.trackers import Tracker
-from grit_jax.sharding import ShardingRules, put_rows
+from grit_jax.sharding import put_rows
 from grit_jax.training.checkpoint import Checkpoints
 from grit_jax.training.state import TrainState
 from grit_jax.training.throughput import count_tokens, memory_in_use, peak_flops
@@ -35,7 +35,6 @@ def run_loop(
     *,
     steps: int,
     mesh: Mesh,
-    rules: ShardingRules,
     output: RunFolder,
     checkpoints: Checkpoints,
     resume: bool = True,
@@ -117,7 +116,7 @@ def run_loop(
             waited = time.perf_counter()
             host_batch = next(batches)
             waited = time.perf_counter() - waited
-            state, metrics = step_function(state, put_rows(host_batch, mesh, rules))
+            state, metrics = step_function(state, put_rows(host_batch, mesh))
             # The previous step's numbers are read while this one computes.
             if pending:
                 record(*pending)

@@ -17,7 +17,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import LoraConfig, attach, init_adapters
 from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, init_projection
 from grit_jax.models.transformer import Params, init_params, parameter_shapes
-from grit_jax.sharding import ShardingRules, tree_shardings
+from grit_jax.sharding import tree_shardings
 from grit_jax.training.frozen_base import freeze, frozen_shardings
 from grit_jax.training.optimizer import (
     TRAINED_AXES,
@@ -63,7 +63,7 @@ class TrainState:
         return self.params if lora is None else attach(self.frozen, self.params, lora, key)
 
 
-def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Shardings of a TrainState (or its shapes): moments lie like their weights, scalars are
     replicated.
 
@@ -71,7 +71,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     columns.
     """
     whole = NamedSharding(mesh, PartitionSpec())
-    like_params = lambda node: tree_shardings(node, TRAINED_AXES, mesh, rules)
+    like_params = lambda node: tree_shardings(node, TRAINED_AXES, mesh)
     is_params = lambda n: isinstance(n, dict) and n.keys() <= TRAINED_AXES.keys()
     is_factored = lambda n: isinstance(n, optax.FactoredState)
 
@@ -81,7 +81,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
                 name: _axes_without(name, state.params[name].shape, x.shape, dropped)
                 for name, x in values.items()
             }
-            return tree_shardings(values, axes, mesh, rules)
+            return tree_shardings(values, axes, mesh)
 
         return node._replace(
             count=whole,
@@ -100,7 +100,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: ShardingRules) -> Any:
         to_host = lambda x, sharding: sharding.with_memory_kind(HOST) if x.ndim else sharding
         moments = jax.tree.map(to_host, state.opt_state, moments)
     return TrainState(
-        whole, like_params(state.params), moments, frozen_shardings(state.frozen, mesh, rules)
+        whole, like_params(state.params), moments, frozen_shardings(state.frozen, mesh)
     )
 
 
@@ -123,7 +123,6 @@ def init_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     mesh: Mesh,
-    rules: ShardingRules,
     params: Params | None = None,
     projection: int | None = None,
     lora: LoraConfig | None = None,
@@ -149,7 +148,7 @@ def init_state(
     shapes = jax.eval_shape(create, given)
     if isinstance(shapes.opt_state, OnHost):
         _check_host_memory(mesh)
-    state = jax.jit(create, out_shardings=state_shardings(shapes, mesh, rules))(given)
+    state = jax.jit(create, out_shardings=state_shardings(shapes, mesh))(given)
     return dataclasses.replace(state, frozen=frozen)
 
 

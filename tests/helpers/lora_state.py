@@ -11,7 +11,7 @@ import optax
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.transformer import init_params
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.frozen_base import freeze, frozen_shardings
 from grit_jax.training.joint import StepConfig
 from grit_jax.training.losses import LossConfig
@@ -58,10 +58,9 @@ def start(
     projection: int | None = None,
 ) -> TrainState:
     """A new state, the base in place."""
-    rules = ShardingRules()
     frozen = frozen_base(config, lora)
-    frozen = jax.device_put(frozen, frozen_shardings(frozen, mesh, rules))
-    return init_state(config, optimizer, jax.random.key(0), mesh, rules, frozen, projection, lora)
+    frozen = jax.device_put(frozen, frozen_shardings(frozen, mesh))
+    return init_state(config, optimizer, jax.random.key(0), mesh, frozen, projection, lora)
 
 
 def run(
@@ -89,6 +88,6 @@ def run(
         )
         metrics = []
         for _ in range(steps):
-            state, found = function(state, put_rows(batch, mesh, ShardingRules()))
+            state, found = function(state, put_rows(batch, mesh))
             metrics.append({name: float(value) for name, value in found.items()})
     return metrics, before, jax.tree.map(np.asarray, state), shardings

@@ -17,7 +17,7 @@ from grit_jax.errors import GritError
 from grit_jax.models import kernels
 from grit_jax.models.attention import Keys, attend
 from grit_jax.run_config import ModelSection, RunConfig, fit_to_mesh
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.types import AttentionMode
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
@@ -86,13 +86,13 @@ def test_splash_with_split_queries(monkeypatch, mode, window):
 def test_lengths_that_do_not_divide_are_refused_by_key(data, words):
     sources = {kind: ["x.jsonl"] for kind in ("embedding", "generative", "cached")}
     run = RunConfig(ModelSection(path="x"), "out", data=DataConfig(**sources, **data))
-    mesh, rules = make_mesh(MeshConfig(1, 2, 1, context=4), jax.devices()[:8]), ShardingRules()
+    mesh = make_mesh(MeshConfig(1, 2, 1, context=4), jax.devices()[:8])
     with pytest.raises(GritError, match=words):
-        fit_to_mesh(run, mesh, rules)
+        fit_to_mesh(run, mesh)
     even = {key: value if value == 8 else 4096 for key, value in data.items()}
     assert (
         fit_to_mesh(
-            dataclasses.replace(run, data=DataConfig(**sources, **even)), mesh, rules
+            dataclasses.replace(run, data=DataConfig(**sources, **even)), mesh
         ).data.row_multiple
         == 8
     )

@@ -14,7 +14,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
 from grit_jax.models.transformer import Transformer
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows, tree_shardings
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows, tree_shardings
 from grit_jax.types import AttentionMode, RouterStats, Rows
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
@@ -148,9 +148,9 @@ def test_router_loss():
 )
 def test_eight_devices_equal_one(mesh, experts):
     config = dataclasses.replace(CONFIG, num_experts=experts)
-    params, rules, mesh = make_params(config), ShardingRules(), make_mesh(mesh)
+    params, mesh = make_params(config), make_mesh(mesh)
     expected = jax.device_get(program(params, make_rows(), config))
-    shardings = tree_shardings(params, PARAMETER_AXES, mesh, rules)
+    shardings = tree_shardings(params, PARAMETER_AXES, mesh)
     ways = {axis: mesh.shape[axis] for axis in ("fsdp", "tensor")}
     shard = shardings["expert_gate"].shard_shape(params["expert_gate"].shape)
     by_expert = experts % ways["tensor"] == 0
@@ -161,9 +161,7 @@ def test_eight_devices_equal_one(mesh, experts):
         8 if by_expert else 8 // ways["tensor"],
     )
     with jax.set_mesh(mesh):
-        found = program(
-            jax.device_put(params, shardings), put_rows(make_rows(), mesh, rules), config
-        )
+        found = program(jax.device_put(params, shardings), put_rows(make_rows(), mesh), config)
         assert len(found[0][1][0].sharding.device_set) == 8
     for (path, a), b in zip(
         jax.tree.leaves_with_path(expected), jax.tree.leaves(jax.device_get(found)), strict=True

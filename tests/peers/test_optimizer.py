@@ -20,7 +20,7 @@ import original  # noqa: E402
 from conftest import load_make_golden  # noqa: E402
 
 from grit_jax.models.hf.directory import read_model_directory  # noqa: E402
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows  # noqa: E402
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows  # noqa: E402
 from grit_jax.training.losses import LossConfig  # noqa: E402
 from grit_jax.training.state import (
     OptimizerConfig,
@@ -148,17 +148,17 @@ def test_a_run_of_steps_takes_the_same_way(start):
     step_function = make_step(
         StepConfig(config, LossConfig(mix_group_size=make_golden.GROUP)), ours_optimizer, schedule
     )
-    mesh, rules = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), ShardingRules()
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     found = []
     with jax.set_mesh(mesh):
-        state = init_state(config, ours_optimizer, jax.random.key(0), mesh, rules, ours.params)
+        state = init_state(config, ours_optimizer, jax.random.key(0), mesh, ours.params)
         for step in range(STEPS):
             padded = make_golden.make_batch(seed=step % 2)  # no more shapes to compile
             batch = Batch(
                 parity.embedding(padded["queries"], padded["passages"], 48),
                 parity.generative(padded["sequences"], 48),
             )
-            state, metrics = step_function(state, put_rows(batch, mesh, rules))
+            state, metrics = step_function(state, put_rows(batch, mesh))
             found.append([float(metrics[name]) for name in ("loss", "grad_norm", "lr")])
 
             parts = make_golden.tensors(padded)

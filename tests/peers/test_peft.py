@@ -14,7 +14,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.peft import write_adapter
 from grit_jax.models.lora import LoraConfig, attach
 from grit_jax.models.transformer import init_params
-from grit_jax.sharding import ShardingRules, single_device_mesh
+from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.text.chat import GRIT
 from grit_jax.training.joint import StepConfig
 from grit_jax.training.losses import LossConfig
@@ -103,14 +103,13 @@ def test_one_training_step_is_that_of_peft_and_torch(base, tokens):
     )
     schedule = make_schedule(settings, 3)
     optimizer = make_optimizer(settings, schedule)
-    mesh = single_device_mesh()
+    mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         state = init_state(
             config,
             optimizer,
             jax.random.key(1),
             mesh,
-            ShardingRules(),
             dict(model.params),
             lora=LORA,
         )
@@ -171,13 +170,12 @@ def test_one_training_step_is_that_of_peft_and_torch(base, tokens):
 def test_peft_opens_an_exported_adapter(base, tokens, tmp_path):
     folder, model = base
     rng = np.random.default_rng(2)
-    with jax.set_mesh(mesh := single_device_mesh()):
+    with jax.set_mesh(mesh := make_mesh(MeshConfig(1, 1), jax.devices()[:1])):
         state = init_state(
             model.config,
             make_optimizer(OptimizerConfig(), lambda step: 0.0),
             jax.random.key(1),
             mesh,
-            ShardingRules(),
             dict(model.params),
             lora=LORA,
         )

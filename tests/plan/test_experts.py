@@ -17,7 +17,7 @@ from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
 from grit_jax.models.ragged_matmul import weight_gradient
 from grit_jax.plan.chips import open_slices
 from grit_jax.plan.program_costs import program_costs
-from grit_jax.sharding import MeshConfig, ShardingRules, drop_indivisible, make_mesh
+from grit_jax.sharding import MeshConfig, fitted_sharding, make_mesh
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'"
@@ -104,17 +104,10 @@ def test_a_layer_computes_each_product_once(tensor):
         moe_intermediate_size=512,
         dtype="bfloat16",
     )
-    mesh, rules = (
-        make_mesh(MeshConfig(1, -1, tensor), open_slices("v5p:2x2x1").devices),
-        ShardingRules(),
-    )
+    mesh = make_mesh(MeshConfig(1, -1, tensor), open_slices("v5p:2x2x1").devices)
 
     def shape(dims, dtype, axes):
-        return jax.ShapeDtypeStruct(
-            dims,
-            dtype,
-            sharding=NamedSharding(mesh, drop_indivisible(rules.spec(axes), dims, mesh)),
-        )
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=fitted_sharding(axes, dims, mesh))
 
     shapes = {
         name: parameter_shapes(config)[name][1:]

@@ -24,7 +24,7 @@ from grit_jax.plan.plan import Plan, ProgramPlan, compile_program, needed_bytes,
 from grit_jax.plan.program_costs import KINDS, ProgramCosts
 from grit_jax.plan.programs import Program, ServingPrograms, lower_train
 from grit_jax.run_config import fit_to_mesh, read_run_config
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.sharding import MeshConfig, make_mesh
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'"
@@ -192,9 +192,7 @@ def test_rows_and_chunks_of_a_run_divide_among_its_devices(config, capsys):
 
     def fitted(mesh, **keys):
         overrides = {key.replace("__", "."): str(value) for key, value in keys.items()}
-        return fit_to_mesh(
-            read_run_config(config, overrides), make_mesh(mesh, jax.devices()[:8]), ShardingRules()
-        )
+        return fit_to_mesh(read_run_config(config, overrides), make_mesh(mesh, jax.devices()[:8]))
 
     multiples = [(2, MeshConfig()), (12, MeshConfig()), (3, MeshConfig(2, 2, 2))]
     assert [fitted(mesh, data__row_multiple=n).data.row_multiple for n, mesh in multiples] == [

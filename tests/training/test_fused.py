@@ -12,7 +12,7 @@ import pytest
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
 from grit_jax.plan.program_costs import program_costs
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.gradients import joint_gradient
 from grit_jax.training.interleave import deinterleave, interleave, joined_rows, num_blocks
 from grit_jax.training.joint import StepConfig, can_fuse
@@ -142,7 +142,7 @@ def test_rows_of_other_lengths_go_alone(shallow, batch):
 
 def on_mesh(config, batch, mesh_config, devices, **how):
     """The gradient on a mesh, and the compiled program's text."""
-    mesh, rules = make_mesh(mesh_config, devices), ShardingRules()
+    mesh = make_mesh(mesh_config, devices)
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(OptimizerConfig(), lambda step: 1e-3)
         state = init_state(
@@ -150,14 +150,11 @@ def on_mesh(config, batch, mesh_config, devices, **how):
             optimizer,
             jax.random.key(0),
             mesh,
-            rules,
             init_params(config, jax.random.key(0)),
         )
         step = jax.jit(lambda p, b: joint_gradient(p, b, StepConfig(config, LOSS, **how)))
-        compiled = step.lower(state.params, put_rows(batch, mesh, rules)).compile()
-        return jax.device_get(
-            compiled(state.params, put_rows(batch, mesh, rules))
-        ), compiled.as_text()
+        compiled = step.lower(state.params, put_rows(batch, mesh)).compile()
+        return jax.device_get(compiled(state.params, put_rows(batch, mesh))), compiled.as_text()
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)])

@@ -14,7 +14,7 @@ from grit_jax.data.packing import TokenText, generative_batch
 from grit_jax.errors import GritError
 from grit_jax.runtime.preemption import Preempted
 from grit_jax.runtime.run_folder import RunFolder
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.training.loop import run_loop
 from grit_jax.training.state import TrainState
 from grit_jax.types import Batch
@@ -83,7 +83,6 @@ class Run:
             iter([batch] * STEPS),
             steps=STEPS,
             mesh=make_mesh(MeshConfig(1, -1, 1), jax.devices()),
-            rules=ShardingRules(),
             output=self.output,
             checkpoints=self.checkpoints,
             evaluate=self.evaluate,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig, Remat
 from grit_jax.models.transformer import REMAT_POLICIES, init_params
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training import state as states
 from grit_jax.training.checkpoint import Checkpoints
 from grit_jax.training.joint import StepConfig, joint_loss
@@ -69,13 +69,13 @@ def test_policies_keep_what_they_say(batch):
 def steps(config, batch, mesh: Mesh, how, count=2):
     """Losses and states of a few steps."""
     settings = OptimizerConfig(lr=1e-2, warmup_fraction=0.0, schedule="constant", **how)
-    schedule, rules = make_schedule(settings, count), ShardingRules()
+    schedule = make_schedule(settings, count)
     optimizer = make_optimizer(settings, schedule)
     with jax.set_mesh(mesh):
-        state = init_state(config, optimizer, jax.random.key(0), mesh, rules)
+        state = init_state(config, optimizer, jax.random.key(0), mesh)
         step, found = make_step(StepConfig(config, LossConfig()), optimizer, schedule), []
         for _ in range(count):
-            state, metrics = step(state, put_rows(batch, mesh, rules))
+            state, metrics = step(state, put_rows(batch, mesh))
             found.append(float(metrics["loss"]))
     return found, state
 
@@ -111,4 +111,4 @@ def test_devices_without_such_memory_are_told_so(config, monkeypatch):
             GritError, match="optimizer.offload: cpu devices have no a_memory memory .device,"
         ),
     ):
-        init_state(config, optimizer, jax.random.key(0), mesh, ShardingRules())
+        init_state(config, optimizer, jax.random.key(0), mesh)

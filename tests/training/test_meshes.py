@@ -16,7 +16,7 @@ from grit_jax.data.packing import (
     embedding_batch,
     generative_batch,
 )
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.gradients import joint_gradient
 from grit_jax.training.joint import StepConfig
 from grit_jax.training.losses import LossConfig
@@ -77,7 +77,6 @@ def batch() -> Batch:
 
 
 def gradient(config, batch, mesh_config, devices, **how):
-    rules = ShardingRules()
     config = dataclasses.replace(
         config, num_hidden_layers=1, scan_layers=False
     )  # compiled in half the time
@@ -91,9 +90,9 @@ def gradient(config, batch, mesh_config, devices, **how):
     )
     optimizer = make_optimizer(OptimizerConfig(), lambda step: 0.0)
     with jax.set_mesh(mesh):
-        params = init_state(config, optimizer, jax.random.key(0), mesh, rules, projection=16).params
+        params = init_state(config, optimizer, jax.random.key(0), mesh, projection=16).params
         run = jax.jit(lambda p, b: joint_gradient(p, b, step_config))
-        return jax.device_get(run(params, put_rows(batch, mesh, rules)))
+        return jax.device_get(run(params, put_rows(batch, mesh)))
 
 
 SPLIT = {"backward": "split", "embedding_chunk": 8, "generative_chunk": 8, "cached_chunk": 8}

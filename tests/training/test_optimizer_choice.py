@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from grit_jax.errors import GritError
 from grit_jax.models.lora import LoraConfig
 from grit_jax.models.presets import PRESETS
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh
+from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.training.checkpoint import Checkpoints
 from grit_jax.training.state import (
     OptimizerConfig,
@@ -128,13 +128,9 @@ def test_bytes_a_parameter(how, least, most):
     ids=["bfloat16", "adafactor"],
 )
 def test_a_state_lies_like_its_weights_and_gives_the_same_on_a_mesh(how):
-    mesh, rules, chosen = (
-        make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8]),
-        ShardingRules(),
-        optimizer(**how),
-    )
+    mesh, chosen = make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8]), optimizer(**how)
     state = TrainState(jnp.zeros((), jnp.int32), PARAMS, chosen.init(PARAMS))
-    shardings = state_shardings(state, mesh, rules)
+    shardings = state_shardings(state, mesh)
     inner = shardings.opt_state[0]
     if (
         "name" in how
@@ -166,7 +162,7 @@ def test_adapters_have_either_state():
     for how in ({"moments": "bfloat16"}, {"name": "adafactor"}):
         state = abstract_state(PRESETS["qwen3_0_6b"], optimizer(**how), lora=lora)
         mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8])
-        placed = state_shardings(state, mesh, ShardingRules())
+        placed = state_shardings(state, mesh)
         assert jax.tree.structure(placed.opt_state) == jax.tree.structure(state.opt_state)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.transformer import Transformer, init_params
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import StepConfig, joint_loss, make_step
@@ -71,14 +71,14 @@ def test_an_embedding_pass_and_a_dense_model_have_none(experts, config, batch):
 def test_a_sharded_step_equals_the_single_device_step(experts, batch):
     only = Batch(generative=batch.generative)
 
-    def run(mesh, rules=ShardingRules()):
+    def run(mesh):
         with jax.set_mesh(mesh):
             schedule = make_schedule(OptimizerConfig(lr=1e-2, schedule="constant"), 1)
             optimizer = make_optimizer(OptimizerConfig(lr=1e-2, schedule="constant"), schedule)
-            state = init_state(experts, optimizer, jax.random.key(0), mesh, rules)
+            state = init_state(experts, optimizer, jax.random.key(0), mesh)
             spec = state.params["expert_up"].sharding.spec
             step = make_step(StepConfig(experts, LossConfig()), optimizer, schedule)
-            state, metrics = step(state, put_rows(only, mesh, rules))
+            state, metrics = step(state, put_rows(only, mesh))
             return jax.device_get(metrics), spec
 
     single, _ = run(make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))

@@ -14,11 +14,9 @@ from lora_state import CONFIG, LORA
 
 from grit_jax.models import parameters
 from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_weight
+from grit_jax.sharding import MeshConfig, make_mesh, put_weight
 from grit_jax.training import frozen_base as base
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, state_shardings
-
-RULES = ShardingRules()
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +49,12 @@ def test_a_random_state_is_made_in_shards(mesh, monkeypatch, how):
     optimizer = make_optimizer(OptimizerConfig(**how), lambda step: 1e-3)
     with jax.set_mesh(mesh):
         monkeypatch.setattr("grit_jax.training.state.jax.jit", watched)
-        state = init_state(CONFIG, optimizer, jax.random.key(0), mesh, RULES)
+        state = init_state(CONFIG, optimizer, jax.random.key(0), mesh)
         monkeypatch.undo()
         compile_it, arguments = programs
         compiled = compile_it(*arguments)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    expected = jax.tree.leaves(state_shardings(shapes, mesh, RULES))
+    expected = jax.tree.leaves(state_shardings(shapes, mesh))
     shares = []
     for leaf, sharding in zip(jax.tree.leaves(state), expected, strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
@@ -79,7 +77,7 @@ class Recorded:
 def test_an_imported_weight_is_read_in_shards(mesh):
     for name, shape in parameter_shapes(CONFIG).items():
         weight = Recorded(np.arange(math.prod(shape), dtype=np.float32).reshape(shape))
-        placed = put_weight(name, weight, PARAMETER_AXES, mesh, RULES)
+        placed = put_weight(name, weight, PARAMETER_AXES, mesh)
         share = math.prod(placed.sharding.shard_shape(shape))
         assert set(weight.read) == {share} and (share < math.prod(shape)) != name.endswith(
             "_norm"
@@ -91,12 +89,10 @@ def test_a_state_of_imported_weights_stays_in_shards(mesh):
     """They are taken as they lie, cast where they are."""
     shapes = parameter_shapes(CONFIG)
     optimizer = make_optimizer(OptimizerConfig(), lambda step: 1e-3)
-    put = lambda name, shape: put_weight(
-        name, np.ones(shape, np.float32), PARAMETER_AXES, mesh, RULES
-    )
+    put = lambda name, shape: put_weight(name, np.ones(shape, np.float32), PARAMETER_AXES, mesh)
     with jax.set_mesh(mesh):
         given = {name: put(name, shape) for name, shape in shapes.items()}
-        state = init_state(CONFIG, optimizer, jax.random.key(0), mesh, RULES, given)
+        state = init_state(CONFIG, optimizer, jax.random.key(0), mesh, given)
     for name, weight in given.items():
         assert state.params[name].sharding.is_equivalent_to(weight.sharding, weight.ndim), name
         assert len(state.params[name].sharding.device_set) == 8
@@ -124,7 +120,7 @@ def test_a_frozen_base_goes_through_a_device_by_layers_only(mesh, monkeypatch, t
         )[1],
     )
     lora = dataclasses.replace(LORA, base=precision)
-    frozen, _ = base.load_base(tmp_path, CONFIG, lora, mesh, RULES)
+    frozen, _ = base.load_base(tmp_path, CONFIG, lora, mesh)
     assert all(shape == weights[name].shape[1:] for name, shape in seen) and bool(seen) == (
         precision != "full"
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from grit_jax.models.transformer import Transformer, init_params
-from grit_jax.sharding import MeshConfig, ShardingRules, make_mesh, put_rows
+from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.joint import StepConfig, embed_sides, embedding_losses, joint_loss
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
@@ -23,18 +23,17 @@ STEPS = 3
 
 def run(config, batch, mesh_config=MeshConfig(1, 1, 1), devices=None, steps=STEPS, **step):
     """Losses, gradient norms and final weights of a few steps on a mesh."""
-    rules = ShardingRules()
     optimizer_config = OptimizerConfig(lr=1e-2, warmup_fraction=0.0, schedule="constant")
     schedule = make_schedule(optimizer_config, steps)
     optimizer = make_optimizer(optimizer_config, schedule)
     mesh = make_mesh(mesh_config, devices or jax.devices()[:1])
     with jax.set_mesh(mesh):
-        state = init_state(config, optimizer, jax.random.key(0), mesh, rules)
+        state = init_state(config, optimizer, jax.random.key(0), mesh)
         function = make_step(StepConfig(config, LossConfig(), **step), optimizer, schedule)
         shardings = {name: p.sharding.spec for name, p in state.params.items()}
         metrics = []
         for _ in range(steps):
-            state, found = function(state, put_rows(batch, mesh, rules))
+            state, found = function(state, put_rows(batch, mesh))
             metrics.append(found)
     return metrics, jax.tree.map(np.asarray, state.params), shardings
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from grit_jax.errors import GritError
-from grit_jax.sharding import ShardingRules, to_host
+from grit_jax.sharding import mesh_axes, num_row_shards, to_host
 
 # Rows scored at a time on each device: scores of a block are [Q, BLOCK], so all N of them never
 # exist.
@@ -198,9 +198,8 @@ class VectorSearch:
         self.mesh, self.settings, self._stored = mesh, settings, vectors
         self._searched = settings.dim or self.dim
         self._whole = settings.precision == "float32" and self._searched == self.dim
-        axes = ShardingRules().rows
-        self._axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
-        ways = int(np.prod([mesh.shape[a] for a in self._axes])) if mesh is not None else 1
+        self._axes = mesh_axes("rows")
+        ways = num_row_shards(mesh) if mesh is not None else 1
         per_device = -(-self.count // ways)
         # A block larger than a device's share would be padding, one not of a power of two a shape
         # of its own.
