@@ -98,7 +98,7 @@ def test_sigterm_ends_the_step_saves_and_says_so(folder, whole, told_at, monkeyp
     said = capsys.readouterr().err
     assert (
         f"grit train: told to stop; {told_at + 1} of {STEPS} steps are saved; the same command"
-        " goes on" in said
+        " continues" in said
     )
     assert len(calls) == told_at + 1 and (output / "checkpoints" / str(told_at + 1)).is_dir()
     told = [

@@ -1,4 +1,4 @@
-"""How a command line is read: strictly, and with one line for the person where it is wrong."""
+"""Types of flags, and a parser that is strict and reports an error in one line."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from typing import Any, NoReturn
 
 from grit_jax.errors import GritError
 
+# How keys and values are stored: rag/codecs/codecs.py's KINDS, whose module imports JAX.
+KV_KINDS = ("native", "int8", "int4", "pca2")
+
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line (`--help` has the rest), and takes no abbreviations."""
+    """An argument parser that takes no abbreviations and reports an error in one line."""
 
-    def __init__(self, **how: Any):
-        super().__init__(allow_abbrev=False, **how)
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def refuse(self, argument: str) -> NoReturn:
-        """Ends with what is to be said of an argument that nothing here takes."""
+        """Ends with the error for an argument that this parser does not know."""
         if not argument.startswith("-"):
             self.error(f"unexpected argument '{argument}'")
         flag = argument.partition("=")[0]
@@ -33,17 +36,34 @@ class Parser(argparse.ArgumentParser):
         return re.findall(r"--[a-z-]+", self.format_usage())
 
 
+def kinds(
+    parser: argparse.ArgumentParser, *names: str
+) -> Callable[[str, str], argparse.ArgumentParser]:
+    """Gives a verb subcommands; call the result with a name and its help to declare one.
+
+    The parsed arguments carry the subcommand's name as `kind` and its parser as `parser`.
+    """
+    subparsers = parser.add_subparsers(dest="kind", required=True, metavar="|".join(names))
+
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, help=help, description=help)
+        sub.set_defaults(parser=sub)
+        return sub
+
+    return add
+
+
 def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, is '{text}'") from None
+        raise argparse.ArgumentTypeError(f"must be a whole number, got '{text}'") from None
 
 
-def natural(text: str, least: int = 0) -> int:
+def natural(text: str, minimum: int = 0) -> int:
     value = whole_number(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, is {value}")
+    if value < minimum:
+        raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
     return value
 
 
@@ -51,17 +71,17 @@ def positive(text: str) -> int:
     return natural(text, 1)
 
 
-def several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """`1,3,5` as a list of what `one` makes of each, none of them twice."""
-    return lambda text: list(dict.fromkeys(one(part.strip()) for part in text.split(",")))
+def several(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A type that reads `1,3,5` as a list of what `parse` makes of each part, without repeats."""
+    return lambda text: list(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
 
 
-def one_of(*known: str) -> Callable[[str], str]:
-    """One of these words."""
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A type that accepts one of these words."""
 
     def check(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, is '{text}'")
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}, got '{text}'")
         return text
 
     return check
@@ -71,29 +91,29 @@ def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, is '{text}'") from None
+        raise argparse.ArgumentTypeError(f"must be a number, got '{text}'") from None
 
 
 def span(text: str) -> tuple[int, int]:
-    """`10:15` as (10, 15)."""
+    """Reads `10:15` as (10, 15)."""
     start, _, stop = text.partition(":")
     if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
         raise argparse.ArgumentTypeError(
-            f"wants START:STOP, two step numbers such as 10:15, is '{text}'"
+            f"expected START:STOP, two step numbers such as 10:15, got '{text}'"
         )
     return int(start), int(stop)
 
 
 def overrides(arguments: Sequence[str], flags: Sequence[str] = ()) -> dict[str, str]:
-    """Keys of a configuration: `--a.b 1 --c.d=2` as {"a.b": "1", "c.d": "2"}.
+    """Reads overridden configuration keys: `--a.b 1 --c.d=2` is {"a.b": "1", "c.d": "2"}.
 
     Args:
-      flags: what else may stand there, to recognise when it is misspelt.
+      flags: the verb's own flags, to suggest one for a key that is spelled almost like it.
 
     Raises:
-      GritError: something else, or a key without a value.
+      GritError: an argument that is not a key, or a key without a value.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     queue = list(arguments)
     while queue:
         flag = queue.pop(0)
@@ -106,5 +126,5 @@ def overrides(arguments: Sequence[str], flags: Sequence[str] = ()) -> dict[str, 
             if not queue or queue[0].startswith("--"):
                 raise GritError(f"--{key} needs a value")
             value = queue.pop(0)
-        found[key] = value
-    return found
+        values[key] = value
+    return values

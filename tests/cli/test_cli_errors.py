@@ -160,7 +160,7 @@ def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):
     for command, hint in (
         (
             "index model --input corpus.jsonl --output x",
-            "; the same command goes on where it stopped",
+            "; the same command continues where it stopped",
         ),
         ("generate model --prompt a", ""),
     ):

@@ -3,7 +3,6 @@ parts."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import json
@@ -16,7 +15,7 @@ import pytest
 from cli_world import run as grit
 from evidence_rows import rows
 
-from grit_jax.cli.parser import build_parser
+from grit_jax.cli.main import build_parser
 from grit_jax.config import build, read_yaml
 from grit_jax.data.pipeline import JointBatches
 from grit_jax.errors import GritError
@@ -210,7 +209,7 @@ def test_its_commands_are_the_runs(world, tmp_path):
     found = run.run_evidence(Path("x"), seeds=2, part="cached")["commands"]
     assert len(found) == 6 + 2 * len(configs.CACHED_TWINS) * (1 + len(cached.SWEEPS))
     parsed = [
-        build_parser(collections.defaultdict(lambda: print)).parse_args(line.split()[1:])
+        build_parser().parse_args(line.split()[1:])
         for line in found
         if " train " not in line
     ]

@@ -47,9 +47,9 @@ CASES = {
         "full.npy: cannot be written .*No space left"
     ),
     f"{ENCODE} --dim 49": "--dim 49: the model's vectors have 48 dimensions",
-    f"{ENCODE} --dim 0": "--dim: must be at least 1, is 0",
-    f"{ENCODE} --dim many": "--dim: must be a whole number, is 'many'",
-    f"{ENCODE} --max-length -1": "--max-length: must be at least 1, is -1",
+    f"{ENCODE} --dim 0": "--dim: must be at least 1, got 0",
+    f"{ENCODE} --dim many": "--dim: must be a whole number, got 'many'",
+    f"{ENCODE} --max-length -1": "--max-length: must be at least 1, got -1",
     f"{ENCODE} --max-length 1": (
         "nothing is left for a text; shorten the instruction or raise max_length"
     ),
@@ -122,11 +122,11 @@ CASES = {
     "generate model --prompt a --temperature nan": (
         "temperature must be 0 \\(greedy\\) or above, is nan"
     ),
-    "generate model --prompt a --temperature hot": "--temperature: must be a number, is 'hot'",
+    "generate model --prompt a --temperature hot": "--temperature: must be a number, got 'hot'",
     "generate model --prompt a --top-p 0": "top_p must be above 0 and at most 1, is 0.0",
     "generate model --prompt a --top-p 1.1": "top_p must be above 0 and at most 1, is 1.1",
-    "generate model --prompt a --top-k -1": "--top-k: must be at least 0, is -1",
-    "generate model --prompt a --seed x": "--seed: must be a whole number, is 'x'",
+    "generate model --prompt a --top-k -1": "--top-k: must be at least 0, got -1",
+    "generate model --prompt a --seed x": "--seed: must be a whole number, got 'x'",
     "generate model --input absent": "absent: no such file",
     "generate model --input empty": "empty: empty",
     "generate model --input binary": "binary: binary data",
@@ -210,7 +210,7 @@ CASES = {
         "a URI like http://host:19530, is 'h'"
     ),
     "index model --input corpus.jsonl --output x --max-length 0": (
-        "--max-length: must be at least 1, is 0"
+        "--max-length: must be at least 1, got 0"
     ),
     # ---- ask
     "ask model --index index": "required: QUESTION",
@@ -235,20 +235,20 @@ CASES = {
     ),
     "ask model --index i-bad-documents q --k 9 --max-new-tokens 2": "i-bad-documents",
     "ask model --index index q --mode nope": "--mode: invalid choice: 'nope'",
-    "ask model --index index q --k 0": "--k: must be at least 1, is 0",
-    "ask model --index index q --max-new-tokens -1": "--max-new-tokens: must be at least 1, is -1",
+    "ask model --index index q --k 0": "--k: must be at least 1, got 0",
+    "ask model --index index q --max-new-tokens -1": "--max-new-tokens: must be at least 1, got -1",
     "ask model --index index q --max-new-tokens 100000": (
         "the model reads 32768; ask for fewer documents"
     ),
     "ask model --index index q --search-precision int4": (
         "--search-precision: invalid choice: 'int4'"
     ),
-    "ask model --index index q --search-dim 0": "--search-dim: must be at least 1, is 0",
+    "ask model --index index q --search-dim 0": "--search-dim: must be at least 1, got 0",
     "ask model --index index q --search-dim 49": (
         "49 dimensions cannot be searched: the vectors have 48"
     ),
     "ask model --index index q --search-oversampling 0": (
-        "--search-oversampling: must be at least 1, is 0"
+        "--search-oversampling: must be at least 1, got 0"
     ),
     # ---- eval
     **{
@@ -281,12 +281,12 @@ CASES = {
     "eval rag model --input rag.jsonl --search-dim 4": "no --index is given",
     "eval rag model --input rag.jsonl --modes auto": "--modes: invalid choice: 'auto'",
     "eval rag model --input rag.jsonl --k 0": "--k: must be at least 1",
-    "eval rag model --input rag.jsonl --k 1,x": "--k: must be a whole number, is 'x'",
+    "eval rag model --input rag.jsonl --k 1,x": "--k: must be a whole number, got 'x'",
     "eval rag model --input rag.jsonl --kv int8,int5": (
-        "--kv: must be of native, int8, int4, pca2, is 'int5'"
+        "--kv: must be one of native, int8, int4, pca2, got 'int5'"
     ),
     "eval rag model --input rag.jsonl --positions apart": (
-        "--positions: must be of running, colliding, is 'apart'"
+        "--positions: must be one of running, colliding, got 'apart'"
     ),
     "eval rag model --input rag.jsonl --k 4": (
         "there are 2 documents beside its own, 3 are wanted.*--corpus"
@@ -322,7 +322,7 @@ CASES = {
     "bench encode model --tokens 5": "unknown flag --tokens, did you mean --batch-tokens\\?",
     "bench rag absent/model": "absent/model: absent model",
     "bench rag model --kv none": "--kv: invalid choice: 'none'",
-    "bench rag model --tokens 0": "--tokens: must be at least 1, is 0",
+    "bench rag model --tokens 0": "--tokens: must be at least 1, got 0",
     "bench rag model --repeats 0": "--repeats: must be at least 1",
     "bench rag model --tokens 40000": "this model reads 32768; take --tokens 3",
     "bench rag model --output texts.txt": "texts.txt: is a file; name a folder",
@@ -386,9 +386,9 @@ CASES = {
     f"{TRAIN} --train.seed -1": "train.seed must be at least 0, is -1",
     f"{TRAIN} --train.checkpoint_every 0": "train.checkpoint_every must be at least 1",
     f"{TRAIN} --profile nonsense": (
-        "--profile: wants START:STOP, two step numbers such as 10:15, is 'nonsense'"
+        "--profile: expected START:STOP, two step numbers such as 10:15, got 'nonsense'"
     ),
-    f"{TRAIN} --profile 5:2": "--profile: wants START:STOP",
+    f"{TRAIN} --profile 5:2": "--profile: expected START:STOP",
     f"{TRAIN} --profile 1:20": "--profile 1:20: this run goes from step 0 to 2",
     f"{TRAIN} --optimizer.lr -1": "optimizer.lr must be a finite number, not negative, is -1.0",
     f"{TRAIN} --optimizer.clip_norm -1": (
@@ -473,7 +473,7 @@ CASES = {
     "data prepare generative.jsonl --output empty/x": "empty/x: cannot be written",
     "data prepare generative.jsonl --output /proc/x": "/proc/x: cannot be written",
     "data pydocs": "required: --output",
-    "data pydocs --output x --seed -1": "--seed: must be at least 0, is -1",
+    "data pydocs --output x --seed -1": "--seed: must be at least 0, got -1",
     "data pydocs --output empty": "empty: is a file; name a folder",
     "data pydocs --output empty/x": "empty/x: cannot be written",
     "data pydocs --output /proc/x": "/proc/x: cannot be written",

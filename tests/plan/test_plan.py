@@ -132,7 +132,7 @@ def test_without_the_compiler(config, capsys, monkeypatch):
     [
         (["--topology", "v5x:1"], "--topology v5x:1: not a topology"),
         (["--topology", "v5e:2x2", "--train.stepz", "3"], "train.steps"),
-        (["--topology", "v5e:2x2", "--tries", "3"], "there is no --search"),
+        (["--topology", "v5e:2x2", "--tries", "3"], "add --search"),
         (["--topology", "v5e:2x2", "--slices", "0"], "--slices"),
         ([], "--topology"),
         (["--topology", "v5e:2x2", "--serch"], "did you mean --search"),

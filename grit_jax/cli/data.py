@@ -1,0 +1,131 @@
+"""`grit data`: data sets for training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from grit_jax.cli import flags
+from grit_jax.cli.output import print_text
+from grit_jax.cli.verb import Verb
+from grit_jax.errors import GritError
+
+
+def _data_flags(parser: argparse.ArgumentParser) -> None:
+    add = flags.kinds(parser, "prepare", "pydocs", "distractors", "repeats")
+    _prepare_flags(add("prepare", "JSONL files to a tfds dataset (ArrayRecord)"))
+    _pydocs_flags(
+        add("pydocs", "the quickstart's corpus from the Python documentation installed here")
+    )
+    _distractors_flags(
+        add(
+            "distractors",
+            "turn questions over one document into questions over several: the others are those "
+            "that BM25 finds best",
+        )
+    )
+    _repeats_flags(
+        add(
+            "repeats",
+            "texts that repeat short spans of documents; a small model learns from them to copy",
+        )
+    )
+
+
+def _prepare_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="SRC")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+
+
+def _pydocs_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    _seed_flag(parser)
+
+
+def _distractors_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", required=True, type=Path, metavar="F.jsonl", help='lines {"docs", "text"}'
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="F.jsonl")
+    parser.add_argument(
+        "--k",
+        type=flags.several(flags.positive),
+        default=[3],
+        metavar="N,...",
+        help="documents of a row; several numbers take turns (default: 3)",
+    )
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="F.jsonl",
+        help='lines {"id", "title"?, "text"} (default: the documents of all rows)',
+    )
+    parser.add_argument(
+        "--rows",
+        type=flags.positive,
+        metavar="N",
+        help="rows to write (default: one for each question)",
+    )
+    _seed_flag(parser)
+
+
+def _repeats_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        metavar="F.jsonl",
+        help='lines {"id", "title"?, "text"}',
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="F.jsonl")
+    parser.add_argument(
+        "--rows", type=flags.positive, required=True, metavar="N", help="rows to write"
+    )
+    _seed_flag(parser)
+
+
+def _seed_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", type=flags.natural, default=0, metavar="N", help="(default: %(default)s)"
+    )
+
+
+def data(args: argparse.Namespace) -> None:
+    if args.kind == "prepare":
+        from grit_jax.data.sources import prepare
+
+        prepared = prepare(args.sources, args.output)
+        print_text(f"{len(prepared)} {prepared.kind} examples in {args.output}")
+    elif args.kind == "distractors":
+        from grit_jax.data.distractors import write_rows
+
+        rows = write_rows(
+            args.input, args.output, args.k, corpus=args.corpus, rows=args.rows, seed=args.seed
+        )
+        print_text(f"{rows} rows in {args.output}")
+    elif args.kind == "repeats":
+        from grit_jax.pydocs.repeats import write_repeats
+
+        rows = write_repeats(args.input, args.output, args.rows, args.seed)
+        print_text(f"{rows} rows in {args.output}")
+    else:
+        _write_pydocs(args)
+
+
+def _write_pydocs(args: argparse.Namespace) -> None:
+    from grit_jax.pydocs.corpus import write_corpus
+    from grit_jax.runtime.files import writable_folder
+
+    writable_folder(args.output)
+    try:
+        summary = write_corpus(args.output, args.seed)
+    except ValueError as error:
+        raise GritError(str(error)) from None
+    print_text(
+        f"{summary.documents} documents: {summary.train} to train on, {summary.held_out} held out"
+    )
+    for name, rows in summary.rows.items():
+        print_text(f"  {args.output / name}.jsonl: {rows} lines")
+
+
+DATA = Verb("data", "data sets: prepare, pydocs, distractors, repeats", _data_flags, data)

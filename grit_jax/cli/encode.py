@@ -1,0 +1,124 @@
+"""`grit encode` and `grit generate`: texts to vectors, prompts to answers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from grit_jax.cli import flags
+from grit_jax.cli.model import add_model, load_model
+from grit_jax.cli.output import print_json, print_result, print_text
+from grit_jax.cli.verb import Verb
+
+
+def _encode_flags(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--input", required=True, type=Path, metavar="F.jsonl|F.txt")
+    parser.add_argument("--output", required=True, type=Path, metavar="V.npy")
+    parser.add_argument(
+        "--instruction", default="", metavar="T", help="what the vectors are for (default: none)"
+    )
+    parser.add_argument(
+        "--max-length",
+        type=flags.positive,
+        default=512,
+        metavar="N",
+        help="tokens of a text, with its instruction (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dim",
+        type=flags.positive,
+        metavar="K",
+        help="keep the first K dimensions, normalised again",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "int8", "binary"),
+        default="float32",
+        help="of the written vectors (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def encode(args: argparse.Namespace) -> None:
+    from grit_jax.inference.files import encode_file, read_texts
+
+    texts = read_texts(args.input)
+    summary = encode_file(
+        load_model(args),
+        texts,
+        args.output,
+        instruction=args.instruction,
+        max_length=args.max_length,
+        dim=args.dim,
+        precision=args.precision,
+    )
+    print_result(
+        summary,
+        args.json,
+        f"{summary['texts']} texts to {args.output}, {summary['tokens_per_s']:.0f} tokens/s",
+    )
+
+
+def _generate_flags(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="T")
+    source.add_argument("--input", type=Path, metavar="F.jsonl")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=flags.positive,
+        default=128,
+        metavar="N",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature", type=flags.number, default=0.0, metavar="X", help="0 (default) is greedy"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=flags.number,
+        default=1.0,
+        metavar="X",
+        help="sample among the most likely tokens of this total probability (default: all)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=flags.natural,
+        default=0,
+        metavar="N",
+        help="sample among the N most likely tokens (default: all)",
+    )
+    parser.add_argument(
+        "--seed", type=flags.natural, default=0, metavar="N", help="(default: %(default)s)"
+    )
+    parser.add_argument("--stream", action="store_true", help="print tokens as they come")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def generate(args: argparse.Namespace) -> None:
+    from grit_jax.inference.files import generate_prompts, read_prompts
+
+    prompts = [args.prompt] if args.prompt is not None else read_prompts(args.input)
+    on_text = (lambda text: print_text(text, end="")) if args.stream and not args.json else None
+    answers = generate_prompts(
+        load_model(args),
+        prompts,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        on_text=on_text,
+    )
+    if args.json:
+        pairs = zip(prompts, answers, strict=True)
+        print_json({"generations": [{"prompt": p, "text": answer} for p, answer in pairs]})
+    elif on_text:
+        print_text()
+    else:
+        print_text("\n---\n".join(answers))
+
+
+ENCODE = Verb("encode", "texts to vectors", _encode_flags, encode)
+GENERATE = Verb("generate", "answer chat prompts", _generate_flags, generate)

@@ -1,0 +1,154 @@
+"""`grit eval`: scores of a model on held-out files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from grit_jax.cli import flags
+from grit_jax.cli.model import add_model, load_model
+from grit_jax.cli.output import print_result
+from grit_jax.cli.search import add_search_flags, search_settings
+from grit_jax.cli.verb import Verb
+from grit_jax.text.rag_layouts import MODES
+
+
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+    add = flags.kinds(parser, "retrieval", "perplexity", "rag")
+    retrieval = add(
+        "retrieval", "recall and nDCG over the pool of all pos and neg of an embedding file"
+    )
+    perplexity = add("perplexity", "perplexity of the answers of a generative file")
+    rag = add(
+        "rag",
+        "match, exact match and F1 of the seven layouts over a questions file; several --k and "
+        "--kv give a table",
+    )
+    for kind in (retrieval, perplexity, rag):
+        add_model(kind)
+        kind.add_argument("--input", required=True, type=Path, metavar="F.jsonl")
+        kind.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    for kind in (retrieval, rag):
+        add_search_flags(kind)
+    _rag_flags(rag)
+
+
+def _rag_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=list(MODES), help="(default: all)"
+    )
+    parser.add_argument(
+        "--k",
+        type=flags.several(flags.positive),
+        default=[1],
+        metavar="N,...",
+        help="documents of a question: its own among the distractors that BM25 finds best "
+        "(default: 1)",
+    )
+    parser.add_argument(
+        "--kv",
+        type=flags.several(flags.one_of(*flags.KV_KINDS)),
+        default=["native"],
+        metavar="KIND,...",
+        help=f"how their keys and values are stored: {', '.join(flags.KV_KINDS)} (default: native)",
+    )
+    parser.add_argument(
+        "--positions",
+        type=flags.several(flags.one_of("running", "colliding")),
+        default=["running"],
+        metavar="KIND,...",
+        help="of documents side by side: running one after another (default), or colliding, each "
+        "from 0 as in the original",
+    )
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="F.jsonl",
+        help="where distractors come from (default: the documents of all rows)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=flags.natural,
+        default=0,
+        metavar="N",
+        help="decides where among the distractors a question's own document stands "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--index",
+        type=Path,
+        metavar="INDEX",
+        help="search the documents here (default: the documents of the row)",
+    )
+    parser.add_argument(
+        "--instruction", default="", metavar="T", help="instruction of the search query"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=flags.positive,
+        default=16,
+        metavar="N",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write table.md and rag.json")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    if args.kind == "rag":
+        return _evaluate_rag(args)
+    model = load_model(args)
+    if args.kind == "retrieval":
+        from grit_jax.evaluation.retrieval import bm25_retrieval, evaluate_retrieval
+
+        scores: dict[str, Any] = {
+            "model": evaluate_retrieval(model, args.input, search=search_settings(args)),
+            "bm25": bm25_retrieval(args.input),
+        }
+    else:
+        from grit_jax.evaluation.perplexity import evaluate_perplexity
+
+        scores = {"perplexity": evaluate_perplexity(model, args.input)}
+    print_result(scores, args.json, _score_lines(scores))
+
+
+def _evaluate_rag(args: argparse.Namespace) -> None:
+    from grit_jax.evaluation.rag_table import evaluate_table
+    from grit_jax.rag.index import Index
+    from grit_jax.runtime.files import writable_folder
+
+    model = load_model(args)
+    if args.output is not None:
+        writable_folder(args.output)
+    search = search_settings(args)
+    table = evaluate_table(
+        model,
+        args.input,
+        args.modes,
+        args.k,
+        args.kv,
+        args.positions,
+        corpus=args.corpus,
+        seed=args.seed,
+        index=Index.open(args.index, model, search) if args.index else None,
+        instruction=args.instruction,
+        max_new_tokens=args.max_new_tokens,
+    )
+    if args.output is not None:
+        table.write(args.output)
+    if max(len(args.k), len(args.kv), len(args.positions)) > 1:
+        return print_result(table.to_dict(), args.json, table.markdown().rstrip())
+    scores = dict(table.by_mode())
+    print_result(scores, args.json, _score_lines(scores))
+
+
+def _score_lines(scores: dict[str, Any]) -> str:
+    """A line for each name: its scores."""
+    lines = []
+    for name, value in scores.items():
+        metrics = value.items() if isinstance(value, dict) else [("", value)]
+        lines.append(f"{name:16s}" + "  ".join(f"{key} {number:.4f}" for key, number in metrics))
+    return "\n".join(lines)
+
+
+EVAL = Verb("eval", "scores: retrieval, perplexity, rag", _eval_flags, evaluate)

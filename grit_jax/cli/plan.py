@@ -1,0 +1,75 @@
+"""`grit plan`: what a configuration takes on a TPU slice."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from grit_jax.cli import flags
+from grit_jax.cli.output import print_result
+from grit_jax.cli.verb import Verb
+from grit_jax.errors import GritError
+
+
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="v5p:4x4x4, v5e:16x16, v6e:8x8, v4:4x4x4, ...",
+    )
+    parser.add_argument(
+        "--slices",
+        type=flags.positive,
+        default=1,
+        metavar="N",
+        help="this many slices on one network, each holding all weights; mesh.data spans them "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--search", action="store_true", help="try meshes and chunk sizes for the training step"
+    )
+    parser.add_argument(
+        "--tries",
+        type=flags.positive,
+        metavar="N",
+        help="programs that --search compiles at most (default: 12)",
+    )
+    parser.add_argument(
+        "--train-only",
+        action="store_true",
+        help="compile the training step only, not the programs that run the trained model",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def plan(args: argparse.Namespace, arguments: list[str]) -> None:
+    from grit_jax.plan.mesh_search import MOST_TRIES, search, search_table
+    from grit_jax.plan.plan import plan as run
+    from grit_jax.plan.plan import table
+    from grit_jax.run_config import read_run_config
+
+    config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
+    if args.search:
+        candidates = search(config, args.topology, args.tries or MOST_TRIES, slices=args.slices)
+        values = {
+            "topology": args.topology,
+            "slices": args.slices,
+            "candidates": [candidate.to_dict() for candidate in candidates],
+        }
+        print_result(values, args.json, search_table(candidates))
+    elif args.tries:
+        raise GritError("--tries limits what --search compiles; add --search or leave it out")
+    else:
+        result = run(config, args.topology, slices=args.slices, serving=not args.train_only)
+        print_result(result.to_dict(), args.json, table(result))
+
+
+PLAN = Verb(
+    "plan",
+    "compile a configuration for a TPU slice, without a TPU: memory, FLOPs, traffic, step time",
+    _plan_flags,
+    plan,
+    takes_overrides=True,
+)

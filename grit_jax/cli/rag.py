@@ -1,0 +1,135 @@
+"""`grit index` and `grit ask`: documents to an index, questions to answers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from grit_jax.cli import flags
+from grit_jax.cli.model import add_model, load_model
+from grit_jax.cli.output import print_result
+from grit_jax.cli.search import add_search_flags, search_settings
+from grit_jax.cli.verb import Verb
+from grit_jax.text.rag_layouts import MODES
+
+
+def _index_flags(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--input", required=True, type=Path, metavar="corpus.jsonl")
+    parser.add_argument("--output", required=True, type=Path, metavar="INDEX")
+    parser.add_argument(
+        "--kv",
+        choices=(*flags.KV_KINDS, "none"),
+        default="native",
+        help="keys and values: as computed (default), in 8 or 4 bits a number, in 2 bits on "
+        "principal axes, or not stored",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=flags.positive,
+        default=4096,
+        metavar="N",
+        help="tokens of a document (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--store",
+        metavar="PATH|URL",
+        help="keep the keys and values here (gs://bucket/path) instead of in INDEX",
+    )
+    parser.add_argument(
+        "--vectors",
+        choices=("exact", "milvus"),
+        help="what searches the vectors (default: exact, or what an existing INDEX uses)",
+    )
+    parser.add_argument(
+        "--milvus",
+        metavar="embedded|URI",
+        help="where Milvus is: a file in INDEX (default), or http://host:19530; "
+        "its token is read from MILVUS_TOKEN",
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="replace documents whose text has changed"
+    )
+    parser.add_argument(
+        "--delete-missing", action="store_true", help="delete documents that the corpus lacks"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def index(args: argparse.Namespace) -> None:
+    from grit_jax.rag.index import build_index
+
+    summary = build_index(
+        load_model(args),
+        args.input,
+        args.output,
+        kv=args.kv,
+        max_length=args.max_length,
+        store=args.store,
+        vectors=args.vectors,
+        milvus=args.milvus,
+        update=args.update,
+        delete_missing=args.delete_missing,
+    )
+    print_result(summary.to_dict(), args.json, str(summary))
+
+
+def _ask_flags(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--index", required=True, type=Path, metavar="INDEX")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument(
+        "--mode",
+        choices=(*MODES, "auto"),
+        default="auto",
+        help="how the documents are read; auto chooses by measured cost (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--k",
+        type=flags.positive,
+        default=1,
+        metavar="N",
+        help="documents to read (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--instruction", default="", metavar="T", help="instruction of the search query"
+    )
+    add_search_flags(parser)
+    parser.add_argument(
+        "--max-new-tokens",
+        type=flags.positive,
+        default=64,
+        metavar="N",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def ask(args: argparse.Namespace) -> None:
+    from grit_jax.rag.answer import Asker
+    from grit_jax.rag.index import Index
+
+    model = load_model(args)
+    asker = Asker(model, Index.open(args.index, model, search_settings(args)))
+    answer = asker.ask(
+        args.question,
+        mode=args.mode,
+        k=args.k,
+        instruction=args.instruction,
+        max_new_tokens=args.max_new_tokens,
+    )[0]
+    total = answer.timings["total"]
+    sources = ", ".join(f"{d['id']} ({d['score']:.2f})" for d in answer.documents)
+    print_result(
+        answer.to_dict(), args.json, f"{answer.answer}\n\n[{answer.mode}, {total:.2f} s] {sources}"
+    )
+
+
+INDEX = Verb(
+    "index",
+    "read each document once: its vector, its key/value cache",
+    _index_flags,
+    index,
+    resumable=True,
+)
+ASK = Verb("ask", "answer a question over an index", _ask_flags, ask)

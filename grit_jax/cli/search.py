@@ -1,0 +1,50 @@
+"""How the vectors of an index are searched: the flags of `ask` and `eval`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from grit_jax.cli import flags
+from grit_jax.errors import GritError
+
+if TYPE_CHECKING:
+    from grit_jax.rag.search.exact import SearchSettings
+
+SEARCH_PRECISIONS = ("float32", "bfloat16", "int8")  # rag/search/exact.py's PRECISIONS
+
+
+def add_search_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares `--search-*`. Whatever they say, the best candidates are compared by their whole
+    float32 vectors."""
+    parser.add_argument(
+        "--search-precision",
+        choices=SEARCH_PRECISIONS,
+        default="float32",
+        help="of the vectors on the devices: fewer bits take less memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--search-dim", type=flags.positive, metavar="N", help="search the first N dimensions"
+    )
+    parser.add_argument(
+        "--search-oversampling",
+        type=flags.positive,
+        default=4,
+        metavar="N",
+        help="candidates per result that are compared again by their whole vectors, with a "
+        "--search-precision or --search-dim (default: %(default)s)",
+    )
+
+
+def search_settings(args: argparse.Namespace) -> SearchSettings:
+    """The settings that `--search-*` give.
+
+    Raises:
+      GritError: they are given, and there is no index to search.
+    """
+    from grit_jax.rag.search.exact import SearchSettings
+
+    settings = SearchSettings(args.search_precision, args.search_dim, args.search_oversampling)
+    if settings != SearchSettings() and "index" in args and args.index is None:
+        raise GritError("--search-... says how an index is searched, and no --index is given")
+    return settings

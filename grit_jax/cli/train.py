@@ -1,0 +1,118 @@
+"""`grit train`, `grit import` and `grit export`: models and where they come from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from grit_jax.cli import flags
+from grit_jax.cli.model import load_model
+from grit_jax.cli.output import print_text
+from grit_jax.cli.verb import Verb
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="continue from the newest checkpoint, or start again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--profile",
+        type=flags.span,
+        metavar="START:STOP",
+        help="trace these steps with the JAX profiler",
+    )
+
+
+def train(args: argparse.Namespace, arguments: list[str]) -> None:
+    import jax
+
+    from grit_jax.runtime.hosts import is_first, join_hosts
+    from grit_jax.runtime.supervision import joined_others
+    from grit_jax.train import read_run_config
+    from grit_jax.train import train as run
+
+    config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
+    join_hosts()
+    if jax.process_count() > 1:
+        joined_others()
+    result = run(config, resume=args.resume, profile=args.profile)
+    if not is_first():
+        return
+    if result.already_finished:
+        print_text(f"finished before: {result.steps} steps; model in {result.model}")
+    else:
+        print_text(
+            f"{result.steps} steps done; model in {result.model}, metrics in"
+            f" {result.output}/metrics.jsonl"
+        )
+
+
+def _import_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="SOURCE", help="directory or Hugging Face hub id")
+    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the written weights (default: %(default)s)",
+    )
+
+
+def import_(args: argparse.Namespace) -> None:
+    from grit_jax.models.parameters import num_parameters
+    from grit_jax.runtime.files import new_folder
+
+    with new_folder(args.out) as folder:
+        model = load_model(args)
+        model.save_pretrained(folder, dtype=args.dtype)
+    size, family = num_parameters(model.config), model.config.architecture
+    print_text(f"{args.model} -> {args.out}: {family}, {size:,} parameters")
+
+
+def _export_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="the run's output folder, or its gs:// address"
+    )
+    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the written weights (default: as the run trained them)",
+    )
+    parser.add_argument(
+        "--adapter", action="store_true", help="only the adapters of a LoRA run, in PEFT's format"
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    from grit_jax.train import export_checkpoint
+
+    step = export_checkpoint(args.checkpoint, args.out, dtype=args.dtype, adapter=args.adapter)
+    print_text(f"step {step} of {args.checkpoint} -> {args.out}")
+
+
+TRAIN = Verb(
+    "train",
+    "train from a YAML configuration; every key can be overridden: --train.steps 100",
+    _train_flags,
+    train,
+    takes_overrides=True,
+    resumable=True,
+    supervised=True,
+)
+IMPORT = Verb(
+    "import",
+    "read a Hugging Face directory or hub id and write a model directory",
+    _import_flags,
+    import_,
+)
+EXPORT = Verb(
+    "export",
+    "write a training run's newest checkpoint as a Hugging Face directory",
+    _export_flags,
+    export,
+)

@@ -1,0 +1,42 @@
+"""The table of verbs, and how quickly the command line answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from grit_jax.cli import flags
+from grit_jax.cli.main import VERBS, build_parser
+from grit_jax.cli.search import SEARCH_PRECISIONS
+
+HEAVY = ("jax", "numpy", "flax", "orbax", "tokenizers", "yaml")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]])
+def test_help_loads_no_array_library(arguments):
+    """Measured by the modules that a fresh interpreter has loaded as it exits."""
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules]))\n"
+        "from grit_jax.cli.main import main\n"
+        f"main({arguments})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_every_verb_has_help_that_fits_a_line(capsys):
+    for name, verb in VERBS.items():
+        assert name == verb.name and verb.help[0].islower() and not verb.help.endswith(".")
+        with pytest.raises(SystemExit) as end:
+            build_parser().parse_args([name, "--help"])
+        assert end.value.code == 0 and f"grit {name}" in capsys.readouterr().out
+
+
+def test_choices_are_those_of_the_modules_that_implement_them():
+    from grit_jax.rag.codecs.codecs import KINDS
+    from grit_jax.rag.search.exact import PRECISIONS
+
+    assert flags.KV_KINDS == KINDS and SEARCH_PRECISIONS == PRECISIONS
