@@ -486,6 +486,6 @@ CASES = {
     "quickstart --out /proc/x": "/proc/x: cannot be used as output folder",
     "quickstart --out folder": "folder: the folder is not empty and holds no quickstart",
     "quickstart --out q-claimed --seed 1": "q-claimed holds a quickstart with --seed 0",
-    "quickstart --out q-damaged": "q-damaged/report.json: damaged",
+    "quickstart --out q-damaged": "q-damaged/report.json: not valid JSON",
     "quickstart --out q-strange": "q-strange/quickstart.json: damaged \\(no JSON object\\)",
 }
