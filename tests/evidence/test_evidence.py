@@ -209,9 +209,7 @@ def test_its_commands_are_the_runs(world, tmp_path):
     found = run.run_evidence(Path("x"), seeds=2, part="cached")["commands"]
     assert len(found) == 6 + 2 * len(configs.CACHED_TWINS) * (1 + len(cached.SWEEPS))
     parsed = [
-        build_parser().parse_args(line.split()[1:])
-        for line in found
-        if " train " not in line
+        build_parser().parse_args(line.split()[1:]) for line in found if " train " not in line
     ]
     assert [one.kind for one in parsed] == ["pydocs", "repeats", "distractors", *["rag"] * 8]
     assert (parsed[1].rows, parsed[1].seed) == (configs.REPEATS, run.CORPUS_SEED)
