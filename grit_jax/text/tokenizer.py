@@ -118,11 +118,13 @@ class Tokenizer:
         """Writes the files of a tokenizer that transformers opens with the same ids.
 
         Args:
-          chat: becomes the chat template; None keeps the one that the tokenizer came with.
-          architecture: of the model beside it; transformers has a will of its own for some.
+          chat: becomes the chat template, with this tokenizer's begin and end (see `format`);
+            None keeps the one that the tokenizer came with.
+          architecture: of the model beside it, for which transformers may choose another class of
+            tokenizer.
         """
         names = {"bos": self.bos_token, "eos": self.eos_token, "pad": self.pad_token}
-        template = self.config.get("chat_template") if chat is None else chat.jinja()
+        template = self.config.get("chat_template") if chat is None else self.format(chat).jinja()
         config = self.config | {"chat_template": template} if template is not None else self.config
         files = tokenizer_files.TokenizerFiles(self._json, names, config, self._model)
         tokenizer_files.write(Path(directory), files, architecture)
@@ -229,20 +231,25 @@ class Tokenizer:
         return self._template.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def format(self, chat: ChatFormat = GRIT) -> ChatFormat:
-        """`chat` with this tokenizer's own begin and end of sequence where it does not know the
-        format's.
+        """`chat` with this tokenizer's own begin and end of sequence, unless the format's are
+        special tokens here.
+
+        An ordinary token of the same spelling does not count: Gemma's vocabulary has `<s>` and
+        `</s>` as the HTML tags, which end no sequence.
 
         Raises:
-          GritError: it has no end of sequence either, so no answer could end.
+          GritError: the tokenizer has no end of sequence either, so no answer could end.
         """
-        known = [t for t in (chat.bos, chat.eos) if t and self._template.token_to_id(t) is not None]
-        if len(known) == sum(map(bool, (chat.bos, chat.eos))):
+        needed = [token for token in (chat.bos, chat.eos) if token]
+        special = [token for token in needed if token in self.special_tokens]
+        if special == needed:
             return chat
-        eos = self.eos_token or (chat.eos if chat.eos in known else None)
+        eos = self.eos_token or (chat.eos if chat.eos in special else None)
         if eos is None:
             raise GritError(
-                f"the tokenizer has neither the '{chat.eos}' of the format '{chat.name}' nor an end"
-                " of sequence of its own; name one as 'eos_token' in tokenizer_config.json"
+                f"the tokenizer has no special token '{chat.eos}', with which the format"
+                f" '{chat.name}' ends an answer, and no end of sequence of its own; name one as"
+                " 'eos_token' in tokenizer_config.json"
             )
         return chat.with_tokens(self.bos_token, eos)
 

@@ -9,10 +9,14 @@ import dense_reference as dense
 import jax
 import numpy as np
 import pytest
+import tokenizer_kinds
 
 from grit_jax import GritLM
 from grit_jax.errors import GritError
+from grit_jax.models.transformer import init_params
 from grit_jax.text.chat import GRIT
+from grit_jax.text.chat_template import ChatTemplate
+from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.types import AttentionMode
 
 
@@ -247,3 +251,32 @@ def test_importing_the_package_does_not_import_jax():
 
 def test_weights_are_on_the_device(tiny_model):
     assert all(isinstance(value, jax.Array) for value in tiny_model.params.values())
+
+
+def test_html_tags_do_not_end_an_answer(tiny_config, tiny_params, tmp_path):
+    """Gemma's `<s>` and `</s>` are ordinary tokens: neither the prompt nor the end uses them."""
+    (tmp_path / "tokenizer.model").write_bytes(
+        tokenizer_kinds.sentencepiece_model(
+            model_type="bpe",
+            **tokenizer_kinds.PLAIN,
+            **{"add_dummy_prefix": False, "pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
+            **{"pad_piece": "<pad>", "bos_piece": "<bos>", "eos_piece": "<eos>"},
+            user_defined_symbols=["<s>", "</s>"],
+        )
+    )
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    config = dataclasses.replace(
+        tiny_config, vocab_size=tokenizer.vocab_size, bos_token_id=2, eos_token_id=1
+    )
+    params = init_params(config, jax.random.key(0))
+    model = GritLM(config, params, tokenizer, tokenizer.format(GRIT))
+    model.save_pretrained(tmp_path / "saved")
+    opened = GritLM.from_pretrained(tmp_path / "saved")
+    assert model.stop_ids == opened.stop_ids == (1,)
+    assert json.loads((tmp_path / "saved/generation_config.json").read_text())["eos_token_id"] == 1
+    for each in (model, opened):
+        assert each.encoder.format(["river"]).ids[0][0] == each.prompt_ids("river")[0][0] == 2
+    template = ChatTemplate.from_pretrained(tmp_path / "saved", opened.tokenizer)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ids = template.prompt_ids(turns, add_generation_prompt=False)
+    assert (ids[0], ids[-1]) == (2, 1)

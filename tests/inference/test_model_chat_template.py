@@ -129,9 +129,9 @@ def test_a_tokenizer_without_an_end(tiny_model, directory, tmp_path):
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
     with pytest.raises(
-        GritError, match="neither the '</s>' of the format 'grit' nor an end of sequence"
+        GritError, match="no special token '</s>', .* and no end of sequence of its own"
     ):
         GritLM.from_pretrained(tmp_path)
     (tmp_path / "grit.json").write_text(json.dumps({"chat_format": QWEN.name}))
-    with pytest.raises(GritError, match="neither the '<|im_end|>' of the format 'qwen'"):
+    with pytest.raises(GritError, match=r"no special token '<\|im_end\|>', .*format 'qwen'"):
         GritLM.from_pretrained(tmp_path)

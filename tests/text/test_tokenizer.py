@@ -122,6 +122,39 @@ def test_format_follows_the_tokenizer():
     assert (chat.bos, chat.eos, chat.user) == ("", "<|im_end|>", GRIT.user)
 
 
+def html_tags(special):
+    """Gemma's vocabulary in small: `<s>` and `</s>` are HTML tags, `<bos>` and `<eos>` begin and
+    end."""
+    core = tokenizers.Tokenizer.from_str(byte_level()._json)
+    core.add_tokens([tokenizers.AddedToken(t, special=special) for t in ("<s>", "</s>")])
+    core.add_special_tokens(["<bos>", "<eos>"])
+    return Tokenizer(core.to_str(), bos_token="<bos>", eos_token="<eos>")
+
+
+def test_only_special_tokens_begin_and_end():
+    tokenizer = html_tags(special=False)
+    chat = tokenizer.format(GRIT)
+    assert (chat.bos, chat.eos) == ("<bos>", "<eos>")
+    ids = [i for part in tokenizer.encode_parts([chat.plain_parts("a")])[0] for i in part]
+    assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
+    assert html_tags(special=True).format(GRIT) == GRIT
+    # Spelled out in the vocabulary, as an entry that merges could give.
+    file = json.loads(byte_level()._json)
+    for text in ("<s>", "</s>"):
+        file["model"]["vocab"][text] = len(file["model"]["vocab"])
+    for token in file["added_tokens"]:
+        token["id"] += 2
+    tokenizer = Tokenizer(json.dumps(file), bos_token="<|im_start|>", eos_token="<|im_end|>")
+    assert tokenizer.format(GRIT).eos == "<|im_end|>"
+    assert tokenizer.format(GRIT).bos == "<|im_start|>"
+
+
+def test_a_saved_chat_template_writes_the_tokenizers_own_begin_and_end(tmp_path):
+    html_tags(special=False).save(tmp_path)
+    template = json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"]
+    assert '"<bos>"' in template and '"<eos>"' in template and "<s>" not in template
+
+
 def test_batch_equals_single_and_empty_pieces_have_no_ids():
     tokenizer = llama("first")
     texts = ["", "a", "hello  world", "é\n"]
@@ -375,7 +408,7 @@ def test_a_format_without_an_end(tmp_path):
     tokenizer = Tokenizer(byte_level()._json, bos_token=None, eos_token=None)
     assert tokenizer.format(QWEN) == QWEN
     with pytest.raises(
-        GritError, match="has neither the '</s>' of the format 'grit' nor an end of sequence"
+        GritError, match="no special token '</s>', with which the format 'grit' ends an answer, and no end of"
     ):
         tokenizer.format(GRIT)
 
