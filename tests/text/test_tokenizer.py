@@ -408,7 +408,8 @@ def test_a_format_without_an_end(tmp_path):
     tokenizer = Tokenizer(byte_level()._json, bos_token=None, eos_token=None)
     assert tokenizer.format(QWEN) == QWEN
     with pytest.raises(
-        GritError, match="no special token '</s>', with which the format 'grit' ends an answer, and no end of"
+        GritError,
+        match="no special token '</s>', with which the format 'grit' ends an answer, and no end of",
     ):
         tokenizer.format(GRIT)
 
