@@ -38,7 +38,7 @@ from grit_jax.run_config import (
     read_run_config,
     step_config,
 )
-from grit_jax.runtime.files import new_folder, writable_folder
+from grit_jax.runtime.files import new_folder, writable_folder, write_text
 from grit_jax.runtime.hosts import (
     Exchange,
     all_say,
@@ -243,9 +243,8 @@ def _run(
     how = step_config(fitted, model.config)
     check_dimensions(how.loss, model.projection or model.config.hidden_size)
     if is_first():
-        (output.local / CONFIG_FILE).write_text(
-            dump_yaml(config, f"grit train {output.under(CONFIG_FILE)}")
-        )
+        header = f"grit train {output.under(CONFIG_FILE)}"
+        write_text(output.local / CONFIG_FILE, dump_yaml(config, header))
         output.copy()  # what cannot be written shows here, not after the first steps
     wrap = _wrapper(config, model.config, tokenizer, mesh)
     with jax.set_mesh(mesh):

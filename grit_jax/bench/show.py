@@ -3,7 +3,6 @@ lengths."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ from grit_jax.bench.lower_bound import kv_bytes
 from grit_jax.bench.rag import MEASURED, SHAPES, RagBench, RagTiming
 from grit_jax.inference.model import GritLM
 from grit_jax.models.parameters import num_parameters
+from grit_jax.runtime.files import write_file, write_json, write_text
 from grit_jax.runtime.progress import say
 
 HEAD = (
@@ -45,9 +45,9 @@ def markdown(bench: RagBench, model: GritLM) -> str:
 
 def write(bench: RagBench, model: GritLM, folder: Path) -> None:
     """`table.md`, `rag.json` (every timing) and, where matplotlib is installed, `latency.png`."""
-    (folder / "table.md").write_text(markdown(bench, model), encoding="utf-8")
+    write_text(folder / "table.md", markdown(bench, model))
     rows = [vars(timing) for timing in bench.curve or bench.table]
-    (folder / "rag.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write_json(folder / "rag.json", rows)
     try:
         plot(bench.curve, folder / "latency.png")
     except ImportError:
@@ -91,7 +91,8 @@ def plot(curve: list[RagTiming], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with write_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=120)
 
 
 def _table(rows: list[RagTiming]) -> str:

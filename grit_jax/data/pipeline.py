@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from grit_jax.data.packing import (
 )
 from grit_jax.data.sources import open_source
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import write_json
 from grit_jax.runtime.progress import say
 from grit_jax.text.chat import GRIT, ChatFormat
 from grit_jax.text.tokenizer import Tokenizer
@@ -182,7 +182,7 @@ class JointBatches:
             tell = say if source.used < source.examples else log.info
             tell(str(source))
         entries = [dataclasses.asdict(source) for source in self.summary]
-        path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, entries)
 
     def __len__(self) -> int:
         return _ENDLESS if self.num_steps is None else self.num_steps

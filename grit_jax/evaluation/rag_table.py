@@ -10,7 +10,6 @@ at the question and stays plain.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ from grit_jax.rag.build import calibrated
 from grit_jax.rag.codecs.codecs import KINDS
 from grit_jax.rag.reading import DOCUMENT_CACHES, Reader
 from grit_jax.rag.record_format import NATIVE
+from grit_jax.runtime.files import write_json, write_text
 from grit_jax.runtime.progress import progress
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES, RagMode
 
@@ -105,8 +105,8 @@ class RagTable:
 
     def write(self, folder: Path) -> None:
         """`table.md` and `rag.json`."""
-        (folder / "table.md").write_text(self.markdown(), encoding="utf-8")
-        (folder / "rag.json").write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        write_text(folder / "table.md", self.markdown())
+        write_json(folder / "rag.json", self.to_dict())
 
 
 def cases(

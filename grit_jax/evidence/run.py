@@ -24,7 +24,7 @@ from grit_jax.evidence.configs import (
 from grit_jax.pydocs.corpus import prepare_corpus
 from grit_jax.pydocs.repeats import write_repeats
 from grit_jax.run_config import RunConfig, read_run_config
-from grit_jax.runtime.files import writable_folder, write_json
+from grit_jax.runtime.files import is_temporary, writable_folder, write_json, write_text
 from grit_jax.runtime.metrics import read_lines
 from grit_jax.runtime.progress import say
 from grit_jax.train import train
@@ -63,7 +63,7 @@ def run_evidence(
         **({"cached": _cached(out, seeds)} if "cached" in parts else {}),
         "commands": commands(out, seeds, parts),
     }
-    _write_text(out / "table.md", markdown(report))
+    write_text(out / "table.md", markdown(report))
     write_json(out / "evidence.json", report)
     return report
 
@@ -196,7 +196,7 @@ def _claim(out: Path) -> None:
     wanted = configs()
     single = {"base", "copier", "reader"}
     try:
-        there = {path.name for path in out.iterdir() if path.suffix != ".tmp"}
+        there = {path.name for path in out.iterdir() if not is_temporary(path)}
         if there and not there & {f"{name}.yaml" for name in wanted}:
             raise GritError(
                 f"{out}: the folder is not empty and holds no evidence; choose another --out"
@@ -207,7 +207,7 @@ def _claim(out: Path) -> None:
                 dump_yaml(config, command(out, name, None if name in single else 0)),
             )
             if path.name not in there:
-                _write_text(path, text)
+                write_text(path, text)
             elif (
                 path.read_bytes() != text.encode()
                 and build(RunConfig, read_yaml(path), str(path)) != config
@@ -225,22 +225,12 @@ def _copy_tokenizer(folder: Path) -> None:
     """The package's tokenizer without its model."""
     folder.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
-        _write_text(
+        write_text(
             folder / name,
             (resources.files("grit_jax.quickstart") / "base_model" / name).read_text(
                 encoding="utf-8"
             ),
         )
-
-
-def _write_text(path: Path, text: str) -> None:
-    """A file is whole or as it was."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def markdown(report: dict[str, Any]) -> str:

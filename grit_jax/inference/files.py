@@ -14,7 +14,7 @@ from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.text import conversations
-from grit_jax.runtime.files import whole_file
+from grit_jax.runtime.files import write_file
 
 Precision = Literal["float32", "bfloat16", "int8", "binary"]
 INT8_LEVELS = 127
@@ -124,7 +124,7 @@ def encode_file(
     width = model.embedding_width
     if dim is not None and dim > width:
         raise GritError(f"--dim {dim}: the model's vectors have {width} dimensions")
-    with whole_file(output) as file:  # before the work, not after it
+    with write_file(output) as file:  # before the work, not after it
         encoded = model.encoder.encode(texts, instruction, max_length, progress=True)
         np.save(file, quantize(truncate(encoded.vectors, dim), precision))
     return {

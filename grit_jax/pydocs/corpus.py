@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from grit_jax.pydocs.questions import (
     questions,
     randomised,
 )
-from grit_jax.runtime.files import read_json, write_json
+from grit_jax.runtime.files import read_json, write_json, write_jsonl
 from grit_jax.runtime.progress import say
 
 __all__ = [
@@ -135,7 +133,9 @@ def write_corpus(
         lines = make()
         if not name.endswith("documents"):
             random.Random(f"{seed} {name}").shuffle(lines)
-        rows[name] = _write(out / f"{name}.jsonl", lines)
+        path = out / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows[name] = write_jsonl(path, lines)
     return CorpusSummary(
         len(documents),
         len(sides.train),
@@ -146,23 +146,6 @@ def write_corpus(
         tuple(reading.missing),
         best_constant([q.row() for q in heldout_rag]),
     )
-
-
-def _write(path: Path, lines: Iterable[dict]) -> int:
-    """A file is whole or absent: a killed run leaves none that a later one would take for
-    finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    count = 0
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                count += 1
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
 
 
 def document_lines(documents: Sequence[Document]) -> list[dict]:

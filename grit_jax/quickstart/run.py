@@ -34,7 +34,7 @@ from grit_jax.quickstart.report import write_html
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.run_config import read_run_config
-from grit_jax.runtime.files import read_json, write_json
+from grit_jax.runtime.files import is_temporary, read_json, write_json, write_text
 from grit_jax.runtime.metrics import read_lines
 from grit_jax.runtime.progress import duration, say
 from grit_jax.text.rag_layouts import MODES
@@ -73,11 +73,8 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
             _train_base(out, seed)
         else:
             _copy_base(out / "base")
-        (out / "train.yaml").write_text(
-            dump_yaml(
-                joint_config(seed), f"grit train {out / 'train.yaml'} --output ANOTHER_FOLDER"
-            )
-        )
+        header = f"grit train {out / 'train.yaml'} --output ANOTHER_FOLDER"
+        write_text(out / "train.yaml", dump_yaml(joint_config(seed), header))
         trained = train(read_run_config(out / "train.yaml"))
     metrics = read_lines(out / "metrics.jsonl")
 
@@ -182,7 +179,7 @@ def _train_base(out: Path, seed: int) -> None:
         " shipped one"
     )
     path = out / "warmup.yaml"
-    path.write_text(dump_yaml(base_config(seed), f"grit train {path}"))
+    write_text(path, dump_yaml(base_config(seed), f"grit train {path}"))
     warm = train(read_run_config(path))
     shutil.copytree(warm.model, out / "base", dirs_exist_ok=True)
 
@@ -240,7 +237,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if any(file.name != "quickstart.tmp" for file in out.iterdir()):
+            if any(not is_temporary(file) for file in out.iterdir()):
                 raise GritError(
                     f"{out}: the folder is not empty and holds no quickstart; choose another --out"
                 )

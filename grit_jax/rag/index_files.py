@@ -19,7 +19,6 @@ When many rows are dead, the others are copied to files of the next generation (
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,9 +30,10 @@ import numpy as np
 from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
 from grit_jax.rag.search.exact import StoredVectors
+from grit_jax.runtime.files import LOCK, is_temporary, lock_folder, write_json
 
 FORMAT_VERSION = 2
-MANIFEST, LOCK = "index.json", ".lock"
+MANIFEST = "index.json"
 DOCUMENTS, VECTORS, DEAD, KV = "documents.jsonl", "vectors.npy", "dead.bin", "kv"
 NPY_HEADER = 128  # bytes; the shape in it is rewritten in place as the file grows
 COPY_ROWS = 4096  # at a time, into the next generation
@@ -311,17 +311,13 @@ def writing(
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not (path / MANIFEST).exists() and any(file.name != LOCK for file in path.iterdir()):
+        if not (path / MANIFEST).exists() and any(
+            file.name != LOCK and not is_temporary(file) for file in path.iterdir()
+        ):
             raise GritError(
                 f"{path}: the folder is not empty and holds no index; choose another --output"
             )
-        with open(path / LOCK, "wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise GritError(
-                    f"{path}: another grit index is writing here; wait until it is done"
-                ) from None
+        with lock_folder(path, "grit index"):
             writer = IndexWriter(path, _claim(path, settings, defaults))
             try:
                 yield writer
@@ -383,17 +379,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Replaces the manifest; a reader sees the old one or the new one."""
-    temporary = path / (MANIFEST + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path / MANIFEST)
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+    write_json(path / MANIFEST, manifest)
 
 
 def npy_header(count: int, dim: int) -> bytes:

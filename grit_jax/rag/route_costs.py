@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.index import Index
 from grit_jax.rag.page_cache import drop_page_cache
 from grit_jax.rag.router import RouteCosts, Work
+from grit_jax.runtime.files import json_text, write_text
 from grit_jax.types import DocumentKV
 
 VERSION = 1  # of what is measured and how
@@ -190,12 +190,6 @@ def _keep(path: Path, costs: RouteCosts) -> RouteCosts | None:
     counts."""
     values = dataclasses.asdict(costs)
     del values["work"]
-    with (
-        contextlib.suppress(OSError),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".costs-") as folder,
-    ):
-        written = Path(folder) / path.name
-        written.write_text(json.dumps(values), encoding="utf-8")
-        with contextlib.suppress(FileExistsError):
-            os.link(written, path)
+    with contextlib.suppress(GritError):
+        write_text(path, json_text(values), overwrite=False)
     return _kept(path, costs.work)

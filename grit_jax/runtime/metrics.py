@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from grit_jax.errors import GritError
+from grit_jax.runtime.files import json_text, write_text
 
 
 class MetricsFile:
@@ -23,12 +23,7 @@ class MetricsFile:
     def __init__(self, path: Path, start_step: int = 0):
         self.path = path
         kept = [line for line in read_lines(path) if line["step"] < start_step]
-        try:
-            self._put("".join(map(_text, kept)))
-        except OSError as error:
-            raise GritError(
-                f"{path}: cannot be written ({error.strerror}); choose another output folder"
-            ) from None
+        self._put("".join(map(_text, kept)))
         self.last: dict[str, Any] = kept[-1] if kept else {}
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -56,14 +51,12 @@ class MetricsFile:
 
     def _put(self, text: str) -> None:
         """Makes `text` the file, whole at any instant, and goes on behind it."""
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path)
+        write_text(self.path, text)
         self._file = self.path.open("a", encoding="utf-8")
 
 
 def _text(line: dict[str, Any]) -> str:
-    return json.dumps(line) + "\n"
+    return json_text(line) + "\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

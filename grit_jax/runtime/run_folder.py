@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import is_temporary
 from grit_jax.runtime.hosts import is_first
 from grit_jax.runtime.progress import say
 
@@ -266,5 +267,5 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     return [
         (path.relative_to(folder).as_posix(), path)
         for path in paths
-        if path.suffix != ".tmp" and path.is_file()
+        if not is_temporary(path) and path.is_file()
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import write_text
 
 WANDB_ID_FILE = "wandb_id"  # in the output folder: a run that goes on is the same one there, too
 
@@ -78,7 +79,7 @@ class _Wandb:
             raise _not_installed("train.wandb", "wandb") from None
         file = output / WANDB_ID_FILE
         if not file.exists():
-            file.write_text(uuid.uuid4().hex[:8])
+            write_text(file, uuid.uuid4().hex[:8])
         try:
             self._run = wandb.init(
                 project=project,

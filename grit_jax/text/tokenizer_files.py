@@ -21,6 +21,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import write_file, write_json, write_text
 from grit_jax.text import sentencepiece_model
 
 TOKENIZER, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
@@ -141,12 +142,11 @@ def write(directory: Path, files: TokenizerFiles, architecture: str | None = Non
         (directory / name).unlink(missing_ok=True)
     for file in (directory / TEMPLATES).glob("*.jinja"):
         file.unlink()
-    (directory / TOKENIZER).write_text(files.tokenizer_json, encoding="utf-8")
+    write_text(directory / TOKENIZER, files.tokenizer_json)
     if files.model is not None:
-        (directory / MODEL).write_bytes(files.model)
-    (directory / CONFIG).write_text(
-        json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-    )
+        with write_file(directory / MODEL) as stream:
+            stream.write(files.model)
+    write_json(directory / CONFIG, config)
 
 
 def _is_qwen2(tokenizer_json: str) -> bool:

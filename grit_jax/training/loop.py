@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import write_json
 from grit_jax.runtime.hosts import Agreement, all_say, is_first, wait_for_all
 from grit_jax.runtime.metrics import MetricsFile
 from grit_jax.runtime.preemption import Preempted
@@ -209,7 +209,7 @@ class _Recorder:
                 "ids": self._batch_ids(step) if self._batch_ids else None,
             }
             if is_first():
-                (self._output.local / "bad_batch.json").write_text(json.dumps(report, indent=1))
+                write_json(self._output.local / "bad_batch.json", report)
             raise GritError(
                 f"step {step}: {bad} is {values[bad]}; the examples of its batch are listed in"
                 f" {self._output.under('bad_batch.json')}; a lower optimizer.lr or a longer warmup"

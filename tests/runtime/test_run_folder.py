@@ -83,7 +83,7 @@ def test_what_one_machine_leaves_the_next_one_has(store, tmp_path, monkeypatch):
     (first.local / "model").mkdir()
     for name in ("grit.json", "model.safetensors"):
         (first.local / "model" / name).write_text(name)
-    (first.local / "metrics.tmp").write_text("half")
+    (first.local / ".metrics.jsonl.7-7.tmp").write_text("half")
     first.copy()
     assert names(store) == {"metrics.jsonl", "tokenizer/tokenizer.json"}
     with metrics.open("a") as file:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.weights import hf_names
 from grit_jax.models.lora import TARGETS, A, B, LoraConfig
-from grit_jax.runtime.files import write_json
+from grit_jax.runtime.files import write_file, write_json
 
 
 def write_adapter(
@@ -42,7 +42,8 @@ def write_adapter(
             for layer in range(len(factor)):  # [out, in] there
                 key = f"base_model.model.model.{module.format(layer=layer)}.{theirs}.weight"
                 tensors[key] = np.ascontiguousarray(factor[layer].T)
-    save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
+    with write_file(directory / "adapter_model.safetensors") as file:
+        file.write(save(tensors, {"format": "pt"}))
     write_json(
         directory / "adapter_config.json",
         {

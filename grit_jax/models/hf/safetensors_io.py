@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from grit_jax.errors import GritError
-from grit_jax.runtime.files import read_json, write_json
+from grit_jax.runtime.files import read_json, write_file, write_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -235,18 +234,12 @@ def write_tensors(
         if len(shards) == 1
         else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     )
-    temporary = [directory / f".{name}.{os.getpid()}.tmp" for name in names]
-    try:
-        for path, shard in zip(temporary, shards, strict=True):
-            _write_file(path, shard, dtype)
+    with contextlib.ExitStack() as files:  # all are written before the first is renamed
+        for name, shard in zip(names, shards, strict=True):
+            _write_shard(files.enter_context(write_file(directory / name)), shard, dtype)
         if len(shards) > 1:
             for entry in (INDEX_FILE, SINGLE_FILE):
                 (directory / entry).unlink(missing_ok=True)
-        for path, name in zip(temporary, names, strict=True):
-            os.replace(path, directory / name)
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
     if len(shards) > 1:
         count = sum(tensor.size for tensor in tensors)
         metadata = {"total_parameters": count, "total_size": count * DTYPES[dtype].itemsize}
@@ -279,7 +272,7 @@ def _shards(tensors: Sequence[Tensor], itemsize: int, limit: int) -> Iterator[li
     yield shard
 
 
-def _write_file(path: Path, tensors: Sequence[Tensor], dtype: str) -> None:
+def _write_shard(file: BinaryIO, tensors: Sequence[Tensor], dtype: str) -> None:
     """The safetensors layout: length of the header in 8 bytes, the header (JSON), the values back
     to back."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on this key
@@ -294,12 +287,9 @@ def _write_file(path: Path, tensors: Sequence[Tensor], dtype: str) -> None:
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            values = np.ascontiguousarray(tensor.values(), dtype=DTYPES[dtype])
-            if values.shape != tensor.shape:
-                raise ValueError(f"{tensor.name} has shape {values.shape}, expected {tensor.shape}")
-            stream.write(values.view(np.uint8).data)  # little-endian, as every platform JAX runs on
-        stream.flush()
-        os.fsync(stream.fileno())
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors:
+        values = np.ascontiguousarray(tensor.values(), dtype=DTYPES[dtype])
+        if values.shape != tensor.shape:
+            raise ValueError(f"{tensor.name} has shape {values.shape}, expected {tensor.shape}")
+        file.write(values.view(np.uint8).data)  # little-endian, as every platform JAX runs on

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grit_jax.errors import GritError
 from grit_jax.quickstart.report import facts
 from grit_jax.quickstart.report.charts import curve, escape
 from grit_jax.quickstart.report.elements import figure, note, section
@@ -17,6 +16,7 @@ from grit_jax.quickstart.report.facts import number, part, score
 from grit_jax.quickstart.report.results import answering, finding, writing
 from grit_jax.quickstart.report.samples import sample, with_code
 from grit_jax.quickstart.report.style import STYLE
+from grit_jax.runtime.files import write_text
 
 # The browser itself refuses whatever would come from outside the file.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -46,18 +46,7 @@ def write_html(
     Raises:
       GritError: `path` cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(html_report(report, metrics), encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise GritError(
-            f"{path}: cannot be written ({error.strerror}); choose another output folder"
-        ) from None
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+    write_text(Path(path), html_report(report, metrics))
 
 
 def html_report(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -31,7 +31,7 @@ from grit_jax.models.transformer import parameter_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden"  # written by transformers: see make_golden.py
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
-TOKENIZER = GOLDEN.parent.parent / "data" / "golden" / "mistral"
+TOKENIZER = GOLDEN.parents[1] / "text" / "golden" / "mistral"
 read_golden = functools.cache(lambda name: read_model_directory(GOLDEN / name))
 
 
