@@ -30,6 +30,7 @@ from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.run_config import (
+    PATH_KEYS,
     ModelSection,
     RunConfig,
     TrainSection,
@@ -244,7 +245,8 @@ def _run(
     check_dimensions(how.loss, model.projection or model.config.hidden_size)
     if is_first():
         header = f"grit train {output.under(CONFIG_FILE)}"
-        write_text(output.local / CONFIG_FILE, dump_yaml(config, header))
+        text = dump_yaml(config, header, paths=PATH_KEYS, folder=output.local)
+        write_text(output.local / CONFIG_FILE, text)
         output.copy()  # what cannot be written shows here, not after the first steps
     wrap = _wrapper(config, model.config, tokenizer, mesh)
     with jax.set_mesh(mesh):

@@ -2,12 +2,13 @@
 one."""
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import yaml
 
-from grit_jax.config import dump_yaml, load_config, to_dict
+from grit_jax.config import ConfigError, dump_yaml, load_config, to_dict
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 
@@ -33,6 +34,9 @@ class Config:
     optimizer: Optimizer = Optimizer()
     data: Data = dataclasses.field(default_factory=Data)
     model: ModelConfig | None = None
+
+
+PATHS = ("data.embedding", "data.weights", "name")
 
 
 @pytest.fixture
@@ -106,22 +110,22 @@ def test_an_override_keeps_its_neighbours(write):
         ("steps: many", {}, ["run.yaml", "steps", "many"]),
         ("", {"steps": "1.5"}, ["steps"]),
         ("", {"steps": "[1"}, ["command line", "steps"]),
-        ("", {"steps": "many"}, ["command line: steps: expected a whole number, found 'many'"]),
+        ("", {"steps": "many"}, ["command line: steps: expected an integer, got 'many'"]),
         ("steps:", {}, ["run.yaml: key 'steps' has no value"]),
         ("optimizer:", {}, ["run.yaml: key 'optimizer' has no value"]),
         (
             "optimizer: {kind: sgd}",
             {},
-            ["run.yaml: optimizer.kind: expected one of adamw, muon, found 'sgd'"],
+            ["run.yaml: optimizer.kind: expected one of adamw, muon, got 'sgd'"],
         ),
         ("optimizer: fast", {}, ["'optimizer' expects a mapping"]),
         ("model: {num_attention_heads: 5}", {}, [r"run.yaml: model.num_attention_heads \(5\)"]),
         (
             "model: {hidden_size: big}",
             {},
-            ["run.yaml: model.hidden_size: expected a whole number, found 'big'"],
+            ["run.yaml: model.hidden_size: expected an integer, got 'big'"],
         ),
-        ("name: [1]", {}, [r"run.yaml: name: expected a text, found '\[1\]'"]),
+        ("name: [1]", {}, [r"run.yaml: name: expected a string, got \[1\]"]),
         ("steps: [1", {}, ["run.yaml:", "not valid YAML"]),
         ("- steps", {}, ["run.yaml", "expected a mapping"]),
     ],
@@ -156,6 +160,78 @@ def test_file_names_are_relative_to_their_file(write, tmp_path):
     ]
     assert config.data.weights == {str(tmp_path / "a.jsonl"): 2.0}
     assert config.name == "here"  # the command line's are relative to the working directory
+
+
+def test_the_home_folder_is_expanded_everywhere(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    path = write("data: {embedding: [~/a.jsonl, 'tfds:~/set'], weights: {~/a.jsonl: 2.0}}")
+    config = load_config(Config, path, {"name": "~/out"}, paths=PATHS)
+    assert config.data.embedding == ["/home/ada/a.jsonl", "tfds:/home/ada/set"]
+    assert config.data.weights == {"/home/ada/a.jsonl": 2.0} and config.name == "/home/ada/out"
+    typed = {"data.embedding": "[~/b.jsonl]", "name": "a~/b"}
+    config = load_config(Config, path, typed, paths=PATHS)
+    assert config.data.embedding == ["/home/ada/b.jsonl"] and config.name == "a~/b"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_dumped_file_works_from_anywhere_and_moves_with_its_folder(tmp_path, monkeypatch, moved):
+    run, new = tmp_path / "run", tmp_path / "new"
+    run.mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = Data(["run/a.jsonl", "tfds:run/set", "b/*.jsonl", "/c.jsonl"], {"run/a.jsonl": 2.0})
+    config = Config(name="run", data=data)
+    (run / "config.yaml").write_text(dump_yaml(config, paths=PATHS, folder=Path("run")))
+    assert yaml.safe_load((run / "config.yaml").read_text())["name"] == "."
+    monkeypatch.chdir("/")
+    if moved:
+        run.rename(new)
+        run = new
+    config = load_config(Config, run / "config.yaml", paths=PATHS)
+    assert config.name == str(run)
+    assert config.data.embedding == [
+        f"{run}/a.jsonl",
+        f"tfds:{run}/set",
+        f"{tmp_path}/b/*.jsonl",
+        "/c.jsonl",
+    ]
+    assert config.data.weights == {f"{run}/a.jsonl": 2.0}
+
+
+def test_a_typed_text_is_a_text(write):
+    """YAML would make a number or a date of it."""
+    for text in ("2024", "2024-05-01", "1e3", "0x10", "yes"):
+        assert load_config(Config, None, {"name": text}).name == text
+    assert load_config(Config, None, {"name": "'null'"}).name == "null"
+    with pytest.raises(GritError, match="name: expected a string, got 2024; put it in quotes"):
+        load_config(Config, write("name: 2024"))
+
+
+def test_an_error_has_its_place_in_parts(write):
+    path = write("optimizer: {betas: [0.9, high]}")
+    with pytest.raises(ConfigError, match=r"optimizer.betas\[1\]: expected a number") as caught:
+        load_config(Config, path)
+    assert caught.value.source == str(path) and caught.value.key == ("optimizer", "betas", "[1]")
+    assert caught.value.problem == "expected a number, got 'high'"
+    with pytest.raises(ConfigError) as caught:
+        load_config(Config, path, {"optimizer.betas": "[0.9]"})
+    assert str(caught.value) == "command line: optimizer.betas: expected 2 entries, got 1"
+
+
+@pytest.mark.parametrize("value", ["true", "1.5", "'1.5'", "[1]", "{a: 1}", "~"])
+def test_what_is_no_integer(write, value):
+    with pytest.raises(GritError, match="steps"):
+        load_config(Config, write(f"steps: {value}"))
+
+
+@pytest.mark.parametrize("value", ["1", "'no'", "0"])
+def test_what_is_not_true_or_false(write, value):
+    with pytest.raises(GritError, match="resume: expected true or false, got"):
+        load_config(Config, write(f"resume: {value}"))
+
+
+def test_a_key_that_stands_twice(write):
+    with pytest.raises(GritError, match=r"run.yaml:3: .*'steps' stands in line 1 already"):
+        load_config(Config, write("steps: 1\nname: a\nsteps: 2"))
 
 
 def test_dump_and_load_again(write):

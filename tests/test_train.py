@@ -3,6 +3,8 @@ model."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -34,7 +36,9 @@ def folder(tmp_path_factory, sentences) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder) -> Path:
-    return train(read_run_config(folder / "config.yaml"), profile=(2, 4)).output
+    typed = {"output": "whole", "data.generative": "[generative.jsonl]"}
+    with contextlib.chdir(folder):
+        return folder / train(read_run_config("config.yaml", typed), profile=(2, 4)).output
 
 
 def test_a_run_leaves_metrics_checkpoints_and_a_model(whole):
@@ -131,6 +135,18 @@ def test_export_writes_the_newest_checkpoint(whole, tmp_path):
     assert export_checkpoint(whole, tmp_path / "out") == STEPS
     one, two = GritLM.from_pretrained(whole / "model"), GritLM.from_pretrained(tmp_path / "out")
     np.testing.assert_array_equal(one.params["query"], two.params["query"])
+
+
+def test_the_config_in_a_run_folder_repeats_the_run_from_anywhere(
+    folder, whole, tmp_path, monkeypatch
+):
+    """It was started with relative names on the command line."""
+    monkeypatch.chdir(tmp_path)
+    again = read_run_config(whole / "config.yaml")
+    assert again == dataclasses.replace(read_run_config(folder / "config.yaml"), output=str(whole))
+    assert train(again).already_finished
+    assert export_checkpoint(whole, tmp_path / "exported") == STEPS
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(folder):

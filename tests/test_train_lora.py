@@ -249,7 +249,7 @@ def test_other_adapters_are_refused(folder, half, change, words):
     [
         ({"lora__targets": "[w1]"}, "lora.targets"),
         ({"lora__rank": "0"}, "lora.rank must be at least 1"),
-        ({"lora__base": "int2"}, "lora.base: expected one of full, int8, int4, found 'int2'"),
+        ({"lora__base": "int2"}, "lora.base: expected one of full, int8, int4, got 'int2'"),
         ({"model__preset": "gpt_5"}, "model.preset: 'gpt_5' is unknown; known: mistral_7b"),
         ({"lora__rnak": "3"}, "did you mean 'lora.rank'"),
         ({"model__path": "null", "model__preset": "qwen3_0_6b"}, "it needs model.path"),

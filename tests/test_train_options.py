@@ -306,7 +306,7 @@ def test_one_side_alone_trains(folder):
         ),
         (
             {"train.gradient": "queries"},
-            "train.gradient: expected one of both, query, passage, found 'queries'",
+            "train.gradient: expected one of both, query, passage, got 'queries'",
         ),
         ({"train.backward": "twice"}, "train.backward: expected one of joint, separate, split"),
         ({"train.eval_every": -1}, "train.eval_every must be at least 0"),
@@ -321,7 +321,7 @@ def test_one_side_alone_trains(folder):
         ),
         (
             {"train.loss.matryoshka_dims": [4.5]},
-            "train.loss.matryoshka_dims.*expected a whole number",
+            "train.loss.matryoshka_dims.*expected an integer",
         ),
     ],
 )

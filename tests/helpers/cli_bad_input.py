@@ -375,9 +375,7 @@ CASES = {
     f"{TRAIN} --resume maybe": "--resume: invalid choice: 'maybe'",
     f"{TRAIN} --train.steps": "--train.steps needs a value",
     f"{TRAIN} --train.steps --mesh.data 1": "--train.steps needs a value",
-    f"{TRAIN} --train.steps many": (
-        "command line: train.steps: expected a whole number, found 'many'"
-    ),
+    f"{TRAIN} --train.steps many": ("command line: train.steps: expected an integer, got 'many'"),
     f"{TRAIN} --train.steps 0": "train.steps must be at least 1, is 0",
     f"{TRAIN} --train.steps -3": "train.steps must be at least 1, is -3",
     f"{TRAIN} --train.steps=[1": "command line: --train.steps '\\[1' cannot be read",
@@ -405,7 +403,7 @@ CASES = {
     f"{TRAIN} --data.generative_batch 0": "every batch size is 0",
     f"{TRAIN} --data.generative []": "data.generative_batch is 2, but data.generative is empty",
     f"{TRAIN} --data.generative generative.jsonl": (
-        "data.generative: expected a list, found 'generative.jsonl'"
+        "data.generative: expected a list such as \\[a, b\\], got 'generative.jsonl'"
     ),
     f"{TRAIN} --data.generative [absent]": "absent: no such file",
     f"{TRAIN} --data.generative [empty]": "empty: empty",
@@ -427,7 +425,7 @@ CASES = {
     f"{TRAIN} --data.generative [embedding.jsonl]": (
         "embedding.jsonl:1: an embedding example in a generative file"
     ),
-    f"{TRAIN} --data.on_error ignore": "data.on_error: expected one of stop, skip, found 'ignore'",
+    f"{TRAIN} --data.on_error ignore": "data.on_error: expected one of stop, skip, got 'ignore'",
     f"{TRAIN} --model.path ./absent": "./absent: absent model: no such directory",
     f"{TRAIN} --model.shape null --model.path ./absent": "./absent: absent model",
     f"{TRAIN} --model.shape null --model.path m-truncated": (
@@ -443,7 +441,7 @@ CASES = {
     f"{TRAIN} --model.shape null --model.path m-pickle": "m-pickle: only pickled weights",
     f"{TRAIN} --model.shape.num_key_value_heads 0": "num_key_value_heads must be at least 1, is 0",
     f"{TRAIN} --model.shape.hidden_size big": (
-        "model.shape.hidden_size: expected a whole number, found 'big'"
+        "model.shape.hidden_size: expected an integer, got 'big'"
     ),
     f"{TRAIN} --model.shape.vocab_size 100": (
         "the tokenizer has \\d+ ids, the model's vocabulary 100"
