@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar, Union
 import yaml
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import expand_home
 
 C = TypeVar("C")
 COMMAND_LINE = "command line"
@@ -214,12 +215,6 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
 
 
 # ---- file names ----------------------------------------------------------------------------------
-
-
-def expand_home(name: str) -> str:
-    """A file name with `~` or `~user` at its beginning (behind `tfds:`) replaced by the folder."""
-    scheme, colon, rest = name.rpartition(":")
-    return f"{scheme}{colon}{os.path.expanduser(rest)}" if scheme in ("", "tfds") else name
 
 
 def _anchored(name: str, key: str, folder: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from grit_jax.cli import flags
@@ -58,7 +57,7 @@ def _rag_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=flags.path,
         metavar="DIR",
         help="write table.md, rag.json and latency.png, the curve over five lengths",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from grit_jax.cli import flags
 from grit_jax.cli.output import print_text
@@ -33,20 +32,20 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="SRC")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("sources", nargs="+", type=flags.name, metavar="SRC")
+    parser.add_argument("--output", required=True, type=flags.path, metavar="DIR")
 
 
 def _pydocs_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--output", required=True, type=flags.path, metavar="DIR")
     _seed_flag(parser)
 
 
 def _distractors_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input", required=True, type=Path, metavar="F.jsonl", help='lines {"docs", "text"}'
+        "--input", required=True, type=flags.path, metavar="F.jsonl", help='lines {"docs", "text"}'
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="F.jsonl")
+    parser.add_argument("--output", required=True, type=flags.path, metavar="F.jsonl")
     parser.add_argument(
         "--k",
         type=flags.several(flags.positive),
@@ -56,7 +55,7 @@ def _distractors_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--corpus",
-        type=Path,
+        type=flags.path,
         metavar="F.jsonl",
         help='lines {"id", "title"?, "text"} (default: the documents of all rows)',
     )
@@ -73,11 +72,11 @@ def _repeats_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         required=True,
-        type=Path,
+        type=flags.path,
         metavar="F.jsonl",
         help='lines {"id", "title"?, "text"}',
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="F.jsonl")
+    parser.add_argument("--output", required=True, type=flags.path, metavar="F.jsonl")
     parser.add_argument(
         "--rows", type=flags.positive, required=True, metavar="N", help="rows to write"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from grit_jax.cli import flags
 from grit_jax.cli.model import add_model, load_model
@@ -13,8 +12,8 @@ from grit_jax.cli.verb import Verb
 
 def _encode_flags(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--input", required=True, type=Path, metavar="F.jsonl|F.txt")
-    parser.add_argument("--output", required=True, type=Path, metavar="V.npy")
+    parser.add_argument("--input", required=True, type=flags.path, metavar="F.jsonl|F.txt")
+    parser.add_argument("--output", required=True, type=flags.path, metavar="V.npy")
     parser.add_argument(
         "--instruction", default="", metavar="T", help="what the vectors are for (default: none)"
     )
@@ -64,7 +63,7 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="T")
-    source.add_argument("--input", type=Path, metavar="F.jsonl")
+    source.add_argument("--input", type=flags.path, metavar="F.jsonl")
     parser.add_argument(
         "--max-new-tokens",
         type=flags.positive,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from grit_jax.cli import flags
@@ -27,7 +26,7 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
     )
     for kind in (retrieval, perplexity, rag):
         add_model(kind)
-        kind.add_argument("--input", required=True, type=Path, metavar="F.jsonl")
+        kind.add_argument("--input", required=True, type=flags.path, metavar="F.jsonl")
         kind.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     for kind in (retrieval, rag):
         add_search_flags(kind)
@@ -63,7 +62,7 @@ def _rag_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--corpus",
-        type=Path,
+        type=flags.path,
         metavar="F.jsonl",
         help="where distractors come from (default: the documents of all rows)",
     )
@@ -77,7 +76,7 @@ def _rag_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--index",
-        type=Path,
+        type=flags.path,
         metavar="INDEX",
         help="search the documents here (default: the documents of the row)",
     )
@@ -91,7 +90,9 @@ def _rag_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="(default: %(default)s)",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write table.md and rag.json")
+    parser.add_argument(
+        "--output", type=flags.path, metavar="DIR", help="write table.md and rag.json"
+    )
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -6,9 +6,11 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import expand_home
 
 # How keys and values are stored: rag/codecs/codecs.py's KINDS, whose module imports JAX.
 KV_KINDS = ("native", "int8", "int4", "pca2")
@@ -51,6 +53,17 @@ def kinds(
         return sub
 
     return add
+
+
+def path(text: str) -> Path:
+    """Reads a file name; `~` is the home directory, also in `--output=~/x`, which no shell
+    expands."""
+    return Path(expand_home(text))
+
+
+def name(text: str) -> str:
+    """Reads what may be a file name, a hub id or an address; `~` as for `path`."""
+    return expand_home(text)
 
 
 def whole_number(text: str) -> int:

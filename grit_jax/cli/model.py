@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from grit_jax.cli import flags
+
 if TYPE_CHECKING:
     from grit_jax.inference.model import GritLM
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Declares MODEL."""
-    parser.add_argument("model", metavar="MODEL", help="directory or Hugging Face hub id")
+    parser.add_argument(
+        "model", type=flags.name, metavar="MODEL", help="directory or Hugging Face hub id"
+    )
 
 
 def load_model(args: argparse.Namespace) -> GritLM:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from grit_jax.cli import flags
 from grit_jax.cli.output import print_result
@@ -12,7 +11,7 @@ from grit_jax.errors import GritError
 
 
 def _plan_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file")
+    parser.add_argument("config", metavar="CONFIG", type=flags.path, help="a YAML file")
     parser.add_argument(
         "--topology",
         required=True,

@@ -12,7 +12,10 @@ from grit_jax.cli.verb import Verb
 
 def _quickstart_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)"
+        "--out",
+        type=flags.path,
+        default=Path("runs/quickstart"),
+        help="folder (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=flags.natural, default=0, metavar="N", help="(default: %(default)s)"
@@ -47,7 +50,10 @@ def _evidence_flags(parser: argparse.ArgumentParser) -> None:
         help="runs of each configuration (default: %(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/evidence"), help="folder (default: %(default)s)"
+        "--out",
+        type=flags.path,
+        default=Path("runs/evidence"),
+        help="folder (default: %(default)s)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print evidence.json on stdout and nothing else"

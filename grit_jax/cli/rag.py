@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from grit_jax.cli import flags
 from grit_jax.cli.model import add_model, load_model
@@ -15,8 +14,8 @@ from grit_jax.text.rag_layouts import MODES
 
 def _index_flags(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--input", required=True, type=Path, metavar="corpus.jsonl")
-    parser.add_argument("--output", required=True, type=Path, metavar="INDEX")
+    parser.add_argument("--input", required=True, type=flags.path, metavar="corpus.jsonl")
+    parser.add_argument("--output", required=True, type=flags.path, metavar="INDEX")
     parser.add_argument(
         "--kv",
         choices=(*flags.KV_KINDS, "none"),
@@ -33,6 +32,7 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--store",
+        type=flags.name,
         metavar="PATH|URL",
         help="keep the keys and values here (gs://bucket/path) instead of in INDEX",
     )
@@ -76,7 +76,7 @@ def index(args: argparse.Namespace) -> None:
 
 def _ask_flags(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--index", required=True, type=Path, metavar="INDEX")
+    parser.add_argument("--index", required=True, type=flags.path, metavar="INDEX")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument(
         "--mode",

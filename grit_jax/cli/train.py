@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from grit_jax.cli import flags
 from grit_jax.cli.model import load_model
@@ -12,7 +11,7 @@ from grit_jax.cli.verb import Verb
 
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file")
+    parser.add_argument("config", metavar="CONFIG", type=flags.path, help="a YAML file")
     parser.add_argument(
         "--resume",
         choices=("auto", "never"),
@@ -52,8 +51,10 @@ def train(args: argparse.Namespace, arguments: list[str]) -> None:
 
 
 def _import_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="SOURCE", help="directory or Hugging Face hub id")
-    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument(
+        "model", type=flags.name, metavar="SOURCE", help="directory or Hugging Face hub id"
+    )
+    parser.add_argument("out", metavar="OUT", type=flags.path)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -75,9 +76,12 @@ def import_(args: argparse.Namespace) -> None:
 
 def _export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="the run's output folder, or its gs:// address"
+        "checkpoint",
+        type=flags.name,
+        metavar="CHECKPOINT",
+        help="the run's output folder, or its gs:// address",
     )
-    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument("out", metavar="OUT", type=flags.path)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),

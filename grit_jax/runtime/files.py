@@ -247,6 +247,12 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == ".tmp"
 
 
+def expand_home(name: str) -> str:
+    """A file name with `~` or `~user` at its beginning (behind `tfds:`) replaced by the folder."""
+    scheme, colon, rest = name.rpartition(":")
+    return f"{scheme}{colon}{os.path.expanduser(rest)}" if scheme in ("", "tfds") else name
+
+
 # ---- streams -------------------------------------------------------------------------------------
 
 

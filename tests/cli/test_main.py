@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,32 @@ def test_every_verb_has_help_that_fits_a_line(capsys):
         with pytest.raises(SystemExit) as end:
             build_parser().parse_args([name, "--help"])
         assert end.value.code == 0 and f"grit {name}" in capsys.readouterr().out
+
+
+FILES = {"input", "output", "out", "model", "index", "config", "sources", "store", "corpus"}
+
+
+def test_every_argument_that_names_a_file_expands_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    actions = list(actions_of(build_parser()))
+    named = [a for a in actions if a.dest in FILES | {"checkpoint"} and a.type is not None]
+    assert {a.dest for a in named} == FILES | {"checkpoint"}
+    for action in actions:
+        assert action.type is not Path, action.dest
+        if action.dest in FILES:
+            assert str(action.type("~/x")) == "/home/ada/x", action.dest
+            assert str(action.type("a~/x")) == "a~/x", action.dest
+    assert flags.name("tfds:~/x") == "tfds:/home/ada/x"
+    assert flags.name("gs://b/~") == "gs://b/~" and flags.name("org/model") == "org/model"
+
+
+def actions_of(parser):
+    """The arguments of a parser and of all its subcommands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from actions_of(sub)
 
 
 def test_choices_are_those_of_the_modules_that_implement_them():
