@@ -25,7 +25,7 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.answer import Asker
-from grit_jax.rag.index import Index, build_index
+from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.page_cache import drop_page_cache
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.runtime.progress import progress
@@ -192,7 +192,9 @@ def _sample(
         json.dumps({"id": "document", "text": sample.document}) + "\n", encoding="utf-8"
     )
     tags = model.encoder.format([""]).prompt
-    build_index(model, corpus, sample.index, kv=kv, max_length=long + tags, quiet=True)  # type: ignore[arg-type]
+    build_index(
+        model, corpus, sample.index, IndexOptions(kv=kv, max_length=long + tags), quiet=True
+    )  # type: ignore[arg-type]
     return sample
 
 

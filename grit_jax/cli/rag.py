@@ -57,19 +57,21 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def index(args: argparse.Namespace) -> None:
-    from grit_jax.rag.index import build_index
+    from grit_jax.rag.index import IndexOptions, build_index
 
     summary = build_index(
         load_model(args),
         args.input,
         args.output,
-        kv=args.kv,
-        max_length=args.max_length,
-        store=args.store,
-        vectors=args.vectors,
-        milvus=args.milvus,
-        update=args.update,
-        delete_missing=args.delete_missing,
+        IndexOptions(
+            kv=args.kv,
+            max_length=args.max_length,
+            store=args.store,
+            vectors=args.vectors,
+            milvus=args.milvus,
+            update=args.update,
+            delete_missing=args.delete_missing,
+        ),
     )
     print_result(summary.to_dict(), args.json, str(summary))
 

@@ -16,7 +16,7 @@ from grit_jax.data.formats import EmbeddingExample, Text
 from grit_jax.data.lines import read_examples
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.rag.search.exact import SearchSettings, VectorSearch
+from grit_jax.rag.search.exact import ExactSearch, SearchSettings
 from grit_jax.runtime.progress import progress
 
 NDCG_AT = 10
@@ -83,7 +83,7 @@ def evaluate_retrieval(
     search.check(model.embedding_width)
     pool = pool_of(examples)
     vectors = _encode(model, [*pool.queries, *pool.texts], max_length, quiet)
-    found = VectorSearch(vectors[len(pool.queries) :], model.mesh, settings=search).search(
+    found = ExactSearch(vectors[len(pool.queries) :], model.mesh, settings=search).search(
         vectors[: len(pool.queries)], max(*ks, NDCG_AT)
     )
     return score_rankings(found.rows.tolist(), pool.relevant, ks)

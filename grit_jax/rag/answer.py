@@ -137,7 +137,7 @@ class Asker:
         if mode not in (*MODES, "auto"):
             raise GritError(f"unknown mode '{mode}'; known: {', '.join((*MODES, 'auto'))}")
         if k < 1:
-            raise GritError(f"k must be at least 1, is {k}")
+            raise GritError(f"k: expected at least 1, got {k}")
         for question in questions:
             if not question.strip():
                 raise GritError("the question is empty")

@@ -1,55 +1,103 @@
-"""Making an index and keeping it up to date: each new document is read once, for its vector and its
-record."""
+"""Making an index and keeping it up to date: each new document is encoded once, for its vector and
+its record."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
 from grit_jax.inference.encoder import Encoded
 from grit_jax.inference.model import GritLM
+from grit_jax.inference.records import KVRecord
 from grit_jax.rag.codecs.codecs import KINDS, StoredCodec, calibrate, compression_of, sample_tokens
 from grit_jax.rag.corpus import Corpus, CorpusDocument
 from grit_jax.rag.index_files import (
     DOCUMENTS,
-    FORMAT_VERSION,
+    IndexSettings,
     IndexWriter,
     file_name,
     indexed_line,
-    living,
-    store_path,
+    kept_rows,
     writing,
 )
+from grit_jax.rag.manifest import keeps_records_inside, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search.milvus import choose, fill
-from grit_jax.rag.store import DocumentStore, remove_store
+from grit_jax.rag.store import DocumentStore, claim_store, remove_store, store_owner
 from grit_jax.runtime.progress import progress, say
+from grit_jax.types import DocumentKV
 
-# A batch is what is committed at once and what a kill costs at most. Its records stand in memory
+LONGEST_DOCUMENT = 4096  # tokens of a document by default, where the context allows
+# Tokens of the context that a document leaves for the question, the template and the answer by
+# default; a quarter of the context where that is less.
+ROOM_FOR_QUESTION = 512
+# A batch is committed at once, and the most that a killed process loses. Its records are in memory
 # twice.
 BATCH_BYTES, LEAST_BATCH, MOST_BATCH = 128 << 20, 4096, 65536  # the last two in tokens
 TOKENISED_TOGETHER = 256  # documents
-# of the rows: from here on the living ones are copied to new files, and the dead ones' bytes freed
-DEAD_SHARE = 0.25
+# Of the rows: with more deleted ones, the others are copied to new files, which frees the bytes.
+DELETED_SHARE = 0.25
+SAMPLED_RECORDS = 64  # looked up before a store without an identity is taken for this index's
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many are taken
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexOptions:
+    """How an index is built.
+
+    Attributes:
+      kv: how records are kept: one of `codecs.KINDS`, or "none".
+      max_length: tokens of a document, tags included; the rest of a longer one is not indexed.
+        None: what the index has, for a new one `default_max_length`.
+      store: where records are kept: a path, or a URL that TensorStore knows (`gs://bucket/path`).
+        A store belongs to one index. None: where they are, for a new index in its folder.
+      vectors: what searches the vectors, "exact" or "milvus"; None: what does, for a new index
+        exact. A change encodes nothing again.
+      milvus: "embedded" (in the index's folder) or the URI of a Milvus server; None: where it is.
+      update: replace documents whose text has changed; without it such a document is an error.
+      delete_missing: delete documents of the index that are not in the corpus.
+      batch_tokens: about how many tokens are committed at once; None: by the size of their records.
+    """
+
+    kv: str = NATIVE
+    max_length: int | None = None
+    store: str | None = None
+    vectors: str | None = None
+    milvus: str | None = None
+    update: bool = False
+    delete_missing: bool = False
+    batch_tokens: int | None = None
 
 
 @dataclasses.dataclass
 class IndexSummary:
-    """What a build did: documents, tokens and bytes are those of the whole index, `vectors` what
-    searches it; `encoded`, `replaced`, `deleted` (documents), `tokens_encoded` and `seconds` those
-    of this run. `bytes_kv` are those of the records, headers included; `kv_ratio` compares them
-    with bfloat16 keys and values without any header."""
+    """What a build did.
+
+    Attributes:
+      documents, tokens: in the whole index.
+      documents_truncated: of these documents, how many were longer than `max_length` and lost their
+        end.
+      max_length: tokens of a document.
+      encoded, skipped, replaced, deleted: documents of this run; skipped ones were indexed before.
+      tokens_encoded, seconds: of this run.
+      kv, vectors: how records are kept, and what searches the vectors.
+      bytes_vectors, bytes_kv: in the whole index; those of records include their headers.
+      bytes_per_token_per_layer, kv_ratio: of the records; the ratio is to bfloat16 keys and values
+        without headers.
+    """
 
     documents: int
+    documents_truncated: int
+    max_length: int
     encoded: int
     skipped: int
     replaced: int
@@ -70,9 +118,10 @@ class IndexSummary:
 
     def __str__(self) -> str:
         counts = (
-            (self.skipped, "were there"),
+            (self.skipped, "were indexed before"),
             (self.replaced, "replaced"),
             (self.deleted, "deleted"),
+            (self.documents_truncated, f"cut to {self.max_length} tokens"),
         )
         also = "".join(f", {count} {what}" for count, what in counts if count)
         kv = f"; {self.bytes_per_token_per_layer:g} bytes of cache per token and layer"
@@ -86,207 +135,194 @@ class IndexSummary:
 
 @dataclasses.dataclass
 class _Batch:
-    """Documents with their token ids; the first `prompt` of each are tags."""
+    """Documents with their token ids; the first `prompt` of each are tags. `truncated` are the ids
+    of documents that lost their end."""
 
     documents: list[CorpusDocument]
     ids: list[list[int]]
     prompt: int
+    truncated: set[str]
 
 
 @dataclasses.dataclass
-class _Found:
-    """What is in an index before a run.
+class _Contents:
+    """What the index holds, compared with the corpus.
 
     Attributes:
-      same: ids of the corpus's documents that are there as they are.
-      changed: rows and tokens, by id, of those that differ.
+      unchanged: ids of the corpus's documents that are indexed as they are.
+      changed: rows and tokens, by id, of documents whose text differs in the corpus.
       missing: rows and tokens, by id, of documents that are not in the corpus.
-      living, dead: keys of the records of the rows that count, and of those that do not any more.
+      keys: of the record of each row that is not deleted.
+      truncated: rows, not deleted, of documents that lost their end.
+      deleted_keys: of the records of deleted rows.
     """
 
-    same: set[str] = dataclasses.field(default_factory=set)
+    unchanged: set[str] = dataclasses.field(default_factory=set)
     changed: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     missing: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    living: dict[int, str] = dataclasses.field(default_factory=dict)
-    dead: set[str] = dataclasses.field(default_factory=set)
+    keys: dict[int, str] = dataclasses.field(default_factory=dict)
+    truncated: set[int] = dataclasses.field(default_factory=set)
+    deleted_keys: set[str] = dataclasses.field(default_factory=set)
+
+    def delete(self, rows: Iterable[int]) -> None:
+        """Takes note that rows were deleted."""
+        for row in rows:
+            self.deleted_keys.add(self.keys.pop(row))
+            self.truncated.discard(row)
+
+
+def default_max_length(context: int) -> int:
+    """Tokens of a document by default, for a model that reads `context` tokens: so many that a
+    question and its answer fit beside it (`ROOM_FOR_QUESTION`).
+
+    >>> default_max_length(32768), default_max_length(2048), default_max_length(512)
+    (4096, 1536, 384)
+    """
+    return max(1, min(LONGEST_DOCUMENT, context - min(ROOM_FOR_QUESTION, context // 4)))
 
 
 def build_index(
     model: GritLM,
     corpus: str | Path,
     output: str | Path,
+    options: IndexOptions = IndexOptions(),
     *,
-    kv: str = NATIVE,
-    max_length: int = 4096,
-    store: str | None = None,
-    vectors: str | None = None,
-    milvus: str | None = None,
-    update: bool = False,
-    delete_missing: bool = False,
-    batch_tokens: int | None = None,
     quiet: bool = False,
 ) -> IndexSummary:
-    """Encodes every document once: its vector and, unless `kv` is "none", its keys and values.
+    """Encodes every document once: its vector and, unless `options.kv` is "none", its keys and
+    values.
 
-    Started again, it goes on where it was killed; documents that are in the index already are not
-    read again, so a longer corpus is added to the index of a shorter one.
+    A build that was killed continues when it is started again. Documents that are indexed already
+    are not encoded again, so a longer corpus extends the index of a shorter one.
 
     Args:
       corpus: JSONL of `{"id", "title"?, "text"}`.
-      kv: one of `compress.KINDS`, or "none".
-      max_length: tokens of a document, tags included; what is beyond is not read.
-      store: where records are kept, a path or a URL that TensorStore knows (`gs://bucket/path`), of
-        this index alone; None: in the index's folder, or where they are.
-      vectors: what searches them, "exact" or "milvus"; None: what does, of a new index exact. It
-        can be changed later: nothing is encoded again.
-      milvus: "embedded", in the index's folder, or the URI of a Milvus server; None: where it is.
-      update: replaces documents whose text has changed; without it, that is an error.
-      delete_missing: takes documents that the corpus does not have out of the index.
-      batch_tokens: about how many are committed at once; None: by the size of their records.
+      output: the index's folder.
 
     Raises:
-      GritError: a bad line, an id that comes twice, a document that has changed since it was
-        indexed (`file:line`), an output that is no index, another model's index, or cannot be
-        written, or a Milvus that cannot be used.
+      GritError: a bad line, a repeated id, a document that has changed since it was indexed
+        (`file:line`), a vector or record that is not finite, an output that is no index, is another
+        model's or cannot be written, a store of another index, or a Milvus that cannot be used.
     """
     start = time.perf_counter()
-    if kv not in (*KINDS, "none"):
-        raise GritError(f"--kv must be {', '.join(KINDS)} or none, is {kv!r}")
-    max_length = min(max_length, model.config.max_position_embeddings)
-    source, identity, output = Corpus(corpus), RecordIdentity.of(model), Path(output)
-    settings: dict[str, Any] = {
-        "format": FORMAT_VERSION,
-        "model": identity.to_json(),
-        "pooling": model.pooling,
-        "kv": kv,
-        "dim": model.embedding_width,
-        "max_length": max_length,
-    }
-    settings |= {"store": str(store)} if store is not None else {}
-    with writing(output, settings, {"compression": None, "store": None}) as writer:
-        choose(writer, vectors, milvus)
-        found = _find(writer, source, update)
-        records = _open_store(model, writer, identity, source, max_length)
-        todo = (document for document in source if document.id not in found.same)
-        batches = _batches(
-            todo, model, max_length, batch_tokens or _batch_tokens(model, records is not None)
-        )
-        codec = records.codec if records is not None else None
-        encoded = tokens = 0
-        pending: Future[None] | None = None
-        with (
-            progress(
-                len(source), "index", "documents", initial=len(found.same), quiet=quiet
-            ) as bar,
-            ThreadPoolExecutor(1) as background,  # the disk works while the next batch is encoded
-        ):
-            for batch in batches:
-                starts = [batch.prompt] * len(batch.ids)
-                made = model.encoder.encode_ids(
-                    batch.ids, starts, return_cache=records is not None, codec=codec
-                )
-                if pending is not None:
-                    pending.result()
-                pending = background.submit(_commit, writer, records, batch, made, found)
-                encoded, tokens = encoded + len(batch.ids), tokens + made.tokens
-                bar.update(len(batch.ids))
-            if pending is not None:
-                pending.result()
-        if found.missing and delete_missing:
-            dead = dict(found.missing.values())
-            writer.append(np.zeros((0, model.embedding_width)), [], dead)
-            found.dead |= {found.living.pop(row) for row in dead}
-        elif found.missing:
-            say(
-                f"{output}: {len(found.missing)} documents of the index are not in {corpus}; they"
-                " stay in it (--delete-missing takes them out)"
-            )
-        records = _tidy(writer, records, found)
+    if options.kv not in (*KINDS, "none"):
+        raise GritError(f"--kv: expected {', '.join(KINDS)} or none, got {options.kv!r}")
+    source, output = Corpus(corpus), Path(output)
+    with writing(output, _settings(model, options)) as writer:
+        choose(writer, options.vectors, options.milvus)
+        contents = _compare(writer, source, options.update)
+        store = _open_store(model, writer, source, contents)
+        encoded, tokens = _add_documents(model, writer, store, source, contents, options, quiet)
+        deleted = _delete_missing(writer, contents, corpus, options.delete_missing)
+        store = _free_space(writer, store, contents)
         fill(writer, quiet)
         writer.commit(complete=True)
-        manifest, size = writer.manifest, records.size if records is not None else None
-    c = model.config
-    per_token = (
-        size.bytes / (size.tokens * c.num_hidden_layers)
-        if size is not None and size.tokens
-        else 0.0
-    )
-    return IndexSummary(
-        documents=manifest["documents"],
+        summary = _summary(model, writer, store, contents)
+    return dataclasses.replace(
+        summary,
         encoded=encoded,
-        skipped=len(found.same),
-        replaced=len(found.changed),
-        deleted=len(found.missing) if delete_missing else 0,
-        tokens=manifest["tokens"],
+        skipped=len(contents.unchanged),
+        replaced=len(contents.changed),
+        deleted=deleted,
         tokens_encoded=tokens,
         seconds=round(time.perf_counter() - start, 3),
-        kv=kv,
-        vectors="milvus" if manifest.get("milvus") else "exact",
-        bytes_vectors=manifest["documents"] * model.embedding_width * 4,
-        bytes_kv=size.bytes if size is not None else 0,
-        bytes_per_token_per_layer=round(per_token, 1),
-        kv_ratio=round(per_token / (2 * c.num_key_value_heads * (c.head_dim or 1) * 2), 4),
     )
 
 
-def _find(writer: IndexWriter, corpus: Corpus, update: bool) -> _Found:
+def _settings(model: GritLM, options: IndexOptions) -> IndexSettings:
+    context = model.config.max_position_embeddings
+    return IndexSettings(
+        model=RecordIdentity.of(model).to_json(),
+        pooling=model.pooling,
+        kv=options.kv,
+        dim=model.embedding_width,
+        default_max_length=default_max_length(context),
+        max_length=min(options.max_length, context) if options.max_length is not None else None,
+        store=str(options.store) if options.store is not None else None,
+    )
+
+
+def _compare(writer: IndexWriter, corpus: Corpus, update: bool) -> _Contents:
     """Compares the index with the corpus.
 
     Raises:
       GritError: a document has changed, and `update` is not set.
     """
-    found, m = _Found(), writer.manifest
-    if not m["rows"]:
-        return found
-    lines = JsonlFile(writer.path / file_name(DOCUMENTS, m["generation"]))
-    alive = set(living(writer.path, m).tolist())
-    for row in range(m["rows"]):
+    contents, manifest = _Contents(), writer.manifest
+    if not manifest.rows:
+        return contents
+    lines = JsonlFile(writer.path / file_name(DOCUMENTS, manifest.generation))
+    kept = set(kept_rows(writer.path, manifest).tolist())
+    for row in range(manifest.rows):
         line = indexed_line(lines[row], lines.where(row))
-        if row not in alive:
-            found.dead.add(line["key"])
+        if row not in kept:
+            contents.deleted_keys.add(line["key"])
             continue
-        found.living[row] = line["key"]
-        document, place = (
-            CorpusDocument(line["id"], line["title"], line["text"]),
-            (row, line["tokens"]),
-        )
+        contents.keys[row] = line["key"]
+        if line.get("truncated"):
+            contents.truncated.add(row)
+        document = CorpusDocument(line["id"], line["title"], line["text"])
         digest = corpus.digests.get(document.id)
         if digest is None:
-            found.missing[document.id] = place
+            contents.missing[document.id] = (row, line["tokens"])
         elif digest == document.digest:
-            found.same.add(document.id)
+            contents.unchanged.add(document.id)
         elif update:
-            found.changed[document.id] = place
+            contents.changed[document.id] = (row, line["tokens"])
         else:
             raise GritError(
                 f"{corpus.where(document.id)}: document {document.id!r} has changed since it was"
                 f" indexed in {writer.path}; replace it with --update, or choose another --output"
             )
-    return found
+    return contents
+
+
+# ---- the document store --------------------------------------------------------------------------
 
 
 def _open_store(
-    model: GritLM, writer: IndexWriter, identity: RecordIdentity, corpus: Corpus, max_length: int
+    model: GritLM, writer: IndexWriter, corpus: Corpus, contents: _Contents
 ) -> DocumentStore | None:
-    """The records' store: of a new index an empty one, its codec calibrated on documents from all
-    over the corpus."""
-    m = writer.manifest
-    if m["kv"] == "none":
+    """The index's document store: an existing one, or a new one whose codec is calibrated on
+    documents from all over the corpus. None: the index keeps no records."""
+    manifest = writer.manifest
+    if manifest.kv == "none":
         return None
-    if m["generation"]:  # left by one that was killed after its change
-        remove_store(store_path(writer.path, m, m["generation"] - 1))
-    path = store_path(writer.path, m)
-    if m["compression"] is not None:
-        return DocumentStore.open(path, dataclasses.replace(identity, compression=m["compression"]))
+    identity, index_id = RecordIdentity.of(model), manifest.index_id
+    if manifest.generation:  # left by a writer that was killed after it had changed over
+        remove_store(store_path(writer.path, manifest, manifest.generation - 1), index_id)
+    path = store_path(writer.path, manifest)
+    if manifest.compression is not None:
+        identity = dataclasses.replace(identity, compression=manifest.compression)
+        store = DocumentStore.open(path, identity, index_id=index_id)
+        _adopt(writer, store, contents)
+        return store
     codec = None
-    if m["kv"] != NATIVE:
-        codec = calibrated(m["kv"], model, len(corpus), lambda at: corpus[at].content, max_length)
-    identity = dataclasses.replace(identity, compression=compression_of(m["kv"], codec))
-    store = DocumentStore.create(path, identity, codec)
-    if store.size.records:
-        raise GritError(f"{path}: holds the records of another index; choose another --store")
+    if manifest.kv != NATIVE:
+        content = lambda number: corpus[number].content
+        codec = calibrated(manifest.kv, model, len(corpus), content, manifest.max_length)
+    identity = dataclasses.replace(identity, compression=compression_of(manifest.kv, codec))
+    store = DocumentStore.create(path, identity, codec, index_id=index_id)
     writer.commit(compression=store.identity.compression)
     return store
+
+
+def _adopt(writer: IndexWriter, store: DocumentStore, contents: _Contents) -> None:
+    """Gives a store that an earlier version made the identity of its index.
+
+    Raises:
+      GritError: a store outside the index's folder that does not hold this index's records.
+    """
+    if store_owner(store.path) is not None:
+        return
+    keys = list(contents.keys.values())
+    sample = keys[:: max(1, len(keys) // SAMPLED_RECORDS)]
+    if not keeps_records_inside(writer.manifest) and not (sample and all(store.has_many(sample))):
+        raise GritError(
+            f"{store.path}: this document store does not say which index it belongs to and does not"
+            f" hold the records of {writer.path}; give the right one with --store"
+        )
+    claim_store(store.path, writer.manifest.index_id)
 
 
 def calibrated(
@@ -299,11 +335,11 @@ def calibrated(
     """
     ids: dict[int, list[int]] = {}
     tokens = sample_tokens(kind, model.config)
-    for n in range(4 * documents):  # the sequence meets every document in time
-        at = int(documents * (n * GOLDEN % 1))
-        if at not in ids:
-            ids[at] = model.encoder.format([content(at)], max_length=max_length).ids[0]
-            tokens -= len(ids[at])
+    for n in range(4 * documents):  # the sequence reaches every document in time
+        number = int(documents * (n * GOLDEN % 1))
+        if number not in ids:
+            ids[number] = model.encoder.format([content(number)], max_length=max_length).ids[0]
+            tokens -= len(ids[number])
         if tokens <= 0:
             break
     sample = model.encoder.encode_ids(list(ids.values()), return_cache=True).caches
@@ -311,10 +347,82 @@ def calibrated(
     return calibrate(kind, sample)  # type: ignore[arg-type]
 
 
+# ---- documents in and out ------------------------------------------------------------------------
+
+
+def _add_documents(
+    model: GritLM,
+    writer: IndexWriter,
+    store: DocumentStore | None,
+    corpus: Corpus,
+    contents: _Contents,
+    options: IndexOptions,
+    quiet: bool,
+) -> tuple[int, int]:
+    """Encodes and commits the documents that are new or have changed; how many they are, and their
+    tokens."""
+    todo = (document for document in corpus if document.id not in contents.unchanged)
+    batch_tokens = options.batch_tokens or _batch_tokens(model, store is not None)
+    codec = store.codec if store is not None else None
+    documents = tokens = 0
+    pending: Future[None] | None = None
+    with (
+        progress(
+            len(corpus), "index", "documents", initial=len(contents.unchanged), quiet=quiet
+        ) as bar,
+        ThreadPoolExecutor(1) as background,  # the disk works while the next batch is encoded
+    ):
+        for batch in _batches(todo, model, writer.manifest.max_length, batch_tokens):
+            encoded = model.encoder.encode_ids(
+                batch.ids,
+                [batch.prompt] * len(batch.ids),
+                return_cache=store is not None,
+                codec=codec,
+            )
+            _check_finite(corpus, batch, encoded)
+            if pending is not None:
+                pending.result()
+            pending = background.submit(_commit, writer, store, batch, encoded, contents)
+            documents, tokens = documents + len(batch.ids), tokens + encoded.tokens
+            bar.update(len(batch.ids))
+        if pending is not None:
+            pending.result()
+    return documents, tokens
+
+
+def _check_finite(corpus: Corpus, batch: _Batch, encoded: Encoded) -> None:
+    """Raises GritError for a document whose vector or record holds NaN or infinity."""
+    records: Sequence[KVRecord | None] = encoded.caches or [None] * len(batch.ids)
+    for document, vector, record in zip(batch.documents, encoded.vectors, records, strict=True):
+        what = "vector" if not np.isfinite(vector).all() else None
+        if what is None and record is not None and not _is_finite(record):
+            what = "cache"
+        if what is not None:
+            raise GritError(
+                f"{corpus.where(document.id)}: the {what} of document {document.id!r} is not finite"
+                " (NaN or infinity); check the model's weights, or compute in float32"
+            )
+
+
+def _is_finite(record: KVRecord) -> bool:
+    arrays = (
+        [record.k, record.v] if isinstance(record, DocumentKV) else list(record.arrays.values())  # type: ignore[union-attr]
+    )
+    return all(
+        np.isfinite(array).all()
+        for array in arrays
+        if array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+    )
+
+
 def _commit(
-    writer: IndexWriter, store: DocumentStore | None, batch: _Batch, encoded: Encoded, found: _Found
+    writer: IndexWriter,
+    store: DocumentStore | None,
+    batch: _Batch,
+    encoded: Encoded,
+    contents: _Contents,
 ) -> None:
-    """Records first: a document that the index knows has its record in the store."""
+    """Writes records first: the record of a document in the index is always in the store."""
     if store is not None:
         assert encoded.caches is not None
         keys = store.put_many(encoded.caches)
@@ -327,57 +435,121 @@ def _commit(
             "text": document.text,
             "key": key,
             "tokens": len(ids),
+            **({"truncated": True} if document.id in batch.truncated else {}),
         }
         for document, key, ids in zip(batch.documents, keys, batch.ids, strict=True)
     ]
-    first = writer.manifest["rows"]
-    dead = dict(
-        found.changed[document.id] for document in batch.documents if document.id in found.changed
+    first = writer.manifest.rows
+    replaced = dict(
+        contents.changed[document.id]
+        for document in batch.documents
+        if document.id in contents.changed
     )
-    writer.append(encoded.vectors, lines, dead)
-    found.dead |= {found.living.pop(row) for row in dead}
-    found.living |= {first + n: key for n, key in enumerate(keys)}
+    writer.append(encoded.vectors, lines, replaced)
+    contents.delete(replaced)
+    contents.keys |= {first + i: key for i, key in enumerate(keys)}
+    contents.truncated |= {first + i for i, line in enumerate(lines) if line.get("truncated")}
 
 
-def _tidy(writer: IndexWriter, store: DocumentStore | None, found: _Found) -> DocumentStore | None:
-    """Removes records that no document has any more; where much is dead, frees the bytes of it
-    all."""
-    m = writer.manifest
-    if store is not None and found.dead:
-        store.delete_many(found.dead - set(found.living.values()))
-    if m["dead"] <= DEAD_SHARE * m["rows"]:
+def _delete_missing(
+    writer: IndexWriter, contents: _Contents, corpus: str | Path, delete: bool
+) -> int:
+    """Deletes the documents that are not in the corpus, or says that there are some; how many were
+    deleted."""
+    if not contents.missing:
+        return 0
+    if not delete:
+        say(
+            f"{writer.path}: {len(contents.missing)} documents of the index are not in {corpus};"
+            " they stay in it (--delete-missing deletes them)"
+        )
+        return 0
+    missing = dict(contents.missing.values())
+    writer.append(np.zeros((0, writer.manifest.dim)), [], missing)
+    contents.delete(missing)
+    return len(missing)
+
+
+def _free_space(
+    writer: IndexWriter, store: DocumentStore | None, contents: _Contents
+) -> DocumentStore | None:
+    """Removes records that no document has any more; copies the index to new files where many of
+    its rows are deleted. The store that is used from then on."""
+    manifest = writer.manifest
+    if store is not None and contents.deleted_keys:
+        store.delete_many(contents.deleted_keys - set(contents.keys.values()))
+    if manifest.deleted <= DELETED_SHARE * manifest.rows:
         return store
     say(
-        f"{writer.path}: {m['dead']} of {m['rows']} rows are of documents replaced or deleted;"
-        " copying the others"
+        f"{writer.path}: {manifest.deleted} of {manifest.rows} rows are of documents replaced or"
+        " deleted; copying the others"
     )
-    old = None
-    if store is not None:
-        old, path = store, store_path(writer.path, m, m["generation"] + 1)
-        store = DocumentStore.create(path, old.identity, old.codec)
-        old.copy_to(store, list(dict.fromkeys(found.living.values())))
+    old = store
+    if old is not None:
+        path = store_path(writer.path, manifest, manifest.generation + 1)
+        store = DocumentStore.create(path, old.identity, old.codec, index_id=manifest.index_id)
+        old.copy_to(store, list(dict.fromkeys(contents.keys.values())))
     writer.next_generation()
     if old is not None:
-        remove_store(old.path)
+        remove_store(old.path, manifest.index_id)
     return store
+
+
+def _summary(
+    model: GritLM, writer: IndexWriter, store: DocumentStore | None, contents: _Contents
+) -> IndexSummary:
+    """What the index holds; the counts of the run are 0."""
+    manifest, config = writer.manifest, model.config
+    size = store.size if store is not None else None
+    per_token = (
+        size.bytes / (size.tokens * config.num_hidden_layers)
+        if size is not None and size.tokens
+        else 0.0
+    )
+    bfloat16 = 2 * config.num_key_value_heads * (config.head_dim or 1) * 2
+    return IndexSummary(
+        documents=manifest.documents,
+        documents_truncated=len(contents.truncated),
+        max_length=manifest.max_length,
+        encoded=0,
+        skipped=0,
+        replaced=0,
+        deleted=0,
+        tokens=manifest.tokens,
+        tokens_encoded=0,
+        seconds=0.0,
+        kv=manifest.kv,
+        vectors="milvus" if manifest.milvus is not None else "exact",
+        bytes_vectors=manifest.documents * manifest.dim * 4,
+        bytes_kv=size.bytes if size is not None else 0,
+        bytes_per_token_per_layer=round(per_token, 1),
+        kv_ratio=round(per_token / bfloat16, 4),
+    )
+
+
+# ---- batches -------------------------------------------------------------------------------------
 
 
 def _batches(
     documents: Iterable[CorpusDocument], model: GritLM, max_length: int, tokens: int
 ) -> Iterator[_Batch]:
-    """Documents in the corpus's order, in batches of about so many tokens."""
-    batch, size = _Batch([], [], 0), 0
+    """Documents in the corpus's order, in batches of about `tokens` tokens."""
+    batch, size = _Batch([], [], 0, set()), 0
     for group in _groups(documents, TOKENISED_TOGETHER):
+        # One token more than is kept tells the documents that lose their end.
         formatted = model.encoder.format(
-            [document.content for document in group], max_length=max_length
+            [document.content for document in group], max_length=max_length + 1
         )
         batch.prompt = formatted.prompt
-        for document, ids in zip(group, formatted.ids, strict=True):
+        for document, all_ids in zip(group, formatted.ids, strict=True):
+            ids = all_ids[:max_length]
             if batch.ids and size + len(ids) > tokens:
                 yield batch
-                batch, size = _Batch([], [], formatted.prompt), 0
+                batch, size = _Batch([], [], formatted.prompt, set()), 0
             batch.documents.append(document)
             batch.ids.append(ids)
+            if len(all_ids) > max_length:
+                batch.truncated.add(document.id)
             size += len(ids)
     if batch.ids:
         yield batch
@@ -397,12 +569,12 @@ def _groups(documents: Iterable[CorpusDocument], size: int) -> Iterator[list[Cor
 def _batch_tokens(model: GritLM, records: bool) -> int:
     if not records:
         return MOST_BATCH
-    c = model.config
+    config = model.config
     per_token = (
         2
-        * c.num_hidden_layers
-        * c.num_key_value_heads
-        * (c.head_dim or 0)
-        * (4 if c.dtype == "float32" else 2)
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * (config.head_dim or 0)
+        * (4 if config.dtype == "float32" else 2)
     )
     return min(max(BATCH_BYTES // per_token, LEAST_BATCH), MOST_BATCH)

@@ -2,142 +2,147 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.rag.build import IndexSummary, build_index
+from grit_jax.rag.build import IndexOptions, IndexSummary, build_index
 from grit_jax.rag.corpus import CorpusDocument
-from grit_jax.rag.index_files import (
-    FORMAT_VERSION,
-    IndexedDocuments,
-    living_vectors,
-    read_manifest,
-    store_path,
-)
+from grit_jax.rag.index_files import IndexedDocuments, kept_vectors
+from grit_jax.rag.manifest import AGAIN, IndexManifest, read_manifest, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search.exact import (
-    Search,
+    ExactSearch,
+    NonFiniteRows,
+    Searcher,
     SearchResult,
     SearchSettings,
     StoredVectors,
-    VectorSearch,
 )
 from grit_jax.rag.search.milvus import MilvusSearch
 from grit_jax.rag.store import DocumentStore
 from grit_jax.runtime.progress import say
 
-__all__ = ["Index", "IndexSummary", "SearchSettings", "build_index"]
+__all__ = ["Index", "IndexOptions", "IndexSummary", "SearchSettings", "build_index"]
 
 
 class Index:
     """An index opened for reading, with the model that made it; see `open`.
 
     Attributes:
-      path, kv (how caches are kept, or "none"), max_length (tokens of a document).
-      documents: `documents[row]` is `{"id", "title", "text", "key", "tokens"}`.
+      path: the index's folder.
+      kv: how records are kept, or "none".
+      max_length: tokens of a document.
+      documents: `documents[row]` is `{"id", "title", "text", "key", "tokens", "truncated"?}`; rows
+        are numbered without the deleted ones.
     """
 
     def __init__(
         self,
         path: Path,
-        manifest: dict[str, Any],
+        manifest: IndexManifest,
         model: GritLM,
         search: SearchSettings = SearchSettings(),
     ):
         self.path, self.manifest, self._model, self._settings = path, manifest, model, search
-        self.kv: str = manifest["kv"]
-        self.max_length: int = manifest["max_length"]
+        self.kv, self.max_length = manifest.kv, manifest.max_length
         self.documents = IndexedDocuments(path, manifest)
-        self._stored: StoredVectors = living_vectors(path, manifest, self.documents.rows)
-        self._milvus: Search | None = None
-        if manifest.get("milvus"):
+        self._stored: StoredVectors = kept_vectors(path, manifest, self.documents.rows)
+        self._milvus: Searcher | None = None
+        if manifest.milvus is not None:
             self._milvus = MilvusSearch(path, manifest, self._stored, self.documents.rows, search)
 
     @classmethod
     def open(
         cls, path: str | Path, model: GritLM, search: SearchSettings = SearchSettings()
     ) -> Index:
-        """Opens an index. One that is not finished opens too, with a warning and the documents that
-        it has.
+        """Opens an index. An unfinished one opens too, with a warning and the documents that it
+        has so far.
 
         Args:
-          search: in which precision and how many dimensions its vectors are searched; whole in
-            float32 unless told.
+          search: the precision and the number of dimensions in which vectors are searched.
 
         Raises:
-          GritError: no index there, an empty or damaged one, one that another model, chat format,
-            pooling or version of the format made, fewer dimensions than `search` asks for, or a
-            Milvus collection that cannot be reached or does not hold what the index does.
+          GritError: there is no index, it is empty or damaged, it was made by another model, chat
+            format, pooling or format version, it has fewer dimensions than `search` asks for, or
+            its Milvus collection cannot be reached or differs from it.
         """
         path = Path(path)
         manifest = read_manifest(path)
-        again = "make it again with: grit index"
-        if manifest["format"] != FORMAT_VERSION:
-            raise GritError(
-                f"{path}: format {manifest['format']}, this version reads {FORMAT_VERSION}; {again}"
-            )
-        difference = RecordIdentity.of(model).difference(manifest["model"])
+        difference = RecordIdentity.of(model).difference(manifest.model)
         if difference is not None:
             raise GritError(
-                f"{path}: this index was made by {difference}; {again}, with this model"
+                f"{path}: this index was made by {difference}; {AGAIN}, with this model"
             )
-        if manifest["pooling"] != model.pooling or manifest["dim"] != model.embedding_width:
+        if (manifest.pooling, manifest.dim) != (model.pooling, model.embedding_width):
             raise GritError(
-                f"{path}: this index was made with pooling {manifest['pooling']}; {again}, with"
-                " this model"
+                f"{path}: this index was made with pooling {manifest.pooling} and"
+                f" {manifest.dim} dimensions, the model has {model.pooling} and"
+                f" {model.embedding_width}; {AGAIN}, with this model"
             )
-        search.check(manifest["dim"])
-        if not manifest["documents"]:
+        search.check(manifest.dim)
+        if not manifest.documents:
             raise GritError(
                 f"{path}: there is no document in this index yet; run the same grit index again"
             )
-        if not manifest["complete"]:
+        if not manifest.complete:
             say(
-                f"warning: {path}: this index is not finished ({manifest['documents']} documents so"
-                " far); the same grit index, run again, goes on with it"
+                f"warning: {path}: this index is not finished ({manifest.documents} documents so"
+                " far); run the same grit index again to continue it"
             )
         try:
             return cls(path, manifest, model, search)
         except GritError:
-            if read_manifest(path)["generation"] == manifest["generation"]:
+            now = read_manifest(path)
+            if (now.generation, now.format) == (manifest.generation, manifest.format):
                 raise
             return cls.open(path, model, search)  # a writer has just changed over to other files
 
     def __len__(self) -> int:
-        return self.manifest["documents"]
+        return self.manifest.documents
 
     @functools.cached_property
     def store(self) -> DocumentStore:
         """The documents' records, opened when first needed."""
-        compression = self.manifest["compression"] or NATIVE
-        identity = dataclasses.replace(RecordIdentity.of(self._model), compression=compression)
-        return DocumentStore.open(store_path(self.path, self.manifest), identity)
+        manifest = self.manifest
+        identity = RecordIdentity.of(self._model, manifest.compression or NATIVE)
+        return DocumentStore.open(
+            store_path(self.path, manifest), identity, index_id=manifest.index_id
+        )
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
         """Rows of the `k` best documents for query vectors `[Q, D]`, best first, with their inner
-        products."""
-        return self._search.search(queries, k)
+        products.
+
+        Raises:
+          GritError: a query or a stored vector that is not finite (the message names the document).
+        """
+        try:
+            return self._search.search(queries, k)
+        except NonFiniteRows as error:
+            ids = ", ".join(repr(self.documents[row]["id"]) for row in error.rows[:3])
+            more = f" and {len(error.rows) - 3} more" if len(error.rows) > 3 else ""
+            raise GritError(
+                f"{self.path}: the vectors of documents {ids}{more} are not finite (NaN or"
+                f" infinity); {AGAIN}, into a new folder"
+            ) from None
 
     def text(self, document: int | str) -> str:
-        """A document, by row or id, as it was encoded: `{title} {text}`."""
+        """A document, by row or id, as it is encoded: `{title} {text}`."""
         line = self.documents[self._rows[document] if isinstance(document, str) else document]
         return CorpusDocument(line["id"], line["title"], line["text"]).content
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:
-        """Float32 `[N, D]`, in the order of the documents; memory-mapped where none was replaced or
-        deleted."""
+        """Float32 `[N, D]`, in the order of the documents; memory-mapped where none is deleted."""
         return self._stored[:]
 
     @functools.cached_property
-    def _search(self) -> Search:
-        return self._milvus or VectorSearch(self._stored, self._model.mesh, settings=self._settings)
+    def _search(self) -> Searcher:
+        return self._milvus or ExactSearch(self._stored, self._model.mesh, settings=self._settings)
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:

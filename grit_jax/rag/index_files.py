@@ -1,26 +1,27 @@
-"""The files of an index, and how they change so that a kill at any instant loses nothing that was
-committed.
+"""The files of an index, and how they change so that a process killed at any instant loses nothing
+that was committed.
 
-    index.json       the manifest: what made the index, and how much of the other files counts
-    documents.jsonl  {"id", "title", "text", "key", "tokens"} a line, a row each
+    index.json       the manifest (`manifest.py`)
+    documents.jsonl  {"id", "title", "text", "key", "tokens", "truncated"?} a line, a row each
     vectors.npy      float32 [rows, D], a NumPy file
-    dead.bin         int64 numbers of the rows that count no more: their document was replaced or
-    deleted milvus.db        a copy of the living vectors for Milvus to search, where it does
-    (`milvus`) kv/              the documents' records (`store.DocumentStore`), unless they are kept
-    elsewhere
+    deleted.bin      int64 numbers of the rows whose document was replaced or deleted
+    milvus.db        a copy of the vectors for Milvus to search, if it does (`search/milvus.py`)
+    kv/              the document store (`store.py`), unless it is kept elsewhere
 
-The files only grow. A batch is appended and flushed to disk everywhere before the manifest is
-replaced, which is what commits it: rows that come and rows that go in one step. What stands behind
-the committed end of a file comes from a writer that was killed, and is cut off by the next one.
-When many rows are dead, the others are copied to files of the next generation (`documents.1.jsonl`,
-...), and the manifest changes over to those.
+Files only grow. A batch is appended and flushed to disk everywhere before the manifest is replaced,
+which commits it: new rows and deleted rows in one step. Bytes behind the committed end of a file
+were left by a writer that was killed, and the next writer cuts them off. When many rows are
+deleted, the others are copied to the files of a next generation (`documents.1.jsonl`, ...), and the
+manifest changes over to those.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,46 @@ import numpy as np
 
 from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
+from grit_jax.rag.manifest import (
+    AGAIN,
+    FORMAT_VERSION,
+    MANIFEST,
+    IndexManifest,
+    keeps_records_inside,
+    new_index_id,
+    read_manifest,
+    store_location,
+    store_path,
+    write_manifest,
+)
 from grit_jax.rag.search.exact import StoredVectors
-from grit_jax.runtime.files import LOCK, is_temporary, lock_folder, write_json
+from grit_jax.rag.store import store_owner
+from grit_jax.runtime.files import LOCK, is_temporary, lock_folder, write_file
 
-FORMAT_VERSION = 2
-MANIFEST = "index.json"
-DOCUMENTS, VECTORS, DEAD, KV = "documents.jsonl", "vectors.npy", "dead.bin", "kv"
+DOCUMENTS, VECTORS, DELETED = "documents.jsonl", "vectors.npy", "deleted.bin"
+DELETED_IN_FORMAT_2 = "dead.bin"
 NPY_HEADER = 128  # bytes; the shape in it is rewritten in place as the file grows
 COPY_ROWS = 4096  # at a time, into the next generation
-# `documents` and `tokens` are those of the living rows, `rows` and `documents_bytes` those of the
-# files.
-COUNTS = ("dim", "documents", "tokens", "rows", "dead", "documents_bytes", "generation")
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexSettings:
+    """What an index is made with.
+
+    Attributes:
+      model, pooling, kv, dim: as in `IndexManifest`.
+      max_length: tokens of a document; None: that of the index, `default_max_length` of a new one.
+      default_max_length: see `max_length`.
+      store: a URL, or a path relative to the working directory; None: where the index has it.
+    """
+
+    model: dict[str, Any]
+    pooling: str
+    kv: str
+    dim: int
+    default_max_length: int
+    max_length: int | None = None
+    store: str | None = None
 
 
 def file_name(name: str, generation: int) -> str:
@@ -51,10 +81,10 @@ def file_name(name: str, generation: int) -> str:
 
 
 class IndexWriter:
-    """Appends documents to an index and takes others out. Open one with `writing`; `manifest` is
-    what is committed."""
+    """Appends documents to an index and deletes others. Open one with `writing`; `manifest` is what
+    is committed."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]):
+    def __init__(self, path: Path, manifest: IndexManifest):
         self.path, self.manifest = path, manifest
         # Open for as long as the writer is: `writing` closes them.
         self._open(manifest)
@@ -64,169 +94,174 @@ class IndexWriter:
         self,
         vectors: np.ndarray,
         documents: Sequence[dict[str, Any]],
-        dead: Mapping[int, int] | None = None,
+        deleted: Mapping[int, int] | None = None,
     ) -> None:
-        """Commits new rows, and the death of others: when this returns, a kill does not undo it.
+        """Commits new rows and the deletion of others. Once this returns they are on disk.
 
         Args:
-          documents: their records are in the store by then.
-          dead: rows (not dead yet) and their tokens.
+          vectors: float32 `[N, D]`, one for each document.
+          documents: the lines of `documents.jsonl`; their records are in the store already.
+          deleted: rows (not deleted yet) and their tokens.
         """
-        m, dead = self.manifest, dead or {}
+        m, deleted = self.manifest, deleted or {}
         lines = b"".join(
             json.dumps(d, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
             for d in documents
         )
         self._documents.write(lines)
         self._vectors.write(np.ascontiguousarray(vectors, "<f4").tobytes())
-        self._dead.write(np.fromiter(dead, "<i8").tobytes())
-        self._end_vectors(m["rows"] + len(documents))
+        self._deleted.write(np.fromiter(deleted, "<i8").tobytes())
+        self._end_vectors(m.rows + len(documents))
         self._flush()
-        m.update(
-            documents=m["documents"] + len(documents) - len(dead),
-            tokens=m["tokens"] + sum(d["tokens"] for d in documents) - sum(dead.values()),
-            rows=m["rows"] + len(documents),
-            dead=m["dead"] + len(dead),
-            documents_bytes=m["documents_bytes"] + len(lines),
+        self.commit(
+            documents=m.documents + len(documents) - len(deleted),
+            tokens=m.tokens + sum(d["tokens"] for d in documents) - sum(deleted.values()),
+            rows=m.rows + len(documents),
+            deleted=m.deleted + len(deleted),
+            documents_bytes=m.documents_bytes + len(lines),
             complete=False,
         )
-        write_manifest(self.path, m)
 
     def commit(self, **changes: Any) -> None:
-        """Changes other entries of the manifest."""
-        if any(self.manifest.get(name) != value for name, value in changes.items()):
-            self.manifest.update(changes)
-            write_manifest(self.path, self.manifest)
+        """Changes entries of the manifest."""
+        changed = dataclasses.replace(self.manifest, **changes)
+        if changed != self.manifest:
+            write_manifest(self.path, changed)
+            self.manifest = changed
 
     def next_generation(self) -> None:
-        """Copies the living rows, in their order, to new files and changes over to them."""
+        """Copies the rows that are not deleted, in their order, to new files and changes over to
+        them."""
         m = self.manifest
-        rows, vectors = living(self.path, m), map_vectors(self.path, m)
-        lines = JsonlFile(self.path / file_name(DOCUMENTS, m["generation"]))
-        new = {**m, "generation": m["generation"] + 1, "rows": 0, "dead": 0, "documents_bytes": 0}
+        rows, vectors = kept_rows(self.path, m), map_vectors(self.path, m)
+        lines = JsonlFile(self.path / file_name(DOCUMENTS, m.generation))
+        new = dataclasses.replace(
+            m, generation=m.generation + 1, rows=len(rows), deleted=0, documents_bytes=0
+        )
         self.close()
-        self._remove(new["generation"])  # of one that was killed in the middle
+        self._remove(new.generation)  # left by a writer that was killed here
         self._open(new)
         self._end_vectors(0)
+        documents_bytes = 0
         for start in range(0, len(rows), COPY_ROWS):
-            part = rows[start : start + COPY_ROWS]
-            data = b"".join(lines[row] for row in part)
+            copied = rows[start : start + COPY_ROWS]
+            data = b"".join(lines[row] for row in copied)
             self._documents.write(data)
-            self._vectors.write(np.ascontiguousarray(vectors[part], "<f4").tobytes())
-            new["documents_bytes"] += len(data)
-        new["rows"] = len(rows)
+            self._vectors.write(np.ascontiguousarray(vectors[copied], "<f4").tobytes())
+            documents_bytes += len(data)
         self._end_vectors(len(rows))
         self._flush()
-        self.manifest = new
-        write_manifest(self.path, new)
-        self._remove(new["generation"] - 1)
+        self.manifest = dataclasses.replace(new, documents_bytes=documents_bytes)
+        write_manifest(self.path, self.manifest)
+        self._remove(m.generation)
 
     def close(self) -> None:
-        """Closes the files; nothing is committed by it."""
-        for file in (self._documents, self._vectors, self._dead):
+        """Closes the files; commits nothing."""
+        for file in (self._documents, self._vectors, self._deleted):
             file.close()
 
     def _remove(self, generation: int) -> None:
-        for name in (DOCUMENTS, VECTORS, DEAD):
+        for name in (DOCUMENTS, VECTORS, DELETED):
             (self.path / file_name(name, generation)).unlink(missing_ok=True)
 
-    def _open(self, manifest: dict[str, Any]) -> None:
-        documents, vectors, dead = (
-            self.path / file_name(name, manifest["generation"])
-            for name in (DOCUMENTS, VECTORS, DEAD)
+    def _open(self, manifest: IndexManifest) -> None:
+        documents, vectors, deleted = (
+            self.path / file_name(name, manifest.generation)
+            for name in (DOCUMENTS, VECTORS, DELETED)
         )
         vectors.touch()
-        self._documents, self._dead = open(documents, "ab"), open(dead, "ab")  # noqa: SIM115
+        self._documents, self._deleted = open(documents, "ab"), open(deleted, "ab")  # noqa: SIM115
         self._vectors = open(vectors, "r+b")  # noqa: SIM115
 
     def _end_vectors(self, rows: int) -> None:
-        """Writes the header of so many rows and goes behind the last of them."""
+        """Writes the header for `rows` rows and moves behind the last of them."""
         self._vectors.seek(0)
-        self._vectors.write(npy_header(rows, self.manifest["dim"]))
-        self._vectors.seek(NPY_HEADER + rows * self.manifest["dim"] * 4)
+        self._vectors.write(npy_header(rows, self.manifest.dim))
+        self._vectors.seek(NPY_HEADER + rows * self.manifest.dim * 4)
 
     def _flush(self) -> None:
-        for file in (self._documents, self._vectors, self._dead):
+        for file in (self._documents, self._vectors, self._deleted):
             file.flush()
             os.fsync(file.fileno())
 
     def _recover(self) -> None:
         """Cuts off what a killed writer left uncommitted."""
         m = self.manifest
-        wanted = NPY_HEADER + m["rows"] * m["dim"] * 4 if m["rows"] else 0
         sizes = (
-            (self._documents, m["documents_bytes"]),
-            (self._vectors, wanted),
-            (self._dead, m["dead"] * 8),
+            (self._documents, m.documents_bytes),
+            (self._vectors, NPY_HEADER + m.rows * m.dim * 4 if m.rows else 0),
+            (self._deleted, m.deleted * 8),
         )
         for file, size in sizes:
             if file.seek(0, os.SEEK_END) < size:
                 raise GritError(
-                    f"{self.path}: the index is damaged (files are shorter than index.json says);"
-                    " remove it"
+                    f"{self.path}: the index is damaged ({Path(file.name).name} is shorter than"
+                    f" {MANIFEST} says); remove it"
                 )
             file.truncate(size)
             file.seek(size)
-        self._end_vectors(m["rows"])
-        if m["generation"]:
-            self._remove(m["generation"] - 1)
+        self._end_vectors(m.rows)
+        if m.generation:
+            self._remove(m.generation - 1)
 
 
-def living(path: Path, manifest: dict[str, Any]) -> np.ndarray:
-    """The rows of an index that count, in order.
+def kept_rows(path: Path, manifest: IndexManifest) -> np.ndarray:
+    """The rows of an index that are not deleted, in order.
 
     Raises:
       GritError: a file is damaged.
     """
-    alive = np.ones(manifest["rows"], bool)
-    alive[dead_rows(path, manifest)] = False
-    rows = np.flatnonzero(alive)
-    if len(rows) != manifest["documents"]:
-        name, left = (
-            file_name(DEAD, manifest["generation"]),
-            f"{len(rows)} rows are left, not {manifest['documents']}",
+    kept = np.ones(manifest.rows, bool)
+    kept[deleted_rows(path, manifest)] = False
+    rows = np.flatnonzero(kept)
+    if len(rows) != manifest.documents:
+        raise GritError(
+            f"{_deleted_file(path, manifest)}: is damaged ({len(rows)} rows are left, expected"
+            f" {manifest.documents}); {AGAIN}"
         )
-        raise GritError(f"{path / name}: is damaged ({left}); make the index again")
     return rows
 
 
-def dead_rows(path: Path, manifest: dict[str, Any]) -> np.ndarray:
-    """The rows of an index that count no more, in the order in which they died.
+def deleted_rows(path: Path, manifest: IndexManifest) -> np.ndarray:
+    """The deleted rows of an index, in the order of their deletion.
 
     Raises:
       GritError: the file is damaged.
     """
-    name = path / file_name(DEAD, manifest["generation"])
-    if not manifest["dead"]:
+    if not manifest.deleted:
         return np.zeros(0, np.int64)
+    name = _deleted_file(path, manifest)
     try:
-        dead = np.fromfile(name, "<i8", manifest["dead"])
+        deleted = np.fromfile(name, "<i8", manifest.deleted)
     except OSError as error:
-        raise GritError(f"{name}: cannot be read ({error}); make the index again") from None
-    if len(dead) and not 0 <= dead.min() <= dead.max() < manifest["rows"]:
-        raise GritError(
-            f"{name}: is damaged (it names rows that are not there); make the index again"
-        )
-    return dead
+        raise GritError(f"{name}: cannot be read ({error}); {AGAIN}") from None
+    if len(deleted) and not 0 <= deleted.min() <= deleted.max() < manifest.rows:
+        raise GritError(f"{name}: is damaged (it has rows that do not exist); {AGAIN}")
+    return deleted
 
 
-def map_vectors(path: Path, manifest: dict[str, Any]) -> np.ndarray:
-    """The vectors of all rows, dead ones included, memory-mapped.
+def _deleted_file(path: Path, manifest: IndexManifest) -> Path:
+    name = DELETED if manifest.format == FORMAT_VERSION else DELETED_IN_FORMAT_2
+    return path / file_name(name, manifest.generation)
+
+
+def map_vectors(path: Path, manifest: IndexManifest) -> np.ndarray:
+    """The vectors of all rows, deleted ones included, memory-mapped.
 
     Raises:
       GritError: the file is damaged.
     """
-    name = path / file_name(VECTORS, manifest["generation"])
-    if not manifest["rows"]:
-        return np.zeros((0, manifest["dim"]), np.float32)
+    name = path / file_name(VECTORS, manifest.generation)
+    if not manifest.rows:
+        return np.zeros((0, manifest.dim), np.float32)
     try:
-        return np.memmap(name, "<f4", "r", NPY_HEADER, (manifest["rows"], manifest["dim"]))
+        return np.memmap(name, "<f4", "r", NPY_HEADER, (manifest.rows, manifest.dim))
     except (OSError, ValueError) as error:
-        raise GritError(f"{name}: cannot be read ({error}); make the index again") from None
+        raise GritError(f"{name}: cannot be read ({error}); {AGAIN}") from None
 
 
-class _Living:
-    """Vectors of some rows, read when asked for."""
+class _SelectedVectors:
+    """Some rows of a memory-mapped file, read when indexed."""
 
     def __init__(self, mapped: np.ndarray, rows: np.ndarray):
         self._mapped, self._rows = mapped, rows
@@ -236,21 +271,14 @@ class _Living:
         return self._mapped[self._rows[rows]]
 
 
-def living_vectors(path: Path, manifest: dict[str, Any], rows: np.ndarray) -> StoredVectors:
-    """The vectors of the living rows (`living`), memory-mapped.
+def kept_vectors(path: Path, manifest: IndexManifest, rows: np.ndarray) -> StoredVectors:
+    """The vectors of the rows that are not deleted (`kept_rows`), memory-mapped.
 
     Raises:
       GritError: the file is damaged.
     """
     mapped = map_vectors(path, manifest)
-    return _Living(mapped, rows) if manifest["dead"] else mapped
-
-
-def store_path(path: Path, manifest: dict[str, Any], generation: int | None = None) -> str:
-    """Where the records of an index are; those of the committed generation unless told."""
-    base = (manifest["store"] or str(path / KV)).rstrip("/")
-    generation = manifest["generation"] if generation is None else generation
-    return f"{base}.{generation}" if generation else base
+    return _SelectedVectors(mapped, rows) if manifest.deleted else mapped
 
 
 def indexed_line(data: bytes, where: str) -> dict[str, Any]:
@@ -265,49 +293,47 @@ def indexed_line(data: bytes, where: str) -> dict[str, Any]:
             raise ValueError("no 'id', 'title', 'text', 'key' and 'tokens'")
         return line
     except (ValueError, AttributeError) as error:
-        raise GritError(f"{where}: is damaged ({error}); make the index again") from None
+        raise GritError(f"{where}: is damaged ({error}); {AGAIN}") from None
 
 
 class IndexedDocuments:
-    """Documents by row, dead ones left out, read from disk when asked for; only their places are in
-    memory."""
+    """Documents by number, deleted ones left out, read from disk when indexed; only their offsets
+    are in memory."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]):
-        name = path / file_name(DOCUMENTS, manifest["generation"])
-        self.rows = living(path, manifest)
+    def __init__(self, path: Path, manifest: IndexManifest):
+        name = path / file_name(DOCUMENTS, manifest.generation)
+        self.rows = kept_rows(path, manifest)
         self._lines = JsonlFile(name)
-        if len(self._lines) < manifest["rows"]:
+        if len(self._lines) < manifest.rows:
             raise GritError(
-                f"{name}: is cut short ({len(self._lines)} of {manifest['rows']} documents); make"
-                " the index again"
+                f"{name}: is cut short ({len(self._lines)} of {manifest.rows} documents); {AGAIN}"
             )
-        self._file = open(name, "rb")  # noqa: SIM115 - still there for us when a writer has removed it
+        # Kept open: a writer that copies the index to the next generation removes the file.
+        self._file = open(name, "rb")  # noqa: SIM115
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        if not 0 <= row < len(self.rows):
-            raise IndexError(row)
-        start, end = self._lines.offsets[self.rows[row]]
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if not 0 <= number < len(self.rows):
+            raise IndexError(number)
+        row = self.rows[number]
+        start, end = self._lines.offsets[row]
         return indexed_line(
-            os.pread(self._file.fileno(), end - start, start), self._lines.where(self.rows[row])
+            os.pread(self._file.fileno(), end - start, start), self._lines.where(row)
         )
 
 
-@contextlib.contextmanager
-def writing(
-    path: Path, settings: dict[str, Any], defaults: dict[str, Any]
-) -> Iterator[IndexWriter]:
-    """An index to write to, new or there already; one writer at a time.
+# ---- opening an index to write to it -------------------------------------------------------------
 
-    Args:
-      settings: what the manifest must say beside the counts (model, format, dimensions).
-      defaults: what else a new manifest says.
+
+@contextlib.contextmanager
+def writing(path: Path, settings: IndexSettings) -> Iterator[IndexWriter]:
+    """Opens an index to write to, a new or an existing one; one writer at a time.
 
     Raises:
       GritError: the folder holds something else, an index with other settings (the message names
-        one), another writer is at work, or the disk cannot be written.
+        one) or a copy of another index, another writer is at work, or the disk cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -318,7 +344,7 @@ def writing(
                 f"{path}: the folder is not empty and holds no index; choose another --output"
             )
         with lock_folder(path, "grit index"):
-            writer = IndexWriter(path, _claim(path, settings, defaults))
+            writer = IndexWriter(path, _claim(path, settings))
             try:
                 yield writer
             finally:
@@ -327,59 +353,101 @@ def writing(
         raise GritError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def _claim(path: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of the index that is there, or a new one."""
+def _claim(path: Path, settings: IndexSettings) -> IndexManifest:
+    """The manifest of the existing index, checked and brought up to date, or that of a new one."""
     if not (path / MANIFEST).exists():
-        manifest = {**defaults, **dict.fromkeys(COUNTS, 0), **settings, "complete": False}
+        manifest = IndexManifest(
+            model=settings.model,
+            pooling=settings.pooling,
+            kv=settings.kv,
+            dim=settings.dim,
+            max_length=settings.max_length or settings.default_max_length,
+            index_id=new_index_id(),
+            folder=str(path.resolve()),
+            store=store_location(settings.store, path) if settings.store is not None else None,
+        )
         write_manifest(path, manifest)
         return manifest
     manifest = read_manifest(path)
-    for name, value in settings.items():
-        if manifest.get(name) != value:
-            what = f"has {name} {manifest.get(name)!r}, not {value!r}"
-            what = "was made by another model" if name == "model" else what
-            raise GritError(
-                f"{path}: the index that is there {what}; remove it or choose another --output"
-            )
-    return manifest
+    _check_settings(path, manifest, settings)
+    _refuse_copy(path, manifest)
+    claimed = dataclasses.replace(
+        manifest,
+        format=FORMAT_VERSION,
+        folder=str(path.resolve()),
+        index_id=manifest.index_id or new_index_id(),
+        store=_claimed_store(path, manifest, settings.store),
+    )
+    if claimed != manifest:
+        if manifest.format != FORMAT_VERSION and manifest.deleted:
+            _copy_deleted(path, manifest, claimed)
+        write_manifest(path, claimed)
+    if manifest.format != FORMAT_VERSION:
+        _deleted_file(path, manifest).unlink(missing_ok=True)
+    return claimed
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of an index; that of another version of the format as it is.
+def _check_settings(path: Path, manifest: IndexManifest, settings: IndexSettings) -> None:
+    for name in ("model", "pooling", "kv", "dim", "max_length"):
+        there, wanted = getattr(manifest, name), getattr(settings, name)
+        if wanted is None or there == wanted:
+            continue
+        what = (
+            "was made by another model" if name == "model" else f"has {name} {there}, not {wanted}"
+        )
+        raise GritError(f"{path}: the existing index {what}; remove it or choose another --output")
 
-    Raises:
-      GritError: there is none, or it cannot be read.
-    """
+
+def _refuse_copy(path: Path, manifest: IndexManifest) -> None:
+    """Refuses to write to a copy that shares its records or its Milvus collection with the index it
+    was copied from; an index whose folder was moved is no copy."""
+    folder = Path(manifest.folder)
+    if not manifest.folder or folder == path.resolve():
+        return
+    if keeps_records_inside(manifest) and (manifest.milvus is None or manifest.milvus.uri is None):
+        return
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        original = read_manifest(folder)
+    except GritError:
+        return
+    if original.index_id == manifest.index_id:
         raise GritError(
-            f"{path}: there is no index; make one with: grit index MODEL --input corpus.jsonl"
-            f" --output {path}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise GritError(
-            f"{path / MANIFEST}: cannot be read ({error}); make the index again with: grit index"
-        ) from None
-    known = ("model", "kv", "compression", "store", "pooling", "max_length", "complete")
-    if (
-        not isinstance(manifest, dict)
-        or "format" not in manifest
-        or manifest["format"] == FORMAT_VERSION
-        and (
-            any(name not in manifest for name in known)
-            or any(not isinstance(manifest.get(name), int) or manifest[name] < 0 for name in COUNTS)
+            f"{path}: is a copy of the index {folder} and shares its document store or Milvus"
+            " collection, which updating the copy would change; update that index, or make a new"
+            " one with another --output and --store"
         )
-    ):
-        raise GritError(
-            f"{path / MANIFEST}: is not that of an index; make the index again with: grit index"
-        )
-    return manifest
 
 
-def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Replaces the manifest; a reader sees the old one or the new one."""
-    write_json(path / MANIFEST, manifest)
+def _claimed_store(path: Path, manifest: IndexManifest, store: str | None) -> str | None:
+    """`store` of an existing index, which `--store` may name again, or anew where it was moved."""
+    if store is None:
+        if manifest.relative_store_of_format_2:
+            raise GritError(
+                f"{path}: was made with --store {manifest.store}, relative to a folder that is not"
+                " known any more; give --store with its path again"
+            )
+        return manifest.store
+    location = store_location(store, path)
+    if manifest.relative_store_of_format_2 or manifest.compression is None:
+        return location
+    same = "://" not in location and (
+        (path / location).resolve() == (path / (manifest.store or "kv")).resolve()
+    )
+    if same or location == manifest.store:
+        return manifest.store
+    moved = dataclasses.replace(manifest, format=FORMAT_VERSION, store=location)
+    if manifest.index_id and store_owner(store_path(path, moved)) == manifest.index_id:
+        return location
+    raise GritError(
+        f"{path}: keeps its records in {store_path(path, manifest)}; {store} is not the document"
+        " store of this index, choose another --output or leave --store out"
+    )
+
+
+def _copy_deleted(path: Path, old: IndexManifest, new: IndexManifest) -> None:
+    """`dead.bin` of format 2 under its name of today."""
+    with write_file(_deleted_file(path, new)) as file, open(_deleted_file(path, old), "rb") as source:
+        shutil.copyfileobj(source, file)
 
 
 def npy_header(count: int, dim: int) -> bytes:

@@ -1,10 +1,13 @@
 """The document store: records by content-addressed key, in a transactional TensorStore OCDBT
 database.
 
-A key says everything that a record depends on (see `record.document_key`), so a record is never
-stale: another model, format or document is another key. Records are written when documents are
-indexed, never by questions. A transaction holds a batch of them: after a crash each batch is there
-whole or not at all.
+A record's key is a hash of everything that the record depends on (`record_format.document_key`), so
+a record is never stale: another model, format or document has another key. Records are written when
+documents are indexed, never when questions are asked. A batch of them is one transaction: after a
+crash it is there whole or not at all.
+
+A store belongs to one index, whose identity (`IndexManifest.index_id`) it carries in a file of its
+own. Nobody else writes to it or removes it.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from grit_jax.rag.record_format import (
 )
 
 META, CALIBRATION, RECORDS = "meta", "calibration", "doc/"
+OWNER = "index-id"  # a file beside the database: the identity of the index that the store is of
 CONTEXT = {
     "cache_pool": {
         "total_bytes_limit": 64 << 20
@@ -69,8 +73,9 @@ class DocumentStore:
     `DocumentStore.create`.
 
     Attributes:
-      identity: what its records must be.
-      codec: what they are packed with; None where they are plain.
+      path: a directory or a URL.
+      identity: what every record must have been made by.
+      codec: what records are packed with; None: they are plain.
     """
 
     def __init__(
@@ -83,27 +88,39 @@ class DocumentStore:
 
     @classmethod
     def open(
-        cls, path: str | Path, identity: RecordIdentity, context: ts.Context | None = None
+        cls,
+        path: str | Path,
+        identity: RecordIdentity,
+        context: ts.Context | None = None,
+        *,
+        index_id: str = "",
     ) -> DocumentStore:
         """Opens a store.
 
         Args:
           path: a directory, or a URL that TensorStore knows (`gs://bucket/path`).
-          identity: what its records must be.
+          identity: what its records must have been made by.
           context: of TensorStore; None makes one.
+          index_id: the index that the store must belong to; empty: any.
 
         Raises:
-          GritError: nothing there, unreadable, or the store of another model or compression.
+          GritError: there is no store, it cannot be read, or it belongs to another model,
+            compression or index.
         """
         kv, meta = _open(path, context)
         if meta is None:
             raise GritError(f"{path}: there is no document store; make one with: grit index")
+        if index_id and store_owner(path, context) not in (index_id, None):
+            raise GritError(
+                f"{path}: this document store belongs to another index; the records of this one"
+                " were moved or removed, make it again with: grit index"
+            )
         difference = identity.difference(meta.get("identity") or {})
         if difference is not None:
             raise GritError(
                 f"{path}: this store was made by {difference}; run grit index again with this model"
             )
-        with _told(path, "cannot be opened as a document store"):
+        with _as_grit_error(path, "cannot be opened as a document store"):
             calibration = kv.read(CALIBRATION).result()
         codec = codec_from_bytes(calibration.value, identity.compression, str(path))
         return cls(kv, str(path), identity, codec)
@@ -115,23 +132,40 @@ class DocumentStore:
         identity: RecordIdentity,
         codec: StoredCodec | None = None,
         context: ts.Context | None = None,
+        *,
+        index_id: str = "",
     ) -> DocumentStore:
         """Makes an empty store, or opens the one that is there.
 
-        One of the same model and kind of compression, but with another calibration, is opened as it
-        is: its maker was killed before anything else knew of it.
+        A store of the same model and kind of compression but with another calibration is opened as
+        it is: its writer was killed before the index had recorded the calibration.
+
+        Args:
+          path, identity, codec, context: as in `open` and `DocumentStore`.
+          index_id: the index that the store is to belong to; empty: none.
 
         Raises:
-          GritError: as `open`, and a place that cannot be written.
+          GritError: as `open`, or a place that cannot be written.
         """
         kv, meta = _open(path, context)
+        if index_id:
+            owner = store_owner(path, context)
+            if owner not in (index_id, None):
+                raise GritError(
+                    f"{path}: this document store belongs to another index; choose another --store"
+                )
+            if owner is None and meta is not None and StoreSize(**meta["size"]).records:
+                raise GritError(
+                    f"{path}: holds the records of another index; choose another --store"
+                )
+            claim_store(path, index_id, context)
         if meta is not None:
-            found = str((meta.get("identity") or {}).get("compression"))
-            if kind_of(found) == kind_of(identity.compression):
-                identity = dataclasses.replace(identity, compression=found)
-            return cls.open(path, identity, context)
+            compression = str((meta.get("identity") or {}).get("compression"))
+            if kind_of(compression) == kind_of(identity.compression):
+                identity = dataclasses.replace(identity, compression=compression)
+            return cls.open(path, identity, context, index_id=index_id)
         store = cls(kv, str(path), identity, codec)
-        with _told(path, "cannot be written"), ts.Transaction(atomic=True) as transaction:
+        with _as_grit_error(path, "cannot be written"), ts.Transaction(atomic=True) as transaction:
             view = kv.with_transaction(transaction)
             view.write(CALIBRATION, to_bytes(codec)).result()
             store._write_meta(view, StoreSize())
@@ -140,7 +174,7 @@ class DocumentStore:
     @property
     def size(self) -> StoreSize:
         """Records, tokens and bytes held."""
-        with _told(self.path, "cannot be read"):
+        with _as_grit_error(self.path, "cannot be read"):
             meta = _read_meta(self._kv)
         return StoreSize(**meta["size"]) if meta else StoreSize()
 
@@ -150,7 +184,7 @@ class DocumentStore:
 
     def has_many(self, keys: Sequence[str]) -> list[bool]:
         """Whether there is a record under each key; none is read."""
-        with _told(self.path, "cannot be read"):
+        with _as_grit_error(self.path, "cannot be read"):
             return [
                 read.result().state == "value"
                 for read in [self._read(key, slice(0, 0)) for key in keys]
@@ -170,11 +204,11 @@ class DocumentStore:
         batch = list(documents)
         keys = [self.key(document.tokens) for document in batch]
         new = {key: document for key, document in zip(keys, batch, strict=True)}
-        there = self.has_many(list(new))
+        stored = self.has_many(list(new))
         new = {
             key: document
-            for (key, document), found in zip(new.items(), there, strict=True)
-            if not found
+            for (key, document), is_stored in zip(new.items(), stored, strict=True)
+            if not is_stored
         }
         blobs = {key: encode_record(document, self.identity) for key, document in new.items()}
         self._write(
@@ -185,9 +219,10 @@ class DocumentStore:
         return keys
 
     def delete_many(self, keys: Iterable[str]) -> None:
-        """Removes records in one transaction; keys without one are passed over.
+        """Removes records in one transaction; keys without a record are skipped.
 
-        The store's files only grow: their bytes come free when what is left is copied (`copy_to`).
+        The store's files only grow: bytes are freed when the remaining records are copied to
+        another store (`copy_to`).
 
         Raises:
           GritError: the store cannot be written.
@@ -203,8 +238,8 @@ class DocumentStore:
         self._write(gone, -tokens, -size)
 
     def copy_to(self, other: DocumentStore, keys: Sequence[str]) -> None:
-        """Copies records into another store of the same identity; those that are there or cannot be
-        read are not.
+        """Copies records into another store of the same identity, except those that are in it
+        already or cannot be read.
 
         Raises:
           GritError: one of the stores cannot be read or written.
@@ -218,62 +253,53 @@ class DocumentStore:
             for key, read in zip(part, [self._read(key) for key in part], strict=True):
                 with contextlib.suppress(ValueError, OSError):
                     blobs[key] = read.result().value
-            found = {
+            layouts = {
                 key: layout
                 for key in blobs
                 if (layout := self._layout(blobs[key], key)) is not None
             }
-            tokens = sum(len(layout.tokens) for layout in found.values())
+            tokens = sum(len(layout.tokens) for layout in layouts.values())
             other._write(
-                {key: blobs[key] for key in found},
+                {key: blobs[key] for key in layouts},
                 tokens,
-                sum(layout.size for layout in found.values()),
+                sum(layout.size for layout in layouts.values()),
             )
-
-    def get_many(self, keys: Sequence[str], names: Sequence[str] | None = None) -> list[KVRecord]:
-        """Documents by key, read together.
-
-        Args:
-          names: what to call them in messages; None: by their keys.
-
-        Raises:
-          RecordError: a record is absent, damaged, cut short or another model's; the message names
-            the document.
-        """
-        found = self.fetch(keys, names)
-        for document in found:
-            if isinstance(document, RecordError):
-                raise document
-        return found  # type: ignore[return-value]
 
     def fetch(
         self, keys: Sequence[str], names: Sequence[str] | None = None
     ) -> list[KVRecord | RecordError]:
-        """`get_many` that returns what is wrong with a record in its place instead of raising
-        it."""
+        """Documents by key, read together.
+
+        Args:
+          names: what to call the documents in messages; None: their keys.
+
+        Returns:
+          In the place of a record that is absent, damaged or another model's, the error that says
+          so and names the document.
+        """
         return [self._whole(document) for document in self.stream(keys, names)]
 
     def stream(
         self, keys: Sequence[str], names: Sequence[str] | None = None
     ) -> list[KVRecord | RecordError]:
-        """`fetch` that returns as soon as the records' beginnings are there.
+        """`fetch` that returns as soon as the beginnings of the records are read.
 
-        Layers of long records (`StreamedRecord`) come while the first ones are used. What is wrong
-        with a layer is raised, as a RecordError, where it is asked for.
+        The layers of a long record (a `StreamedRecord`) are read while earlier ones are used. A
+        damaged layer raises RecordError when it is accessed.
         """
         names = [f"document {key[:12]}" for key in keys] if names is None else names
         heads = [self._read(key, slice(0, HEAD)) for key in keys]
-        started = [self._start(*one) for one in zip(heads, keys, names, strict=True)]
-        return [self._finish(*one) for one in zip(started, keys, names, strict=True)]
+        started = [self._start(*read) for read in zip(heads, keys, names, strict=True)]
+        return [self._finish(*read) for read in zip(started, keys, names, strict=True)]
 
     def _start(self, head: Any, key: str, name: str) -> StreamedDocument | Any:
-        """A long record on its way in parts; or the read of the whole of one shorter than a
+        """A long record whose parts are being read; or the read of all of a record shorter than a
         head."""
         try:
             result = head.result()
             layout = read_layout(result.value, key, self.identity, name)
         except (RecordError, ValueError, OSError):
-            return self._read(key)  # also what is wrong with a record: the whole of it will say
+            return self._read(key)  # an error in it is reported by `_finish`
         body = RecordBody(layout, key, name)
         together = max(1, PART // layout.layer_bytes)
         return StreamedDocument(
@@ -333,7 +359,7 @@ class DocumentStore:
             try:
                 result = read.result()
             except (ValueError, OSError):  # shorter than that
-                with _told(self.path, "cannot be read"):
+                with _as_grit_error(self.path, "cannot be read"):
                     result = self._read(key).result()
             yield result.value if result.state == "value" else None
 
@@ -354,7 +380,10 @@ class DocumentStore:
             return
         was, sign = self.size, -1 if None in records.values() else 1
         now = StoreSize(was.records + sign * len(records), was.tokens + tokens, was.bytes + size)
-        with _told(self.path, "cannot be written"), ts.Transaction(atomic=True) as transaction:
+        with (
+            _as_grit_error(self.path, "cannot be written"),
+            ts.Transaction(atomic=True) as transaction,
+        ):
             view = self._kv.with_transaction(transaction)
             for key, blob in records.items():
                 view.write(RECORDS + key, blob).result()
@@ -366,31 +395,77 @@ class DocumentStore:
         kv.write(META, json.dumps(meta).encode()).result()
 
 
-def remove_store(path: str | Path, context: ts.Context | None = None) -> None:
-    """Removes a store, if there is one; what else there is below its path stays.
+def store_owner(path: str | Path, context: ts.Context | None = None) -> str | None:
+    """The identity of the index that a store belongs to; None: no store, or one that says nothing
+    (written by an earlier version).
+
+    Raises:
+      GritError: it cannot be read.
+    """
+    with _as_grit_error(path, "cannot be opened as a document store"):
+        result = _files(path, context).read(OWNER).result()
+    return result.value.decode(errors="replace").strip() if result.state == "value" else None
+
+
+def claim_store(path: str | Path, index_id: str, context: ts.Context | None = None) -> None:
+    """Writes the identity of its index to a store that has none.
+
+    Raises:
+      GritError: it belongs to another index, or cannot be written.
+    """
+    with _as_grit_error(path, "cannot be written"):
+        if store_owner(path, context) is None:
+            _files(path, context).write(OWNER, index_id.encode()).result()
+    if store_owner(path, context) != index_id:
+        raise GritError(
+            f"{path}: this document store belongs to another index; choose another --store"
+        )
+
+
+def remove_store(path: str | Path, index_id: str, context: ts.Context | None = None) -> bool:
+    """Removes a store if it belongs to the index `index_id`; other files below its path stay.
+
+    Returns:
+      Whether it was removed; False: it is not there, or is not that index's.
 
     Raises:
       GritError: it cannot be removed.
     """
-    with _told(path, "cannot be removed"):
-        if isinstance(base := _base(path), str):
-            files = ts.KvStore.open(base, context=context or ts.Context()).result()
+    if store_owner(path, context) != index_id:
+        return False
+    with _as_grit_error(path, "cannot be removed"):
+        # The owner's file last: if this is interrupted, the next call removes the rest.
+        if is_url(path):
+            files = _files(path, context)
             for prefix in (OCDBT_MANIFEST, OCDBT_DATA):
                 files.delete_range(ts.KvStore.KeyRange(prefix, prefix + "~")).result()
-        elif Path(path).exists():
+            files.write(OWNER, None).result()
+        else:
             for file in Path(path).glob(OCDBT_MANIFEST + "*"):
                 file.unlink()
             shutil.rmtree(Path(path) / OCDBT_DATA, ignore_errors=True)
+            (Path(path) / OWNER).unlink(missing_ok=True)
             if not any(Path(path).iterdir()):
                 Path(path).rmdir()
+    return True
+
+
+def _files(path: str | Path, context: ts.Context | None) -> ts.KvStore:
+    """The files of a store, beside those of its database."""
+    return ts.KvStore.open(_base(path), context=context or ts.Context(CONTEXT)).result()
 
 
 def _open(path: str | Path, context: ts.Context | None) -> tuple[ts.KvStore, dict[str, Any] | None]:
-    """The database and what stands in it about itself, None where there is nothing yet."""
+    """The database, and what it says about itself; None: it is empty."""
     context = context or ts.Context(CONTEXT)
-    with _told(path, "cannot be opened as a document store"):
+    with _as_grit_error(path, "cannot be opened as a document store"):
         kv = ts.KvStore.open({"driver": "ocdbt", "base": _base(path)}, context=context).result()
         return kv, _read_meta(kv)
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a store's place is a URL, not a folder of this machine."""
+    return isinstance(path, str) and "://" in path
 
 
 def _base(path: str | Path) -> Any:
@@ -398,7 +473,7 @@ def _base(path: str | Path) -> Any:
     text = str(path)
     return (
         text.rstrip("/") + "/"
-        if "://" in text
+        if is_url(text)
         else {"driver": "file", "path": str(Path(text).absolute()) + "/"}
     )
 
@@ -409,8 +484,8 @@ def _read_meta(kv: ts.KvStore) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _told(path: str | Path, what: str) -> Iterator[None]:
-    """TensorStore's errors in words for the person."""
+def _as_grit_error(path: str | Path, what: str) -> Iterator[None]:
+    """Turns TensorStore's errors into one line."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -15,7 +15,7 @@ from grit_jax.evaluation.rag import evaluate_rag, score_answer
 from grit_jax.evaluation.rag_table import Case, cases, evaluate_table
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.answer import Asker
-from grit_jax.rag.index import Index, build_index
+from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.reading import Reader, Reading
 from grit_jax.text.rag_layouts import MODES
 
@@ -140,10 +140,12 @@ def test_compressed_records_are_those_of_an_index(tiny_model, rows, pool, tmp_pa
     corpus.write_text(
         "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(pool))
     )
-    build_index(tiny_model, corpus, tmp_path / "index", kv=kv, max_length=512, quiet=True)
+    build_index(
+        tiny_model, corpus, tmp_path / "index", IndexOptions(kv=kv, max_length=512), quiet=True
+    )
     index = Index.open(tmp_path / "index", tiny_model)
     keys = {pool[i]: line["key"] for i, line in enumerate(index.documents)}
-    records = dict(zip(keys, index.store.get_many(list(keys.values())), strict=True))
+    records = dict(zip(keys, index.store.fetch(list(keys.values())), strict=True))
     table = evaluate_table(
         tiny_model, rows, ["doc"], kvs=["native", kv], corpus=corpus, max_new_tokens=NEW, quiet=True
     )

@@ -163,19 +163,19 @@ CASES = {
         "model: the folder is not empty and holds no index"
     ),
     "index model --input corpus.jsonl --output i-other": (
-        "i-other: the index that is there was made by another model"
+        "i-other: the existing index was made by another model"
     ),
     "index model --input corpus.jsonl --output index --kv none": (
-        "index: the index that is there has kv 'native'"
+        "index: the existing index has kv native"
     ),
     "index model --input corpus.jsonl --output index --max-length 77": (
-        "has max_length 4096, not 77; remove it or"
+        "has max_length 3584, not 77; remove it or"
     ),
     "index model --input corpus.jsonl --output i-bad-manifest": (
         "i-bad-manifest/index.json: cannot be read"
     ),
     "index model --input corpus.jsonl --output i-other-manifest": (
-        "index.json: is not that of an index"
+        "index.json: is not the manifest of an index"
     ),
     "index model --input corpus.jsonl --output i-wrong-type": "i-wrong-type",
     "index model --input corpus.jsonl --output i-short-vectors": (
@@ -186,17 +186,17 @@ CASES = {
     ),
     "index model --input corpus.jsonl --output i-bad-documents": "i-bad-documents",
     "index model --input corpus.jsonl --output i-format": (
-        "i-format: the index that is there has format 99, not 2"
+        "i-format: the index has format 99, this version reads formats 2 and 3"
     ),
     "index model --input corpus.jsonl --output i-bad-kv": (
         "i-bad-kv/kv: cannot be opened as a document store"
     ),
     "index model --input corpus.jsonl --output i-no-kv": "i-no-kv",
     "index model --input corpus.jsonl --output index --kv int4": (
-        "index: the index that is there has kv 'native'"
+        "index: the existing index has kv native"
     ),
     "index model --input corpus.jsonl --output index --store elsewhere": (
-        "index: the index that is there has store None, not 'elsewhere'"
+        "elsewhere is not the document store of this index"
     ),
     "index model --input corpus.jsonl --output x --store nowhere://x": (
         "nowhere://x: cannot be opened as a document"
@@ -221,12 +221,12 @@ CASES = {
     "ask model --index folder q": "folder: there is no index",
     "ask model --index i-other q": "i-other: this index was made by another model",
     "ask model --index i-bad-manifest q": "i-bad-manifest/index.json: cannot be read",
-    "ask model --index i-other-manifest q": "i-other-manifest/index.json: is not that of an index",
+    "ask model --index i-other-manifest q": "i-other-manifest/index.json: is not the manifest of an index",
     "ask model --index i-wrong-type q": "i-wrong-type",
     "ask model --index i-nothing q": (
         "i-nothing: there is no document in this index yet; run the same grit index again"
     ),
-    "ask model --index i-format q": "i-format: format 99, this version reads 2",
+    "ask model --index i-format q": "i-format: the index has format 99, this version reads formats 2 and 3",
     "ask model --index i-short-vectors q": (
         "i-short-vectors/vectors.npy: cannot be read .*; make the index again"
     ),
@@ -245,7 +245,7 @@ CASES = {
     ),
     "ask model --index index q --search-dim 0": "--search-dim: must be at least 1, got 0",
     "ask model --index index q --search-dim 49": (
-        "49 dimensions cannot be searched: the vectors have 48"
+        "cannot search 49 dimensions: the vectors have 48"
     ),
     "ask model --index index q --search-oversampling 0": (
         "--search-oversampling: must be at least 1, got 0"
@@ -276,7 +276,7 @@ CASES = {
         "generative.jsonl:1: a generative example in a cached file"
     ),
     "eval retrieval model --input embedding.jsonl --search-dim 49": (
-        "49 dimensions cannot be searched"
+        "cannot search 49 dimensions"
     ),
     "eval rag model --input rag.jsonl --search-dim 4": "no --index is given",
     "eval rag model --input rag.jsonl --modes auto": "--modes: invalid choice: 'auto'",

@@ -17,7 +17,7 @@ import numpy as np
 from grit_jax.inference.encoder import Encoded, FormattedTexts
 from grit_jax.inference.records import PackedRecord
 from grit_jax.models.config import ModelConfig
-from grit_jax.rag.build import build_index
+from grit_jax.rag.build import IndexOptions, build_index
 from grit_jax.rag.index_files import IndexWriter
 from grit_jax.rag.store import RECORDS, DocumentStore
 from grit_jax.text.chat import GRIT
@@ -164,8 +164,8 @@ def index(corpus: str, output: str, kv: str) -> None:
     """Brings an index to what a corpus says, telling what is committed."""
     append = IndexWriter.append
 
-    def tells(self, vectors, documents, dead=None) -> None:
-        append(self, vectors, documents, dead)
+    def tells(self, vectors, documents, deleted=None) -> None:
+        append(self, vectors, documents, deleted)
         os.write(
             1, " ".join(["committed", *(document["id"] for document in documents)]).encode() + b"\n"
         )
@@ -173,7 +173,11 @@ def index(corpus: str, output: str, kv: str) -> None:
     IndexWriter.append = tells  # type: ignore[method-assign]
     model = fake_model(seconds=0.005)
     build_index(
-        model, corpus, output, kv=kv, update=True, delete_missing=True, batch_tokens=60, quiet=True
+        model,
+        corpus,
+        output,
+        IndexOptions(kv=kv, update=True, delete_missing=True, batch_tokens=60),
+        quiet=True,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from grit_jax.errors import GritError
 from grit_jax.rag import store as store_module
 from grit_jax.rag.answer import Asker
-from grit_jax.rag.index import Index, build_index
+from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.rag.record_format import StreamedDocument, encode_record
 from grit_jax.rag.store import RECORDS
@@ -38,7 +38,7 @@ def indices(tiny_model, corpus, tmp_path_factory):
     """Of the same corpus, with caches and without."""
     folder = tmp_path_factory.mktemp("indices")
     for kv in ("native", "none"):
-        build_index(tiny_model, corpus, folder / kv, kv=kv, quiet=True)
+        build_index(tiny_model, corpus, folder / kv, IndexOptions(kv=kv), quiet=True)
     return {kv: Index.open(folder / kv, tiny_model) for kv in ("native", "none")}
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_record_is_computed_anew_with_a_warning(
     index = Index.open(tmp_path / "index", tiny_model)
     key = index.documents[4]["key"]
     assert isinstance(index.store.stream([key])[0], StreamedDocument) == (head == SHORT_HEAD)
-    record = index.store.get_many([key])[0]
+    record = index.store.fetch([key])[0]
     for path in (tmp_path / "index" / "kv").rglob("*"):
         data = path.read_bytes() if path.is_file() else b""
         if (at := data.find(record.v[1].transpose(1, 0, 2).tobytes())) >= 0:
@@ -182,18 +182,18 @@ def test_a_damaged_record_is_computed_anew_with_a_warning(
 
 
 def cut_short(index):
-    return encode_record(
-        index.store.get_many([index.documents[4]["key"]])[0], index.store.identity
-    )[:-9]
+    return encode_record(index.store.fetch([index.documents[4]["key"]])[0], index.store.identity)[
+        :-9
+    ]
 
 
 def of_another_document(index):
-    return encode_record(index.store.get_many([index.documents[5]["key"]])[0], index.store.identity)
+    return encode_record(index.store.fetch([index.documents[5]["key"]])[0], index.store.identity)
 
 
 def of_another_model(index):
     other = dataclasses.replace(index.store.identity, weights="0" * 32)
-    return encode_record(index.store.get_many([index.documents[4]["key"]])[0], other)
+    return encode_record(index.store.fetch([index.documents[4]["key"]])[0], other)
 
 
 def gone(index):
@@ -299,7 +299,7 @@ def test_long_documents_are_cut_alike_in_every_layout(tiny_model, sentences):
     [
         ((QUESTION, "docs"), "unknown mode 'docs'"),
         ((" ", "doc"), "question is empty"),
-        ((QUESTION, "doc", 0), "k must be"),
+        ((QUESTION, "doc", 0), "k: expected"),
     ],
 )
 def test_mistakes_are_named(asker, arguments, message):

@@ -15,9 +15,10 @@ import pytest
 from fake_model import document_kv, vector
 
 from grit_jax.errors import GritError
-from grit_jax.rag.index import Index, build_index
-from grit_jax.rag.index_files import DOCUMENTS, MANIFEST, VECTORS
-from grit_jax.rag.search.exact import VectorSearch
+from grit_jax.rag.index import Index, IndexOptions, build_index
+from grit_jax.rag.index_files import DOCUMENTS, VECTORS
+from grit_jax.rag.manifest import MANIFEST
+from grit_jax.rag.search.exact import ExactSearch
 from grit_jax.sharding import MeshConfig, make_mesh
 
 
@@ -53,7 +54,7 @@ def assert_holds(index: Index, rows):
     assert len(index) == len(rows)
     ids = [[256, *content(row).encode()] for row in rows]
     keys = [index.documents[i]["key"] for i in range(len(rows))]
-    for i, (row, record) in enumerate(zip(rows, index.store.get_many(keys), strict=True)):
+    for i, (row, record) in enumerate(zip(rows, index.store.fetch(keys), strict=True)):
         assert index.documents[i]["id"] == row["id"] and index.text(i) == index.text(
             row["id"]
         ) == content(row)
@@ -64,7 +65,9 @@ def assert_holds(index: Index, rows):
 
 
 def test_vector_text_and_record_of_every_document(model, corpus, tmp_path):
-    summary = build_index(model, corpus, tmp_path / "index", batch_tokens=200, quiet=True)
+    summary = build_index(
+        model, corpus, tmp_path / "index", IndexOptions(batch_tokens=200), quiet=True
+    )
     assert_holds(Index.open(tmp_path / "index", model), ROWS)
     np.testing.assert_array_equal(
         np.load(tmp_path / "index" / VECTORS)[3], vector([256, *content(ROWS[3]).encode()])
@@ -91,7 +94,7 @@ def test_the_real_encoder_gives_the_same_vectors_and_records(tiny_model, sentenc
     index = Index.open(tmp_path / "index", tiny_model)
     encoded = tiny_model.encode([f"Lantern {text}" for text in sentences[:6]], return_cache=True)
     np.testing.assert_allclose(index.vectors, encoded.vectors, atol=1e-6)
-    records = index.store.get_many([index.documents[i]["key"] for i in range(6)])
+    records = index.store.fetch([index.documents[i]["key"] for i in range(6)])
     for record, cache in zip(records, encoded.caches, strict=True):
         np.testing.assert_allclose(record.k, cache.k, atol=1e-5)
         np.testing.assert_allclose(record.v, cache.v, atol=1e-5)
@@ -116,12 +119,12 @@ def test_equal_documents_share_a_record(model, tmp_path):
 
 
 def test_without_caches(model, corpus, tmp_path):
-    summary = build_index(model, corpus, tmp_path / "index", kv="none", quiet=True)
+    summary = build_index(model, corpus, tmp_path / "index", IndexOptions(kv="none"), quiet=True)
     assert summary.bytes_kv == 0 and not (tmp_path / "index" / "kv").exists()
     index = Index.open(tmp_path / "index", model)
     np.testing.assert_array_equal(index.vectors[0], vector([256, *content(ROWS[0]).encode()]))
     with pytest.raises(GritError, match="kv"):
-        build_index(model, corpus, tmp_path / "index", kv="native", quiet=True)
+        build_index(model, corpus, tmp_path / "index", IndexOptions(kv="native"), quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,7 @@ def test_search_is_exact(devices, count, k, block):
         if devices is None
         else make_mesh(MeshConfig(data=devices, fsdp=1), jax.devices()[:devices])
     )
-    found = VectorSearch(vectors, mesh, block=block).search(queries, k)
+    found = ExactSearch(vectors, mesh, block=block).search(queries, k)
     rows, scores = numpy_search(vectors, queries, k)
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.scores, scores)
@@ -242,10 +245,10 @@ def test_search_is_exact(devices, count, k, block):
 
 
 def test_search_says_what_is_wrong():
-    search = VectorSearch(np.ones((3, 4), np.float32))
+    search = ExactSearch(np.ones((3, 4), np.float32))
     assert search.search(np.zeros((0, 4)), 2).rows.shape == (0, 2)
     for queries, k in ((np.ones((1, 5)), 1), (np.ones(4), 1), (np.ones((1, 4)), 0)):
         with pytest.raises(GritError):
             search.search(queries, k)
     with pytest.raises(GritError):
-        VectorSearch(np.ones((0, 4), np.float32))
+        ExactSearch(np.ones((0, 4), np.float32))

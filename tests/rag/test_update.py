@@ -17,8 +17,9 @@ from fake_model import document_kv, stored_keys, vector
 
 from grit_jax.errors import GritError
 from grit_jax.rag import build, index_files
-from grit_jax.rag.index import Index, build_index
-from grit_jax.rag.index_files import MANIFEST, IndexWriter
+from grit_jax.rag.index import Index, IndexOptions, build_index
+from grit_jax.rag.index_files import IndexWriter
+from grit_jax.rag.manifest import MANIFEST
 from grit_jax.rag.store import DocumentStore
 
 ROWS = [{"id": f"d{i}", "text": f"text number {i} " * (1 + i % 5)} for i in range(40)]
@@ -41,7 +42,11 @@ def model():
 @pytest.fixture
 def index(model, tmp_path):
     build_index(
-        model, write(tmp_path / "c.jsonl", ROWS), tmp_path / "index", batch_tokens=200, quiet=True
+        model,
+        write(tmp_path / "c.jsonl", ROWS),
+        tmp_path / "index",
+        IndexOptions(batch_tokens=200),
+        quiet=True,
     )
     return tmp_path / "index"
 
@@ -55,7 +60,7 @@ def assert_holds(index: Index, rows):
     ids = [[256, *row["text"].encode()] for row in rows]
     lines = [index.documents[by_id[row["id"]]] for row in rows]
     for row, line, tokens, record in zip(
-        rows, lines, ids, index.store.get_many([line["key"] for line in lines])
+        rows, lines, ids, index.store.fetch([line["key"] for line in lines])
     ):
         assert index.text(row["id"]) == row["text"] and line["tokens"] == len(tokens)
         np.testing.assert_array_equal(index.vectors[by_id[row["id"]]], vector(tokens))
@@ -63,7 +68,7 @@ def assert_holds(index: Index, rows):
         assert index.text(int(index.search(vector(tokens)[None], 1).rows[0, 0])) == row["text"]
     assert stored_keys(index.store) == {line["key"] for line in lines}
     assert index.store.size.records == len({line["key"] for line in lines})
-    assert index.manifest["tokens"] == sum(map(len, ids))
+    assert index.manifest.tokens == sum(map(len, ids))
 
 
 def test_opening_takes_no_longer_for_many_documents(model, tmp_path, monkeypatch):
@@ -83,7 +88,9 @@ def test_opening_takes_no_longer_for_many_documents(model, tmp_path, monkeypatch
 def test_changed_documents_are_replaced_and_new_ones_added(model, index, tmp_path):
     rows = [*changed(ROWS, {3, 17}), {"id": "new", "text": "another one"}]
     model.encoder.encoded.clear()
-    summary = build_index(model, write(tmp_path / "c.jsonl", rows), index, update=True, quiet=True)
+    summary = build_index(
+        model, write(tmp_path / "c.jsonl", rows), index, IndexOptions(update=True), quiet=True
+    )
     assert (summary.documents, summary.encoded, summary.skipped, summary.replaced) == (41, 3, 38, 2)
     assert len(model.encoder.encoded) == 3 and summary.deleted == 0
     assert_holds(Index.open(index, model), rows)
@@ -95,7 +102,9 @@ def test_documents_that_are_gone_stay_unless_told(model, index, tmp_path, capsys
     build_index(model, write(tmp_path / "c.jsonl", rows), index, quiet=True)
     assert "10 documents of the index are not in" in capsys.readouterr().err
     assert_holds(Index.open(index, model), ROWS)
-    summary = build_index(model, tmp_path / "c.jsonl", index, delete_missing=True, quiet=True)
+    summary = build_index(
+        model, tmp_path / "c.jsonl", index, IndexOptions(delete_missing=True), quiet=True
+    )
     assert (summary.documents, summary.deleted, summary.encoded) == (30, 10, 0)
     assert_holds(Index.open(index, model), rows)
     # Deleted is not remembered: it can come back.
@@ -110,7 +119,7 @@ def test_without_update_a_change_is_refused_and_nothing_is_written(model, index,
             model,
             write(tmp_path / "c.jsonl", changed(ROWS, {5})),
             index,
-            delete_missing=True,
+            IndexOptions(delete_missing=True),
             quiet=True,
         )
     assert (index / MANIFEST).read_text() == before
@@ -121,7 +130,11 @@ def test_a_record_that_others_share_is_kept(model, tmp_path):
     build_index(model, write(tmp_path / "c.jsonl", rows), tmp_path / "index", quiet=True)
     rows[0] = {"id": "0", "text": "not the same"}
     build_index(
-        model, write(tmp_path / "c.jsonl", rows), tmp_path / "index", update=True, quiet=True
+        model,
+        write(tmp_path / "c.jsonl", rows),
+        tmp_path / "index",
+        IndexOptions(update=True),
+        quiet=True,
     )
     assert_holds(Index.open(tmp_path / "index", model), rows)
 
@@ -134,13 +147,12 @@ def test_much_dead_is_copied_away_and_its_bytes_come_free(model, index, tmp_path
         model,
         write(tmp_path / "c.jsonl", rows),
         index,
-        update=True,
-        delete_missing=True,
+        IndexOptions(update=True, delete_missing=True),
         quiet=True,
     )
     assert_holds(Index.open(index, model), rows)
     assert sorted(path.name for path in index.iterdir() if path.name != ".lock") == [
-        "dead.1.bin",
+        "deleted.1.bin",
         "documents.1.jsonl",
         "index.json",
         "kv.1",
@@ -155,7 +167,9 @@ def test_much_dead_is_copied_away_and_its_bytes_come_free(model, index, tmp_path
         vector([256, 1])[None], 3
     ).rows.shape == (1, 3)
     # And it goes on from there.
-    build_index(model, write(tmp_path / "c.jsonl", ROWS), index, update=True, quiet=True)
+    build_index(
+        model, write(tmp_path / "c.jsonl", ROWS), index, IndexOptions(update=True), quiet=True
+    )
     assert_holds(Index.open(index, model), ROWS)
 
 
@@ -165,18 +179,29 @@ def test_a_store_elsewhere_is_of_one_index_and_nothing_else_there_is_touched(
     records = tmp_path / "records"
     records.mkdir()
     (records / "notes.txt").write_text("mine")
-    build_index(model, tmp_path / "c.jsonl", tmp_path / "first", store=str(records), quiet=True)
+    build_index(
+        model,
+        tmp_path / "c.jsonl",
+        tmp_path / "first",
+        IndexOptions(store=str(records)),
+        quiet=True,
+    )
     with pytest.raises(
-        GritError, match="records: holds the records of another index; choose another --store"
+        GritError,
+        match="records: this document store belongs to another index; choose another --store",
     ):
         build_index(
-            model, tmp_path / "c.jsonl", tmp_path / "second", store=str(records), quiet=True
+            model,
+            tmp_path / "c.jsonl",
+            tmp_path / "second",
+            IndexOptions(store=str(records)),
+            quiet=True,
         )
     build_index(
         model,
         write(tmp_path / "c.jsonl", ROWS[:9]),
         tmp_path / "first",
-        delete_missing=True,
+        IndexOptions(delete_missing=True),
         quiet=True,
     )
     assert_holds(Index.open(tmp_path / "first", model), ROWS[:9])
@@ -187,9 +212,21 @@ def test_a_store_elsewhere_is_of_one_index_and_nothing_else_there_is_touched(
 
 def test_an_index_with_everything_deleted_can_be_filled_again(model, index, tmp_path):
     other = [{"id": "x", "text": "only one"}]
-    build_index(model, write(tmp_path / "c.jsonl", other), index, delete_missing=True, quiet=True)
+    build_index(
+        model,
+        write(tmp_path / "c.jsonl", other),
+        index,
+        IndexOptions(delete_missing=True),
+        quiet=True,
+    )
     assert_holds(Index.open(index, model), other)
-    build_index(model, write(tmp_path / "c.jsonl", ROWS), index, delete_missing=True, quiet=True)
+    build_index(
+        model,
+        write(tmp_path / "c.jsonl", ROWS),
+        index,
+        IndexOptions(delete_missing=True),
+        quiet=True,
+    )
     assert_holds(Index.open(index, model), ROWS)
 
 
@@ -223,7 +260,11 @@ def test_a_writer_that_dies_anywhere_leaves_an_index_and_the_next_one_finishes(
         patch.setattr(owner, name, dies)
         with pytest.raises(KeyboardInterrupt):
             build_index(
-                model, tmp_path / "c.jsonl", index, update=True, delete_missing=True, quiet=True
+                model,
+                tmp_path / "c.jsonl",
+                index,
+                IndexOptions(update=True, delete_missing=True),
+                quiet=True,
             )
     half = Index.open(index, model)
     texts = {row["id"]: {row["text"]} for row in ROWS}
@@ -231,18 +272,24 @@ def test_a_writer_that_dies_anywhere_leaves_an_index_and_the_next_one_finishes(
         texts[row["id"]].add(row["text"])
     ids = [half.documents[i]["id"] for i in range(len(half))]
     assert len(set(ids)) == len(ids) and set(ids) >= {row["id"] for row in rows}
-    records = half.store.get_many([half.documents[i]["key"] for i in range(len(half))])
+    records = half.store.fetch([half.documents[i]["key"] for i in range(len(half))])
     for i, record in enumerate(records):
         text = half.text(i)
         assert text in texts[ids[i]]
         tokens = [256, *text.encode()]
         np.testing.assert_array_equal(half.vectors[i], vector(tokens))
         np.testing.assert_array_equal(record.v, document_kv(tokens).v)
-    build_index(model, tmp_path / "c.jsonl", index, update=True, delete_missing=True, quiet=True)
+    build_index(
+        model,
+        tmp_path / "c.jsonl",
+        index,
+        IndexOptions(update=True, delete_missing=True),
+        quiet=True,
+    )
     finished = Index.open(index, model)
     assert_holds(finished, rows)
     leftover = {path.name for path in index.iterdir()} - {MANIFEST, ".lock"}
-    generation = finished.manifest["generation"]
+    generation = finished.manifest.generation
     assert all((f".{generation}" in name) == bool(generation) for name in leftover)
 
 
@@ -254,7 +301,7 @@ def state(path: Path, model) -> dict[str, str]:
         assert "no document in this index yet" in str(error) or "there is no index" in str(error)
         return {}
     lines = [index.documents[i] for i in range(len(index))]
-    records = index.store.get_many([line["key"] for line in lines])
+    records = index.store.fetch([line["key"] for line in lines])
     native = index.store.codec is None
     for i, (line, record) in enumerate(zip(lines, records, strict=True)):
         tokens = [256, *line["text"].encode()]
@@ -324,5 +371,7 @@ def test_writers_killed_at_any_moment_lose_nothing(tmp_path, kv, kills):
                 or not json.loads((path / MANIFEST).read_text())["complete"]
             )
             before = after
-    build_index(model, turns[0][0], path, kv=kv, update=True, delete_missing=True, quiet=True)
+    build_index(
+        model, turns[0][0], path, IndexOptions(kv=kv, update=True, delete_missing=True), quiet=True
+    )
     assert state(path, model) == turns[0][1]

@@ -1,25 +1,23 @@
-"""Milvus in the place of exact search, for vectors that outgrow the devices: an embedded file, or a
-server or cluster.
+"""Milvus search, for vectors that outgrow the devices: an embedded file, or a server or cluster.
 
-The index's own files are the truth. A collection holds the vectors of their living rows under the
-rows' numbers: what stands in a row never changes, so that filling again whatever may have been
-filled before does no harm, and a writer that is killed leaves at worst a collection that is behind.
-`index.json` says how far it has come:
+The index's own files are authoritative. A collection holds the vectors of the rows that are not
+deleted, under the rows' numbers. A row never changes, so sending it twice does no harm, and a
+writer that is killed leaves at worst a collection that is behind the files. How much it holds is in
+the manifest (`MilvusCollection`).
 
-    "milvus": {"uri": null (embedded) or a URI, "name": "grit_...", "generation", "rows", "dead"}
+An index's name is drawn at random, and the collection's name is that and the generation of the
+files, so that indexes in one cluster do not collide. `fill` ends by checking what the collection
+holds, and opening an index checks it too.
 
-The name is drawn at random for each index, and the collection's is followed by the generation of
-the files, so that the indices in one cluster do not meet. `fill` ends with a look at what the
-collection holds, as does opening the index.
-
-Metric and index: inner product, and AUTOINDEX, which leaves the choice to the deployment (HNSW on
-graphs in memory in the embedded one): who takes Milvus for its size does not want every vector
-compared. What it finds are candidates (`SearchSettings.oversampling`); their stored vectors decide,
-so that order and scores are those of exact search.
+Metric and index: inner product, and AUTOINDEX, which leaves the choice to the deployment (HNSW in
+memory in the embedded one): whoever needs Milvus for its size does not want every vector compared.
+Its results are candidates (`SearchSettings.oversampling`) whose stored vectors decide, so that
+order and scores are those of exact search.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import shutil
 import weakref
@@ -29,11 +27,13 @@ from typing import Any
 import numpy as np
 
 from grit_jax.errors import GritError
-from grit_jax.rag.index_files import IndexWriter, dead_rows, living, living_vectors
+from grit_jax.rag.index_files import IndexWriter, deleted_rows, kept_rows, kept_vectors
+from grit_jax.rag.manifest import IndexManifest, MilvusCollection
 from grit_jax.rag.search.exact import (
     SearchResult,
     SearchSettings,
     StoredVectors,
+    check_rows,
     checked_queries,
     rescored,
 )
@@ -56,72 +56,79 @@ SAMPLE = 8  # vectors that are compared with the files when an index is opened
 
 
 def choose(writer: IndexWriter, vectors: str | None, uri: str | None) -> None:
-    """Settles in the manifest what is to search an index, and that it answers, before anything is
-    encoded.
+    """Decides what searches an index, writes it to the manifest, and checks that Milvus answers,
+    before anything is encoded.
 
     Args:
-      vectors: "exact" or "milvus"; None: as it is, of a new index exact.
-      uri: "embedded" or that of a server; None: where it is, of a new collection embedded.
+      vectors: "exact" or "milvus"; None: as it is, for a new index exact.
+      uri: "embedded" or that of a server; None: where it is, for a new collection embedded.
 
     Raises:
-      GritError: an unknown name, a URI without Milvus, Milvus cannot be used (the message says
-        which extra) or reached.
+      GritError: an unknown name, a URI without Milvus, or a Milvus that is not installed (the
+        message names the extra) or cannot be reached.
     """
-    old = writer.manifest.get("milvus")
+    old = writer.manifest.milvus
     if vectors not in (None, "exact", "milvus"):
-        raise GritError(f"--vectors must be exact or milvus, is {vectors!r}")
-    vectors = vectors or ("milvus" if old else "exact")
-    wanted = None
+        raise GritError(f"--vectors: expected exact or milvus, got {vectors!r}")
+    vectors = vectors or ("milvus" if old is not None else "exact")
+    new = None
     if vectors == "milvus":
-        place = checked_uri(uri) if uri is not None else old["uri"] if old else None
-        wanted = (
-            old
-            if old and old["uri"] == place
-            else {**_nothing(writer.manifest), "uri": place, "name": _name()}
-        )
+        if uri is not None:
+            place = checked_uri(uri)
+        else:
+            place = old.uri if old is not None else None
+        if old is not None and old.uri == place:
+            new = old
+        else:
+            name = f"grit_{secrets.token_hex(8)}"
+            new = MilvusCollection(place, name, writer.manifest.generation)
         with MilvusServer(writer.path, place):
             pass
     elif uri is not None:
-        raise GritError(f"--milvus {uri} says where Milvus is; it needs --vectors milvus")
-    if old and wanted != old:
-        _abandon(writer.path, old)
-    writer.commit(milvus=wanted)
+        raise GritError(f"--milvus {uri} names a Milvus; it needs --vectors milvus")
+    if old is not None and new != old:
+        _drop_collections(writer.path, old)
+    writer.commit(milvus=new)
 
 
 def fill(writer: IndexWriter, quiet: bool = False) -> None:
-    """Brings the collection of an index to what its files hold, from where an earlier call came to.
+    """Brings the collection of an index to what its files hold, from where an earlier call stopped.
 
     Raises:
-      GritError: Milvus cannot be reached or refuses, or does not hold afterwards what it was given.
+      GritError: Milvus cannot be reached or refuses, or does not hold afterwards what was sent.
+      NonFiniteRows: a vector holds NaN or infinity.
     """
-    m = writer.manifest
-    if not m.get("milvus"):
+    manifest, collection = writer.manifest, writer.manifest.milvus
+    if collection is None:
         return
-    rows, dead = living(writer.path, m), dead_rows(writer.path, m)
-    stored = living_vectors(writer.path, m, rows)
-    with MilvusServer(writer.path, m["milvus"]["uri"]) as server:
-        name = _collection(m)
+    rows = kept_rows(writer.path, manifest)
+    deleted = deleted_rows(writer.path, manifest)
+    stored = kept_vectors(writer.path, manifest, rows)
+    empty = MilvusCollection(collection.uri, collection.name, manifest.generation)
+    with MilvusServer(writer.path, collection.uri) as server:
+        name = _collection_name(manifest)
         for other in server.call("list_collections"):
-            if other.startswith(m["milvus"]["name"] + "_") and other != name:
+            if other.startswith(collection.name + "_") and other != name:
                 server.call("drop_collection", other)
         for anew in (False, True):
             if anew or not server.call("has_collection", name):
                 server.call("drop_collection", name)
-                server.create(name, m["dim"])
-                writer.commit(milvus=m["milvus"] | _nothing(m))
-            elif not server.fits(name, m["dim"]):
+                server.create(name, manifest.dim)
+                writer.commit(milvus=empty)
+            elif not server.fits(name, manifest.dim):
                 raise GritError(
-                    f"{server.place}: the collection {name} is not of this program; rename or"
-                    " remove it"
+                    f"{server.place}: the collection {name} was not made by grit; rename or remove"
+                    " it"
                 )
-            elif m["milvus"]["generation"] != m["generation"]:
-                writer.commit(milvus=m["milvus"] | _nothing(m))
-            _send(server, name, writer, rows, stored, quiet)
-            for start in range(m["milvus"]["dead"], len(dead), DELETED_TOGETHER):
-                server.call("delete", name, ids=dead[start : start + DELETED_TOGETHER].tolist())
+            elif collection.generation != manifest.generation:
+                writer.commit(milvus=empty)
+            collection = _send(server, name, writer, rows, stored, quiet)
+            for start in range(collection.deleted, len(deleted), DELETED_TOGETHER):
+                server.call("delete", name, ids=deleted[start : start + DELETED_TOGETHER].tolist())
             server.finish(name)
-            writer.commit(milvus=m["milvus"] | {"rows": m["rows"], "dead": m["dead"]})
-            difference = _difference(server, m, rows, stored)
+            full = dataclasses.replace(collection, rows=manifest.rows, deleted=manifest.deleted)
+            writer.commit(milvus=full)
+            difference = _difference(server, writer.manifest, rows, stored)
             if difference is None:
                 return
     raise GritError(
@@ -130,22 +137,21 @@ def fill(writer: IndexWriter, quiet: bool = False) -> None:
 
 
 class MilvusSearch:
-    """The collection of an index, for reading; one that does not hold what the index's files do is
-    refused.
+    """The collection of an index, for reading; one that differs from the index's files is refused.
 
     Args:
-      stored, rows: vectors of the living rows, and their numbers in the files.
+      stored, rows: vectors of the rows that are not deleted, and their numbers in the files.
       settings: `oversampling` alone; Milvus decides how it searches.
 
     Raises:
       GritError: the extra is not installed, Milvus cannot be reached, or the collection is missing,
-        behind the index or of another one.
+        behind the index or another index's.
     """
 
     def __init__(
         self,
         path: Path,
-        manifest: dict[str, Any],
+        manifest: IndexManifest,
         stored: StoredVectors,
         rows: np.ndarray,
         settings: SearchSettings = SearchSettings(),
@@ -153,15 +159,12 @@ class MilvusSearch:
         if (settings.precision, settings.dim) != ("float32", None):
             raise GritError(
                 f"{path}: Milvus searches this index, by whole float32 vectors; fewer bits or"
-                " dimensions are for exact search (grit index --vectors exact changes to it)"
+                " dimensions need exact search (change to it with grit index --vectors exact)"
             )
-        self._stored, self._rows, self._settings, self._name = (
-            stored,
-            rows,
-            settings,
-            _collection(manifest),
-        )
-        self._server = MilvusServer(path, manifest["milvus"]["uri"])
+        assert manifest.milvus is not None
+        self._stored, self._rows, self._settings = stored, rows, settings
+        self._name = _collection_name(manifest)
+        self._server = MilvusServer(path, manifest.milvus.uri)
         self.close = weakref.finalize(self, self._server.close)
         try:
             difference = _difference(self._server, manifest, rows, stored)
@@ -176,25 +179,26 @@ class MilvusSearch:
             )
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
-        """The `k` best rows for each query; see `VectorSearch.search`.
+        """The `k` best rows for each query; see `ExactSearch.search`.
 
         Raises:
-          GritError: `k` below 1 or more than Milvus gives, queries of another dimension, Milvus
-            does not answer, or a writer has changed the collection.
+          GritError: `k` below 1 or more than Milvus returns, queries of another dimension or not
+            finite, Milvus does not answer, or a writer has changed the collection.
+          NonFiniteRows: a stored vector holds NaN or infinity.
         """
         queries = checked_queries(queries, k, self._stored.shape[1])
         count = len(self._rows)
         k = min(k, count)
-        wanted = self._settings.candidates(k, count)
-        if wanted == count or not len(queries):
+        candidates = self._settings.candidates(k, count)
+        if candidates == count or not len(queries):
             return rescored(self._stored, queries, [np.arange(count)] * len(queries), k)
         if k > MOST_RESULTS:
-            raise GritError(f"Milvus gives at most {MOST_RESULTS} results, {k} are asked for")
+            raise GritError(f"k: Milvus returns at most {MOST_RESULTS} results, got {k}")
         found = self._server.call(
             "search",
             self._name,
             data=list(queries),
-            limit=min(wanted, MOST_RESULTS),
+            limit=min(candidates, MOST_RESULTS),
             anns_field=VECTOR,
             output_fields=[ROW],
             search_params={"metric_type": "IP"},
@@ -203,15 +207,15 @@ class MilvusSearch:
         return rescored(self._stored, queries, [self._positions(hits, k) for hits in found], k)
 
     def _positions(self, hits: Any, k: int) -> np.ndarray:
-        """Where the found rows stand among the living ones."""
+        """Numbers of the hits' rows among those that are not deleted."""
         rows = np.unique(np.fromiter((hit[ROW] for hit in hits), np.int64))
-        at = np.minimum(np.searchsorted(self._rows, rows), len(self._rows) - 1)
-        if len(rows) < k or (self._rows[at] != rows).any():
+        numbers = np.minimum(np.searchsorted(self._rows, rows), len(self._rows) - 1)
+        if len(rows) < k or (self._rows[numbers] != rows).any():
             raise GritError(
                 f"the Milvus collection {self._name} has changed since the index was opened; open"
                 " it again"
             )
-        return at
+        return numbers
 
 
 def _send(
@@ -221,89 +225,85 @@ def _send(
     rows: np.ndarray,
     stored: StoredVectors,
     quiet: bool,
-) -> None:
-    """The living rows that the collection does not have yet; what is sent is committed block by
-    block."""
-    m = writer.manifest
-    first = int(np.searchsorted(rows, m["milvus"]["rows"]))
-    block = max(1, BLOCK_BYTES // (m["dim"] * 4))
+) -> MilvusCollection:
+    """Sends the rows that the collection does not have yet, and commits them block by block; the
+    last block is left for the caller to commit."""
+    collection = writer.manifest.milvus
+    assert collection is not None
+    first = int(np.searchsorted(rows, collection.rows))
+    block = max(1, BLOCK_BYTES // (writer.manifest.dim * 4))
     with progress(
         len(rows), "milvus", "vectors", initial=first, quiet=quiet or first == len(rows)
     ) as bar:
         for start in range(first, len(rows), block):
             part, values = rows[start : start + block].tolist(), stored[start : start + block]
+            check_rows(values, range(start, start + len(values)))
             server.call(
                 "upsert",
                 name,
                 data=[{ROW: r, VECTOR: v} for r, v in zip(part, values, strict=True)],
             )
-            if start + block < len(
-                rows
-            ):  # the last are for the caller to commit, who has more to do before
-                writer.commit(milvus=m["milvus"] | {"rows": part[-1] + 1})
+            if start + block < len(rows):
+                collection = dataclasses.replace(collection, rows=part[-1] + 1)
+                writer.commit(milvus=collection)
             bar.update(len(part))
+    return collection
 
 
 def _difference(
-    server: MilvusServer, m: dict[str, Any], rows: np.ndarray, stored: StoredVectors
+    server: MilvusServer, manifest: IndexManifest, rows: np.ndarray, stored: StoredVectors
 ) -> str | None:
-    """In what a collection differs from the index's files; None: in nothing that a count and a
-    sample show."""
-    entry, name = m["milvus"], _collection(m)
-    if any(entry[key] != m[key] for key in ("generation", "rows", "dead")):
+    """How a collection differs from the index's files; None: a count and a sample of vectors
+    agree."""
+    collection, name = manifest.milvus, _collection_name(manifest)
+    assert collection is not None
+    if any(
+        getattr(collection, field) != getattr(manifest, field)
+        for field in ("generation", "rows", "deleted")
+    ):
         return "is behind the index's files"
     if not server.call("has_collection", name):
-        return "is not there"
-    if not server.fits(name, m["dim"]):
-        return "is not of this program"
+        return "does not exist"
+    if not server.fits(name, manifest.dim):
+        return "was not made by grit"
     server.call("load_collection", name, timeout=None)
     [counted] = server.query(name, filter="", output_fields=["count(*)"])
     if counted["count(*)"] != len(rows):
         return f"holds {counted['count(*)']} vectors, not {len(rows)}"
-    places = (
+    sample = (
         np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64)) if len(rows) else rows
     )
-    ids, following = (
-        rows[places].tolist(),
-        m["rows"],
-    )  # the row that any other writer would have begun with
+    # `following` is the row that any other writer would have sent next.
+    ids, following = rows[sample].tolist(), manifest.rows
     hits = server.call(
         "get", name, ids=[*ids, following], output_fields=[ROW, VECTOR], consistency_level="Strong"
     )
-    have = {hit[ROW]: np.asarray(hit[VECTOR], np.float32) for hit in hits}
-    if following in have:
+    vectors = {hit[ROW]: np.asarray(hit[VECTOR], np.float32) for hit in hits}
+    if following in vectors:
         return "holds vectors that the index does not have"
     if any(
-        not np.array_equal(have.get(row), vector)
-        for row, vector in zip(ids, stored[places], strict=True)
+        not np.array_equal(vectors.get(row), vector)
+        for row, vector in zip(ids, stored[sample], strict=True)
     ):
         return "holds the vectors of another index"
     return None
 
 
-def _abandon(folder: Path, entry: dict[str, Any]) -> None:
-    """Removes the collections of an index that is searched elsewhere from now on."""
-    if entry["uri"] is None:
+def _drop_collections(folder: Path, collection: MilvusCollection) -> None:
+    """Removes the collections of an index that is no longer searched there."""
+    if collection.uri is None:
         refuse_a_second_process(str(folder / EMBEDDED))
         shutil.rmtree(folder / EMBEDDED, ignore_errors=True)
         return
     try:
-        with MilvusServer(folder, entry["uri"]) as server:
+        with MilvusServer(folder, collection.uri) as server:
             for name in server.call("list_collections"):
-                if name.startswith(entry["name"] + "_"):
+                if name.startswith(collection.name + "_"):
                     server.call("drop_collection", name)
     except GritError as error:
-        say(f"warning: the collections {entry['name']}_* stay where they are: {error}")
+        say(f"warning: the collections {collection.name}_* were not removed: {error}")
 
 
-def _name() -> str:
-    return f"grit_{secrets.token_hex(8)}"
-
-
-def _collection(m: dict[str, Any]) -> str:
-    return f"{m['milvus']['name']}_{m['generation']}"
-
-
-def _nothing(m: dict[str, Any]) -> dict[str, int]:
-    """How far an empty collection has come."""
-    return {"generation": m["generation"], "rows": 0, "dead": 0}
+def _collection_name(manifest: IndexManifest) -> str:
+    assert manifest.milvus is not None
+    return f"{manifest.milvus.name}_{manifest.generation}"

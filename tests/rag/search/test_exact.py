@@ -14,9 +14,9 @@ import pytest
 from fake_model import vector
 
 from grit_jax.errors import GritError
-from grit_jax.rag.index import Index, build_index
+from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.index_files import VECTORS
-from grit_jax.rag.search.exact import SearchSettings, VectorSearch
+from grit_jax.rag.search.exact import ExactSearch, SearchSettings
 from grit_jax.sharding import MeshConfig, make_mesh
 
 INT8, BFLOAT16 = SearchSettings("int8"), SearchSettings("bfloat16")
@@ -90,7 +90,7 @@ class Watched:
 def test_the_candidates_are_numpys_and_their_whole_vectors_decide(devices, precision, dim):
     rng = np.random.default_rng(1)
     vectors, queries = clustered(3000, 48, rng), clustered(5, 48, rng)
-    search = VectorSearch(
+    search = ExactSearch(
         vectors, mesh_of(devices), block=256, settings=SearchSettings(precision, dim, 3)
     )
     found = search.search(queries, 20)
@@ -113,7 +113,7 @@ def test_ties_and_more_than_there_are(devices, settings):
     rng = np.random.default_rng(2)
     vectors, queries = (rng.integers(-2, 3, (n, 6)).astype(np.float32) for n in (290, 4))
     vectors[7] = 0
-    found = VectorSearch(vectors, mesh_of(devices), settings=settings).search(queries, 400)
+    found = ExactSearch(vectors, mesh_of(devices), settings=settings).search(queries, 400)
     rows, scores = exact(vectors, queries, 400)
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.scores, scores)
@@ -138,7 +138,7 @@ def test_recall_at_ten(settings, kind, least):
     scale = 1.0 if kind == "flat" else (1 + np.arange(256)) ** -0.5
     vectors = clustered(5050, 256, rng, scale)
     vectors, queries = vectors[50:], vectors[:50]
-    found = VectorSearch(vectors, settings=settings).search(queries, 10)
+    found = ExactSearch(vectors, settings=settings).search(queries, 10)
     rows, _ = exact(vectors, queries, 10)
     recall = np.mean(
         [len(set(a) & set(b)) / 10 for a, b in zip(found.rows.tolist(), rows.tolist())]
@@ -149,7 +149,7 @@ def test_recall_at_ten(settings, kind, least):
 def test_fewer_dimensions_are_brought_to_length_one_again():
     """Row 1 points where the query does, but little of it is in the first two dimensions."""
     vectors = unit(np.array([[0.9, 0.5, 0.0], [0.3, 0.0, 1.0]]))
-    search = VectorSearch(vectors, settings=SearchSettings(dim=2))
+    search = ExactSearch(vectors, settings=SearchSettings(dim=2))
     best = search._search(np.array([[1.0, 0.0]]), 2)
     assert best.rows.tolist() == [[1, 0]] and best.scores[0, 0] == pytest.approx(1)
     assert search.search(np.array([[1.0, 0.0, 0.0]]), 2).rows.tolist() == [
@@ -160,7 +160,7 @@ def test_fewer_dimensions_are_brought_to_length_one_again():
 @pytest.mark.parametrize("devices", [None, 8])
 def test_files_are_read_by_blocks_and_then_candidates_alone(devices):
     watched = Watched(clustered(5000, 8, np.random.default_rng(3)))
-    search = VectorSearch(watched, mesh_of(devices), block=256, settings=INT8)
+    search = ExactSearch(watched, mesh_of(devices), block=256, settings=INT8)
     assert max(watched.reads) == 256 and sum(watched.reads) == 5000
     watched.reads.clear()
     search.search(watched.vectors[:3], 10)
@@ -170,7 +170,7 @@ def test_files_are_read_by_blocks_and_then_candidates_alone(devices):
 def test_bytes_on_the_devices():
     vectors = clustered(1024, 64, np.random.default_rng(4))
     sizes = [
-        sum(leaf.nbytes for leaf in jax.tree.leaves(VectorSearch(vectors, settings=settings)._rows))
+        sum(leaf.nbytes for leaf in jax.tree.leaves(ExactSearch(vectors, settings=settings)._rows))
         for settings in (SearchSettings(), BFLOAT16, INT8, SearchSettings("int8", 32))
     ]
     assert sizes == [1024 * 64 * 4, 1024 * 64 * 2, 1024 * (64 + 4), 1024 * (32 + 4)]
@@ -182,7 +182,13 @@ def test_an_index_is_searched_as_it_is_opened(tmp_path):
 
     def build(rows):
         corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        build_index(model, corpus, path, kv="none", update=True, delete_missing=True, quiet=True)
+        build_index(
+            model,
+            corpus,
+            path,
+            IndexOptions(kv="none", update=True, delete_missing=True),
+            quiet=True,
+        )
 
     build(rows)
     rows = [
@@ -199,11 +205,11 @@ def test_an_index_is_searched_as_it_is_opened(tmp_path):
         found = index.search(queries, 8)
         np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
         assert [index.documents[row]["id"] for row in found.rows[:, 0]] == ids[:30]
-        with pytest.raises(GritError, match=r"query vectors must be \[Q, 8\]"):
+        with pytest.raises(GritError, match=r"query vectors: expected shape \[Q, 8\]"):
             index.search(queries[:, :5], 1)
         assert "vectors" not in vars(index)  # a copy without the dead rows, made for who asks
         np.testing.assert_array_equal(np.sort(index.vectors, 0), np.sort(wanted, 0))
-    with pytest.raises(GritError, match="9 dimensions cannot be searched: the vectors have 8"):
+    with pytest.raises(GritError, match="cannot search 9 dimensions: the vectors have 8"):
         Index.open(path, model, SearchSettings(dim=9))
 
 
@@ -215,5 +221,5 @@ def test_settings_say_what_is_wrong():
     ):
         with pytest.raises(GritError, match=words):
             SearchSettings(**wrong)
-    with pytest.raises(GritError, match="5 dimensions cannot be searched"):
-        VectorSearch(np.ones((3, 4), np.float32), settings=SearchSettings(dim=5))
+    with pytest.raises(GritError, match="cannot search 5 dimensions"):
+        ExactSearch(np.ones((3, 4), np.float32), settings=SearchSettings(dim=5))

@@ -3,6 +3,7 @@ updates and kills."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import select
@@ -18,8 +19,10 @@ import pytest
 from fake_model import vector
 
 from grit_jax.errors import GritError
-from grit_jax.rag.index import Index, SearchSettings, build_index
-from grit_jax.rag.index_files import MANIFEST, writing
+from grit_jax.rag import index_files
+from grit_jax.rag.index import Index, IndexOptions, SearchSettings, build_index
+from grit_jax.rag.index_files import IndexSettings, writing
+from grit_jax.rag.manifest import read_manifest
 from grit_jax.rag.search import milvus
 from grit_jax.rag.search.milvus import MilvusSearch, choose, fill
 from grit_jax.rag.search.milvus_server import EMBEDDED, ROW, VECTOR, MilvusServer
@@ -45,10 +48,14 @@ def write(path: Path, rows) -> Path:
     return path
 
 
-def build(model, path: Path, rows, **how):
+def build(model, path: Path, rows, **options):
     corpus = write(path.parent / f"{path.name}.jsonl", rows)
     return build_index(
-        model, corpus, path, kv="none", update=True, delete_missing=True, quiet=True, **how
+        model,
+        corpus,
+        path,
+        IndexOptions(kv="none", update=True, delete_missing=True, **options),
+        quiet=True,
     )
 
 
@@ -73,8 +80,7 @@ def assert_finds(index: Index, rows, k=6):
     np.testing.assert_allclose(found.scores, np.take_along_axis(scores, best, 1), rtol=1e-6)
 
 
-def manifest(path: Path) -> dict:
-    return json.loads((path / MANIFEST).read_text())
+SETTINGS = IndexSettings({}, "mean", "none", 8, default_max_length=64)
 
 
 def collections(path: Path, uri: str | None = None) -> list[str]:
@@ -116,14 +122,14 @@ def test_added_replaced_deleted_and_copied_to_a_new_generation(model, tmp_path, 
     sent.clear()
     assert build(model, path, rows).replaced == 19
     assert sent == [("upsert", 19), ("delete", 24)]
-    assert manifest(path)["dead"] == 24 and manifest(path)["generation"] == 0
+    assert read_manifest(path).deleted == 24 and read_manifest(path).generation == 0
     assert_finds(Index.open(path, model), rows)
     rows = rows[:200]
     build(model, path, rows)
-    entry = manifest(path)["milvus"]
-    assert (entry["generation"], entry["rows"], entry["dead"]) == (1, 200, 0)
+    entry = read_manifest(path).milvus
+    assert (entry.generation, entry.rows, entry.deleted) == (1, 200, 0)
     assert_finds(Index.open(path, model), rows)
-    assert collections(path) == [f"{entry['name']}_1"]  # that of the old files is gone
+    assert collections(path) == [f"{entry.name}_1"]  # that of the old files is gone
     build(model, path, rows[:1])
     assert_finds(Index.open(path, model), rows[:1])
 
@@ -141,7 +147,7 @@ def test_one_index_changes_to_milvus_and_back_without_encoding(model, tmp_path):
     np.testing.assert_allclose(found.scores, exact.scores, rtol=1e-6)
     index._milvus.close()
     assert build(model, path, ROWS, vectors="exact").encoded == 0 and not (path / EMBEDDED).exists()
-    assert manifest(path)["milvus"] is None and not model.encoder.encoded
+    assert read_manifest(path).milvus is None and not model.encoder.encoded
     np.testing.assert_array_equal(
         Index.open(path, model).search(np.eye(8, dtype=np.float32), 9).rows, exact.rows
     )
@@ -155,7 +161,7 @@ def test_many_clustered_vectors(tmp_path):
     )
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     vectors, queries = vectors[50:], vectors[:50]
-    with writing(tmp_path / "index", {"format": 2, "dim": 64}, {}) as writer:
+    with writing(tmp_path / "index", dataclasses.replace(SETTINGS, dim=64)) as writer:
         choose(writer, "milvus", None)
         writer.append(vectors, [{"id": str(i), "tokens": 1} for i in range(len(vectors))])
         fill(writer, quiet=True)
@@ -198,8 +204,8 @@ def test_two_indices_in_one_server(model, tmp_path, server, monkeypatch):
     assert_finds(Index.open(first, model), rows)
     build(model, first, rows, milvus="embedded")
     assert_finds(Index.open(first, model), rows)
-    assert manifest(first)["milvus"]["uri"] is None and (first / EMBEDDED).exists()
-    assert collections(first, server) == [f"{manifest(second)['milvus']['name']}_0"]
+    assert read_manifest(first).milvus.uri is None and (first / EMBEDDED).exists()
+    assert collections(first, server) == [f"{read_manifest(second).milvus.name}_0"]
     assert_finds(Index.open(second, model), ROWS[100:])
 
 
@@ -253,7 +259,7 @@ def tampered(server: MilvusServer, name: str, how: str) -> None:
 def test_a_collection_that_is_missing_behind_or_anothers(model, tmp_path, how):
     path = tmp_path / "index"
     build(model, path, ROWS, vectors="milvus")
-    name = manifest(path)["milvus"]["name"] + "_0"
+    name = read_manifest(path).milvus.name + "_0"
     with MilvusServer(path, None) as server:
         tampered(server, name, how)
     with pytest.raises(
@@ -360,7 +366,11 @@ def main(what: str, path: str, rows: str) -> None:
     MilvusServer.call = tells  # type: ignore[method-assign]
     milvus.BLOCK_BYTES = milvus.DELETED_TOGETHER = int(rows) * 8 * 4
     build_index(
-        model, f"{path}.jsonl", path, kv="none", update=True, delete_missing=True, quiet=True
+        model,
+        f"{path}.jsonl",
+        path,
+        IndexOptions(kv="none", update=True, delete_missing=True),
+        quiet=True,
     )
     print("done", flush=True)
 
@@ -393,26 +403,27 @@ def test_killed_in_the_middle_of_an_insert(model, tmp_path, kills, block):
     build(model, path, rows[:1000])
     rows = changed(rows, 9)[30:]  # some of the old ones are replaced or gone
     build(model, path, rows)
-    alive = milvus.living(path, manifest(path))
+    alive = index_files.kept_rows(path, read_manifest(path))
     halves = 0
     while kills:
-        if (manifest(path).get("milvus") or {}).get("rows") in (None, manifest(path)["rows"]):
+        collection = read_manifest(path).milvus
+        if collection is None or collection.rows == read_manifest(path).rows:
             for vectors in ("exact", "milvus"):
-                with writing(
-                    path, {}, {}
-                ) as writer:  # as if all had been encoded, and the writer then killed
+                # As if all had been encoded, and the writer then killed.
+                settings = dataclasses.replace(SETTINGS, model=read_manifest(path).model)
+                with writing(path, settings) as writer:
                     choose(writer, vectors, None)
         other = Other("fill", path, block)
         assert other.says("upsert", 1 + int(rng.integers(20)) if block == 16 else 1)
         time.sleep(rng.uniform(0, 0.02 if block == 16 else 0.1))
         other.end(kill=True)
-        entry = manifest(path)["milvus"]
+        entry = read_manifest(path).milvus
         with MilvusServer(path, None) as server:
-            server.call("load_collection", f"{entry['name']}_0")
-            hits = server.query(f"{entry['name']}_0", filter=f"{ROW} >= 0", output_fields=[ROW])
+            server.call("load_collection", f"{entry.name}_0")
+            hits = server.query(f"{entry.name}_0", filter=f"{ROW} >= 0", output_fields=[ROW])
         held = {hit[ROW] for hit in hits}
-        assert held <= set(alive.tolist()) and set(alive[alive < entry["rows"]].tolist()) <= held
-        if entry["rows"] < manifest(path)["rows"]:
+        assert held <= set(alive.tolist()) and set(alive[alive < entry.rows].tolist()) <= held
+        if entry.rows < read_manifest(path).rows:
             kills, halves = kills - 1, halves + (0 < len(held) < len(alive))
             with pytest.raises(
                 GritError, match="is behind the index's files; run the same grit index again"

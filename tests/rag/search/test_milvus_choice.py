@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from grit_jax.errors import GritError
-from grit_jax.rag.index import Index, build_index
-from grit_jax.rag.index_files import MANIFEST
-from grit_jax.rag.search.exact import VectorSearch
+from grit_jax.rag.index import Index, IndexOptions, build_index
+from grit_jax.rag.manifest import MANIFEST
+from grit_jax.rag.search.exact import ExactSearch
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def corpus(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "how, words",
+    "options, words",
     [
-        ({"vectors": "faiss"}, "--vectors must be exact or milvus, is 'faiss'"),
+        ({"vectors": "faiss"}, "--vectors: expected exact or milvus, got 'faiss'"),
         ({"milvus": "embedded"}, "--milvus embedded .* needs --vectors milvus"),
         ({"milvus": "http://h:1", "vectors": "exact"}, "needs --vectors milvus"),
         (
@@ -42,34 +42,39 @@ def corpus(tmp_path):
         ({"milvus": "http://root:pw@h:1", "vectors": "milvus"}, "MILVUS_TOKEN, not into the URI"),
     ],
 )
-def test_wrong_words(model, corpus, tmp_path, how, words):
+def test_wrong_words(model, corpus, tmp_path, options, words):
     with pytest.raises(GritError, match=words) as raised:
-        build_index(model, corpus, tmp_path / "index", kv="none", quiet=True, **how)
+        build_index(
+            model, corpus, tmp_path / "index", IndexOptions(kv="none", **options), quiet=True
+        )
     assert "pw" not in str(raised.value) and not model.encoder.encoded
 
 
 @pytest.mark.parametrize("package", ["pymilvus", "milvus_lite"])
 def test_without_its_packages_the_extra_is_named(model, corpus, tmp_path, monkeypatch, package):
     path = tmp_path / "index"
-    build_index(model, corpus, path, kv="none", quiet=True)
+    build_index(model, corpus, path, IndexOptions(kv="none"), quiet=True)
     model.encoder.encoded.clear()
     monkeypatch.setitem(sys.modules, package, None)
     if package == "milvus_lite":  # pymilvus alone is enough for a server
         monkeypatch.setitem(sys.modules, "pymilvus", sys)
     with pytest.raises(GritError, match=r"pip install 'grit_jax\[milvus\]'"):
-        build_index(model, corpus, path, kv="none", vectors="milvus", quiet=True)
+        build_index(model, corpus, path, IndexOptions(kv="none", vectors="milvus"), quiet=True)
     # Nothing has changed, and exact search needs none of it.
     index = Index.open(path, model)
-    assert isinstance(index._search, VectorSearch) and index.search(
+    assert isinstance(index._search, ExactSearch) and index.search(
         np.ones((1, 8)), 3
     ).rows.shape == (1, 3)
-    build_index(model, corpus, path, kv="none", vectors="exact", quiet=True)
+    build_index(model, corpus, path, IndexOptions(kv="none", vectors="exact"), quiet=True)
     manifest = json.loads((path / MANIFEST).read_text())
-    entry = {"uri": None, "name": "grit_0", "generation": 0, "rows": 20, "dead": 0}
+    entry = {"uri": None, "name": "grit_0", "generation": 0, "rows": 20, "deleted": 0}
     (path / MANIFEST).write_text(json.dumps(manifest | {"milvus": entry}))
-    for use in (Index.open, lambda *_: build_index(model, corpus, path, kv="none", quiet=True)):
+    for use in (
+        Index.open,
+        lambda *_: build_index(model, corpus, path, IndexOptions(kv="none"), quiet=True),
+    ):
         with pytest.raises(GritError, match=r"pip install 'grit_jax\[milvus\]'"):
             use(path, model)
     # The files are the truth: it can always be searched exactly again.
-    build_index(model, corpus, path, kv="none", vectors="exact", quiet=True)
-    assert isinstance(Index.open(path, model)._search, VectorSearch) and not model.encoder.encoded
+    build_index(model, corpus, path, IndexOptions(kv="none", vectors="exact"), quiet=True)
+    assert isinstance(Index.open(path, model)._search, ExactSearch) and not model.encoder.encoded
