@@ -169,7 +169,7 @@ CASES = {
         "index: the existing index has kv native"
     ),
     "index model --input corpus.jsonl --output index --max-length 77": (
-        "has max_length 3584, not 77; remove it or"
+        "has max_length 4096, not 77; remove it or"
     ),
     "index model --input corpus.jsonl --output i-bad-manifest": (
         "i-bad-manifest/index.json: cannot be read"
