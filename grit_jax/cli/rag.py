@@ -9,6 +9,7 @@ from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
 from grit_jax.cli.search import add_search_flags, search_settings
 from grit_jax.cli.verb import Verb
+from grit_jax.rag.document_length import LONGEST_DOCUMENT, ROOM_FOR_QUESTION
 from grit_jax.text.rag_layouts import MODES
 
 
@@ -26,15 +27,17 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-length",
         type=flags.positive,
-        default=4096,
         metavar="N",
-        help="tokens of a document (default: %(default)s)",
+        help=f"tokens of a document, the rest is cut off and counted (default: {LONGEST_DOCUMENT},"
+        f" or what leaves {ROOM_FOR_QUESTION} tokens of the model's context, at most a quarter of"
+        " it, for question and answer; an existing INDEX keeps its own)",
     )
     parser.add_argument(
         "--store",
         type=flags.name,
         metavar="PATH|URL",
-        help="keep the keys and values here (gs://bucket/path) instead of in INDEX",
+        help="keep the keys and values of this index here (gs://bucket/path) instead of in INDEX;"
+        " a path is relative to the working directory and kept absolute",
     )
     parser.add_argument(
         "--vectors",

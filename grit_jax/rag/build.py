@@ -20,6 +20,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
 from grit_jax.rag.codecs.codecs import KINDS, StoredCodec, calibrate, compression_of, sample_tokens
 from grit_jax.rag.corpus import Corpus, CorpusDocument
+from grit_jax.rag.document_length import default_max_length
 from grit_jax.rag.index_files import (
     DOCUMENTS,
     IndexSettings,
@@ -36,10 +37,6 @@ from grit_jax.rag.store import DocumentStore, claim_store, remove_store, store_o
 from grit_jax.runtime.progress import progress, say
 from grit_jax.types import DocumentKV
 
-LONGEST_DOCUMENT = 4096  # tokens of a document by default, where the context allows
-# Tokens of the context that a document leaves for the question, the template and the answer by
-# default; a quarter of the context where that is less.
-ROOM_FOR_QUESTION = 512
 # A batch is committed at once, and the most that a killed process loses. Its records are in memory
 # twice.
 BATCH_BYTES, LEAST_BATCH, MOST_BATCH = 128 << 20, 4096, 65536  # the last two in tokens
@@ -169,16 +166,6 @@ class _Contents:
         for row in rows:
             self.deleted_keys.add(self.keys.pop(row))
             self.truncated.discard(row)
-
-
-def default_max_length(context: int) -> int:
-    """Tokens of a document by default, for a model that reads `context` tokens: so many that a
-    question and its answer fit beside it (`ROOM_FOR_QUESTION`).
-
-    >>> default_max_length(32768), default_max_length(2048), default_max_length(512)
-    (4096, 1536, 384)
-    """
-    return max(1, min(LONGEST_DOCUMENT, context - min(ROOM_FOR_QUESTION, context // 4)))
 
 
 def build_index(

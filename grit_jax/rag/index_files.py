@@ -436,7 +436,11 @@ def _claimed_store(path: Path, manifest: IndexManifest, store: str | None) -> st
     if same or location == manifest.store:
         return manifest.store
     moved = dataclasses.replace(manifest, format=FORMAT_VERSION, store=location)
-    if manifest.index_id and store_owner(store_path(path, moved)) == manifest.index_id:
+    owner = store_owner(store_path(path, moved))
+    if manifest.index_id and owner == manifest.index_id:
+        return location
+    # A store of an earlier version says nothing; it is checked for this index's records later.
+    if owner is None and store_owner(store_path(path, manifest)) != manifest.index_id:
         return location
     raise GritError(
         f"{path}: keeps its records in {store_path(path, manifest)}; {store} is not the document"
@@ -446,8 +450,9 @@ def _claimed_store(path: Path, manifest: IndexManifest, store: str | None) -> st
 
 def _copy_deleted(path: Path, old: IndexManifest, new: IndexManifest) -> None:
     """`dead.bin` of format 2 under its name of today."""
-    with write_file(_deleted_file(path, new)) as file, open(_deleted_file(path, old), "rb") as source:
-        shutil.copyfileobj(source, file)
+    source, target = _deleted_file(path, old), _deleted_file(path, new)
+    with source.open("rb") as reading, write_file(target) as file:
+        shutil.copyfileobj(reading, file)
 
 
 def npy_header(count: int, dim: int) -> bytes:
