@@ -275,9 +275,7 @@ CASES = {
     "eval rag model --input generative.jsonl": (
         "generative.jsonl:1: a generative example in a cached file"
     ),
-    "eval retrieval model --input embedding.jsonl --search-dim 49": (
-        "cannot search 49 dimensions"
-    ),
+    "eval retrieval model --input embedding.jsonl --search-dim 49": ("cannot search 49 dimensions"),
     "eval rag model --input rag.jsonl --search-dim 4": "no --index is given",
     "eval rag model --input rag.jsonl --modes auto": "--modes: invalid choice: 'auto'",
     "eval rag model --input rag.jsonl --k 0": "--k: must be at least 1",

@@ -22,7 +22,7 @@ from grit_jax.errors import GritError
 from grit_jax.rag import index_files
 from grit_jax.rag.index import Index, IndexOptions, SearchSettings, build_index
 from grit_jax.rag.index_files import IndexSettings, writing
-from grit_jax.rag.manifest import read_manifest
+from grit_jax.rag.manifest import MANIFEST, read_manifest
 from grit_jax.rag.search import milvus
 from grit_jax.rag.search.milvus import MilvusSearch, choose, fill
 from grit_jax.rag.search.milvus_server import EMBEDDED, ROW, VECTOR, MilvusServer
