@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
 from grit_jax.rag.codecs.codecs import KINDS, StoredCodec, calibrate, compression_of, sample_tokens
 from grit_jax.rag.corpus import Corpus, CorpusDocument
+from grit_jax.rag.document_batches import DocumentBatch, batch_tokens, document_batches
 from grit_jax.rag.document_length import default_max_length
 from grit_jax.rag.index_files import (
     DOCUMENTS,
@@ -37,10 +38,6 @@ from grit_jax.rag.store import DocumentStore, claim_store, remove_store, store_o
 from grit_jax.runtime.progress import progress, say
 from grit_jax.types import DocumentKV
 
-# A batch is committed at once, and the most that a killed process loses. Its records are in memory
-# twice.
-BATCH_BYTES, LEAST_BATCH, MOST_BATCH = 128 << 20, 4096, 65536  # the last two in tokens
-TOKENISED_TOGETHER = 256  # documents
 # Of the rows: with more deleted ones, the others are copied to new files, which frees the bytes.
 DELETED_SHARE = 0.25
 SAMPLED_RECORDS = 64  # looked up before a store without an identity is taken for this index's
@@ -128,17 +125,6 @@ class IndexSummary:
             f" {self.seconds:.1f} s{also}): vectors {self.bytes_vectors / 1e6:.1f} MB, caches"
             f" {self.bytes_kv / 1e6:.1f} MB{kv if self.bytes_kv else ''}"
         )
-
-
-@dataclasses.dataclass
-class _Batch:
-    """Documents with their token ids; the first `prompt` of each are tags. `truncated` are the ids
-    of documents that lost their end."""
-
-    documents: list[CorpusDocument]
-    ids: list[list[int]]
-    prompt: int
-    truncated: set[str]
 
 
 @dataclasses.dataclass
@@ -349,7 +335,7 @@ def _add_documents(
     """Encodes and commits the documents that are new or have changed; how many they are, and their
     tokens."""
     todo = (document for document in corpus if document.id not in contents.unchanged)
-    batch_tokens = options.batch_tokens or _batch_tokens(model, store is not None)
+    tokens_per_batch = options.batch_tokens or batch_tokens(model, store is not None)
     codec = store.codec if store is not None else None
     documents = tokens = 0
     pending: Future[None] | None = None
@@ -359,7 +345,7 @@ def _add_documents(
         ) as bar,
         ThreadPoolExecutor(1) as background,  # the disk works while the next batch is encoded
     ):
-        for batch in _batches(todo, model, writer.manifest.max_length, batch_tokens):
+        for batch in document_batches(todo, model, writer.manifest.max_length, tokens_per_batch):
             encoded = model.encoder.encode_ids(
                 batch.ids,
                 [batch.prompt] * len(batch.ids),
@@ -377,7 +363,7 @@ def _add_documents(
     return documents, tokens
 
 
-def _check_finite(corpus: Corpus, batch: _Batch, encoded: Encoded) -> None:
+def _check_finite(corpus: Corpus, batch: DocumentBatch, encoded: Encoded) -> None:
     """Raises GritError for a document whose vector or record holds NaN or infinity."""
     records: Sequence[KVRecord | None] = encoded.caches or [None] * len(batch.ids)
     for document, vector, record in zip(batch.documents, encoded.vectors, records, strict=True):
@@ -405,7 +391,7 @@ def _is_finite(record: KVRecord) -> bool:
 def _commit(
     writer: IndexWriter,
     store: DocumentStore | None,
-    batch: _Batch,
+    batch: DocumentBatch,
     encoded: Encoded,
     contents: _Contents,
 ) -> None:
@@ -512,56 +498,3 @@ def _summary(
         bytes_per_token_per_layer=round(per_token, 1),
         kv_ratio=round(per_token / bfloat16, 4),
     )
-
-
-# ---- batches -------------------------------------------------------------------------------------
-
-
-def _batches(
-    documents: Iterable[CorpusDocument], model: GritLM, max_length: int, tokens: int
-) -> Iterator[_Batch]:
-    """Documents in the corpus's order, in batches of about `tokens` tokens."""
-    batch, size = _Batch([], [], 0, set()), 0
-    for group in _groups(documents, TOKENISED_TOGETHER):
-        # One token more than is kept tells the documents that lose their end.
-        formatted = model.encoder.format(
-            [document.content for document in group], max_length=max_length + 1
-        )
-        batch.prompt = formatted.prompt
-        for document, all_ids in zip(group, formatted.ids, strict=True):
-            ids = all_ids[:max_length]
-            if batch.ids and size + len(ids) > tokens:
-                yield batch
-                batch, size = _Batch([], [], formatted.prompt, set()), 0
-            batch.documents.append(document)
-            batch.ids.append(ids)
-            if len(all_ids) > max_length:
-                batch.truncated.add(document.id)
-            size += len(ids)
-    if batch.ids:
-        yield batch
-
-
-def _groups(documents: Iterable[CorpusDocument], size: int) -> Iterator[list[CorpusDocument]]:
-    group: list[CorpusDocument] = []
-    for document in documents:
-        group.append(document)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _batch_tokens(model: GritLM, records: bool) -> int:
-    if not records:
-        return MOST_BATCH
-    config = model.config
-    per_token = (
-        2
-        * config.num_hidden_layers
-        * config.num_key_value_heads
-        * (config.head_dim or 0)
-        * (4 if config.dtype == "float32" else 2)
-    )
-    return min(max(BATCH_BYTES // per_token, LEAST_BATCH), MOST_BATCH)

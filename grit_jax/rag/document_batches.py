@@ -1,0 +1,76 @@
+"""Documents to batches of token ids, each of which is encoded and committed at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from grit_jax.inference.model import GritLM
+from grit_jax.rag.corpus import CorpusDocument
+
+# A batch is committed at once, and the most that a killed process loses. Its records are in memory
+# twice.
+BATCH_BYTES, LEAST_BATCH, MOST_BATCH = 128 << 20, 4096, 65536  # the last two in tokens
+TOKENISED_TOGETHER = 256  # documents
+
+
+@dataclasses.dataclass
+class DocumentBatch:
+    """Documents with their token ids; the first `prompt` of each are tags. `truncated` are the ids
+    of documents that lost their end."""
+
+    documents: list[CorpusDocument]
+    ids: list[list[int]]
+    prompt: int
+    truncated: set[str]
+
+
+def document_batches(
+    documents: Iterable[CorpusDocument], model: GritLM, max_length: int, tokens: int
+) -> Iterator[DocumentBatch]:
+    """Documents in the corpus's order, in batches of about `tokens` tokens."""
+    batch, size = DocumentBatch([], [], 0, set()), 0
+    for group in _groups(documents, TOKENISED_TOGETHER):
+        # One token more than is kept tells the documents that lose their end.
+        formatted = model.encoder.format(
+            [document.content for document in group], max_length=max_length + 1
+        )
+        batch.prompt = formatted.prompt
+        for document, all_ids in zip(group, formatted.ids, strict=True):
+            ids = all_ids[:max_length]
+            if batch.ids and size + len(ids) > tokens:
+                yield batch
+                batch, size = DocumentBatch([], [], formatted.prompt, set()), 0
+            batch.documents.append(document)
+            batch.ids.append(ids)
+            if len(all_ids) > max_length:
+                batch.truncated.add(document.id)
+            size += len(ids)
+    if batch.ids:
+        yield batch
+
+
+def _groups(documents: Iterable[CorpusDocument], size: int) -> Iterator[list[CorpusDocument]]:
+    group: list[CorpusDocument] = []
+    for document in documents:
+        group.append(document)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def batch_tokens(model: GritLM, records: bool) -> int:
+    """Tokens of a batch, by the size of their records; `records`: whether there are any."""
+    if not records:
+        return MOST_BATCH
+    config = model.config
+    per_token = (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * (config.head_dim or 0)
+        * (4 if config.dtype == "float32" else 2)
+    )
+    return min(max(BATCH_BYTES // per_token, LEAST_BATCH), MOST_BATCH)
