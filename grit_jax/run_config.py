@@ -245,8 +245,8 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:
         "generative_row_length": (
             data.generative_batch and (data.generative_row_length or limits.generative)
         ),
-        "pieces_row_length": data.cached_batch and limits.cached_pieces,
-        "cached_row_length": data.cached_batch and limits.cached_text,
+        "pieces_row_length": data.cached_batch and limits.cached_row,
+        "cached_row_length": data.cached_batch and limits.continuation_row,
     }
     for key, length in lengths.items():
         if length % ways:

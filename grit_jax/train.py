@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from grit_jax.config import dump_yaml
 from grit_jax.data.formats import document_text
-from grit_jax.data.multihost import Share
+from grit_jax.data.multihost import HostGroup
 from grit_jax.data.pipeline import JointBatches, make_iterator
 from grit_jax.data.sources import open_lines
 from grit_jax.errors import GritError, out_of_memory
@@ -226,14 +226,16 @@ def _run(
     fitted = fit_to_mesh(config, mesh)
     data = fitted.data
     exchange = Exchange()
-    share = (
-        Share(exchange, functools.partial(rows_by_host, mesh=mesh)) if exchange.hosts > 1 else None
+    hosts = (
+        HostGroup(exchange, functools.partial(rows_by_host, mesh=mesh))
+        if exchange.hosts > 1
+        else None
     )
     batches = JointBatches(
-        data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config), share
+        data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config), hosts
     )
     if is_first():
-        batches.tell_summary(output.local / DATA_SUMMARY_FILE)
+        batches.report_summary(output.local / DATA_SUMMARY_FILE)
     iterator = make_iterator(data, tokenizer, chat, config.train.seed, config.train.steps, batches)
 
     # --- model and optimizer ---

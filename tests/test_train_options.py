@@ -11,12 +11,14 @@ import pytest
 import yaml
 
 from grit_jax.data.packing import (
-    TokenCached,
-    TokenText,
+    CachedPacking,
+    EmbeddingPacking,
+    GenerativePacking,
     cached_batch,
     embedding_batch,
     generative_batch,
 )
+from grit_jax.data.token_texts import TokenCached, TokenText
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.models.config import ModelConfig
@@ -368,10 +370,16 @@ def test_an_absent_side_costs_nothing(folder):
     params = init_params(config, jax.random.key(0))
     text = TokenText([1, 2, 3, 4], [False, False, True, True])
     whole = Batch(
-        embedding_batch([[5, 6, 7]] * 2, [[8, 9, 3]] * 4, [1] * 6, row_length=8, row_multiple=2),
-        generative_batch([text] * 3, row_length=8, row_multiple=2),
+        embedding_batch(
+            [[5, 6, 7]] * 2,
+            [[8, 9, 3]] * 4,
+            [1] * 6,
+            EmbeddingPacking(row_length=8, row_multiple=2),
+        ),
+        generative_batch([text] * 3, GenerativePacking(row_length=8, row_multiple=2)),
         cached_batch(
-            [TokenCached([[1, 2]], text)] * 2, pieces_row_length=8, row_length=8, row_multiple=2
+            [TokenCached([[1, 2]], text)] * 2,
+            CachedPacking(cached_row_length=8, row_length=8, row_multiple=2),
         ),
     )
 

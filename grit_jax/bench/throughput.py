@@ -13,7 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from grit_jax.data.packing import TokenText, embedding_batch, generative_batch
+from grit_jax.data.packing import (
+    EmbeddingPacking,
+    GenerativePacking,
+    embedding_batch,
+    generative_batch,
+)
+from grit_jax.data.token_texts import TokenText
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
 from grit_jax.runtime.progress import progress
@@ -90,10 +96,10 @@ def bench_train(
         [_ids(rng, model, QUERY) for _ in range(pairs)],
         passages,
         [0] * (2 * pairs),
-        row_length=PASSAGE,
+        EmbeddingPacking(PASSAGE),
     )
     answers = [TokenText(_ids(rng, model, PASSAGE), np.arange(PASSAGE) > 0) for _ in range(texts)]  # type: ignore[arg-type]
-    generative = generative_batch(answers, row_length=PASSAGE)
+    generative = generative_batch(answers, GenerativePacking(PASSAGE))
     batches = {
         "joint": Batch(embedding, generative),
         "embedding": Batch(embedding),

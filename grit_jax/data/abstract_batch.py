@@ -1,4 +1,4 @@
-"""The largest batch that a configuration can make, as shapes: every text as long as its limit
+"""The shapes of the largest batch that a configuration can produce: every text as long as its limit
 allows."""
 
 from __future__ import annotations
@@ -8,25 +8,27 @@ import numpy as np
 
 from grit_jax.data.config import BatchNeeds, DataConfig
 from grit_jax.data.packing import (
-    TokenCached,
-    TokenText,
+    CachedPacking,
+    EmbeddingPacking,
+    GenerativePacking,
     cached_batch,
     embedding_batch,
     generative_batch,
 )
+from grit_jax.data.token_texts import TokenCached, TokenText
 from grit_jax.types import Batch
 
 
 def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batch:
-    """A `Batch` of shapes and dtypes, packed by the functions that pack a run's batches; no data is
-    read.
+    """A `Batch` of `jax.ShapeDtypeStruct`, packed by the functions that pack a run's batches. No
+    data is read.
 
     Raises:
       GritError: every batch size is 0.
     """
     config.check_trains()
     limits = config.limits()
-    ids = lambda length: range(length)  # which ids they are is no matter
+    ids = lambda length: range(length)  # the values do not matter
     text = lambda length: TokenText(ids(length), np.ones(length, bool))
     embedding = generative = cached = None
     if config.embedding_batch:
@@ -34,33 +36,36 @@ def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batc
         passages = [ids(limits.passage)] * (
             len(queries) * (config.positives_per_query + config.group_size - 1)
         )
-        embedding = embedding_batch(
-            queries,
-            passages,
-            [0] * (len(queries) + len(passages)),
-            row_length=config.row_length or max(limits.query, limits.passage),
-            row_multiple=config.row_multiple,
+        packing = EmbeddingPacking(
+            config.row_length or max(limits.query, limits.passage),
+            config.row_multiple,
             positives=config.positives_per_query,
             separate=needs.separate_sides,
             blocks=needs.sample_blocks,
-            scores=[0.0] * len(passages) if needs.teacher_scores else None,
         )
+        scores = [0.0] * len(passages) if needs.teacher_scores else None
+        prompt_lengths = [0] * (len(queries) + len(passages))
+        embedding = embedding_batch(queries, passages, prompt_lengths, packing, scores)
     if config.generative_batch:
         generative = generative_batch(
             [text(limits.generative)] * config.generative_batch,
-            row_length=config.generative_row_length or limits.generative,
-            row_multiple=config.row_multiple,
-            prefix=needs.prefix_generation,
+            GenerativePacking(
+                config.generative_row_length or limits.generative,
+                config.row_multiple,
+                prefix=needs.prefix_generation,
+            ),
         )
     if config.cached_batch:
+        example = TokenCached([ids(limits.cached_row)], text(limits.continuation_row))
         cached = cached_batch(
-            [TokenCached([ids(limits.cached_pieces)], text(limits.cached_text))]
-            * config.cached_batch,
-            pieces_row_length=limits.cached_pieces,
-            row_length=limits.cached_text,
-            row_multiple=config.row_multiple,
-            blocks=needs.sample_blocks,
-            prefix=needs.prefix_generation,
+            [example] * config.cached_batch,
+            CachedPacking(
+                limits.cached_row,
+                limits.continuation_row,
+                config.row_multiple,
+                blocks=needs.sample_blocks,
+                prefix=needs.prefix_generation,
+            ),
         )
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), Batch(embedding, generative, cached)

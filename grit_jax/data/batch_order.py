@@ -1,10 +1,10 @@
-"""Which examples a step sees: pure functions of (seed, step), so that a resumed run needs no other
-state.
+"""The order of examples: which ones a step sees, as a pure function of (seed, step). A resumed run
+needs no other state.
 
-Contrastive batches come from one dataset each, because texts of another dataset are negatives that
-are too easy (the original's `CustomRandomSampler`, `gritlm/training/data.py`). What does not fill a
-batch is mixed with the remainders of the other datasets; unlike there, nothing is ever dropped: a
-mixed batch that an epoch leaves unfinished is finished by the next one.
+Each contrastive batch is drawn from one dataset, because texts of other datasets are negatives that
+are too easy (the original's `CustomRandomSampler`, `gritlm/training/data.py`). Examples that do not
+fill a batch are mixed with the remainders of the other datasets. Unlike in the original, none is
+dropped: a mixed batch that is not full at the end of an epoch is filled up from the next one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CYCLE, _FULL, _TURNS, _ORDER, _STREAM = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class BatchIndices:
     """The examples of a batch: `index[i]` of dataset `dataset[i]`."""
 
     dataset: np.ndarray
@@ -27,15 +27,16 @@ class Selection:
 
 
 class ContrastiveOrder:
-    """Batches of one dataset each, the rest mixed.
+    """Batches of one dataset each, and mixed batches of the remainders.
 
-    Each epoch sees every example once, up to the mixed batch that crosses its end. The examples
-    that go to the mixed batches are a window that moves on round each dataset from epoch to epoch,
-    and the datasets take turns in the same order in every epoch: so everything is mixed equally
-    often, and no batch meets an example twice (it would be its own negative).
+    An epoch sees every example once, up to the mixed batch that crosses its end. The examples of
+    the mixed batches are a window that moves cyclically through each dataset from epoch to epoch,
+    and the datasets alternate in the same order in every epoch. So every example is mixed equally
+    often, and no batch holds an example twice (it would be its own negative).
 
     Args:
-      sizes: examples of each dataset. batch: global batch size, at most their sum.
+      sizes: examples of each dataset.
+      batch: global batch size, at most their sum.
     """
 
     def __init__(self, sizes: Sequence[int], batch: int, seed: int, *, shuffle: bool = True):
@@ -56,12 +57,12 @@ class ContrastiveOrder:
         """The epoch that `step` belongs to."""
         return -(-(step + 1) * self.batch // self.total) - 1
 
-    def __call__(self, step: int) -> Selection:
+    def __call__(self, step: int) -> BatchIndices:
         """The examples of `step`."""
         epoch = self.epoch(step)
         datasets, indices = self._epoch(epoch)
         number = step - epoch * self.total // self.batch
-        return Selection(datasets[number], indices[number])
+        return BatchIndices(datasets[number], indices[number])
 
     def _build_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         datasets, indices = [], []
@@ -80,17 +81,17 @@ class ContrastiveOrder:
         order = self._permuted(np.arange(len(every_index)), _ORDER, epoch)
         return every_dataset[order], every_index[order]
 
-    def _mixed_stream(self, places: np.ndarray) -> Selection:
+    def _mixed_stream(self, places: np.ndarray) -> BatchIndices:
         """The remainders of all epochs, one after the other, at `places`."""
         index = np.zeros(len(places), np.int64)
         dataset = self._turns[places % self._mixed]
         for epoch in np.unique(places // self._mixed).tolist():
             for d in range(len(self.sizes)):
                 here = np.flatnonzero((places // self._mixed == epoch) & (dataset == d))
-                # Which of the dataset's turns of this epoch each place is.
+                # The number of each place among this dataset's turns in the epoch.
                 turn = np.searchsorted(np.flatnonzero(self._turns == d), places[here] % self._mixed)
                 index[here] = self._window(d, epoch)[turn]
-        return Selection(dataset, index)
+        return BatchIndices(dataset, index)
 
     def _window(self, d: int, epoch: int) -> np.ndarray:
         places = epoch * self._rest[d] + np.arange(self._rest[d])
@@ -106,12 +107,11 @@ class ContrastiveOrder:
 
 
 class StreamOrder:
-    """All datasets as one stream, shuffled anew every epoch; a batch may cross the end of one.
+    """All datasets as one stream, shuffled anew every epoch; a batch may span two epochs.
 
-    Each kind of example has a plan of its own, so that the smaller side of a joint run is neither
-    drawn with repetitions nor cut off at the length of the larger: each sees all of its examples
-    once an epoch of its own (what the original calls unique indices, without its losses: grit.md
-    2.6 and 8).
+    Each kind of example has an order of its own. In a joint run, the kind with fewer examples is
+    then neither drawn with repetitions within an epoch nor truncated to the length of the other:
+    each kind sees all of its examples once in each of its own epochs.
     """
 
     def __init__(self, sizes: Sequence[int], batch: int, seed: int, *, shuffle: bool = True):
@@ -124,7 +124,7 @@ class StreamOrder:
         """The epoch of the first example of `step`."""
         return step * self.batch // self.total
 
-    def __call__(self, step: int) -> Selection:
+    def __call__(self, step: int) -> BatchIndices:
         """The examples of `step`."""
         places = step * self.batch + np.arange(self.batch)
         flat = np.zeros(self.batch, np.int64)
@@ -132,7 +132,7 @@ class StreamOrder:
             here = places // self.total == epoch
             flat[here] = self._order(epoch)[places[here] % self.total]
         dataset = np.searchsorted(self._ends, flat, side="right")
-        return Selection(dataset, flat - (self._ends - self.sizes)[dataset])
+        return BatchIndices(dataset, flat - (self._ends - self.sizes)[dataset])
 
     def _build_order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
@@ -148,21 +148,21 @@ def choose_passages(
     positives: int,
     negatives: int,
     group_size: int,
-    most_positives: int = 1,
+    max_positives: int = 1,
 ) -> tuple[list[int], list[int]]:
-    """Positives and `group_size - 1` negatives by number.
+    """Draws up to `max_positives` different positives and `group_size - 1` negatives, as indices.
 
-    Up to `most_positives` different positives; too few negatives are repeated before drawing.
+    Where there are fewer negatives than that, they are repeated before drawing.
     """
-    if most_positives == 1:
+    if max_positives == 1:
         chosen = [int(rng.integers(positives))]
     else:
-        chosen = rng.permutation(positives)[:most_positives].tolist()
-    wanted = group_size - 1
-    if not wanted:
+        chosen = rng.permutation(positives)[:max_positives].tolist()
+    count = group_size - 1
+    if not count:
         return chosen, []
-    pool = np.tile(np.arange(negatives), -(-wanted // negatives))
-    return chosen, rng.permutation(pool)[:wanted].tolist()
+    pool = np.tile(np.arange(negatives), -(-count // negatives))
+    return chosen, rng.permutation(pool)[:count].tolist()
 
 
 def _contrastive(sizes: Sequence[int], batch: int, seed: int, shuffle: bool) -> ContrastiveOrder:

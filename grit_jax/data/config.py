@@ -1,4 +1,4 @@
-"""What a run reads, and what it asks of its batches."""
+"""The configuration of a run's data, and what its model and losses require of the batches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,55 @@ from grit_jax.text.rag_layouts import CACHED_MODES, MODES
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What a run reads. Sources are JSONL paths, globs, or prepared datasets; batches count
-    examples of a step over all devices, and 0 leaves a kind out. Lengths are tokens and count BOS,
-    instruction and tags."""
+    """What a run reads: the `data` section of a configuration.
+
+    A source is a JSONL path, a glob, a folder made by `grit data prepare`, or `tfds:NAME`. Batch
+    sizes count the examples of an optimizer step over all devices and hosts; 0 leaves the kind out.
+    Lengths are in tokens and include BOS, instruction and tags.
+
+    Attributes:
+      embedding: sources of `{"query", "pos", "neg"}` lines. Default: none.
+      generative: sources of `{"text"}` lines. Default: none.
+      cached: sources of `{"docs", "text"}` lines. Default: none.
+      embedding_batch: queries in a step. Default: 0.
+      generative_batch: sequences in a step. Default: 0.
+      cached_batch: questions over cached documents in a step. Default: 0.
+      group_size: passages of a query: `group_size - 1` negatives beside its positive. 1 trains on
+        the negatives of the batch alone. Default: 2.
+      positives_per_query: the most positives drawn for a query, each of them a pair with it (see
+        `train.loss`). Default: 1.
+      query_max_length: longer queries are truncated. Default: 256 tokens.
+      passage_max_length: longer passages are truncated. Default: 2048 tokens.
+      generative_max_length: longer sequences are truncated. Default: 2048 tokens.
+      document_max_length: longer documents of cached examples are truncated. Default: 2048 tokens.
+      row_length: tokens of a row of embedding texts. Default: the larger of `query_max_length` and
+        `passage_max_length`.
+      generative_row_length: tokens of a row of sequences. Default: `generative_max_length`.
+      pieces_row_length: tokens of a row of cached texts. Default: `document_max_length +
+        query_max_length`.
+      cached_row_length: tokens of a row of questions and answers that continue cached texts.
+        Default: `generative_max_length`.
+      row_multiple: the number of rows in a batch is rounded up to a multiple of it, because each
+        new shape compiles a new program. Default: 8.
+      probe_steps: batches packed before the run to find its largest shapes, so that few programs
+        are compiled. Default: 8.
+      layouts: layouts of cached examples; one is drawn at random for each. Default: those with
+        cached texts.
+      on_error: a bad line stops the run (`stop`), or is left out and counted (`skip`). Default:
+        `stop`.
+      raw_strings: bare strings get no tags and no BOS, as in the original. Default: false.
+      last_answer_only: only the last answer of a conversation is a target (the original's
+        `prefixlm`, whose attention stays causal). Implied where `model.attention` makes the text
+        before it a prefix block. Default: false.
+      shuffle: false reads the sources in their order. Default: true.
+      num_samples: the number of examples to use of a source, a random subset, as {source: number}.
+        Default: all.
+      prefetch: batches prepared ahead. Default: 4.
+      workers: threads that prepare them; 0 prepares each batch when it is needed. Default: 2.
+
+    Raises:
+      ValueError: a value out of its range, an unknown layout or source name.
+    """
 
     embedding: list[str] = dataclasses.field(default_factory=list)
     generative: list[str] = dataclasses.field(default_factory=list)
@@ -22,116 +68,97 @@ class DataConfig:
     embedding_batch: int = 0
     generative_batch: int = 0
     cached_batch: int = 0
-    # Passages of a query: one positive and group_size - 1 negatives; or up to positives_per_query
-    # positives at once, each of them a pair with the query (see train.loss), and the same number of
-    # negatives.
     group_size: int = 2
     positives_per_query: int = 1
     query_max_length: int = 256
     passage_max_length: int = 2048
     generative_max_length: int = 2048
     document_max_length: int = 2048
-    # Lengths of packed rows. None: the longest text allowed.
     row_length: int | None = None
     generative_row_length: int | None = None
-    # Cached examples: a row of cached texts (None: a document and a query) and the row of text that
-    # reads it (None: generative_max_length).
     pieces_row_length: int | None = None
     cached_row_length: int | None = None
-    # Rows are rounded up to this; every new shape is compiled anew.
     row_multiple: int = 8
-    # Batches looked at before the run: its row counts start at their largest, so that shapes settle
-    # at once.
     probe_steps: int = 8
-    # Layouts of cached examples, drawn at random for each.
     layouts: list[str] = dataclasses.field(default_factory=lambda: list(CACHED_MODES))
-    # A bad line stops the run, or is left out and counted.
     on_error: Literal["stop", "skip"] = "stop"
-    # True: bare strings get no tags and no BOS, as in the original.
     raw_strings: bool = False
-    # Of a conversation only the last answer is trained (the original's prefixlm, whose attention
-    # stays causal; where model.attention makes a prefix of what stands before it, nothing else can
-    # be).
     last_answer_only: bool = False
     shuffle: bool = True
-    # Random subset of a source: its name as in the lists above, and a number of examples.
     num_samples: dict[str, int] = dataclasses.field(default_factory=dict)
-    # Batches prepared ahead, and the threads that do it (0: each batch when it is asked for).
     prefetch: int = 4
     workers: int = 2
 
     def __post_init__(self):
         for kind in ("embedding", "generative", "cached"):
-            if getattr(self, f"{kind}_batch") and not getattr(self, kind):
+            if (size := getattr(self, f"{kind}_batch")) and not getattr(self, kind):
                 raise ValueError(
-                    f"data.{kind}_batch is {getattr(self, f'{kind}_batch')}, but data.{kind} is"
-                    " empty"
+                    f"data.{kind}_batch: is {size}, but data.{kind} names no source; add one, or"
+                    " set the batch size to 0"
                 )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = (
-                0
-                if field.name in ("prefetch", "workers", "probe_steps")
-                or field.name.endswith("_batch")
-                else 1
-            )
-            if isinstance(value, int) and not isinstance(value, bool) and value < least:
-                raise ValueError(f"data.{field.name} must be at least {least}, found {value}")
-        unknown = [mode for mode in self.layouts if mode not in MODES]
-        if unknown or not self.layouts:
-            raise ValueError(f"data.layouts: {unknown or 'empty'}; known: {', '.join(MODES)}")
-        for row, longest in (
+            may_be_zero = field.name in ("prefetch", "workers", "probe_steps")
+            minimum = 0 if may_be_zero or field.name.endswith("_batch") else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < minimum:
+                raise ValueError(f"data.{field.name}: must be at least {minimum}, got {value}")
+        known_layouts = ", ".join(MODES)
+        if not self.layouts:
+            raise ValueError(f"data.layouts: is empty; expected some of {known_layouts}")
+        if unknown := [mode for mode in self.layouts if mode not in MODES]:
+            raise ValueError(f"data.layouts: expected some of {known_layouts}, got '{unknown[0]}'")
+        for key, longest in (
             ("row_length", max(self.query_max_length, self.passage_max_length)),
             ("generative_row_length", self.generative_max_length),
         ):
-            if (getattr(self, row) or longest) < longest:
+            if (length := getattr(self, key)) is not None and length < longest:
                 raise ValueError(
-                    f"data.{row} ({getattr(self, row)}) is less than the longest text ({longest})"
+                    f"data.{key}: must be at least {longest}, the longest text allowed, got"
+                    f" {length}"
                 )
         known = {*self.embedding, *self.generative, *self.cached}
-        if strange := [name for name in self.num_samples if name not in known]:
+        if unknown := [name for name in self.num_samples if name not in known]:
             raise ValueError(
-                f"data.num_samples: '{strange[0]}' is not a source; sources:"
+                f"data.num_samples: '{unknown[0]}' is not a source; expected some of"
                 f" {', '.join(sorted(known))}"
             )
 
     def check_trains(self) -> None:
-        """Asks that a batch has examples. The defaults have none, and what only reads sources needs
-        none.
+        """Checks that a run with these settings has batches. (The defaults have none, and reading
+        sources alone needs none.)
 
         Raises:
           GritError: every batch size is 0.
         """
         if not (self.embedding_batch or self.generative_batch or self.cached_batch):
             raise GritError(
-                "data: every batch size is 0; set data.embedding_batch or data.generative_batch"
+                "data: every batch size is 0; set data.embedding_batch, data.generative_batch or"
+                " data.cached_batch"
             )
 
     def limits(self) -> LengthLimits:
-        """The token limits, None filled in."""
+        """The token limits, with the defaults of those that are None."""
         return LengthLimits(
             query=self.query_max_length,
             passage=self.passage_max_length,
             generative=self.generative_max_length,
             document=self.document_max_length,
-            cached_pieces=self.pieces_row_length
-            or self.document_max_length + self.query_max_length,
-            cached_text=self.cached_row_length or self.generative_max_length,
+            cached_row=self.pieces_row_length or self.document_max_length + self.query_max_length,
+            continuation_row=self.cached_row_length or self.generative_max_length,
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchNeeds:
-    """What a run's attention and losses ask of its batches.
+    """What a run's attention and losses require of its batches.
 
     Attributes:
-      sample_blocks: embedding texts are blocks of prefix attention behind their causal instruction
-        ("cb").
-      prefix_generation: what stands before the last answer is such a block, and that answer alone
-        is trained ("bc").
-      separate_sides: queries and passages do not share rows, so that either side can be encoded
-        alone.
-      teacher_scores: batches carry the scores of a teacher.
+      sample_blocks: an embedding text behind its causal instruction is a block of prefix attention
+        (the paper's "cb").
+      prefix_generation: the text before the last answer is such a block, and that answer is the
+        only target ("bc").
+      separate_sides: queries and passages do not share rows, so that either can be encoded alone.
+      teacher_scores: batches hold a teacher's scores of the passages.
     """
 
     sample_blocks: bool = False

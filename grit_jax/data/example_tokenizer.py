@@ -1,7 +1,7 @@
-"""Examples to token ids: format, truncation, masks, and which examples cannot be used at all.
+"""Tokenizes examples: chat format, truncation, target masks, and which examples cannot be used.
 
-Texts are cut on the right. What carries the task is never cut: an example whose instruction alone
-fills the limit, or whose question and answer do not fit, is left out and counted.
+Texts are truncated on the right. Instructions, questions and answers of cached examples are never
+truncated: an example in which they exceed the limit is left out and counted.
 """
 
 from __future__ import annotations
@@ -17,41 +17,43 @@ from grit_jax.data.formats import (
     LineError,
     Text,
 )
-from grit_jax.data.packing import TokenCached, TokenText, fit_documents
+from grit_jax.data.packing import fit_documents
+from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
 from grit_jax.text.chat import ChatFormat, PromptPart
 from grit_jax.text.rag_layouts import RagMode, compose
 from grit_jax.text.tokenizer import Tokenizer
 
-# A text is cut to this many characters for each token of the longest limit before it is tokenised
-# (the original's).
+# Before tokenization a text is truncated to this many characters for each token of the longest
+# limit (as in the original).
 CHARACTERS_PER_TOKEN = 10
-# A cached example is not worth reading with less of each document than this.
-LEAST_DOCUMENT = 8
+# A cached example is left out if it has no room for this many characters of each document.
+MIN_DOCUMENT_CHARACTERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class LengthLimits:
-    """Token limits; each counts BOS, instruction and tags. The last two are the rows of a cached
-    batch."""
+    """The most tokens of a text of each kind, BOS, instruction and tags included; then the tokens
+    of a row of cached texts and of a row of continuations in a cached batch."""
 
     query: int
     passage: int
     generative: int
     document: int
-    cached_pieces: int
-    cached_text: int
+    cached_row: int
+    continuation_row: int
 
 
 class ExampleTokenizer:
-    """Turns parsed examples into ids within `limits`.
+    """Turns parsed examples into token ids within `limits`.
 
     Args:
-      raw_strings: a bare string of a data file stays bare (no tags, not even BOS), as in the
-        original.
-      last_answer_only: of a conversation only the last answer is to be predicted, as a prefix
-        language model reads all before it at once (the original's `prefixlm`, `gritlm:
+      group_size: passages of a query; above 1, embedding examples need negatives.
+      layouts: those that a cached example must fit into.
+      raw_strings: a bare string of a data file gets no tags and no BOS, as in the original.
+      last_answer_only: only the last answer of a conversation is a target. A prefix language model
+        reads everything before it at once (the original's `prefixlm`, `gritlm:
         gritlm/training/data.py:270-279`).
-      teacher_scores: every embedding example must have the scores of a teacher.
+      teacher_scores: every embedding example must have a teacher's scores.
     """
 
     def __init__(
@@ -74,34 +76,30 @@ class ExampleTokenizer:
         self._prompt_lengths: dict[str, int] = {}  # a dataset has few different instructions
         self._document_prompt = self._prompt_length("")
 
-    def embedding(
-        self, texts: Sequence[Text], limits: Sequence[int]
-    ) -> tuple[list[list[int]], list[int]]:
-        """Ids of embedding texts, cut to their limits, and how many of their first tokens are not
-        pooled."""
-        prompts = [self._embedding_pieces(text) for text in texts]
-        ids, lengths = [], []
-        for pieces, limit in zip(self.tokenizer.encode_parts(prompts), limits, strict=True):
-            prompt = [i for piece in pieces[:-1] for i in piece]
-            ids.append((prompt + pieces[-1])[:limit])
-            lengths.append(len(prompt))
-        return ids, lengths
+    def embedding(self, texts: Sequence[Text], limits: Sequence[int]) -> list[PromptedText]:
+        """Embedding texts in their format, each truncated to its limit."""
+        prompts = [self._embedding_parts(text) for text in texts]
+        result = []
+        for parts, limit in zip(self.tokenizer.encode_parts(prompts), limits, strict=True):
+            prompt = [i for ids in parts[:-1] for i in ids]
+            result.append(PromptedText((prompt + parts[-1])[:limit], len(prompt)))
+        return result
 
     def generative(self, examples: Sequence[GenerativeExample]) -> list[TokenText]:
-        """Ids and targets of conversations and documents, cut to the generative limit."""
-        prompts = [self._generative_pieces(example) for example in examples]
+        """Ids and targets of conversations and documents, truncated to the generative limit."""
+        prompts = [self._generative_parts(example) for example in examples]
         return [
-            _joined(prompt, pieces, self.limits.generative, self.last_answer_only)
-            for prompt, pieces in zip(prompts, self.tokenizer.encode_parts(prompts), strict=True)
+            _with_targets(prompt, ids, self.limits.generative, self.last_answer_only)
+            for prompt, ids in zip(prompts, self.tokenizer.encode_parts(prompts), strict=True)
         ]
 
     def cached(
         self, examples: Sequence[CachedExample], modes: Sequence[RagMode]
     ) -> list[TokenCached]:
-        """Cached texts, continuation and answer of each example in its layout; documents are cut to
-        fit."""
+        """Cached texts, continuation and answer of each example in its layout; documents are
+        truncated to fit."""
         prompts: list[list[PromptPart]] = []
-        parts: list[int] = []
+        counts: list[int] = []  # of cached texts
         for example, mode in zip(examples, modes, strict=True):
             layout = compose(
                 mode, example.question, [d[: self._characters] for d in example.docs], self.chat
@@ -112,15 +110,18 @@ class ExampleTokenizer:
                     [*tags, dataclasses.replace(last, is_document=text.kind == "document")]
                 )
             prompts.append([*layout.continuation, *self.chat.answer_parts(example.answer)])
-            parts.append(len(layout.cached))
+            counts.append(len(layout.cached))
         encoded = iter(zip(prompts, self.tokenizer.encode_parts(prompts), strict=True))
-        return [self._fit([next(encoded) for _ in range(count)], next(encoded)) for count in parts]
+        return [self._fit([next(encoded) for _ in range(count)], next(encoded)) for count in counts]
 
     def check(self, example: Example, where: str) -> str | None:
-        """Why an example cannot be used, or None.
+        """The reason why an example cannot be used, or None.
+
+        Args:
+          where: `file:line`, for messages.
 
         Raises:
-          LineError: there are no negatives to draw from, or no scores to distil.
+          LineError: no negatives to draw from, or no scores to distil.
         """
         if isinstance(example, EmbeddingExample):
             return self._check_embedding(example, where)
@@ -134,23 +135,22 @@ class ExampleTokenizer:
             before = self.chat.render_turns(example.turns[:-1])
             if self.last_answer_only and self._too_long(before, self.limits.generative - 1):
                 return (
-                    "what stands before the last answer fills generative_max_length"
+                    "the turns before the last answer fill generative_max_length"
                     f" ({self.limits.generative})"
                 )
             return None
         for mode in self.layouts:
-            pieces, text = self._least(example, mode)
+            cached, text = self._shortest_layout(example, mode)
             if any(
-                self._too_long(piece, self.limits.cached_pieces) for piece in pieces
-            ) or self._total_too_long(pieces, self.limits.cached_pieces):
+                self._too_long(parts, self.limits.cached_row) for parts in cached
+            ) or self._total_too_long(cached, self.limits.cached_row):
                 return (
                     "documents and question do not fit pieces_row_length"
-                    f" ({self.limits.cached_pieces})"
+                    f" ({self.limits.cached_row})"
                 )
-            if self._too_long(text, self.limits.cached_text):
-                return (
-                    f"question and answer do not fit cached_row_length ({self.limits.cached_text})"
-                )
+            if self._too_long(text, self.limits.continuation_row):
+                limit = self.limits.continuation_row
+                return f"question and answer do not fit cached_row_length ({limit})"
         return None
 
     def _check_embedding(self, example: EmbeddingExample, where: str) -> str | None:
@@ -179,38 +179,34 @@ class ExampleTokenizer:
                     return f"an instruction fills {name}_max_length ({limit})"
         return None
 
-    def _least(
+    def _shortest_layout(
         self, example: CachedExample, mode: RagMode
     ) -> tuple[list[list[PromptPart]], list[PromptPart]]:
-        """The layout with its documents cut to the least."""
+        """Prompt parts of the cached texts and of the continuation, documents at their shortest."""
         layout = compose(
-            mode, example.question, ["x" * LEAST_DOCUMENT] * len(example.docs), self.chat
+            mode, example.question, ["x" * MIN_DOCUMENT_CHARACTERS] * len(example.docs), self.chat
         )
         cached = [self.chat.embed_parts("", text.text) for text in layout.cached]
         return cached, [*layout.continuation, *self.chat.answer_parts(example.answer)]
 
-    def _too_long(self, pieces: Sequence[PromptPart], limit: int) -> bool:
-        # No tokenizer makes more tokens than bytes (and a prefix); that settles nearly every text
-        # without reading it.
-        if sum(len(p.text.encode()) + 1 for p in pieces) <= limit:
-            return False
-        return sum(map(len, self.tokenizer.encode_parts([pieces])[0])) > limit
+    def _too_long(self, parts: Sequence[PromptPart], limit: int) -> bool:
+        return self._total_too_long([parts], limit)
 
     def _total_too_long(self, prompts: Sequence[Sequence[PromptPart]], limit: int) -> bool:
-        if sum(len(p.text.encode()) + 1 for pieces in prompts for p in pieces) <= limit:
+        # No tokenizer makes more tokens than bytes (and a prefix); nearly every text is short
+        # enough by this bound and need not be tokenized.
+        if sum(len(part.text.encode()) + 1 for parts in prompts for part in parts) <= limit:
             return False
-        return (
-            sum(len(ids) for pieces in self.tokenizer.encode_parts(prompts) for ids in pieces)
-            > limit
-        )
+        encoded = self.tokenizer.encode_parts(prompts)
+        return sum(len(ids) for parts in encoded for ids in parts) > limit
 
-    def _embedding_pieces(self, text: Text) -> list[PromptPart]:
+    def _embedding_parts(self, text: Text) -> list[PromptPart]:
         body = text.text[: self._characters]
         if text.instruction is None and self.raw_strings:
             return [PromptPart(body)]
         return self.chat.embed_parts(text.instruction or "", body)
 
-    def _generative_pieces(self, example: GenerativeExample) -> list[PromptPart]:
+    def _generative_parts(self, example: GenerativeExample) -> list[PromptPart]:
         if example.text is None:
             return self.chat.render_turns(example.turns)
         if self.raw_strings:
@@ -219,9 +215,9 @@ class ExampleTokenizer:
 
     def _prompt_length(self, instruction: str) -> int:
         if instruction not in self._prompt_lengths:
-            pieces = self.chat.embed_parts(instruction, "")
+            parts = self.chat.embed_parts(instruction, "")
             self._prompt_lengths[instruction] = sum(
-                map(len, self.tokenizer.encode_parts([pieces])[0])
+                map(len, self.tokenizer.encode_parts([parts])[0])
             )
         return self._prompt_lengths[instruction]
 
@@ -230,29 +226,39 @@ class ExampleTokenizer:
         cached: list[tuple[list[PromptPart], list[list[int]]]],
         text: tuple[list[PromptPart], list[list[int]]],
     ) -> TokenCached:
-        # A document has the same tokens wherever it stands, so its limit does not depend on the
-        # layout either.
-        most = max(self.limits.document - self._document_prompt, 1)
-        _cut([(p[-1], ids, len(p) - 1) for p, ids in cached], most, self.limits.cached_pieces)
-        pieces, ids = text
-        _cut([(piece, ids, n) for n, piece in enumerate(pieces)], most, self.limits.cached_text)
+        # A document keeps the same tokens in every layout, so its limit is the same in each.
+        max_tokens = max(self.limits.document - self._document_prompt, 1)
+        _truncate_documents(
+            [(parts[-1], ids, len(parts) - 1) for parts, ids in cached],
+            max_tokens,
+            self.limits.cached_row,
+        )
+        parts, ids = text
+        _truncate_documents(
+            [(part, ids, n) for n, part in enumerate(parts)],
+            max_tokens,
+            self.limits.continuation_row,
+        )
         return TokenCached(
             [[i for part in ids for i in part] for _, ids in cached],
-            _joined(pieces, ids, self.limits.cached_text),
+            _with_targets(parts, ids, self.limits.continuation_row),
             self._document_prompt,
         )
 
 
-def _cut(places: list[tuple[PromptPart, list[list[int]], int]], most: int, room: int) -> None:
-    """Cuts documents in place: to `most` tokens each, all together to what other pieces leave of
-    `room`.
+def _truncate_documents(
+    candidates: list[tuple[PromptPart, list[list[int]], int]], max_tokens: int, room: int
+) -> None:
+    """Truncates documents in place: to `max_tokens` each, and all together to what the other parts
+    leave of `room`.
 
-    `places` are (piece, ids of its prompt by piece, number of the piece in it).
+    Args:
+      candidates: (part, ids of its prompt by part, number of the part in that prompt).
     """
-    documents = [(ids, n) for piece, ids, n in places if piece.is_document]
+    documents = [(ids, n) for part, ids, n in candidates if part.is_document]
     for ids, n in documents:
-        ids[n] = ids[n][:most]
-    prompts = {id(ids): ids for _, ids, _ in places}
+        ids[n] = ids[n][:max_tokens]
+    prompts = {id(ids): ids for _, ids, _ in candidates}
     total = sum(len(part) for ids in prompts.values() for part in ids)
     lengths = [len(ids[n]) for ids, n in documents]
     kept = fit_documents(lengths, room - total + sum(lengths))
@@ -260,20 +266,21 @@ def _cut(places: list[tuple[PromptPart, list[list[int]], int]], most: int, room:
         ids[n] = ids[n][:length]
 
 
-def _joined(
-    pieces: Sequence[PromptPart],
+def _with_targets(
+    parts: Sequence[PromptPart],
     ids: Sequence[list[int]],
     limit: int,
     last_answer_only: bool = False,
 ) -> TokenText:
+    """The ids of all parts in one sequence of at most `limit`; those of answers are targets."""
     begin = (
-        max((n + 1 for n, piece in enumerate(pieces) if not piece.is_answer), default=0)
+        max((n + 1 for n, part in enumerate(parts) if not part.is_answer), default=0)
         if last_answer_only
         else 0
     )
     targets = [
-        piece.is_answer and n >= begin
-        for n, (piece, part) in enumerate(zip(pieces, ids, strict=True))
-        for _ in part
+        part.is_answer and n >= begin
+        for n, (part, part_ids) in enumerate(zip(parts, ids, strict=True))
+        for _ in part_ids
     ]
-    return TokenText([i for part in ids for i in part][:limit], targets[:limit])
+    return TokenText([i for part_ids in ids for i in part_ids][:limit], targets[:limit])

@@ -1,73 +1,114 @@
-"""Texts of different lengths into rows of one length, and the batches of `types.py` from tokenised
-examples.
+"""Packs tokenized examples into rows of one length: the batches of `grit_jax.types`.
 
-First fit decreasing: the longest text first, each into the first row that has room. Rows are
-rounded up to a multiple and so is the number of texts a row may hold, because every new shape is
-compiled anew.
+Packing is first fit decreasing: the longest text first, each into the first row with enough room.
+The number of rows and the number of texts per row are rounded up, because every new shape compiles
+a new program.
+
+Each kind of batch is made in two steps. `place_*` needs only the lengths of the texts, and
+`pack_*` writes them to their places; between the two, hosts that prepare a batch together exchange
+their texts (see `multihost`). `*_batch` does both on one host.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
-import jax
 import numpy as np
+from jaxtyping import Int
 
+from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
 from grit_jax.types import CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
 
 SEGMENT_MULTIPLE = 8
 
-T = TypeVar("T")
-# Called once it is known where everything goes, with the row of each text (-1: it is missing) and
-# the number of rows; returns the texts to lay down, of the lengths given before (see `shares.py`).
-Arrive = Callable[[np.ndarray, int], Sequence[T]]
-
 
 @dataclasses.dataclass(frozen=True)
-class Assignment:
-    """Where each text goes: its row, and its place among the texts of that row (from 0)."""
+class Placement:
+    """The place of each of M texts: text `i` is segment `index[i] + 1` of row `row[i]`.
 
-    row: np.ndarray
-    place: np.ndarray
-    rows: int
+    Attributes:
+      row: -1 for a text that is in no row.
+      num_rows: B, padding rows included.
+    """
+
+    row: Int[np.ndarray, " M"]
+    index: Int[np.ndarray, " M"]
+    num_rows: int
 
     @property
-    def most(self) -> int:
+    def most_in_a_row(self) -> int:
         """The largest number of texts in a row."""
-        return int(self.place.max(initial=-1)) + 1
+        return int(self.index.max(initial=-1)) + 1
+
+    def in_row_order(self) -> list[int]:
+        """Numbers of the texts such that those of a row come in the order of their segments."""
+        order = np.argsort(self.index, kind="stable")
+        return order[self.row[order] >= 0].tolist()
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedTexts:
-    """Packed texts. With `G = segments_per_row`, text `i` is segment `locations[i] % G + 1` of row
-    `locations[i] // G` and begins there at token `starts[i]`; `pool` marks tokens behind the
-    prompts."""
+class GenerativePacking:
+    """How generative examples are packed.
 
-    rows: Rows
-    pool: np.ndarray
-    locations: np.ndarray
-    starts: np.ndarray
-    segments_per_row: int
+    Attributes:
+      row_length: T, tokens of a row.
+      row_multiple: the number of rows is rounded up to a multiple of it.
+      min_rows: the least number of rows.
+      prefix: the tokens before a sequence's first target are a block of prefix attention.
+      pad_id: token id of padding.
+    """
 
-
-@dataclasses.dataclass(frozen=True)
-class TokenText:
-    """Token ids of a sequence; `targets` marks those to be predicted."""
-
-    ids: Sequence[int]
-    targets: Sequence[bool]
+    row_length: int
+    row_multiple: int = 8
+    min_rows: int = 0
+    prefix: bool = False
+    pad_id: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenCached:
-    """A continuation with its answer, and the cached texts that it follows, each behind `prompt`
-    tokens of tags."""
+class EmbeddingPacking:
+    """How embedding examples are packed.
 
-    pieces: Sequence[Sequence[int]]
-    text: TokenText
-    prompt: int = 0
+    Attributes:
+      row_length, row_multiple, pad_id: as in `GenerativePacking`.
+      min_rows: the least number of rows (with `separate`: of rows with passages).
+      min_query_rows: with `separate`, the least number of rows with queries.
+      min_segments: the least `segments_per_row`.
+      positives: the places for positives of each query, before those of its negatives.
+      separate: queries and passages are in different rows, the queries' first.
+      blocks: the pooled tokens of a text are a block of prefix attention (the paper's "cb").
+    """
+
+    row_length: int
+    row_multiple: int = 8
+    min_rows: int = 0
+    min_query_rows: int = 0
+    min_segments: int = 0
+    positives: int = 1
+    separate: bool = False
+    blocks: bool = False
+    pad_id: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedPacking:
+    """How examples with cached texts are packed.
+
+    Attributes:
+      cached_row_length: S, tokens of a row of cached texts.
+      row_length: T, tokens of a row of continuations.
+      row_multiple, min_rows, prefix, pad_id: as in `GenerativePacking`, for the continuations.
+      blocks: a cached text without its tags is a block of prefix attention.
+    """
+
+    cached_row_length: int
+    row_length: int
+    row_multiple: int = 8
+    min_rows: int = 0
+    blocks: bool = False
+    prefix: bool = False
+    pad_id: int = 0
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -76,14 +117,15 @@ def round_up(number: int, multiple: int) -> int:
     return max(1, -(-number // multiple)) * multiple
 
 
-def pack(
+def first_fit_decreasing(
     lengths: Sequence[int] | Sequence[tuple[int, ...]], capacity: int | tuple[int, ...]
-) -> Assignment:
-    """First fit decreasing. With tuples, a row has several capacities and a text takes some of
-    each.
+) -> Placement:
+    """Assigns texts to rows, the longest first, each to the first row with enough room.
+
+    With tuples, a row has several capacities and a text takes up some of each.
 
     Raises:
-      ValueError: a text is longer than a row (texts are cut before they are packed).
+      ValueError: a text is longer than a row (texts are truncated before they are packed).
     """
     sizes = np.asarray(lengths, np.int64)
     room = np.atleast_1d(np.asarray(capacity, np.int64))
@@ -96,7 +138,7 @@ def pack(
     order = np.argsort(-(sizes / np.maximum(room, 1)).max(1, initial=0), kind="stable")
     free = np.repeat(room[None], len(sizes), 0)  # never more rows than texts
     count = np.zeros(len(sizes), np.int64)
-    row, place = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
+    row, index = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
     used = 0
     for i in order:
         fits = (
@@ -106,284 +148,210 @@ def pack(
         )
         r = int(fits.argmax())
         free[r] -= sizes[i]
-        row[i], place[i] = r, count[r]
+        row[i], index[i] = r, count[r]
         count[r] += 1
         used = max(used, r + 1)
-    return Assignment(row, place, used)
+    return Placement(row, index, used)
+
+
+# ---- embedding -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where texts of these lengths go, in how many rows (padding rows too) of what width."""
+class EmbeddingPlacement(Placement):
+    """Where queries and passages go; the first `query_rows` rows hold queries alone."""
 
-    where: Assignment
-    lengths: Sequence[int]
-    height: int
-    width: int
     segments_per_row: int
+    query_rows: int
 
     @property
-    def locations(self) -> np.ndarray:
-        """As `PackedTexts.locations`."""
-        return (self.where.row * self.segments_per_row + self.where.place).astype(np.int32)
+    def locations(self) -> Int[np.ndarray, " M"]:
+        """`row * segments_per_row + index`. A missing passage gets the location of another text; it
+        is counted nowhere."""
+        located = np.where(self.row >= 0, self.row * self.segments_per_row + self.index, -1)
+        in_passage_rows = self.row >= self.query_rows
+        located[self.row < 0] = located[int(np.argmax(in_passage_rows))]
+        return located.astype(np.int32)
 
 
-def place_texts(
-    lengths: Sequence[int],
-    row_length: int | None = None,
-    row_multiple: int = 1,
-    min_rows: int = 0,
-    min_segments: int = 0,
-) -> Placement:
-    """The first half of `pack_texts`, for which lengths are enough."""
-    width = row_length or max(lengths, default=1)
-    where = pack(lengths, width)
-    height = max(
-        round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0
-    )
-    return Placement(
-        where, lengths, height, width, max(round_up(where.most, SEGMENT_MULTIPLE), min_segments)
-    )
-
-
-def pack_texts(
-    ids: Sequence[Sequence[int]],
-    *,
-    row_length: int | None = None,
-    row_multiple: int = 1,
-    min_rows: int = 0,
-    min_segments: int = 0,
-    prompt_lengths: Sequence[int] | None = None,
-    blocks: bool = False,
-    pad_id: int = 0,
-) -> PackedTexts:
-    """Tokenised texts into rows.
+def place_embedding(
+    texts: Sequence[PromptedText], num_queries: int, packing: EmbeddingPacking
+) -> EmbeddingPlacement:
+    """Where queries and passages go; of the texts, only the lengths matter.
 
     Args:
-      row_length: tokens of a row; None is the longest text.
-      row_multiple: rows are rounded up to it (the added ones are empty).
-      min_rows, min_segments: floors of the number of rows and of `segments_per_row`.
-      prompt_lengths: leading tokens of each text that pooling leaves out.
-      blocks: whether what is pooled is a block of prefix attention (the paper's "cb").
+      texts: the queries, then the passages; a missing passage has no ids.
     """
-    placement = place_texts(
-        [len(text) for text in ids], row_length, row_multiple, min_rows, min_segments
+    present = [i for i, text in enumerate(texts) if len(text.ids)]
+    if packing.separate:
+        groups = [
+            ([i for i in present if i < num_queries], packing.min_query_rows),
+            ([i for i in present if i >= num_queries], packing.min_rows),
+        ]
+    else:
+        groups = [(present, packing.min_rows)]
+    row, index = np.full(len(texts), -1), np.zeros(len(texts), np.int64)
+    ends = [0]  # of the rows of each group
+    most = 0
+    for numbers, min_rows in groups:
+        placed = first_fit_decreasing([len(texts[i].ids) for i in numbers], packing.row_length)
+        row[numbers], index[numbers] = ends[-1] + placed.row, placed.index
+        most = max(most, placed.most_in_a_row)
+        ends.append(ends[-1] + round_up(max(placed.num_rows, min_rows), packing.row_multiple))
+    return EmbeddingPlacement(
+        row,
+        index,
+        num_rows=ends[-1],
+        segments_per_row=max(round_up(most, SEGMENT_MULTIPLE), packing.min_segments),
+        query_rows=ends[1] if packing.separate else 0,
     )
-    return lay_texts(ids, placement, prompt_lengths=prompt_lengths, blocks=blocks, pad_id=pad_id)
 
 
-def lay_texts(
-    ids: Sequence[Sequence[int]],
-    placement: Placement,
-    *,
-    prompt_lengths: Sequence[int] | None = None,
-    blocks: bool = False,
-    pad_id: int = 0,
-) -> PackedTexts:
-    """The second half of `pack_texts`."""
-    where, lengths, height, width = (
-        placement.where,
-        placement.lengths,
-        placement.height,
-        placement.width,
+def pack_embedding(
+    texts: Sequence[PromptedText],
+    num_queries: int,
+    placement: EmbeddingPlacement,
+    packing: EmbeddingPacking,
+    scores: Sequence[float] | None = None,
+) -> EmbeddingBatch:
+    """The batch with the texts at their places.
+
+    Args:
+      texts: the queries, then as many passages for each query, its positives first.
+      scores: a teacher's scores of the passages.
+    """
+    rows = _empty_rows(placement.num_rows, packing.row_length, packing.pad_id)
+    starts = _write_texts(rows, placement, [text.ids for text in texts])
+    pool = np.zeros(rows.tokens.shape, bool)
+    for i in placement.in_row_order():
+        begin, end = starts[i] + texts[i].prompt_length, starts[i] + len(texts[i].ids)
+        pool[placement.row[i], begin:end] = True
+    if packing.blocks:
+        rows.blocks = pool.astype(np.int32)  # type: ignore[assignment]
+    passages, locations = texts[num_queries:], placement.locations
+    # Equal passages get the same number.
+    numbers: dict[bytes, int] = {}
+    return EmbeddingBatch(
+        rows=rows,
+        pool=pool,  # type: ignore[arg-type]
+        queries=locations[:num_queries],  # type: ignore[arg-type]
+        passages=locations[num_queries:],  # type: ignore[arg-type]
+        segments_per_row=placement.segments_per_row,
+        query_rows=placement.query_rows,
+        positives=packing.positives,
+        texts=np.array([numbers.setdefault(text.key, len(numbers)) for text in passages], np.int32),  # type: ignore[arg-type]
+        present=np.array([len(text.ids) > 0 for text in passages])  # type: ignore[arg-type]
+        if packing.positives > 1
+        else None,
+        scores=None if scores is None else np.asarray(scores, np.float32),  # type: ignore[arg-type]
     )
-    tokens = np.full((height, width), pad_id, np.int32)
-    positions, segments = np.zeros((height, width), np.int32), np.zeros((height, width), np.int32)
-    pool = np.zeros((height, width), bool)
-    fill = [0] * height
-    starts = np.zeros(len(ids), np.int64)
-    # Texts of a row are laid down in the order of their places.
-    for i in np.argsort(where.place, kind="stable").tolist():
-        r, n = int(where.row[i]), lengths[i]
-        a = fill[r]
-        fill[r] = b = a + n
-        starts[i] = a
-        tokens[r, a:b] = ids[i]
-        positions[r, a:b] = np.arange(n)
-        segments[r, a:b] = where.place[i] + 1
-        pool[r, a + (prompt_lengths[i] if prompt_lengths is not None else 0) : b] = True
-    rows = Rows(tokens, positions, segments, pool.astype(np.int32) if blocks else None)  # type: ignore[arg-type]
-    return PackedTexts(rows, pool, placement.locations, starts, placement.segments_per_row)
 
 
 def embedding_batch(
     queries: Sequence[Sequence[int]],
     passages: Sequence[Sequence[int]],
     prompt_lengths: Sequence[int],
-    *,
-    row_length: int,
-    row_multiple: int = 8,
-    min_rows: int = 0,
-    min_query_rows: int = 0,
-    min_segments: int = 0,
-    positives: int = 1,
-    separate: bool = False,
-    blocks: bool = False,
+    packing: EmbeddingPacking,
     scores: Sequence[float] | None = None,
-    keys: Sequence[bytes] | None = None,
-    arrive: Arrive[Sequence[int]] | None = None,
-    pad_id: int = 0,
 ) -> EmbeddingBatch:
-    """Queries and passages in the same rows, or each in rows of their own (`separate`).
+    """A batch of token ids, prepared on one host.
 
     Args:
-      passages: as many for each query, its `positives` first. With more than one positive, some may
-        be missing: an empty sequence each.
+      passages: as many for each query, its positives first; a missing one is empty.
       prompt_lengths: of the queries, then of the passages.
-      min_query_rows: as `min_rows`, of the queries' own rows (`min_rows` then is the passages').
-      scores: a teacher's, of the passages.
-      keys: of the passages, the same for the same ids; None: the ids themselves.
-      arrive: brings the texts (queries, then passages), those given being of their length only.
+      scores: a teacher's scores of the passages.
     """
-    Q, texts = len(queries), [*queries, *passages]
-    there = [i for i, ids in enumerate(texts) if len(ids)]
-    members = [[i for i in there if i < Q], [i for i in there if i >= Q]] if separate else [there]
-    placements = [
-        place_texts([len(texts[i]) for i in numbers], row_length, row_multiple, rows, min_segments)
-        for numbers, rows in zip(members, (min_query_rows, min_rows)[-len(members) :], strict=True)
+    texts = [
+        PromptedText(ids, length)
+        for ids, length in zip([*queries, *passages], prompt_lengths, strict=True)
     ]
-    per_row = max(placement.segments_per_row for placement in placements)
-    query_rows = placements[0].height if separate else 0
-    rows = np.full(len(texts), -1)
-    rows[there] = np.concatenate(
-        [p.where.row + above for p, above in zip(placements, (0, query_rows), strict=False)]
-    )
-    place = np.concatenate([placement.where.place for placement in placements])
-    # A missing passage points at another one; it counts nowhere.
-    locations = np.full(
-        len(texts), rows[members[-1][0]] * per_row + placements[-1].where.place[0], np.int32
-    )
-    locations[there] = rows[there] * per_row + place
-    if keys is None:
-        keys = [np.asarray(ids, np.int32).tobytes() for ids in passages]
-    if arrive is not None:
-        texts = list(arrive(rows, sum(placement.height for placement in placements)))
-    sides = [
-        lay_texts(
-            [texts[i] for i in numbers],
-            placement,
-            prompt_lengths=[prompt_lengths[i] for i in numbers],
-            blocks=blocks,
-            pad_id=pad_id,
-        )
-        for numbers, placement in zip(members, placements, strict=True)
-    ]
-    numbers: dict[bytes, int] = {}
-    return EmbeddingBatch(
-        rows=jax.tree.map(lambda *x: np.concatenate(x), *(side.rows for side in sides)),
-        pool=np.concatenate([side.pool for side in sides]),  # type: ignore[arg-type]
-        queries=locations[:Q],  # type: ignore[arg-type]
-        passages=locations[Q:],  # type: ignore[arg-type]
-        segments_per_row=per_row,
-        query_rows=query_rows,
-        positives=positives,
-        texts=np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int32),  # type: ignore[arg-type]
-        present=np.array([len(ids) > 0 for ids in passages]) if positives > 1 else None,  # type: ignore[arg-type]
-        scores=None if scores is None else np.asarray(scores, np.float32),  # type: ignore[arg-type]
-    )
+    placement = place_embedding(texts, len(queries), packing)
+    return pack_embedding(texts, len(queries), placement, packing, scores)
 
 
-def generative_batch(
-    texts: Sequence[TokenText],
-    *,
-    row_length: int,
-    row_multiple: int = 8,
-    min_rows: int = 0,
-    prefix: bool = False,
-    arrive: Arrive[TokenText] | None = None,
-    pad_id: int = 0,
+# ---- generative ----------------------------------------------------------------------------------
+
+
+def place_generative(texts: Sequence[TokenText], packing: GenerativePacking) -> Placement:
+    """Where sequences go; of the texts, only the lengths matter."""
+    return _place_rows([len(text.ids) for text in texts], packing.row_length, packing)
+
+
+def pack_generative(
+    texts: Sequence[TokenText], placement: Placement, packing: GenerativePacking
 ) -> GenerativeBatch:
-    """Sequences for the language loss, packed; `sequence` numbers them in the order given.
-
-    With `prefix`, what stands before a sequence's first target is a block of prefix attention (a
-    prefix-LM). `arrive` brings the texts, those given being of their lengths only.
-    """
-    placement = place_texts([len(text.ids) for text in texts], row_length, row_multiple, min_rows)
-    if arrive is not None:
-        texts = arrive(placement.where.row, placement.height)
-    packed = lay_texts([text.ids for text in texts], placement, pad_id=pad_id)
-    rows, places = packed.rows, packed.locations // packed.segments_per_row
-    if prefix:
-        rows = dataclasses.replace(rows, blocks=_prefix_blocks(texts, rows, places, packed.starts))
-    targets, sequence = _targets(texts, rows, places, packed.starts)
+    """The batch with the texts at their places; `sequence` numbers them in the order given."""
+    rows = _empty_rows(placement.num_rows, packing.row_length, packing.pad_id)
+    starts = _write_texts(rows, placement, [text.ids for text in texts])
+    if packing.prefix:
+        rows.blocks = _prefix_blocks(texts, rows, placement.row, starts)  # type: ignore[assignment]
+    targets, sequence = _targets(texts, rows, placement.row, starts)
     return GenerativeBatch(rows, targets, sequence, len(texts))  # type: ignore[arg-type]
 
 
-def cached_batch(
-    examples: Sequence[TokenCached],
-    *,
-    pieces_row_length: int,
-    row_length: int,
-    row_multiple: int = 8,
-    min_rows: int = 0,
-    blocks: bool = False,
-    prefix: bool = False,
-    arrive: Arrive[TokenCached] | None = None,
-    pad_id: int = 0,
-) -> CachedBatch:
-    """Continuations and the cached texts that they follow: an example's are in the same row of both
-    arrays.
+def generative_batch(texts: Sequence[TokenText], packing: GenerativePacking) -> GenerativeBatch:
+    """A batch for the language loss, prepared on one host."""
+    return pack_generative(texts, place_generative(texts, packing), packing)
 
-    The cached texts of an example stand one after the other and its continuation goes on from
-    there, so positions are those of the composed prompt. `blocks` is that of `pack_texts` for the
-    cached texts, `prefix` that of `generative_batch` for the continuations; `arrive` brings the
-    examples.
+
+# ---- cached --------------------------------------------------------------------------------------
+
+
+def place_cached(examples: Sequence[TokenCached], packing: CachedPacking) -> Placement:
+    """Where examples go, each with its cached texts and its continuation in the same row of both
+    arrays; only lengths matter."""
+    lengths = [(sum(map(len, example.cached_texts)), len(example.text.ids)) for example in examples]
+    return _place_rows(lengths, (packing.cached_row_length, packing.row_length), packing)
+
+
+def pack_cached(
+    examples: Sequence[TokenCached], placement: Placement, packing: CachedPacking
+) -> CachedBatch:
+    """The batch with the examples at their places.
+
+    The cached texts of an example are counted one after the other and its continuation goes on from
+    there, so the positions are those of the composed prompt.
     """
-    totals = [sum(map(len, example.pieces)) for example in examples]
-    where = pack(
-        [(total, len(example.text.ids)) for total, example in zip(totals, examples, strict=True)],
-        (pieces_row_length, row_length),
-    )
-    height = max(
-        round_up(where.rows, row_multiple), round_up(min_rows, row_multiple) if min_rows else 0
-    )
-    if arrive is not None:
-        examples = arrive(where.row, height)
-    pieces, text = (
-        _empty_rows(height, pieces_row_length, pad_id),
-        _empty_rows(height, row_length, pad_id),
-    )
-    owner, places = (
-        np.zeros((height, pieces_row_length), np.int32),
-        np.zeros((height, pieces_row_length), np.int32),
-    )
-    marks = np.zeros_like(owner)
-    piece_fill, text_fill, piece_count = [0] * height, [0] * height, [0] * height
+    num_rows = placement.num_rows
+    cached = _empty_rows(num_rows, packing.cached_row_length, packing.pad_id)
+    text = _empty_rows(num_rows, packing.row_length, packing.pad_id)
+    owner, positions = np.zeros_like(cached.tokens), np.zeros_like(cached.tokens)
+    blocks = np.zeros_like(cached.tokens)
+    cached_fill, text_fill, cached_count = [0] * num_rows, [0] * num_rows, [0] * num_rows
     starts = np.zeros(len(examples), np.int64)
-    for i in np.argsort(where.place, kind="stable").tolist():
-        r, example, number = int(where.row[i]), examples[i], int(where.place[i]) + 1
+    for i in placement.in_row_order():
+        r, example, segment = int(placement.row[i]), examples[i], int(placement.index[i]) + 1
         offset = 0
-        for ids in example.pieces:
-            piece_count[r] += 1
-            a = piece_fill[r]
-            piece_fill[r] = b = a + len(ids)
-            _lay(pieces, r, a, ids, 0, piece_count[r])
-            marks[r, a + example.prompt : b] = 1
-            owner[r, a:b] = number
-            places[r, a:b] = np.arange(offset, offset + len(ids))
+        for ids in example.cached_texts:
+            cached_count[r] += 1
+            begin = cached_fill[r]
+            cached_fill[r] = end = begin + len(ids)
+            _write(cached, r, begin, ids, 0, cached_count[r])
+            blocks[r, begin + example.prompt_length : end] = 1
+            owner[r, begin:end] = segment
+            positions[r, begin:end] = np.arange(offset, offset + len(ids))
             offset += len(ids)
         starts[i] = text_fill[r]
-        _lay(text, r, text_fill[r], example.text.ids, offset, number)
+        _write(text, r, text_fill[r], example.text.ids, offset, segment)
         text_fill[r] += len(example.text.ids)
     continuations = [example.text for example in examples]
-    targets, sequence = _targets(continuations, text, where.row, starts)
-    if blocks:
-        pieces = dataclasses.replace(pieces, blocks=marks)
-    if prefix:
-        text = dataclasses.replace(
-            text, blocks=_prefix_blocks(continuations, text, where.row, starts)
-        )
-    return CachedBatch(
-        pieces=pieces,
-        piece_owner=owner,  # type: ignore[arg-type]
-        piece_positions=places,  # type: ignore[arg-type]
-        text=GenerativeBatch(text, targets, sequence, len(examples)),  # type: ignore[arg-type]
-    )
+    targets, sequence = _targets(continuations, text, placement.row, starts)
+    if packing.blocks:
+        cached.blocks = blocks  # type: ignore[assignment]
+    if packing.prefix:
+        text.blocks = _prefix_blocks(continuations, text, placement.row, starts)  # type: ignore[assignment]
+    generative = GenerativeBatch(text, targets, sequence, len(examples))  # type: ignore[arg-type]
+    return CachedBatch(cached, owner, positions, generative)  # type: ignore[arg-type]
+
+
+def cached_batch(examples: Sequence[TokenCached], packing: CachedPacking) -> CachedBatch:
+    """A batch of continuations of cached texts, prepared on one host."""
+    return pack_cached(examples, place_cached(examples, packing), packing)
 
 
 def fit_documents(lengths: Sequence[int], room: int) -> list[int]:
-    """How many tokens of each document to keep so that all fit into `room`: the longest are cut
-    first.
+    """How many tokens of each document to keep so that all fit into `room`: the longest are
+    truncated first.
 
     Short documents stay whole; the others are cut to one common length (the first ones get the odd
     tokens).
@@ -401,14 +369,42 @@ def fit_documents(lengths: Sequence[int], room: int) -> list[int]:
     return kept
 
 
-def _empty_rows(height: int, width: int, pad_id: int) -> Rows:
-    shape = (height, width)
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def _place_rows(
+    lengths: Sequence[int] | Sequence[tuple[int, ...]],
+    capacity: int | tuple[int, ...],
+    packing: GenerativePacking | CachedPacking,
+) -> Placement:
+    placement = first_fit_decreasing(lengths, capacity)
+    num_rows = round_up(max(placement.num_rows, packing.min_rows), packing.row_multiple)
+    return dataclasses.replace(placement, num_rows=num_rows)
+
+
+def _empty_rows(num_rows: int, row_length: int, pad_id: int) -> Rows:
+    shape = (num_rows, row_length)
     return Rows(
         np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     )  # type: ignore[arg-type]
 
 
-def _lay(rows: Rows, row: int, start: int, ids: Sequence[int], position: int, segment: int) -> None:
+def _write_texts(
+    rows: Rows, placement: Placement, texts: Sequence[Sequence[int]]
+) -> Int[np.ndarray, " M"]:
+    """Writes the texts to their rows, one behind the other; returns the token where each begins."""
+    fill, starts = [0] * placement.num_rows, np.zeros(len(texts), np.int64)
+    for i in placement.in_row_order():
+        r = int(placement.row[i])
+        starts[i] = fill[r]
+        _write(rows, r, fill[r], texts[i], 0, int(placement.index[i]) + 1)
+        fill[r] += len(texts[i])
+    return starts
+
+
+def _write(
+    rows: Rows, row: int, start: int, ids: Sequence[int], position: int, segment: int
+) -> None:
     end = start + len(ids)
     rows.tokens[row, start:end] = ids  # type: ignore[index]
     rows.positions[row, start:end] = np.arange(position, position + len(ids))  # type: ignore[index]
@@ -418,25 +414,24 @@ def _lay(rows: Rows, row: int, start: int, ids: Sequence[int], position: int, se
 def _targets(
     texts: Sequence[TokenText], rows: Rows, row: np.ndarray, starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`targets` and `sequence` of packed texts; a text's first token has none before it to predict
-    it."""
+    """`targets` and `sequence` of packed texts. The first token of a text is no target: nothing
+    before it predicts it."""
     targets = np.zeros(rows.tokens.shape, np.float32)
     sequence = np.zeros(rows.tokens.shape, np.int32)
     for i, text in enumerate(texts):
-        r, a = int(row[i]), int(starts[i])
-        b = a + len(text.ids)
-        targets[r, a:b] = text.targets
-        targets[r, a] = 0
-        sequence[r, a:b] = i
+        r, begin = int(row[i]), int(starts[i])
+        end = begin + len(text.ids)
+        targets[r, begin:end] = text.targets
+        targets[r, begin] = 0
+        sequence[r, begin:end] = i
     return targets, sequence
 
 
 def _prefix_blocks(
     texts: Sequence[TokenText], rows: Rows, row: np.ndarray, starts: np.ndarray
 ) -> np.ndarray:
-    """1 where a packed text's tokens stand before its first target, 0 elsewhere."""
+    """1 at the tokens of a packed text before its first target, 0 elsewhere."""
     blocks = np.zeros(rows.tokens.shape, np.int32)
-    for text, r, a in zip(texts, row.tolist(), starts.tolist(), strict=True):
-        targets = list(text.targets)
-        blocks[r, a : a + (targets.index(True) if True in targets else len(targets))] = 1
+    for text, r, begin in zip(texts, row.tolist(), starts.tolist(), strict=True):
+        blocks[r, begin : begin + text.first_target] = 1
     return blocks

@@ -6,51 +6,63 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grit_jax.data.batch_order import ContrastiveOrder, Selection, StreamOrder, choose_passages
+from grit_jax.data.batch_order import (
+    BatchIndices,
+    ContrastiveOrder,
+    StreamOrder,
+    choose_passages,
+)
 from grit_jax.data.config import BatchNeeds, DataConfig
 from grit_jax.data.example_tokenizer import ExampleTokenizer
-from grit_jax.data.formats import Kind, Text
+from grit_jax.data.formats import EmbeddingExample, Kind, Text
 from grit_jax.data.lines import Source
-from grit_jax.data.multihost import CACHED, GENERATIVE, PROMPTED, PromptedText, Share, WireFormat
+from grit_jax.data.multihost import HostGroup, deliver, tokenize_together
 from grit_jax.data.packing import (
-    Arrive,
-    TokenCached,
-    TokenText,
-    cached_batch,
-    embedding_batch,
-    generative_batch,
+    CachedPacking,
+    EmbeddingPacking,
+    GenerativePacking,
+    pack_cached,
+    pack_embedding,
+    pack_generative,
+    place_cached,
+    place_embedding,
+    place_generative,
 )
 from grit_jax.data.sources import open_source
+from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
 from grit_jax.errors import GritError
 from grit_jax.runtime.files import write_json
 from grit_jax.runtime.progress import say
 from grit_jax.text.chat import GRIT, ChatFormat
 from grit_jax.text.tokenizer import Tokenizer
-from grit_jax.types import Batch
+from grit_jax.types import Batch, CachedBatch, EmbeddingBatch, GenerativeBatch
 
 if TYPE_CHECKING:
     import grain
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _SUBSET, _STEP = 100, 101
-# A run without a number of steps: no one trains for longer.
+# The length of a run without a number of steps: more than any run has.
 _ENDLESS = 2**40
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceSummary:
-    """What became of one source: `used` of its `examples`, and why others were not (reason: count).
+    """How many examples of one source a run uses, and why it leaves out the others.
 
-    `skipped` are bad lines, `filtered` good ones that the run cannot use, and `not_sampled` is what
-    `num_samples` leaves out of the rest.
+    Attributes:
+      examples: lines of the source.
+      used: examples that the run trains on.
+      skipped: bad lines, as {reason: count} (only with `on_error: skip`).
+      filtered: well-formed lines that the run cannot use, as {reason: count}.
+      not_sampled: usable examples that `num_samples` leaves out.
     """
 
     name: str
@@ -68,21 +80,21 @@ class SourceSummary:
         return f"{self.name}: {self.used} of {self.examples} {self.kind} examples{left_out}"
 
 
-class _Part:
-    """The sources of one kind with the plan that picks from them."""
+class _KindSources:
+    """The sources of one kind of example, and the order in which batches draw from them."""
 
-    def __init__(self, kind: Kind, config: DataConfig, reader: ExampleTokenizer, seed: int):
+    def __init__(self, kind: Kind, config: DataConfig, tokenizer: ExampleTokenizer, seed: int):
         self.batch: int = getattr(config, f"{kind}_batch")
         self.sources: list[Source] = []
         self._subset: list[np.ndarray | None] = []
         self.summary: list[SourceSummary] = []
         for number, name in enumerate(getattr(config, kind) if self.batch else []):
-            source = open_source(name, kind, config.on_error, reader.check)
-            wanted = config.num_samples.get(name)
+            source = open_source(name, kind, config.on_error, tokenizer.check)
+            samples = config.num_samples.get(name)
             subset = None
-            if wanted is not None and wanted < len(source):
+            if samples is not None and samples < len(source):
                 rng = np.random.default_rng((seed, _SUBSET, number))
-                subset = np.sort(rng.permutation(len(source))[:wanted])
+                subset = np.sort(rng.permutation(len(source))[:samples])
             self.sources.append(source)
             self._subset.append(subset)
             skipped, filtered = dict(source.skipped), dict(source.filtered)
@@ -92,26 +104,26 @@ class _Part:
                 SourceSummary(name, kind, total, used, skipped, filtered, len(source) - used)
             )
         sizes = [entry.used for entry in self.summary]
-        self.plan: ContrastiveOrder | StreamOrder | None = None
+        self.order: ContrastiveOrder | StreamOrder | None = None
         if self.batch and kind == "embedding":
             if self.batch > sum(sizes):
                 raise GritError(
                     f"data.embedding_batch ({self.batch}) is more than the {sum(sizes)} usable"
-                    " examples: a query would meet itself among its negatives; make the batch"
-                    " smaller"
+                    " examples, so a query's own positive would be among its negatives; make the"
+                    " batch smaller"
                 )
-            self.plan = ContrastiveOrder(sizes, self.batch, seed, shuffle=config.shuffle)
+            self.order = ContrastiveOrder(sizes, self.batch, seed, shuffle=config.shuffle)
         elif self.batch:
-            # Another seed, so that equally long streams of two kinds do not run in step.
-            self.plan = StreamOrder(
+            # Different seeds, so that two kinds with equally many examples differ in order.
+            self.order = StreamOrder(
                 sizes, self.batch, seed + (kind == "cached"), shuffle=config.shuffle
             )
 
     def select(self, step: int) -> list[tuple[Source, int]]:
-        """The sources and indices that make up the step's examples."""
-        if self.plan is None:
+        """(source, index) of each of the step's examples."""
+        if self.order is None:
             return []
-        chosen: Selection = self.plan(step)
+        chosen: BatchIndices = self.order(step)
         return [
             (self.sources[d], i if self._subset[d] is None else int(self._subset[d][i]))
             for d, i in zip(chosen.dataset.tolist(), chosen.index.tolist(), strict=True)
@@ -125,9 +137,9 @@ class JointBatches:
     Args:
       seed: of the order, the choice of passages and the layouts.
       num_steps: `len()`; None is endless.
-      needs: what the run's attention and losses ask for.
-      share: where several hosts prepare each batch together, which of it is this host's; a batch
-        then has the texts of this host's rows alone. None: all is prepared here.
+      needs: what the run's attention and losses require of its batches.
+      hosts: the hosts that prepare each batch together; a batch then holds the ids of this host's
+        rows alone. None: this host prepares all of it.
 
     Raises:
       GritError: a source that cannot be read, a bad line (unless skipped), or a contrastive batch
@@ -142,17 +154,12 @@ class JointBatches:
         seed: int = 0,
         num_steps: int | None = None,
         needs: BatchNeeds = BatchNeeds(),
-        share: Share | None = None,
+        hosts: HostGroup | None = None,
     ):
-        self.config, self.seed, self.num_steps, self.needs, self._share = (
-            config,
-            seed,
-            num_steps,
-            needs,
-            share,
-        )
+        self.config, self.seed, self.num_steps = config, seed, num_steps
+        self.needs, self._hosts = needs, hosts
         self.limits = config.limits()
-        self._reader = ExampleTokenizer(
+        self._tokenizer = ExampleTokenizer(
             tokenizer,
             chat,
             self.limits,
@@ -162,25 +169,26 @@ class JointBatches:
             last_answer_only=config.last_answer_only or needs.prefix_generation,
             teacher_scores=needs.teacher_scores,
         )
-        self._parts = {
-            kind: _Part(kind, config, self._reader, seed)
+        self._kinds = {
+            kind: _KindSources(kind, config, self._tokenizer, seed)
             for kind in ("embedding", "generative", "cached")
         }
         config.check_trains()
-        self._floor: dict[str, int] = {}
-        self._probe(min(config.probe_steps, len(self)))
+        # Lower bounds of the batches' shapes, by name (see `_shapes`).
+        self._min_shapes: dict[str, int] = {}
+        self._min_shapes = self._largest_shapes(min(config.probe_steps, len(self)))
 
     @property
     def summary(self) -> list[SourceSummary]:
         """One entry a source: examples used, skipped and filtered, and why."""
-        return [entry for part in self._parts.values() for entry in part.summary]
+        return [entry for sources in self._kinds.values() for entry in sources.summary]
 
-    def tell_summary(self, path: Path) -> None:
-        """Says what became of each source's examples, and writes it to `path`; what is left out is
-        not just logged."""
+    def report_summary(self, path: Path) -> None:
+        """Prints how many examples of each source are used, and writes the summary to `path` as
+        JSON. A source that is used whole is only logged."""
         for source in self.summary:
-            tell = say if source.used < source.examples else log.info
-            tell(str(source))
+            report = say if source.used < source.examples else log.info
+            report(str(source))
         entries = [dataclasses.asdict(source) for source in self.summary]
         write_json(path, entries)
 
@@ -194,146 +202,167 @@ class JointBatches:
         return Batch(self._embedding(index), self._generative(index), self._cached(index))  # type: ignore[arg-type]
 
     def ids(self, step: int) -> dict[str, list[str]]:
-        """Where a step's examples come from: `file:line` by kind in batch order, to report a bad
-        loss."""
+        """`file:line` of each of a step's examples, by kind and in batch order: where to look when
+        its loss is bad."""
         return {
-            kind: [source.where(i) for source, i in part.select(step)]
-            for kind, part in self._parts.items()
-            if part.batch
+            kind: [source.where(i) for source, i in sources.select(step)]
+            for kind, sources in self._kinds.items()
+            if sources.batch
         }
 
     def epoch(self, step: int) -> dict[str, int]:
         """The epoch that each kind is in at `step`, from 0."""
         return {
-            kind: part.plan.epoch(step)
-            for kind, part in self._parts.items()
-            if part.plan is not None
+            kind: sources.order.epoch(step)
+            for kind, sources in self._kinds.items()
+            if sources.order is not None
         }
 
     def _rng(self, step: int, kind: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, _STEP, step, kind))
 
-    def _embedding(self, step: int) -> Any:
-        # All of them are read, by all hosts: which passages are drawn hangs on how many the
-        # examples before have.
-        examples = [_example(chosen) for chosen in self._parts["embedding"].select(step)]
+    # Each part of a batch is made in four steps: the texts (of other hosts, only their lengths),
+    # the place of each, the texts of this host's rows, and the arrays.
+
+    def _embedding(self, step: int) -> EmbeddingBatch | None:
+        # Every host reads all examples: which passages are drawn depends on how many each has.
+        examples = self._examples("embedding", step)
         if not examples:
             return None
-        rng, limits = self._rng(step, 0), self.limits
-        config, most = self.config, self.config.positives_per_query
-        texts: list[Text] = [example.query for example in examples]
-        places: list[int] = []
-        scores: list[float] = []
+        config, needs = self.config, self.needs
+        packing = EmbeddingPacking(
+            config.row_length or max(self.limits.query, self.limits.passage),
+            config.row_multiple,
+            min_rows=self._min_shapes.get("passage_rows", 0),
+            min_query_rows=self._min_shapes.get("query_rows", 0),
+            min_segments=self._min_shapes.get("segments", 0),
+            positives=config.positives_per_query,
+            separate=needs.separate_sides,
+            blocks=needs.sample_blocks,
+        )
+        drawn = self._draw_passages(examples, step)
+        Q = len(examples)
+
+        def tokenize(numbers: Sequence[int]) -> list[PromptedText]:
+            return self._tokenizer.embedding(
+                [drawn.texts[i] for i in numbers],
+                [self.limits.query if i < Q else self.limits.passage for i in numbers],
+            )
+
+        def with_gaps(texts: list[PromptedText]) -> list[PromptedText]:
+            """The texts in their slots, and empty ones in place of missing positives."""
+            spread = [PromptedText([], 0)] * drawn.num_slots
+            for slot, text in zip(drawn.slots, texts, strict=True):
+                spread[slot] = text
+            return spread
+
+        key = f"{step}/embedding"
+        texts = tokenize_together(self._hosts, key, len(drawn.texts), tokenize, PromptedText)
+        placement = place_embedding(with_gaps(texts), Q, packing)
+        rows = placement.row[drawn.slots]
+        texts = deliver(self._hosts, key, texts, rows, placement.num_rows)
+        scores = drawn.scores if needs.teacher_scores else None
+        return pack_embedding(with_gaps(texts), Q, placement, packing, scores)
+
+    def _generative(self, step: int) -> GenerativeBatch | None:
+        chosen = self._kinds["generative"].select(step)
+        if not chosen:
+            return None
+        packing = GenerativePacking(
+            self.config.generative_row_length or self.limits.generative,
+            self.config.row_multiple,
+            min_rows=self._min_shapes.get("generative_rows", 0),
+            prefix=self.needs.prefix_generation,
+        )
+
+        def tokenize(numbers: Sequence[int]) -> list[TokenText]:
+            return self._tokenizer.generative([_example(chosen[i]) for i in numbers])
+
+        key = f"{step}/generative"
+        texts = tokenize_together(self._hosts, key, len(chosen), tokenize, TokenText)
+        placement = place_generative(texts, packing)
+        texts = deliver(self._hosts, key, texts, placement.row, placement.num_rows)
+        return pack_generative(texts, placement, packing)
+
+    def _cached(self, step: int) -> CachedBatch | None:
+        chosen = self._kinds["cached"].select(step)
+        if not chosen:
+            return None
+        packing = CachedPacking(
+            self.limits.cached_row,
+            self.limits.continuation_row,
+            self.config.row_multiple,
+            min_rows=self._min_shapes.get("cached_rows", 0),
+            blocks=self.needs.sample_blocks,
+            prefix=self.needs.prefix_generation,
+        )
+        layouts = self._rng(step, 2).integers(len(self.config.layouts), size=len(chosen))
+
+        def tokenize(numbers: Sequence[int]) -> list[TokenCached]:
+            modes = [self.config.layouts[layouts[i]] for i in numbers]
+            return self._tokenizer.cached([_example(chosen[i]) for i in numbers], modes)  # type: ignore[arg-type]
+
+        key = f"{step}/cached"
+        texts = tokenize_together(self._hosts, key, len(chosen), tokenize, TokenCached)
+        placement = place_cached(texts, packing)
+        texts = deliver(self._hosts, key, texts, placement.row, placement.num_rows)
+        return pack_cached(texts, placement, packing)
+
+    def _examples(self, kind: Kind, step: int) -> list[Any]:
+        return [_example(chosen) for chosen in self._kinds[kind].select(step)]
+
+    def _draw_passages(self, examples: Sequence[EmbeddingExample], step: int) -> _DrawnTexts:
+        """The queries of `examples` and the passages drawn for each."""
+        rng, Q = self._rng(step, 0), len(examples)
+        group_size, max_positives = self.config.group_size, self.config.positives_per_query
+        width = max_positives + group_size - 1  # passages of a query
+        drawn = _DrawnTexts(
+            [example.query for example in examples],
+            list(range(Q)),
+            [0.0] * (Q * width),
+            Q + Q * width,
+        )
         for number, example in enumerate(examples):
             positives, negatives = choose_passages(
-                rng, len(example.positives), len(example.negatives), config.group_size, most
+                rng, len(example.positives), len(example.negatives), group_size, max_positives
             )
+            passages = example.positives + example.negatives
             chosen = [*positives, *(len(example.positives) + i for i in negatives)]
-            among = example.positives + example.negatives
-            # Where there are fewer positives than wanted, their places stay empty.
-            start = number * (most + config.group_size - 1)
-            places += [start + i for i in range(len(positives))]
-            places += [start + most + i for i in range(len(negatives))]
-            texts += [among[i] for i in chosen]
-            scores += [example.scores[i] if example.scores is not None else 0.0 for i in chosen]
-        Q, P = len(examples), len(examples) * (most + config.group_size - 1)
-        longest = [limits.query] * Q + [limits.passage] * len(places)
+            # Where a query has fewer positives than `max_positives`, slots stay empty.
+            first = number * width
+            slots = [first + i for i in range(len(positives))]
+            slots += [first + max_positives + i for i in range(len(negatives))]
+            for slot, i in zip(slots, chosen, strict=True):
+                drawn.texts.append(passages[i])
+                drawn.slots.append(Q + slot)
+                drawn.scores[slot] = example.scores[i] if example.scores is not None else 0.0
+        return drawn
 
-        def tokenise(numbers: Sequence[int]) -> list[PromptedText]:
-            ids, prompts = self._reader.embedding(
-                [texts[i] for i in numbers], [longest[i] for i in numbers]
-            )
-            return [PromptedText(*text) for text in zip(ids, prompts, strict=True)]
-
-        found, arrive = self._tokenised(f"{step}/embedding", len(texts), tokenise, PROMPTED)
-        # Passages stand in their places, with a hole where one is missing.
-        holes = np.full(Q + P, -1)
-        holes[:Q], holes[Q + np.array(places)] = np.arange(Q), Q + np.arange(len(places))
-        spread = lambda texts, hole: [texts[i] if i >= 0 else hole for i in holes.tolist()]
-        units = spread(found, PromptedText([], 0))
-        teacher = [0.0] * P
-        for place, score in zip(places, scores, strict=True):
-            teacher[place] = score
-        ids = [unit.ids for unit in units]
-        return embedding_batch(
-            ids[:Q],
-            ids[Q:],
-            [unit.prompt for unit in units],
-            row_length=config.row_length or max(limits.query, limits.passage),
-            row_multiple=config.row_multiple,
-            min_rows=self._floor.get("embedding", 0),
-            min_query_rows=self._floor.get("queries", 0),
-            min_segments=self._floor.get("segments", 0),
-            positives=most,
-            separate=self.needs.separate_sides,
-            blocks=self.needs.sample_blocks,
-            scores=teacher if self.needs.teacher_scores else None,
-            keys=[unit.key for unit in units[Q:]],
-            arrive=arrive
-            and (
-                lambda rows, height: spread([t.ids for t in arrive(rows[holes >= 0], height)], [])
-            ),
-        )
-
-    def _generative(self, step: int) -> Any:
-        chosen = self._parts["generative"].select(step)
-        if not chosen:
-            return None
-
-        def tokenise(numbers: Sequence[int]) -> list[TokenText]:
-            return self._reader.generative([_example(chosen[i]) for i in numbers])
-
-        found, arrive = self._tokenised(f"{step}/generative", len(chosen), tokenise, GENERATIVE)
-        return generative_batch(
-            found,
-            row_length=self.config.generative_row_length or self.limits.generative,
-            row_multiple=self.config.row_multiple,
-            min_rows=self._floor.get("generative", 0),
-            prefix=self.needs.prefix_generation,
-            arrive=arrive,
-        )
-
-    def _cached(self, step: int) -> Any:
-        chosen = self._parts["cached"].select(step)
-        if not chosen:
-            return None
-        drawn = self._rng(step, 2).integers(len(self.config.layouts), size=len(chosen))
-
-        def tokenise(numbers: Sequence[int]) -> list[TokenCached]:
-            modes = [self.config.layouts[drawn[i]] for i in numbers]
-            return self._reader.cached([_example(chosen[i]) for i in numbers], modes)  # type: ignore[arg-type]
-
-        found, arrive = self._tokenised(f"{step}/cached", len(chosen), tokenise, CACHED)
-        return cached_batch(
-            found,
-            pieces_row_length=self.limits.cached_pieces,
-            row_length=self.limits.cached_text,
-            row_multiple=self.config.row_multiple,
-            min_rows=self._floor.get("cached", 0),
-            blocks=self.needs.sample_blocks,
-            prefix=self.needs.prefix_generation,
-            arrive=arrive,
-        )
-
-    def _tokenised(
-        self,
-        key: str,
-        number: int,
-        tokenise: Callable[[Sequence[int]], list[T]],
-        coding: WireFormat[T],
-    ) -> tuple[list[T], Arrive[T] | None]:
-        """The texts of a part of a batch, or what is known of them and how they arrive."""
-        if self._share is None:
-            return tokenise(range(number)), None
-        return self._share.prepare(key, number, tokenise, coding)
-
-    def _probe(self, steps: int) -> None:
-        seen: collections.Counter[str] = collections.Counter()
+    def _largest_shapes(self, steps: int) -> dict[str, int]:
+        """The largest shapes of the first batches, so that later ones seldom exceed them: each new
+        shape compiles a new program."""
+        largest: collections.Counter[str] = collections.Counter()
         for step in range(steps):
-            batch = self[step]
-            for name, value in _shape(batch).items():
-                seen[name] = max(seen[name], value)
-        self._floor = dict(seen)
+            for name, value in _shapes(self[step]).items():
+                largest[name] = max(largest[name], value)
+        return dict(largest)
+
+
+@dataclasses.dataclass
+class _DrawnTexts:
+    """The texts of a contrastive batch before they are tokenized.
+
+    Attributes:
+      texts: the queries, then the passages that were drawn.
+      slots: the place of each text among all queries and passages, missing positives included.
+      scores: a teacher's score for each passage slot (0 where there is none).
+      num_slots: Q + P.
+    """
+
+    texts: list[Text]
+    slots: list[int]
+    scores: list[float]
+    num_slots: int
 
 
 def _example(chosen: tuple[Source, int]) -> Any:
@@ -341,17 +370,18 @@ def _example(chosen: tuple[Source, int]) -> Any:
     return source[index]
 
 
-def _shape(batch: Batch) -> dict[str, int]:
-    shape: dict[str, int] = {}
+def _shapes(batch: Batch) -> dict[str, int]:
+    """The sizes of a batch that depend on its texts."""
+    shapes: dict[str, int] = {}
     if batch.embedding is not None:
-        shape["queries"] = batch.embedding.query_rows
-        shape["embedding"] = len(batch.embedding.rows.tokens) - batch.embedding.query_rows
-        shape["segments"] = batch.embedding.segments_per_row
+        shapes["query_rows"] = batch.embedding.query_rows
+        shapes["passage_rows"] = len(batch.embedding.rows.tokens) - batch.embedding.query_rows
+        shapes["segments"] = batch.embedding.segments_per_row
     if batch.generative is not None:
-        shape["generative"] = len(batch.generative.rows.tokens)
+        shapes["generative_rows"] = len(batch.generative.rows.tokens)
     if batch.cached is not None:
-        shape["cached"] = len(batch.cached.pieces.tokens)
-    return shape
+        shapes["cached_rows"] = len(batch.cached.text.rows.tokens)
+    return shapes
 
 
 def make_iterator(
@@ -364,8 +394,11 @@ def make_iterator(
 ) -> grain.DatasetIterator:
     """Batches in order of step, prepared ahead in the background.
 
-    The iterator's `get_state()` and `set_state()` hold the step alone, and Orbax (v1) saves and
-    restores it as a checkpointable. `batches` are those already opened with the same arguments.
+    The state of the iterator (`get_state()`, `set_state()`) is the step alone; Orbax (v1) saves and
+    restores it as a checkpointable.
+
+    Args:
+      batches: opened before with the same arguments; None opens them here.
     """
     import grain
 

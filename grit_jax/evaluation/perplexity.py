@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 from grit_jax.data.example_tokenizer import ExampleTokenizer, LengthLimits
 from grit_jax.data.formats import GenerativeExample
 from grit_jax.data.lines import read_examples
-from grit_jax.data.packing import TokenText, generative_batch, round_up
+from grit_jax.data.packing import GenerativePacking, generative_batch, round_up
+from grit_jax.data.token_texts import TokenText
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.row_packing import bucket
@@ -137,10 +138,12 @@ def _batches(texts: list[TokenText], model: GritLM) -> Iterable[GenerativeBatch]
         size = round_up(size, model.mesh.size)
     packed = generative_batch(
         texts,
-        row_length=length,
-        row_multiple=1,
-        prefix=model.generation_mode is AttentionMode.PREFIX,
-        pad_id=model.tokenizer.pad_id,
+        GenerativePacking(
+            length,
+            row_multiple=1,
+            prefix=model.generation_mode is AttentionMode.PREFIX,
+            pad_id=model.tokenizer.pad_id,
+        ),
     )
     height = round_up(packed.rows.tokens.shape[0], size)
     fill = lambda a: np.pad(np.asarray(a), ((0, height - a.shape[0]), (0, 0)))

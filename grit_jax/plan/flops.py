@@ -101,11 +101,11 @@ def _language(config: RunConfig) -> Iterable[Texts]:
     if data.generative_batch:
         yield Texts(data.generative_batch, limits.generative, modes.generation, predicted=True)
     if data.cached_batch:
-        yield Texts(data.cached_batch, limits.cached_pieces, modes.embedding)
+        yield Texts(data.cached_batch, limits.cached_row, modes.embedding)
         yield Texts(
             data.cached_batch,
-            limits.cached_text,
+            limits.continuation_row,
             modes.generation,
-            limits.cached_pieces,
+            limits.cached_row,
             predicted=True,
         )

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from grit_jax.data.example_tokenizer import LEAST_DOCUMENT, ExampleTokenizer, LengthLimits
+from grit_jax.data.example_tokenizer import MIN_DOCUMENT_CHARACTERS, ExampleTokenizer, LengthLimits
 from grit_jax.data.formats import (
     CachedExample,
     EmbeddingExample,
@@ -12,18 +12,27 @@ from grit_jax.data.formats import (
     LineError,
     Text,
 )
-from grit_jax.data.packing import generative_batch
+from grit_jax.data.packing import (
+    GenerativePacking,
+    generative_batch,
+)
 from grit_jax.text.chat import GRIT
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES, compose
 
 LIMITS = LengthLimits(
-    query=24, passage=40, generative=60, document=48, cached_pieces=120, cached_text=150
+    query=24, passage=40, generative=60, document=48, cached_row=120, continuation_row=150
 )
 
 
 @pytest.fixture
 def reader(tiny_tokenizer):
     return ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS, layouts=MODES)
+
+
+def prompted(reader, texts, limits):
+    """Ids and prompt lengths of embedding texts."""
+    result = reader.embedding(texts, limits)
+    return [text.ids for text in result], [text.prompt_length for text in result]
 
 
 def whole(tokenizer, text):
@@ -38,7 +47,7 @@ def test_embedding_texts(reader, tiny_tokenizer):
         Text(None, "paper"),
         Text(" :", "quiet " * 99),
     ]
-    ids, prompts = reader.embedding(texts, [24, 40, 40, 40])
+    ids, prompts = prompted(reader, texts, [24, 40, 40, 40])
     assert ids[0] == whole(tiny_tokenizer, "<s><|user|>\nfind it\n<|embed|>\namber river")
     assert ids[1] == whole(tiny_tokenizer, "<s><|embed|>\nstone")
     assert ids[2] == whole(tiny_tokenizer, "<s><|embed|>\npaper")
@@ -48,7 +57,7 @@ def test_embedding_texts(reader, tiny_tokenizer):
 
 def test_raw_strings_stay_bare(tiny_tokenizer):
     reader = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS, raw_strings=True)
-    ids, prompts = reader.embedding([Text(None, "paper"), Text("", "paper")], [40, 40])
+    ids, prompts = prompted(reader, [Text(None, "paper"), Text("", "paper")], [40, 40])
     assert ids == [whole(tiny_tokenizer, "paper"), whole(tiny_tokenizer, "<s><|embed|>\npaper")]
     assert prompts == [0, 2]
     (text,) = reader.generative([GenerativeExample(text="amber paper")])
@@ -91,7 +100,7 @@ def test_only_the_last_answer_of_a_prefix_language_model(tiny_tokenizer):
     assert list(document.targets) == [False] + [True] * (len(document.ids) - 1)
     long = "amber river stone paper " * 20
     assert reader.check(GenerativeExample(("u", long)), "f:1") is None
-    reason = "what stands before the last answer fills generative_max_length (60)"
+    reason = "the turns before the last answer fill generative_max_length (60)"
     assert reader.check(GenerativeExample(("u", long, "v", "b")), "f:1") == reason
     every = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS)
     assert (
@@ -109,7 +118,9 @@ def test_padding_is_known_by_its_place_and_not_by_its_id(tiny_tokenizer):
     pad = list(text.ids)[
         list(text.targets).index(True)
     ]  # as bad as it can be: padding looks like an answer
-    batch = generative_batch([text, short], row_length=40, row_multiple=4, pad_id=pad)
+    batch = generative_batch(
+        [text, short], GenerativePacking(row_length=40, row_multiple=4, pad_id=pad)
+    )
     assert (batch.rows.tokens == pad).sum() > sum(
         ids.count(pad) for ids in (list(text.ids), list(short.ids))
     )
@@ -141,7 +152,7 @@ def test_cached_example_in_every_layout(reader, tiny_tokenizer, mode):
     example = CachedExample(("Title amber.", "river stone"), "which paper?", " quiet ")
     (tokens,) = reader.cached([example], [mode])
     layout = compose(mode, "which paper?", example.docs)
-    assert [list(piece) for piece in tokens.pieces] == [
+    assert [list(piece) for piece in tokens.cached_texts] == [
         whole(tiny_tokenizer, f"<s><|embed|>\n{text.text}") for text in layout.cached
     ]
     prompt, answer = whole(tiny_tokenizer, layout.text), whole(tiny_tokenizer, "quiet</s>")
@@ -157,23 +168,25 @@ def test_only_documents_are_cut(reader, tiny_tokenizer, mode):
     assert reader.check(example, "f:1") is None
     (tokens,) = reader.cached([example], [mode])
     assert (
-        sum(map(len, tokens.pieces)) <= LIMITS.cached_pieces
-        and len(tokens.text.ids) <= LIMITS.cached_text
+        sum(map(len, tokens.cached_texts)) <= LIMITS.cached_row
+        and len(tokens.text.ids) <= LIMITS.continuation_row
     )
     answer = whole(tiny_tokenizer, "quiet engine</s>")
     assert list(tokens.text.ids)[-len(answer) :] == answer and sum(tokens.text.targets) == len(
         answer
     )
     everything = tiny_tokenizer.decode(
-        [i for piece in [*tokens.pieces, tokens.text.ids] for i in piece]
+        [i for piece in [*tokens.cached_texts, tokens.text.ids] for i in piece]
     )
     assert everything.count("which paper is it?") == 1
     if mode != "none":
         assert "river" in everything  # the short document stays whole
-        full = max((*map(len, tokens.pieces), len(tokens.text.ids)))
+        full = max((*map(len, tokens.cached_texts), len(tokens.text.ids)))
         assert full > 40
     # A document has the same first tokens wherever it stands.
-    for piece, text in zip(tokens.pieces, compose(mode, "q", example.docs).cached, strict=True):
+    for piece, text in zip(
+        tokens.cached_texts, compose(mode, "q", example.docs).cached, strict=True
+    ):
         if text.kind == "document":
             assert len(piece) <= LIMITS.document
             assert whole(tiny_tokenizer, f"<s><|embed|>\n{text.text}")[: len(piece)] == list(piece)
@@ -198,7 +211,7 @@ def test_examples_that_cannot_be_used(tiny_tokenizer):
     )
     assert reader.check(CachedExample((long,), "q", "a"), "f:1") is None
     assert "fit cached_row_length (150)" in reader.check(CachedExample(("d",), "q", long), "f:1")
-    short = dataclasses.replace(LIMITS, cached_pieces=60)
+    short = dataclasses.replace(LIMITS, cached_row=60)
     reader = ExampleTokenizer(tiny_tokenizer, GRIT, short, layouts=CACHED_MODES)
     assert "fit pieces_row_length (60)" in reader.check(
         CachedExample(("d",), long[:400], "a"), "f:1"
@@ -227,8 +240,8 @@ def test_documents_keep_at_least_a_little(reader):
         if reader.check(example, "f:1") is None:
             for mode in MODES:
                 (tokens,) = reader.cached([example], [mode])
-                assert sum(map(len, tokens.pieces)) <= LIMITS.cached_pieces
-                assert len(tokens.text.ids) <= LIMITS.cached_text
+                assert sum(map(len, tokens.cached_texts)) <= LIMITS.cached_row
+                assert len(tokens.text.ids) <= LIMITS.continuation_row
                 cached = compose(mode, example.question, example.docs).cached
-                for piece, text in zip(tokens.pieces, cached, strict=True):
-                    assert text.kind == "query" or len(piece) >= 2 + LEAST_DOCUMENT // 2
+                for piece, text in zip(tokens.cached_texts, cached, strict=True):
+                    assert text.kind == "query" or len(piece) >= 2 + MIN_DOCUMENT_CHARACTERS // 2

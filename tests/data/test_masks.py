@@ -18,7 +18,7 @@ from grit_jax.text.chat import FORMATS, GRIT, INSTRUCTION_STRIP
 from grit_jax.text.tokenizer import Tokenizer
 
 LIMITS = LengthLimits(
-    query=9999, passage=9999, generative=9999, document=9999, cached_pieces=9999, cached_text=9999
+    query=9999, passage=9999, generative=9999, document=9999, cached_row=9999, continuation_row=9999
 )
 # Every kind with the format of GRIT, and some with that of their own models.
 CASES = [(kind, "grit") for kind in (*tokenizer_kinds.MAKERS, "trained")]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from grit_jax.data.config import BatchNeeds, DataConfig
-from grit_jax.data.multihost import Share
+from grit_jax.data.multihost import HostGroup
 from grit_jax.data.pipeline import JointBatches
 
 STEPS = 5
@@ -119,8 +119,8 @@ def together(config, tokenizer, needs, hosts, rows):
 
     def host(number):
         counting = Counting(tokenizer)
-        share = Share(post.office(number), rows)
-        batches = JointBatches(config, counting, seed=3, num_steps=STEPS, needs=needs, share=share)
+        group = HostGroup(post.office(number), rows)
+        batches = JointBatches(config, counting, seed=3, num_steps=STEPS, needs=needs, hosts=group)
         before = counting.texts
         return [batches[step] for step in range(STEPS)], counting.texts - before
 

@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 
 from grit_jax.data.packing import (
-    TokenCached,
-    TokenText,
+    CachedPacking,
+    EmbeddingPacking,
+    GenerativePacking,
     cached_batch,
     embedding_batch,
+    first_fit_decreasing,
     fit_documents,
     generative_batch,
-    pack,
-    pack_texts,
     round_up,
 )
+from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
 
 
 def random_texts(seed, count, longest):
@@ -32,59 +33,87 @@ def segment(rows, r, s):
 def test_pack_fits_and_wastes_little():
     rng = np.random.default_rng(0)
     lengths = np.minimum(rng.lognormal(4, 0.8, 700).astype(int) + 1, 512)
-    where = pack(lengths.tolist(), 512)
-    fill = np.bincount(where.row, lengths, where.rows)
-    assert fill.max() <= 512 and len(fill) == where.rows
-    assert where.rows <= np.ceil(lengths.sum() / 512 * 1.03)
-    for r in range(where.rows):
-        assert sorted(where.place[where.row == r]) == list(range((where.row == r).sum()))
+    placement = first_fit_decreasing(lengths.tolist(), 512)
+    fill = np.bincount(placement.row, lengths, placement.num_rows)
+    assert fill.max() <= 512 and len(fill) == placement.num_rows
+    assert placement.num_rows <= np.ceil(lengths.sum() / 512 * 1.03)
+    for r in range(placement.num_rows):
+        assert sorted(placement.index[placement.row == r]) == list(
+            range((placement.row == r).sum())
+        )
 
 
 def test_pack_with_two_capacities():
     rng = np.random.default_rng(1)
     sizes = np.stack([rng.integers(0, 300, 200), rng.integers(1, 200, 200)], 1)
-    where = pack([tuple(size) for size in sizes.tolist()], (512, 384))
+    placement = first_fit_decreasing([tuple(size) for size in sizes.tolist()], (512, 384))
     for column, room in enumerate((512, 384)):
-        assert np.bincount(where.row, sizes[:, column]).max() <= room
-    assert where.rows < 1.2 * max(sizes[:, 0].sum() / 512, sizes[:, 1].sum() / 384)
+        assert np.bincount(placement.row, sizes[:, column]).max() <= room
+    assert placement.num_rows < 1.2 * max(sizes[:, 0].sum() / 512, sizes[:, 1].sum() / 384)
 
 
 def test_pack_edges():
-    assert pack([], 8).rows == 0
-    assert pack([8, 8, 8], 8).rows == 3
+    assert first_fit_decreasing([], 8).num_rows == 0
+    assert first_fit_decreasing([8, 8, 8], 8).num_rows == 3
     with pytest.raises(ValueError, match=r"text 1 of length .* does not fit"):
-        pack([3, 9], 8)
+        first_fit_decreasing([3, 9], 8)
     assert [round_up(n, 8) for n in (0, 1, 8, 9)] == [8, 8, 8, 16]
 
 
-def test_texts_are_found_where_locations_say():
-    texts = random_texts(2, 60, 40)
+def test_texts_are_where_locations_say():
+    queries, passages = random_texts(2, 20, 40), random_texts(3, 40, 40)
+    texts = queries + passages
     prompts = [min(3, len(text) - 1) for text in texts]
-    packed = pack_texts(texts, row_length=64, row_multiple=8, prompt_lengths=prompts)
-    assert packed.rows.tokens.shape[0] % 8 == 0 and packed.segments_per_row % 8 == 0
-    for i, text in enumerate(texts):
-        r, s = divmod(int(packed.locations[i]), packed.segments_per_row)
-        tokens, positions, here = segment(packed.rows, r, s + 1)
-        assert tokens == text and positions == list(range(len(text)))
-        assert packed.pool[r, here].tolist() == [False] * prompts[i] + [True] * (
-            len(text) - prompts[i]
+    batch = embedding_batch(queries, passages, prompts, EmbeddingPacking(64, row_multiple=8))
+    assert batch.rows.tokens.shape[0] % 8 == 0 and batch.segments_per_row % 8 == 0
+    for i, location in enumerate([*batch.queries.tolist(), *batch.passages.tolist()]):
+        r, s = divmod(location, batch.segments_per_row)
+        tokens, positions, here = segment(batch.rows, r, s + 1)
+        assert tokens == texts[i] and positions == list(range(len(texts[i])))
+        assert batch.pool[r, here].tolist() == [False] * prompts[i] + [True] * (
+            len(texts[i]) - prompts[i]
         )
-        assert packed.starts[i] == here[0]
-    assert (packed.rows.segments > 0).sum() == sum(map(len, texts))
-    empty = packed.rows.segments == 0
-    assert not packed.rows.tokens[empty].any() and not packed.pool[empty].any()
+    assert (batch.rows.segments > 0).sum() == sum(map(len, texts))
+    empty = batch.rows.segments == 0
+    assert not batch.rows.tokens[empty].any() and not batch.pool[empty].any()
 
 
-def test_floors_and_default_length():
-    packed = pack_texts([[1, 2], [3]], row_multiple=4, min_rows=5, min_segments=16)
-    assert packed.rows.tokens.shape == (8, 2) and packed.segments_per_row == 16
-    assert pack_texts([[1], [2]]).rows.tokens.shape == (2, 1)
+def test_lower_bounds_of_shapes():
+    packing = EmbeddingPacking(2, row_multiple=4, min_rows=5, min_segments=16)
+    batch = embedding_batch([[1, 2]], [[3]], [0, 0], packing)
+    assert batch.rows.tokens.shape == (8, 2) and batch.segments_per_row == 16
+    generative = generative_batch([TokenText([1], [True])], GenerativePacking(2, 4, min_rows=5))
+    assert generative.rows.tokens.shape == (8, 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PromptedText([3, 1, 4], 2),
+        PromptedText([], 0),
+        TokenText([5, 6, 7], [False, True, False]),
+        TokenText([5, 6], [False, False]),
+        TokenCached([[1, 2], [], [3]], TokenText([8, 9], [False, True]), 1),
+        TokenCached([], TokenText([8], [True])),
+    ],
+)
+def test_a_text_travels_as_header_and_content(text):
+    """A placeholder has the same lengths and the same header; with its content it is the text."""
+    placeholder = type(text).placeholder(np.asarray(text.header(), "<i4"))
+    assert placeholder.header() == text.header()
+    arrived = placeholder.with_content(np.asarray(text.content(), "<i4"))
+    if isinstance(text, PromptedText):
+        assert arrived.key == text.key
+        arrived = PromptedText(arrived.ids, arrived.prompt_length)
+    assert arrived == text
 
 
 def test_embedding_batch():
     queries, passages = random_texts(3, 6, 20), random_texts(4, 12, 60)
     prompts = [1] * 18
-    batch = embedding_batch(queries, passages, prompts, row_length=64, row_multiple=2)
+    batch = embedding_batch(
+        queries, passages, prompts, EmbeddingPacking(row_length=64, row_multiple=2)
+    )
     for texts, places in ((queries, batch.queries), (passages, batch.passages)):
         for text, place in zip(texts, places.tolist(), strict=True):
             r, s = divmod(place, batch.segments_per_row)
@@ -93,7 +122,7 @@ def test_embedding_batch():
 
 
 def found_at(batch, place):
-    """Tokens of the text at a location, and where they stand."""
+    """Tokens of the text at a location, and placement they stand."""
     r, s = divmod(int(place), batch.segments_per_row)
     tokens, _, here = segment(batch.rows, r, s + 1)
     return tokens, r, here
@@ -106,11 +135,9 @@ def test_sides_in_rows_of_their_own():
         queries,
         passages,
         [0] * 52,
-        row_length=64,
-        row_multiple=2,
-        min_rows=30,
-        min_query_rows=7,
-        separate=True,
+        EmbeddingPacking(
+            row_length=64, row_multiple=2, min_rows=30, min_query_rows=7, separate=True
+        ),
     )
     assert batch.query_rows == 8 and len(batch.pool) == 38
     for side, texts, places in (
@@ -133,10 +160,7 @@ def test_missing_positives_leave_their_places_empty(separate):
         queries,
         passages,
         [1] * 12,
-        row_length=64,
-        row_multiple=2,
-        positives=2,
-        separate=separate,
+        EmbeddingPacking(row_length=64, row_multiple=2, positives=2, separate=separate),
         scores=[float(i) for i in range(9)],
     )
     assert batch.positives == 2 and batch.present.tolist() == [i not in (1, 4) for i in range(9)]
@@ -151,11 +175,16 @@ def test_missing_positives_leave_their_places_empty(separate):
 def test_samples_as_blocks():
     queries, passages = random_texts(3, 6, 20), random_texts(4, 12, 60)
     queries[0] = [5, 6, 7]
-    batch = embedding_batch(queries, passages, [2] + [0] * 17, row_length=64, blocks=True)
+    batch = embedding_batch(
+        queries, passages, [2] + [0] * 17, EmbeddingPacking(row_length=64, blocks=True)
+    )
     np.testing.assert_array_equal(batch.rows.blocks, batch.pool.astype(int))
     _, row, here = found_at(batch, batch.queries[0])
     assert batch.rows.blocks[row, here].tolist() == [0, 0, 1]
-    assert embedding_batch(queries, passages, [0] * 18, row_length=64).rows.blocks is None
+    assert (
+        embedding_batch(queries, passages, [0] * 18, EmbeddingPacking(row_length=64)).rows.blocks
+        is None
+    )
 
 
 def test_prefixes_as_blocks():
@@ -167,14 +196,12 @@ def test_prefixes_as_blocks():
         TokenText([8, 9], [True, True]),
     ]
     expected = {1: [1, 1, 0, 0], 5: [1, 1, 1], 8: [0, 0]}
-    batch = generative_batch(texts, row_length=16, row_multiple=1, prefix=True)
+    batch = generative_batch(texts, GenerativePacking(row_length=16, row_multiple=1, prefix=True))
     cached = cached_batch(
-        [TokenCached([[20, 21, 22], [23, 24]], text, prompt=2) for text in texts],
-        pieces_row_length=20,
-        row_length=16,
-        row_multiple=1,
-        blocks=True,
-        prefix=True,
+        [TokenCached([[20, 21, 22], [23, 24]], text, prompt_length=2) for text in texts],
+        CachedPacking(
+            cached_row_length=20, row_length=16, row_multiple=1, blocks=True, prefix=True
+        ),
     )
     for rows in (batch.rows, cached.text.rows):
         for r, s in {(r, s) for r, s in zip(*np.nonzero(rows.segments))}:
@@ -184,7 +211,7 @@ def test_prefixes_as_blocks():
         assert not rows.blocks[rows.segments == 0].any()
     here = cached.pieces.segments > 0
     assert (cached.pieces.blocks[here] == (cached.pieces.positions[here] >= 2)).all()
-    assert generative_batch(texts, row_length=16).rows.blocks is None
+    assert generative_batch(texts, GenerativePacking(row_length=16)).rows.blocks is None
 
 
 def test_generative_batch():
@@ -192,7 +219,7 @@ def test_generative_batch():
     texts = [
         TokenText(ids, (rng.random(len(ids)) < 0.5).tolist()) for ids in random_texts(5, 30, 50)
     ]
-    batch = generative_batch(texts, row_length=64, row_multiple=4)
+    batch = generative_batch(texts, GenerativePacking(row_length=64, row_multiple=4))
     assert batch.sequences == 30
     for i, text in enumerate(texts):
         rows = np.flatnonzero(((batch.sequence == i) & (batch.rows.segments > 0)).any(1))
@@ -211,7 +238,9 @@ def test_cached_batch():
         )
         for i, ids in enumerate(random_texts(7, 25, 40))
     ]
-    batch = cached_batch(examples, pieces_row_length=128, row_length=64, row_multiple=8)
+    batch = cached_batch(
+        examples, CachedPacking(cached_row_length=128, row_length=64, row_multiple=8)
+    )
     assert batch.pieces.tokens.shape[0] == batch.text.rows.tokens.shape[0]
     assert batch.pieces.tokens.shape[1] == 128 and batch.text.rows.tokens.shape[1] == 64
     for i, example in enumerate(examples):
@@ -224,15 +253,15 @@ def test_cached_batch():
         assert batch.text.targets[r, here].tolist() == list(map(float, example.text.targets))
         # Its pieces: in order, each a segment of its own, at the positions of the composed prompt.
         mine = np.flatnonzero(batch.piece_owner[r] == owner)
-        total = sum(map(len, example.pieces))
+        total = sum(map(len, example.cached_texts))
         assert batch.pieces.tokens[r, mine].tolist() == [
-            i for piece in example.pieces for i in piece
+            i for piece in example.cached_texts for i in piece
         ]
         assert batch.piece_positions[r, mine].tolist() == list(range(total))
         assert batch.pieces.positions[r, mine].tolist() == [
-            p for piece in example.pieces for p in range(len(piece))
+            p for piece in example.cached_texts for p in range(len(piece))
         ]
-        lengths = [len(list(piece)) for piece in example.pieces]
+        lengths = [len(list(piece)) for piece in example.cached_texts]
         ids = batch.pieces.segments[r, mine]
         assert np.unique(ids, return_counts=True)[1].tolist() == lengths
         positions = batch.text.rows.positions[r, here].tolist()

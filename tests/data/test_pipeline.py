@@ -406,7 +406,7 @@ def test_summary_is_told_and_written(files, tiny_tokenizer, tmp_path, capsys):
     )
     batches = JointBatches(config, tiny_tokenizer)
     capsys.readouterr()
-    batches.tell_summary(tmp_path / "summary.json")
+    batches.report_summary(tmp_path / "summary.json")
     told = "".join(capsys.readouterr())
     assert (
         '2 of 4 generative examples; 1 "text" must be a string, found null; 1 the first user turn'
@@ -470,10 +470,13 @@ def test_subset_is_random_and_fixed(files, tiny_tokenizer):
     [
         ({"embedding_batch": 60}, r"embedding_batch \(60\) is more than the 59 usable examples"),
         ({"embedding_batch": 0, "generative_batch": 0, "cached_batch": 0}, "every batch size is 0"),
-        ({"generative": []}, "data.generative_batch is 4, but data.generative is empty"),
-        ({"group_size": 0}, "data.group_size must be at least 1"),
-        ({"layouts": ["docs"]}, "data.layouts: .*docs.*; known: none, "),
-        ({"row_length": 32}, r"data.row_length \(32\) is less than the longest text \(64\)"),
+        ({"generative": []}, "data.generative_batch: is 4, but data.generative names no source"),
+        ({"group_size": 0}, "data.group_size: must be at least 1, got 0"),
+        ({"layouts": ["docs"]}, "data.layouts: expected some of none, .*, got 'docs'"),
+        (
+            {"row_length": 32},
+            "data.row_length: must be at least 64, the longest text allowed, got 32",
+        ),
         ({"num_samples": {"three": 3}}, "data.num_samples: 'three' is not a source"),
     ],
 )

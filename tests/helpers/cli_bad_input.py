@@ -397,9 +397,9 @@ CASES = {
         "mesh: data x fsdp x context x tensor = 7 x 1 x 1 x 1 needs 7 devices"
     ),
     # ---- train: data, model, tokenizer, output
-    f"{TRAIN} --data.generative_batch -1": "data.generative_batch must be at least 0",
+    f"{TRAIN} --data.generative_batch -1": "data.generative_batch: must be at least 0",
     f"{TRAIN} --data.generative_batch 0": "every batch size is 0",
-    f"{TRAIN} --data.generative []": "data.generative_batch is 2, but data.generative is empty",
+    f"{TRAIN} --data.generative []": "data.generative_batch: is 2, but data.generative names no source",
     f"{TRAIN} --data.generative generative.jsonl": (
         "data.generative: expected a list such as \\[a, b\\], got 'generative.jsonl'"
     ),

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from grit_jax.data.packing import TokenText, embedding_batch, generative_batch
+from grit_jax.data.packing import (
+    EmbeddingPacking,
+    GenerativePacking,
+    embedding_batch,
+    generative_batch,
+)
+from grit_jax.data.token_texts import TokenText
 from grit_jax.training.gradients import joint_gradient
 from grit_jax.training.step import StepConfig
 from grit_jax.types import Batch, EmbeddingBatch, GenerativeBatch
@@ -31,7 +37,9 @@ def embedding(
     """From `input_ids`, `attention_mask` `[B T]` and `instruction_lens` `[B]` of both sides."""
     sides = [unpadded(side["input_ids"], side["attention_mask"]) for side in (queries, passages)]
     prompts = [int(n) for side in (queries, passages) for n in side["instruction_lens"]]
-    return embedding_batch(*sides, prompts, row_length=row_length, row_multiple=2, **how)
+    return embedding_batch(
+        *sides, prompts, EmbeddingPacking(row_length=row_length, row_multiple=2, **how)
+    )
 
 
 def generative(batch: Mapping[str, np.ndarray], row_length: int, **how: bool) -> GenerativeBatch:
@@ -41,7 +49,7 @@ def generative(batch: Mapping[str, np.ndarray], row_length: int, **how: bool) ->
     texts = [
         TokenText(row, [label != IGNORED for label in marks]) for row, marks in zip(ids, labels)
     ]
-    return generative_batch(texts, row_length=row_length, row_multiple=2, **how)
+    return generative_batch(texts, GenerativePacking(row_length=row_length, row_multiple=2, **how))
 
 
 @dataclasses.dataclass

@@ -16,9 +16,14 @@ import original  # noqa: E402
 from conftest import load_make_golden, open_both  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
-from grit_jax.data.example_tokenizer import ExampleTokenizer, Limits  # noqa: E402
+from grit_jax.data.example_tokenizer import ExampleTokenizer, LengthLimits  # noqa: E402
 from grit_jax.data.formats import GenerativeExample, Text  # noqa: E402
-from grit_jax.data.packing import embedding_batch, generative_batch  # noqa: E402
+from grit_jax.data.packing import (  # noqa: E402
+    EmbeddingPacking,
+    GenerativePacking,
+    embedding_batch,
+    generative_batch,
+)
 from grit_jax.text.chat import GRIT  # noqa: E402
 from grit_jax.training.losses import LossConfig  # noqa: E402
 from grit_jax.training.step import StepConfig  # noqa: E402
@@ -27,7 +32,9 @@ from grit_jax.types import AttentionMode, Batch  # noqa: E402
 pytestmark = pytest.mark.peers
 
 make_golden = load_make_golden()
-LIMITS = Limits(query=40, passage=48, generative=64, document=48, cached_pieces=96, cached_text=96)
+LIMITS = LengthLimits(
+    query=40, passage=48, generative=64, document=48, cached_row=96, continuation_row=96
+)
 QUERIES, GROUP, SEQUENCES = 8, 3, 8
 RANKS = 4
 
@@ -94,12 +101,16 @@ def ours(tiny_tokenizer, strings) -> Batch:
     reader = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS)
     texts = [Text(*pair) for pair in strings.queries + strings.passages]
     limits = [LIMITS.query] * len(strings.queries) + [LIMITS.passage] * len(strings.passages)
-    ids, prompts = reader.embedding(texts, limits)
+    prompted = reader.embedding(texts, limits)
+    ids = [text.ids for text in prompted]
+    prompts = [text.prompt_length for text in prompted]
     embedding = embedding_batch(
-        ids[:QUERIES], ids[QUERIES:], prompts, row_length=128, row_multiple=4
+        ids[:QUERIES], ids[QUERIES:], prompts, EmbeddingPacking(row_length=128, row_multiple=4)
     )
     sequences = reader.generative([GenerativeExample(turns) for turns in strings.conversations])
-    return Batch(embedding, generative_batch(sequences, row_length=160, row_multiple=2))
+    return Batch(
+        embedding, generative_batch(sequences, GenerativePacking(row_length=160, row_multiple=2))
+    )
 
 
 def our_gradients(peer, batch, loss=LossConfig(), **how) -> parity.Gradients:

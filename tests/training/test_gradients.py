@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from grit_jax.data.packing import (
-    TokenCached,
-    TokenText,
+    CachedPacking,
+    EmbeddingPacking,
+    GenerativePacking,
     cached_batch,
     embedding_batch,
     generative_batch,
 )
+from grit_jax.data.token_texts import TokenCached, TokenText
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
 from grit_jax.training.gradients import joint_gradient
@@ -48,19 +50,21 @@ def make_batch(separate=True, prefix=False):
     queries, passages = [ids(rng, 3, 9) for _ in range(7)], [ids(rng, 4, 15) for _ in range(14)]
     return Batch(
         embedding_batch(
-            queries, passages, [2] * 21, row_length=WIDTH, row_multiple=4, separate=separate
+            queries,
+            passages,
+            [2] * 21,
+            EmbeddingPacking(row_length=WIDTH, row_multiple=4, separate=separate),
         ),
         generative_batch(
-            [text(rng) for _ in range(11)], row_length=WIDTH, row_multiple=3, prefix=prefix
+            [text(rng) for _ in range(11)],
+            GenerativePacking(row_length=WIDTH, row_multiple=3, prefix=prefix),
         ),
         cached_batch(
             [
                 TokenCached([ids(rng, 3, 8) for _ in range(rng.integers(0, 3))], text(rng))
                 for _ in range(8)
             ],
-            pieces_row_length=20,
-            row_length=WIDTH,
-            row_multiple=2,
+            CachedPacking(cached_row_length=20, row_length=WIDTH, row_multiple=2),
         ),
     )
 
@@ -141,7 +145,7 @@ def test_accumulation_is_by_tokens_of_the_batch_and_not_a_mean_over_chunks(setti
         TokenText(t := ids(rng, 16, 22), [i >= len(t) - n for i in range(len(t))])
         for n in (1, 14, 2, 12)
     ]
-    batch = generative_batch(texts, row_length=WIDTH, row_multiple=1)
+    batch = generative_batch(texts, GenerativePacking(row_length=WIDTH, row_multiple=1))
     assert batch.targets.shape[0] == 4
     alone = jax.jit(lambda p, b: joint_gradient(p, b, StepConfig(config, LOSSES["mixed"])))
     row = lambda i: Batch(generative=jax.tree.map(lambda x: x[i : i + 1], batch))
@@ -320,10 +324,14 @@ def test_what_the_ways_need_of_memory():
         rng = np.random.default_rng(0)
         some = lambda count, length: [rng.integers(1, 256, length).tolist() for _ in range(count)]
         embedding = lambda separate: embedding_batch(
-            some(16, 64), some(16, 64), [2] * 32, row_length=64, row_multiple=16, separate=separate
+            some(16, 64),
+            some(16, 64),
+            [2] * 32,
+            EmbeddingPacking(row_length=64, row_multiple=16, separate=separate),
         )
         generative = generative_batch(
-            [TokenText(t, [True] * 64) for t in some(32, 64)], row_length=64, row_multiple=16
+            [TokenText(t, [True] * 64) for t in some(32, 64)],
+            GenerativePacking(row_length=64, row_multiple=16),
         )
         both, sides = Batch(embedding(False), generative), Batch(embedding(True), None)
         need = {

@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from grit_jax.data.packing import TokenText, generative_batch
+from grit_jax.data.packing import (
+    GenerativePacking,
+    generative_batch,
+)
+from grit_jax.data.token_texts import TokenText
 from grit_jax.errors import GritError
 from grit_jax.runtime.preemption import Preempted
 from grit_jax.runtime.run_folder import RunFolder
@@ -76,7 +80,9 @@ class Run:
             )
             return TrainState(state.step + 1, {}, ()), {"loss": loss}
 
-        batch = Batch(generative=generative_batch([TEXT] * 2, row_length=8, row_multiple=8))
+        batch = Batch(
+            generative=generative_batch([TEXT] * 2, GenerativePacking(row_length=8, row_multiple=8))
+        )
         return run_loop(
             TrainState(jnp.int32(0), {}, ()),
             step,

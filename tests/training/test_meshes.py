@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from grit_jax.data.packing import (
-    TokenCached,
-    TokenText,
+    CachedPacking,
+    EmbeddingPacking,
+    GenerativePacking,
     cached_batch,
     embedding_batch,
     generative_batch,
 )
+from grit_jax.data.token_texts import TokenCached, TokenText
 from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.gradients import joint_gradient
 from grit_jax.training.joint import StepConfig
@@ -55,23 +57,20 @@ def batch() -> Batch:
             [ids(5, 12) for _ in range(12)],
             passages,
             [2] * 48,
-            row_length=16,
-            row_multiple=16,
-            positives=2,
-            separate=True,
-            blocks=True,
+            EmbeddingPacking(
+                row_length=16, row_multiple=16, positives=2, separate=True, blocks=True
+            ),
             scores=rng.normal(size=36).tolist(),
         ),
         generative_batch(
-            [answer(ids(6, 16)) for _ in range(20)], row_length=16, row_multiple=16, prefix=True
+            [answer(ids(6, 16)) for _ in range(20)],
+            GenerativePacking(row_length=16, row_multiple=16, prefix=True),
         ),
         cached_batch(
             [TokenCached([ids(4, 8), ids(4, 8)], answer(ids(6, 14)), 2) for _ in range(16)],
-            pieces_row_length=16,
-            row_length=16,
-            row_multiple=16,
-            blocks=True,
-            prefix=True,
+            CachedPacking(
+                cached_row_length=16, row_length=16, row_multiple=16, blocks=True, prefix=True
+            ),
         ),
     )
 
