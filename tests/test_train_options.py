@@ -312,7 +312,7 @@ def test_one_side_alone_trains(folder):
         ),
         ({"train.backward": "twice"}, "train.backward: expected one of joint, separate, split"),
         ({"train.eval_every": -1}, "train.eval_every must be at least 0"),
-        ({"data.positives_per_query": 0}, "data.positives_per_query must be at least 1"),
+        ({"data.positives_per_query": 0}, "data.positives_per_query: must be at least 1"),
         (
             {"train.loss.matryoshka_dims": [4, 4]},
             "train.loss.matryoshka_dims must be different numbers",
