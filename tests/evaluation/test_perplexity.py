@@ -48,15 +48,15 @@ def reference(model, rows, limit: int = 10**9) -> float:
 
 
 def _template(text):
-    from grit_jax.text.chat import KVRecord
+    from grit_jax.text.chat import PromptPart
 
-    return KVRecord(text, is_template=True)
+    return PromptPart(text, is_template=True)
 
 
 def _text(text):
-    from grit_jax.text.chat import KVRecord
+    from grit_jax.text.chat import PromptPart
 
-    return KVRecord(text)
+    return PromptPart(text)
 
 
 @pytest.fixture(scope="module")
