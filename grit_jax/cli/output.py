@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import json_text
 
 STDOUT = "standard output"
 
@@ -17,9 +16,13 @@ STDOUT = "standard output"
 def print_text(text: str = "", end: str = "\n") -> None:
     """Prints and flushes, so that a full disk or a closed pipe is an error of this line.
 
+    Characters that the encoding of standard output lacks become escapes such as `\\u2713`.
+
     Raises:
       OSError: with `STDOUT` as its file name.
     """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, end=end, flush=True)
     except OSError as error:
@@ -28,14 +31,16 @@ def print_text(text: str = "", end: str = "\n") -> None:
 
 
 def print_json(value: Any) -> None:
-    """Prints `value` as one line of JSON as RFC 8259 has it, without NaN and infinities.
+    """Prints `value` as one line of JSON, in ASCII, without NaN and infinities.
 
     Raises:
       GritError: a number is not finite; the message names its key.
     """
-    for key, number in _non_finite(value):
-        raise GritError(f"the result {key} is {number}, not a finite number; no JSON was written")
-    print_text(json.dumps(value, allow_nan=False))
+    try:
+        text = json_text(value, ascii=True)
+    except GritError as error:
+        raise GritError(f"no JSON was written: {error}") from None
+    print_text(text)
 
 
 def print_result(values: Mapping[str, Any], as_json: bool, text: str) -> None:
@@ -49,16 +54,3 @@ def print_result(values: Mapping[str, Any], as_json: bool, text: str) -> None:
 def discard_stdout() -> None:
     """Sends the rest of standard output nowhere, or the interpreter fails once more as it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _non_finite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in nested lists and dicts that JSON cannot hold, each with its dotted key."""
-    if isinstance(value, float) and not math.isfinite(value):
-        yield key or "value", value
-    items: Any = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    for name, inner in items:
-        yield from _non_finite(inner, f"{key}.{name}" if key else str(name))

@@ -113,14 +113,17 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None, *, ascii: bool = False) -> str:
     """`value` as JSON text. NaN and infinity have no JSON form, and a reader would reject them.
+
+    Args:
+      ascii: write other characters as escapes, for an output of unknown encoding.
 
     Raises:
       GritError: a number is not finite; the message names its place.
     """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, indent=indent, ensure_ascii=ascii, allow_nan=False)
     except ValueError:
         if (place := _not_finite(value)) is None:
             raise
