@@ -38,6 +38,12 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
 
 def _pydocs_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=flags.path, metavar="DIR")
+    parser.add_argument(
+        "--documents",
+        type=flags.positive,
+        metavar="N",
+        help="use at most N documents (default: all)",
+    )
     _seed_flag(parser)
 
 
@@ -117,7 +123,7 @@ def _write_pydocs(args: argparse.Namespace) -> None:
 
     writable_folder(args.output)
     try:
-        summary = write_corpus(args.output, args.seed)
+        summary = write_corpus(args.output, args.seed, max_documents=args.documents)
     except ValueError as error:
         raise GritError(str(error)) from None
     print_text(

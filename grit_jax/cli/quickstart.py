@@ -26,6 +26,18 @@ def _quickstart_flags(parser: argparse.ArgumentParser) -> None:
         help="also train the tokenizer and the base model here (slow)",
     )
     parser.add_argument(
+        "--documents",
+        type=flags.positive,
+        metavar="N",
+        help="use at most N documents, to try it out quickly (default: all, some 12,000)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=flags.positive,
+        metavar="N",
+        help="train for N steps (default: 180)",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print report.json on stdout and nothing else"
     )
 
@@ -33,9 +45,11 @@ def _quickstart_flags(parser: argparse.ArgumentParser) -> None:
 def quickstart(args: argparse.Namespace) -> None:
     from grit_jax.quickstart.report import terminal_report
     from grit_jax.quickstart.run import run_quickstart
+    from grit_jax.quickstart.settings import QuickstartSettings
 
-    report = run_quickstart(args.out, seed=args.seed, from_scratch=args.from_scratch)
-    print_result(report, args.json, terminal_report(report))
+    settings = QuickstartSettings(args.seed, args.from_scratch, args.documents, args.steps)
+    report = run_quickstart(args.out, settings)
+    print_result(report.to_dict(), args.json, terminal_report(report))
 
 
 def _evidence_flags(parser: argparse.ArgumentParser) -> None:

@@ -373,13 +373,16 @@ def capped(asked: Sequence[Question], limit: int) -> list[Question]:
     return kept
 
 
-def prepare_corpus(data: Path, seed: int) -> dict[str, Any]:
-    """Writes the corpus unless it is there, and returns its numbers for the report."""
+def prepare_corpus(data: Path, seed: int, *, max_documents: int | None = None) -> dict[str, Any]:
+    """Writes the corpus unless it is there, and returns its numbers for the report.
+
+    `max_documents` is that of `write_corpus`.
+    """
     done = data / "corpus.json"
     if not done.exists():
         say("reading the documentation of the Python packages installed here")
         try:
-            summary = write_corpus(data, seed)
+            summary = write_corpus(data, seed, max_documents=max_documents)
         except ValueError as error:
             raise GritError(
                 f"the documentation installed here is too little to train on: {error}"

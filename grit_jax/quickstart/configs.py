@@ -9,7 +9,7 @@ from grit_jax.text.rag_layouts import MODES
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig
 
-ANSWER_TOKENS = 28  # the longest answer of the held-out questions and an end of sequence
+ANSWER_TOKENS = 28  # the longest answer of the held-out questions and its end of sequence
 LAYOUTS = [mode for mode in MODES if mode != "none"]
 # The shape of the shipped base model, and of the one that --from-scratch trains.
 SHAPE = ModelConfig(
@@ -23,22 +23,22 @@ SHAPE = ModelConfig(
     tie_word_embeddings=True,
     max_position_embeddings=4096,
 )
-CPU_SETTINGS = {
-    "dtype": "float32",
-    "remat": "none",
-    "scan_layers": False,
-}  # what is fastest on a CPU
+# The fastest settings on a CPU.
+CPU_SETTINGS = {"dtype": "float32", "remat": "none", "scan_layers": False}
+STEPS = 180  # of the joint training
 
 
-def joint_config(seed: int) -> RunConfig:
-    """What the quickstart trains: all three losses together from the base, paths relative to the
-    output folder."""
+def joint_config(seed: int, steps: int | None = None) -> RunConfig:
+    """The configuration that the quickstart trains: all three losses together, from the base.
+
+    Paths are relative to the output folder; `steps` are `STEPS` unless given.
+    """
     return RunConfig(
         model=ModelSection(path="base", export_dtype="float32", **CPU_SETTINGS),  # type: ignore[arg-type]
         output=".",
         data=_data_config(embedding_batch=32, generative_batch=12, cached_batch=12),
         train=TrainSection(
-            steps=180,
+            steps=STEPS if steps is None else steps,
             seed=seed,
             checkpoint_every=30,
             eval_embedding="data/heldout/embedding.jsonl",
@@ -57,8 +57,8 @@ def joint_config(seed: int) -> RunConfig:
 
 
 def base_config(seed: int) -> RunConfig:
-    """The warm-up of `--from-scratch`: write and copy first (configs/quickstart_base_warmup.yaml,
-    shortened)."""
+    """The warm-up of `--from-scratch`, which learns to write and to copy: a shorter
+    configs/quickstart_base_warmup.yaml."""
     return RunConfig(
         model=ModelSection(shape=SHAPE, **CPU_SETTINGS),  # type: ignore[arg-type]
         output="warmup",
@@ -74,8 +74,8 @@ def base_config(seed: int) -> RunConfig:
 
 
 def _data_config(**batches: int) -> DataConfig:
-    """The corpus's files and lengths; short rows because attention on a CPU is paid for by their
-    square."""
+    """The corpus's files and lengths. Rows are short because the cost of attention on a CPU grows
+    with their square."""
     train_on = "data/train/{}.jsonl".format
     return DataConfig(
         embedding=[train_on("embedding_summary"), train_on("embedding_question")]

@@ -1,19 +1,21 @@
 """The main job from end to end on one machine: corpus, training, evaluation, index, answers,
 report.
 
-Every stage leaves its result in the output folder and is not done twice: a killed quickstart,
-started again, goes on where it stopped, and a finished one is reported.
+Every stage leaves its result in the output folder and is not done twice: a quickstart that was
+killed continues where it stopped when it is started again, and a finished one is reported.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import shlex
 import shutil
 import time
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -30,7 +32,19 @@ from grit_jax.models.transformer import init_params
 from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION, prepare_corpus
 from grit_jax.pydocs.questions import best_constant
 from grit_jax.quickstart.configs import ANSWER_TOKENS, LAYOUTS, base_config, joint_config
-from grit_jax.quickstart.report import write_html
+from grit_jax.quickstart.report import FORMAT, Report, write_html
+from grit_jax.quickstart.report.contents import (
+    BestConstant,
+    Corpus,
+    Language,
+    Model,
+    RagScores,
+    Retrieval,
+    Sample,
+    SampleDocument,
+    Training,
+)
+from grit_jax.quickstart.settings import QuickstartSettings
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.run_config import read_run_config
@@ -43,25 +57,25 @@ from grit_jax.train import train
 SAMPLES = 6
 
 
-def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, Any]:
-    """Runs the main job in `out` (or goes on with it) and returns what `out/report.json` holds.
+def run_quickstart(out: Path, settings: QuickstartSettings = QuickstartSettings()) -> Report:
+    """Runs the main job in `out`, or continues it, and returns its report.
 
     Raises:
-      GritError: a folder that holds another run, or cannot be written.
+      GritError: the folder holds a run with other settings, or cannot be written.
     """
-    settings = {"seed": seed, "from_scratch": from_scratch, "version": __version__}
     _claim(out, settings)
     report_path = out / "report.json"
     if report_path.exists():
-        report = read_json(report_path)
+        report = Report.read(report_path)
         say(f"{out} holds a finished quickstart; reporting it (remove the folder to run it again)")
         return report
     started, clock = time.perf_counter(), _Clock(out / "timings.json")
+    seed = settings.seed
 
     # --- corpus ---
     data = out / "data"
     with clock("corpus"):
-        corpus = prepare_corpus(data, seed)
+        corpus = prepare_corpus(data, seed, max_documents=settings.documents)
     held_out = {
         kind: data / "heldout" / f"{kind}.jsonl"
         for kind in ("embedding", "generative", "rag", "documents")
@@ -69,12 +83,12 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
 
     # --- training ---
     with clock("training"):
-        if from_scratch:
+        if settings.from_scratch:
             _train_base(out, seed)
         else:
             _copy_base(out / "base")
         header = f"grit train {out / 'train.yaml'} --output ANOTHER_FOLDER"
-        write_text(out / "train.yaml", dump_yaml(joint_config(seed), header))
+        write_text(out / "train.yaml", dump_yaml(joint_config(seed, settings.steps), header))
         trained = train(read_run_config(out / "train.yaml"))
     metrics = read_lines(out / "metrics.jsonl")
 
@@ -86,22 +100,25 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
     )
     with clock("scores"):
         models = {"trained": model, "base": base, "untrained": random}
-        retrieval: dict[str, Any] = {
-            name: evaluate_retrieval(one, held_out["embedding"]) for name, one in models.items()
+        retrieval = {
+            name: evaluate_retrieval(scored, held_out["embedding"])
+            for name, scored in models.items()
         }
         retrieval["bm25"] = bm25_retrieval(held_out["embedding"])
         perplexity = {
-            name: evaluate_perplexity(one, held_out["generative"]) for name, one in models.items()
+            name: evaluate_perplexity(scored, held_out["generative"])
+            for name, scored in models.items()
         }
 
-    # --- answers over given documents, then an index of all held-out ones, then answers over what i
+    # --- answers over given documents; then an index of all held-out ones, and answers over what a
+    # search in it finds ---
     with clock("answers"):
         rag = evaluate_rag(model, held_out["rag"], MODES, max_new_tokens=ANSWER_TOKENS)
     with clock("index"):
         summary = build_index(model, held_out["documents"], out / "index")
     with clock("search and answers"):
         index = Index.open(out / "index", model)
-        found = evaluate_rag(
+        rag_retrieved = evaluate_rag(
             model,
             held_out["rag"],
             LAYOUTS,
@@ -113,55 +130,56 @@ def run_quickstart(out: Path, *, seed: int = 0, from_scratch: bool = False) -> d
 
     # --- report ---
     questions = [json.loads(line) for line in held_out["rag"].read_text().splitlines()]
-    constant, constant_match = best_constant(questions)
     examples = read_examples(held_out["embedding"], "embedding")
-    report = {
-        "version": __version__,
-        "seed": seed,
-        "corpus": corpus,
-        "model": {
-            "parameters": num_parameters(model.config),
-            "layers": model.config.num_hidden_layers,
-            "hidden": model.config.hidden_size,
-            "vocab": model.config.vocab_size,
-            "initialised_from": "scratch" if from_scratch else "base",
-        },
-        "training": {
-            "steps": trained.steps,
-            "seconds": round(sum(line["seconds"] for line in metrics), 1),
-            "tokens": sum(line["tokens"] for line in metrics),
-            "loss_first": metrics[0]["loss"],
-            "loss_last": metrics[-1]["loss"],
-        },
-        "retrieval": {
+    report = Report(
+        format=FORMAT,
+        version=__version__,
+        seed=seed,
+        settings=settings,
+        corpus=Corpus(**corpus),
+        model=Model(
+            parameters=num_parameters(model.config),
+            layers=model.config.num_hidden_layers,
+            hidden=model.config.hidden_size,
+            vocab=model.config.vocab_size,
+            initialised_from="scratch" if settings.from_scratch else "base",
+        ),
+        training=Training(
+            steps=trained.steps,
+            seconds=round(sum(line["seconds"] for line in metrics), 1),
+            tokens=sum(line["tokens"] for line in metrics),
+            loss_first=metrics[0]["loss"],
+            loss_last=metrics[-1]["loss"],
+        ),
+        retrieval=Retrieval(
             **retrieval,
-            "queries": len(examples),
-            "pool": len(pool_of([examples[i] for i in range(len(examples))]).texts),
-        },
-        "language": {
-            "perplexity_before": perplexity["untrained"],
-            "perplexity_after": perplexity["trained"],
-            "perplexity_base": perplexity["base"],
-        },
-        "rag": rag,
-        "rag_retrieved": found,
-        "rag_questions": len(questions),
-        "best_constant": {"answer": constant, "match": constant_match},
-        "index": summary.to_dict(),
-        "samples": samples,
-        "commands": _commands(out, samples[0]["question"]),
-        "timings": clock.seconds,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+            queries=len(examples),
+            pool=len(pool_of([examples[i] for i in range(len(examples))]).texts),
+        ),
+        language=Language(
+            perplexity_before=perplexity["untrained"],
+            perplexity_after=perplexity["trained"],
+            perplexity_base=perplexity["base"],
+        ),
+        rag={mode: RagScores(**scores) for mode, scores in rag.items()},
+        rag_retrieved={mode: RagScores(**scores) for mode, scores in rag_retrieved.items()},
+        rag_questions=len(questions),
+        best_constant=BestConstant(*best_constant(questions)),
+        index=summary.to_dict(),
+        samples=samples,
+        commands=_commands(out, samples[0].question, settings),
+        timings=clock.seconds,
+        seconds=round(time.perf_counter() - started, 1),
+    )
     write_html(report, metrics, out / "report.html")
-    write_json(report_path, report)  # last: its presence says that all is done
-    say(f"done in {duration(report['seconds'])}; the page: {out / 'report.html'}")
+    write_json(report_path, report.to_dict())  # last: its presence says that all is done
+    say(f"done in {duration(report.seconds)}; the page: {out / 'report.html'}")
     return report
 
 
 def _copy_base(folder: Path) -> None:
-    """The shipped base model into the output folder, so that train.yaml repeats the run wherever it
-    is moved."""
+    """Copies the shipped base model into the output folder, so that train.yaml repeats the run
+    wherever the folder is moved."""
     if (folder / "grit.json").exists():
         return
     shipped = resources.files("grit_jax.quickstart") / "base_model"
@@ -170,7 +188,7 @@ def _copy_base(folder: Path) -> None:
 
 
 def _train_base(out: Path, seed: int) -> None:
-    """Trains tokenizer and base model here: the warm-up without which a small model does not learn
+    """Trains the tokenizer and the base model: a warm-up without which a small model does not learn
     to copy."""
     if (out / "base" / "grit.json").exists():
         return
@@ -184,8 +202,8 @@ def _train_base(out: Path, seed: int) -> None:
     shutil.copytree(warm.model, out / "base", dirs_exist_ok=True)
 
 
-def _samples(model: GritLM, index: Index, questions: Path) -> list[dict[str, Any]]:
-    """A few questions with the document that search found and the answer of every layout."""
+def _samples(model: GritLM, index: Index, questions: Path) -> list[Sample]:
+    """A few questions with the document that search found and the answer of every mode."""
     asker = Asker(model, index)
     lines = [json.loads(line) for line in questions.read_text().splitlines()]
     chosen = lines[:: max(1, len(lines) // SAMPLES)][:SAMPLES]
@@ -200,37 +218,43 @@ def _samples(model: GritLM, index: Index, questions: Path) -> list[dict[str, Any
     for number, line in enumerate(chosen):
         document = by_mode["doc"][number].documents[0]
         samples.append(
-            {
-                "question": line["text"][0],
-                "gold": line["text"][1],
-                "document": {**document, "text": index.text(document["id"])},
-                "answers": {mode: answers[number].answer for mode, answers in by_mode.items()},
-            }
+            Sample(
+                question=line["text"][0],
+                gold=line["text"][1],
+                document=SampleDocument(
+                    document["id"], document["score"], index.text(document["id"])
+                ),
+                answers={mode: answers[number].answer for mode, answers in by_mode.items()},
+            )
         )
     return samples
 
 
-def _commands(out: Path, question: str) -> list[str]:
-    """What was done, as verbs that a person can type."""
+def _commands(out: Path, question: str, settings: QuickstartSettings) -> list[str]:
+    """What was done, as shell commands."""
     held_out = out / "data" / "heldout"
     model, index = out / "model", out / "index"
+    seed = f" --seed {settings.seed}" if settings.seed else ""
+    documents = f" --documents {settings.documents}" if settings.documents else ""
     return [
-        f"grit data pydocs --output {out / 'data'}",
+        f"grit data pydocs --output {out / 'data'}{seed}{documents}",
         f"grit train {out / 'train.yaml'} --output {out}-again",
         f"grit eval retrieval {model} --input {held_out / 'embedding.jsonl'}",
         f"grit eval perplexity {model} --input {held_out / 'generative.jsonl'}",
         f"grit eval rag {model} --input {held_out / 'rag.jsonl'} --max-new-tokens {ANSWER_TOKENS}",
         f"grit index {model} --input {held_out / 'documents.jsonl'} --output {index}",
         f"grit ask {model} --index {index} --mode doc {shlex.quote(question)}",
-        (
-            f"grit encode {model} --input {held_out / 'documents.jsonl'} --output"
-            f" {out / 'vectors.npy'}"
-        ),
+        f"grit encode {model} --input {held_out / 'documents.jsonl'} --output"
+        f" {out / 'vectors.npy'}",
     ]
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder ours, or finds that it holds another run."""
+def _claim(out: Path, settings: QuickstartSettings) -> None:
+    """Marks an empty folder as this run's, or checks that it is.
+
+    Raises:
+      GritError: it is a file, cannot be written, or holds something else.
+    """
     path = out / "quickstart.json"
     if out.exists() and not out.is_dir():
         raise GritError(f"{out}: is a file; choose another --out")
@@ -241,19 +265,27 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
                 raise GritError(
                     f"{out}: the folder is not empty and holds no quickstart; choose another --out"
                 )
-            write_json(path, settings)
-        there = read_json(path)
+            write_json(path, {**dataclasses.asdict(settings), "version": __version__})
+        claimed = read_json(path)
     except OSError as error:
         raise GritError(
             f"{out}: cannot be used as output folder ({error.strerror}); choose another --out"
         ) from None
-    for key in ("seed", "from_scratch"):
-        if there.get(key) != settings[key]:
-            flag = f"--{key.replace('_', '-')}"
+    for field in dataclasses.fields(settings):
+        there, wanted = claimed.get(field.name), getattr(settings, field.name)
+        if there != wanted:
+            flag = f"--{field.name.replace('_', '-')}"
             raise GritError(
-                f"{out} holds a quickstart with {flag} {there.get(key)}; choose another --out or"
-                " remove it"
+                f"{out} holds a quickstart {_flag_text(flag, there)}, not {_flag_text(flag, wanted)};"
+                " choose another --out or remove it"
             )
+
+
+def _flag_text(flag: str, value: object) -> str:
+    """`with --seed 1`, `without --steps`."""
+    if value is None or value is False:
+        return f"without {flag}"
+    return f"with {flag}" if value is True else f"with {flag} {value}"
 
 
 class _Clock:
@@ -263,14 +295,13 @@ class _Clock:
         self._path = path
         self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
 
-    def __call__(self, stage: str) -> _Clock:
-        self._stage, self._start = stage, time.perf_counter()
-        return self
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        spent = time.perf_counter() - self._start
-        self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + spent, 2)
-        write_json(self._path, self.seconds)
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Adds the seconds of the block to `stage`, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + spent, 2)
+            write_json(self._path, self.seconds)

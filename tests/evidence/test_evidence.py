@@ -231,8 +231,8 @@ def test_it_prints_one_object_or_the_table(world, capsys):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ("--seeds 0", "--seeds: must be at least 1, is 0"),
-        ("--seeds three", "--seeds: must be a whole number, is 'three'"),
+        ("--seeds 0", "--seeds: must be at least 1, got 0"),
+        ("--seeds three", "--seeds: must be a whole number, got 'three'"),
         ("--part both", "--part: invalid choice: 'both'"),
         ("--seed 3", "unknown flag --seed, did you mean --seeds?"),
         ("--out file", "file: is a file; name a folder"),

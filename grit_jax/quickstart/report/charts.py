@@ -8,16 +8,17 @@ bar and dot carries its name and number.
 from __future__ import annotations
 
 import dataclasses
-import html
 import itertools
 import math
 from collections.abc import Sequence
 
-from grit_jax.quickstart.report.facts import decimal, plain
+import markupsafe
 
-RAW_BUCKETS = (
-    140  # of a raw curve: each shows its lowest and highest value, so that no spike is lost
-)
+from grit_jax.quickstart.report.wording import decimal, plain
+
+# A raw curve is drawn in this many buckets, each with its lowest and highest value, so that no spike
+# is lost.
+RAW_BUCKETS = 140
 SMOOTHING = 0.04  # width of the moving average, as a share of the curve
 
 
@@ -27,7 +28,7 @@ class Bar:
     a diamond."""
 
     label: str
-    value: float | None
+    value: float
     text: str
     kind: str
     group: str = ""
@@ -44,9 +45,9 @@ class Reference:
     name: str
 
 
-def escape(value: object) -> str:
+def escape(value: object) -> markupsafe.Markup:
     """Text for HTML: markup characters as entities, unprintable ones replaced."""
-    return html.escape(plain(value), quote=True)
+    return markupsafe.escape(plain(value))
 
 
 def _number(value: float) -> str:
@@ -55,8 +56,8 @@ def _number(value: float) -> str:
 
 def _frame(
     identity: str, width: float, height: float, title: str, description: str, body: str
-) -> str:
-    return (
+) -> markupsafe.Markup:
+    return markupsafe.Markup(
         f'<svg viewBox="0 0 {_number(width)} {_number(height)}" role="img"'
         f' aria-labelledby="{identity}-t {identity}-d"><title'
         f' id="{identity}-t">{escape(title)}</title><desc'
@@ -123,7 +124,9 @@ def _thinned(points: Sequence[tuple[float, float]], buckets: int) -> list[tuple[
     return kept
 
 
-def curve(identity: str, title: str, what: str, points: Sequence[tuple[float, float]]) -> str:
+def curve(
+    identity: str, title: str, what: str, points: Sequence[tuple[float, float]]
+) -> markupsafe.Markup:
     """A loss against the step: a smoothed line over the faint raw one, the last value written
     beside its end."""
     width, height, left, right, top, bottom = 280.0, 190.0, 32.0, 42.0, 12.0, 36.0
@@ -193,7 +196,7 @@ def bars(
     axis_texts: Sequence[str],
     references: Sequence[Reference] = (),
     mono: bool = False,
-) -> str:
+) -> markupsafe.Markup:
     """Horizontal bars from `axis[0]` (zero) to `axis[-1]`, names at the left, numbers at the bars'
     ends."""
     row_height, group_height, bar_height, right = 23.0, 25.0, 13.0, 58.0
@@ -220,29 +223,23 @@ def bars(
         if group:
             texts += _text(0, y + 17, group, "group")
             y += group_height
-        middle, end, tip = (
-            y + row_height / 2,
-            x(0.0),
-            f"<title>{escape(row.tip or f'{row.label}: {row.text}')}</title>",
-        )
+        middle, end = y + row_height / 2, x(row.value)
+        tip = f"<title>{escape(row.tip or f'{row.label}: {row.text}')}</title>"
         texts += _text(
             label_width - 8, middle + 4, row.label, "label mono" if mono else "label", "end"
         )
-        if row.value is not None:
-            end = x(row.value)
-            boxes += (
-                f'<rect x="{_number(x(0.0))}" y="{_number(middle - bar_height / 2)}" '
-                f'width="{max(end - x(0.0), 1.0):.1f}" height="{_number(bar_height)}" rx="1.5" '
-                f'class="fill-{row.kind}">{tip}</rect>'
-            )
+        boxes += (
+            f'<rect x="{_number(x(0.0))}" y="{_number(middle - bar_height / 2)}" '
+            f'width="{max(end - x(0.0), 1.0):.1f}" height="{_number(bar_height)}" rx="1.5" '
+            f'class="fill-{row.kind}">{tip}</rect>'
+        )
         if row.marker is not None:
             at = x(row.marker)
             diamond = f"M{_number(at)} {_number(middle - 5.5)} l5.5 5.5 l-5.5 5.5 l-5.5 -5.5 z"
             texts += f'<path d="{diamond}" class="marker">{tip}</path>'
             end = max(end, at + 5)
-        end = max(
-            [end, *(line for line in lines if end <= line < end + 40)]
-        )  # a number stands beside a line, not on it
+        # A number stands beside a reference line, not on it.
+        end = max([end, *(line for line in lines if end <= line < end + 40)])
         texts += _text(end + 6, middle + 4, row.text, "value")
         y += row_height
     crossing = "".join(
@@ -257,10 +254,10 @@ def bars(
 
 def dots(
     identity: str, title: str, rows: Sequence[Bar], *, width: float, label_width: float
-) -> str:
+) -> markupsafe.Markup:
     """One dot a row on a logarithmic axis: for values that lie powers of ten apart."""
     row_height, right, top = 26.0, 58.0, 4.0
-    values = [row.value for row in rows if row.value is not None and row.value > 0]
+    values = [row.value for row in rows]
     low = math.floor(math.log10(min(values)) + 1e-9)
     high = max(math.ceil(math.log10(max(values)) - 1e-9), low + 1)
     height = top + len(rows) * row_height
@@ -282,11 +279,10 @@ def dots(
         body += _line(label_width, middle, width - right, middle, "thread")
         body += f"<g><title>{escape(f'{row.label}: {row.text}')}</title>"
         body += _text(label_width - 8, middle + 4, row.label, "label", "end")
-        if row.value is not None and row.value > 0:
-            body += (
-                f'<circle cx="{_number(x(row.value))}" cy="{_number(middle)}" r="6"'
-                f' class="fill-{row.kind}"/>'
-            )
+        body += (
+            f'<circle cx="{_number(x(row.value))}" cy="{_number(middle)}" r="6"'
+            f' class="fill-{row.kind}"/>'
+        )
         body += _text(width - right + 14, middle + 4, row.text, "value") + "</g>"
     description = (
         f"{title}, logarithmic axis. " + "; ".join(f"{row.label} {row.text}" for row in rows) + "."

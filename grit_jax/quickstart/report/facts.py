@@ -1,21 +1,27 @@
-"""What a report says, whatever it is shown on: reading the dictionary, numbers as text, the modes,
-the sentences."""
+"""What a report says, whatever it is shown on: the modes, the sentences, the limits."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import string
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-MISSING = "n/a"
+from grit_jax.evaluation.rag import score_answer
+from grit_jax.quickstart.report.contents import Report, Sample
+from grit_jax.quickstart.report.wording import (
+    count,
+    decimal,
+    duration,
+    latency,
+    millions,
+    minutes,
+    score,
+    size,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModeFacts:
-    """A RAG layout in a person's words: how the question and the document reach the model."""
+    """How the question and the document reach the model in a RAG mode, in plain words."""
 
     name: str
     group: str
@@ -23,21 +29,19 @@ class ModeFacts:
     document: str
 
 
-CLOSED, ANEW, CACHED = "No document", "Document read for each question", "Document from the cache"
-# The original's seven modes, grouped by where the document comes from.
+CLOSED, READ, CACHED = "No document", "Document read for each question", "Document from the cache"
+# The seven modes, grouped by where the document comes from.
 MODES: tuple[ModeFacts, ...] = (
     ModeFacts("none", CLOSED, "read", "not given"),
-    ModeFacts("query-then-doc", ANEW, "read", "read"),
-    ModeFacts("doc-then-query", ANEW, "read", "read"),
-    ModeFacts("query", ANEW, "from cache", "read"),
+    ModeFacts("query-then-doc", READ, "read", "read"),
+    ModeFacts("doc-then-query", READ, "read", "read"),
+    ModeFacts("query", READ, "from cache", "read"),
     ModeFacts("doc", CACHED, "read", "from cache"),
     ModeFacts("query-doc", CACHED, "from cache", "from cache"),
     ModeFacts("doc-query", CACHED, "from cache", "from cache"),
 )
-PLAIN_MODE, DOC_MODE = (
-    "doc-then-query",
-    "doc",
-)  # the same order, without and with the document's cache
+# The same order of document and question, without and with the document's cache.
+PLAIN_MODE, DOC_MODE = "doc-then-query", "doc"
 
 SYSTEMS: tuple[tuple[str, str], ...] = (
     ("trained", "trained"),
@@ -57,307 +61,104 @@ LOSSES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-# --- reading a dictionary that may lack anything ---
-def part(tree: Any, *keys: str) -> Mapping[str, Any]:
-    """The dictionary at `keys`, {} where there is none."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree if isinstance(tree, Mapping) else {}
+def is_right(sample: Sample, mode: str) -> bool:
+    """Whether a sample's answer counts as a match, as the scores define it."""
+    return score_answer(sample.answers[mode], sample.gold).match > 0
 
 
-def number(tree: Any, *keys: str) -> float | None:
-    """The finite number at `keys`, None where there is none."""
-    value = part(tree, *keys[:-1]).get(keys[-1])
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def items(tree: Any, *keys: str) -> Sequence[Any]:
-    """The list at `keys`, () where there is none."""
-    value = part(tree, *keys[:-1]).get(keys[-1])
-    return value if isinstance(value, list | tuple) else ()
-
-
-def plain(value: Any) -> str:
-    """Text that any screen can show: control characters (ESC would steer a terminal) and lone
-    surrogates replaced."""
-    text = "" if value is None else str(value)
-    text = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode("utf-8")
-    return re.sub(
-        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]",
-        "\N{REPLACEMENT CHARACTER}",
-        text,
-    )
-
-
-# --- numbers as text ---
-def count(value: float | None) -> str:
-    """12345 -> '12,345'."""
-    return MISSING if value is None else f"{value:,.0f}"
-
-
-def millions(value: float) -> str:
-    """1234567 -> '1.23 million'; small ones in full."""
+def headline(report: Report) -> str:
+    """What was trained on what, how large, how long: one sentence."""
+    training = report.training
     return (
-        f"{value / 1e9:.3g} billion"
-        if value >= 1e9
-        else f"{value / 1e6:.3g} million"
-        if value >= 1e5
-        else count(value)
+        f"One language model of {millions(report.model.parameters)} parameters was trained for"
+        f" {minutes(training.seconds)} ({count(training.steps)} steps) on"
+        f" {count(report.corpus.train)} documents from the Python documentation installed on this"
+        " machine to find documents and to write answers with the same weights; the whole run took"
+        f" {minutes(report.seconds)}."
     )
 
 
-def score(value: float | None) -> str:
-    """A fraction from 0 to 1 with three decimals."""
-    return MISSING if value is None else f"{value:.3f}"
-
-
-def decimal(value: float | None) -> str:
-    """A number of any size with three or four digits that matter: 0.0123, 7.64, 31.2, 4,321."""
-    if value is None:
-        return MISSING
-    size = abs(value)
-    return (
-        f"{value:,.0f}"
-        if size >= 1000
-        else f"{value:.1f}"
-        if size >= 10
-        else f"{value:.2f}"
-        if size >= 1
-        else f"{value:.3g}"
-    )
-
-
-def latency(value: float | None) -> str:
-    """Seconds of one answer: '35.2 ms' or '1.23 s'."""
-    if value is None:
-        return MISSING
-    return (
-        f"{value:.2f} s"
-        if value >= 1
-        else f"{value * 1e3:.0f} ms"
-        if value >= 0.1
-        else f"{value * 1e3:.1f} ms"
-    )
-
-
-def duration(value: float | None) -> str:
-    """Seconds of a long job: '9 min 12 s'."""
-    if value is None:
-        return MISSING
-    if value < 10:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = ((hours, "h"), (minutes, "min"), (seconds if not hours else 0, "s"))
-    return " ".join(f"{n} {unit}" for n, unit in parts if n)
-
-
-def minutes(value: float) -> str:
-    """Seconds in words: 'half a minute', '9 minutes'."""
-    if value < 90:
-        return f"{value:.0f} seconds"
-    return f"{value / 60:.1f} minutes" if value < 600 else f"{value / 60:.0f} minutes"
-
-
-def size(value: float | None) -> str:
-    """Bytes: '34.5 MB' (powers of 1000)."""
-    if value is None:
-        return MISSING
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
-
-
-def clip(text: str, length: int) -> str:
-    """One line of at most `length` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 3].rstrip() + "..."
-
-
-# --- sentences and judgements ---
-def normalise(answer: str) -> str:
-    """SQuAD's normalisation (Rajpurkar et al. 2016), as the scores use it."""
-    kept = "".join(c for c in answer.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
-
-
-def is_right(sample: Mapping[str, Any], mode: str) -> bool:
-    """Whether a sample's answer is a match: as `sample["right"][mode]` says, else whether it
-    contains the gold one."""
-    told = part(sample, "right").get(mode)
-    if isinstance(told, bool):
-        return told
-    gold, answer = plain(sample.get("gold")), plain(part(sample, "answers").get(mode))
-    return (
-        normalise(gold) in normalise(answer) if normalise(gold) else gold.strip() == answer.strip()
-    )
-
-
-def searched(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer scores with documents found by search; a mode without a document has none."""
-    return {m.name: part(report, "rag_retrieved", m.name) for m in MODES if m.group != CLOSED}
-
-
-def headline(report: Mapping[str, Any]) -> str:
-    """What was trained on what, how large, how long: one sentence; '' when the report says nothing
-    of it."""
-    parameters, trained_on = (
-        number(report, "model", "parameters"),
-        number(report, "corpus", "train"),
-    )
-    steps, seconds, total = (
-        number(report, "training", "steps"),
-        number(report, "training", "seconds"),
-        number(report, "seconds"),
-    )
-    if not any(part(report, key) for key in ("corpus", "model", "training")):
-        return ""
-    packages = [plain(p) for p in items(report, "corpus", "packages")]
-    named = ", ".join(packages[:7]) + (
-        f" and {len(packages) - 7} more" if len(packages) > 7 else ""
-    )
-    words = ["One language model"]
-    words += [f"of {millions(parameters)} parameters"] if parameters is not None else []
-    words += ["was trained"]
-    words += [f"for {minutes(seconds)}"] if seconds is not None else []
-    words += [f"({count(steps)} steps)"] if steps is not None else []
-    words += [f"on {count(trained_on)} documents" if trained_on is not None else "on documents"]
-    words += [
-        "from the Python documentation installed on this machine" + (f" ({named})" if named else "")
-    ]
-    words += ["to find documents and to write answers with the same weights"]
-    words += [f"; the whole run took {minutes(total)}"] if total is not None else []
-    return " ".join(words).replace(" ;", ";") + "."
-
-
-def origin(report: Mapping[str, Any]) -> str:
-    """Where the weights came from, '' when the report does not say."""
-    return {
-        "base": (
+def origin(report: Report) -> str:
+    """Where the weights came from."""
+    if report.model.initialised_from == "base":
+        return (
             "It started from the small base model in the package, trained on the training split"
             " only."
-        ),
-        "scratch": "It started from random weights.",
-    }.get(str(part(report, "model").get("initialised_from")), "")
+        )
+    return "It started from random weights."
 
 
-def retrieval_sentence(report: Mapping[str, Any]) -> str:
-    """The setting and the verdict of the search scores."""
-    queries, pool = number(report, "retrieval", "queries"), number(report, "retrieval", "pool")
-    said = []
-    if queries is not None and pool is not None:
-        said += [
-            f"Each of {count(queries)} held-out queries looks for its one document among"
-            f" {count(pool)}."
-        ]
-    ours, random, words = (
-        number(report, "retrieval", s, "ndcg@10") for s in ("trained", "untrained", "bm25")
+def retrieval_sentence(report: Report) -> str:
+    """The setting and the result of the search scores."""
+    retrieval = report.retrieval
+    trained, untrained, bm25 = (
+        scores["ndcg@10"] for scores in (retrieval.trained, retrieval.untrained, retrieval.bm25)
     )
-    if ours is not None and random:
-        said += [
-            f"The trained model's nDCG@10 is {score(ours)}, {decimal(ours / random)} times that of"
-            " an untrained one."
-        ]
-    if ours is not None and words is not None:
-        verdict = "ahead of" if ours > words else "behind" if ours < words else "level with"
-        said += [f"That is {verdict} BM25, search by matching words ({score(words)})."]
-    return " ".join(said)
+    sentences = [
+        f"Each of {count(retrieval.queries)} held-out queries looks for its one document among"
+        f" {count(retrieval.pool)}."
+    ]
+    if untrained:
+        sentences.append(
+            f"The trained model's nDCG@10 is {score(trained)}, {decimal(trained / untrained)} times"
+            " that of an untrained one."
+        )
+    comparison = "ahead of" if trained > bm25 else "behind" if trained < bm25 else "level with"
+    sentences.append(f"That is {comparison} BM25, search by matching words ({score(bm25)}).")
+    return " ".join(sentences)
 
 
-def language_sentence(report: Mapping[str, Any]) -> str:
-    """The verdict of the perplexities."""
-    before, after = (
-        number(report, "language", "perplexity_before"),
-        number(report, "language", "perplexity_after"),
-    )
-    if before is None or not after:
-        return ""
+def language_sentence(report: Report) -> str:
+    """The result of the perplexities."""
+    before, after = report.language.perplexity_before, report.language.perplexity_after
     return (
         f"On held-out documentation, perplexity went from {decimal(before)} (random weights) to"
         f" {decimal(after)}: {decimal(before / after)} times lower."
     )
 
 
-def rag_sentence(report: Mapping[str, Any]) -> str:
-    """The verdict of the answers: reading the document from the cache against reading it anew."""
-    asked, closed = number(report, "rag_questions"), number(report, "rag", "none", "match")
-    plain_match, doc_match = (
-        number(report, "rag", PLAIN_MODE, "match"),
-        number(report, "rag", DOC_MODE, "match"),
-    )
-    said = []
-    if asked is not None:
-        said += [
-            f"{count(asked)} questions whose answer stands word for word in one held-out document."
-        ]
-    if plain_match is not None and doc_match is not None:
-        kept = f" ({doc_match / plain_match:.0%} as often)" if plain_match else ""
-        said += [
-            f"With the document in the prompt the model is right in {plain_match:.1%} of them;"
-            f" with the document's cache in its place, in {doc_match:.1%}{kept}."
-        ]
-    if closed is not None:
-        said += [f"Without the document: {closed:.1%}."]
-    slow, fast = (
-        number(report, "rag", PLAIN_MODE, "seconds"),
-        number(report, "rag", DOC_MODE, "seconds"),
-    )
-    if slow and fast:
-        said += [
-            f"A question takes {latency(slow)} reading the document and {latency(fast)} from the"
-            " cache."
-        ]
-    return " ".join(said)
-
-
-def index_sentence(report: Mapping[str, Any]) -> str:
-    """What the index holds and what it cost, '' without an index."""
-    index, said = part(report, "index"), []
-    if number(index, "documents") is not None:
-        took = (
-            f" in {duration(number(index, 'seconds'))}"
-            if number(index, "seconds") is not None
-            else ""
-        )
-        said += [
-            f"{count(number(index, 'documents'))} documents were read once{took}; the same pass"
-            " gave vector and cache."
-        ]
-    stored = [
-        f"{size(number(index, key))} of {name}"
-        for key, name in (("bytes_kv", "keys and values"), ("bytes_vectors", "vectors"))
-        if number(index, key) is not None
+def rag_sentence(report: Report) -> str:
+    """The result of the answers: the document's cache against the document read again."""
+    read, cached, closed = (report.rag[mode] for mode in (PLAIN_MODE, DOC_MODE, "none"))
+    ratio = f" ({cached.match / read.match:.0%} as often)" if read.match else ""
+    sentences = [
+        f"{count(report.rag_questions)} questions whose answer stands word for word in one held-out"
+        " document.",
+        f"With the document in the prompt the model is right in {read.match:.1%} of them; with the"
+        f" document's cache in its place, in {cached.match:.1%}{ratio}.",
+        f"Without the document: {closed.match:.1%}.",
+        f"A question takes {latency(read.seconds)} reading the document and"
+        f" {latency(cached.seconds)} from the cache.",
     ]
-    if stored:
-        each = number(index, "bytes_per_token_per_layer")
-        said += [
-            "On disk: "
-            + " and ".join(stored)
-            + (f" ({count(each)} bytes a token and layer)." if each is not None else ".")
-        ]
-    return " ".join(said)
+    return " ".join(sentences)
 
 
-def limits(report: Mapping[str, Any]) -> list[str]:
+def index_sentence(report: Report) -> str:
+    """What the index holds and what it cost."""
+    index = report.index
+    return (
+        f"{count(index['documents'])} documents were read once in {duration(index['seconds'])}; the"
+        f" same pass gave vector and cache. On disk: {size(index['bytes_kv'])} of keys and values"
+        f" and {size(index['bytes_vectors'])} of vectors"
+        f" ({count(index['bytes_per_token_per_layer'])} bytes per token and layer)."
+    )
+
+
+def limits(report: Report) -> list[str]:
     """What these numbers do not say."""
+    questions, match = report.rag_questions, report.rag[PLAIN_MODE].match
+    interval = 1.96 * math.sqrt(max(match * (1 - match), 0.0) / questions)
     notes = []
-    asked, match = number(report, "rag_questions"), number(report, "rag", PLAIN_MODE, "match")
-    if asked and match is not None:
-        half = 1.96 * math.sqrt(max(match * (1 - match), 0.0) / asked)
-        notes += [
-            f"With {count(asked)} questions, a match score is known to about {half:.3f} either way"
-            " (95%): smaller differences between modes mean nothing."
-        ]
-    notes += [
-        (
-            f"One run, one seed ({plain(report['seed'])})."
-            if "seed" in report
-            else "One run, one seed."
-        ),
+    if report.settings.is_small:
+        notes.append(
+            f"A short run: {count(report.corpus.documents)} documents and"
+            f" {count(report.training.steps)} steps were asked for. The full quickstart scores"
+            " differently."
+        )
+    return notes + [
+        f"With {count(questions)} questions, a match score is known to about {interval:.3f} either"
+        " way (95%): smaller differences between modes mean nothing.",
+        f"One run, one seed ({report.seed}).",
         (
             "The questions are cut from the documents by a program (a default value, the next"
             " parameter, the next words). They test finding and copying from a document, not"
@@ -381,4 +182,3 @@ def limits(report: Mapping[str, Any]) -> list[str]:
             " with their length."
         ),
     ]
-    return notes + [plain(note) for note in items(report, "notes")]

@@ -1,47 +1,47 @@
 """The report as one HTML page that needs nothing but itself: no script, no font, no picture from
-elsewhere."""
+elsewhere.
+
+`report.html.j2` holds the page, `report.css` its style; this module gives them the report, its
+charts and a few filters.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from grit_jax.quickstart.report import facts
-from grit_jax.quickstart.report.charts import curve, escape
-from grit_jax.quickstart.report.elements import figure, note, section
-from grit_jax.quickstart.report.facts import number, part, score
-from grit_jax.quickstart.report.results import answering, finding, writing
-from grit_jax.quickstart.report.samples import sample, with_code
-from grit_jax.quickstart.report.style import STYLE
+import jinja2
+from markupsafe import Markup
+
+from grit_jax.quickstart.report import facts, wording
+from grit_jax.quickstart.report.charts import (
+    Bar,
+    Reference,
+    bars,
+    curve,
+    dots,
+    escape,
+    tick_texts,
+    ticks,
+)
+from grit_jax.quickstart.report.contents import RagScores, Report
+from grit_jax.quickstart.report.wording import decimal, latency, plain, score
 from grit_jax.runtime.files import write_text
 
-# The browser itself refuses whatever would come from outside the file.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_ICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
-    "%3Crect width='16' height='16' rx='3' fill='%230a62a3'/%3E"
-    "%3Cpath d='M4 11V8M8 11V4M12 11V6' stroke='white' stroke-width='2'/%3E%3C/svg%3E"
-)
-
-FILES = {
-    "report.html": "this page",
-    "report.json": "every number on it",
-    "train.yaml": "the training configuration; `grit train train.yaml` repeats it",
-    "model/": "the model as a Hugging Face directory",
-    "index/": "vectors and caches of the held-out documents",
-    "data/train/*.jsonl": "what it was trained on",
-    "data/heldout/{embedding,generative,rag}.jsonl": "what it was scored on",
-}
+_SYSTEM_KINDS = {"trained": "main", "base": "soft", "untrained": "plain", "bm25": "other"}
+_GROUP_KINDS = {facts.CLOSED: "plain", facts.READ: "other", facts.CACHED: "main"}
+_UNIT: Any = {"axis": (0.0, 0.25, 0.5, 0.75, 1.0), "axis_texts": ("0", "", "0.5", "", "1")}
+_MODE_BARS: Any = {"width": 370, "label_width": 112, "mono": True}
 
 
 def write_html(
-    report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
+    report: Report, metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
 ) -> None:
-    """Writes the page of a report and the metrics lines of its training; a reader never sees half a
-    file.
+    """Writes the page of a report and of the metrics lines of its training.
 
     Raises:
       GritError: `path` cannot be written.
@@ -49,178 +49,169 @@ def write_html(
     write_text(Path(path), html_report(report, metrics))
 
 
-def html_report(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
+def html_report(report: Report, metrics: Sequence[Mapping[str, Any]]) -> str:
     """The page as a string. The same report and metrics give the same page."""
-    sections = _training(report, metrics) + finding(report) + writing(report) + answering(report)
-    sections += _samples(report) + _commands(report) + _limits(report)
-    version = f"grit_jax {escape(report['version'])}" if "version" in report else "grit_jax"
-    seed = f" &#183; seed {escape(report['seed'])}" if "seed" in report else ""
-    origin = facts.origin(report)
+    references = _references(report)
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta'
-        f' http-equiv="Content-Security-Policy" content="{escape(_POLICY)}"><meta name="viewport"'
-        ' content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light'
-        ' dark"><meta name="referrer" content="no-referrer"><title>GRIT quickstart'
-        ' report</title><link rel="icon"'
-        f' href="{escape(_ICON)}"><style>{STYLE}</style></head>\n<body><div class="page"><header><p'
-        f' class="kicker">{version}{seed}</p><h1>One model that finds and&#160;answers</h1><p'
-        f' class="lede">{escape(facts.headline(report))}</p>'
-        + (f'<p class="origin">{escape(origin)}</p>' if origin else "")
-        + f"{_tiles(report)}</header>\n<main>{sections}</main>\n<footer>Written by <code>grit"
-        " quickstart</code>. This page is one file and loads"
-        " nothing.</footer></div></body></html>\n"
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            facts=facts,
+            style=Markup(_file("report.css")),
+            losses=_loss_charts(metrics),
+            retrieval_charts=_retrieval_charts(report),
+            perplexity_chart=_perplexity_chart(report),
+            match_chart=_match_chart(report, references),
+            seconds_chart=_seconds_chart(report),
+            references=references,
+        )
     )
 
 
-def _tiles(report: Mapping[str, Any]) -> str:
-    ours, words = (number(report, "retrieval", s, "ndcg@10") for s in ("trained", "bm25"))
-    doc, closed = (number(report, "rag", m, "match") for m in (facts.DOC_MODE, "none"))
-    read = number(report, "rag", facts.PLAIN_MODE, "match")
-    before, after = (number(report, "language", f"perplexity_{k}") for k in ("before", "after"))
-    tiles = (
-        (ours, score, "nDCG@10 in search", "BM25", words),
-        (read, score, "answers right, document read", "without it", closed),
-        (doc, score, "answers right, document from cache", "without it", closed),
-        (after, facts.decimal, "perplexity on held-out text", "untrained", before),
-    )
-    shown = "".join(
-        f'<li class="tile"><b>{text(value)}</b><span>{name}</span>'
-        + (f'<span class="than">{other}: {text(than)}</span>' if than is not None else "")
-        + "</li>"
-        for value, text, name, other, than in tiles
-        if value is not None
-    )
-    return f'<ul class="tiles">{shown}</ul>' if shown else ""
+def marked(text: str, answer: str) -> Markup:
+    """`text` with every occurrence of `answer` in `<mark>`, as whole words if there are any."""
+    text, answer = plain(text), plain(answer).strip()
+    if not answer:
+        return escape(text)
+    literal = re.escape(answer)
+    spans = [m.span() for m in re.finditer(rf"(?<!\w){literal}(?!\w)", text)] or [
+        m.span() for m in re.finditer(literal, text)
+    ]
+    parts, end_before = [], 0
+    for start, end in spans:
+        parts += [escape(text[end_before:start]), Markup("<mark>%s</mark>") % text[start:end]]
+        end_before = end
+    return Markup("").join([*parts, escape(text[end_before:])])
 
 
-def _training(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
-    panels = ""
+def with_code(text: str) -> Markup:
+    """`text` with what stands between backticks in `<code>`."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
+
+
+def unbroken(command: str) -> Markup:
+    """A command whose words stay whole at a line's end; browsers break after hyphens otherwise."""
+    return Markup(re.sub(r"\S+", lambda word: f"<span>{escape(word[0])}</span>", plain(command)))
+
+
+# ---- charts --------------------------------------------------------------------------------------
+
+
+def _loss_charts(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Markup]]:
+    """Title, explanation and chart of each loss that the metrics hold."""
+    charts = []
     for key, title, what in facts.LOSSES:
-        points = [
-            (s, v)
-            for line in metrics
-            if (s := number(line, "step")) is not None and (v := number(line, key)) is not None
-        ]
+        points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
         if points:
-            panels += figure(curve(f"chart-{key}", title, what, points), title, what)
-    body = (
-        f'<div class="panels">{panels}</div>'
-        if panels
-        else note("No training steps were recorded.")
-    )
-    if panels:
-        body += note(
-            "Faint: every step. Bold: moving average; the number at its end is its last value."
+            charts.append((title, what, curve(f"chart-{key}", title, what, points)))
+    return charts
+
+
+def _retrieval_charts(report: Report) -> list[tuple[str, Markup]]:
+    """Name and chart of each search score, by system."""
+    charts = []
+    for key, name in facts.RETRIEVAL_SCORES:
+        rows = [
+            Bar(label, value, score(value), _SYSTEM_KINDS[system])
+            for system, label in facts.SYSTEMS
+            for value in [getattr(report.retrieval, system)[key]]
+        ]
+        identity = f"chart-{key.replace('@', '-')}"
+        drawing = bars(identity, f"Search, {name}", rows, width=280, label_width=66, **_UNIT)
+        charts.append((name, drawing))
+    return charts
+
+
+def _perplexity_chart(report: Report) -> Markup:
+    language = report.language
+    rows = [
+        Bar(name, value, decimal(value), kind)
+        for name, value, kind in (
+            ("untrained", language.perplexity_before, "plain"),
+            ("base", language.perplexity_base, "soft"),
+            ("trained", language.perplexity_after, "main"),
         )
-    tokens, seconds = number(report, "training", "tokens"), number(report, "training", "seconds")
-    layers, hidden = number(report, "model", "layers"), number(report, "model", "hidden")
-    first, last = number(report, "training", "loss_first"), number(report, "training", "loss_last")
-    shape = (
-        f"{facts.count(layers)} layers of {facts.count(hidden)}"
-        if layers is not None and hidden is not None
-        else None
-    )
-    listed = (
-        ("Documents", _count(report, "corpus", "documents")),
-        ("Training documents", _count(report, "corpus", "train")),
-        ("Held-out documents", _count(report, "corpus", "held_out")),
-        ("Characters", _count(report, "corpus", "characters")),
-        ("Parameters", _count(report, "model", "parameters")),
-        ("Shape", shape),
-        ("Vocabulary", _count(report, "model", "vocab")),
-        ("Steps", _count(report, "training", "steps")),
-        ("Tokens", facts.count(tokens) if tokens is not None else None),
-        (
-            "Tokens a second",
-            facts.count(tokens / seconds) if tokens is not None and seconds else None,
+    ]
+    title = "Perplexity on held-out documentation"
+    return dots("chart-perplexity", title, rows, width=370, label_width=68)
+
+
+def _references(report: Report) -> list[Reference]:
+    """What a match score has to be above to mean anything."""
+    constant, closed = report.best_constant, report.rag["none"].match
+    answer = wording.clip(plain(constant.answer), 32)
+    return [
+        Reference(
+            constant.match,
+            "constant",
+            f'best constant answer, "{answer}": {score(constant.match)}',
         ),
-        ("Training time", facts.duration(seconds) if seconds is not None else None),
-        (
-            "Loss, first to last",
-            (
-                f"{facts.decimal(first)} to {facts.decimal(last)}"
-                if first is not None and last is not None
-                else None
-            ),
-        ),
-    )
-    terms = "".join(
-        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in listed if v is not None
-    )
-    about = (
-        "All losses train one set of weights together. Held-out documents were never trained on.",
-    )
-    return section(
-        "training", "Training", about, body + (f'<dl class="facts">{terms}</dl>' if terms else "")
-    )
+        Reference(closed, "closed", f"closed book (none): {score(closed)}"),
+    ]
 
 
-def _count(report: Mapping[str, Any], *keys: str) -> str | None:
-    value = number(report, *keys)
-    return None if value is None else facts.count(value)
+def _match_chart(report: Report, references: Sequence[Reference]) -> Markup:
+    rows = _mode_rows(report, lambda scores: scores.match, score, markers=True)
+    title = "Match score by mode"
+    return bars("chart-match", title, rows, references=references, **_MODE_BARS, **_UNIT)
 
 
-def _samples(report: Mapping[str, Any]) -> str:
-    entries = [s for s in facts.items(report, "samples") if isinstance(s, Mapping)]
-    about = (
-        (
-            "The document is shown as the model had it. The right answer is marked where it stands."
-            " An answer counts as right when it contains the right one, capitals, punctuation and"
-            " articles aside."
-        ),
-    )
-    return section("samples", "A few answers", about, "".join(map(sample, entries)))
+def _seconds_chart(report: Report) -> Markup:
+    longest = max(scores.seconds for scores in report.rag.values())
+    axis = ticks(0.0, longest or 1.0, 3)
+    texts = tick_texts(axis, " s") if longest >= 1 else tick_texts([1e3 * t for t in axis], " ms")
+    rows = _mode_rows(report, lambda scores: scores.seconds, latency)
+    title = "Seconds per question by mode"
+    return bars("chart-seconds", title, rows, axis=axis, axis_texts=texts, **_MODE_BARS)
 
 
-def _unbroken(command: str) -> str:
-    """A command as HTML whose words stay whole where a line ends: browsers break after hyphens
-    otherwise."""
-    return re.sub(r"\S+", lambda word: f"<span>{escape(word[0])}</span>", command)
-
-
-def _commands(report: Mapping[str, Any]) -> str:
-    commands = "".join(
-        f"<pre><code>{_unbroken(facts.plain(c))}</code></pre>"
-        for c in facts.items(report, "commands")
-    )
-    timings = {
-        k: v for k in part(report, "timings") if (v := number(report, "timings", k)) is not None
-    }
-    if timings:
-        whole = sum(timings.values()) or 1.0
-        rows = "".join(
-            f'<tr><th scope="row">{escape(k)}</th><td class="num">{facts.duration(v)}</td>'
-            f'<td class="num">{v / whole:.0%}</td><td class="share" aria-hidden="true">'
-            '<svg viewBox="0 0 100 10" preserveAspectRatio="none">'
-            f'<rect width="{100 * v / whole:.1f}" height="10" class="fill-plain"/></svg></td></tr>'
-            for k, v in timings.items()
+def _mode_rows(
+    report: Report,
+    value_of: Callable[[RagScores], float],
+    text: Callable[[float], str],
+    *,
+    markers: bool = False,
+) -> list[Bar]:
+    """A bar for each mode, by group; markers show the value with a document found by search."""
+    rows = []
+    for mode in facts.MODES:
+        value, searched = value_of(report.rag[mode.name]), report.rag_retrieved.get(mode.name)
+        rows.append(
+            Bar(
+                mode.name,
+                value,
+                text(value),
+                _GROUP_KINDS[mode.group],
+                mode.group,
+                value_of(searched) if markers and searched else None,
+                f"{mode.name}: {text(value)}; question {mode.question}, document {mode.document}",
+            )
         )
-        total = number(report, "seconds")
-        caption = "Where the time went" + (
-            f": {facts.duration(total)} in all" if total is not None else ""
-        )
-        commands += (
-            f'<div class="scroll"><table class="times"><caption>{caption}</caption><thead><tr><th'
-            ' scope="col">Stage</th><th scope="col" class="num">Time</th><th scope="col"'
-            f' class="num">Share</th><td></td></tr></thead><tbody>{rows}</tbody></table></div>'
-        )
-    files = part(report, "files") or FILES
-    listed = "".join(
-        f"<div><dt><code>{escape(k)}</code></dt><dd>{with_code(facts.plain(v))}</dd></div>"
-        for k, v in files.items()
-    )
-    about = (
-        ("Everything this run did can be typed. One click selects a whole command.",)
-        if commands
-        else ()
-    )
-    return section("commands", "What it ran", about, commands) + section(
-        "files", "Where things are", ("Beside this page:",), f'<dl class="files">{listed}</dl>'
-    )
+    return rows
 
 
-def _limits(report: Mapping[str, Any]) -> str:
-    notes = "".join(f"<li>{with_code(limit)}</li>" for limit in facts.limits(report))
-    return section(
-        "limits", "What these numbers do not say", (), f'<ul class="limits">{notes}</ul>'
+# ---- the template --------------------------------------------------------------------------------
+
+
+def _environment() -> jinja2.Environment:
+    """Escapes every value, and replaces what no screen shows, unless it is markup already."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_file),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else plain(value),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    for text in (wording.count, wording.duration, decimal, latency, score):
+        environment.filters[text.__name__] = text
+    for markup in (marked, with_code, unbroken):
+        environment.filters[markup.__name__] = markup
+    return environment
+
+
+def _file(name: str) -> str:
+    """The text of a file beside this module, in a wheel as in a checkout."""
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")

@@ -6,17 +6,18 @@ from __future__ import annotations
 import re
 import textwrap
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from grit_jax.quickstart.report import facts
-from grit_jax.quickstart.report.facts import number, part, plain, score
+from grit_jax.quickstart.report.contents import Report
+from grit_jax.quickstart.report.facts import RETRIEVAL_SCORES, SYSTEMS
+from grit_jax.quickstart.report.wording import count, decimal, duration, latency, plain, score
 
 WIDTH = 100
 SAMPLES = 3
 
 
-def terminal_report(report: Mapping[str, Any]) -> str:
+def terminal_report(report: Report) -> str:
     """The report for a terminal, a newline at its end. Text of documents keeps its characters; all
     else is ASCII."""
     blocks = [
@@ -82,116 +83,92 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def _titled(title: str, *parts: str) -> str:
-    said = [p for p in parts if p]
-    return "\n".join([title.upper(), *said]) if said else ""
+    return "\n".join([title.upper(), *parts])
 
 
-def _training(report: Mapping[str, Any]) -> str:
-    training, said = part(report, "training"), []
-    first, last = number(training, "loss_first"), number(training, "loss_last")
-    if first is not None and last is not None:
-        said += [f"loss {facts.decimal(first)} -> {facts.decimal(last)}"]
-    tokens, seconds = number(training, "tokens"), number(training, "seconds")
-    if tokens is not None:
-        said += [
-            f"{facts.count(tokens)} tokens"
-            + (f", {facts.count(tokens / seconds)} a second" if seconds else "")
-        ]
-    return _titled("Training", _wrapped("; ".join(said), "  ") if said else "")
+def _training(report: Report) -> str:
+    training = report.training
+    rate = f", {count(training.tokens / training.seconds)} a second" if training.seconds else ""
+    text = (
+        f"loss {decimal(training.loss_first)} -> {decimal(training.loss_last)};"
+        f" {count(training.tokens)} tokens{rate}"
+    )
+    return _titled("Training", _wrapped(text, "  "))
 
 
-def _retrieval(report: Mapping[str, Any]) -> str:
-    found = part(report, "retrieval")
+def _retrieval(report: Report) -> str:
     rows = [
-        [label, *(score(number(found, s, k)) for k, _ in facts.RETRIEVAL_SCORES)]
-        for s, label in facts.SYSTEMS
-        if part(found, s)
+        [label, *(score(getattr(report.retrieval, system)[key]) for key, _ in RETRIEVAL_SCORES)]
+        for system, label in SYSTEMS
     ]
-    if not rows:
-        return ""
     return _titled(
         "Finding",
         _wrapped(facts.retrieval_sentence(report), "  "),
-        table(["search by", *(name for _, name in facts.RETRIEVAL_SCORES)], rows),
+        table(["search by", *(name for _, name in RETRIEVAL_SCORES)], rows),
     )
 
 
-def _language(report: Mapping[str, Any]) -> str:
-    listed = (("untrained", "before"), ("base", "base"), ("trained", "after"))
+def _language(report: Report) -> str:
+    language = report.language
     rows = [
-        [name, facts.decimal(v)]
-        for name, key in listed
-        if (v := number(report, "language", f"perplexity_{key}")) is not None
+        ["untrained", decimal(language.perplexity_before)],
+        ["base", decimal(language.perplexity_base)],
+        ["trained", decimal(language.perplexity_after)],
     ]
-    return (
-        _titled(
-            "Writing",
-            _wrapped(facts.language_sentence(report), "  "),
-            table(["model", "perplexity"], rows),
+    return _titled(
+        "Writing",
+        _wrapped(facts.language_sentence(report), "  "),
+        table(["model", "perplexity"], rows),
+    )
+
+
+def _rag(report: Report) -> str:
+    head = ["mode", "question", "document", "match", "exact", "F1", "searched", "time"]
+    rows = []
+    for mode in facts.MODES:
+        scores, searched = report.rag[mode.name], report.rag_retrieved.get(mode.name)
+        rows.append(
+            [
+                mode.name,
+                mode.question,
+                mode.document,
+                score(scores.match),
+                score(scores.exact_match),
+                score(scores.f1),
+                score(searched.match) if searched else "n/a",
+                latency(scores.seconds),
+            ]
         )
-        if rows
-        else ""
-    )
-
-
-def _rag(report: Mapping[str, Any]) -> str:
-    scores, searched = part(report, "rag"), facts.searched(report)
-    chosen = [
-        ("match", "match", score, scores),
-        ("exact_match", "exact", score, scores),
-        ("f1", "F1", score, scores),
-        ("match", "searched", score, searched),
-        ("seconds", "time", facts.latency, scores),
-    ]
-    chosen = [c for c in chosen if any(number(c[3], m.name, c[0]) is not None for m in facts.MODES)]
-    if not chosen:
-        return ""
-    rows = [
-        [
-            m.name,
-            m.question,
-            m.document,
-            *(text(number(tree, m.name, key)) for key, _, text, tree in chosen),
-        ]
-        for m in facts.MODES
-    ]
-    constant, note = number(report, "best_constant", "match"), ""
-    if constant is not None:
-        answer = fitted(part(report, "best_constant").get("answer") or "", 40)
-        note = f'  The best constant answer, "{answer}", would score {score(constant)}.'
+    constant = report.best_constant
     return _titled(
         "Answering",
         _wrapped(facts.rag_sentence(report), "  "),
-        table(["mode", "question", "document", *(name for _, name, _, _ in chosen)], rows, words=3),
-        note,
+        table(head, rows, words=3),
+        f'  The best constant answer, "{fitted(constant.answer, 40)}", would score'
+        f" {score(constant.match)}.",
         _wrapped(facts.index_sentence(report), "  "),
     )
 
 
-def _samples(report: Mapping[str, Any]) -> str:
-    shown = []
-    for entry in [s for s in facts.items(report, "samples") if isinstance(s, Mapping)][:SAMPLES]:
-        answers = part(entry, "answers")
+def _samples(report: Report) -> str:
+    blocks = []
+    for sample in report.samples[:SAMPLES]:
         lines = [
-            ("question", entry.get("question")),
-            ("document", part(entry, "document").get("id")),
-            ("gold", entry.get("gold")),
+            f"  {name:<16}{fitted(value, WIDTH - 18)}"
+            for name, value in (
+                ("question", sample.question),
+                ("document", sample.document.id),
+                ("gold", sample.gold),
+            )
         ]
-        said = [
-            f"  {name:<16}{fitted(plain(value), WIDTH - 18)}"
-            for name, value in lines
-            if value is not None
-        ]
-        for mode in [m.name for m in facts.MODES if m.name in answers]:
-            verdict = "right" if facts.is_right(entry, mode) else "wrong"
-            said += [f"  {mode:<16}{verdict}  {fitted(plain(answers[mode]), WIDTH - 25)}".rstrip()]
-        shown += ["\n".join(said)]
-    return _titled("A few answers", "\n\n".join(shown))
+        for mode in facts.MODES:
+            verdict = "right" if facts.is_right(sample, mode.name) else "wrong"
+            answer = fitted(sample.answers[mode.name], WIDTH - 25)
+            lines.append(f"  {mode.name:<16}{verdict}  {answer}".rstrip())
+        blocks.append("\n".join(lines))
+    return _titled("A few answers", "\n\n".join(blocks))
 
 
-def _commands(report: Mapping[str, Any]) -> str:
-    commands = "\n".join(folded(plain(c)) for c in facts.items(report, "commands"))
-    total = number(report, "seconds")
-    return _titled(
-        "What it ran" + (f", {facts.duration(total)} in all" if total is not None else ""), commands
-    )
+def _commands(report: Report) -> str:
+    commands = "\n".join(folded(plain(command)) for command in report.commands)
+    return _titled(f"What it ran, {duration(report.seconds)} in all", commands)
