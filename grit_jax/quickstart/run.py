@@ -276,8 +276,8 @@ def _claim(out: Path, settings: QuickstartSettings) -> None:
         if there != wanted:
             flag = f"--{field.name.replace('_', '-')}"
             raise GritError(
-                f"{out} holds a quickstart {_flag_text(flag, there)}, not {_flag_text(flag, wanted)};"
-                " choose another --out or remove it"
+                f"{out} holds a quickstart {_flag_text(flag, there)}, not"
+                f" {_flag_text(flag, wanted)}; choose another --out or remove it"
             )
 
 

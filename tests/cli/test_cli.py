@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cli_world import good_files, run, write_lines
-from report_fixture import made_up_report
+from report_fixture import made_up_json
 
 import grit_jax.train
 from grit_jax import __version__
@@ -377,10 +377,12 @@ def test_data(capsys, tmp_path, monkeypatch):
 
     write = questions.write_corpus
     few = {"packages": ["json", "argparse", "logging"], "progress": False}
-    monkeypatch.setattr(questions, "write_corpus", lambda out, seed: write(out, seed, **few))
-    said = run(capsys, f"data pydocs --output {tmp_path}/corpus --seed 4")
+    monkeypatch.setattr(
+        questions, "write_corpus", lambda out, seed, **more: write(out, seed, **more, **few)
+    )
+    said = run(capsys, f"data pydocs --output {tmp_path}/corpus --seed 4 --documents 40")
     first, *files = said.out.splitlines()
-    assert first.endswith(" held out")
+    assert first.startswith("40 documents: ") and first.endswith(" held out")
     for line in files:
         name, count = line.strip().removesuffix(" lines").split(": ")
         assert len(Path(name).read_text().splitlines()) == int(count)
@@ -388,7 +390,7 @@ def test_data(capsys, tmp_path, monkeypatch):
 
 
 def test_a_finished_quickstart_is_reported(capsys, tmp_path):
-    report = made_up_report()
+    report = made_up_json()
     (tmp_path / "quickstart.json").write_text('{"seed": 0, "from_scratch": false}')
     (tmp_path / "report.json").write_text(json.dumps(report))
     said = run(capsys, f"quickstart --out {tmp_path} --json")

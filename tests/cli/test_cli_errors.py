@@ -121,7 +121,9 @@ def test_one_line_and_status_2(command, capsys):
 def test_a_full_disk(command, room, words, capsys, monkeypatch):
     write = questions.write_corpus
     few = {"packages": ["json", "argparse"], "progress": False}
-    monkeypatch.setattr(questions, "write_corpus", lambda out, seed: write(out, seed, **few))
+    monkeypatch.setattr(
+        questions, "write_corpus", lambda out, seed, **more: write(out, seed, **more, **few)
+    )
     Path("many.txt").write_text("a line\n" * 100)
     before = results()
     with full_disk(room):
@@ -157,7 +159,9 @@ def test_a_checkpoint_of_another_model_and_a_damaged_one(capsys):
 def test_too_little_documentation(capsys, monkeypatch):
     write = questions.write_corpus
     none = {"packages": ["no_such_package"], "progress": False}
-    monkeypatch.setattr(questions, "write_corpus", lambda out, seed: write(out, seed, **none))
+    monkeypatch.setattr(
+        questions, "write_corpus", lambda out, seed, **more: write(out, seed, **more, **none)
+    )
     check(run(capsys, "data pydocs --output x"), "0 documents in no_such_package are too few")
 
 

@@ -303,8 +303,8 @@ CASES = {
     "data distractors --input generative.jsonl --output x.jsonl": (
         "generative.jsonl:1: a generative example in a"
     ),
-    "data distractors --input rag.jsonl --output folder": "folder: cannot be written",
-    "data repeats --input corpus.jsonl --output folder --rows 9": "folder: cannot be written",
+    "data distractors --input rag.jsonl --output folder": "folder: is a folder; name a file",
+    "data repeats --input corpus.jsonl --output folder --rows 9": "folder: is a folder; name a file",
     "data repeats --input generative.jsonl --output x.jsonl --rows 9": "generative.jsonl:1",
     "eval rag model --input rag.jsonl --index absent": "absent: there is no index",
     "eval rag model --input rag.jsonl --index i-other": (
@@ -481,7 +481,11 @@ CASES = {
     "quickstart --out empty/x": "empty/x: cannot be used as output folder \\(Not a directory\\)",
     "quickstart --out /proc/x": "/proc/x: cannot be used as output folder",
     "quickstart --out folder": "folder: the folder is not empty and holds no quickstart",
-    "quickstart --out q-claimed --seed 1": "q-claimed holds a quickstart with --seed 0",
+    "quickstart --out q-claimed --seed 1": (
+        "q-claimed holds a quickstart with --seed 0, not with --seed 1"
+    ),
+    "quickstart --out q-claimed --steps 9": "holds a quickstart without --steps, not with --steps 9",
+    "quickstart --out q-claimed --documents 0": "--documents: must be at least 1, got 0",
     "quickstart --out q-damaged": "q-damaged/report.json: not valid JSON",
-    "quickstart --out q-strange": "q-strange/quickstart.json: damaged \\(no JSON object\\)",
+    "quickstart --out q-strange": "q-strange/quickstart.json: expected a JSON object, got list",
 }

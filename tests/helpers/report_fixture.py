@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from grit_jax.quickstart.report import FORMAT, Report
+from grit_jax.runtime.json_dataclass import from_json
+
 MODES = ("none", "query-then-doc", "doc-then-query", "query", "doc", "query-doc", "doc-query")
 HOSTILE = (
     "<script>alert('x')</script> & `back` \"quotes\" \N{ROCKET} \x1b[31m \x00 \ud800"
@@ -12,8 +15,13 @@ HOSTILE = (
 )
 
 
-def made_up_report() -> dict[str, Any]:
-    """A complete report, all optional parts present."""
+def made_up_report() -> Report:
+    """A complete report."""
+    return from_json(Report, made_up_json(), "made up")
+
+
+def made_up_json() -> dict[str, Any]:
+    """What its report.json holds."""
     match = dict(zip(MODES, (0.018, 0.842, 0.871, 0.811, 0.853, 0.764, 0.789), strict=True))
     seconds = dict(zip(MODES, (0.031, 0.062, 0.058, 0.064, 0.036, 0.037, 0.035), strict=True))
     rag = {
@@ -26,14 +34,18 @@ def made_up_report() -> dict[str, Any]:
         for m in MODES
     }
     return {
+        "format": FORMAT,
         "version": "0.0.0-fixture",
         "seed": 0,
+        "settings": {"seed": 0, "from_scratch": False, "documents": None, "steps": None},
         "corpus": {
             "documents": 9012,
             "train": 8103,
             "held_out": 909,
-            "characters": 6123456,
-            "packages": ["python", "numpy", "jax", "flax", "optax", "orbax.checkpoint", "grain"],
+            "dropped": 12,
+            "rows": {"train/documents": 8103, "heldout/documents": 909},
+            "skipped_files": 0,
+            "missing_packages": [],
         },
         "model": {
             "parameters": 1312768,
@@ -63,7 +75,7 @@ def made_up_report() -> dict[str, Any]:
             "perplexity_base": 38.02,
         },
         "rag": rag,
-        "rag_retrieved": {m: {**rag[m], "match": rag[m]["match"] * 0.82} for m in MODES},
+        "rag_retrieved": {m: {**rag[m], "match": rag[m]["match"] * 0.82} for m in MODES[1:]},
         "rag_questions": 450,
         "best_constant": {"answer": "dtype", "match": 0.022},
         "index": {
@@ -168,18 +180,15 @@ def made_up_metrics(steps: int = 600) -> list[dict[str, Any]]:
     ]
 
 
-def made_up_hostile_report() -> dict[str, Any]:
+def made_up_hostile_report() -> Report:
     """Markup, quotes, control characters, emoji and very long words wherever a report holds
     text."""
-    report = made_up_report()
-    report["version"] = report["seed"] = HOSTILE
-    report["corpus"]["packages"] = [HOSTILE, "<b>bold</b>"]
+    report = made_up_json()
+    report["version"] = HOSTILE
     report["best_constant"]["answer"] = HOSTILE
     report["samples"].append(
         _sample(HOSTILE, "& `back`", HOSTILE, HOSTILE, {"none": HOSTILE, "doc": "</td></table>"})
     )
     report["commands"].append(f"grit ask '{HOSTILE}'")
     report["timings"][HOSTILE] = 1.0
-    report["notes"] = [HOSTILE]
-    report["files"] = {HOSTILE: HOSTILE}
-    return report
+    return from_json(Report, report, "made up")

@@ -3,19 +3,19 @@ once."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from grit_jax.cli.main import build_parser
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
-from grit_jax.pydocs import corpus
 from grit_jax.quickstart import configs
 from grit_jax.quickstart import run as quickstart
+from grit_jax.quickstart.settings import QuickstartSettings
 from grit_jax.text.rag_layouts import MODES
 from grit_jax.train import RunConfig, read_run_config
 
@@ -36,14 +36,37 @@ def test_the_shipped_base_is_small_and_of_the_announced_shape():
         assert config[key] == getattr(shape, key), key
 
 
-def test_a_folder_of_another_seed_is_refused(tmp_path):
-    quickstart._claim(tmp_path, {"seed": 0, "from_scratch": False})
-    quickstart._claim(tmp_path, {"seed": 0, "from_scratch": False})
-    with pytest.raises(GritError, match="--seed 0"):
-        quickstart._claim(tmp_path, {"seed": 1, "from_scratch": False})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (QuickstartSettings(seed=1), "with --seed 0, not with --seed 1"),
+        (QuickstartSettings(from_scratch=True), "without --from-scratch, not with --from-scratch;"),
+        (QuickstartSettings(documents=400), "without --documents, not with --documents 400"),
+        (QuickstartSettings(steps=9), "without --steps, not with --steps 9"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(settings, message, tmp_path):
+    quickstart._claim(tmp_path, QuickstartSettings())
+    quickstart._claim(tmp_path, QuickstartSettings())
+    with pytest.raises(GritError, match=message):
+        quickstart._claim(tmp_path, settings)
+
+
+def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(GritError, match="another --out"):
-        quickstart._claim(tmp_path / "file", {"seed": 0, "from_scratch": False})
+        quickstart._claim(tmp_path / "file", QuickstartSettings())
+
+
+def test_the_printed_commands_repeat_the_settings(tmp_path):
+    plain = quickstart._commands(Path("q"), "why?", QuickstartSettings())
+    assert plain[0] == "grit data pydocs --output q/data"
+    other = quickstart._commands(Path("q"), "why?", QuickstartSettings(seed=3, documents=50))
+    assert other[0] == "grit data pydocs --output q/data --seed 3 --documents 50"
+    assert other[1:] == plain[1:]
+    parser = build_parser()
+    for command in other:
+        parser.parse_args(shlex.split(command)[1:] if "train" not in command else ["train", "x"])
 
 
 @pytest.mark.parametrize("make", [configs.joint_config, configs.base_config])
@@ -60,26 +83,6 @@ def test_its_configurations_survive_yaml_with_relative_paths(make, tmp_path):
     assert isinstance(read.model.shape, ModelConfig | None)
 
 
-def small(monkeypatch):
-    """The same job on 400 documents and a few steps."""
-    joint = configs.joint_config
-
-    def short(seed):
-        config = joint(seed)
-        train = dataclasses.replace(config.train, steps=4, checkpoint_every=2)
-        data = dataclasses.replace(
-            config.data, embedding_batch=8, generative_batch=4, cached_batch=4
-        )
-        return dataclasses.replace(config, train=train, data=data)
-
-    monkeypatch.setattr(quickstart, "joint_config", short)
-    monkeypatch.setattr(
-        corpus,
-        "write_corpus",
-        functools.partial(corpus.write_corpus, max_documents=400, progress=False),
-    )
-
-
 def without_clock(value):
     """A report without what the clock or the folder says."""
     if isinstance(value, dict):
@@ -90,10 +93,10 @@ def without_clock(value):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_report_also_after_an_interruption(tmp_path, monkeypatch):
-    small(monkeypatch)
-    first = quickstart.run_quickstart(tmp_path / "one", seed=5)
-    assert set(first["rag"]) == set(MODES) and set(first["rag"]["doc"]) >= {"match", "seconds"}
-    assert {"trained", "untrained", "bm25", "base"} <= first["retrieval"].keys()
+    settings = QuickstartSettings(seed=5, documents=400, steps=4)
+    first = quickstart.run_quickstart(tmp_path / "one", settings)
+    assert set(first.rag) == set(MODES) and set(first.rag_retrieved) == set(MODES) - {"none"}
+    assert first.corpus.documents == 400 and first.training.steps == 4
     for name in (
         "report.json",
         "report.html",
@@ -108,10 +111,10 @@ def test_the_same_seed_gives_the_same_report_also_after_an_interruption(tmp_path
         quickstart, "build_index", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
-        quickstart.run_quickstart(tmp_path / "two", seed=5)
+        quickstart.run_quickstart(tmp_path / "two", settings)
     assert not (tmp_path / "two" / "report.json").exists()
     monkeypatch.setattr(quickstart, "build_index", build_index)
-    second = quickstart.run_quickstart(tmp_path / "two", seed=5)
-    assert without_clock(second) == without_clock(first)
+    second = quickstart.run_quickstart(tmp_path / "two", settings)
+    assert without_clock(second.to_dict()) == without_clock(first.to_dict())
     # A finished folder is reported, not redone.
-    assert quickstart.run_quickstart(tmp_path / "two", seed=5) == second
+    assert quickstart.run_quickstart(tmp_path / "two", settings) == second

@@ -87,7 +87,7 @@ def marked(text: str, answer: str) -> Markup:
 
 def with_code(text: str) -> Markup:
     """`text` with what stands between backticks in `<code>`."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def unbroken(command: str) -> Markup:

@@ -197,13 +197,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     write_html(made_up_report(), made_up_metrics(), folder / "complete.html")
     write_html(made_up_hostile_report(), made_up_metrics(1), folder / "hostile.html")
-    write_html({}, [], folder / "empty.html")
+    write_html(made_up_report(), [], folder / "untrained.html")
     return {page.stem: page for page in folder.glob("*.html")}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1600])
-@pytest.mark.parametrize("name", ["complete", "hostile", "empty"])
+@pytest.mark.parametrize("name", ["complete", "hostile", "untrained"])
 def test_page_loads_nothing_complains_of_nothing_and_fits(browser, pages, name, width, scheme):
     browser.open(pages[name], width=width, scheme=scheme)
     assert browser.evaluate("innerWidth") == width
@@ -258,4 +258,4 @@ def test_selecting_a_command_gives_the_command(browser, pages):
     browser.open(pages["complete"], width=400, scheme="light")
     copied = """[...document.querySelectorAll('pre')].map(p => {
       getSelection().selectAllChildren(p); return getSelection().toString(); })"""
-    assert [text.rstrip("\n") for text in browser.evaluate(copied)] == made_up_report()["commands"]
+    assert [text.rstrip("\n") for text in browser.evaluate(copied)] == made_up_report().commands
