@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -142,12 +144,31 @@ class RouterStats:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class ModelOutput:
-    """Hidden states after the final norm, keys and values where they were asked for, `router` where
-    experts are."""
+    """The result of a forward pass; at padding its arrays hold nothing of use.
+
+    Attributes:
+      hidden: hidden states after the final norm.
+      kv: the tokens' own keys and values, where they were asked for.
+      router: expert statistics, where the model has experts.
+      head: makes logits of hidden states; set by `GritLM.__call__` (static).
+    """
 
     hidden: Float[Array, "B T D"]
     kv: KV | None = None
     router: RouterStats | None = None
+    head: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
+        default=None, repr=False, metadata={"static": True}
+    )
+
+    @functools.cached_property
+    def logits(self) -> Float[Array, "B T V"]:
+        """Next-token logits in float32, computed when first asked for.
+
+        Inside a compiled program, where `head` is None, call `Transformer.logits(output.hidden)`.
+        """
+        if self.head is None:
+            raise AttributeError("this output has no logits; call Transformer.logits(hidden)")
+        return self.head(self.hidden)
 
 
 @dataclasses.dataclass

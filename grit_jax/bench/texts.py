@@ -12,7 +12,6 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 
 CANDIDATES = 4000  # ids looked at for words
-MANY = 1 << 24  # tokens; no text here is cut
 ATTEMPTS = 20
 
 
@@ -59,7 +58,7 @@ class TextMaker:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts as the model embeds them, without its tags."""
-        found = self._model.encoder.format(texts, max_length=MANY)
+        found = self._model.encoder.format(texts, max_length=self._model.config.context_length)
         return [len(ids) - found.prompt for ids in found.ids]
 
     @functools.cached_property

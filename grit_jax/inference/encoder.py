@@ -1,18 +1,17 @@
-"""Texts to vectors and caches: one bidirectional pass over packed rows.
+"""Texts to vectors and document caches: one bidirectional pass over packed rows.
 
-A text gets the embedding format, is packed with others into a row (its segment), and its vector is
-pooled from that segment alone; the keys and values of the same pass, cut out of the row, are its
-record for later answers. The vocabulary is never touched.
+Each text is put into the embedding format and becomes a segment of a packed row. Its vector is
+pooled from that segment alone. The keys and values of the same pass, cut out of the row, are the
+record that later answers start from. No logits are computed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import jax
 import numpy as np
@@ -21,58 +20,63 @@ from jaxtyping import Array, Bool, Float
 
 from grit_jax.errors import GritError
 from grit_jax.inference.records import Codec, KVRecord, PackedRecord
-from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, Call, plan_calls
+from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, RowBatch, pack_rows
 from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.finite import describe_cause
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.projection import embedding_width
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.runtime.progress import Progress
 from grit_jax.runtime.progress import progress as show_progress
 from grit_jax.sharding import num_row_shards, put_rows, to_host
 from grit_jax.text.chat import ChatFormat
+from grit_jax.text.length import MAX_LENGTH, length_limit, warn_truncated
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.types import KV, AttentionMode, DocumentKV, Rows
 
-# Tokens of one call where the caller does not say. On a CPU few, so that activations stay in its
-# caches; elsewhere enough to keep the device busy.
+# Default number of tokens in one call of the compiled program. Few on a CPU, so that activations
+# stay in its caches; on an accelerator enough to keep it busy.
 TOKENS_PER_CALL = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
-IN_FLIGHT = 2  # calls handed to the device before the first result is fetched
-WINDOW = 16384  # texts planned together by `stream`
-# Of a text far longer than the limit only the beginning is tokenised: this many characters for a
-# token, and some tokens more than needed, because the last ones before a cut may differ.
+IN_FLIGHT = 2  # batches dispatched to the device before the first result is fetched
+# Only the beginning of a text far longer than the limit is tokenised: this many characters for each
+# token, and a margin of tokens, because the last ones before a cut may differ.
 CHARACTERS_PER_TOKEN, CUT_MARGIN = 10, 32
 
 
 @dataclasses.dataclass
 class Encoded:
-    """What an encoding pass gives: unit vectors in the order of the texts, and the caches if they
-    were asked for.
+    """The result of an encoding pass.
 
-    `tokens` counts what was read (formats included, padding not), `seconds` the whole call.
+    Attributes:
+      vectors: unit vectors in the order of the texts.
+      caches: the record of each text (see `DocumentKV`), None unless they were asked for.
+      tokens: tokens read, format included, padding not.
+      seconds: of the whole call.
+      truncated: how many texts were longer than `max_length` and lost their end.
     """
 
     vectors: Float[np.ndarray, "N D"]
     caches: list[KVRecord] | None
     tokens: int
     seconds: float
+    truncated: int = 0
 
 
 @dataclasses.dataclass
 class FormattedTexts:
-    """Token ids of texts in the embedding format; the first `prompt` of each are instruction and
-    tags."""
+    """Token ids of texts in the embedding format.
+
+    Attributes:
+      ids: of each text, at most `max_length` of them.
+      prompt: the number of leading tokens that are instruction and tags, the same for every text.
+      max_length: the limit that was applied.
+      truncated: indices of the texts that lost their end.
+    """
 
     ids: list[list[int]]
     prompt: int
-
-
-@dataclasses.dataclass
-class EncodedText:
-    """One text out of `Encoder.stream`."""
-
-    vector: Float[np.ndarray, " D"]
-    cache: KVRecord | None
+    max_length: int
+    truncated: list[int]
 
 
 @jax.tree_util.register_dataclass
@@ -121,9 +125,9 @@ class Encoder:
     """Encodes texts with one model.
 
     Args:
-      params: weights, already where they belong (on the device, or sharded over `mesh`).
+      params: weights, already placed (on the device, or sharded over `mesh`).
       chat: the format of an embedding text.
-      mesh: rows are split over its devices; None is the default device.
+      mesh: its devices share the rows of a batch; None is the default device.
     """
 
     def __init__(
@@ -146,26 +150,30 @@ class Encoder:
         self,
         texts: Sequence[str],
         instruction: str = "",
-        max_length: int = 512,
+        max_length: int = MAX_LENGTH,
         *,
         return_cache: bool = False,
+        names: Sequence[str] | None = None,
         progress: bool = False,
         tokens_per_call: int | None = None,
     ) -> Encoded:
         """Vectors of texts in the embedding format, in the order given.
 
-        The instruction and the tags are attended to but not pooled by `mean` and `weightedmean`
-        (grit: contract 1.4); an empty text is pooled over its last tag.
+        The instruction and the tags are attended to, but `mean` and `weightedmean` do not pool
+        them; an empty text is pooled over its last tag.
 
         Args:
           max_length: tokens kept of each text, BOS, instruction and tags included; the end is cut
-            off.
-          return_cache: also the keys and values of each text, as host arrays (see `DocumentKV`).
-          tokens_per_call: size of a call, None for a default that suits the device.
+            off, counted in `Encoded.truncated` and warned about. The default is lowered to the
+            model's context where that is shorter.
+          return_cache: also return the keys and values of each text, as host arrays (see
+            `DocumentKV`).
+          names: what to call each text in an error, its file and line say; None: `text 0`, ...
+          tokens_per_call: tokens in one call of the compiled program; None chooses by device.
 
         Raises:
-          GritError: something that is not a string, or an instruction that leaves no room for a
-            text.
+          GritError: an argument of another type, a `max_length` beyond the model's context, an
+            instruction that leaves no room for a text, or a vector that is not finite.
         """
         start = time.perf_counter()
         formatted = self.format(texts, instruction, max_length)
@@ -173,9 +181,12 @@ class Encoder:
             formatted.ids,
             [formatted.prompt] * len(formatted.ids),
             return_cache=return_cache,
+            names=names,
             progress=progress,
             tokens_per_call=tokens_per_call,
         )
+        encoded.truncated = len(formatted.truncated)
+        warn_truncated(encoded.truncated, len(formatted.ids), formatted.max_length)
         encoded.seconds = time.perf_counter() - start
         return encoded
 
@@ -186,86 +197,78 @@ class Encoder:
         *,
         return_cache: bool = False,
         codec: Codec | None = None,
+        names: Sequence[str] | None = None,
         progress: bool = False,
         tokens_per_call: int | None = None,
     ) -> Encoded:
         """Vectors and caches of token ids that already carry their format.
 
         Args:
-          pool_starts: how many leading tokens of each text mean pooling leaves out; None for none.
-            The last token is always pooled.
-          codec: packs the caches on the device (they come as `PackedRecord`); None leaves them
-            plain.
+          pool_starts: the number of leading tokens of each text that mean pooling leaves out; None:
+            none. The last token is always pooled.
+          codec: packs the caches on the device (they are returned as `PackedRecord`); None leaves
+            them plain.
+          names: as in `encode`.
 
         Raises:
-          GritError: a text without tokens, or caches of a model whose documents cannot be cached.
+          GritError: a text without tokens, a vector that is not finite, or caches of a model whose
+            documents cannot be cached.
         """
         start = time.perf_counter()
         if return_cache:
             check_records(self.config)
-        empty = next((i for i, text in enumerate(ids) if not len(text)), None)
-        if empty is not None:
-            raise GritError(f"text {empty} has no tokens")
-        starts = list(pool_starts) if pool_starts is not None else [0] * len(ids)
+        names = names if names is not None else [f"text {i}" for i in range(len(ids))]
+        for text, name in zip(ids, names, strict=True):
+            if not len(text):
+                raise GritError(f"{name} has no tokens")
         lengths = [len(text) for text in ids]
-        vectors = np.zeros((len(ids), self.width), np.float32)
-        caches: list[KVRecord | None] | None = [None] * len(ids) if return_cache else None
-        calls = plan_calls(lengths, tokens_per_call or self._tokens_per_call(), self._row_multiple)
-        waiting: deque[tuple[Call, RowVectors]] = deque()
+        texts = _Texts(
+            ids,
+            pool_starts if pool_starts is not None else [0] * len(ids),
+            np.zeros((len(ids), self.width), np.float32),
+            [None] * len(ids) if return_cache else None,
+            codec,
+        )
+        batches = pack_rows(lengths, tokens_per_call or self._tokens_per_call(), self._row_multiple)
+        in_flight: deque[tuple[RowBatch, RowVectors]] = deque()
         with show_progress(sum(lengths), "encode", "tokens", quiet=not progress) as bar:
-            for call in calls:
-                waiting.append((call, self._dispatch(call, ids, starts, return_cache, codec)))
-                if len(waiting) >= IN_FLIGHT:
-                    self._collect(*waiting.popleft(), ids, vectors, caches, codec, bar)
-            while waiting:
-                self._collect(*waiting.popleft(), ids, vectors, caches, codec, bar)
-        return Encoded(vectors, caches, sum(lengths), time.perf_counter() - start)  # type: ignore[arg-type]
 
-    def stream(
-        self,
-        texts: Iterator[str],
-        instruction: str = "",
-        max_length: int = 512,
-        *,
-        return_cache: bool = False,
-        window: int = WINDOW,
-        tokens_per_call: int | None = None,
-    ) -> Iterator[EncodedText]:
-        """`encode` of an iterator of any length, in order; memory holds `window` texts (and their
-        caches)."""
-        texts = iter(texts)
-        while batch := list(itertools.islice(texts, window)):
-            encoded = self.encode(
-                batch,
-                instruction,
-                max_length,
-                return_cache=return_cache,
-                tokens_per_call=tokens_per_call,
-            )
-            for i, vector in enumerate(encoded.vectors):
-                yield EncodedText(vector, encoded.caches[i] if encoded.caches else None)
+            def collect() -> None:
+                batch, result = in_flight.popleft()
+                texts.collect(batch, result)
+                self._check_finite(texts, batch, names)
+                bar.update(sum(lengths[i] for row in batch.texts for i in row))
+
+            for batch in batches:
+                in_flight.append((batch, self._dispatch(batch, texts)))
+                if len(in_flight) >= IN_FLIGHT:
+                    collect()
+            while in_flight:
+                collect()
+        return Encoded(
+            texts.vectors,
+            texts.caches,  # type: ignore[arg-type]
+            sum(lengths),
+            time.perf_counter() - start,
+        )
 
     def format(
-        self, texts: Sequence[str], instruction: str = "", max_length: int = 512
+        self, texts: Sequence[str], instruction: str = "", max_length: int = MAX_LENGTH
     ) -> FormattedTexts:
-        """Token ids of texts in the embedding format, cut to `max_length`, and the number of their
-        tags.
+        """Token ids of texts in the embedding format, cut to `max_length`.
 
         Raises:
           GritError: as `encode`.
         """
-        if isinstance(texts, str) or not isinstance(texts, Iterable):
-            raise GritError(f"texts must be a list of strings, found {type(texts).__name__}")
-        texts = list(texts)
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise GritError(f"text {i} is not a string but {type(text).__name__}: {text!r:.60}")
+        texts = check_texts(texts)
         if not isinstance(instruction, str):
             raise GritError(
-                f"instruction must be one string for all texts, found {type(instruction).__name__}"
+                "instruction must be one string for all texts, got"
+                f" {type(instruction).__name__}: {instruction!r:.60}"
             )
-        pieces = self.chat.embed_parts(instruction, "")[:-1]
-        prompt = [i for part in self.tokenizer.encode_parts([pieces])[0] for i in part]
+        max_length = length_limit(max_length, self.config.context_length)
+        tags = self.chat.embed_parts(instruction, "")[:-1]
+        prompt = [i for part in self.tokenizer.encode_parts([tags])[0] for i in part]
         if len(prompt) >= max_length:
             raise GritError(
                 f"instruction and tags take {len(prompt)} tokens and max_length is {max_length}:"
@@ -274,6 +277,7 @@ class Encoder:
         room = max_length - len(prompt)
         limit = CHARACTERS_PER_TOKEN * (room + CUT_MARGIN)
         bodies = self._bodies(instruction, [text[:limit] for text in texts])
+        # The few texts whose beginning was too short for `room` tokens are tokenised whole.
         short = [
             i
             for i, ids in enumerate(bodies)
@@ -281,13 +285,17 @@ class Encoder:
         ]
         for i, ids in zip(short, self._bodies(instruction, [texts[i] for i in short]), strict=True):
             bodies[i] = ids
-        return FormattedTexts([prompt + body[:room] for body in bodies], len(prompt))
+        return FormattedTexts(
+            [prompt + body[:room] for body in bodies],
+            len(prompt),
+            max_length,
+            [i for i, body in enumerate(bodies) if len(body) > room],
+        )
 
     def _bodies(self, instruction: str, texts: Sequence[str]) -> list[list[int]]:
-        # The last tag says how a text after it is tokenised; what stands before the tag is the same
-        # for all.
+        # How a text is tokenised depends on the tag before it, and on nothing before that tag.
         prompts = [self.chat.embed_parts(instruction, text)[-2:] for text in texts]
-        return [pieces[-1] for pieces in self.tokenizer.encode_parts(prompts)]
+        return [parts[-1] for parts in self.tokenizer.encode_parts(prompts)]
 
     def _tokens_per_call(self) -> int:
         platform = (
@@ -295,74 +303,107 @@ class Encoder:
         ).platform
         return TOKENS_PER_CALL.get(platform, TOKENS_PER_CALL["gpu"]) * self._row_multiple
 
-    def _dispatch(
-        self,
-        call: Call,
-        ids: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        return_kv: bool,
-        codec: Codec | None,
-    ) -> RowVectors:
-        """Lays the rows of a call out and starts it; the result is awaited in `_collect`."""
-        shape = (call.rows, call.length)
-        tokens = np.full(shape, self.tokenizer.pad_id, np.int32)
-        positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        mask = np.zeros(shape, bool)
-        for r, texts in enumerate(call.texts):
-            a = 0
-            for segment, i in enumerate(texts, start=1):
-                b = a + len(ids[i])
-                tokens[r, a:b] = ids[i]
-                positions[r, a:b] = np.arange(b - a)
-                segments[r, a:b] = segment
-                mask[r, a + min(starts[i], b - a - 1) : b] = True
-                a = b
-        # In prefix mode what is pooled is the block that sees all of itself: a causal instruction,
-        # then the sample.
-        blocks = mask.astype(np.int32) if self.mode is AttentionMode.PREFIX else None
-        batch = (Rows(tokens, positions, segments, blocks), mask)  # type: ignore[arg-type]
+    def _dispatch(self, batch: RowBatch, texts: _Texts) -> RowVectors:
+        """Starts the computation of a batch without waiting for it."""
+        rows, pooled = texts.lay_out(batch, self.tokenizer.pad_id)
+        # In prefix mode the pooled tokens are a block that sees all of itself, after a causal
+        # instruction.
+        if self.mode is AttentionMode.PREFIX:
+            rows.blocks = pooled.astype(np.int32)  # type: ignore[assignment]
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
-            rows, pooled = batch if self.mesh is None else put_rows(batch, self.mesh)
+            if self.mesh is not None:
+                rows, pooled = put_rows((rows, pooled), self.mesh)
             return encode_step(
                 self.params,
                 rows,
                 pooled,
-                codec,
+                texts.codec,
                 config=self.config,
                 pooling=self.pooling,
                 mode=self.mode,
-                segments_per_row=call.length // TOKENS_PER_SEGMENT,
-                return_kv=return_kv,
+                segments_per_row=batch.length // TOKENS_PER_SEGMENT,
+                return_kv=texts.caches is not None,
             )
 
-    def _collect(
-        self,
-        call: Call,
-        result: RowVectors,
-        ids: Sequence[Sequence[int]],
-        vectors: np.ndarray,
-        caches: list[KVRecord | None] | None,
-        codec: Codec | None,
-        bar: Progress,
-    ) -> None:
-        found = to_host(result.vectors)
-        for r, texts in enumerate(call.texts):
-            vectors[texts] = found[r, : len(texts)]
-        if caches is not None and result.kv is not None:
-            # One transfer for the whole call; each text gets arrays of its own, or it would keep
-            # the call alive.
-            plain = {"k": result.kv.k, "v": result.kv.v} if isinstance(result.kv, KV) else result.kv
-            arrays = {name: to_host(array) for name, array in plain.items()}
-            for r, texts in enumerate(call.texts):
-                a = 0
-                for i in texts:
-                    b = a + len(ids[i])
-                    own = {name: array[:, r, a:b].copy() for name, array in arrays.items()}
-                    tokens = np.asarray(ids[i], np.int32)
-                    caches[i] = (
-                        DocumentKV(tokens, **own)
-                        if codec is None
-                        else PackedRecord(tokens, own, codec)
-                    )
-                    a = b
-        bar.update(sum(len(ids[i]) for texts in call.texts for i in texts))
+    def _check_finite(self, texts: _Texts, batch: RowBatch, names: Sequence[str]) -> None:
+        """Raises GritError for vectors of a batch that hold NaN or infinity."""
+        numbers = sorted(i for row in batch.texts for i in row)
+        bad = [i for i in numbers if not np.isfinite(texts.vectors[i]).all()]
+        if bad:
+            others = f" (and those of {len(bad) - 1} more texts)" if len(bad) > 1 else ""
+            raise GritError(
+                f"{names[bad[0]]}: its vector is not finite{others}:"
+                f" {describe_cause(self.params, self.config.dtype)}"
+            )
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+      GritError: something else than a list of strings, its place named.
+    """
+    if isinstance(texts, str | bytes | Mapping | Set) or not isinstance(texts, Iterable):
+        raise GritError(
+            f"texts must be a list of strings, got {type(texts).__name__}: {texts!r:.60}"
+        )
+    try:
+        texts = list(texts)
+    except TypeError:  # a NumPy array without axes
+        raise GritError(f"texts must be a list of strings, got {texts!r:.60}") from None
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise GritError(f"text {i} must be a string, got {type(text).__name__}: {text!r:.60}")
+    return texts
+
+
+@dataclasses.dataclass
+class _Texts:
+    """The texts of one encoding pass, and their results as far as they have come."""
+
+    ids: Sequence[Sequence[int]]
+    pool_starts: Sequence[int]
+    vectors: Float[np.ndarray, "N D"]
+    caches: list[KVRecord | None] | None
+    codec: Codec | None
+
+    def lay_out(self, batch: RowBatch, pad_id: int) -> tuple[Rows, Bool[np.ndarray, "B T"]]:
+        """The packed rows of a batch, and the tokens that mean pooling averages."""
+        shape = (batch.rows, batch.length)
+        tokens = np.full(shape, pad_id, np.int32)
+        positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        pooled = np.zeros(shape, bool)
+        for row, texts in enumerate(batch.texts):
+            for segment, (i, start, stop) in enumerate(self._spans(texts), 1):
+                length = stop - start
+                tokens[row, start:stop] = self.ids[i]
+                positions[row, start:stop] = np.arange(length)
+                segments[row, start:stop] = segment
+                pooled[row, start + min(self.pool_starts[i], length - 1) : stop] = True
+        return Rows(tokens, positions, segments), pooled  # type: ignore[arg-type]
+
+    def collect(self, batch: RowBatch, result: RowVectors) -> None:
+        """Waits for the vectors and caches of a batch and stores them."""
+        vectors = to_host(result.vectors)
+        for row, texts in enumerate(batch.texts):
+            self.vectors[texts] = vectors[row, : len(texts)]
+        if self.caches is None or result.kv is None:
+            return
+        # One transfer for the whole batch; each text gets arrays of its own, or it would keep the
+        # whole batch alive.
+        named = {"k": result.kv.k, "v": result.kv.v} if isinstance(result.kv, KV) else result.kv
+        arrays = {name: to_host(array) for name, array in named.items()}
+        for row, texts in enumerate(batch.texts):
+            for i, start, stop in self._spans(texts):
+                own = {name: array[:, row, start:stop].copy() for name, array in arrays.items()}
+                tokens = np.asarray(self.ids[i], np.int32)
+                self.caches[i] = (
+                    DocumentKV(tokens, **own)
+                    if self.codec is None
+                    else PackedRecord(tokens, own, self.codec)
+                )
+
+    def _spans(self, texts: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Number, first and last token (exclusive) of each text of a row."""
+        stops = np.cumsum([len(self.ids[i]) for i in texts]).tolist()
+        return [(i, stop - len(self.ids[i]), stop) for i, stop in zip(texts, stops, strict=True)]

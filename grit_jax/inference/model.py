@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from grit_jax.errors import GritError
-from grit_jax.inference.decode import Generation, generate
+from grit_jax.inference.decode import DecodeOptions, Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
 from grit_jax.inference.records import KVRecord, Positions
 from grit_jax.inference.row_packing import bucket
@@ -33,25 +33,9 @@ from grit_jax.models.weights_hash import WeightsHash
 from grit_jax.sharding import fitted_sharding
 from grit_jax.text.chat import FORMATS, ChatFormat
 from grit_jax.text.chat_template import ChatTemplate
+from grit_jax.text.length import MAX_LENGTH, MAX_NEW_TOKENS
 from grit_jax.text.tokenizer import Tokenizer
-from grit_jax.types import AttentionMode
-
-
-@dataclasses.dataclass
-class ModelOutput:
-    """What `GritLM(input_ids, attention_mask)` gives; at padding both arrays hold nothing of use.
-
-    Attributes:
-      hidden: after the final norm, `[B, T, D]`.
-      logits: next-token logits in float32, `[B, T, V]`; computed when first asked for.
-    """
-
-    hidden: Float[Array, "B T D"]
-    head: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
-
-    @functools.cached_property
-    def logits(self) -> Float[Array, "B T V"]:
-        return self.head(self.hidden)
+from grit_jax.types import AttentionMode, ModelOutput
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mode"))
@@ -63,8 +47,8 @@ def forward_step(
     config: ModelConfig,
     mode: AttentionMode,
 ) -> Float[Array, "B T D"]:
-    """Hidden states of padded rows. Positions count the tokens that the mask keeps: padding may be
-    on either side."""
+    """Hidden states of padded rows. Positions count the tokens that the mask keeps, so that padding
+    may be on either side."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     return Transformer(config, params)(tokens, positions, mask, mode=mode).hidden
 
@@ -81,11 +65,12 @@ class GritLM:
     """A model, its tokenizer, its format and its pooling.
 
     Attributes:
-      config, params, tokenizer, chat, pooling, mode (of embedding), generation_mode (causal; prefix
-      reads a prompt
-        bidirectionally before it answers), stop_ids (token ids that end an answer), mesh.
-      template: a chat template that the directory came with and that is none of our formats;
-        prompts go by it, while embeddings and RAG layouts go by `chat`.
+      config, params, tokenizer, chat, pooling, mesh: as given.
+      mode: attention of the embedding pass.
+      generation_mode: causal; or prefix, which reads a prompt bidirectionally before it answers.
+      stop_ids: token ids that end an answer.
+      template: the directory's own chat template, where it is none of our formats: prompts use it,
+        while embeddings and RAG layouts use `chat`.
       encoder: texts to vectors and caches, with all its options.
     """
 
@@ -105,10 +90,10 @@ class GritLM:
     ):
         if pooling not in get_args(PoolingMethod):
             raise GritError(
-                f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}"
+                f"pooling must be one of {', '.join(get_args(PoolingMethod))}, got {pooling!r}"
             )
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
-        # A NumPy array of the caller's is copied: it may change later.
+        # NumPy arrays are copied, because the caller may change them later.
         own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
         names = [*parameter_shapes(config), *(name for name in PROJECTION_AXES if name in params)]
         self.params: Params = {name: _place(name, own(params[name]), mesh) for name in names}
@@ -136,13 +121,16 @@ class GritLM:
 
         Args:
           dtype: of weights and computation.
-          pooling: mean, weightedmean, lasttoken or cls; None: what the directory says, mean where
-            it says nothing.
-          mesh: devices over which the weights are split; None is the default device.
+          pooling: mean, weightedmean, lasttoken or cls; None: as the directory says, else mean.
+          mesh: devices over which the weights are sharded; None is the default device.
 
         Raises:
-          GritError: absent or damaged model, an unknown format or pooling.
+          GritError: an absent or damaged model, an unknown dtype, format or pooling.
         """
+        if not isinstance(source, str | Path):
+            raise GritError(f"a model is a directory or a hub id, got {source!r:.60}")
+        if dtype not in ("float32", "bfloat16"):
+            raise GritError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r:.60}")
         path = huggingface.resolve(source)
         found = huggingface.read_model_directory(
             path, dtype, place=functools.partial(_place, mesh=mesh)
@@ -194,8 +182,8 @@ class GritLM:
         self.tokenizer.save(
             directory, None if self.template else self.chat, architecture=self.config.architecture
         )
-        # sentence-transformers has its tokenizer add the beginning of sequence, where the tokenizer
-        # does so.
+        # sentence-transformers puts this prompt before a text and lets its tokenizer add BOS, if
+        # that does.
         tag = (
             "" if _adds_bos(directory, self.tokenizer.bos_id) else self.chat.bos
         ) + self.chat.embed_bare
@@ -243,15 +231,24 @@ class GritLM:
         self,
         texts: str | Sequence[str],
         instruction: str = "",
-        max_length: int = 512,
+        max_length: int = MAX_LENGTH,
         return_cache: bool = False,
         *,
         progress: bool = False,
     ) -> Float[np.ndarray, "N D"] | Encoded:
         """Unit vectors of texts, float32 `[N, D]` (one text: `[1, D]`), in their order.
 
-        With `return_cache`, an `Encoded` with `.vectors` and `.caches`. See `Encoder.encode` for
-        the rest.
+        Args:
+          texts: a string or a list of strings.
+          instruction: what the texts are embedded for; it is attended to, but not pooled.
+          max_length: tokens kept of each text, instruction and tags included. A warning says how
+            many texts were cut. The default is lowered to the model's context.
+          return_cache: return an `Encoded` with `.vectors` and `.caches`, the keys and values of
+            each text.
+
+        Raises:
+          GritError: an argument of another type, a `max_length` beyond the model's context, or a
+            vector that is not finite.
         """
         encoded = self.encoder.encode(
             [texts] if isinstance(texts, str) else texts,
@@ -265,7 +262,7 @@ class GritLM:
     def generate(
         self,
         prompts: Prompts,
-        max_new_tokens: int = 256,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -274,17 +271,21 @@ class GritLM:
         ignore_eos: bool = False,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[str]:
-        """Answers in the chat format (or by the directory's own chat template), one for each
-        prompt.
+        """Answers in the chat format (or the directory's own chat template), one for each prompt.
 
         Args:
           prompts: a string is a user's turn, a list of `{"role", "content"}` is a conversation; one
-            of them or a list.
+            of them or a list of them.
+          max_new_tokens: tokens of an answer, at most. The default is lowered to what a prompt
+            leaves of the model's context.
+          temperature, top_p, top_k, seed: see `Sampling`.
+          ignore_eos: continue past an end of sequence (for benchmarks).
           on_text: called with (number of the prompt, new text) as the answers grow.
 
         Raises:
           GritError: a prompt that is neither, a conversation that does not end with the user's
-            turn, or a sampling value out of range.
+            turn, a sampling value of another type or out of range, a prompt that with its new
+            tokens is longer than the model's context, or logits that are not finite.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, ignore_eos)
         ids = self.prompt_ids(prompts)
@@ -292,46 +293,48 @@ class GritLM:
             [TextWriter(self.tokenizer, on_text, i) for i in range(len(ids))] if on_text else []
         )
         on_tokens = (lambda i, tokens: writers[i].write(tokens)) if on_text else None
-        found = self.generate_ids(ids, sampling=sampling, on_tokens=on_tokens)
+        generation = self.generate_ids(ids, sampling=sampling, on_tokens=on_tokens)
         for writer in writers:
             writer.finish()
-        return [self.tokenizer.decode(tokens) for tokens in found.tokens]
+        return [self.tokenizer.decode(tokens) for tokens in generation.tokens]
 
     def generate_ids(
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        pieces: Sequence[Sequence[KVRecord]] | None = None,
+        records: Sequence[Sequence[KVRecord]] | None = None,
         sampling: Sampling | Sequence[Sampling] = GREEDY,
         return_logits: bool = False,
         on_tokens: Callable[[int, list[int]], None] | None = None,
         int8_records: bool = False,
         positions: Positions = "running",
     ) -> Generation:
-        """`decode.generate` with this model's weights and stop ids."""
+        """`decode.generate` with this model's weights, attention mode and stop ids."""
         return generate(
             self.params,
             self.config,
             prompts,
-            pieces=pieces,
+            records=records,
             sampling=sampling,
-            eos_ids=self.stop_ids,
-            return_logits=return_logits,
-            mesh=self.mesh,
+            options=DecodeOptions(
+                eos_ids=self.stop_ids,
+                mode=self.generation_mode,
+                positions=positions,
+                int8_records=int8_records,
+                return_logits=return_logits,
+                mesh=self.mesh,
+            ),
             on_tokens=on_tokens,
-            mode=self.generation_mode,
-            int8_records=int8_records,
-            positions=positions,
         )
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
         """Token ids of prompts in the chat format, the assistant's tag last. See `generate` for
-        what a prompt is."""
+        the forms of a prompt."""
         if self.template is not None:
             return [self.template.prompt_ids(messages) for messages in messages_of(prompts)]
-        pieces = [self.chat.render_turns(turns) for turns in conversations(prompts)]
+        rendered = [self.chat.render_turns(turns) for turns in conversations(prompts)]
         return [
-            [i for part in parts for i in part] for parts in self.tokenizer.encode_parts(pieces)
+            [i for part in parts for i in part] for parts in self.tokenizer.encode_parts(rendered)
         ]
 
     def __call__(
@@ -344,23 +347,20 @@ class GritLM:
         either side.
 
         Raises:
-          GritError: shapes that differ, ids outside the vocabulary, a mask of something else, an
-            unknown mode.
+          GritError: not integers of shape `[B, T]`, ids outside the vocabulary, a mask of another
+            shape or with other numbers, rows longer than the model's context, an unknown mode.
         """
-        modes = (
-            AttentionMode.CAUSAL,
-            AttentionMode.BIDIRECTIONAL,
-        )  # what is a block in a prefix, ids do not say
+        modes = (AttentionMode.CAUSAL, AttentionMode.BIDIRECTIONAL)  # ids do not mark a prefix
         if mode not in (*modes, *(known.value for known in modes)):
-            raise GritError(f"mode must be 'causal' or 'bidirectional', is {mode!r}")
+            raise GritError(f"mode must be 'causal' or 'bidirectional', got {mode!r:.60}")
         mode = AttentionMode(mode)
-        ids = np.asarray(input_ids)
-        mask = (
-            np.ones(ids.shape, np.int32) if attention_mask is None else np.asarray(attention_mask)
-        )
+        ids = _array("input_ids", input_ids)
+        mask = np.ones(ids.shape, np.int32)
+        if attention_mask is not None:
+            mask = _array("attention_mask", attention_mask)
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise GritError(
-                f"input_ids and attention_mask must both be [B, T], are {ids.shape} and"
+                f"input_ids and attention_mask must both be [B, T], got {ids.shape} and"
                 f" {mask.shape}"
             )
         if (
@@ -370,20 +370,25 @@ class GritLM:
             raise GritError(f"input_ids must be integers from 0 to {self.config.vocab_size - 1}")
         if not np.isin(mask, (0, 1)).all():
             raise GritError("attention_mask must hold 1 (token) and 0 (padding) only")
+        longest, context = int(mask.sum(axis=1).max(initial=0)), self.config.context_length
+        if longest > context:
+            raise GritError(
+                f"input_ids has a row of {longest} tokens, but this model's context is {context}"
+            )
         B, T = ids.shape
-        # Padded to a bucket, or every new length would be compiled anew.
+        # Padded to a bucket, so that not every new length is compiled.
         pad = ((0, (1 << max(B - 1, 0).bit_length()) - B), (0, bucket(T) - T))
         tokens, marks = np.pad(ids.astype(np.int32), pad), np.pad(mask.astype(np.int32), pad)
         with self._mesh():
             hidden = forward_step(self.params, tokens, marks, config=self.config, mode=mode)
-        return ModelOutput(hidden[:B, :T], self._logits)
+        return ModelOutput(hidden[:B, :T], head=self._logits)
 
     @functools.cached_property
     def weights_hash(self) -> str:
-        """Hexadecimal hash of the weights and of what a forward pass depends on beside them.
+        """Hexadecimal hash of the weights and of the configuration that a forward pass depends on.
 
-        Weights are hashed rounded to bfloat16, so that a model has the same hash whatever dtype it
-        was opened in.
+        Weights are rounded to bfloat16 first, so that a model has the same hash in every dtype that
+        it can be opened in.
         """
         digest = WeightsHash(self.config)
         for name, weight in self.params.items():
@@ -400,8 +405,15 @@ class GritLM:
         return jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext()
 
 
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise GritError(f"{name} must be [B, T]: pad its rows to one length") from None
+
+
 def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
-    """A weight on its devices; one in several parts (adapted, quantised) stays where it is."""
+    """A weight on its devices; one in several parts (adapted, quantised) is not moved."""
     if mesh is None or not isinstance(value, np.ndarray | jax.Array):
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
     axes = (PARAMETER_AXES | PROJECTION_AXES)[name]

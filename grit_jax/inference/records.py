@@ -1,9 +1,8 @@
-"""What stands before a prompt: records of documents and queries as they were stored, side by side
-for one call.
+"""Records of documents and queries, laid side by side as the cache that prompts are read over.
 
-A record is plain (`DocumentKV`) or packed by a codec (`PackedRecord`). A packed one travels to
-the device as it is and is expanded inside the program that reads it, so that compression saves that
-way, too.
+A record is plain (`DocumentKV`) or packed by a codec (`PackedRecord`). A packed one is copied to
+the device as it is and expanded inside the program that reads it, so that compression saves
+bandwidth as well.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -23,21 +23,22 @@ from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
 from grit_jax.types import KV, DocumentKV
 
-SHORTEST_PIECES = 128  # smallest bucket, in tokens
-SHORTEST_BESIDE = 32  # of plain pieces beside packed ones: a query's record beside its documents'
-# Where the pieces of a row stand: one after the other; or each from 0, as in the original, whose
-# keys keep the positions of their own pass (`gritlm: rag/eval.py`). The prompt goes on after the
-# number of cached tokens in both.
+SHORTEST_RECORDS = 128  # smallest bucket of the records of a row, in tokens
+# Smallest bucket of plain records beside packed ones: a query's record beside its documents'.
+SHORTEST_BESIDE = 32
+# Rotary positions of the records of a row. "running": one record after the other. "colliding": each
+# from 0, as in the original, whose keys keep the positions of their own pass (`gritlm:
+# rag/eval.py`). In both, the prompt continues at the number of cached tokens.
 Positions: TypeAlias = Literal["running", "colliding"]
 
-ALIGNMENT = (
-    64  # bytes; XLA's CPU backend reads host arrays that begin at such an address where they lie
-)
+# Bytes. XLA's CPU backend uses a host array that begins at such an address without copying it.
+ALIGNMENT = 64
 
 
 class Codec(Protocol):
-    """A way to pack keys and values. A pytree: its calibration goes into compiled programs as an
-    argument.
+    """A way to pack keys and values.
+
+    A pytree: its calibration is an argument of the compiled programs.
 
     Packed arrays that are named `k...` and `v...` have heads `[L B T K ...]`: a layer of them is
     stored and read as a cache holds keys and values (`token_axis`).
@@ -92,106 +93,121 @@ def token_axis(name: str) -> int:
 KVRecord: TypeAlias = "DocumentKV | PackedRecord | StreamedRecord"
 
 
-def is_packed(piece: KVRecord) -> bool:
+def is_packed(record: KVRecord) -> bool:
     """Whether a codec packed it."""
-    return not isinstance(piece, DocumentKV) and piece.codec is not None
+    return not isinstance(record, DocumentKV) and record.codec is not None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class LayerRecords:
+    """One layer of the records of a batch that share a codec: arrays by name, rows first."""
+
+    arrays: dict[str, Array]
+    codec: Codec | None
+
+    def expand(self, layer: Int[Array, ""]) -> KV:
+        """Keys `[B K H S]` and values `[B K S H]`."""
+        if self.codec is None:
+            return KV(self.arrays["k"], self.arrays["v"])
+        return self.codec.expand_layer(self.arrays, layer)
 
 
 @dataclasses.dataclass
-class Loaded:
-    """Pieces of `B` rows side by side, as they were stored, and where each token is to stand.
+class RecordRows:
+    """Records of `B` rows side by side, as they were stored, and the position of each token.
 
-    The slots of the kinds of pieces (plain ones, those of each codec) follow one another. The order
-    of slots means nothing: `positions` run from piece to piece in the order of reading (or collide,
-    see `Positions`); `segments` are 1, or 0 in empty slots.
+    Records are grouped by codec (plain ones are a group, too), and the slots of the groups follow
+    one another. The order of slots has no meaning: `positions` run from record to record in the
+    order of reading (or collide, see `Positions`); `segments` are 1, or 0 in empty slots.
     """
 
-    positions: Int[np.ndarray, "B P"]
-    segments: Int[np.ndarray, "B P"]
-    sides: list[_Side]
+    positions: Int[np.ndarray, "B S"]
+    segments: Int[np.ndarray, "B S"]
+    groups: list[_Group]
 
-    @property
-    def codecs(self) -> tuple[Codec | None, ...]:
-        """What each kind is packed with."""
-        return tuple(side.codec for side in self.sides)
-
-    def layer(self, layer: int) -> tuple[dict[str, np.ndarray], ...]:
-        """The arrays of each kind, rows first: `k` `[B K H P]` and `v` `[B K P H]` of plain pieces.
+    def layer(self, layer: int) -> tuple[LayerRecords, ...]:
+        """One layer of each group, in host arrays.
 
         Raises:
-          GritError: a record that is on its way cannot be used.
+          GritError: a streamed record cannot be used.
         """
-        return tuple(side.lay_out(layer) for side in self.sides)
+        return tuple(
+            LayerRecords(group.lay_out(layer), group.codec)  # type: ignore[arg-type]
+            for group in self.groups
+        )
 
 
 def load_records(
-    pieces: Sequence[Sequence[KVRecord]],
+    records: Sequence[Sequence[KVRecord]],
     config: ModelConfig,
     rows: int | None = None,
     positions: Positions = "running",
-) -> Loaded:
+) -> RecordRows:
     """Records of each row side by side in host arrays, in shapes from buckets.
 
     Args:
-      rows: of the result, at least `len(pieces)`.
+      rows: of the result, at least `len(records)`.
 
     Raises:
       GritError: a record of another model's shape, or a model whose documents cannot be cached.
     """
     check_records(config)
-    sides: list[_Side] = []
-    for r, row in enumerate(pieces):
+    groups: list[_Group] = []
+    for r, row in enumerate(records):
         position = 0
-        for number, piece in enumerate(row):
-            codec = None if isinstance(piece, DocumentKV) else piece.codec
-            side = next((side for side in sides if side.codec is codec), None)
-            if side is None:
-                sides.append(side := _Side(codec, [[] for _ in range(rows or len(pieces))], config))
-            _check_shape(piece, config, f"prompt {r}, piece {number}")
-            side.rows[r].append(_Placed(piece, position))
-            position += len(piece.tokens) if positions == "running" else 0
-    sides.sort(key=lambda side: side.codec is None)  # packed ones first: they are the documents
-    for n, side in enumerate(sides):
-        side.choose_slots(SHORTEST_BESIDE if n else SHORTEST_PIECES)
-    join = lambda name: np.concatenate([getattr(side, name) for side in sides], axis=1)
-    return Loaded(join("positions"), join("segments"), sides)
+        for number, record in enumerate(row):
+            codec = None if isinstance(record, DocumentKV) else record.codec
+            group = next((group for group in groups if group.codec is codec), None)
+            if group is None:
+                group = _Group(codec, [[] for _ in range(rows or len(records))], config)
+                groups.append(group)
+            _check_shape(record, config, f"prompt {r}, record {number}")
+            group.rows[r].append(_PlacedRecord(record, position))
+            position += len(record.tokens) if positions == "running" else 0
+    groups.sort(key=lambda group: group.codec is None)  # packed ones first: they are the documents
+    for n, group in enumerate(groups):
+        group.choose_slots(SHORTEST_BESIDE if n else SHORTEST_RECORDS)
+    join = lambda name: np.concatenate([getattr(group, name) for group in groups], axis=1)
+    return RecordRows(join("positions"), join("segments"), groups)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Placed:
-    """A piece, and the position of its first token."""
+class _PlacedRecord:
+    """A record, and the position of its first token."""
 
-    piece: KVRecord
+    record: KVRecord
     position: int
 
 
 @dataclasses.dataclass
-class _Side:
-    """The pieces of one kind, row by row."""
+class _Group:
+    """The records that share a codec, row by row."""
 
     codec: Codec | None
-    rows: list[list[_Placed]]
+    rows: list[list[_PlacedRecord]]
     config: ModelConfig
 
     def choose_slots(self, shortest: int) -> None:
-        """As many slots as the longest row's pieces take, rounded up to a bucket."""
-        lengths = [sum(len(placed.piece.tokens) for placed in row) for row in self.rows]
-        P = bucket(max(lengths), shortest)
-        self.positions, self.segments = np.zeros((2, len(self.rows), P), np.int32)
+        """Sets positions and segments: slots for the longest row's records, rounded up to a
+        bucket."""
+        lengths = [sum(len(placed.record.tokens) for placed in row) for row in self.rows]
+        S = bucket(max(lengths), shortest)
+        self.positions, self.segments = np.zeros((2, len(self.rows), S), np.int32)
         for r, row in enumerate(self.rows):
-            each = [placed.position + np.arange(len(placed.piece.tokens)) for placed in row]
+            each = [placed.position + np.arange(len(placed.record.tokens)) for placed in row]
             self.positions[r, : lengths[r]] = np.concatenate([*each, []])
             self.segments[r, : lengths[r]] = 1
 
     def lay_out(self, layer: int) -> dict[str, np.ndarray]:
         """The arrays of one layer."""
-        B, P = self.positions.shape
+        B, S = self.positions.shape
         arrays: dict[str, np.ndarray] = {}
         for r, row in enumerate(self.rows):
             start = 0
             for placed in row:
-                T = len(placed.piece.tokens)
-                for name, array in _layer_of(placed.piece, layer).items():
+                T = len(placed.record.tokens)
+                for name, array in _layer_of(placed.record, layer).items():
                     axis = token_axis(name)
                     if name not in arrays:
                         dtype = (
@@ -199,7 +215,7 @@ class _Side:
                             if self.codec is not None
                             else np.dtype(jnp.dtype(self.config.dtype))
                         )
-                        shape = (*array.shape[:axis], P, *array.shape[axis + 1 :])
+                        shape = (*array.shape[:axis], S, *array.shape[axis + 1 :])
                         arrays[name] = _aligned_zeros((B, *shape), dtype)
                     np.moveaxis(arrays[name][r], axis, 0)[start : start + T] = np.moveaxis(
                         array, axis, 0
@@ -208,28 +224,28 @@ class _Side:
         return arrays
 
 
-def _layer_of(piece: KVRecord, layer: int) -> dict[str, np.ndarray]:
-    if isinstance(piece, DocumentKV):
-        arrays = {"k": piece.k, "v": piece.v}
-    elif isinstance(piece, PackedRecord):
-        arrays = piece.arrays
+def _layer_of(record: KVRecord, layer: int) -> dict[str, np.ndarray]:
+    if isinstance(record, DocumentKV):
+        arrays = {"k": record.k, "v": record.v}
+    elif isinstance(record, PackedRecord):
+        arrays = record.arrays
     else:
-        return piece.layer(layer)
+        return record.layer(layer)
     return {name: np.moveaxis(array[layer], 0, token_axis(name)) for name, array in arrays.items()}
 
 
-def _check_shape(piece: KVRecord, config: ModelConfig, name: str) -> None:
-    """That a whole record has the layers, tokens and heads that it must have; one on its way is its
-    maker's."""
-    expected: tuple[int, ...] = (config.num_hidden_layers, len(piece.tokens))
-    if isinstance(piece, DocumentKV):
+def _check_shape(record: KVRecord, config: ModelConfig, name: str) -> None:
+    """Checks layers, tokens and heads of a whole record; whoever made a streamed one has checked
+    it."""
+    expected: tuple[int, ...] = (config.num_hidden_layers, len(record.tokens))
+    if isinstance(record, DocumentKV):
         expected = (*expected, config.num_key_value_heads, config.head_dim)
-        arrays = [piece.k, piece.v]
+        arrays = [record.k, record.v]
     else:
-        arrays = list(piece.arrays.values()) if isinstance(piece, PackedRecord) else []
+        arrays = list(record.arrays.values()) if isinstance(record, PackedRecord) else []
     for array in arrays:
-        found = array.shape[: len(expected)]
-        if found != expected or (isinstance(piece, DocumentKV) and array.ndim != 4):
+        shape = array.shape[: len(expected)]
+        if shape != expected or (isinstance(record, DocumentKV) and array.ndim != 4):
             raise GritError(
                 f"{name}: its cache has shape {array.shape}, this model's would have {expected}; it"
                 " was made by another model: encode it again"

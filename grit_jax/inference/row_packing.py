@@ -1,4 +1,4 @@
-"""Which texts share a row and which rows share a call: little padding in few compiled shapes."""
+"""Which texts share a row and which rows share a batch: little padding in few compiled shapes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ import numpy as np
 from grit_jax.data.packing import round_up
 
 SHORTEST_ROW = 64  # tokens
-SHORTEST_QUERY = 16  # of a row that is called for alone
-PACKED_ROW = (
-    256  # rows that hold several texts are at least this long, so that short texts fill them
-)
+SHORTEST_QUERY = 16  # of a row that is a batch by itself
+# Rows that hold several texts are at least this long, so that short texts fill them.
+PACKED_ROW = 256
 TILE = 128
-TOKENS_PER_SEGMENT = (
-    4  # a row of T tokens holds at most T / 4 texts: the width of the pooled array is T / 4
-)
+# A row of T tokens holds at most T / 4 texts: the pooled array has that many segments M.
+TOKENS_PER_SEGMENT = 4
 
 
 @dataclasses.dataclass
-class Call:
-    """One call of the compiled program: `rows` rows of `length` tokens; `texts[r]` are the texts of
-    row `r`."""
+class RowBatch:
+    """Rows that one call of the compiled program encodes.
+
+    Attributes:
+      length: tokens of a row.
+      rows: how many there are, empty ones at the end included.
+      texts: the numbers of the texts in each row that has any.
+    """
 
     length: int
     rows: int
@@ -35,9 +38,9 @@ class Call:
 def bucket(number: int, minimum: int = SHORTEST_ROW, *, steps_from: int = PACKED_ROW) -> int:
     """The smallest size of a short list that holds `number`.
 
-    Powers of two from `minimum` to `steps_from`, above it quarters of powers of two as well
-    (multiples of 128, the tile of TPU kernels): a quarter at most is padding where it costs
-    something, and there are few sizes where it does not.
+    Powers of two from `minimum` to `steps_from`; above it quarters of powers of two as well, in
+    multiples of 128 (the tile of TPU kernels). So there are few small sizes, where padding is
+    cheap, and at most a quarter of a large one is padding.
     """
     size = minimum
     while size < number and size < steps_from:
@@ -48,65 +51,68 @@ def bucket(number: int, minimum: int = SHORTEST_ROW, *, steps_from: int = PACKED
     return round_up(number, step)
 
 
-def plan_calls(lengths: Sequence[int], tokens_per_call: int, row_multiple: int = 1) -> list[Call]:
-    """Packs texts into rows (best fit decreasing) and rows into calls of about `tokens_per_call`
+def pack_rows(
+    lengths: Sequence[int], tokens_per_call: int, row_multiple: int = 1
+) -> list[RowBatch]:
+    """Packs texts into rows (best fit decreasing) and rows into batches of about `tokens_per_call`
     tokens.
 
-    Every text opens a row of its own bucket's length unless an open row has room for it, so that
-    short texts fill the gaps behind long ones and the others stand in short rows, where attention
-    is cheap. Rows left over from full calls are packed anew into one last call: another shape would
-    cost more than the padding.
+    A text goes into an open row that has room for it, else into a new row of its own bucket's
+    length: short texts fill the gaps behind long ones, and the rest stay in short rows, where
+    attention is cheap. Rows left over from full batches are packed anew into one last batch,
+    because compiling another shape would cost more than the padding.
 
     Args:
-      row_multiple: rows of a call are a multiple of it (the ways in which the mesh splits rows).
+      row_multiple: the rows of a batch are a multiple of it (the number of row shards of the mesh).
     """
-    calls, left = _full_calls(lengths, range(len(lengths)), tokens_per_call, row_multiple, None)
-    if left:
-        length = max(row_length for row_length, _ in left)
-        texts = [text for _, row in left for text in row]
-        more, left = _full_calls(lengths, texts, tokens_per_call, row_multiple, length)
-        calls += more
-    if left:
-        rows = [row for _, row in left]
-        length = left[0][0]
-        if not calls and len(rows) == 1:  # a query or two: as short as they are
+    batches, rest = _full_batches(lengths, range(len(lengths)), tokens_per_call, row_multiple, None)
+    if rest:
+        length = max(row_length for row_length, _ in rest)
+        texts = [text for _, row in rest for text in row]
+        more, rest = _full_batches(lengths, texts, tokens_per_call, row_multiple, length)
+        batches += more
+    if rest:
+        rows = [row for _, row in rest]
+        length = rest[0][0]
+        if not batches and len(rows) == 1:  # one or two queries: a row as short as they are
             length = min(length, bucket(sum(lengths[i] for i in rows[0]), SHORTEST_QUERY))
         full = _rows(length, tokens_per_call, row_multiple)
-        known = any(call.length == length for call in calls)
-        count = (
-            full if known else min(full, round_up(1 << (len(rows) - 1).bit_length(), row_multiple))
-        )
-        calls.append(Call(length, count, rows))
-    return calls
+        if any(batch.length == length for batch in batches):  # a shape that is compiled anyway
+            count = full
+        else:
+            count = min(full, round_up(1 << (len(rows) - 1).bit_length(), row_multiple))
+        batches.append(RowBatch(length, count, rows))
+    return batches
 
 
-def _full_calls(
+def _full_batches(
     lengths: Sequence[int],
     texts: Sequence[int],
     tokens_per_call: int,
     row_multiple: int,
     row_length: int | None,
-) -> tuple[list[Call], list[tuple[int, list[int]]]]:
-    """Full calls, and the rows `(length, texts)` that do not fill one."""
+) -> tuple[list[RowBatch], list[tuple[int, list[int]]]]:
+    """Full batches, and the rows `(length, texts)` that do not fill one."""
     groups: dict[int, list[list[int]]] = defaultdict(list)
     for length, row in _fill_rows(lengths, texts, row_length):
         groups[length].append(row)
-    calls, left = [], []
+    batches, rest = [], []
     for length, rows in sorted(groups.items(), reverse=True):
         size = _rows(length, tokens_per_call, row_multiple)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             if len(part) == size:
-                calls.append(Call(length, size, part))
+                batches.append(RowBatch(length, size, part))
             else:
-                left += [(length, row) for row in part]
-    return calls, left
+                rest += [(length, row) for row in part]
+    return batches, rest
 
 
 def _fill_rows(
     lengths: Sequence[int], texts: Sequence[int], row_length: int | None
 ) -> list[tuple[int, list[int]]]:
-    """Best fit decreasing in O(n log n): open rows are found by the room they have left."""
+    """Rows `(length, texts)` by best fit decreasing in O(n log n): open rows are found by their free
+    tokens."""
     rows: list[tuple[int, list[int]]] = []
     by_room: dict[int, list[int]] = defaultdict(list)
     rooms: list[int] = []  # sorted keys of by_room with an open row

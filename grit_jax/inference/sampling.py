@@ -1,6 +1,6 @@
-"""From logits to the next token: greedy, temperature, top-k, top-p, each request with its own seed.
+"""From logits to the next token: greedy, temperature, top-k and top-p, a seed for each request.
 
-A request's tokens depend on its prompt, its settings and its seed alone, not on what else is in the
+A request's tokens depend on its prompt, its settings and its seed alone, not on the rest of the
 batch.
 """
 
@@ -15,6 +15,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.arguments import finite_number, whole_number
+from grit_jax.text.length import MAX_NEW_TOKENS
+
+INT32_MAX = 2**31 - 1
+# Far below the probability of the most likely token of any vocabulary, so that a smaller top_p means
+# the same; and far above the numbers that XLA flushes to zero, with which no token would be kept.
+SMALLEST_TOP_P = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +29,19 @@ class Sampling:
     """How a request is decoded.
 
     Args:
+      max_new_tokens: at most so many. The default is lowered to what the prompt leaves of the
+        model's context.
       temperature: 0 is greedy.
-      top_p: the smallest set of tokens with this much probability is kept (1: all), after `top_k`.
-      top_k: the most likely tokens kept (0: all).
-      ignore_eos: goes on to `max_new_tokens` whatever the model says (benchmarks).
+      top_p: keeps the smallest set of tokens with this much probability (1: all), after `top_k`.
+      top_k: keeps the most likely tokens (0: all).
+      seed: any whole number; taken modulo 2**32.
+      ignore_eos: continue to `max_new_tokens` past an end of sequence (for benchmarks).
 
     Raises:
-      GritError: a value out of range.
+      GritError: a value of another type or out of range.
     """
 
-    max_new_tokens: int = 256
+    max_new_tokens: int = MAX_NEW_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -39,14 +49,14 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise GritError(f"max_new_tokens must be at least 1, is {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise GritError(f"temperature must be 0 (greedy) or above, is {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise GritError(f"top_p must be above 0 and at most 1, is {self.top_p}")
-        if self.top_k < 0:
-            raise GritError(f"top_k must be 0 (all tokens) or above, is {self.top_k}")
+        whole_number("max_new_tokens", self.max_new_tokens, 1)
+        if finite_number("temperature", self.temperature) < 0:
+            raise GritError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
+        if not 0 < finite_number("top_p", self.top_p) <= 1:
+            raise GritError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if whole_number("top_k", self.top_k) < 0:
+            raise GritError(f"top_k must be 0 (all tokens) or above, got {self.top_k}")
+        whole_number("seed", self.seed)
 
 
 GREEDY = Sampling()
@@ -55,7 +65,10 @@ GREEDY = Sampling()
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class SamplingRows:
-    """The settings of `B` requests as arrays, and (static) what of sampling any of them needs."""
+    """The settings of `B` requests as arrays.
+
+    Static: whether all of them are `greedy`, and whether any is `filtered` by top-k or top-p.
+    """
 
     temperature: Float[Array, " B"]
     top_p: Float[Array, " B"]
@@ -68,11 +81,12 @@ class SamplingRows:
 def sampling_rows(requests: Sequence[Sampling]) -> SamplingRows:
     """Host arrays of the requests' settings."""
     drawn = [r for r in requests if r.temperature > 0]
+    hottest = float(np.finfo(np.float32).max)
     return SamplingRows(
-        temperature=np.asarray([r.temperature for r in requests], np.float32),  # type: ignore[arg-type]
-        top_p=np.asarray([r.top_p for r in requests], np.float32),  # type: ignore[arg-type]
-        top_k=np.asarray([r.top_k for r in requests], np.int32),  # type: ignore[arg-type]
-        seed=np.asarray([r.seed % 2**32 for r in requests], np.uint32),  # type: ignore[arg-type]
+        temperature=np.asarray([min(r.temperature, hottest) for r in requests], np.float32),  # type: ignore[arg-type]
+        top_p=np.asarray([max(r.top_p, SMALLEST_TOP_P) for r in requests], np.float32),  # type: ignore[arg-type]
+        top_k=np.asarray([min(r.top_k, INT32_MAX) for r in requests], np.int32),  # type: ignore[arg-type]
+        seed=np.asarray([int(r.seed) % 2**32 for r in requests], np.uint32),  # type: ignore[arg-type]
         greedy=not drawn,
         filtered=any(r.top_p < 1 or r.top_k > 0 for r in drawn),
     )
@@ -83,9 +97,9 @@ def sample(
 ) -> Int[Array, " B"]:
     """The token number `step` of every row.
 
-    Temperature first, then top-k, then top-p, as transformers' logits warpers do; tokens that tie
-    with the last one kept are kept too. The draw is `argmax(logits + Gumbel noise)` with a key made
-    of the row's seed and `step`.
+    Temperature is applied first, then top-k, then top-p, as by transformers' logits warpers; tokens
+    that tie with the last one kept are kept, too. The draw is `argmax(logits + Gumbel noise)` with
+    a key made of the row's seed and `step`.
     """
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if rows.greedy:
@@ -107,29 +121,29 @@ def kept(
 ) -> Bool[Array, "B V"]:
     """The tokens that top-k and then top-p leave.
 
-    The threshold is found by bisection over the bits of a float32: 32 sums over the vocabulary
-    instead of a sort of it, which takes several times as long on every platform.
+    The threshold is found by bisection over the bits of a float32: 32 sums over the vocabulary,
+    several times as fast as sorting it on every platform.
     """
     bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.uint32)
-    # Order of floats as order of unsigned integers: negative numbers turned round, positive ones
-    # above them.
+    # Unsigned integers in the order of the floats: the bits of negative numbers are inverted, the
+    # positive ones are placed above them.
     order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
-    wanted = jnp.where(top_k > 0, top_k, logits.shape[-1]).astype(jnp.float32)
-    keep = order >= _threshold(order, jnp.ones_like(logits), wanted)[:, None]
+    count = jnp.where(top_k > 0, top_k, logits.shape[-1]).astype(jnp.float32)
+    keep = order >= _threshold(order, jnp.ones_like(logits), count)[:, None]
     p = jax.nn.softmax(jnp.where(keep, logits, -jnp.inf), axis=-1)
-    # At top_p = 1 rounding of the sum must not decide.
+    # top_p = 1 keeps everything, whatever the sum is rounded to.
     floor = jnp.where(top_p < 1, _threshold(order, p, top_p * p.sum(-1)), 0)
     return keep & (order >= floor[:, None])
 
 
 def _threshold(
-    order: UInt[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]
+    order: UInt[Array, "B V"], weight: Float[Array, "B V"], mass: Float[Array, " B"]
 ) -> UInt[Array, " B"]:
-    """The highest threshold at or above which the tokens weigh at least `wanted`."""
+    """The highest threshold for which the tokens at or above it weigh at least `mass`."""
 
     def bit(index, low):
         trial = low | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
-        mass = jnp.sum(jnp.where(order >= trial[:, None], weight, 0.0), axis=-1)
-        return jnp.where(mass >= wanted, trial, low)
+        above = jnp.sum(jnp.where(order >= trial[:, None], weight, 0.0), axis=-1)
+        return jnp.where(above >= mass, trial, low)
 
     return jax.lax.fori_loop(0, 32, bit, jnp.zeros(order.shape[:1], jnp.uint32))

@@ -1,8 +1,9 @@
-"""The compiled programs of generation: reading the prompts, and one token after the other.
+"""The compiled programs of generation: prefill reads the prompts, decode adds one token after the
+other.
 
-Prompts without records are read by one program. On top of records they are read layer by layer, so
-that a layer computes while later ones are still on their way from the store. Decode is a
-`lax.while_loop` whose cache is updated in place; its state goes in and comes out, so that the same
+Prompts without records are read by one program. Prompts over records are read layer by layer, so
+that a layer computes while later ones are still being loaded from the store. Decode is a
+`lax.while_loop` whose cache is updated in place; its state is an argument and a result, so the same
 program decodes to the end or a few tokens at a time.
 """
 
@@ -14,116 +15,165 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.inference.records import Codec
+from grit_jax.inference.records import LayerRecords
 from grit_jax.inference.sampling import SamplingRows, sample
 from grit_jax.models.attention import Slots
 from grit_jax.models.cache import KVCache, empty_cache, insert, place_keys, write_layer
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.sharding import constrain
-from grit_jax.types import KV, AttentionMode
+from grit_jax.types import AttentionMode
 
 CAUSAL = AttentionMode.CAUSAL
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSizes:
+    """Static sizes of a batch.
+
+    Attributes:
+      slots: capacity of the cache for prompts and answers, at least their tokens together.
+      new_tokens: capacity of the answers.
+      return_logits: whether the state keeps the logits of every new token.
+    """
+
+    slots: int
+    new_tokens: int
+    return_logits: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class PromptRows:
+    """Right-padded token ids of the prompts, and how many each has."""
+
+    tokens: Int[Array, "B T"]
+    lengths: Int[Array, " B"]
+
+    def positions(self) -> Int[Array, "B T"]:
+        """Of every token, from 0."""
+        return jnp.broadcast_to(jnp.arange(self.tokens.shape[1]), self.tokens.shape)
+
+    def segments(self) -> Int[Array, "B T"]:
+        """1 for a token, 0 for padding."""
+        return (self.positions() < self.lengths[:, None]).astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class StopConditions:
+    """When a row ends: after `length` tokens, or with one of `eos` (-1 matches nothing) unless
+    `ignore_eos`."""
+
+    length: Int[Array, " B"]
+    ignore_eos: Bool[Array, " B"]
+    eos: Int[Array, " n"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class DecodeSettings:
+    """How the next token of each row is chosen, and when a row ends."""
+
+    sampling: SamplingRows
+    stop: StopConditions
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class DecodeState:
-    """Where a batch stands: `step` tokens are chosen, the last of them (`token`) is not yet in the
-    cache.
+    """A batch after `step` new tokens.
 
-    `cache` holds prompts and answers; records are beside it, in a cache that is only read.
+    Attributes:
+      cache: prompts and answers. Records are beside it, in a cache that is only read.
+      token: the last token chosen, which is not in the cache yet.
+      position: that `token` will get.
+      done: rows that have ended.
+      finite: rows whose logits have all been finite so far; a row ends with the first that are not.
+      tokens: the new tokens, 0 after the end.
+      logits: those that each new token was chosen from, where `DecodeSizes.return_logits`.
     """
 
     cache: KVCache
     step: Int[Array, ""]
     token: Int[Array, " B"]
-    position: Int[Array, " B"]  # that `token` will get
+    position: Int[Array, " B"]
     done: Bool[Array, " B"]
+    finite: Bool[Array, " B"]
     tokens: Int[Array, "B new"]
     logits: Float[Array, "B new V"] | None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class StopConditions:
-    """When a row ends: at `length` tokens, or at one of `eos` (-1 matches nothing) unless
-    `ignore_eos`."""
-
-    length: Int[Array, " B"]
-    ignore_eos: Bool[Array, " B"]
-    eos: Int[Array, " E"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
 class PrefillState:
-    """Prompts on their way through the layers: `x` goes into the next one, the layers before it are
-    in the caches."""
+    """Prompts between two layers.
+
+    Attributes:
+      x: input of the next layer.
+      records: cache of the records; holds the layers done so far.
+      prompt_kv: the prompts' own keys and values of the layers done so far; its positions and
+        segments are not used.
+    """
 
     x: Float[Array, "B T D"]
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
     records: KVCache
-    own: KVCache  # the prompts' keys and values; its marks are not used
+    prompt_kv: KVCache
 
 
 def prefill(
     params: Params,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-    sampling: SamplingRows,
-    limits: StopConditions,
+    prompts: PromptRows,
+    settings: DecodeSettings,
     *,
     config: ModelConfig,
-    slots: int,
-    new_tokens: int,
-    return_logits: bool,
+    sizes: DecodeSizes,
     prompt_mode: AttentionMode = CAUSAL,
 ) -> DecodeState:
-    """Reads right-padded prompts and chooses the first token.
+    """Reads prompts without records and chooses the first token.
 
     Args:
-      prompt_mode: causal, or bidirectional for a prefix language model: the whole prompt is its
-        prefix.
-      slots: capacity of the cache, at least `T + new_tokens`.
+      prompt_mode: causal, or bidirectional for a prefix language model, whose prefix is the whole
+        prompt.
     """
     model = Transformer(config, params)
-    positions, segments = _places(tokens, lengths)
-    out = model(tokens, positions, segments, mode=prompt_mode, return_kv=True)
-    cache = insert(_empty(config, tokens.shape[0], slots), out.kv, positions, segments, config)
-    return _first_token(
-        model, out.hidden, cache, lengths, lengths, sampling, limits, new_tokens, return_logits
-    )
+    positions, segments = prompts.positions(), prompts.segments()
+    out = model(prompts.tokens, positions, segments, mode=prompt_mode, return_kv=True)
+    cache = _empty(config, len(prompts.lengths), sizes.slots)
+    cache = insert(cache, out.kv, positions, segments, config)
+    return _first_token(model, out.hidden, cache, prompts.lengths, positions, settings, sizes)
 
 
 def prefill_start(
     params: Params,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-    places: Int[Array, "B P"],
-    layers_with: Int[Array, "B P"],
+    prompts: PromptRows,
+    record_positions: Int[Array, "B S"],
+    record_segments: Int[Array, "B S"],
     *,
     config: ModelConfig,
     dtype: jnp.dtype,
 ) -> PrefillState:
-    """Prompts after records whose tokens stand at `places` (`layers_with` 0: an empty slot) and are
-    kept as `dtype`."""
-    (B, T), P = tokens.shape, places.shape[1]
-    positions, segments = _places(tokens, lengths)
+    """Prompts before the first layer, after `S` slots for records.
+
+    Args:
+      record_segments: 1, or 0 in an empty slot.
+      dtype: of the records' keys and values on the device.
+    """
+    (B, T), S = prompts.tokens.shape, record_positions.shape[1]
     records = dataclasses.replace(
-        _empty(config, B, P, dtype),
-        positions=places.astype(jnp.int32),
-        segments=layers_with.astype(jnp.int32),
-        cursor=jnp.asarray(P, jnp.int32),
+        _empty(config, B, S, dtype),
+        positions=record_positions.astype(jnp.int32),
+        segments=record_segments.astype(jnp.int32),
+        cursor=jnp.asarray(S, jnp.int32),
     )
-    x = Transformer(config, params).embed_tokens(tokens)
     return PrefillState(
-        x,
-        positions + layers_with.sum(axis=1, keepdims=True),
-        segments,
-        records,
-        _empty(config, B, T),
+        x=Transformer(config, params).embed_tokens(prompts.tokens),
+        positions=prompts.positions() + record_segments.sum(axis=1, keepdims=True),
+        segments=prompts.segments(),
+        records=records,
+        prompt_kv=_empty(config, B, T),
     )
 
 
@@ -131,49 +181,48 @@ def prefill_layer(
     params: Params,
     state: PrefillState,
     layer: Int[Array, ""],
-    weights: dict[str, Int[Array, ""]],
-    records: tuple[dict[str, Array], ...],
-    codecs: tuple[Codec | None, ...],
+    stack_indices: dict[str, Int[Array, ""]],
+    groups: tuple[LayerRecords, ...],
     *,
     config: ModelConfig,
     kind: LayerKind,
     prompt_mode: AttentionMode,
 ) -> PrefillState:
-    """One layer over the records' keys and values of that layer. The state's buffers are written in
+    """One layer of the prompts over that layer of the records. The state's buffers are updated in
     place.
 
     Args:
-      weights: where the layer's weights stand (`parameters.stack_indices`).
-      records, codecs: from `Loaded`.
+      stack_indices: where the layer's weights are in their stacks (`parameters.stack_indices`).
+      groups: this layer of the records, side by side (`SideBySide.layer`).
     """
-    found = [_expand(*one, layer) for one in zip(records, codecs, strict=True)]
-    k, v = found[0].k, found[0].v
-    if len(found) > 1:
-        k, v = (
-            jnp.concatenate([kv.k for kv in found], axis=3),
-            jnp.concatenate([kv.v for kv in found], axis=2),
-        )
-    before = state.records
-    keys = place_keys(k, before.positions, before.segments, config, local=kind.local_rope)
-    before = write_layer(before, layer, keys, v)
-    scales = (None if scale is None else scale[layer] for scale in (before.k_scale, before.v_scale))
-    cached = Slots(before.k[layer], before.v[layer], before.positions, before.segments, *scales)
+    expanded = [group.expand(layer) for group in groups]
+    k, v = expanded[0].k, expanded[0].v
+    if len(expanded) > 1:
+        k = jnp.concatenate([kv.k for kv in expanded], axis=3)
+        v = jnp.concatenate([kv.v for kv in expanded], axis=2)
+    records = state.records
+    keys = place_keys(k, records.positions, records.segments, config, local=kind.local_rope)
+    records = write_layer(records, layer, keys, v)
+    scales = (
+        None if scale is None else scale[layer] for scale in (records.k_scale, records.v_scale)
+    )
+    cached = Slots(records.k[layer], records.v[layer], records.positions, records.segments, *scales)
     out = Transformer(config, params).one_layer(
         state.x,
         state.positions,
         state.segments,
         cached,
         kind=kind,
-        stack_indices=weights,
+        stack_indices=stack_indices,
         mode=prompt_mode,
     )
-    own = out.kv.k.transpose(0, 2, 3, 1)
-    own_keys = place_keys(own, state.positions, state.segments, config, local=kind.local_rope)
+    own_k, own_v = out.kv.k.transpose(0, 2, 3, 1), out.kv.v.swapaxes(1, 2)
+    keys = place_keys(own_k, state.positions, state.segments, config, local=kind.local_rope)
     return dataclasses.replace(
         state,
         x=out.x,
-        records=_constrained(before),
-        own=_constrained(write_layer(state.own, layer, own_keys, out.kv.v.swapaxes(1, 2))),
+        records=_constrained(records),
+        prompt_kv=_constrained(write_layer(state.prompt_kv, layer, keys, own_v)),
     )
 
 
@@ -181,40 +230,26 @@ def prefill_end(
     params: Params,
     state: PrefillState,
     lengths: Int[Array, " B"],
-    sampling: SamplingRows,
-    limits: StopConditions,
+    settings: DecodeSettings,
     *,
     config: ModelConfig,
-    slots: int,
-    new_tokens: int,
-    return_logits: bool,
+    sizes: DecodeSizes,
 ) -> DecodeState:
-    """Chooses the first token after the last layer. The records stay where they are; `slots` are
-    for the rest."""
+    """Chooses the first token after the last layer. The records stay in their own cache."""
     model, (B, T, _) = Transformer(config, params), state.x.shape
-    embed = lambda whole, part: jax.lax.dynamic_update_slice(
+    copy = lambda whole, part: jax.lax.dynamic_update_slice(
         whole, part.astype(whole.dtype), (0,) * whole.ndim
     )
-    cache = _empty(config, B, slots)
+    cache = _empty(config, B, sizes.slots)
     cache = KVCache(
-        embed(cache.k, state.own.k),
-        embed(cache.v, state.own.v),
-        embed(cache.positions, state.positions),
-        embed(cache.segments, state.segments),
+        copy(cache.k, state.prompt_kv.k),
+        copy(cache.v, state.prompt_kv.v),
+        copy(cache.positions, state.positions),
+        copy(cache.segments, state.segments),
         jnp.asarray(T, jnp.int32),
     )
-    after = state.positions[:, 0] + lengths
-    return _first_token(
-        model,
-        model.apply_final_norm(state.x),
-        cache,
-        lengths,
-        after,
-        sampling,
-        limits,
-        new_tokens,
-        return_logits,
-    )
+    hidden = model.apply_final_norm(state.x)
+    return _first_token(model, hidden, cache, lengths, state.positions, settings, sizes)
 
 
 def decode(
@@ -222,13 +257,12 @@ def decode(
     state: DecodeState,
     records: KVCache | None,
     until: Int[Array, ""],
-    sampling: SamplingRows,
-    limits: StopConditions,
+    settings: DecodeSettings,
     *,
     config: ModelConfig,
 ) -> DecodeState:
     """Decodes until `until` tokens are chosen or every row has ended. The state's buffers are
-    written in place."""
+    updated in place."""
     model, before = Transformer(config, params), (records,) if records is not None else ()
 
     def goes_on(state: DecodeState) -> jax.Array:
@@ -242,35 +276,20 @@ def decode(
         )
         cache = insert(state.cache, out.kv, positions, segments, config)
         logits = model.logits(out.hidden[:, 0])
-        token = sample(logits, sampling, state.step)
+        token = sample(logits, settings.sampling, state.step)
         state = dataclasses.replace(state, cache=cache, token=token, position=state.position + 1)
-        return _record(state, token, logits, limits)
+        return _record(state, logits, settings.stop)
 
     return jax.lax.while_loop(goes_on, body, state)
 
 
-prefill_step = jax.jit(
-    prefill, static_argnames=("config", "slots", "new_tokens", "return_logits", "prompt_mode")
-)
+prefill_step = jax.jit(prefill, static_argnames=("config", "sizes", "prompt_mode"))
 prefill_start_step = jax.jit(prefill_start, static_argnames=("config", "dtype"))
 prefill_layer_step = jax.jit(
     prefill_layer, static_argnames=("config", "kind", "prompt_mode"), donate_argnames=("state",)
 )
-prefill_end_step = jax.jit(
-    prefill_end, static_argnames=("config", "slots", "new_tokens", "return_logits")
-)
+prefill_end_step = jax.jit(prefill_end, static_argnames=("config", "sizes"))
 decode_step = jax.jit(decode, static_argnames=("config",), donate_argnames=("state",))
-
-
-def _places(tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
-    """Positions and segments of right-padded prompts."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return positions, (positions < lengths[:, None]).astype(jnp.int32)
-
-
-def _expand(arrays: dict[str, Array], codec: Codec | None, layer: Int[Array, ""]) -> KV:
-    """Keys `[B K H P]` and values `[B K P H]` of one layer's records."""
-    return KV(arrays["k"], arrays["v"]) if codec is None else codec.expand_layer(arrays, layer)
 
 
 def _empty(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None = None) -> KVCache:
@@ -278,12 +297,9 @@ def _empty(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None =
 
 
 def _constrained(cache: KVCache) -> KVCache:
-    """Heads and rows split as those of the activations are, from the first program on to the
-    last."""
-    k = constrain(cache.k, (None, "rows", "kv_heads", None, None))
-    return dataclasses.replace(
-        cache, k=k, v=constrain(cache.v, (None, "rows", "kv_heads", None, None))
-    )
+    """The cache with rows and heads sharded as those of the activations, in every program alike."""
+    axes = (None, "rows", "kv_heads", None, None)
+    return dataclasses.replace(cache, k=constrain(cache.k, axes), v=constrain(cache.v, axes))
 
 
 def _first_token(
@@ -291,46 +307,46 @@ def _first_token(
     hidden: Float[Array, "B T D"],
     cache: KVCache,
     lengths: Int[Array, " B"],
-    after: Int[Array, " B"],
-    sampling: SamplingRows,
-    limits: StopConditions,
-    new_tokens: int,
-    return_logits: bool,
+    positions: Int[Array, "B T"],
+    settings: DecodeSettings,
+    sizes: DecodeSizes,
 ) -> DecodeState:
-    """The state once each prompt's last token is read; `after` is the position that the next one
-    gets."""
+    """The state after the first token, chosen from the last hidden state of each prompt."""
     B = len(lengths)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     logits = model.logits(last)
-    first = sample(logits, sampling, jnp.zeros((), jnp.int32))
+    shape = (B, sizes.new_tokens, logits.shape[-1])
     state = DecodeState(
         cache=cache,
         step=jnp.zeros((), jnp.int32),
-        token=first,
-        position=after,
+        token=sample(logits, settings.sampling, jnp.zeros((), jnp.int32)),
+        position=positions[:, 0] + lengths,
         done=jnp.zeros(B, bool),
-        tokens=jnp.zeros((B, new_tokens), jnp.int32),
-        logits=jnp.zeros((B, new_tokens, logits.shape[-1]), jnp.float32) if return_logits else None,
+        finite=jnp.ones(B, bool),
+        tokens=jnp.zeros((B, sizes.new_tokens), jnp.int32),
+        logits=jnp.zeros(shape, jnp.float32) if sizes.return_logits else None,
     )
-    return _record(state, first, logits, limits)
+    return _record(state, logits, settings.stop)
 
 
-def _record(
-    state: DecodeState, token: jax.Array, logits: jax.Array, limits: StopConditions
-) -> DecodeState:
-    """Notes the token just chosen; rows that had ended keep what they have."""
+def _record(state: DecodeState, logits: Float[Array, "B V"], stop: StopConditions) -> DecodeState:
+    """Stores the token just chosen, and its logits where they are kept, in the rows that have not
+    ended."""
     alive = ~state.done
     write = jax.lax.dynamic_update_slice
-    tokens = write(state.tokens, jnp.where(alive, token, 0)[:, None], (0, state.step))
+    tokens = write(state.tokens, jnp.where(alive, state.token, 0)[:, None], (0, state.step))
     kept = state.logits
     if kept is not None:
         kept = write(kept, jnp.where(alive[:, None], logits, 0.0)[:, None], (0, state.step, 0))
-    ended = jnp.any(token[:, None] == limits.eos[None, :], axis=1) & ~limits.ignore_eos
+    ended = jnp.any(state.token[:, None] == stop.eos[None, :], axis=1) & ~stop.ignore_eos
+    # The maximum is NaN if any logit is; a single -inf is a masked token.
+    finite = state.finite & (state.done | jnp.isfinite(logits.max(axis=-1)))
     step = state.step + 1
     return dataclasses.replace(
         state,
         tokens=tokens,
         logits=kept,
-        done=state.done | ended | (step >= limits.length),
+        done=state.done | ended | (step >= stop.length) | ~finite,
+        finite=finite,
         step=step,
     )

@@ -240,6 +240,21 @@ class ModelConfig:
         )
 
     @property
+    def context_length(self) -> int:
+        """Tokens that the model can read at once.
+
+        That is `max_position_embeddings`, but for the two scalings that Hugging Face configurations
+        name beside the unscaled length: dynamic extends it by its factor, yarn the original length.
+        """
+        scaling, length = self.rope_scaling, self.max_position_embeddings
+        if scaling is not None and scaling.rope_type == "dynamic":
+            return int(length * scaling.factor)
+        if scaling is not None and scaling.rope_type == "yarn":
+            assert scaling.original_max_position_embeddings is not None
+            return max(length, int(scaling.original_max_position_embeddings * scaling.factor))
+        return length
+
+    @property
     def heads_per_kv(self) -> int:
         """How many query heads share one key/value head."""
         return self.num_attention_heads // self.num_key_value_heads

@@ -14,15 +14,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from grit_jax.data.packing import round_up
 from grit_jax.inference.decode import (
     ROWS_PER_CALL,
-    SHORTEST_PIECES,
     SHORTEST_PROMPT,
     SLOTS,
     cache_fits,
 )
 from grit_jax.inference.encoder import TOKENS_PER_CALL, encode_step
+from grit_jax.inference.records import SHORTEST_RECORDS, LayerRecords
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
 from grit_jax.inference.sampling import GREEDY, sampling_rows
 from grit_jax.inference.steps import (
+    DecodeSettings,
+    DecodeSizes,
+    PromptRows,
     StopConditions,
     decode_step,
     prefill_end_step,
@@ -146,14 +149,14 @@ class ServingPrograms:
         model has."""
         data, c = self.config.data, self.model
         P, T = (
-            bucket(data.document_max_length, SHORTEST_PIECES),
+            bucket(data.document_max_length, SHORTEST_RECORDS),
             bucket(data.query_max_length, SHORTEST_PROMPT),
         )
         B = ROWS_PER_CALL
         while B > 1 and not cache_fits(c, B, P + T + GREEDY.max_new_tokens):
             B //= 2
         marks = _shape((B, P))
-        prompts = self._whole((_shape((B, T)), _shape((B,)), marks, marks))
+        prompts = self._whole((PromptRows(_shape((B, T)), _shape((B,))), marks, marks))
         dtype = jnp.dtype(c.dtype)
         start = _lower(prefill_start_step, self.mesh, self.params, *prompts, config=c, dtype=dtype)
         shape = (B, c.num_key_value_heads, P, c.head_dim)
@@ -164,8 +167,7 @@ class ServingPrograms:
             self.mesh,
             self.params,
             _result(start),
-            *self._whole((_shape(()), where, (record,))),
-            (None,),
+            *self._whole((_shape(()), where, (LayerRecords(record, None),))),
             config=c,
             kind=c.layer_kinds[0],
             prompt_mode=AttentionMode.CAUSAL,
@@ -180,20 +182,19 @@ class ServingPrograms:
             self.mesh,
             self.params,
             state,
-            *self._whole((_shape((B,)), *self._settings(B))),
+            *self._whole((_shape((B,)), self._settings(B))),
             config=c,
-            slots=round_up(T + new, SLOTS),
-            new_tokens=new,
-            return_logits=False,
+            sizes=DecodeSizes(round_up(T + new, SLOTS), new),
         )
-        rest = self._whole((_shape(()), *self._settings(B)))
+        rest = self._whole((_shape(()), self._settings(B)))
         return _lower(
             decode_step, self.mesh, self.params, _result(end), state.records, *rest, config=c
         )
 
-    def _settings(self, rows: int) -> tuple[Any, StopConditions]:
+    def _settings(self, rows: int) -> DecodeSettings:
         sampling = jax.tree.map(lambda x: _shape(x.shape, x.dtype), sampling_rows([GREEDY] * rows))
-        return sampling, StopConditions(_shape((rows,)), _shape((rows,), bool), _shape((1,)))
+        stop = StopConditions(_shape((rows,)), _shape((rows,), bool), _shape((1,)))
+        return DecodeSettings(sampling, stop)
 
     def _whole(self, tree: Any) -> Any:
         """What generation hands over as host arrays: it lies whole on every device."""

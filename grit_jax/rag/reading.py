@@ -63,7 +63,7 @@ class Reader:
         holds is also what a prompt shows.
       int8_records: how records lie on the device while an answer is decoded (see
         `decode.generate`); None: as int8 where they are compressed in the store, else as they are.
-      positions: "colliding" places records as the original does (see `inference.pieces.Positions`),
+      positions: "colliding" places records as the original does (see `inference.records.Positions`),
         to compare with.
     """
 
@@ -129,7 +129,7 @@ class Reader:
         if int8 is None:
             int8 = any(is_packed(piece) for row in pieces for piece in row)
         found = self.model.generate_ids(
-            prompts, pieces=pieces, sampling=sampling, int8_records=int8, positions=self.positions
+            prompts, records=pieces, sampling=sampling, int8_records=int8, positions=self.positions
         )
         answers = [self.model.tokenizer.decode(tokens).strip() for tokens in found.tokens]
         return Readings(answers, found.tokens, found.timings)

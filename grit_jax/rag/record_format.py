@@ -4,7 +4,7 @@
     zeros to a multiple of 64 | layer 0: array, array, ..., zeros to a multiple of 8 | layer 1: ...
 
 Plain records have the arrays `k` `[K H T]` and `v` `[K T H]`, packed ones those of their codec, as
-a cache holds them, too (`pieces.token_axis`). Numbers are little-endian. Each layer has a checksum
+a cache holds them, too (`records.token_axis`). Numbers are little-endian. Each layer has a checksum
 of its own, so that it can be read, checked and used before the next one has come.
 """
 

@@ -102,7 +102,7 @@ def _read(model: GritLM, tokens: int, pieces: Sequence[Any] = ()) -> float:
     def once() -> float:
         int8 = any(is_packed(piece) for piece in pieces)
         timings = model.generate_ids(
-            [prompt], pieces=[pieces], sampling=first_token, int8_records=int8
+            [prompt], records=[pieces], sampling=first_token, int8_records=int8
         ).timings
         return timings.load + timings.prefill
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from generation import generate
 
 from grit_jax.errors import GritError
 from grit_jax.inference import steps
-from grit_jax.inference.decode import generate
 from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.sampling import Sampling, kept, sample, sampling_rows
 from grit_jax.models.config import ModelConfig
@@ -59,7 +59,7 @@ def test_cached_documents_equal_one_dense_pass(tiny_config, tiny_params, documen
         tiny_params,
         tiny_config,
         [prompts[0]],
-        pieces=[rows],
+        records=[rows],
         sampling=Sampling(NEW),
         return_logits=True,
     )
@@ -79,7 +79,7 @@ def test_colliding_documents_equal_one_dense_pass_at_those_positions(
         tiny_params,
         tiny_config,
         prompts[:3],
-        pieces=chosen,
+        records=chosen,
         sampling=Sampling(NEW),
         return_logits=True,
         **how,
@@ -104,7 +104,12 @@ def test_ragged_batch_with_and_without_documents(tiny_config, tiny_params, docum
         [documents[0], documents[3]],
     ]
     found = generate(
-        tiny_params, tiny_config, prompts, pieces=chosen, sampling=Sampling(NEW), return_logits=True
+        tiny_params,
+        tiny_config,
+        prompts,
+        records=chosen,
+        sampling=Sampling(NEW),
+        return_logits=True,
     )
     expected = [
         dense.greedy(tiny_params, tiny_config, [piece.tokens for piece in row], prompt, NEW)
@@ -112,7 +117,7 @@ def test_ragged_batch_with_and_without_documents(tiny_config, tiny_params, docum
     ]
     check(found, expected)
     alone = generate(
-        tiny_params, tiny_config, prompts[2:3], pieces=chosen[2:3], sampling=Sampling(NEW)
+        tiny_params, tiny_config, prompts[2:3], records=chosen[2:3], sampling=Sampling(NEW)
     )
     assert alone.tokens[0] == found.tokens[2]
 
@@ -143,7 +148,7 @@ def test_other_families_equal_the_dense_pass(
     encoder = Encoder(config, params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
     rows = encoder.encode(sentences[2:4], return_cache=True).caches
     found = generate(
-        params, config, [prompts[1]], pieces=[rows], sampling=Sampling(4), return_logits=True
+        params, config, [prompts[1]], records=[rows], sampling=Sampling(4), return_logits=True
     )
     check(found, [dense.greedy(params, config, [piece.tokens for piece in rows], prompts[1], 4)])
 
@@ -158,7 +163,7 @@ def test_a_long_cache_is_read_in_blocks(
         tiny_params,
         tiny_config,
         [prompts[0]],
-        pieces=[rows],
+        records=[rows],
         sampling=Sampling(3),
         return_logits=True,
     )
@@ -208,14 +213,14 @@ def test_each_prompt_has_its_own_limit(tiny_config, tiny_params, prompts):
 def test_streaming_gives_the_same_tokens(tiny_config, tiny_params, prompts, documents):
     pieces = [documents[:1]] * len(prompts)
     sampling = [Sampling(n, temperature=0.8, seed=n) for n in (1, 7, 3, NEW)]
-    whole = generate(tiny_params, tiny_config, prompts, pieces=pieces, sampling=sampling)
+    whole = generate(tiny_params, tiny_config, prompts, records=pieces, sampling=sampling)
     for every in (1, 4):
         heard: list[list[int]] = [[] for _ in prompts]
         again = generate(
             tiny_params,
             tiny_config,
             prompts,
-            pieces=pieces,
+            records=pieces,
             sampling=sampling,
             stream_every=every,
             on_tokens=lambda i, tokens: heard[i].extend(tokens),  # noqa: B023
@@ -246,7 +251,7 @@ def test_few_programs_serve_many_prompts(tiny_config, tiny_params, documents, pr
             tiny_params,
             tiny_config,
             [prompts[0] * (i % 3 + 1)],
-            pieces=[documents[: i % 2 + 1]],
+            records=[documents[: i % 2 + 1]],
             sampling=Sampling(2 + i),
         )
     assert steps.decode_step._cache_size() - before <= 2
@@ -256,25 +261,15 @@ def test_the_cache_is_updated_in_place(tiny_config, full_optimization):
     """No operation of the compiled loop copies a whole cache."""
     config = dataclasses.replace(tiny_config, num_hidden_layers=2)
     params = init_params(config, jax.random.key(0))
-    sampling, limits = (
-        sampling_rows([Sampling()]),
-        steps.StopConditions(np.ones(1, np.int32), np.zeros(1, bool), np.array([2], np.int32)),
-    )
+    stop = steps.StopConditions(np.ones(1, np.int32), np.zeros(1, bool), np.array([2], np.int32))
+    settings = steps.DecodeSettings(sampling_rows([Sampling()]), stop)
+    prompts = steps.PromptRows(np.zeros((1, 32), np.int32), np.ones(1, np.int32))
+    sizes = steps.DecodeSizes(slots=640, new_tokens=16)
     state = jax.eval_shape(
-        lambda: steps.prefill(
-            params,
-            np.zeros((1, 32), np.int32),
-            np.ones(1, np.int32),
-            sampling,
-            limits,
-            config=config,
-            slots=640,
-            new_tokens=16,
-            return_logits=False,
-        )
+        lambda: steps.prefill(params, prompts, settings, config=config, sizes=sizes)
     )
     text = (
-        steps.decode_step.lower(params, state, None, np.int32(9), sampling, limits, config=config)
+        steps.decode_step.lower(params, state, None, np.int32(9), settings, config=config)
         .compile()
         .as_text()
     )
@@ -296,7 +291,7 @@ def test_bad_prompts_are_named(tiny_config, tiny_params, prompt, words):
 def test_a_record_of_another_model_is_refused(tiny_config, tiny_params, documents):
     wrong = DocumentKV(documents[0].tokens, documents[0].k[:2], documents[0].v[:2])
     with pytest.raises(GritError, match="another model"):
-        generate(tiny_params, tiny_config, [[1]], pieces=[[wrong]])
+        generate(tiny_params, tiny_config, [[1]], records=[[wrong]])
 
 
 @pytest.mark.parametrize(
@@ -378,7 +373,7 @@ def test_decode_reads_bfloat16_too(tiny_config, tiny_params, prompts, documents)
         tiny_params,
         config,
         prompts,
-        pieces=[documents[:2]] * 4,
+        records=[documents[:2]] * 4,
         sampling=Sampling(4),
         return_logits=True,
     )
@@ -386,7 +381,7 @@ def test_decode_reads_bfloat16_too(tiny_config, tiny_params, prompts, documents)
         tiny_params,
         tiny_config,
         prompts,
-        pieces=[documents[:2]] * 4,
+        records=[documents[:2]] * 4,
         sampling=Sampling(4),
         return_logits=True,
     )

@@ -9,9 +9,9 @@ import dense_reference as dense
 import jax
 import numpy as np
 import pytest
+from generation import generate
 
 from grit_jax.errors import GritError
-from grit_jax.inference.decode import generate
 from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.sampling import Sampling
 from grit_jax.models.config import FULL, SLIDING, RopeScaling
@@ -52,7 +52,7 @@ def test_vectors_records_and_answers(tiny_config, tiny_tokenizer, sentences, cha
         params,
         config,
         [prompt],
-        pieces=[pieces],
+        records=[pieces],
         sampling=Sampling(6, ignore_eos=True),
         eos_ids=[],
         return_logits=True,
@@ -79,5 +79,5 @@ def test_scaling_by_length_has_no_records(tiny_config, tiny_params, tiny_tokeniz
     )
     with pytest.raises(GritError, match="dynamic.*cached documents"):
         generate(
-            tiny_params, config, [[5, 6]], pieces=[record.caches], sampling=Sampling(2), eos_ids=[]
+            tiny_params, config, [[5, 6]], records=[record.caches], sampling=Sampling(2), eos_ids=[]
         )

@@ -25,7 +25,7 @@ np.testing.assert_allclose(a.vectors, b.vectors, atol=1e-5)
 np.testing.assert_allclose(a.caches[3].k, b.caches[3].k, atol=1e-4)
 prompts = one.prompt_ids(texts)
 pieces = [[a.caches[0]], [], [a.caches[1], a.caches[2]], [], [], []]
-x, y = (m.generate_ids(prompts, pieces=pieces, return_logits=True) for m in (one, many))
+x, y = (m.generate_ids(prompts, records=pieces, return_logits=True) for m in (one, many))
 assert x.tokens == y.tokens
 np.testing.assert_allclose(x.logits, y.logits, atol=1e-3)
 assert one.weights_hash == many.weights_hash

@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from generation import generate
 
 from grit_jax.errors import GritError
 from grit_jax.inference import decode as decode_module
 from grit_jax.inference import records as module
-from grit_jax.inference.decode import generate
 from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.records import PackedRecord, load_records
 from grit_jax.inference.sampling import Sampling
-from grit_jax.inference.steps import _expand
 from grit_jax.text.chat import GRIT
 from grit_jax.types import KV, DocumentKV
 
@@ -87,15 +86,13 @@ def test_rows_of_packed_and_plain_pieces(tiny_config, plain, packed):
     rows = [[plain[0], packed[1]], [], [packed[3], plain[4], packed[5], other]]
     loaded = load_records(rows, tiny_config, 4)
     layers = [loaded.layer(i) for i in range(tiny_config.num_hidden_layers)]
-    expanded = [
-        [_expand(*one, i) for one in zip(layer, loaded.codecs, strict=True)]
-        for i, layer in enumerate(layers)
-    ]
+    expanded = [[group.expand(i) for group in layer] for i, layer in enumerate(layers)]
     join = lambda name, axis: np.stack(
         [np.concatenate([getattr(kv, name) for kv in layer], axis) for layer in expanded]
     )
     kv = KV(join("k", 3).transpose(0, 1, 4, 2, 3), join("v", 2).transpose(0, 1, 3, 2, 4))
-    assert len(loaded.codecs) == 3 and loaded.codecs[-1] is None
+    codecs = [group.codec for group in loaded.groups]
+    assert len(codecs) == 3 and codecs[-1] is None
     for r, row in enumerate(rows):
         found = {int(p): s for s, p in enumerate(loaded.positions[r]) if loaded.segments[r, s]}
         assert sorted(found) == list(range(sum(len(piece.tokens) for piece in row)))
@@ -143,7 +140,7 @@ def test_answers_over_packed_records_are_those_over_their_expansion(
         tiny_params,
         tiny_config,
         [texts[5], texts[4][:3]],
-        pieces=[row, row[:1]],
+        records=[row, row[:1]],
         sampling=Sampling(5),
         return_logits=True,
     )
@@ -161,9 +158,9 @@ def test_answers_over_packed_records_are_those_over_their_expansion(
 
 def test_host_arrays_begin_where_the_cpu_reads_them_in_place(tiny_config, plain, packed):
     for one in (plain[0], packed[0]):
-        for array in jax.tree.leaves(load_records([[one]], tiny_config).layer(0)):
+        for array in load_records([[one]], tiny_config).layer(0)[0].arrays.values():
             assert array.ctypes.data % module.ALIGNMENT == 0
-    array = load_records([[plain[0]]], tiny_config).layer(1)[0]["k"]
+    array = load_records([[plain[0]]], tiny_config).layer(1)[0].arrays["k"]
     assert jax.device_put(array, jax.devices("cpu")[0]).unsafe_buffer_pointer() == array.ctypes.data
 
 
@@ -176,7 +173,7 @@ def test_records_come_in_the_type_of_the_computation(tiny_config, plain):
 
 def test_packed_records_of_another_model_are_refused(tiny_config, packed):
     config = dataclasses.replace(tiny_config, num_hidden_layers=2)
-    with pytest.raises(GritError, match="prompt 0, piece 1.*another model"):
+    with pytest.raises(GritError, match="prompt 0, record 1.*another model"):
         load_records(
             [
                 [
@@ -218,7 +215,7 @@ def test_a_layer_computes_before_the_next_one_has_come(
     step = decode_module.prefill_layer_step
     monkeypatch.setattr(decode_module, "prefill_layer_step", spy)
     run = lambda pieces: generate(
-        tiny_params, tiny_config, [[5, 6, 7]], pieces=[pieces], sampling=Sampling(4)
+        tiny_params, tiny_config, [[5, 6, 7]], records=[pieces], sampling=Sampling(4)
     )
     expected = run(plain[:2])
     order.clear()
@@ -233,7 +230,7 @@ def test_records_kept_as_int8_change_little(tiny_config, tiny_params, plain):
             tiny_params,
             tiny_config,
             [[5, 6, 7]],
-            pieces=[plain[:2]],
+            records=[plain[:2]],
             sampling=Sampling(4),
             return_logits=True,
             **how,

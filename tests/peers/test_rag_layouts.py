@@ -176,7 +176,7 @@ def test_two_caches_differ_in_their_places_alone(peer, mode, indexed):
     )
     # What we do: the second one stands where the first one ends.
     ours = peer.ours.generate_ids(
-        [prompt], pieces=[records], sampling=GREEDY, return_logits=True
+        [prompt], records=[records], sampling=GREEDY, return_logits=True
     ).logits[0, 0]
     places = [own_places[0], own_places[1] + len(pieces[0])]
     np.testing.assert_allclose(logits_over(peer, records, places, prompt), ours, atol=2e-4)
@@ -193,7 +193,7 @@ def test_answers_over_two_caches_with_the_originals_places(peer, mode):
     tokens, logits = original.answer(peer.model, caches, prompt, NEW_TOKENS)
     found = peer.ours.generate_ids(
         [prompt],
-        pieces=[[record(peer, ids) for ids in pieces]],
+        records=[[record(peer, ids) for ids in pieces]],
         sampling=GREEDY,
         return_logits=True,
         positions="colliding",
@@ -250,7 +250,7 @@ def test_scores_of_answers():
 def assert_same_answer(peer, prompt, their_caches, our_records):
     tokens, logits = original.answer(peer.model, their_caches, prompt, NEW_TOKENS)
     found = peer.ours.generate_ids(
-        [prompt], pieces=[our_records], sampling=GREEDY, return_logits=True
+        [prompt], records=[our_records], sampling=GREEDY, return_logits=True
     )
     assert found.tokens[0] == tokens
     np.testing.assert_allclose(found.logits[0], logits, atol=2e-4)

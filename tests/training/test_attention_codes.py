@@ -176,7 +176,7 @@ def test_a_prompt_is_read_as_it_was_trained(code, tiny_model, tiny_config):
     for pieces in ([], documents):
         found = model.generate_ids(
             [prompt],
-            pieces=[pieces],
+            records=[pieces],
             sampling=Sampling(max_new_tokens=5, ignore_eos=True),
             return_logits=True,
         )
