@@ -8,6 +8,7 @@ from grit_jax.cli import flags
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_json, print_result, print_text
 from grit_jax.cli.verb import Verb
+from grit_jax.text.length import MAX_LENGTH, DefaultLength
 
 
 def _encode_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +21,10 @@ def _encode_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-length",
         type=flags.positive,
-        default=512,
+        default=MAX_LENGTH,
         metavar="N",
-        help="tokens of a text, with its instruction (default: %(default)s)",
+        help="tokens of a text, with its instruction; the rest is cut off and counted "
+        "(default: %(default)s, or the model's context if that is shorter)",
     )
     parser.add_argument(
         "--dim",
@@ -67,9 +69,9 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens",
         type=flags.positive,
-        default=128,
+        default=DefaultLength(128),
         metavar="N",
-        help="(default: %(default)s)",
+        help="(default: %(default)s, or what the prompt leaves of the model's context)",
     )
     parser.add_argument(
         "--temperature", type=flags.number, default=0.0, metavar="X", help="0 (default) is greedy"

@@ -15,6 +15,7 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.text import conversations
 from grit_jax.runtime.files import write_file
+from grit_jax.text.length import MAX_LENGTH, MAX_NEW_TOKENS, DefaultLength
 
 Precision = Literal["float32", "bfloat16", "int8", "binary"]
 INT8_LEVELS = 127
@@ -108,7 +109,7 @@ def encode_file(
     output: Path,
     *,
     instruction: str = "",
-    max_length: int = 512,
+    max_length: int = MAX_LENGTH,
     dim: int | None = None,
     precision: Precision = "float32",
 ) -> dict[str, Any]:
@@ -116,10 +117,12 @@ def encode_file(
     all.
 
     Returns:
-      `texts, tokens, seconds, tokens_per_s, dim, precision`.
+      `texts, tokens, truncated, seconds, tokens_per_s, dim, precision`; `truncated` counts the texts
+      that were cut to `max_length`.
 
     Raises:
-      GritError: `dim` beyond the model's; an output that cannot be written.
+      GritError: `dim` beyond the model's, `max_length` beyond its context, a vector that is not
+        finite, or an output that cannot be written.
     """
     width = model.embedding_width
     if dim is not None and dim > width:
@@ -130,6 +133,7 @@ def encode_file(
     return {
         "texts": len(texts),
         "tokens": encoded.tokens,
+        "truncated": encoded.truncated,
         "seconds": encoded.seconds,
         "tokens_per_s": encoded.tokens / max(encoded.seconds, 1e-9),
         "dim": dim or width,
@@ -148,10 +152,16 @@ def truncate(vectors: np.ndarray, dim: int | None) -> np.ndarray:
 def quantize(vectors: np.ndarray, precision: Precision) -> np.ndarray:
     """Unit vectors at a precision.
 
+    Raises:
+      GritError: a vector that is not finite; int8 and binary would store it as a valid one.
+
     bfloat16: dtype `ml_dtypes.bfloat16` (a reader of the file restores it with `.view`); int8: each
     vector scaled so that its largest entry is 127 (its direction is kept); binary: signs, eight to
     a byte, as `np.packbits`.
     """
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise GritError(f"vector {int(np.argmin(finite))} is not finite and cannot be quantised")
     if precision == "bfloat16":
         return vectors.astype(ml_dtypes.bfloat16)
     if precision == "int8":
@@ -171,16 +181,17 @@ def generate_prompts(
 ) -> list[str]:
     """Answers in the chat format; with `on_text` each is handed on in pieces while it is made,
     prompt by prompt."""
-    # A cache for that many tokens would be asked of the machine before the first one is made.
-    longest, room = model.config.max_position_embeddings, sampling.get("max_new_tokens", 0)
+    # Before the first answer is streamed; `generate` checks the same of each prompt by itself.
+    context, new = model.config.context_length, sampling.get("max_new_tokens", MAX_NEW_TOKENS)
+    least = 1 if isinstance(new, DefaultLength) else new
     for number, ids in enumerate(model.prompt_ids(prompts)):
         name = f"prompt {number}" if len(prompts) > 1 else "the prompt"
         if isinstance(prompts[number], str) and not prompts[number].strip():
             raise GritError(f"{name} is empty")
-        if len(ids) + room > longest:
+        if len(ids) + least > context:
             raise GritError(
-                f"{name}: {len(ids)} tokens and {room} new ones are more than the {longest} that"
-                " the model reads; shorten it or lower --max-new-tokens"
+                f"{name}: {len(ids)} tokens and {int(new)} new ones do not fit this model's context"
+                f" of {context}; shorten it or lower --max-new-tokens"
             )
     if on_text is None:
         return model.generate(prompts, **sampling)

@@ -111,8 +111,8 @@ def _full_batches(
 def _fill_rows(
     lengths: Sequence[int], texts: Sequence[int], row_length: int | None
 ) -> list[tuple[int, list[int]]]:
-    """Rows `(length, texts)` by best fit decreasing in O(n log n): open rows are found by their free
-    tokens."""
+    """Rows `(length, texts)` by best fit decreasing in O(n log n), open rows being found by their
+    free tokens."""
     rows: list[tuple[int, list[int]]] = []
     by_room: dict[int, list[int]] = defaultdict(list)
     rooms: list[int] = []  # sorted keys of by_room with an open row

@@ -19,8 +19,8 @@ from grit_jax.runtime.arguments import finite_number, whole_number
 from grit_jax.text.length import MAX_NEW_TOKENS
 
 INT32_MAX = 2**31 - 1
-# Far below the probability of the most likely token of any vocabulary, so that a smaller top_p means
-# the same; and far above the numbers that XLA flushes to zero, with which no token would be kept.
+# Far below the probability of the most likely token of any vocabulary, so that a smaller top_p
+# means the same; and far above the numbers that XLA flushes to zero, which would keep no token.
 SMALLEST_TOP_P = 1e-30
 
 

@@ -63,7 +63,7 @@ class Reader:
         holds is also what a prompt shows.
       int8_records: how records lie on the device while an answer is decoded (see
         `decode.generate`); None: as int8 where they are compressed in the store, else as they are.
-      positions: "colliding" places records as the original does (see `inference.records.Positions`),
+      positions: "colliding" places records as the original does (see `records.Positions`),
         to compare with.
     """
 

@@ -1,5 +1,5 @@
-"""Checks of the arguments that a caller in Python passes: one clear error instead of a TypeError from
-deep inside."""
+"""Checks of the arguments of the Python API: one clear error instead of a TypeError from deep
+inside."""
 
 from __future__ import annotations
 

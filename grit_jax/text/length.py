@@ -1,7 +1,7 @@
 """How many tokens of a text are read: one rule for every verb and for Python.
 
-A limit that the caller names must fit the model's context; a default is lowered to the context where
-that is shorter. What a limit cuts off is counted and reported by whoever cuts.
+A limit that the caller names must fit the model's context; a default is lowered to the context
+where that is shorter. Texts that lose their end are counted, and the count is reported.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def length_limit(length: Any, context: int, name: str = "max_length") -> int:
 
     >>> length_limit(DefaultLength(512), context=128)
     128
-    >>> length_limit(512, context=128)
+    >>> length_limit(512, context=128)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    grit_jax.errors.GritError: max_length is 512 tokens, but this model's context is 128; lower max_length
+    grit_jax.errors.GritError: max_length is 512 tokens, but this model's context is 128...
 
     Args:
       context: tokens that the model reads (`ModelConfig.context_length`).

@@ -64,7 +64,15 @@ def test_encode(file, dim, precision, capsys, tiny_model, texts, tmp_path):
     command = f"encode model --input {file} --output {output} --precision {precision} --json"
     said = run(capsys, command, *(("--dim", dim) if dim else ()))
     assert said.status == 0
-    assert said.json.keys() == {"texts", "tokens", "seconds", "tokens_per_s", "dim", "precision"}
+    assert said.json.keys() == {
+        "texts",
+        "tokens",
+        "truncated",
+        "seconds",
+        "tokens_per_s",
+        "dim",
+        "precision",
+    }
     assert (said.json["texts"], said.json["dim"], said.json["precision"]) == (
         9,
         dim or 48,

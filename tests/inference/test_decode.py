@@ -302,7 +302,79 @@ def test_bad_settings_are_named(bad):
         Sampling(**bad)
 
 
+@pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "top_p", "top_k", "seed"])
+@pytest.mark.parametrize("value", [None, "1", True, [1], float("nan")])
+def test_settings_of_another_type_are_named(name, value):
+    with pytest.raises(GritError, match=f"^{name} must be"):
+        Sampling(**{name: value})
+
+
+def test_numpy_numbers_are_settings(tiny_config, tiny_params, prompts):
+    settings = Sampling(np.int64(3), np.float32(0.5), np.float64(0.9), np.int32(5), np.uint8(7))
+    same = Sampling(3, 0.5, 0.9, 5, 7)
+    run = lambda sampling: generate(tiny_params, tiny_config, prompts[:1], sampling=sampling).tokens
+    assert run(settings) == run(same)
+
+
+def with_context(config: ModelConfig, context: int) -> ModelConfig:
+    return dataclasses.replace(config, max_position_embeddings=context)
+
+
+def test_an_answer_ends_where_the_context_does(tiny_config, tiny_params, documents):
+    config = with_context(tiny_config, 40)
+    whole = generate(tiny_params, tiny_config, [[1, 5, 6]], sampling=Sampling(37)).tokens[0]
+    found = generate(tiny_params, config, [[1, 5, 6]])
+    assert found.tokens[0] == whole and found.finished == ["length"]
+    for prompt, sampling, words in (
+        ([1, 5, 6], Sampling(38), "prompt 0 has 3 tokens, and 38 new.*context of 40"),
+        ([5] * 40, Sampling(), "prompt 0 has 40 tokens.*context of 40"),
+    ):
+        with pytest.raises(GritError, match=words):
+            generate(tiny_params, config, [prompt], sampling=sampling)
+    cached = len(documents[0].tokens)
+    with pytest.raises(
+        GritError, match=rf"prompt 0 has {cached + 3} tokens \({cached} of them from"
+    ):
+        generate(
+            tiny_params,
+            with_context(tiny_config, cached + 4),
+            [[1, 5, 6]],
+            records=[documents[:1]],
+            sampling=Sampling(2),
+        )
+
+
+def test_logits_that_are_not_finite_are_an_error(tiny_config, tiny_params, documents):
+    table = next(n for n, value in tiny_params.items() if len(value) == tiny_config.vocab_size)
+    broken = tiny_params | {table: tiny_params[table].at[9, 3].set(np.nan)}
+    for records in (None, [documents[:1], documents[:1]]):
+        with pytest.raises(GritError, match=f"prompt 1: .*not finite: the weight '{table}'"):
+            generate(broken, tiny_config, [[5, 6], [5, 9]], records=records, sampling=Sampling(4))
+    # A token's row makes logits NaN later, too, when it is the one chosen.
+    first = generate(tiny_params, tiny_config, [[5, 6]], sampling=Sampling(3)).tokens[0]
+    assert generate(broken, tiny_config, [[5, 6]], sampling=Sampling(3)).tokens[0] == first
+    huge = tiny_params | {"final_norm": tiny_params["final_norm"] * np.float32(3e38)}
+    with pytest.raises(GritError, match="prompt 0: .*overflows float32"):
+        generate(huge, tiny_config, [[5, 6]], sampling=Sampling(3, temperature=1.0))
+
+
 # --- sampling ---
+
+
+def test_extreme_settings_have_their_meaning():
+    """A top_k above the vocabulary keeps all; a top_p below any probability keeps the best one."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50)).astype(np.float32))
+    choose = lambda **how: [
+        int(sample(logits, sampling_rows([Sampling(seed=seed, **how)]), jnp.int32(0))[0])
+        for seed in range(12)
+    ]
+    best = int(jnp.argmax(logits))
+    for top_p in (1e-38, 1e-45, 5e-324):
+        assert choose(temperature=1.0, top_p=top_p) == [best] * 12
+    for top_k in (50, 2**31, 2**63, 10**30):
+        assert choose(temperature=1.0, top_k=top_k) == choose(temperature=1.0)
+    assert choose(temperature=1e300) == choose(temperature=3e38) != choose(temperature=1.0)
+    assert choose(temperature=1e-300) == [best] * 12
 
 
 def draws(logits: np.ndarray, count: int, **settings) -> np.ndarray:

@@ -150,9 +150,95 @@ def test_nothing_and_empty_texts(encoder):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
+# As they appear in the wild: nothing, spaces, controls, a byte order mark, emoji, special tokens.
+ODD = [
+    "",
+    " ",
+    " \t\n ",
+    "\0",
+    "a\0b",
+    "\ufeffamber",
+    "\U0001f9ff\u200d\U0001f525",
+    "</s>",
+    "<|embed|>\n",
+]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "lasttoken"])
+def test_odd_texts_are_the_same_alone_together_and_reversed(encoder, pooling):
+    encoder = with_pooling(encoder, pooling)
+    together = encoder.encode(ODD).vectors
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode(ODD[::-1]).vectors[::-1], together, atol=1e-6)
+    for text, vector in zip(ODD, together, strict=True):
+        np.testing.assert_allclose(encoder.encode([text]).vectors[0], vector, atol=1e-6)
+
+
+def with_context(encoder: Encoder, context: int) -> Encoder:
+    config = dataclasses.replace(encoder.config, max_position_embeddings=context)
+    return Encoder(config, encoder.params, encoder.tokenizer, encoder.chat)
+
+
+def test_what_is_cut_is_counted_and_warned_about(encoder, sentences):
+    texts = ["amber", " ".join(sentences[:9]), "river", " ".join(sentences[9:18])]
+    lengths = [len(ids) for ids in encoder.format(texts).ids]
+    assert [n > 40 for n in lengths] == [False, True, False, True]
+    with pytest.warns(UserWarning, match="^2 of 4 texts were cut to 40 tokens"):
+        assert encoder.encode(texts, max_length=40).truncated == 2
+    assert encoder.format(texts, max_length=40).truncated == [1, 3]
+    exact = encoder.format(texts, max_length=lengths[1])
+    assert 1 not in exact.truncated and 1 in encoder.format(texts, "", lengths[1] - 1).truncated
+    assert encoder.encode(texts).truncated == 0
+
+
+def test_the_default_length_is_lowered_to_the_context_and_a_request_is_not(encoder, sentences):
+    short, text = with_context(encoder, 48), " ".join(sentences[:30])
+    with pytest.warns(UserWarning, match="1 of 1 texts was cut to 48 tokens"):
+        cut = short.encode([text])
+    np.testing.assert_allclose(cut.vectors, encoder.encode([text], "", 48).vectors, atol=1e-6)
+    with pytest.raises(GritError, match="max_length is 49 tokens.*context is 48"):
+        short.encode(["amber"], max_length=49)
+    with pytest.raises(GritError, match="max_length is 512 tokens.*context is 48"):
+        short.encode(["amber"], max_length=512)
+
+
+def test_a_vector_that_is_not_finite_names_the_text_and_the_weight(encoder, tiny_params):
+    river, amber = (
+        encoder.tokenizer.encode(word, continues=True)[-1] for word in ("river", "amber")
+    )
+    table = next(
+        name for name in tiny_params if len(tiny_params[name]) == encoder.config.vocab_size
+    )
+    broken = tiny_params | {table: tiny_params[table].at[river, 5].set(np.nan)}
+    bad = Encoder(encoder.config, broken, encoder.tokenizer, encoder.chat)
+    with pytest.raises(GritError, match=f"^text 0: its vector is.*'{table}'.*index {river} of"):
+        bad.encode_ids([[amber, river]])
+    with pytest.raises(GritError, match="^x.jsonl:2: its vector is not finite"):
+        bad.encode_ids([[river]], names=["x.jsonl:2"])
+    with pytest.raises(GritError, match=r"^text 0: .*\(and those of 1 more texts\)"):
+        bad.encode_ids([[river], [river]])
+    assert np.isfinite(bad.encode_ids([[amber]]).vectors).all()
+    huge = tiny_params | {"final_norm": tiny_params["final_norm"] * np.float32(3e38)}
+    with pytest.raises(GritError, match="all weights are finite, so the computation overflows"):
+        Encoder(encoder.config, huge, encoder.tokenizer, encoder.chat).encode(["amber"])
+
+
 @pytest.mark.parametrize(
     ("texts", "instruction", "max_length", "words"),
     [
+        ({"amber": 1}, "", 512, ["list of strings", "dict"]),
+        ({"amber"}, "", 512, ["list of strings", "set"]),
+        (b"amber", "", 512, ["list of strings", "bytes"]),
+        (7, "", 512, ["list of strings", "int"]),
+        (np.array("amber"), "", 512, ["list of strings"]),
+        ([["amber"]], "", 512, ["text 0", "list"]),
+        (["a", b"b"], "", 512, ["text 1", "bytes"]),
+        (["a", 3], "", 512, ["text 1", "int"]),
+        (["a"], None, 512, ["instruction", "NoneType"]),
+        (["a"], ["b"], 512, ["instruction", "list"]),
+        (["a"], "", None, ["max_length", "None"]),
+        (["a"], "", 10.0, ["max_length", "10.0"]),
+        (["a"], "", -1, ["max_length", "-1"]),
         (["a", None], "", 512, ["text 1", "NoneType"]),
         ("amber", "", 512, ["list"]),
         (["a"], "Find the sentence that says it", 8, ["instruction", "8"]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import dense_reference as dense
 import jax
@@ -13,11 +15,11 @@ import tokenizer_kinds
 
 from grit_jax import GritLM
 from grit_jax.errors import GritError
-from grit_jax.models.transformer import init_params
+from grit_jax.models.transformer import Transformer, init_params
 from grit_jax.text.chat import GRIT
 from grit_jax.text.chat_template import ChatTemplate
 from grit_jax.text.tokenizer import Tokenizer
-from grit_jax.types import AttentionMode
+from grit_jax.types import AttentionMode, ModelOutput
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,15 @@ def test_generate_batches_and_streams(tiny_model, sentences):
         ),
         ([{"role": "robot", "content": "a"}], "robot"),
         (["a", [{"role": "user"}]], "prompt 1.*content"),
+        (None, "prompts must be.*NoneType"),
+        (b"a", "prompts must be.*bytes"),
+        (5, "prompts must be.*int"),
+        ({"a"}, "prompts must be.*set"),
+        ({"role": "user", "content": "a"}, "message belongs in a list"),
+        ([["a"]], "prompt 0"),
+        ([[]], "prompt 0"),
+        ([b"a"], "prompt 0"),
+        ([None], "prompt 0"),
     ],
 )
 def test_bad_prompts_are_named(tiny_model, prompts, words):
@@ -192,11 +203,80 @@ def test_call_without_a_mask(tiny_model):
         (([[1.5, 2.0]], None), "integers"),
         (([[1, 2]], [[0, 2]]), "attention_mask"),
         (([[1, 2]], None, "prefix"), "causal"),
+        ((None,), "B, T"),
+        (("amber",), "B, T"),
+        (([[1, 2], [3]],), "one length"),
+        (([[1, 2]], [[1, 1], [1]]), "one length"),
+        (([["1", "2"]],), "integers"),
+        (([[1] * 32769],), "row of 32769 tokens.*context is 32768"),
     ],
 )
 def test_bad_calls_are_named(tiny_model, args, words):
     with pytest.raises(GritError, match=words):
         tiny_model(*args)
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_bad_prompts_are_named_by_a_chat_template_too(tiny_model, template):
+    model = copy.copy(tiny_model)
+    if template:
+        model.template = object()  # not reached
+    for prompts in (None, 5, {"role": "user", "content": "a"}, [["a"]]):
+        with pytest.raises(GritError, match="prompt"):
+            model.prompt_ids(prompts)
+
+
+def test_one_model_in_twelve_threads(tiny_model, sentences):
+    """Answers and vectors are those of one thread, whoever else is at work."""
+    settings = {"max_new_tokens": 6, "temperature": 0.9}
+    work = [(sentences[i : i + 3], f"Say {sentences[i]}", i) for i in range(12)]
+
+    def run(item):
+        texts, prompt, seed = item
+        return tiny_model.encode(texts), tiny_model.generate(prompt, seed=seed, **settings)
+
+    alone = [run(item) for item in work]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(run, work))
+    for (vectors, answer), (expected, expected_answer) in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(vectors, expected)
+        assert answer == expected_answer
+
+
+def test_streams_equal_wholes_at_a_high_temperature(tiny_model, sentences):
+    """At temperature 5 answers hold every kind of token: bytes, halves of characters, tags."""
+    prompts = [f"Say {text}" for text in sentences[:8]]
+    settings = {"max_new_tokens": 24, "temperature": 5.0, "seed": 3}
+    streamed = [""] * len(prompts)
+
+    def hear(number, text):
+        streamed[number] += text
+
+    assert tiny_model.generate(prompts, **settings, on_text=hear) == streamed
+    assert tiny_model.generate(prompts, **settings) == streamed
+
+
+def test_one_output_class_serves_transformer_and_model(tiny_model, tiny_params):
+    out = tiny_model([[1, 5, 6]])
+    assert type(out) is ModelOutput and out.logits is out.logits
+    tokens = np.asarray([[1, 5, 6]])
+    inside = Transformer(tiny_model.config, tiny_params)(
+        tokens, np.arange(3)[None], np.ones_like(tokens), mode=AttentionMode.CAUSAL
+    )
+    assert type(inside) is ModelOutput
+    with pytest.raises(AttributeError, match="Transformer.logits"):
+        _ = inside.logits
+
+
+@pytest.mark.parametrize("source", [None, 5, ["a"]])
+def test_a_source_of_another_type_is_named(source):
+    with pytest.raises(GritError, match="directory or a hub id"):
+        GritLM.from_pretrained(source)
+
+
+def test_a_dtype_that_is_none_is_named(directory):
+    with pytest.raises(GritError, match="dtype must be.*float64"):
+        GritLM.from_pretrained(directory, dtype="float64")
 
 
 def test_absent_and_inconsistent_models_are_named(tiny_model, directory, tmp_path):
