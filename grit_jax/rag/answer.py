@@ -20,6 +20,7 @@ from grit_jax.rag.record_format import RecordError
 from grit_jax.rag.route_costs import costs_of
 from grit_jax.rag.router import RouteCosts, route
 from grit_jax.runtime.progress import say
+from grit_jax.text.length import MAX_LENGTH
 from grit_jax.text.rag_layouts import MODES, RagMode
 
 QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time
@@ -100,7 +101,7 @@ class Asker:
       max_length: tokens of a document and of a query's record; an index brings its own.
     """
 
-    def __init__(self, model: GritLM, index: Index | None = None, *, max_length: int = 512):
+    def __init__(self, model: GritLM, index: Index | None = None, *, max_length: int = MAX_LENGTH):
         self.model, self.index = model, index
         self._reader = Reader(model, index.max_length if index is not None else max_length)
         self._costs: RouteCosts | None = None

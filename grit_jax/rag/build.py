@@ -36,6 +36,7 @@ from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search.milvus import choose, fill
 from grit_jax.rag.store import DocumentStore, claim_store, remove_store, store_owner
 from grit_jax.runtime.progress import progress, say
+from grit_jax.text.length import length_limit
 from grit_jax.types import DocumentKV
 
 # Of the rows: with more deleted ones, the others are copied to new files, which frees the bytes.
@@ -203,14 +204,14 @@ def build_index(
 
 
 def _settings(model: GritLM, options: IndexOptions) -> IndexSettings:
-    context = model.config.max_position_embeddings
+    context, length = model.config.context_length, options.max_length
     return IndexSettings(
         model=RecordIdentity.of(model).to_json(),
         pooling=model.pooling,
         kv=options.kv,
         dim=model.embedding_width,
         default_max_length=default_max_length(context),
-        max_length=min(options.max_length, context) if options.max_length is not None else None,
+        max_length=length_limit(length, context) if length is not None else None,
         store=str(options.store) if options.store is not None else None,
     )
 
@@ -351,6 +352,7 @@ def _add_documents(
                 [batch.prompt] * len(batch.ids),
                 return_cache=store is not None,
                 codec=codec,
+                names=[f"{corpus.where(d.id)}: document {d.id!r}" for d in batch.documents],
             )
             _check_finite(corpus, batch, encoded)
             if pending is not None:

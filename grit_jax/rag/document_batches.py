@@ -31,19 +31,17 @@ def document_batches(
     """Documents in the corpus's order, in batches of about `tokens` tokens."""
     batch, size = DocumentBatch([], [], 0, set()), 0
     for group in _groups(documents, TOKENISED_TOGETHER):
-        # One token more than is kept tells the documents that lose their end.
         formatted = model.encoder.format(
-            [document.content for document in group], max_length=max_length + 1
+            [document.content for document in group], max_length=max_length
         )
-        batch.prompt = formatted.prompt
-        for document, all_ids in zip(group, formatted.ids, strict=True):
-            ids = all_ids[:max_length]
+        batch.prompt, truncated = formatted.prompt, set(formatted.truncated)
+        for number, (document, ids) in enumerate(zip(group, formatted.ids, strict=True)):
             if batch.ids and size + len(ids) > tokens:
                 yield batch
                 batch, size = DocumentBatch([], [], formatted.prompt, set()), 0
             batch.documents.append(document)
             batch.ids.append(ids)
-            if len(all_ids) > max_length:
+            if number in truncated:
                 batch.truncated.add(document.id)
             size += len(ids)
     if batch.ids:

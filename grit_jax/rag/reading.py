@@ -11,6 +11,7 @@ from grit_jax.inference.decode import Timings
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord, Positions, is_packed
 from grit_jax.inference.sampling import Sampling
+from grit_jax.text.length import MAX_LENGTH, length_limit
 from grit_jax.text.rag_layouts import CACHED_MODES, RagMode, compose
 
 DOCUMENT_CACHES: tuple[RagMode, ...] = (
@@ -70,16 +71,12 @@ class Reader:
     def __init__(
         self,
         model: GritLM,
-        max_length: int = 512,
+        max_length: int = MAX_LENGTH,
         int8_records: bool | None = None,
         positions: Positions = "running",
     ):
-        self.model, self.max_length, self.int8_records, self.positions = (
-            model,
-            max_length,
-            int8_records,
-            positions,
-        )
+        self.model, self.int8_records, self.positions = model, int8_records, positions
+        self.max_length = max_length = length_limit(max_length, model.config.context_length)
         self._room = max_length - model.encoder.format([""], max_length=max_length).prompt
 
     def records(self, texts: Sequence[str]) -> list[KVRecord]:
@@ -116,7 +113,7 @@ class Reader:
         """
         prompts = self.prompts(readings)
         pieces = [_pieces(reading) for reading in readings]
-        longest = self.model.config.max_position_embeddings
+        longest = self.model.config.context_length
         for reading, prompt, row in zip(readings, prompts, pieces, strict=True):
             length = len(prompt) + sum(len(piece.tokens) for piece in row) + sampling.max_new_tokens
             if length > longest:

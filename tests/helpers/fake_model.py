@@ -81,9 +81,17 @@ class FakeEncoder:
 
     def format(self, texts, instruction="", max_length=512) -> FormattedTexts:
         """One tag and the bytes of each text."""
-        return FormattedTexts([[256, *text.encode()][:max_length] for text in texts], 1)
+        ids = [[256, *text.encode()] for text in texts]
+        return FormattedTexts(
+            [text[:max_length] for text in ids],
+            1,
+            max_length,
+            [i for i, text in enumerate(ids) if len(text) > max_length],
+        )
 
-    def encode_ids(self, ids, pool_starts=None, *, return_cache=False, codec=None) -> Encoded:
+    def encode_ids(
+        self, ids, pool_starts=None, *, return_cache=False, codec=None, names=None
+    ) -> Encoded:
         """Vectors and caches of the ids."""
         time.sleep(self.seconds)
         self.encoded += [tuple(text) for text in ids]
