@@ -117,8 +117,8 @@ def encode_file(
     all.
 
     Returns:
-      `texts, tokens, truncated, seconds, tokens_per_s, dim, precision`; `truncated` is the number of
-      texts that were cut to `max_length`.
+      `texts, tokens, truncated, seconds, tokens_per_s, dim, precision`; `truncated` is the number
+      of texts that were cut to `max_length`.
 
     Raises:
       GritError: `dim` beyond the model's, `max_length` beyond its context, a vector that is not
