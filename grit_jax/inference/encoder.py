@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from grit_jax.errors import GritError
-from grit_jax.inference.records import Codec, KVRecord, PackedRecord
+from grit_jax.inference.records import Codec, KVRecord, PackedRecord, is_finite
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, RowBatch, pack_rows
 from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
@@ -326,15 +326,18 @@ class Encoder:
             )
 
     def _check_finite(self, texts: _Texts, batch: RowBatch, names: Sequence[str]) -> None:
-        """Raises GritError for vectors of a batch that hold NaN or infinity."""
+        """Raises GritError for vectors or caches of a batch that hold NaN or infinity."""
         numbers = sorted(i for row in batch.texts for i in row)
-        bad = [i for i in numbers if not np.isfinite(texts.vectors[i]).all()]
-        if bad:
-            others = f" (and those of {len(bad) - 1} more texts)" if len(bad) > 1 else ""
-            raise GritError(
-                f"{names[bad[0]]}: its vector is not finite{others}:"
-                f" {describe_cause(self.params, self.config.dtype)}"
-            )
+        checks = {"vector": lambda i: np.isfinite(texts.vectors[i]).all()}
+        if (caches := texts.caches) is not None:
+            checks["cache"] = lambda i: is_finite(caches[i])
+        for part, finite in checks.items():
+            if bad := [i for i in numbers if not finite(i)]:
+                others = f" (and those of {len(bad) - 1} more texts)" if len(bad) > 1 else ""
+                raise GritError(
+                    f"{names[bad[0]]}: its {part} is not finite{others}:"
+                    f" {describe_cause(self.params, self.config.dtype)}"
+                )
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:

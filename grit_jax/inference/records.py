@@ -98,6 +98,13 @@ def is_packed(record: KVRecord) -> bool:
     return not isinstance(record, DocumentKV) and record.codec is not None
 
 
+def is_finite(record: DocumentKV | PackedRecord) -> bool:
+    """Whether all its numbers are; codes are integers, and say nothing."""
+    plain = isinstance(record, DocumentKV)
+    arrays = [record.k, record.v] if plain else list(record.arrays.values())
+    return all(np.isfinite(a).all() for a in arrays if jnp.issubdtype(a.dtype, jnp.floating))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class LayerRecords:

@@ -10,14 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
 from grit_jax.inference.encoder import Encoded
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.records import KVRecord
 from grit_jax.rag.codecs.codecs import KINDS, StoredCodec, calibrate, compression_of, sample_tokens
 from grit_jax.rag.corpus import Corpus, CorpusDocument
 from grit_jax.rag.document_batches import DocumentBatch, batch_tokens, document_batches
@@ -37,7 +35,6 @@ from grit_jax.rag.search.milvus import choose, fill
 from grit_jax.rag.store import DocumentStore, claim_store, remove_store, store_owner
 from grit_jax.runtime.progress import progress, say
 from grit_jax.text.length import length_limit
-from grit_jax.types import DocumentKV
 
 # Of the rows: with more deleted ones, the others are copied to new files, which frees the bytes.
 DELETED_SHARE = 0.25
@@ -354,7 +351,6 @@ def _add_documents(
                 codec=codec,
                 names=[f"{corpus.where(d.id)}: document {d.id!r}" for d in batch.documents],
             )
-            _check_finite(corpus, batch, encoded)
             if pending is not None:
                 pending.result()
             pending = background.submit(_commit, writer, store, batch, encoded, contents)
@@ -363,31 +359,6 @@ def _add_documents(
         if pending is not None:
             pending.result()
     return documents, tokens
-
-
-def _check_finite(corpus: Corpus, batch: DocumentBatch, encoded: Encoded) -> None:
-    """Raises GritError for a document whose vector or record holds NaN or infinity."""
-    records: Sequence[KVRecord | None] = encoded.caches or [None] * len(batch.ids)
-    for document, vector, record in zip(batch.documents, encoded.vectors, records, strict=True):
-        what = "vector" if not np.isfinite(vector).all() else None
-        if what is None and record is not None and not _is_finite(record):
-            what = "cache"
-        if what is not None:
-            raise GritError(
-                f"{corpus.where(document.id)}: the {what} of document {document.id!r} is not finite"
-                " (NaN or infinity); check the model's weights, or compute in float32"
-            )
-
-
-def _is_finite(record: KVRecord) -> bool:
-    arrays = (
-        [record.k, record.v] if isinstance(record, DocumentKV) else list(record.arrays.values())  # type: ignore[union-attr]
-    )
-    return all(
-        np.isfinite(array).all()
-        for array in arrays
-        if array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-    )
 
 
 def _commit(
