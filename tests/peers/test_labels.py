@@ -20,7 +20,7 @@ transformers = pytest.importorskip("transformers")
 
 import original  # noqa: E402
 
-from grit_jax.data.example_tokenizer import ExampleTokenizer, Limits  # noqa: E402
+from grit_jax.data.example_tokenizer import ExampleTokenizer, LengthLimits  # noqa: E402
 from grit_jax.data.formats import GenerativeExample  # noqa: E402
 from grit_jax.text.chat import GRIT  # noqa: E402
 from grit_jax.text.tokenizer import Tokenizer  # noqa: E402
@@ -82,7 +82,7 @@ def pair(request, tiny_tokenizer, tmp_path_factory):
 
 def our_masks(tokenizer, conversations, limit=WIDE, **how):
     reader = ExampleTokenizer(
-        tokenizer, GRIT, Limits(limit, limit, limit, limit, limit, limit), **how
+        tokenizer, GRIT, LengthLimits(limit, limit, limit, limit, limit, limit), **how
     )
     return reader.generative([GenerativeExample(tuple(turns)) for turns in conversations])
 
