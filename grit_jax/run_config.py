@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from grit_jax.config import load_config
+from grit_jax.config import load_config, to_dict
 from grit_jax.data.config import BatchNeeds, DataConfig
 from grit_jax.data.packing import round_up
 from grit_jax.errors import GritError
@@ -224,6 +225,28 @@ class RunConfig:
 def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
     """A run's configuration from YAML and command line; see `config.load_config` for the errors."""
     return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """A configuration by dotted keys, file names left out: what two hosts of a run have in common,
+    and what a run that goes on compares with its checkpoint. A preset is the shape that it stands
+    for."""
+    settings: dict[str, Any] = {}
+
+    def flatten(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value and prefix not in PATH_KEYS:
+            for key, inner in value.items():
+                flatten(f"{prefix}.{key}" if prefix else key, inner)
+        elif prefix not in (*PATH_KEYS, "model.preset"):
+            settings[prefix] = value
+
+    tree = to_dict(config)
+    if (shape := config.model.known_shape) is not None:
+        # Settings of the run, which take the place of the shape's own.
+        run = ("dtype", "remat", "scan_layers", "architecture")
+        tree["model"]["shape"] = {k: v for k, v in to_dict(shape).items() if k not in run}
+    flatten("", tree)
+    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
 
 
 def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:

@@ -3,22 +3,22 @@ model."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
-import json
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from grit_jax.config import dump_yaml
-from grit_jax.data.formats import document_text
 from grit_jax.data.multihost import HostGroup
 from grit_jax.data.pipeline import JointBatches, make_iterator
-from grit_jax.data.sources import open_lines
 from grit_jax.errors import GritError, out_of_memory
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
@@ -26,24 +26,24 @@ from grit_jax.inference.model import GritLM
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.hf.peft import write_adapter
-from grit_jax.models.lora import adapter_shapes
-from grit_jax.models.projection import PROJECTION
-from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.run_config import (
     PATH_KEYS,
-    ModelSection,
     RunConfig,
     TrainSection,
     batch_needs,
     fit_to_mesh,
     read_run_config,
+    settings_of,
     step_config,
 )
+from grit_jax.run_model import LoadedModel, load_model, load_tokenizer
 from grit_jax.runtime.files import new_folder, writable_folder, write_text
 from grit_jax.runtime.hosts import (
     Exchange,
     all_say,
+    check_hosts_agree,
     check_same_folder,
+    errors_together,
     fail_together,
     is_first,
     wait_for_all,
@@ -52,45 +52,38 @@ from grit_jax.runtime.hosts import (
 from grit_jax.runtime.preemption import Notice, Preempted, on_sigterm
 from grit_jax.runtime.progress import say
 from grit_jax.runtime.run_folder import MODEL, RunFolder
-from grit_jax.runtime.trackers import open_trackers
-from grit_jax.sharding import MeshConfig, make_mesh, put_weight, rows_by_host
+from grit_jax.runtime.trackers import Tracker, open_trackers
+from grit_jax.sharding import MeshConfig, make_mesh, rows_by_host
 from grit_jax.text.chat import FORMATS
 from grit_jax.text.tokenizer import Tokenizer
-from grit_jax.text.train_tokenizer import train_tokenizer
-from grit_jax.training.checkpoint import Checkpoints, FrozenBase
+from grit_jax.training.checkpoint import Checkpoints
 from grit_jax.training.contrastive import check_dimensions
-from grit_jax.training.frozen_base import load_base
-from grit_jax.training.loop import Evaluate, run_loop
-from grit_jax.training.state import (
-    TRAINED_AXES,
-    TrainState,
-    init_state,
-    make_optimizer,
-    make_schedule,
+from grit_jax.training.finite_weights import check_finite
+from grit_jax.training.hooks import (
+    Evaluate,
+    evaluate_held_out,
+    profile_steps,
+    save_checkpoints,
 )
+from grit_jax.training.loop import Program, run_loop
+from grit_jax.training.run_record import (
+    Input,
+    RunRecord,
+    check_inputs,
+    check_settings,
+    describe_file,
+    describe_weights,
+    is_about_batches,
+)
+from grit_jax.training.state import TrainState, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
-from grit_jax.training.throughput import model_flops
+from grit_jax.training.step_log import StepLog
+from grit_jax.training.throughput import model_flops, peak_flops
 
 DATA_SUMMARY_FILE = (  # in the output folder: what became of every source's examples
     "data_summary.json"
 )
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration as it was run, paths absolute
-
-
-@dataclasses.dataclass
-class LoadedModel:
-    """The model that a run starts from.
-
-    Attributes:
-      params: its weights; None: to be drawn at random. With `lora` they are frozen and in place.
-      projection: dimensions of its projection, there or new; None: there is none.
-      base: what the weights are called in checkpoints, with `lora`.
-    """
-
-    config: ModelConfig
-    params: Params | None
-    projection: int | None
-    base: FrozenBase | None
 
 
 @dataclasses.dataclass
@@ -115,51 +108,134 @@ def train(
     has one. On SIGTERM the step under way ends and is saved; one that comes seconds after it ends
     the process at once.
 
+    Args:
+      profile: trace the steps from the first number to before the second into `output/profile`.
+
     Raises:
       Preempted: SIGTERM came; the same call goes on from there.
       GritError: anything wrong with the configuration, the data, the base model or the output
-        folder.
+        folder; hosts that differ in any of them; a checkpoint of another model.
     """
-    output = RunFolder(config.output)
-    if is_first() and not output.remote:
-        writable_folder(output.local)
-    output.begin()
-    output.copy_now_and_then()
-    wait_for_all("output folder")
-    if not output.remote:
-        check_same_folder(output.local)
-    checkpoints = Checkpoints(
-        output.checkpoints, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
-    )
-    with on_sigterm() as notice:
-        try:
-            return _go_on(config, output, checkpoints, resume, profile, notice)
-        except jax.errors.JaxRuntimeError as error:
-            wait_for_peer_failure()
-            if full := out_of_memory(error):
-                raise GritError(
-                    f"this run does not fit the devices' memory ({full}); set"
-                    " train.embedding_chunk, generative_chunk and cached_chunk, model.remat: full"
-                    " or smaller batches, or ask grit plan which slice it fits"
-                ) from None
-            raise
-        except OSError as error:  # a full disk does not say where it is full
-            error.filename = error.filename or str(output.local)
-            raise
-        finally:
+    settings = settings_of(config)
+    versions = {"grit_jax": importlib.metadata.version("grit_jax"), "jax": jax.__version__}
+    check_hosts_agree(settings | versions | {"--resume": resume, "--profile": profile})
+    output = _open_output(config.output)
+    with on_sigterm() as notice, contextlib.ExitStack() as opened:
+        opened.enter_context(_reported_failures(output))
+        checkpoints = Checkpoints(
+            output.checkpoints,
+            every=config.train.checkpoint_every,
+            keep=config.train.keep_checkpoints,
+        )
+
+        @opened.callback
+        def close() -> None:
             with notice.hold():
                 checkpoints.close()  # a save under way is finished whatever else went wrong
                 output.close()
 
+        run = _Run(config, settings, output, checkpoints, _starting_step(checkpoints, output))
+        if _is_finished(run, resume):
+            steps = run.start
+            return TrainResult(output.under(""), output.under(MODEL), steps, already_finished=True)
+        span = _steps_to_profile(profile, run.start, config.train.steps)
+        return _run(run, span, notice)
 
-def _go_on(
-    config: RunConfig,
-    output: RunFolder,
-    checkpoints: Checkpoints,
-    resume: Literal["auto", "never"],
-    profile: tuple[int, int] | None,
-    notice: Notice,
-) -> TrainResult:
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run whose output is open.
+
+    Attributes:
+      settings: see `settings_of`.
+      start: steps that the newest checkpoint has behind it; 0: there is none.
+    """
+
+    config: RunConfig
+    settings: dict[str, Any]
+    output: RunFolder
+    checkpoints: Checkpoints
+    start: int
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint that it goes on from, in words."""
+        return f"{self.output.checkpoints}: the checkpoint of step {self.start}"
+
+
+def _run(run: _Run, profile: tuple[int, int] | None, notice: Notice) -> TrainResult:
+    """Everything is read and compared among the hosts before the first step is taken."""
+    config, output, steps = run.config, run.output, run.config.train.steps
+    tokenizer = load_tokenizer(config, output)
+    mesh = make_mesh(config.mesh)
+    exchange = Exchange()
+    fitted = fit_to_mesh(config, mesh)
+    batches = _open_data(run, fitted, tokenizer, mesh, exchange)
+    iterator = make_iterator(
+        fitted.data, tokenizer, seed=config.train.seed, num_steps=steps, batches=batches
+    )
+    model = load_model(config, tokenizer, mesh)
+    run.checkpoints.base, run.checkpoints.optimizer = model.base, config.optimizer.keeps
+    schedule = make_schedule(config.optimizer, steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    compiled = step_config(fitted, model.config)
+    check_dimensions(compiled.loss, model.projection or model.config.hidden_size)
+    _write_config(config, output)
+    public_model = _wrapper(config, model.config, tokenizer, mesh)
+    # The model of a shorter run would pass for this one's, were this one killed before its export.
+    output.unmark_model(huggingface.GRIT_FILE)
+    with jax.set_mesh(mesh):
+        state = _first_state(run, model, optimizer, iterator, mesh)
+        program = Program(
+            make_step(compiled, optimizer, schedule), iterator, mesh, run.start, steps
+        )
+        log = StepLog(
+            output,
+            run.start,
+            steps,
+            _open_trackers(run),
+            batch_ids=batches.ids,
+            flops=functools.partial(model_flops, config=compiled),
+            peak=peak_flops(mesh.devices.flat),
+        )
+        with notice.hold(), contextlib.closing(exchange), log:
+            hooks = [save_checkpoints(run.checkpoints, output, iterator)]
+            if evaluate := make_evaluation(config.train, public_model):
+                hooks.append(evaluate_held_out(evaluate, config.train.eval_every, log))
+            if profile:
+                hooks.append(profile_steps(*profile, run.start, str(output.local / "profile")))
+            state = run_loop(
+                state, program, log=log, hooks=hooks, stop_requested=lambda: notice.arrived
+            )
+    if notice.arrived:  # in the last step of all, too late for the hosts to agree on it
+        raise Preempted("interrupted by SIGTERM; all steps are saved")
+    _export_model(public_model(state), config, output)
+    return TrainResult(output.under(""), output.under(MODEL), steps)
+
+
+# ---- before the first step -----------------------------------------------------------------------
+
+
+def _open_output(address: str) -> RunFolder:
+    """The output folder, held by this run alone and the same one on all hosts."""
+    output = RunFolder(address)
+    try:
+        with errors_together():
+            if is_first() and not output.remote:
+                writable_folder(output.local)
+            output.begin()
+            output.lock()
+        output.copy_now_and_then()
+        if not output.remote:
+            check_same_folder(output.local)
+    except GritError:
+        output.close()
+        raise
+    return output
+
+
+def _starting_step(checkpoints: Checkpoints, output: RunFolder) -> int:
+    """The step of the newest checkpoint; 0: there is none."""
     latest = checkpoints.latest()
     seen = all_say(str(latest or "none"))
     if number := next((number for number, other in enumerate(seen) if other != seen[0]), 0):
@@ -167,237 +243,178 @@ def _go_on(
             f"{output.checkpoints}: the newest checkpoint is {seen[0]} on process 0 and"
             f" {seen[number]} on process {number}; start again once all hosts see the same files"
         )
-    if latest is not None and resume == "never":
-        raise GritError(
-            f"{output} holds a run (step {latest}); remove it, or choose another output, or resume"
+    return latest or 0
+
+
+def _is_finished(run: _Run, resume: Literal["auto", "never"]) -> bool:
+    """Whether there is nothing left to do; says what is set otherwise than in the checkpoint."""
+    if not run.start:
+        return False
+    if resume == "never":
+        fail_together(
+            f"{run.output} holds a run (step {run.start}); remove it, or choose another output, or"
+            " resume"
         )
-    if (
-        latest is not None
-        and latest >= config.train.steps
-        and output.has_model(huggingface.GRIT_FILE)
-    ):
-        return TrainResult(output.under(""), output.under(MODEL), latest, already_finished=True)
-    profile = _still_ahead(profile, latest or 0, config.train.steps)
-    # The model of a shorter run would pass for this one's, were this one killed before its export.
-    output.unmark_model(huggingface.GRIT_FILE)
-    return _run(config, output, checkpoints, profile, notice)
+    if (before := run.checkpoints.record_of(run.start)) is not None:
+        _report(run, _together(check_settings, before, run.settings, run.checkpoint))
+    return run.start >= run.config.train.steps and run.output.has_model(huggingface.GRIT_FILE)
 
 
-def _still_ahead(profile: tuple[int, int] | None, start: int, steps: int) -> tuple[int, int] | None:
-    """The steps to trace; None where the run has begun them already, as the command of one that was
-    killed may find."""
+def _report(run: _Run, changes: list[str]) -> None:
+    if changes:
+        order = (
+            "; the batches from here on are others than those of the run so far would have been"
+            if any(map(is_about_batches, changes))
+            else ""
+        )
+        say(f"warning: {run.checkpoint} was made with other settings: {'; '.join(changes)}{order}")
+
+
+def _together(check: Callable[..., list[str]], *arguments: Any) -> list[str]:
+    with errors_together():
+        return check(*arguments)
+    return []
+
+
+def _steps_to_profile(
+    profile: tuple[int, int] | None, start: int, steps: int
+) -> tuple[int, int] | None:
+    """The steps to trace; None where the run is past them, as the command of a run that was killed
+    may find."""
     if profile is None:
         return None
-    span = f"--profile {profile[0]}:{profile[1]}"
+    flag = f"--profile {profile[0]}:{profile[1]}"
     if profile[1] > steps:
-        raise GritError(f"{span}: this run goes from step {start} to {steps}")
+        raise GritError(f"{flag}: this run goes from step {start} to {steps}")
     if profile[0] < start:
-        say(
-            f"{span}: step {profile[0]} is behind this run, which goes on from step {start}; no"
-            " trace is made"
-        )
+        say(f"{flag}: this run goes on from step {start}, past step {profile[0]}; no trace is made")
         return None
     return profile
 
 
-def _run(
-    config: RunConfig,
-    output: RunFolder,
-    checkpoints: Checkpoints,
-    profile: tuple[int, int] | None,
-    notice: Notice,
-) -> TrainResult:
-    trackers = (
-        open_trackers(
-            output.local,
-            checkpoints.latest() or 0,
-            tensorboard=config.train.tensorboard,
-            wandb=config.train.wandb,
-            config=dataclasses.asdict(config),
+def _open_data(
+    run: _Run, fitted: RunConfig, tokenizer: Tokenizer, mesh: Mesh, exchange: Exchange
+) -> JointBatches:
+    """The run's batches. All that is read, held-out files included, is opened, compared among the
+    hosts and with the checkpoint."""
+    config = run.config
+    rows = functools.partial(rows_by_host, mesh=mesh)
+    hosts = HostGroup(exchange, rows) if exchange.hosts > 1 else None
+    with errors_together():
+        batches = JointBatches(
+            fitted.data,
+            tokenizer,
+            tokenizer.format(FORMATS[config.tokenizer.chat]),
+            config.train.seed,
+            config.train.steps,
+            batch_needs(config),
+            hosts,
+            probe=False,
         )
-        if is_first()
-        else []
-    )
-
-    # --- tokenizer and data ---
-    tokenizer = load_tokenizer(config, output)
-    chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    mesh = make_mesh(config.mesh)
-    fitted = fit_to_mesh(config, mesh)
-    data = fitted.data
-    exchange = Exchange()
-    hosts = (
-        HostGroup(exchange, functools.partial(rows_by_host, mesh=mesh))
-        if exchange.hosts > 1
-        else None
-    )
-    batches = JointBatches(
-        data, tokenizer, chat, config.train.seed, config.train.steps, batch_needs(config), hosts
-    )
+        inputs = _inputs(config, batches, tokenizer)
+    names = {key: value.name for key, value in inputs.items()}
+    check_hosts_agree({key: str(value) for key, value in inputs.items()}, names)
+    if run.start and (before := run.checkpoints.record_of(run.start)) is not None:
+        _report(run, _together(check_inputs, before, inputs, run.checkpoint))
+    run.checkpoints.record = RunRecord(run.settings, inputs)
     if is_first():
-        batches.report_summary(output.local / DATA_SUMMARY_FILE)
-    iterator = make_iterator(data, tokenizer, chat, config.train.seed, config.train.steps, batches)
+        batches.report_summary(run.output.local / DATA_SUMMARY_FILE)
+    batches.probe()
+    return batches
 
-    # --- model and optimizer ---
-    model = load_model(config, tokenizer, mesh)
-    checkpoints.base, checkpoints.optimizer = model.base, config.optimizer.keeps
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    how = step_config(fitted, model.config)
-    check_dimensions(how.loss, model.projection or model.config.hidden_size)
+
+def _inputs(config: RunConfig, batches: JointBatches, tokenizer: Tokenizer) -> dict[str, Input]:
+    """What a run reads, by the key that names it."""
+    inputs = {}
+    numbers: collections.Counter[str] = collections.Counter()
+    for source in batches.summary:
+        used = "" if source.used == source.lines else f", {source.used} used"
+        inputs[f"data.{source.kind}[{numbers[source.kind]}]"] = Input(
+            source.name, f"{source.lines} lines{used}", source.digest
+        )
+        numbers[source.kind] += 1
+    for kind in ("embedding", "generative"):
+        if path := getattr(config.train, f"eval_{kind}"):
+            inputs[f"train.eval_{kind}"] = describe_file(path, kind)
+    name = config.tokenizer.path or (
+        "trained on tokenizer.train_on" if config.tokenizer.train_on else str(config.model.path)
+    )
+    inputs["tokenizer"] = Input(name, f"{tokenizer.vocab_size} ids", tokenizer.digest)
+    if config.model.path:
+        directory = huggingface.resolve(config.model.path)
+        inputs["model.path"] = describe_weights(directory, config.model.path)
+    return inputs
+
+
+def _first_state(
+    run: _Run, model: LoadedModel, optimizer: optax.GradientTransformation, batches: Any, mesh: Mesh
+) -> TrainState:
+    """The state that the run starts from, and `batches` at its place in the data."""
+    config = run.config
+    key = jax.random.key(config.train.seed)
+    state = init_state(
+        model.config, optimizer, key, mesh, model.params, model.projection, config.lora
+    )
+    model.params = (
+        None  # or the weights that were read would lie beside the state for the whole run
+    )
+    source = config.model.path or "the random weights"
+    if run.start:
+        state = run.checkpoints.restore(run.start, state, batches)
+        source = run.checkpoint
+    check_finite(state.frozen | state.params, model.config, mesh, source)
+    return state
+
+
+def _open_trackers(run: _Run) -> list[Tracker]:
+    if not is_first():
+        return []
+    return open_trackers(
+        run.output.local,
+        run.start,
+        tensorboard=run.config.train.tensorboard,
+        wandb=run.config.train.wandb,
+        config=dataclasses.asdict(run.config),
+    )
+
+
+def _write_config(config: RunConfig, output: RunFolder) -> None:
     if is_first():
         header = f"grit train {output.under(CONFIG_FILE)}"
         text = dump_yaml(config, header, paths=PATH_KEYS, folder=output.local)
         write_text(output.local / CONFIG_FILE, text)
         output.copy()  # what cannot be written shows here, not after the first steps
-    wrap = _wrapper(config, model.config, tokenizer, mesh)
-    with jax.set_mesh(mesh):
-        key = jax.random.key(config.train.seed)
-        state = init_state(
-            model.config, optimizer, key, mesh, model.params, model.projection, config.lora
-        )
-        model.params = (
-            None  # or the weights that were read would lie beside the state for the whole run
-        )
-        with notice.hold(), contextlib.closing(exchange):
-            state = run_loop(
-                state,
-                make_step(how, optimizer, schedule),
-                iterator,
-                steps=config.train.steps,
-                mesh=mesh,
-                output=output,
-                checkpoints=checkpoints,
-                evaluate=make_evaluation(config.train, wrap),
-                evaluate_every=config.train.eval_every,
-                batch_ids=batches.ids,
-                profile=profile,
-                told_to_stop=lambda: notice.arrived,
-                flops=functools.partial(model_flops, config=how),
-                trackers=trackers,
-            )
-    if notice.arrived:  # in the last step of all, too late for the hosts to agree on it
-        raise Preempted("told to stop; all steps are saved")
 
-    # --- export ---
-    trained = wrap(state)
+
+@contextlib.contextmanager
+def _reported_failures(output: RunFolder) -> Iterator[None]:
+    """Says what to do about a failure of JAX or of the file system."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        wait_for_peer_failure()
+        if full := out_of_memory(error):
+            raise GritError(
+                f"this run does not fit the devices' memory ({full}); set train.embedding_chunk,"
+                " generative_chunk and cached_chunk, model.remat: full or smaller batches, or ask"
+                " grit plan which slice it fits"
+            ) from None
+        raise
+    except OSError as error:  # a full disk does not say where it is full
+        error.filename = error.filename or str(output.local)
+        raise
+
+
+# ---- evaluation and export -----------------------------------------------------------------------
+
+
+def _export_model(model: GritLM, config: RunConfig, output: RunFolder) -> None:
     if is_first():
-        trained.save_pretrained(output.local / MODEL, config.model.export_dtype)
+        model.save_pretrained(output.local / MODEL, config.model.export_dtype)
         output.copy_model(huggingface.GRIT_FILE)
     else:
-        huggingface.read_along(trained.params, trained.config)
+        huggingface.read_along(model.params, model.config)
     wait_for_all("model written")
-    return TrainResult(output.under(""), output.under(MODEL), config.train.steps)
-
-
-def load_tokenizer(config: RunConfig, output: RunFolder) -> Tokenizer:
-    """The run's tokenizer; one trained on the spot is kept in `output/tokenizer` so that a resumed
-    run reads it."""
-    section, kept = config.tokenizer, output.local / "tokenizer"
-    if section.path:
-        return Tokenizer.from_pretrained(huggingface.resolve(section.path))
-    if section.train_on:
-        if is_first() and not (kept / "tokenizer.json").exists():
-            tokenizer = train_tokenizer(_texts(section.train_on), section.vocab_size)
-            tokenizer.save(kept, FORMATS[section.chat])
-            output.copy()
-        wait_for_all("tokenizer")
-        output.fetch()  # process 0 has it
-        return Tokenizer.from_pretrained(kept)
-    if config.model.path:
-        return Tokenizer.from_pretrained(huggingface.resolve(config.model.path))
-    raise GritError(
-        "tokenizer: set tokenizer.path, or tokenizer.train_on, or start from a model.path that"
-        " has one"
-    )
-
-
-def _texts(sources: list[str]) -> Iterator[str]:
-    """The texts of corpus lines `{"id", "title"?, "text"}`."""
-    for source in sources:
-        lines = open_lines(source)
-        for index in range(len(lines)):
-            where = lines.where(index)
-            try:
-                yield document_text(json.loads(lines[index]), where)
-            except ValueError as error:
-                raise GritError(f"{where}: not valid JSON: {error}") from None
-
-
-def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> LoadedModel:
-    """The model to train, checked against the configuration and the tokenizer.
-
-    Raises:
-      GritError: an absent or damaged model, one of another shape than `model.shape` says, or one
-        that the tokenizer or `lora` does not fit.
-    """
-    section, params, base = config.model, None, None
-    if section.path:
-        directory = huggingface.resolve(section.path)
-        shape = huggingface.read_model_directory(directory, with_params=False).config
-        check_shape(section, shape)
-        model_config = dataclasses.replace(shape, **model_settings(section))
-    else:
-        assert section.known_shape is not None
-        ids = {
-            "bos_token_id": tokenizer.bos_id,
-            "eos_token_id": tokenizer.eos_id,
-            "pad_token_id": tokenizer.pad_id,
-        }
-        model_config = dataclasses.replace(section.known_shape, **model_settings(section), **ids)
-    if tokenizer.vocab_size > model_config.vocab_size:
-        raise GritError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary"
-            f" {model_config.vocab_size}; set model.shape.vocab_size to at least the former"
-        )
-    if config.lora is not None:
-        adapter_shapes(config.lora, parameter_shapes(model_config))  # before anything large is read
-        params, weights = load_base(directory, model_config, config.lora, mesh)
-        base = FrozenBase(str(section.path), weights, config.lora.identity)
-    elif section.path:
-        place = functools.partial(put_weight, axes=TRAINED_AXES, mesh=mesh)
-        params = huggingface.read_model_directory(directory, place=place).params
-    return LoadedModel(model_config, params, projection_width(section, params), base)
-
-
-def model_settings(section: ModelSection) -> dict[str, Any]:
-    """How the model computes, which a shape leaves open."""
-    return {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
-
-
-def check_shape(section: ModelSection, found: ModelConfig) -> None:
-    """Raises GritError where `model.shape` or `model.preset` and the config.json of `model.path`
-    differ."""
-    if section.known_shape is None:
-        return
-    asked, has = dataclasses.asdict(section.known_shape), dataclasses.asdict(found)
-    free = {"dtype", "remat", "scan_layers", "initializer_range", "architecture"}
-    for key in (key for key in asked if key not in free and not key.endswith("token_id")):
-        if asked[key] != has[key]:
-            which = (
-                f"model.shape.{key}"
-                if section.preset is None
-                else f"model.preset {section.preset}: {key}"
-            )
-            raise GritError(
-                f"{which} is {asked[key]}, but the model at {section.path} has {has[key]}"
-            )
-
-
-def projection_width(section: ModelSection, params: Params | None) -> int | None:
-    """Dimensions of the run's projection: those of the model it starts from, or of a new one; None:
-    there is none.
-
-    Raises:
-      GritError: the configuration asks for others than the model has.
-    """
-    there = params[PROJECTION].shape[1] if params is not None and PROJECTION in params else None
-    if there and section.projection not in (None, there):
-        raise GritError(
-            f"model.projection is {section.projection}, but {section.path} has one of {there}"
-            " dimensions; leave the key out to train that"
-        )
-    return there or section.projection
 
 
 def make_evaluation(section: TrainSection, wrap: Callable[[TrainState], GritLM]) -> Evaluate | None:

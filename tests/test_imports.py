@@ -16,6 +16,7 @@ LEVELS = (
     ("evidence",),
     ("quickstart", "plan", "serving"),
     ("train",),
+    ("run_model",),
     ("evaluation", "bench"),
     ("rag", "run_config"),
     ("inference", "training", "pydocs"),

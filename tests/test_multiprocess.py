@@ -94,7 +94,7 @@ def test_sigterm_on_one_host_before_the_first_step_ends_all(folder):
     try:
         assert (
             processes[1].wait(timeout=120) == PREEMPTED
-            and "told to stop; the same" in logs(folder, "early")[1]
+            and "interrupted by SIGTERM; the same" in logs(folder, "early")[1]
         )
         assert processes[0].wait(timeout=60) == PREEMPTED, logs(folder, "early")
         assert "another process of this run was lost" in logs(folder, "early")[0]

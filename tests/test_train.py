@@ -18,14 +18,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from training_run import STEPS, break_off, trace, write_run
 
 import grit_jax.train
 from grit_jax.cli import main as cli
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
+from grit_jax.runtime.files import lock_folder
 from grit_jax.runtime.preemption import PREEMPTED, Preempted
-from grit_jax.train import RunConfig, _still_ahead, export_checkpoint, read_run_config, train
+from grit_jax.train import (
+    RunConfig,
+    _steps_to_profile,
+    export_checkpoint,
+    read_run_config,
+    train,
+)
 from grit_jax.training import loop
 
 
@@ -101,7 +109,7 @@ def test_sigterm_ends_the_step_saves_and_says_so(folder, whole, told_at, monkeyp
     assert ended.value.code == PREEMPTED == 128 + signal.SIGTERM
     said = capsys.readouterr().err
     assert (
-        f"grit train: told to stop; {told_at + 1} of {STEPS} steps are saved; the same command"
+        f"grit train: interrupted by SIGTERM; {told_at + 1} of {STEPS} steps are saved; the same command"
         " continues" in said
     )
     assert len(calls) == told_at + 1 and (output / "checkpoints" / str(told_at + 1)).is_dir()
@@ -210,6 +218,90 @@ def test_hosts_that_see_different_checkpoints_do_not_begin(folder, monkeypatch):
         train(config)
 
 
+def unfinished(whole: Path, output: Path) -> Path:
+    """A copy of a run that ended two steps before its end."""
+    shutil.copytree(whole, output)
+    shutil.rmtree(output / "model")
+    shutil.rmtree(output / "checkpoints" / str(STEPS))
+    return output
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model.pooling": "cls"}, "step .* was made with model.pooling mean, .* has cls: .*"),
+        ({"model.attention": "cccc"}, "model.attention bbcc, this configuration has cccc"),
+        ({"model.shape.hidden_size": 64}, "model.shape.hidden_size 32, .* another output"),
+        ({"tokenizer.chat": "llama3"}, "tokenizer.chat grit, .* has llama3"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another_model(folder, whole, tmp_path, finished, change, message):
+    output = whole if finished else unfinished(whole, tmp_path / "run")
+    before = (output / "metrics.jsonl").read_bytes()
+    with pytest.raises(GritError, match=message):
+        train(read_run_config(folder / "config.yaml", {"output": str(output), **change}))
+    assert (output / "metrics.jsonl").read_bytes() == before
+    assert (output / "model").exists() is finished
+
+
+def test_a_run_goes_on_with_other_data_and_says_so(folder, whole, tmp_path, capsys):
+    output = unfinished(whole, tmp_path / "run")
+    lines = (folder / "embedding.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "fewer.jsonl").write_text("".join(lines[1:]))
+    change = {"data.embedding": f"[{tmp_path}/fewer.jsonl]", "train.seed": "1"}
+    train(read_run_config(folder / "config.yaml", {"output": str(output), **change}))
+    said = capsys.readouterr().err
+    assert "step 4 was made with other settings: train.seed 0 -> 1; the batches from here" in said
+    assert "fewer.jsonl: 40 lines -> 39 lines, other content; the batches" in said
+    assert "eval_" not in said and "tokenizer" not in said
+    assert trace(output)[: STEPS - 2] == trace(whole)[: STEPS - 2] and len(trace(output)) == STEPS
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train.eval_embedding": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+        ({"train.eval_generative": "{folder}/embedding.jsonl"}, "embedding.jsonl:1: an embedding"),
+        ({"data.embedding": "[{folder}/embedding.jsonl, {folder}/./embedding.jsonl]"}, "same data"),
+    ],
+)
+def test_all_files_are_read_before_the_first_step(folder, tmp_path, change, message):
+    change = {key: value.format(folder=folder) for key, value in change.items()}
+    with pytest.raises(GritError, match=message):
+        train(read_run_config(folder / "config.yaml", {"output": str(tmp_path / "run"), **change}))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_two_runs_do_not_share_a_folder(folder, tmp_path):
+    config = read_run_config(folder / "config.yaml", {"output": str(tmp_path)})
+    with (
+        lock_folder(tmp_path, "grit train"),
+        pytest.raises(GritError, match="another grit train is writing here"),
+    ):
+        train(config)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("name, at", [("model.layers.1.self_attn.q_proj.weight", 5), ("", 0)])
+def test_weights_that_are_not_finite_are_named_before_the_first_step(
+    folder, whole, tmp_path, name, at
+):
+    """The learning rate is not to blame."""
+    shutil.copytree(whole / "model", tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    name = name or next(name for name in tensors if "embed_tokens" in name)
+    tensors[name] = tensors[name].copy()
+    tensors[name][at, at] = np.nan
+    save_file(tensors, file, {"format": "pt"})
+    change = {"output": str(tmp_path / "run"), "model.path": str(tmp_path / "base")}
+    pattern = f"base: the weight .*{name.removeprefix('model.')} holds numbers that are not finite"
+    with pytest.raises(GritError, match=pattern):
+        train(read_run_config(folder / "config.yaml", change))
+    assert not (tmp_path / "run" / "bad_batch.json").exists()
+
+
 def test_sigterm_after_the_last_step_is_heeded_before_the_export(folder, monkeypatch):
     """On several hosts, the last step may be too late to agree on it."""
     monkeypatch.setattr(
@@ -223,17 +315,14 @@ def test_sigterm_after_the_last_step_is_heeded_before_the_export(folder, monkeyp
 
 def test_steps_to_trace_that_a_run_has_behind_it_are_no_mistake(capsys):
     """The same command goes on, wherever the run was killed."""
-    assert _still_ahead((1, 3), 0, 6) == _still_ahead((1, 3), 1, 6) == (1, 3)
+    assert _steps_to_profile((1, 3), 0, 6) == _steps_to_profile((1, 3), 1, 6) == (1, 3)
     assert capsys.readouterr().err == ""
     for start in (2, 4):
-        assert _still_ahead((1, 3), start, 6) is None
-        said = (
-            f"--profile 1:3: step 1 is behind this run, which goes on from step {start}; no trace"
-            " is made\n"
-        )
+        assert _steps_to_profile((1, 3), start, 6) is None
+        said = f"--profile 1:3: this run goes on from step {start}, past step 1; no trace is made\n"
         assert capsys.readouterr().err == said
     with pytest.raises(GritError, match="--profile 1:7: this run goes from step 2 to 6"):
-        _still_ahead((1, 7), 2, 6)
+        _steps_to_profile((1, 7), 2, 6)
 
 
 def test_relative_paths_are_relative_to_the_yaml_and_overrides_to_the_working_directory(

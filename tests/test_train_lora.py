@@ -20,11 +20,12 @@ from grit_jax.inference.model import GritLM
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import MATRICES
 from grit_jax.models.transformer import init_params
+from grit_jax.run_model import load_model, load_tokenizer
 from grit_jax.runtime.metrics import read_lines
 from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.text.chat import GRIT
-from grit_jax.train import export_checkpoint, load_model, load_tokenizer, read_run_config, train
+from grit_jax.train import export_checkpoint, read_run_config, train
 from grit_jax.training.checkpoint import Checkpoints
 from grit_jax.training.frozen_base import load_base
 from grit_jax.training.state import init_state, make_optimizer, make_schedule

@@ -25,10 +25,10 @@ from grit_jax.inference.sampling import Sampling
 from grit_jax.runtime.progress import progress
 from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.joint import StepConfig
-from grit_jax.training.loop import count_tokens
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
+from grit_jax.training.throughput import count_tokens
 from grit_jax.types import Batch
 
 QUERY, PASSAGE = 32, 256  # tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -30,6 +31,8 @@ class Source(Protocol):
 
     name: str
     kind: Kind
+    num_lines: int
+    digest: str  # of all lines
     skipped: collections.Counter[str]  # bad lines by reason (on_error="skip")
     filtered: collections.Counter[str]  # good lines that the run cannot use, by reason
 
@@ -110,6 +113,11 @@ class LineSource:
 
     Checking first costs one pass, and a bad line stops a run before it starts, not in its last
     hour.
+
+    Attributes:
+      num_lines: all lines, those that are left out included.
+      digest: a hash of all lines in their order, line ends left out: sources of the same digest
+        hold the same data, wherever they are and however they are stored.
     """
 
     def __init__(
@@ -127,8 +135,10 @@ class LineSource:
         first: str | None = None
         good: list[int] = []
         found = kind
+        content = hashlib.blake2b(digest_size=16)
         shown = progress(lines, f"checking {name}", "lines", quiet=len(lines) < _MANY_LINES)
         for index, line in enumerate(shown):
+            content.update(line.rstrip(b"\r\n") + b"\n")
             where = lines.where(index)
             try:
                 example = parse_line(line, where)
@@ -152,6 +162,7 @@ class LineSource:
             raise GritError(f"{name}: no usable line; the first problem: {first}")
         assert found is not None
         self.kind: Kind = found
+        self.num_lines, self.digest = len(lines), content.hexdigest()
         self._good = np.asarray(good, np.int64)
 
     def __len__(self) -> int:

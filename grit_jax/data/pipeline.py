@@ -34,7 +34,7 @@ from grit_jax.data.packing import (
     place_embedding,
     place_generative,
 )
-from grit_jax.data.sources import open_source
+from grit_jax.data.sources import open_sources
 from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
 from grit_jax.errors import GritError
 from grit_jax.runtime.files import write_json
@@ -63,6 +63,7 @@ class SourceSummary:
       skipped: bad lines, as {reason: count} (only with `on_error: skip`).
       filtered: well-formed lines that the run cannot use, as {reason: count}.
       not_sampled: usable examples that `num_samples` leaves out.
+      lines, digest: those of the whole source (see `LineSource`).
     """
 
     name: str
@@ -72,6 +73,8 @@ class SourceSummary:
     skipped: dict[str, int]
     filtered: dict[str, int]
     not_sampled: int = 0
+    lines: int = 0
+    digest: str = ""
 
     def __str__(self) -> str:
         left_out = "".join(f"; {n} {why}" for why, n in {**self.skipped, **self.filtered}.items())
@@ -88,8 +91,15 @@ class _KindSources:
         self.sources: list[Source] = []
         self._subset: list[np.ndarray | None] = []
         self.summary: list[SourceSummary] = []
-        for number, name in enumerate(getattr(config, kind) if self.batch else []):
-            source = open_source(name, kind, config.on_error, tokenizer.check)
+        names = getattr(config, kind) if self.batch else []
+        opened = open_sources(names, f"data.{kind}", kind, config.on_error, tokenizer.check)
+        for name in {*names} & {*config.num_samples} - {source.name for source in opened}:
+            raise GritError(
+                f"data.num_samples: other entries of data.{kind} read all files of {name}; name"
+                " those, or list the files one by one"
+            )
+        for number, source in enumerate(opened):
+            name = source.name
             samples = config.num_samples.get(name)
             subset = None
             if samples is not None and samples < len(source):
@@ -101,7 +111,17 @@ class _KindSources:
             total = len(source) + sum(skipped.values()) + sum(filtered.values())
             used = len(source) if subset is None else len(subset)
             self.summary.append(
-                SourceSummary(name, kind, total, used, skipped, filtered, len(source) - used)
+                SourceSummary(
+                    name,
+                    kind,
+                    total,
+                    used,
+                    skipped,
+                    filtered,
+                    len(source) - used,
+                    source.num_lines,
+                    source.digest,
+                )
             )
         sizes = [entry.used for entry in self.summary]
         self.order: ContrastiveOrder | StreamOrder | None = None
@@ -140,6 +160,7 @@ class JointBatches:
       needs: what the run's attention and losses require of its batches.
       hosts: the hosts that prepare each batch together; a batch then holds the ids of this host's
         rows alone. None: this host prepares all of it.
+      probe: False leaves it to the caller to call `probe` before the first batch.
 
     Raises:
       GritError: a source that cannot be read, a bad line (unless skipped), or a contrastive batch
@@ -155,6 +176,7 @@ class JointBatches:
         num_steps: int | None = None,
         needs: BatchNeeds = BatchNeeds(),
         hosts: HostGroup | None = None,
+        probe: bool = True,
     ):
         self.config, self.seed, self.num_steps = config, seed, num_steps
         self.needs, self._hosts = needs, hosts
@@ -176,7 +198,8 @@ class JointBatches:
         config.check_trains()
         # Lower bounds of the batches' shapes, by name (see `_shapes`).
         self._min_shapes: dict[str, int] = {}
-        self._min_shapes = self._largest_shapes(min(config.probe_steps, len(self)))
+        if probe:
+            self.probe()
 
     @property
     def summary(self) -> list[SourceSummary]:
@@ -338,14 +361,14 @@ class JointBatches:
                 drawn.scores[slot] = example.scores[i] if example.scores is not None else 0.0
         return drawn
 
-    def _largest_shapes(self, steps: int) -> dict[str, int]:
-        """The largest shapes of the first batches, so that later ones seldom exceed them: each new
-        shape compiles a new program."""
+    def probe(self) -> None:
+        """Prepares the first `probe_steps` batches, so that later ones get at least their shapes:
+        each new shape compiles a new program."""
         largest: collections.Counter[str] = collections.Counter()
-        for step in range(steps):
+        for step in range(min(self.config.probe_steps, len(self))):
             for name, value in _shapes(self[step]).items():
                 largest[name] = max(largest[name], value)
-        return dict(largest)
+        self._min_shapes = dict(largest)
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ import functools
 import glob
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from grit_jax.data.formats import Kind
 from grit_jax.data.lines import Check, JsonlFile, LineSource, OnError
 from grit_jax.errors import GritError
-from grit_jax.runtime.progress import progress
+from grit_jax.runtime.progress import progress, say
 
 _TFDS = "tfds:"
 
@@ -43,9 +43,46 @@ def open_source(
     return LineSource(str(name), open_lines(name), kind, on_error, check)
 
 
-def open_lines(name: str | Path) -> Any:
-    """Random access to the lines behind a name, unparsed: `len`, `[i]`, iteration and
-    `where(i)`."""
+def open_sources(
+    names: Sequence[str | Path],
+    key: str,
+    kind: Kind | None = None,
+    on_error: OnError = "stop",
+    check: Check | None = None,
+) -> list[LineSource]:
+    """The sources of a list, no file twice: one that is read twice would meet its own examples as
+    negatives in a contrastive batch.
+
+    Files that several globs match, or a glob and a name, are read once, with a warning. A glob of
+    which nothing is left is no source.
+
+    Args:
+      key: what the list is called in messages.
+
+    Raises:
+      GritError: the same file or dataset is listed twice by name, or see `open_source`.
+    """
+    opened: list[LineSource] = []
+    for name, skip in zip(names, _repeated_files(names, key), strict=True):
+        if skip is not None:
+            opened.append(LineSource(str(name), open_lines(name, skip), kind, on_error, check))
+            kind = opened[0].kind
+    for number, source in enumerate(opened):
+        for other in opened[:number]:
+            if source.digest == other.digest:
+                say(
+                    f"{key}: {other.name} and {source.name} hold the same {source.num_lines} lines;"
+                    " every example in them is read twice, and may be its own negative"
+                )
+    return opened
+
+
+def open_lines(name: str | Path, skip: Set[Path] = frozenset()) -> Any:
+    """Random access to the lines behind a name, unparsed: `len`, `[i]`, iteration and `where(i)`.
+
+    Args:
+      skip: files to leave out of those that a glob matches.
+    """
     text = str(name)
     if text.startswith(_TFDS):
         return PreparedLines(text.removeprefix(_TFDS))
@@ -57,12 +94,71 @@ def open_lines(name: str | Path) -> Any:
                 f"or prepare it with: grit data prepare '{text}/*.jsonl' --output DIR"
             )
         return PreparedLines(text)
-    if glob.has_magic(text) and not path.exists():
-        paths = sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file())
-        if not paths:
-            raise GritError(f"{text}: no file matches")
-        return Lines([JsonlFile(p) for p in paths])
+    if _is_glob(text):
+        return Lines([JsonlFile(p) for p in _matches(text) if p not in skip])
     return JsonlFile(path)
+
+
+def _is_glob(name: str) -> bool:
+    return not name.startswith(_TFDS) and glob.has_magic(name) and not Path(name).exists()
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The files that a glob matches, in alphabetical order."""
+    paths = sorted(p for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
+    if not paths:
+        raise GritError(f"{pattern}: no file matches")
+    return [Path(p) for p in paths]
+
+
+def _repeated_files(names: Sequence[str | Path], key: str) -> list[set[Path] | None]:
+    """For each name, the files that its glob matches and another entry reads; None: all of them."""
+    reader: dict[Any, str] = {}  # identity of a file or dataset -> the entry that reads it
+    skipped: dict[int, set[Path] | None] = {}
+    # Entries that name one file come first: of a glob, files can be left out.
+    for number in sorted(range(len(names)), key=lambda i: _is_glob(str(names[i]))):
+        name = str(names[number])
+        if not _is_glob(name):
+            if first := reader.get(_identity(name)):
+                twice = (
+                    f"{name} is listed twice"
+                    if first == name
+                    else f"{first} and {name} are the same data ({_target(name)})"
+                )
+                raise GritError(f"{key}: {twice}; list it once")
+            reader[_identity(name)], skipped[number] = name, set()
+            continue
+        files, repeated = _matches(name), set()
+        for file in files:
+            identity = _identity(str(file))
+            if identity in reader:
+                repeated.add(file)
+            else:
+                reader[identity] = name
+        if repeated:
+            shown = ", ".join(map(str, sorted(repeated)[:3])) + ", ..." * (len(repeated) > 3)
+            say(
+                f"{key}: {len(repeated)} of the {len(files)} files that {name} matches are listed"
+                f" before ({shown}); each file is read once"
+            )
+        skipped[number] = repeated if len(repeated) < len(files) else None
+    return [skipped[number] for number in range(len(names))]
+
+
+def _target(name: str) -> Path:
+    """The file or the prepared dataset behind a name, links followed."""
+    path = Path(name.removeprefix(_TFDS))
+    datasets = list(path.glob("**/dataset_info.json")) if path.is_dir() else []
+    return (datasets[0].parent if len(datasets) == 1 else path).resolve()
+
+
+def _identity(name: str) -> Any:
+    """Equal for two names of one file or dataset, be they links or relative paths."""
+    try:
+        status = _target(name).stat()
+        return status.st_dev, status.st_ino
+    except OSError:
+        return name
 
 
 class Lines:
@@ -168,10 +264,8 @@ def prepare(
         )
     if not sources:
         raise GritError("data prepare: no source named")
-    opened = []
-    for name in sources:
-        opened.append(open_source(name, kind, on_error))
-        kind = opened[0].kind
+    opened = open_sources(sources, "data prepare", kind, on_error)
+    kind = opened[0].kind
     import tensorflow_datasets as tfds
 
     lines = ((source.line(i), source.where(i)) for source in opened for i in range(len(source)))

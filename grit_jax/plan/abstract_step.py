@@ -14,7 +14,7 @@ from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.run_config import RunConfig, batch_needs, step_config
-from grit_jax.train import model_settings
+from grit_jax.run_model import model_settings
 from grit_jax.training.state import TrainState, abstract_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
 from grit_jax.types import Batch

@@ -10,14 +10,16 @@ variables,
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
+import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 from grit_jax.errors import GritError
+from grit_jax.runtime import coordinator
 
 DEVICES = Path("/dev")  # where a TPU VM shows its chips
 HEARTBEAT_SECONDS = 40  # without one, a process is lost, and JAX aborts the others
@@ -47,13 +50,21 @@ def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
       GritError: the variables contradict each other, or the others cannot be reached.
     """
-    how = _explicit(environment)
-    if how is None and not _in_a_cluster(environment):
+    arguments = _explicit(environment)
+    if arguments is None and not _in_a_cluster(environment):
         return
+    if arguments:
+        coordinator.await_coordinator("GRIT_COORDINATOR", *arguments.values())
+    elif address := environment.get("JAX_COORDINATOR_ADDRESS"):
+        coordinator.resolve("JAX_COORDINATOR_ADDRESS", address)
     # SIGTERM is heard by `preemption`, and the hosts agree on it by `Agreement`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**(how or {}), heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        jax.distributed.initialize(
+            **(arguments or {}),
+            initialization_timeout=coordinator.JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
     except (RuntimeError, ValueError, OSError) as error:
         raise GritError(
             f"the hosts of this run cannot be joined ({str(error).splitlines()[0]}); "
@@ -61,8 +72,8 @@ def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
         ) from None
 
 
-def _explicit(environment: Mapping[str, str]) -> dict[str, str | int] | None:
-    """What the three variables say; {} where they leave it to JAX's own; None: nothing."""
+def _explicit(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the three variables say; {} where JAX's own variables are to be used; None: nothing."""
     given = {name: environment[name] for name in VARIABLES if name in environment}
     if not given:
         return {} if "JAX_COORDINATOR_ADDRESS" in environment else None
@@ -74,14 +85,14 @@ def _explicit(environment: Mapping[str, str]) -> dict[str, str | int] | None:
             f"{', '.join(given)} without {', '.join(missing)}; set all three, in every process of"
             " the run"
         )
-    coordinator, count, number = (given[name] for name in VARIABLES)
+    address, count, number = (given[name] for name in VARIABLES)
     if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
         raise GritError(
-            f"GRIT_PROCESS_ID={number} and GRIT_NUM_PROCESSES={count}: wants whole numbers, the"
-            " first from 0 to the second less 1"
+            f"GRIT_PROCESS_ID={number}, GRIT_NUM_PROCESSES={count}: expected whole numbers, the"
+            " first at least 0 and less than the second"
         )
     return {
-        "coordinator_address": coordinator,
+        "coordinator_address": address,
         "num_processes": int(count),
         "process_id": int(number),
     }
@@ -132,6 +143,64 @@ def fail_together(message: str) -> NoReturn:
     if jax.process_count() > 1 and is_first():
         time.sleep(1)
     raise GritError(message)
+
+
+def check_hosts_agree(values: Mapping[str, Any], names: Mapping[str, str] = {}) -> None:
+    """Compares what every process has under each key; all come here together, and hear the same.
+
+    Args:
+      names: what stands behind a key in messages, such as the name of a file. It may differ.
+
+    Raises:
+      GritError: a value differs; the message names the keys, the values and the processes.
+    """
+    if jax.process_count() == 1:
+        return
+    seen = [json.loads(word) for word in all_say(json.dumps(dict(values)))]
+    differences: dict[str, str] = {}
+    for key in [key for host in seen for key in host]:
+        groups: dict[str, list[int]] = {}
+        for number, host in enumerate(seen):
+            groups.setdefault(_shown(host.get(key)), []).append(number)
+        if len(groups) > 1:
+            name = f" {names[key]}" if key in names else ""
+            differences[key] = f"{key}{name} is " + ", ".join(
+                f"{value} on process {', '.join(map(str, numbers[:8]))}"
+                + (f" and {len(numbers) - 8} others" if len(numbers) > 8 else "")
+                for value, numbers in groups.items()
+            )
+    if differences:
+        shown = list(differences.values())
+        more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
+        fail_together(
+            f"the processes of this run differ: {'; '.join(shown[:5])}{more}; start all of them"
+            " with the same settings and the same files, lines in the same order"
+        )
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+@contextlib.contextmanager
+def errors_together() -> Iterator[None]:
+    """A `GritError` of the block in one process is raised in all of them. No process may wait for
+    another inside it.
+
+    Raises:
+      GritError: this process's own, or that of the first process that has one.
+    """
+    message = ""
+    try:
+        yield
+    except GritError as error:
+        if jax.process_count() == 1:
+            raise
+        message = str(error)
+    if jax.process_count() > 1:
+        messages = all_say(message)
+        if failed := [number for number, other in enumerate(messages) if other]:
+            fail_together(message or f"process {failed[0]}: {messages[failed[0]]}")
 
 
 def check_same_folder(folder: Path) -> None:

@@ -78,7 +78,7 @@ def on_sigterm() -> Iterator[Notice]:
         came = time.monotonic()
         notice.arrived = True
         if not notice.held:
-            raise Preempted("told to stop")
+            raise Preempted("interrupted by SIGTERM")
 
     before = signal.signal(signal.SIGTERM, note)
     try:

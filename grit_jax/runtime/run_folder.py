@@ -12,6 +12,7 @@ is told of and made up for by the next one; any other ends the run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -27,13 +28,15 @@ from grit_jax.errors import GritError
 from grit_jax.runtime.files import is_temporary
 from grit_jax.runtime.hosts import is_first
 from grit_jax.runtime.progress import say
+from grit_jax.runtime.run_lock import MARKER, StoreMarker, folder_lock
 
 SCHEMES = {"gs": "gcs"}  # of addresses, and the extra of this package that has their client
 COPY_SECONDS = 60  # between copies of what has changed
+RENEWALS = 3  # of a marker in a store, each with a copy; a run without one in that time has ended
 PAUSES = (1.0, 5.0)  # seconds before a store that failed is asked again
 CHECKPOINTS, MODEL = "checkpoints", "model"
 # What a run that goes on has no need of here.
-NOT_FETCHED = (CHECKPOINTS, MODEL, "profile", "tensorboard", "wandb", "logs")
+NOT_FETCHED = (CHECKPOINTS, MODEL, "profile", "tensorboard", "wandb", "logs", MARKER)
 
 
 class RunFolder:
@@ -56,6 +59,8 @@ class RunFolder:
 
     def __init__(self, address: str | Path, *, reads: bool = False):
         text, self._reads = os.fspath(address), reads
+        self._held: contextlib.ExitStack | None = None  # the lock of a folder
+        self._marker: StoreMarker | None = None  # what takes its place in a store
         scheme = match[1] if (match := re.match(r"([a-z][a-z0-9+.-]*):/", text)) else None
         self.remote = scheme not in (None, "file")
         if not self.remote:
@@ -88,6 +93,26 @@ class RunFolder:
                 shutil.rmtree(self.local, ignore_errors=True)
                 self.local.mkdir(parents=True)
             self.fetch()
+
+    def lock(self) -> None:
+        """Keeps other runs away until `close`; in process 0, which writes.
+
+        Raises:
+          GritError: another run writes there.
+        """
+        if self._reads or not is_first():
+            return
+        if not self.remote:
+            self._held = folder_lock(self.local)
+            return
+        path = f"{self._root}/{MARKER}"
+        there = lambda: self._store.cat_file(path) if self._store.exists(path) else None
+        read = lambda: text if (text := self._ask("read", there)) is None else text.decode()
+        write = lambda text: self._ask("written", self._store.pipe_file, path, text.encode())
+        remove = lambda: self._ask("written", self._remove, path)
+        marker = StoreMarker(self.address, read, write, remove)
+        marker.take(RENEWALS * COPY_SECONDS)
+        self._marker = marker
 
     def copy_now_and_then(self) -> None:
         """From now until `close`, process 0 copies what is written to `local`; a copy that fails is
@@ -172,6 +197,8 @@ class RunFolder:
         Raises:
           GritError: the store does not take them.
         """
+        if self._held:
+            self._held.close()
         if not self.remote:
             return
         if self._temporary:
@@ -180,6 +207,8 @@ class RunFolder:
             self._ended.set()
             self._copier.join()
             self.copy()
+        if self._marker:
+            self._marker.release()
 
     def under(self, name: str) -> str | Path:
         """What the user calls something in it."""
@@ -196,6 +225,8 @@ class RunFolder:
         while not self._ended.wait(COPY_SECONDS):
             try:
                 self.copy()
+                if self._marker:
+                    self._marker.renew()
             except Exception as error:
                 # All of it is still here, and the copy before the next checkpoint must succeed.
                 say(f"{error} (tried again in {COPY_SECONDS} s)")

@@ -15,6 +15,8 @@ but not special (`<think>`, Gemma's runs of spaces) are found in any text, there
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,6 +130,12 @@ class Tokenizer:
         config = self.config | {"chat_template": template} if template is not None else self.config
         files = tokenizer_files.TokenizerFiles(self._json, names, config, self._model)
         tokenizer_files.write(Path(directory), files, architecture)
+
+    @property
+    def digest(self) -> str:
+        """A hash of its file and of what begins, ends and fills a sequence."""
+        names = json.dumps([self._json, self.bos_token, self.eos_token, self.pad_token])
+        return hashlib.blake2b(names.encode(), digest_size=16).hexdigest()
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Ids of a text, nothing added; special tokens written in it are read as ordinary

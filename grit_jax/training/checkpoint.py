@@ -19,6 +19,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from grit_jax.errors import GritError
+from grit_jax.training.run_record import RunRecord
 from grit_jax.training.state import TrainState
 
 
@@ -48,10 +49,12 @@ class Checkpoints:
       base: what is frozen under the adapters of a run; a checkpoint holds them and names it. None:
         all is trained.
       optimizer: whose state it is (`OptimizerConfig.keeps`); None: it is not asked.
+      record: what the run was made of; it is kept in every checkpoint.
     """
 
     base: FrozenBase | None = None
     optimizer: str | None = None
+    record: RunRecord | None = None
 
     def __init__(self, directory: str | Path, *, every: int, keep: int = 2, writes: bool = True):
         _quiet_orbax()
@@ -86,6 +89,7 @@ class Checkpoints:
         if force or self.due(step):
             about: dict[str, Any] = {"optimizer": self.optimizer} if self.optimizer else {}
             about |= {"base": dataclasses.asdict(self.base)} if self.base else {}
+            about |= {"run": self.record.to_json()} if self.record else {}
             with self._writing():
                 self._checkpointer.save_checkpointables_async(
                     step,
@@ -132,6 +136,15 @@ class Checkpoints:
         return dataclasses.replace(
             jax.tree.unflatten(jax.tree.structure(trained), leaves), frozen=like.frozen
         )
+
+    def record_of(self, step: int) -> RunRecord | None:
+        """What the run was made of when it saved `step`; None: an older version of this package
+        saved it."""
+        try:
+            about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+        except (ValueError, KeyError, TypeError, OSError):
+            return None  # damaged: reading it will say so
+        return RunRecord.from_json(about["run"]) if "run" in about else None
 
     def close(self) -> None:
         """Waits for the saves under way."""

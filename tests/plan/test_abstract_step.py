@@ -14,7 +14,8 @@ from grit_jax.errors import GritError
 from grit_jax.models.hf.read_config import config_from_hf
 from grit_jax.models.parameters import num_parameters
 from grit_jax.plan.abstract_step import abstract_step
-from grit_jax.train import check_shape, read_run_config
+from grit_jax.run_config import read_run_config
+from grit_jax.run_model import check_shape
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LOSSES = {"embedding": "loss_emb", "generative": "loss_gen", "cached": "loss_cached"}

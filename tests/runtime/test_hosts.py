@@ -26,12 +26,14 @@ def joined(monkeypatch):
     """What jax.distributed was asked for."""
     calls = []
 
-    def initialize(heartbeat_timeout_seconds, **how):
-        assert heartbeat_timeout_seconds < 60
+    def initialize(heartbeat_timeout_seconds, initialization_timeout, **how):
+        assert heartbeat_timeout_seconds < 60 < initialization_timeout
         calls.append(how)
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr(jax.config, "update", lambda *setting: None)
+    monkeypatch.setattr(hosts.coordinator, "await_coordinator", lambda *address: None)
+    monkeypatch.setattr(hosts.coordinator, "resolve", lambda *address: None)
     return calls
 
 
@@ -78,8 +80,8 @@ def test_a_host_with_tpu_chips_asks_for_its_slice(joined, monkeypatch, tmp_path,
             "without GRIT_NUM_PROCESSES; set all three",
         ),
         ({"GRIT_NUM_PROCESSES": "2"}, "without GRIT_COORDINATOR, GRIT_PROCESS_ID"),
-        (THREE | {"GRIT_PROCESS_ID": "4"}, "GRIT_PROCESS_ID=4 and GRIT_NUM_PROCESSES=4: wants"),
-        (THREE | {"GRIT_NUM_PROCESSES": "four"}, "GRIT_NUM_PROCESSES=four: wants"),
+        (THREE | {"GRIT_PROCESS_ID": "4"}, "GRIT_PROCESS_ID=4, GRIT_NUM_PROCESSES=4: expected"),
+        (THREE | {"GRIT_NUM_PROCESSES": "four"}, "GRIT_NUM_PROCESSES=four: expected"),
     ],
 )
 def test_variables_that_contradict_each_other(joined, environment, words):

@@ -19,8 +19,10 @@ from grit_jax.errors import GritError
 from grit_jax.runtime.preemption import Preempted
 from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.sharding import MeshConfig, make_mesh
-from grit_jax.training.loop import run_loop
+from grit_jax.training.hooks import evaluate_held_out, save_checkpoints
+from grit_jax.training.loop import Program, run_loop
 from grit_jax.training.state import TrainState
+from grit_jax.training.step_log import StepLog
 from grit_jax.types import Batch
 
 STEPS = 4
@@ -37,16 +39,12 @@ class Saved:
     def latest(self) -> int | None:
         return max(self.states, default=None)
 
-    def due(self, step: int) -> bool:
-        return step % 3 == 0
+    every = 3
 
     def save(self, step: int, state: TrainState, data: Any, *, force: bool) -> None:
-        if force or self.due(step):
-            self.states[step] = state
-            self.events.append(f"save {step}")
-
-    def restore(self, step: int, like: TrainState, data: Any) -> TrainState:
-        return self.states[step]
+        assert force, "the hook decides when"
+        self.states[step] = state
+        self.events.append(f"save {step}")
 
 
 class Run:
@@ -83,19 +81,16 @@ class Run:
         batch = Batch(
             generative=generative_batch([TEXT] * 2, GenerativePacking(row_length=8, row_multiple=8))
         )
-        return run_loop(
-            TrainState(jnp.int32(0), {}, ()),
-            step,
-            iter([batch] * STEPS),
-            steps=STEPS,
-            mesh=make_mesh(MeshConfig(1, -1, 1), jax.devices()),
-            output=self.output,
-            checkpoints=self.checkpoints,
-            evaluate=self.evaluate,
-            evaluate_every=every,
-            told_to_stop=lambda: self.told,
-            trackers=[self],
-        )
+        start = self.checkpoints.latest() or 0
+        state = self.checkpoints.states.get(start, TrainState(jnp.int32(0), {}, ()))
+        mesh = make_mesh(MeshConfig(1, -1, 1), jax.devices())
+        program = Program(step, iter([batch] * STEPS), mesh, start, STEPS)
+        with StepLog(self.output, start, STEPS, [self]) as log:
+            hooks = [
+                save_checkpoints(self.checkpoints, self.output, None),
+                evaluate_held_out(self.evaluate, every, log),
+            ]
+            return run_loop(state, program, log=log, hooks=hooks, stop_requested=lambda: self.told)
 
     def lines(self) -> list[dict[str, Any]]:
         """Step, loss and scores of each line of the file, all of which are whole."""

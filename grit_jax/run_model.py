@@ -1,0 +1,156 @@
+"""The tokenizer and the model that a run's configuration starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from jax.sharding import Mesh
+
+from grit_jax.data.formats import document_text
+from grit_jax.data.sources import open_lines
+from grit_jax.errors import GritError
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.hf import directory as huggingface
+from grit_jax.models.lora import adapter_shapes
+from grit_jax.models.projection import PROJECTION
+from grit_jax.models.transformer import Params, parameter_shapes
+from grit_jax.run_config import ModelSection, RunConfig
+from grit_jax.runtime.hosts import is_first, wait_for_all
+from grit_jax.runtime.run_folder import RunFolder
+from grit_jax.sharding import put_weight
+from grit_jax.text.chat import FORMATS
+from grit_jax.text.tokenizer import Tokenizer
+from grit_jax.text.train_tokenizer import train_tokenizer
+from grit_jax.training.checkpoint import FrozenBase
+from grit_jax.training.frozen_base import load_base
+from grit_jax.training.state import TRAINED_AXES
+
+
+@dataclasses.dataclass
+class LoadedModel:
+    """The model that a run starts from.
+
+    Attributes:
+      params: its weights; None: to be drawn at random. With `lora` they are frozen and in place.
+      projection: dimensions of its projection, there or new; None: there is none.
+      base: what the weights are called in checkpoints, with `lora`.
+    """
+
+    config: ModelConfig
+    params: Params | None
+    projection: int | None
+    base: FrozenBase | None
+
+
+def load_tokenizer(config: RunConfig, output: RunFolder) -> Tokenizer:
+    """The run's tokenizer; one trained on the spot is kept in `output/tokenizer` so that a resumed
+    run reads it."""
+    section, kept = config.tokenizer, output.local / "tokenizer"
+    if section.path:
+        return Tokenizer.from_pretrained(huggingface.resolve(section.path))
+    if section.train_on:
+        if is_first() and not (kept / "tokenizer.json").exists():
+            tokenizer = train_tokenizer(_texts(section.train_on), section.vocab_size)
+            tokenizer.save(kept, FORMATS[section.chat])
+            output.copy()
+        wait_for_all("tokenizer")
+        output.fetch()  # process 0 has it
+        return Tokenizer.from_pretrained(kept)
+    if config.model.path:
+        return Tokenizer.from_pretrained(huggingface.resolve(config.model.path))
+    raise GritError(
+        "tokenizer: set tokenizer.path, or tokenizer.train_on, or start from a model.path that"
+        " has one"
+    )
+
+
+def _texts(sources: list[str]) -> Iterator[str]:
+    """The texts of corpus lines `{"id", "title"?, "text"}`."""
+    for source in sources:
+        lines = open_lines(source)
+        for index in range(len(lines)):
+            where = lines.where(index)
+            try:
+                yield document_text(json.loads(lines[index]), where)
+            except ValueError as error:
+                raise GritError(f"{where}: not valid JSON: {error}") from None
+
+
+def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> LoadedModel:
+    """The model to train, checked against the configuration and the tokenizer.
+
+    Raises:
+      GritError: an absent or damaged model, one of another shape than `model.shape` says, or one
+        that the tokenizer or `lora` does not fit.
+    """
+    section, params, base = config.model, None, None
+    if section.path:
+        directory = huggingface.resolve(section.path)
+        shape = huggingface.read_model_directory(directory, with_params=False).config
+        check_shape(section, shape)
+        model_config = dataclasses.replace(shape, **model_settings(section))
+    else:
+        assert section.known_shape is not None
+        ids = {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": tokenizer.eos_id,
+            "pad_token_id": tokenizer.pad_id,
+        }
+        model_config = dataclasses.replace(section.known_shape, **model_settings(section), **ids)
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise GritError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary"
+            f" {model_config.vocab_size}; set model.shape.vocab_size to at least the former"
+        )
+    if config.lora is not None:
+        adapter_shapes(config.lora, parameter_shapes(model_config))  # before anything large is read
+        params, weights = load_base(directory, model_config, config.lora, mesh)
+        base = FrozenBase(str(section.path), weights, config.lora.identity)
+    elif section.path:
+        place = functools.partial(put_weight, axes=TRAINED_AXES, mesh=mesh)
+        params = huggingface.read_model_directory(directory, place=place).params
+    return LoadedModel(model_config, params, projection_width(section, params), base)
+
+
+def model_settings(section: ModelSection) -> dict[str, Any]:
+    """How the model computes, which a shape leaves open."""
+    return {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
+
+
+def check_shape(section: ModelSection, found: ModelConfig) -> None:
+    """Raises GritError where `model.shape` or `model.preset` and the config.json of `model.path`
+    differ."""
+    if section.known_shape is None:
+        return
+    asked, has = dataclasses.asdict(section.known_shape), dataclasses.asdict(found)
+    free = {"dtype", "remat", "scan_layers", "initializer_range", "architecture"}
+    for key in (key for key in asked if key not in free and not key.endswith("token_id")):
+        if asked[key] != has[key]:
+            which = (
+                f"model.shape.{key}"
+                if section.preset is None
+                else f"model.preset {section.preset}: {key}"
+            )
+            raise GritError(
+                f"{which} is {asked[key]}, but the model at {section.path} has {has[key]}"
+            )
+
+
+def projection_width(section: ModelSection, params: Params | None) -> int | None:
+    """Dimensions of the run's projection: those of the model it starts from, or of a new one; None:
+    there is none.
+
+    Raises:
+      GritError: the configuration asks for others than the model has.
+    """
+    there = params[PROJECTION].shape[1] if params is not None and PROJECTION in params else None
+    if there and section.projection not in (None, there):
+        raise GritError(
+            f"model.projection is {section.projection}, but {section.path} has one of {there}"
+            " dimensions; leave the key out to train that"
+        )
+    return there or section.projection
