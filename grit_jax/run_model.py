@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jax.sharding import Mesh
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from grit_jax.data.formats import document_text
 from grit_jax.data.sources import open_lines
 from grit_jax.errors import GritError
+from grit_jax.inference.model import GritLM
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.lora import adapter_shapes
@@ -27,7 +28,7 @@ from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.text.train_tokenizer import train_tokenizer
 from grit_jax.training.checkpoint import FrozenBase
 from grit_jax.training.frozen_base import load_base
-from grit_jax.training.state import TRAINED_AXES
+from grit_jax.training.state import TRAINED_AXES, TrainState
 
 
 @dataclasses.dataclass
@@ -154,3 +155,21 @@ def projection_width(section: ModelSection, params: Params | None) -> int | None
             " dimensions; leave the key out to train that"
         )
     return there or section.projection
+
+
+def public_model(
+    config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh
+) -> Callable[[TrainState], GritLM]:
+    """The function from a state of training to the model that users know."""
+    chat = tokenizer.format(FORMATS[config.tokenizer.chat])
+    modes, pooling = config.model.modes, config.model.pooling
+    return lambda state: GritLM(
+        model_config,
+        state.weights(config.lora),
+        tokenizer,
+        chat,
+        pooling,
+        mode=modes.embedding,
+        generation_mode=modes.generation,
+        mesh=mesh if mesh.size > 1 else None,
+    )

@@ -23,7 +23,6 @@ from grit_jax.errors import GritError, out_of_memory
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
 from grit_jax.inference.model import GritLM
-from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.hf.peft import write_adapter
 from grit_jax.run_config import (
@@ -36,7 +35,7 @@ from grit_jax.run_config import (
     settings_of,
     step_config,
 )
-from grit_jax.run_model import LoadedModel, load_model, load_tokenizer
+from grit_jax.run_model import LoadedModel, load_model, load_tokenizer, public_model
 from grit_jax.runtime.files import new_folder, writable_folder, write_text
 from grit_jax.runtime.hosts import (
     Exchange,
@@ -181,7 +180,7 @@ def _run(run: _Run, profile: tuple[int, int] | None, notice: Notice) -> TrainRes
     compiled = step_config(fitted, model.config)
     check_dimensions(compiled.loss, model.projection or model.config.hidden_size)
     _write_config(config, output)
-    public_model = _wrapper(config, model.config, tokenizer, mesh)
+    wrap = public_model(config, model.config, tokenizer, mesh)
     # The model of a shorter run would pass for this one's, were this one killed before its export.
     output.unmark_model(huggingface.GRIT_FILE)
     with jax.set_mesh(mesh):
@@ -200,7 +199,7 @@ def _run(run: _Run, profile: tuple[int, int] | None, notice: Notice) -> TrainRes
         )
         with notice.hold(), contextlib.closing(exchange), log:
             hooks = [save_checkpoints(run.checkpoints, output, iterator)]
-            if evaluate := make_evaluation(config.train, public_model):
+            if evaluate := make_evaluation(config.train, wrap):
                 hooks.append(evaluate_held_out(evaluate, config.train.eval_every, log))
             if profile:
                 hooks.append(profile_steps(*profile, run.start, str(output.local / "profile")))
@@ -209,7 +208,7 @@ def _run(run: _Run, profile: tuple[int, int] | None, notice: Notice) -> TrainRes
             )
     if notice.arrived:  # in the last step of all, too late for the hosts to agree on it
         raise Preempted("interrupted by SIGTERM; all steps are saved")
-    _export_model(public_model(state), config, output)
+    _export_model(wrap(state), config, output)
     return TrainResult(output.under(""), output.under(MODEL), steps)
 
 
@@ -491,25 +490,7 @@ def _export(
         assert config.lora is not None
         write_adapter(out, model.config, config.lora, state.params, str(config.model.path))
     else:
-        _wrapper(config, model.config, tokenizer, mesh)(state).save_pretrained(
+        public_model(config, model.config, tokenizer, mesh)(state).save_pretrained(
             out, dtype or config.model.export_dtype
         )
     return step
-
-
-def _wrapper(
-    config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer, mesh: Mesh
-) -> Callable[[TrainState], GritLM]:
-    """A model in training -> the public model object."""
-    chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    modes, pooling = config.model.modes, config.model.pooling
-    return lambda state: GritLM(
-        model_config,
-        state.weights(config.lora),
-        tokenizer,
-        chat,
-        pooling,
-        mode=modes.embedding,
-        generation_mode=modes.generation,
-        mesh=mesh if mesh.size > 1 else None,
-    )
