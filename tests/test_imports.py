@@ -1,4 +1,5 @@
-"""The direction of imports: rooms import from rooms below them only (DESIGN, section 2)."""
+"""The direction of imports: a room imports from rooms below it only, and no two modules import each
+other."""
 
 from __future__ import annotations
 
@@ -54,6 +55,49 @@ def test_imports_point_down(path):
     assert room in LEVEL, f"{relative} is in no room of ARCHITECTURE.md"
     lower = {name for name, number in LEVEL.items() if number > LEVEL[room]}
     assert imports_of(path) - {room, "__version__"} <= lower
+
+
+def module_imports(path: Path, modules: frozenset[str]) -> set[str]:
+    """The modules of the package that a file imports when it runs, within functions too."""
+    imported = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                imported.add(name if name in modules else node.module)
+        elif isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                visit(child)
+        else:
+            for child in ast.iter_child_nodes(node):
+                visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return imported & modules
+
+
+def test_no_modules_import_each_other():
+    """Neither directly nor by way of others, and not within functions either."""
+    paths = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
+        for path in files()
+    }
+    imports = {name: module_imports(path, frozenset(paths)) for name, path in paths.items()}
+    # Modules that import nothing that is left are in no circle; what remains imports each other.
+    while free := [name for name, imported in imports.items() if not imported & imports.keys()]:
+        for name in free:
+            del imports[name]
+    circles = {
+        name: sorted(imported & imports.keys())
+        for name, imported in imports.items()
+        if any(name in imports[other] for other in imports)
+    }
+    assert not circles
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
