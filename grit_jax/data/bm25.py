@@ -1,5 +1,5 @@
-"""Lexical search (BM25): hard negatives for the quickstart corpus, and the baseline for a trained
-model."""
+"""Lexical search with BM25: hard negatives for the quickstart's corpus, and a baseline for trained
+models."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-K1, B = 1.2, 0.75  # Robertson and Zaragoza 2009, section 3.4
+K1, B = 1.2, 0.75
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers; dotted, underscored and camel-case names come apart."""
+    """Lower-case words and numbers; dotted, underscored and camel-case names are split."""
     return [w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)]
 
 
 class BM25:
-    """An inverted index over `texts`; `search` and `scores` rank them for a query."""
+    """An inverted index over texts, scored by BM25 with k1 = 1.2 and b = 0.75 (Robertson and
+    Zaragoza 2009, section 3.4).
+
+    >>> index = BM25(["sort a list", "read the lines of a file", "sort the lines of a list"])
+    >>> index.search("lines of a file", k=2)
+    [1, 2]
+    >>> index.scores("file").round(2).tolist()
+    [0.0, 0.91, 0.0]
+    """
 
     def __init__(self, texts: Sequence[str]):
         bags = [Counter(words(text)) for text in texts]
@@ -31,27 +39,26 @@ class BM25:
                 postings[word][0].append(index)
                 postings[word][1].append(count)
         self._postings: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for word, (where, counts) in postings.items():
-            at, tf = np.array(where), np.array(counts, np.float64)
+        for word, (indices, counts) in postings.items():
+            at, tf = np.array(indices), np.array(counts, np.float64)
             idf = np.log(1 + (self.size - len(at) + 0.5) / (len(at) + 0.5))
             self._postings[word] = at, idf * tf * (K1 + 1) / (tf + norm[at])
 
     def scores(self, query: str) -> np.ndarray:
-        """float64 [number of texts]."""
+        """The score of each text: float64 [number of texts]."""
         result = np.zeros(self.size)
-        for word in sorted(
-            set(words(query))
-        ):  # a fixed order of summation: the same bits in every process
+        # Sorted, because the order of summation must not depend on the process.
+        for word in sorted(set(words(query))):
             if word in self._postings:
                 at, weight = self._postings[word]
                 result[at] += weight
         return result
 
     def search(self, query: str, k: int) -> list[int]:
-        """Indices of the `k` best texts, best first, equal scores in the texts' order."""
+        """Indices of the `k` best texts, best first; equal scores in the order of the texts."""
         scores = self.scores(query)
         k = min(k, self.size)
-        if 0 < k < self.size:  # a stable order of all would cost more than the scores
+        if 0 < k < self.size:  # a stable sort of all texts would cost more than the scores
             bound = np.partition(scores, self.size - k)[self.size - k]
             candidates = np.flatnonzero(scores >= bound)
         else:

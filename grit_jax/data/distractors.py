@@ -1,9 +1,9 @@
-"""Questions over several documents: each row's own among distractors, the other documents that fit
-its question best.
+"""Questions over several documents: the documents of a question among distractors, which are the
+other documents that match the question best.
 
-Ranked by BM25, so that no model chooses what another one is scored on. The row's own documents keep
-their order and stand at seeded random places among the distractors, which come best first: neither
-the first place nor the last gives the answer away.
+Distractors are ranked by BM25, so that no model selects what another model is scored on. They come
+best first; the question's own documents keep their order and are inserted at seeded random
+positions, so that the position of a document says nothing about the answer.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from grit_jax.runtime.progress import progress
 
 
 class Distractors:
-    """Adds the best other documents of a corpus to a question's own.
+    """Adds the best-matching other documents of a corpus to those of a question.
 
     Args:
-      corpus: documents, each `{title} {text}`; equal ones count once.
+      corpus: documents, each `{title} {text}`; duplicates count once.
+      seed: of the positions.
     """
 
     def __init__(self, corpus: Iterable[str], seed: int = 0):
@@ -38,26 +39,26 @@ class Distractors:
     def among(self, example: CachedExample, k: int) -> CachedExample:
         """The example over `k` documents: its own (all of them, if there are more) and distractors.
 
-        The same question gets the same places and distractors whatever stands beside it, and those
-        of a smaller `k` are among those of a larger one.
+        Distractors and positions depend on the question, `k` and the seed alone, and the
+        distractors of a smaller `k` are among those of a larger one.
 
         Raises:
-          GritError: the corpus has fewer documents.
+          GritError: the corpus has fewer than `k` documents.
         """
         missing = k - len(example.docs)
         if missing <= 0:
             return example
-        found = self._index.search(example.question, k)
-        others = [self.corpus[i] for i in found if self.corpus[i] not in example.docs][:missing]
+        best = self._index.search(example.question, k)
+        others = [self.corpus[i] for i in best if self.corpus[i] not in example.docs][:missing]
         if len(others) < missing:
             raise GritError(
-                f"question {example.question!r:.60}: there are {len(others)} documents beside its"
-                f" own, {missing} are wanted; ask for fewer (--k) or name more (--corpus)"
+                f"question {example.question!r:.60}: expected {missing} documents beside its own,"
+                f" got {len(others)}; ask for fewer (--k) or name a larger corpus (--corpus)"
             )
         generator = random.Random(f"{self.seed} {k} {example.question}")
-        places = set(generator.sample(range(k), len(example.docs)))
+        positions = set(generator.sample(range(k), len(example.docs)))
         own, other = iter(example.docs), iter(others)
-        docs = tuple(next(own) if place in places else next(other) for place in range(k))
+        docs = tuple(next(own) if position in positions else next(other) for position in range(k))
         return dataclasses.replace(example, docs=docs)
 
 
@@ -86,31 +87,34 @@ def write_rows(
     seed: int = 0,
     quiet: bool = False,
 ) -> int:
-    """Writes training rows `{"docs", "text"}` over several documents; returns their number.
+    """Writes training lines `{"docs", "text"}` over several documents; returns their number.
 
     Args:
-      questions: rows `{"docs", "text": [question, answer]}`, read in a seeded random order.
-      ks: numbers of documents, taken in turn.
-      corpus: where distractors come from; None: the documents of all rows.
-      rows: how many to write; None: one for each question.
+      questions: a source of lines `{"docs", "text": [question, answer]}`; they are read in a seeded
+        random order.
+      ks: numbers of documents; lines take them in turn.
+      corpus: a file of documents to draw distractors from; None: the documents of all questions.
+      rows: the number of lines to write; None: one for each question.
 
     Raises:
-      GritError: an unreadable file, a bad line, too few questions or documents, an output that is
-        there or cannot be written.
+      GritError: an unreadable file, a bad line, too few questions or documents, or an output that
+        cannot be written.
     """
     source = read_examples(questions, "cached")
     count = len(source) if rows is None else rows
     if count > len(source):
-        raise GritError(f"{questions}: has {len(source)} questions, --rows wants {count}")
+        raise GritError(
+            f"{questions}: expected at least {count} questions (--rows), got {len(source)}"
+        )
     order = random.Random(f"{seed} {count}").sample(range(len(source)), count)
     examples: list[CachedExample] = [source[i] for i in order]  # type: ignore[misc]
-    everything = (text for i in range(len(source)) for text in source[i].docs)  # type: ignore[union-attr]
-    texts = everything if corpus is None else corpus_texts(corpus)
+    all_documents = (text for i in range(len(source)) for text in source[i].docs)  # type: ignore[union-attr]
+    texts = all_documents if corpus is None else corpus_texts(corpus)
     distractors = Distractors(texts, seed)
     pairs = list(zip(examples, itertools.cycle(ks), strict=False))
-    among = (
+    extended = (
         distractors.among(*pair) for pair in progress(pairs, "distractors", "rows", quiet=quiet)
     )
     return write_jsonl(
-        output, ({"docs": list(one.docs), "text": [one.question, one.answer]} for one in among)
+        output, ({"docs": list(e.docs), "text": [e.question, e.answer]} for e in extended)
     )

@@ -1,8 +1,9 @@
-"""The three kinds of training examples made from documents, and the files of a corpus.
+"""The files of a corpus: training examples of three kinds, made from documents.
 
-Embedding: a summary finds its document, a question finds the document that answers it. Generative:
-documentation is written, and random sequences are copied, which teaches the lookup that reading a
-document needs. Answers over cached documents: `grit_jax.pydocs.questions`.
+Embedding examples pair a summary, or a question, with its document. Generative examples are
+documentation to write, and random sequences to copy, which train the look-up (induction heads)
+that reading a document needs. Cached examples are questions over documents, made by
+`grit_jax.pydocs.questions`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ from tqdm import tqdm
 
 from grit_jax.data.bm25 import BM25, words
 from grit_jax.errors import GritError
-from grit_jax.pydocs import docstrings as pydocs
-from grit_jax.pydocs.documents import MAX_CHARACTERS, Document, clip, document_string, split
+from grit_jax.pydocs.docstrings import DEFAULT_PACKAGES, read_packages
+from grit_jax.pydocs.documents import (
+    MAX_CHARACTERS,
+    Document,
+    clip,
+    document_string,
+    split_documents,
+)
 from grit_jax.pydocs.questions import (
-    Inventor,
     Question,
+    RandomNames,
     best_constant,
     normalise,
-    questions,
+    questions_about,
     randomised,
 )
 from grit_jax.runtime.files import read_json, write_json, write_jsonl
@@ -47,24 +54,30 @@ QUESTION_INSTRUCTION = "Find the Python documentation that answers this question
 WRITE, EXPLAIN = "Write the documentation of `{}`.", "What does `{}` do?"
 RECITE = "Repeat the documentation of `{}` from its beginning."
 
-MIN_REST = 60  # characters a document must have left when its summary has become the query
+MIN_REST = 60  # characters of a document without the summary that is its query
 NEGATIVES = 4
-NEAR_WORDS = (
-    0.6  # share of common words from which a document is too close to the positive to be a negative
-)
-MAX_SHARE = 0.02  # of the held-out questions that may have the same answer
+# A document that shares at least this part of its words with the positive is no negative.
+NEAR_WORDS = 0.6
+MAX_SHARE = 0.02  # of the held-out questions: the most that may have the same answer
 MAX_TRAIN_SHARE = 0.02
 HELD_OUT_QUESTIONS = 450
 QUESTIONS_PER_DOCUMENT = 2
-QUESTION_EMBEDDINGS = 2  # per document and in training, of its real questions
-RECITED_CHARACTERS = 160  # of a document that a reciting row asks for
-COPYING_SHARE = 0.6  # copying rows per training document
+QUESTION_EMBEDDINGS = 2  # embedding examples made from the questions of a training document
+RECITED_CHARACTERS = 160  # of the document's beginning that a reciting example asks for
+COPYING_SHARE = 0.6  # copying examples per training document
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusSummary:
-    """Counts of a written corpus: documents read, on the two sides, lines of each file, files and
-    packages left out."""
+    """Counts of a written corpus.
+
+    Attributes:
+      documents: documents read; `train`, `held_out` and `dropped` (duplicates) are their split.
+      rows: lines of each file.
+      skipped_files: source files that do not parse.
+      missing_packages: packages that are not installed.
+      best_constant: the single answer that scores best on the held-out questions, and its score.
+    """
 
     documents: int
     train: int
@@ -83,48 +96,57 @@ def write_corpus(
     rag_variants: int = 3,
     max_documents: int | None = None,
     progress: bool = True,
-    packages: Sequence[str] = pydocs.DEFAULT,
+    packages: Sequence[str] = DEFAULT_PACKAGES,
 ) -> CorpusSummary:
     """Writes
     `out/train/{embedding_summary,embedding_question,generative,copying,rag,recite,documents}.jsonl`
-    and `out/heldout/{embedding,generative,rag,documents}.jsonl`; the same seed and packages give
+    and `out/heldout/{embedding,generative,rag,documents}.jsonl`. The same seed and packages give
     the same bytes.
 
-    `max_documents` takes that many documents, chosen by their names. Raises ValueError where
-    nothing can be read.
+    Args:
+      rag_variants: questions per training document.
+      max_documents: use a subset of that many documents, chosen by a hash of their names.
+      progress: show a progress bar on a terminal.
+      packages: those whose documentation is read; `python` is the standard library.
+
+    Raises:
+      ValueError: too few documents for a corpus.
+      GritError: a file cannot be written.
     """
-    reading = pydocs.read(packages, progress=progress)
-    documents = reading.documents
+    read = read_packages(packages, progress=progress)
+    documents = read.documents
     if max_documents is not None:
         chosen = sorted(
             documents, key=lambda d: hashlib.sha256(f"subset {d.id}".encode()).digest()
         )[:max_documents]
         documents = sorted(chosen, key=lambda d: d.id)
-    sides = split(documents)
-    if not sides.train or not sides.heldout:
+    splits = split_documents(documents)
+    if not splits.train or not splits.heldout:
         raise ValueError(
             f"{len(documents)} documents in {', '.join(packages)} are too few for a corpus: "
-            f"{len(sides.train)} to train on and {len(sides.heldout)} held out"
+            f"{len(splits.train)} to train on and {len(splits.heldout)} held out"
         )
     out = Path(out)
-    real = _real_questions(sides.train, seed, rag_variants)
-    inventor = Inventor(_vocabulary(sides.train))
-    heldout_rag = heldout_questions(sides.heldout, seed)
+    real = _real_questions(splits.train, seed, rag_variants)
+    random_names = RandomNames(_vocabulary(splits.train))
+    heldout_rag = heldout_questions(splits.heldout, seed)
     files = {
-        "train/embedding_summary": lambda: summary_rows(sides.train),
-        "train/embedding_question": lambda: question_rows(sides.train, real),
+        "train/embedding_summary": lambda: summary_rows(splits.train),
+        "train/embedding_question": lambda: question_rows(splits.train, real),
         "train/generative": lambda: [
-            *documentation_rows(sides.train),
-            *explanation_rows(sides.train),
+            *documentation_rows(splits.train),
+            *explanation_rows(splits.train),
         ],
-        "train/copying": lambda: copying_rows(sides.train, inventor, seed),
-        "train/rag": lambda: training_questions(sides.train, real, inventor, seed, rag_variants),
-        "train/recite": lambda: reciting_rows(sides.train, inventor, seed),
-        "train/documents": lambda: document_lines(sides.train),
-        "heldout/embedding": lambda: summary_rows(sides.heldout, known=sides.train),
-        "heldout/generative": lambda: documentation_rows(sides.heldout),
+        "train/copying": lambda: copying_rows(splits.train, random_names, seed),
+        "train/rag": lambda: training_questions(
+            splits.train, real, random_names, seed, rag_variants
+        ),
+        "train/recite": lambda: reciting_rows(splits.train, random_names, seed),
+        "train/documents": lambda: document_lines(splits.train),
+        "heldout/embedding": lambda: summary_rows(splits.heldout, known=splits.train),
+        "heldout/generative": lambda: documentation_rows(splits.heldout),
         "heldout/rag": lambda: [q.row() for q in heldout_rag],
-        "heldout/documents": lambda: document_lines(sides.heldout),
+        "heldout/documents": lambda: document_lines(splits.heldout),
     }
     rows = {}
     for name, make in tqdm(
@@ -138,12 +160,12 @@ def write_corpus(
         rows[name] = write_jsonl(path, lines)
     return CorpusSummary(
         len(documents),
-        len(sides.train),
-        len(sides.heldout),
-        len(sides.dropped),
+        len(splits.train),
+        len(splits.heldout),
+        len(splits.dropped),
         rows,
-        len(reading.skipped),
-        tuple(reading.missing),
+        len(read.skipped),
+        tuple(read.missing),
         best_constant([q.row() for q in heldout_rag]),
     )
 
@@ -157,8 +179,8 @@ def document_lines(documents: Sequence[Document]) -> list[dict]:
 
 
 class _Negatives:
-    """Lexically close documents in the form (whole, or without the summary) in which the positives
-    are."""
+    """Draws negatives: lexically close documents, in the same form (with or without the summary) as
+    the positives."""
 
     def __init__(self, strings: Sequence[str]):
         self.strings = strings
@@ -166,22 +188,22 @@ class _Negatives:
         self.bags = [frozenset(words(s)) for s in strings]
 
     def of(self, query: str, positive: int) -> list[str]:
-        found, bag = [], self.bags[positive]
+        negatives, bag = [], self.bags[positive]
         for other in self.index.search(query, NEGATIVES + 9):
             close = len(bag & self.bags[other]) >= NEAR_WORDS * len(bag | self.bags[other])
             if other != positive and not close:
-                found.append(self.strings[other])
-        return found[:NEGATIVES]
+                negatives.append(self.strings[other])
+        return negatives[:NEGATIVES]
 
 
 def summary_rows(documents: Sequence[Document], known: Sequence[Document] = ()) -> list[dict]:
-    """Rows whose query is the first sentence, none that begins a document of `known`, and whose
-    positive is the document without it."""
+    """Embedding examples whose query is the first sentence of a document and whose positive is the
+    document without it. Sentences that begin a document of `known` are left out."""
     seen = {normalise(d.summary) for d in known}
     usable = []
     for document in documents:
         key = normalise(document.summary)
-        # A sentence that two documents share has no single right answer.
+        # A sentence shared by two documents has no single right answer.
         if (
             len(document.rest) >= MIN_REST
             and 15 <= len(document.summary) <= 250
@@ -195,8 +217,8 @@ def summary_rows(documents: Sequence[Document], known: Sequence[Document] = ()) 
 
 
 def question_rows(documents: Sequence[Document], asked: dict[str, list[Question]]) -> list[dict]:
-    """Rows whose query is a question of `asked` (by document id) and whose positive is the whole
-    document."""
+    """Embedding examples whose query is a question of `asked` (by document id) and whose positive
+    is the whole document."""
     pool = _Negatives([document_string(d.id, d.text) for d in documents])
     rows = [
         _embedding_row(QUESTION_INSTRUCTION, question.text, i, pool)
@@ -218,12 +240,12 @@ def _embedding_row(instruction: str, query: str, positive: int, pool: _Negatives
 
 
 def documentation_rows(documents: Sequence[Document]) -> list[dict]:
-    """Rows that write a document from its name."""
+    """Generative examples: write a document, given its name."""
     return [{"text": [WRITE.format(d.id), d.text]} for d in documents]
 
 
 def explanation_rows(documents: Sequence[Document]) -> list[dict]:
-    """Rows that say in one sentence what a thing does."""
+    """Generative examples: say in one sentence what the documented object does."""
     return [
         {"text": [EXPLAIN.format(d.id), d.summary]}
         for d in documents
@@ -231,9 +253,9 @@ def explanation_rows(documents: Sequence[Document]) -> list[dict]:
     ]
 
 
-def copying_rows(documents: Sequence[Document], inventor: Inventor, seed: int) -> list[dict]:
-    """Raw texts that repeat something unpredictable: the quickest lesson in looking back (induction
-    heads)."""
+def copying_rows(documents: Sequence[Document], random_names: RandomNames, seed: int) -> list[dict]:
+    """Generative examples that repeat unpredictable text: the fastest way to train induction
+    heads."""
     rows = []
     for index in range(int(len(documents) * COPYING_SHARE)):
         generator = random.Random(f"{seed} copying {index}")
@@ -242,17 +264,17 @@ def copying_rows(documents: Sequence[Document], inventor: Inventor, seed: int) -
             tokens = generator.choice(documents).text.split()
             start = generator.randrange(max(1, len(tokens) - 10))
             span = " ".join(tokens[start : start + generator.randint(8, 30)])
-            other = " ".join(inventor.word(generator) for _ in range(generator.randint(0, 8)))
+            other = " ".join(random_names.word(generator) for _ in range(generator.randint(0, 8)))
             text = " ".join(filter(None, (span, other, span)))
         elif kind == 1:  # a random sequence, two or three times
-            makers = (inventor.word, inventor.name, inventor.value)
+            makers = (random_names.word, random_names.name, random_names.value)
             span = " ".join(
                 generator.choice(makers)(generator) for _ in range(generator.randint(5, 16))
             )
             text = "\n".join([span] * generator.choice((2, 2, 3)))
         else:  # names and values, asked again in another order
             pairs = [
-                f"{inventor.name(generator)}={inventor.value(generator)}"
+                f"{random_names.name(generator)}={random_names.value(generator)}"
                 for _ in range(generator.randint(3, 9))
             ]
             text = ", ".join(pairs) + "\n" + ", ".join(generator.sample(pairs, len(pairs)))
@@ -261,7 +283,7 @@ def copying_rows(documents: Sequence[Document], inventor: Inventor, seed: int) -
 
 
 def _vocabulary(documents: Sequence[Document]) -> list[str]:
-    """Words that several training documents use, in a fixed order."""
+    """Words that several training documents use, sorted."""
     count = Counter(w for d in documents for w in set(re.findall(r"\b[a-z]{3,8}\b", d.text)))
     return sorted(w for w, n in count.items() if 3 <= n <= len(documents) // 20 + 3)
 
@@ -272,24 +294,24 @@ def _vocabulary(documents: Sequence[Document]) -> list[str]:
 def _real_questions(
     documents: Sequence[Document], seed: int, variants: int
 ) -> dict[str, list[Question]]:
-    """Questions about unaltered documents, the kinds in a random order."""
+    """Questions about unaltered documents by document id, the kinds in a random order."""
     asked = {}
     for document in documents:
         generator = random.Random(f"{seed} asked {document.id}")
-        found = list(questions(document, generator).values())
-        generator.shuffle(found)
-        asked[document.id] = found[: max(variants, QUESTION_EMBEDDINGS)]
+        candidates = list(questions_about(document, generator).values())
+        generator.shuffle(candidates)
+        asked[document.id] = candidates[: max(variants, QUESTION_EMBEDDINGS)]
     return asked
 
 
 def training_questions(
     documents: Sequence[Document],
     real: dict[str, list[Question]],
-    inventor: Inventor,
+    random_names: RandomNames,
     seed: int,
     variants: int,
 ) -> list[dict]:
-    """`variants` rows per document where it carries them, about half of them over randomised
+    """Cached examples: up to `variants` questions per document, about half of them over randomised
     documents."""
     result: list[Question] = []
     for document in documents:
@@ -297,21 +319,23 @@ def training_questions(
         unaltered = variants // 2 + (variants % 2 and generator.random() < 0.5)
         chosen = real.get(document.id, [])[:unaltered]
         for _ in range(variants - len(chosen)):
-            found = list(questions(randomised(document, inventor, generator), generator).values())
-            if found:
-                chosen.append(generator.choice(found))
+            altered = randomised(document, random_names, generator)
+            if candidates := list(questions_about(altered, generator).values()):
+                chosen.append(generator.choice(candidates))
         result += chosen
     return [q.row() for q in capped(result, int(MAX_TRAIN_SHARE * len(result)))]
 
 
-def reciting_rows(documents: Sequence[Document], inventor: Inventor, seed: int) -> list[dict]:
-    """Rows whose answer is the beginning of the document itself, half of them randomised: every
-    token of the answer is a lesson in reading the document, where a question's answer has only a
-    few."""
+def reciting_rows(
+    documents: Sequence[Document], random_names: RandomNames, seed: int
+) -> list[dict]:
+    """Cached examples whose answer is the beginning of the document itself, half of them over
+    randomised documents. Every token of such an answer trains reading the document; the answer of a
+    question has only a few."""
     rows = []
     for index, document in enumerate(documents):
         generator = random.Random(f"{seed} recites {document.id}")
-        shown = randomised(document, inventor, generator) if index % 2 else document
+        shown = randomised(document, random_names, generator) if index % 2 else document
         answer = clip(shown.text, RECITED_CHARACTERS)
         rows.append(
             {
@@ -323,24 +347,26 @@ def reciting_rows(documents: Sequence[Document], inventor: Inventor, seed: int) 
 
 
 def heldout_questions(documents: Sequence[Document], seed: int) -> list[Question]:
-    """Up to `HELD_OUT_QUESTIONS` about unaltered documents, the kinds as even as the documents
-    allow, no document asked more than `QUESTIONS_PER_DOCUMENT` times, no answer right for more than
-    `MAX_SHARE` of them."""
+    """Up to `HELD_OUT_QUESTIONS` questions about unaltered documents.
+
+    The kinds are as evenly distributed as the documents allow, a document has at most
+    `QUESTIONS_PER_DOCUMENT` questions, and no answer is right for more than `MAX_SHARE` of them.
+    """
     by_kind: dict[str, list[Question]] = {}
     for document in documents:
-        for kind, question in questions(
+        for kind, question in questions_about(
             document, random.Random(f"{seed} held out {document.id}")
         ).items():
             by_kind.setdefault(kind, []).append(question)
-    for kind, found in by_kind.items():
-        random.Random(f"{seed} held out {kind}").shuffle(found)
+    for kind, of_kind in by_kind.items():
+        random.Random(f"{seed} held out {kind}").shuffle(of_kind)
     chosen: list[Question] = []
     used: Counter[str] = Counter()
     answers: Counter[str] = Counter()
     cap = int(MAX_SHARE * HELD_OUT_QUESTIONS)
     while (
         by_kind and len(chosen) < HELD_OUT_QUESTIONS
-    ):  # in turn, so that the rarest kind is used up first
+    ):  # in turn, so that the rarest kind is exhausted first
         for kind in sorted(by_kind):
             while by_kind[kind]:
                 question = by_kind[kind].pop()
@@ -353,7 +379,7 @@ def heldout_questions(documents: Sequence[Document], seed: int) -> list[Question
             else:
                 del by_kind[kind]
     chosen = chosen[:HELD_OUT_QUESTIONS]
-    while chosen:  # fewer questions than hoped for, or a long answer that contains others
+    while chosen:  # too few questions, or a long answer that contains others
         constant, score = best_constant([q.row() for q in chosen])
         if score * len(chosen) <= max(1, MAX_SHARE * len(chosen)):
             break
@@ -362,7 +388,7 @@ def heldout_questions(documents: Sequence[Document], seed: int) -> list[Question
 
 
 def capped(asked: Sequence[Question], limit: int) -> list[Question]:
-    """`asked` without those whose answer has come `limit` times before."""
+    """`asked` with at most `limit` questions of the same answer."""
     seen: Counter[str] = Counter()
     kept = []
     for question in asked:
@@ -374,7 +400,7 @@ def capped(asked: Sequence[Question], limit: int) -> list[Question]:
 
 
 def prepare_corpus(data: Path, seed: int, *, max_documents: int | None = None) -> dict[str, Any]:
-    """Writes the corpus unless it is there, and returns its numbers for the report.
+    """Writes the corpus unless it exists, and returns its counts for the report.
 
     `max_documents` is that of `write_corpus`.
     """
@@ -385,7 +411,7 @@ def prepare_corpus(data: Path, seed: int, *, max_documents: int | None = None) -
             summary = write_corpus(data, seed, max_documents=max_documents)
         except ValueError as error:
             raise GritError(
-                f"the documentation installed here is too little to train on: {error}"
+                f"the documentation of the installed packages is too little to train on: {error}"
             ) from None
         write_json(
             done,

@@ -1,7 +1,7 @@
 """The documentation of the Python packages installed here, read as a corpus.
 
-Sources are parsed with `ast` and never imported: importing a package can run anything (threads,
-devices, prints).
+Sources are parsed with `ast` and never imported, because importing a package can run anything
+(threads, devices, prints).
 """
 
 from __future__ import annotations
@@ -31,37 +31,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from grit_jax.pydocs.documents import (
-    MAX_CHARACTERS,
     Document,
-    Split,
-    document_string,
     parameters_of,
     parse_signature,
     render_signature,
-    side,
-    signature_pieces,
+    signature_items,
     source_text,
-    split,
 )
-
-__all__ = [
-    "DEFAULT",
-    "MAX_CHARACTERS",
-    "Document",
-    "Reading",
-    "Split",
-    "document_string",
-    "read",
-    "read_corpus",
-    "side",
-    "split",
-]
 
 logger = logging.getLogger(__name__)
 
 STANDARD_LIBRARY = "python"
-DEFAULT = (STANDARD_LIBRARY, "numpy", "jax", "flax", "optax", "orbax.checkpoint", "grain")
-MIN_CHARACTERS = 40  # shorter docstrings say nothing that their name does not
+DEFAULT_PACKAGES = (STANDARD_LIBRARY, "numpy", "jax", "flax", "optax", "orbax.checkpoint", "grain")
+MIN_CHARACTERS = 40  # shorter docstrings say no more than the name
 
 _SKIPPED_FOLDERS = frozenset(
     [
@@ -80,8 +62,7 @@ _SKIPPED_FOLDERS = frozenset(
         "encodings",
     ]
 )
-# C modules that every CPython has built in and that do nothing when read; the name under which
-# people know them.
+# Modules built into every CPython, and the names under which their contents are documented.
 _BUILTIN = (
     (builtins, ""),
     (itertools, "itertools"),
@@ -127,7 +108,7 @@ class _Module:
         if head.strip(" .:") in (
             self.name,
             self.name.rpartition(".")[2],
-        ):  # its own name as a title says nothing
+        ):  # its own name as a title is left out
             doc = tail
         self._add("", "module", "", (), doc)
         self._block(tree.body, "")
@@ -167,18 +148,18 @@ class _Module:
         if _private(node.name):
             return
         decorators = {ast.unparse(d).rpartition(".")[2] for d in node.decorator_list}
-        pieces = signature_pieces(node.args)
-        if owner and pieces and pieces[0][0] in ("self", "cls", "mcs", "mcls", "klass"):
-            pieces = [p for p in pieces[1:]]
-            if pieces[:1] == [("/", None)]:
-                pieces = pieces[1:]
+        items = signature_items(node.args)
+        if owner and items and items[0][0] in ("self", "cls", "mcs", "mcls", "klass"):
+            items = [p for p in items[1:]]
+            if items[:1] == [("/", None)]:
+                items = items[1:]
         is_property = any(d in ("setter", "getter") or "property" in d for d in decorators)
-        signature = "" if is_property else render_signature(node.name, pieces)
+        signature = "" if is_property else render_signature(node.name, items)
         self._add(
             f"{owner}{node.name}",
             "method" if owner else "function",
             signature,
-            () if is_property else parameters_of(pieces),
+            () if is_property else parameters_of(items),
             ast.get_docstring(node),
         )
 
@@ -187,13 +168,13 @@ class _Module:
             self.defined.add(node.name)
         if _private(node.name):
             return
-        doc, pieces = ast.get_docstring(node), []
+        doc, items = ast.get_docstring(node), []
         init = next(
             (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None
         )
         like = " ".join(ast.unparse(n) for n in [*node.decorator_list, *node.bases])
         if init is not None:
-            pieces = signature_pieces(init.args)[1:]
+            items = signature_items(init.args)[1:]
             doc = doc or ast.get_docstring(init)
         elif re.search(r"dataclass|NamedTuple|\bModule\b|PyTreeNode", like):
             fields = [
@@ -204,9 +185,9 @@ class _Module:
                 and not _private(n.target.id)
                 and "ClassVar" not in ast.unparse(n.annotation)
             ]
-            pieces = [(n.target.id, source_text(n.value)) for n in fields]
-        signature = render_signature(node.name, pieces) if pieces else ""
-        self._add(f"{owner}{node.name}", "class", signature, parameters_of(pieces), doc)
+            items = [(n.target.id, source_text(n.value)) for n in fields]
+        signature = render_signature(node.name, items) if items else ""
+        self._add(f"{owner}{node.name}", "class", signature, parameters_of(items), doc)
         self._block(node.body, f"{owner}{node.name}.")
 
     def _import(self, node: ast.ImportFrom) -> None:
@@ -220,7 +201,7 @@ class _Module:
                 self.stars.append(source)
                 continue
             self.imports[alias.asname or alias.name] = (source, alias.name)
-            if alias.asname == alias.name:  # how typed packages mark a re-export
+            if alias.asname == alias.name:  # a re-export in typed packages
                 self.exported.add(alias.name)
 
     def _all(self, node: ast.Assign | ast.AugAssign) -> None:
@@ -233,8 +214,8 @@ class _Module:
             )
 
     def _newdoc(self, call: ast.Call) -> None:
-        """numpy documents C functions by `add_newdoc(module, name, doc | (attribute, doc) |
-        [(attribute, doc)])`."""
+        """Reads numpy's documentation of C functions: `add_newdoc(module, name, doc | (attribute,
+        doc) | [(attribute, doc)])`."""
         if not (
             isinstance(call.func, ast.Name) and call.func.id == "add_newdoc" and len(call.args) == 3
         ):
@@ -252,7 +233,7 @@ class _Module:
             if any(map(_private, full.split("."))):
                 continue
             text = inspect.cleandoc(text)
-            call_text, pieces = "", []
+            call_text, items = "", []
             first, _, tail = text.partition("\n")
             if re.match(rf"(\w+\.)?{re.escape(full.rpartition('.')[2])}\(", first):
                 head, _, after = (
@@ -262,13 +243,13 @@ class _Module:
                     re.sub(r"^\w+\.(?=\w+\()", "", " ".join(head.split())),
                     after.strip(),
                 )
-                pieces = [p for p in parse_signature(call_text) if p[0] not in ("$self", "self")]
+                items = [p for p in parse_signature(call_text) if p[0] not in ("$self", "self")]
             self.defined.add(f"{place}:{name}")
             self._add(
                 f"{place}:{full}",
                 "method" if attribute else "function",
-                render_signature(full.rpartition(".")[2], pieces) if pieces else call_text,
-                parameters_of(pieces),
+                render_signature(full.rpartition(".")[2], items) if items else call_text,
+                parameters_of(items),
                 text,
             )
 
@@ -277,39 +258,40 @@ class _Module:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """What was read: the documents sorted by id, the files that could not be parsed, the packages
-    not found."""
+class PackageDocuments:
+    """The documents of packages, sorted by id; the files that do not parse (`skipped`) and the
+    packages that are not installed (`missing`)."""
 
     documents: list[Document]
     skipped: list[str]
     missing: list[str]
 
 
-def read_corpus(packages: Sequence[str] = DEFAULT, progress: bool = True) -> list[Document]:
-    """The documents of `packages` (`python` is the standard library), sorted by id. See `read`."""
-    return read(packages, progress=progress).documents
+def read_packages(
+    packages: Sequence[str] = DEFAULT_PACKAGES,
+    *,
+    path: Sequence[str] | None = None,
+    progress: bool = True,
+) -> PackageDocuments:
+    """Reads every docstring of `packages` without importing any of them.
 
+    Packages that are not installed and files that do not parse are reported in the result; they
+    raise no error.
 
-def read(
-    packages: Sequence[str] = DEFAULT, *, path: Sequence[str] | None = None, progress: bool = True
-) -> Reading:
-    """Reads every docstring of `packages`, found on `path` (`sys.path` unless told), without
-    importing any.
-
-    Packages that are not installed and files that do not parse are reported in the result, not
-    raised.
+    Args:
+      packages: their names; `python` is the standard library.
+      path: the folders to search, by default `sys.path`.
     """
-    found, missing = [], []
+    sources, missing = [], []
     for package in packages:
         files = list(_files(package, path))
-        found += [(package, *file) for file in files]
+        sources += [(package, *file) for file in files]
         if not files:
             missing.append(package)
     modules, skipped = [], []
     quiet = None if progress else True  # None: a bar only where there is a terminal
     for package, name, file in tqdm(
-        found, desc="reading documentation", unit="file", disable=quiet
+        sources, desc="reading documentation", unit="file", disable=quiet
     ):
         module = _Module(name, package, file.name == "__init__.py")
         try:
@@ -326,14 +308,14 @@ def read(
     best: dict[str, Document] = {}
     for (
         document
-    ) in documents:  # one id can come twice: a C function and its Python twin, two platforms
+    ) in documents:  # an id may occur twice: a C function and its Python version, two platforms
         if document.id not in best or _preference(document) > _preference(best[document.id]):
             best[document.id] = document
     if missing:
         logger.warning("not installed, left out of the corpus: %s", ", ".join(missing))
     if skipped:
         logger.info("%d source files do not parse and were skipped", len(skipped))
-    return Reading([best[name] for name in sorted(best)], sorted(skipped), missing)
+    return PackageDocuments([best[name] for name in sorted(best)], sorted(skipped), missing)
 
 
 def _preference(document: Document) -> tuple:
@@ -341,8 +323,8 @@ def _preference(document: Document) -> tuple:
 
 
 def _files(package: str, path: Sequence[str] | None) -> Iterator[tuple[str, Path]]:
-    """(module name, file) of a package, in a fixed order. Parents of a nested package are looked
-    up, not imported."""
+    """(module name, file) of a package's modules, in a fixed order. The parents of a nested package
+    are located without importing them."""
     if package == STANDARD_LIBRARY:
         yield from _walk(Path(sysconfig.get_paths()["stdlib"]), "")
         return
@@ -365,8 +347,8 @@ def _walk(folder: Path, package: str) -> Iterator[tuple[str, Path]]:
     for entry in sorted(folder.iterdir()):
         name = entry.name
         if entry.is_dir():
-            # In the standard library's folder only packages count: it also holds build and
-            # configuration folders.
+            # The standard library's folder also holds build and configuration folders, which are
+            # no packages.
             if (
                 name not in _SKIPPED_FOLDERS
                 and name.isidentifier()
@@ -384,32 +366,29 @@ def _walk(folder: Path, package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _named(modules: Sequence[_Module]) -> Iterator[Document]:
-    """Gives each document the name under which people import it, from the packages' own
-    re-exports."""
+    """Gives each document the name by which it is usually imported, from the re-exports of its
+    package."""
     by_name = {module.name: module for module in modules}
-    for (
-        module
-    ) in modules:  # a C function's documentation stands in another module than the function
+    for module in modules:  # a C function may be documented in another module than its own
         for entry in [d for d in module.defined if ":" in d]:
             place, name = entry.split(":")
             by_name.setdefault(place, _Module(place, module.package, False)).defined.add(name)
 
     def resolve(module: str, name: str, depth: int = 0) -> tuple[str, str] | None:
-        where = by_name.get(module)
-        if where is None or depth > 8:
+        source = by_name.get(module)
+        if source is None or depth > 8:
             return None
-        if name in where.defined:
+        if name in source.defined:
             return module, name
-        if name in where.imports:
-            return resolve(*where.imports[name], depth + 1)
-        return next(filter(None, (resolve(star, name, depth + 1) for star in where.stars)), None)
+        if name in source.imports:
+            return resolve(*source.imports[name], depth + 1)
+        return next(filter(None, (resolve(star, name, depth + 1) for star in source.stars)), None)
 
     aliases: dict[tuple[str, str], set[str]] = {}
     for module in modules:
         if not module.public:
             continue
-        # A package, or a module that defines nothing, offers what it imports; others import for
-        # themselves.
+        # The imports of a package, or of a module that defines nothing, are re-exports.
         names = set(module.imports) if module.is_package or not module.defined else set()
         names |= module.exported
         for star in module.stars:
@@ -465,14 +444,14 @@ def _builtin_documents() -> Iterator[Document]:
                 call = re.sub(
                     r"\$\w+(, /)?(, )?", "", getattr(value, "__text_signature__", None) or ""
                 )
-                pieces = parse_signature(f"f{call}") if call else []
+                items = parse_signature(f"f{call}") if call else []
                 full = ".".join(filter(None, (public, name, member)))
                 kind = "method" if member else "class" if isinstance(thing, type) else "function"
                 yield Document(
                     full,
                     kind,
-                    render_signature(member or name, pieces) if pieces else "",
-                    parameters_of(pieces),
+                    render_signature(member or name, items) if items else "",
+                    parameters_of(items),
                     doc,
                     STANDARD_LIBRARY,
                 )

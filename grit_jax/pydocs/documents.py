@@ -1,5 +1,5 @@
-"""A document, the one string that it is in every data file, and the split of documents into train
-and held out."""
+"""Documents, the string that stands for each in every data file, and their split into training and
+held-out documents."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-MAX_CHARACTERS = 300  # of the text shown: about 80 tokens of a 2,048 vocabulary
-MAX_SIGNATURE = 160  # of the text shown: a longer signature would push out what the thing does
-MAX_DEFAULT = 40  # of one default's source text; a longer one is written `...`
+MAX_CHARACTERS = 300  # of a document's text: about 80 tokens of a vocabulary of 2,048
+MAX_SIGNATURE = (
+    160  # of a document's text: a longer signature would leave no room for the description
+)
+MAX_DEFAULT = 40  # of the source text of a default; a longer one is written `...`
 HELD_OUT_PERCENT = 10
-NEAR_DUPLICATE = 0.7  # Jaccard similarity of word 3-shingles from which two texts count as one
+NEAR_DUPLICATE = (
+    0.7  # two texts with at least this Jaccard similarity of word 3-shingles are duplicates
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One docstring: `id` is the public qualified name, `signature` its call (`""` if none),
-    `parameters` the (name, default's source text or None) pairs without self/cls, `doc` the cleaned
-    docstring."""
+    """One docstring.
+
+    Attributes:
+      id: public qualified name.
+      signature: text of the call, `""` if there is none.
+      parameters: (name, source text of the default or None), without self and cls.
+      doc: cleaned docstring.
+      package: the package it was read from.
+    """
 
     id: str
     kind: str  # function, class, method or module
@@ -33,7 +43,7 @@ class Document:
 
     @functools.cached_property
     def _parts(self) -> tuple[str, str, str]:
-        """First sentence, what its paragraph says after it, the other paragraphs without blank
+        """The first sentence, the rest of its paragraph, and the other paragraphs without blank
         lines and underlines."""
         head, _, tail = self.doc.partition("\n\n")
         head = " ".join(head.split())
@@ -50,19 +60,19 @@ class Document:
 
     @property
     def rest(self) -> str:
-        """What the docstring says after its first sentence."""
+        """The docstring after its first sentence."""
         return "\n".join(filter(None, self._parts[1:]))
 
     @functools.cached_property
     def text(self) -> str:
-        """Signature and docstring, at most `MAX_CHARACTERS` characters, cut where a line or a
-        sentence ends."""
-        summary, flow, others = self._parts
-        return self._shown(f"{summary} {flow}".strip() + "\n" + others)
+        """Signature and docstring, truncated to `MAX_CHARACTERS` characters at the end of a line or
+        a sentence."""
+        summary, paragraph, others = self._parts
+        return self._shown(f"{summary} {paragraph}".strip() + "\n" + others)
 
     @functools.cached_property
     def text_without_summary(self) -> str:
-        """As `text`, for the rest only: what a search for the summary has to find."""
+        """As `text`, without the first sentence: the target of a search with the summary."""
         return self._shown(self.rest)
 
     def _shown(self, body: str) -> str:
@@ -70,13 +80,13 @@ class Document:
 
 
 def document_string(title: str, text: str) -> str:
-    """The one string a document is in every data file."""
+    """`{title} {text}`, the form of a document in every data file."""
     return f"{title} {text}"
 
 
 def clip(text: str, limit: int) -> str:
-    """The longest beginning of `text` of at most `limit` characters that ends with a line, a
-    sentence, or a word."""
+    """The longest prefix of `text` with at most `limit` characters that ends at the end of a line,
+    a sentence or a word."""
     if len(text) <= limit:
         return text.strip()
     window = text[:limit]
@@ -95,40 +105,40 @@ def clip_signature(signature: str) -> str:
     return f"{signature[:end]}, ...)" if end > 0 else ""
 
 
-def signature_pieces(arguments: ast.arguments) -> list[tuple[str, str | None]]:
-    """(name, default's source text or None) of each part of a call in order, `/`, `*` and `*args`
-    included."""
+def signature_items(arguments: ast.arguments) -> list[tuple[str, str | None]]:
+    """(name, source text of the default or None) of each item of a parameter list in order,
+    including `/`, `*` and `*args`."""
     positional = arguments.posonlyargs + arguments.args
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    pieces = [(a.arg, source_text(d)) for a, d in zip(positional, defaults, strict=False)]
+    items = [(a.arg, source_text(d)) for a, d in zip(positional, defaults, strict=False)]
     if arguments.posonlyargs:
-        pieces.insert(len(arguments.posonlyargs), ("/", None))
+        items.insert(len(arguments.posonlyargs), ("/", None))
     if arguments.vararg:
-        pieces.append(("*" + arguments.vararg.arg, None))
+        items.append(("*" + arguments.vararg.arg, None))
     elif arguments.kwonlyargs:
-        pieces.append(("*", None))
-    pieces += [
+        items.append(("*", None))
+    items += [
         (a.arg, source_text(d))
         for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=False)
     ]
     if arguments.kwarg:
-        pieces.append(("**" + arguments.kwarg.arg, None))
-    return pieces
+        items.append(("**" + arguments.kwarg.arg, None))
+    return items
 
 
 def parse_signature(signature: str) -> list[tuple[str, str | None]]:
-    """`signature_pieces` of a signature's text, `[]` where it is not Python (older C
-    docstrings)."""
+    """The items of a signature's text (see `signature_items`), `[]` if it is not Python (as in
+    older docstrings of C functions)."""
     try:
         parsed = ast.parse(f"def {signature}: pass").body[0]
-        return signature_pieces(parsed.args) if isinstance(parsed, ast.FunctionDef) else []
+        return signature_items(parsed.args) if isinstance(parsed, ast.FunctionDef) else []
     except (SyntaxError, ValueError, AttributeError, IndexError):
         return []
 
 
-def render_signature(name: str, pieces: Iterable[tuple[str, str | None]]) -> str:
+def render_signature(name: str, items: Iterable[tuple[str, str | None]]) -> str:
     """The call's text: `norm(x, ord=None, axis=None)`."""
-    return f"{name}({', '.join(n if d is None else f'{n}={d}' for n, d in pieces)})"
+    return f"{name}({', '.join(n if d is None else f'{n}={d}' for n, d in items)})"
 
 
 def source_text(node: ast.expr | None) -> str | None:
@@ -138,8 +148,8 @@ def source_text(node: ast.expr | None) -> str | None:
     return text if len(text) <= MAX_DEFAULT and "\n" not in text else "..."
 
 
-def parameters_of(pieces: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, str | None], ...]:
-    return tuple(p for p in pieces if p[0] not in ("/", "*"))
+def parameters_of(items: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, str | None], ...]:
+    return tuple(p for p in items if p[0] not in ("/", "*"))
 
 
 # ---- the split -----------------------------------------------------------------------------------
@@ -147,16 +157,16 @@ def parameters_of(pieces: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """`train` and `heldout` share no text; `dropped` are the duplicates. Each is sorted by id."""
+    """Documents by split, each sorted by id. `train` and `heldout` share no text; `dropped` holds
+    the duplicates."""
 
     train: list[Document]
     heldout: list[Document]
     dropped: list[Document]
 
 
-def side(name: str) -> str:
-    """`"train"` or `"heldout"` by the name alone, so that it is the same in every version of a
-    package."""
+def split_of(name: str) -> str:
+    """`"train"` or `"heldout"`, from a hash of the name: the same in every version of a package."""
     return (
         "heldout"
         if int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 100 < HELD_OUT_PERCENT
@@ -164,15 +174,16 @@ def side(name: str) -> str:
     )
 
 
-def split(documents: Iterable[Document]) -> Split:
-    """Splits by `side`, with equal and near-equal texts (`near_duplicates`) on one side only.
+def split_documents(documents: Iterable[Document]) -> Split:
+    """Splits documents by `split_of`, with equal and near-equal texts (`near_duplicates`) in one
+    split only.
 
-    A train-side document close to a held-out one is dropped, never the other way round: a model
-    trained on another version's split has then not seen a name held out here. Held-out keeps one
-    document of a cluster, train one of equal texts.
+    A training document close to a held-out one is dropped, never the other way round, so that a
+    model trained on another version's split has not seen a name held out here. `heldout` keeps one
+    document of a cluster of near duplicates, `train` one of equal texts.
     """
     documents = sorted(documents, key=lambda d: d.id)
-    sides = [side(d.id) for d in documents]
+    splits = [split_of(d.id) for d in documents]
     clusters = _components(
         len(documents),
         near_duplicates([d.doc for d in documents])
@@ -181,12 +192,12 @@ def split(documents: Iterable[Document]) -> Split:
     heldout_clusters: set[int] = set()
     seen: set[str] = set()
     result = Split([], [], [])
-    for document, where, cluster in zip(documents, sides, clusters, strict=False):
-        if where == "heldout":
+    for document, assigned, cluster in zip(documents, splits, clusters, strict=True):
+        if assigned == "heldout":
             (result.dropped if cluster in heldout_clusters else result.heldout).append(document)
             heldout_clusters.add(cluster)
-    for document, where, cluster in zip(documents, sides, clusters, strict=False):
-        if where == "train":
+    for document, assigned, cluster in zip(documents, splits, clusters, strict=True):
+        if assigned == "train":
             text = " ".join(document.doc.split())
             (
                 result.dropped if cluster in heldout_clusters or text in seen else result.train
@@ -199,12 +210,12 @@ def split(documents: Iterable[Document]) -> Split:
 def near_duplicates(
     texts: Sequence[str], threshold: float = NEAR_DUPLICATE
 ) -> list[tuple[int, int]]:
-    """Pairs of indices that connect all texts whose word 3-shingles have a Jaccard similarity of
-    `threshold` or more.
+    """Pairs of indices that connect all texts whose word 3-shingles have a Jaccard similarity of at
+    least `threshold`.
 
     Exact, by prefix filtering (Chaudhuri et al. 2006): with shingles sorted from rare to frequent,
-    two such sets share one among the first `n - ceil(threshold * n) + 1`, so rare shingles alone
-    name the candidates. Equal texts are connected in a chain.
+    two such sets share one of the first `n - ceil(threshold * n) + 1`, so only texts that share a
+    rare shingle are compared. Equal texts are connected in a chain.
     """
     pairs: list[tuple[int, int]] = []
     first: dict[frozenset, int] = {}

@@ -1,8 +1,8 @@
-"""Questions whose answer is a short literal span of one document: defaults, parameter order,
-continuations.
+"""Questions whose answer is a short literal span of one document: the default of a parameter, the
+order of parameters, the continuation of a quotation.
 
-They make both the training of answers over cached documents and its test, where nothing but reading
-can answer.
+They are used to train answers over cached documents and to test them: a question can be answered
+only by reading its document.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from grit_jax.pydocs.documents import (
     parameters_of,
     parse_signature,
     render_signature,
-    side,
+    split_of,
 )
 
 MAX_ANSWER = 60  # characters: about 20 tokens
 CONTINUATION_WORDS = 3
 TRIVIAL = frozenset(
     ("None", "True", "False", "0", "1", "''", '""', "...")
-)  # defaults that a guess would find
+)  # defaults that are easily guessed
 
 PHRASINGS = {
     "default": (
@@ -40,8 +40,7 @@ PHRASINGS = {
         "In the signature of `{id}`, what comes after `{what}`?",
         "`{id}`: which parameter comes next after `{what}`?",
     ),
-    # The answer begins with the words given, so that the first thing to be found is where they
-    # stand.
+    # The answer begins with the quoted words, so that its first tokens are found by locating them.
     "quotation": (
         'Quote `{id}` from "{what}" on.',
         'Which sentence of `{id}` has the words "{what}"? Quote it from there.',
@@ -52,7 +51,8 @@ PHRASINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """`answer` is a literal span of `document` (title and text in one string)."""
+    """A question about the document `id`. `kind` is a key of `PHRASINGS`, and `answer` is a literal
+    span of `document` (title and text in one string)."""
 
     id: str
     kind: str
@@ -61,7 +61,7 @@ class Question:
     document: str
 
     def row(self) -> dict:
-        """The line of a data file for answers over cached documents."""
+        """The question as a line of a data file of kind `cached`."""
         return {"docs": [self.document], "text": [self.text, self.answer]}
 
 
@@ -73,7 +73,7 @@ def normalise(answer: str) -> str:
 
 
 def best_constant(rows: Sequence[dict]) -> tuple[str, float]:
-    """The answer that scores best when it is given to every question of `rows`, and its score.
+    """The answer that scores best when given to every question of `rows`, and its score.
 
     The score is `match`: the share of rows whose normalised gold answer is contained in the
     normalised constant. The constants tried are the gold answers themselves. `("", 0.0)` without
@@ -97,36 +97,39 @@ def guessable(question: Question) -> bool:
     return len(answer) < 2 or f" {answer} " in f" {normalise(question.text)} "
 
 
-def questions(document: Document, generator: random.Random) -> dict[str, Question]:
-    """At most one question of each kind about `document`, those that it cannot carry left out."""
+def questions_about(document: Document, generator: random.Random) -> dict[str, Question]:
+    """At most one question of each kind about `document`, by kind; kinds that the document has no
+    answer for are left out."""
     shown = document_string(document.id, document.text)
-    pieces = parse_signature(document.signature) if document.signature else []
-    # Only what stands in the shown part of the signature can be read there.
+    items = parse_signature(document.signature) if document.signature else []
+    # Only parameters in the part of the signature that is shown can be asked for.
     call = document.text.partition("\n")[0]
-    pieces = [p for p in pieces if re.search(rf"[(\s]{re.escape(p[0])}(?=[=,)\s])", call)]
-    plain = [p for p in pieces if p[0] not in ("/", "*")]
-    found = []
+    items = [p for p in items if re.search(rf"[(\s]{re.escape(p[0])}(?=[=,)\s])", call)]
+    plain = [p for p in items if p[0] not in ("/", "*")]
+    candidates = []  # (kind, what the question names, answer)
 
     defaults = [
         (n, d) for n, d in plain if d is not None and d not in TRIVIAL and f"{n}={d}" in call
     ]
-    if not defaults and generator.random() < 0.15:  # some: that these exist is worth knowing too
+    if (
+        not defaults and generator.random() < 0.15
+    ):  # some questions have easily guessed answers, too
         defaults = [(n, d) for n, d in plain if d is not None and d != "..." and f"{n}={d}" in call]
     if defaults:
-        found.append(("default", *generator.choice(defaults)))
+        candidates.append(("default", *generator.choice(defaults)))
 
     steps = [
         (a[0], b[0]) for a, b in zip(plain, plain[1:], strict=False) if not (a[0] + b[0]).count("*")
     ]
     if steps:
-        found.append(("order", *generator.choice(steps)))
+        candidates.append(("order", *generator.choice(steps)))
 
     gap = _gap(document, shown, generator)
     if gap:
-        found.append(("quotation", *gap))
+        candidates.append(("quotation", *gap))
 
     result = {}
-    for kind, what, answer in found:
+    for kind, what, answer in candidates:
         phrase = generator.choice(PHRASINGS[kind]).format(what=what, id=document.id)
         question = Question(document.id, kind, phrase, answer, shown)
         if len(answer) <= MAX_ANSWER and answer in shown and not guessable(question):
@@ -135,8 +138,8 @@ def questions(document: Document, generator: random.Random) -> dict[str, Questio
 
 
 def _gap(document: Document, shown: str, generator: random.Random) -> tuple[str, str] | None:
-    """(2 to 4 words of the docstring that occur once, the same words with those that follow
-    them)."""
+    """(2 to 4 words of the docstring that occur once, the same words with the next
+    `CONTINUATION_WORDS`)."""
     lines = [line.split(" ") for line in document.text.split("\n")[bool(document.signature) :]]
     starts = [(line, i) for line in lines for i in range(len(line) - 2 - CONTINUATION_WORDS + 1)]
     for _ in range(min(6, len(starts))):
@@ -155,11 +158,11 @@ def _gap(document: Document, shown: str, generator: random.Random) -> tuple[str,
     return None
 
 
-# ---- documents in which nothing can be known by heart --------------------------------------------
+# ---- randomised documents, which cannot be known by heart ----------------------------------------
 
 
-class Inventor:
-    """Random identifiers and values, made from the words of the training documents."""
+class RandomNames:
+    """Random words, identifiers and values, made from the words of the training documents."""
 
     def __init__(self, vocabulary: Sequence[str]):
         self.vocabulary = list(vocabulary)
@@ -194,18 +197,18 @@ class Inventor:
         return repr(self.name(generator))
 
 
-def randomised(document: Document, inventor: Inventor, generator: random.Random) -> Document:
-    """`document` with its own name, its parameters' names and their defaults replaced, consistently
-    everywhere.
+def randomised(document: Document, random_names: RandomNames, generator: random.Random) -> Document:
+    """`document` with its own name, the names of its parameters and their defaults replaced by
+    random ones, consistently everywhere.
 
-    Callables with fewer than two parameters get more, so that each carries every kind of question.
-    Some words of the docstring are replaced too: a continuation can then only be copied.
+    Callables with fewer than two parameters get more, so that every kind of question can be asked.
+    Some words of the docstring are replaced too, so that a continuation can only be copied.
     """
     taken: set[str] = set()
 
     def fresh() -> str:
         while (
-            (name := inventor.name(generator)) in taken
+            (name := random_names.name(generator)) in taken
             or name in document.doc
             or name in document.text
         ):
@@ -216,9 +219,11 @@ def randomised(document: Document, inventor: Inventor, generator: random.Random)
     parent, _, own = document.id.rpartition(".")
     prefix = f"{parent}." if parent else ""
     names = {own: fresh()}
-    while side(prefix + names[own]) != "train":  # an invented name can be a real one, held out
+    while (
+        split_of(prefix + names[own]) != "train"
+    ):  # a random name may be that of a held-out document
         names[own] = fresh()
-    pieces: list[tuple[str, str | None]] = []
+    items: list[tuple[str, str | None]] = []
     values: dict[str, str | None] = {}
     for name, default in parse_signature(document.signature) if document.signature else []:
         bare = name.lstrip("*")
@@ -226,22 +231,23 @@ def randomised(document: Document, inventor: Inventor, generator: random.Random)
             names[bare] = names.get(bare) or fresh()
             name = name[: len(name) - len(bare)] + names[bare]
         if default is not None:
-            value = inventor.value(generator)
+            value = random_names.value(generator)
             values[default] = (
                 None if default in values else value
-            )  # None: whose the docstring means is not known
+            )  # None: several parameters have it, and the docstring may mean any
             default = value
-        pieces.append((name, default))
+        items.append((name, default))
     if document.kind != "module":
-        while len([p for p in pieces if p[0][0] not in "*/"]) < 2:
-            pieces.insert(0, (fresh(), None))
-        if not any(default for _, default in pieces):
-            last = max(i for i, p in enumerate(pieces) if p[0][0] not in "*/")
-            pieces[last] = (pieces[last][0], inventor.value(generator))
+        while len([p for p in items if p[0][0] not in "*/"]) < 2:
+            items.insert(0, (fresh(), None))
+        if not any(default for _, default in items):
+            last = max(i for i, p in enumerate(items) if p[0][0] not in "*/")
+            items[last] = (items[last][0], random_names.value(generator))
 
-    # Everything in one pass: a new name may be an old one elsewhere.
+    # All names in one pass: a new name may equal another old one.
     long = "|".join(sorted((re.escape(n) for n in names if len(n) > 2), key=len, reverse=True))
-    # A name of one or two letters is in prose mostly a word: only where it is marked as a name.
+    # A name of one or two letters is mostly a word in prose: it is replaced only where it is marked
+    # as a name.
     short = "|".join(sorted(re.escape(n) for n in names if len(n) < 3))
     patterns = [rf"(?<!\w)(?:{long})(?!\w)"] * bool(long)
     patterns += [rf"(?<=[`*'])(?:{short})(?=[`*'])|^(?:{short})(?=\s*:)"] * bool(short)
@@ -264,12 +270,12 @@ def randomised(document: Document, inventor: Inventor, generator: random.Random)
         and not tokens[i].startswith("default")
     ]
     for i in generator.sample(spots, len(spots) // 3):
-        tokens[i] = inventor.word(generator)
-    signature = render_signature(names[own], pieces) if pieces else ""
+        tokens[i] = random_names.word(generator)
+    signature = render_signature(names[own], items) if items else ""
     return dataclasses.replace(
         document,
         id=prefix + names[own],
         doc="".join(tokens),
         signature=signature,
-        parameters=parameters_of(pieces),
+        parameters=parameters_of(items),
     )

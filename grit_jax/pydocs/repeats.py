@@ -1,9 +1,8 @@
-"""Raw texts that say a few words again and again: they teach a small model to look back (induction
-heads).
+"""Raw texts that repeat a few words many times. They train induction heads in a small model.
 
-Until it can, a model gains nothing from a document in its prompt, and question rows hardly teach
-it: the language of a documentation can be guessed well enough without. Short passages at changing
-distances cannot be guessed by place alone.
+Without induction heads a model gains nothing from a document in its prompt, and questions over
+documents hardly train them, because much of a documentation's language can be predicted without
+looking back. Repetitions of short passages at changing distances cannot.
 """
 
 from __future__ import annotations
@@ -16,28 +15,30 @@ from grit_jax.data.distractors import corpus_texts
 from grit_jax.errors import GritError
 from grit_jax.runtime.files import write_jsonl
 
-WORDS = (2, 12)  # of what is repeated
-LONGEST_WORD, LONGEST, FILLED = (
-    20,
-    120,
-    200,
-)  # characters: of a word, of what is repeated, of a row, about
-TIMES = (2, 8)
-# share of rows whose words are drawn one by one from all documents, so that none foretells the next
+WORDS = (2, 12)  # of a passage, least and most
+MAX_WORD_CHARACTERS, MAX_PASSAGE_CHARACTERS = 20, 120
+ROW_CHARACTERS = 200  # of all repetitions together, about
+TIMES = (2, 8)  # that a passage is repeated, least and most
+# The share of rows whose words are drawn one by one from all documents, so that no word predicts
+# the next.
 INVENTED = 0.5
 
 
 def repeated(texts: Sequence[str], rows: int, seed: int = 0) -> list[str]:
-    """`rows` texts, each a passage of a document, or words of several, said 2 to 8 times.
+    """`rows` texts, each of them 2 to 8 repetitions of a passage: consecutive words of a document,
+    or random words of several.
 
     Raises:
-      ValueError: no text of as many words as a passage may have.
+      ValueError: no text has as many words as the longest passage.
     """
     documents = [words for words in (text.split() for text in texts) if len(words) >= WORDS[1]]
     if not documents:
-        raise ValueError(f"no document has {WORDS[1]} words; repeats are made of longer ones")
+        raise ValueError(
+            f"no document has {WORDS[1]} words, the length of the longest passage; name a"
+            " corpus with longer documents"
+        )
     words = [word for document in documents for word in document]
-    generator, found = random.Random(f"{seed} repeats"), []
+    generator, repetitions = random.Random(f"{seed} repeats"), []
     for _ in range(rows):
         count = generator.randint(*WORDS)
         if generator.random() < INVENTED:
@@ -46,19 +47,23 @@ def repeated(texts: Sequence[str], rows: int, seed: int = 0) -> list[str]:
             document = generator.choice(documents)
             start = generator.randrange(len(document) - count + 1)
             chosen = document[start : start + count]
-        passage = " ".join(word[:LONGEST_WORD] for word in chosen)[:LONGEST]
+        passage = " ".join(word[:MAX_WORD_CHARACTERS] for word in chosen)[:MAX_PASSAGE_CHARACTERS]
         least, most = TIMES
-        found.append(" ".join([passage] * max(least, min(most, FILLED // len(passage)))))
-    return found
+        repetitions.append(
+            " ".join([passage] * max(least, min(most, ROW_CHARACTERS // len(passage))))
+        )
+    return repetitions
 
 
 def write_repeats(corpus: str | Path, output: Path, rows: int, seed: int = 0) -> int:
-    """Writes rows `{"text"}` of what the documents of `corpus` say, lines `{"id", "title"?,
-    "text"}`; returns `rows`.
+    """Writes lines `{"text"}` of repeated passages of a corpus; returns `rows`.
+
+    Args:
+      corpus: a file of lines `{"id", "title"?, "text"}`.
 
     Raises:
-      GritError: an unreadable file, a bad line, documents that are too short, an output that cannot
-        be written.
+      GritError: an unreadable file, a bad line, documents that are too short, or an output that
+        cannot be written.
     """
     try:
         texts = repeated(corpus_texts(corpus), rows, seed)

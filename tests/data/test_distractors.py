@@ -95,7 +95,7 @@ def test_files(sentences, examples, tmp_path):
 
 def test_mistakes_are_named(sentences, examples, tmp_path):
     with pytest.raises(
-        GritError, match="there are 2 documents beside its own, 4 are wanted.*--k.*--corpus"
+        GritError, match="expected 4 documents beside its own, got 2.*--k.*--corpus"
     ):
         Distractors(sentences[1:4]).among(examples[1], 5)
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')

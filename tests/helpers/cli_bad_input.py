@@ -286,7 +286,7 @@ CASES = {
         "--positions: must be one of running, colliding, got 'apart'"
     ),
     "eval rag model --input rag.jsonl --k 4": (
-        "there are 2 documents beside its own, 3 are wanted.*--corpus"
+        "expected 3 documents beside its own, got 2.*--corpus"
     ),
     "eval rag model --input rag.jsonl --corpus absent --k 2": "absent: no such file",
     "eval rag model --input rag.jsonl --index index --kv int8": (
@@ -294,10 +294,10 @@ CASES = {
     ),
     "eval rag model --input rag.jsonl --output texts.txt": "texts.txt: is a file; name a folder",
     "data distractors --input rag.jsonl --output x.jsonl --rows 9": (
-        "has 3 questions, --rows wants 9"
+        "expected at least 9 questions (--rows), got 3"
     ),
     "data distractors --input rag.jsonl --output x.jsonl --k 9": (
-        "there are 2 documents beside its own, 8 are wanted"
+        "expected 8 documents beside its own, got 2"
     ),
     "data distractors --input generative.jsonl --output x.jsonl": (
         "generative.jsonl:1: a generative example in a"

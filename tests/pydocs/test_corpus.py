@@ -16,7 +16,7 @@ from grit_jax.data.bm25 import BM25
 from grit_jax.pydocs import corpus
 from grit_jax.pydocs import questions as spans
 from grit_jax.pydocs.corpus import best_constant, write_corpus
-from grit_jax.pydocs.documents import Document, document_string, parse_signature, side
+from grit_jax.pydocs.documents import Document, document_string, parse_signature, split_of
 
 FILES = {
     "train": {
@@ -87,9 +87,9 @@ def test_files_and_counts(written):
 
 def test_no_heldout_document_is_trained_on(written):
     out, _ = written
-    assert all(side(line["id"]) == "train" for line in lines(out, "train/documents"))
+    assert all(split_of(line["id"]) == "train" for line in lines(out, "train/documents"))
     held = lines(out, "heldout/documents")
-    assert held and all(side(line["id"]) == "heldout" for line in held)
+    assert held and all(split_of(line["id"]) == "heldout" for line in held)
     trained = "".join((out / "train" / f"{name}.jsonl").read_text() for name in FILES["train"])
     for line in held:
         assert json.dumps(line["text"])[1:-1] not in trained and f"{line['id']} " not in trained
@@ -170,21 +170,21 @@ def test_randomised_identifiers_are_consistent():
         "    The order, default 2.5. Must be a number.\naxis : int\n    Which axis.",
         "p",
     )
-    inventor = spans.Inventor(["cedar", "maple"])
+    random_names = spans.RandomNames(["cedar", "maple"])
     seen = set()
     for seed in range(50):
-        new = spans.randomised(original, inventor, random.Random(seed))
-        pieces = parse_signature(new.signature)
-        assert [n == "*" for n, _ in pieces] == [False, False, False, True, False]
-        assert [d is None for _, d in pieces] == [True, False, False, True, False]
-        assert side(new.id) == "train"
+        new = spans.randomised(original, random_names, random.Random(seed))
+        items = parse_signature(new.signature)
+        assert [n == "*" for n, _ in items] == [False, False, False, True, False]
+        assert [d is None for _, d in items] == [True, False, False, True, False]
+        assert split_of(new.id) == "train"
         assert new.signature.startswith(new.id.removeprefix("pack.linalg.") + "(")
         assert not {"matrix", "ord", "axis", "keep", "norm"} & set(
             re.findall(r"\w+", new.signature)
         )
         assert not {"matrix", "ord", "axis"} & set(re.findall(r"[^\W]+", new.doc))
-        assert f"default {pieces[1][1]}." in new.doc or "default" not in new.doc
-        for question in spans.questions(new, random.Random(seed)).values():
+        assert f"default {items[1][1]}." in new.doc or "default" not in new.doc
+        for question in spans.questions_about(new, random.Random(seed)).values():
             assert new.id in question.text and question.answer in question.document
             assert question.document == document_string(new.id, new.text)
         seen.add(new.signature)
@@ -196,8 +196,8 @@ def test_functions_without_parameters_get_some():
         "p.go", "function", "go()", (), "Goes on and on until it has to stop for the night.", "p"
     )
     found = [
-        spans.questions(
-            spans.randomised(bare, spans.Inventor([]), random.Random(s)), random.Random(s)
+        spans.questions_about(
+            spans.randomised(bare, spans.RandomNames([]), random.Random(s)), random.Random(s)
         )
         for s in range(30)
     ]

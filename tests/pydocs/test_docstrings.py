@@ -15,8 +15,8 @@ from grit_jax.pydocs.documents import (
     clip,
     near_duplicates,
     parse_signature,
-    side,
-    split,
+    split_documents,
+    split_of,
 )
 
 LONG = "and it says a few more words so that it is long enough to be kept."
@@ -64,7 +64,9 @@ def package(tmp_path):
 
 
 def read(folder):
-    return pydocs.read(["grove", "absent", "absent.too"], path=[str(folder)], progress=False)
+    return pydocs.read_packages(
+        ["grove", "absent", "absent.too"], path=[str(folder)], progress=False
+    )
 
 
 def test_public_names_signatures_and_parameters(package):
@@ -103,13 +105,13 @@ def test_public_names_signatures_and_parameters(package):
 def test_unreadable_files_are_skipped_and_counted(package):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        reading = read(package)
+        result = read(package)
     assert (
         {"grove.broken", "grove.latin", "grove.nulls"}
-        <= set(reading.skipped)
+        <= set(result.skipped)
         <= {"grove.broken", "grove.latin", "grove.nulls", "grove.deep"}
     )
-    assert reading.missing == ["absent", "absent.too"]
+    assert result.missing == ["absent", "absent.too"]
 
 
 def test_nothing_is_imported(package):
@@ -123,8 +125,8 @@ def test_namespace_and_nested_packages(tmp_path):
     inner = tmp_path / "space" / "inner"
     inner.mkdir(parents=True)
     (inner / "__init__.py").write_text(f'"""Inner, {LONG}"""\n')
-    reading = pydocs.read(["space.inner"], path=[str(tmp_path)], progress=False)
-    assert [d.id for d in reading.documents] == ["space.inner"]
+    read = pydocs.read_packages(["space.inner"], path=[str(tmp_path)], progress=False)
+    assert [d.id for d in read.documents] == ["space.inner"]
 
 
 def test_c_functions_documented_beside_them(tmp_path):
@@ -138,7 +140,8 @@ def test_c_functions_documented_beside_them(tmp_path):
         f' {LONG}"""))\n'
     )
     documents = {
-        d.id: d for d in pydocs.read(["numlike"], path=[str(tmp_path)], progress=False).documents
+        d.id: d
+        for d in pydocs.read_packages(["numlike"], path=[str(tmp_path)], progress=False).documents
     }
     assert documents["numlike.arange"].signature == "arange(start, step=3)"
     assert documents["numlike.arange"].doc.startswith("Evenly spaced")
@@ -153,14 +156,14 @@ def test_builtins_have_signatures():
 
 def test_side_depends_on_the_name_alone():
     names = [f"package.module.name{i}" for i in range(4000)]
-    share = sum(side(n) == "heldout" for n in names) / len(names)
+    share = sum(split_of(n) == "heldout" for n in names) / len(names)
     assert 0.08 < share < 0.12
     # Pinned: a change here would mix what older models were trained on with what newer ones are
     # tested on.
     assert [
         n
         for n in ("len", "abs", "json.dumps", "textwrap.wrap", "jax.nn.softmax")
-        if side(n) == "heldout"
+        if split_of(n) == "heldout"
     ] == ["abs", "json.dumps", "textwrap.wrap", "jax.nn.softmax"]
 
 
@@ -175,8 +178,8 @@ def prose(seed, n=60):
 
 def test_planted_near_duplicates_stay_on_one_side():
     names = [f"p.name{i}" for i in range(400)]
-    train = [n for n in names if side(n) == "train"]
-    held = [n for n in names if side(n) == "heldout"]
+    train = [n for n in names if split_of(n) == "train"]
+    held = [n for n in names if split_of(n) == "heldout"]
     near = prose(1).split()
     near[7] = "changed"
     documents = [
@@ -189,7 +192,7 @@ def test_planted_near_duplicates_stay_on_one_side():
         document(train[3], prose(4)),
         document(held[3], prose(5)),
     ]
-    result = split(reversed(documents))
+    result = split_documents(reversed(documents))
     assert {d.id for d in result.train} == {min(train[1], train[2]), train[3]}
     assert {d.id for d in result.heldout} == {held[0], min(held[1], held[2]), held[3]}
     assert {d.id for d in result.dropped} == {
@@ -197,16 +200,16 @@ def test_planted_near_duplicates_stay_on_one_side():
         max(train[1], train[2]),
         max(held[1], held[2]),
     }
-    assert all(side(d.id) == "train" for d in result.train)
+    assert all(split_of(d.id) == "train" for d in result.train)
 
 
 def test_documents_equal_in_what_is_shown_count_as_equal():
     names = [f"p.name{i}" for i in range(400)]
     one, other = (
-        [n for n in names if side(n) == "train"][0],
-        [n for n in names if side(n) == "heldout"][0],
+        [n for n in names if split_of(n) == "train"][0],
+        [n for n in names if split_of(n) == "heldout"][0],
     )
-    result = split(
+    result = split_documents(
         [
             document(one, prose(1) + "\n\n" + prose(2, 900)),
             document(other, prose(1) + "\n\n" + prose(2, 300)),
@@ -260,7 +263,7 @@ def test_standard_library_modules(monkeypatch):
     monkeypatch.setattr(pydocs, "_files", lambda package, path: files)
     tqdm.get_lock()  # the first bar of a process imports what it is made of
     before = set(sys.modules)
-    documents = {d.id: d for d in pydocs.read(["python"], progress=False).documents}
+    documents = {d.id: d for d in pydocs.read_packages(["python"], progress=False).documents}
     assert set(sys.modules) == before
     assert documents["textwrap.wrap"].signature == "wrap(text, width=70, **kwargs)"
     assert (
