@@ -11,7 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-MAKERS = ("models/make_golden.py", "training/make_golden.py", "text/make_tokenizer_golden.py")
+MAKERS = (
+    "models/make_golden.py",
+    "models/hf/make_sentence_golden.py",
+    "training/make_golden.py",
+    "text/make_tokenizer_golden.py",
+)
 
 
 def main() -> None:

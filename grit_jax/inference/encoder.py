@@ -29,7 +29,7 @@ from grit_jax.models.projection import embedding_width
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.runtime.progress import progress as show_progress
 from grit_jax.sharding import num_row_shards, put_rows, to_host
-from grit_jax.text.chat import ChatFormat
+from grit_jax.text.chat import ChatFormat, PromptPart
 from grit_jax.text.length import MAX_LENGTH, length_limit, warn_truncated
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.types import KV, AttentionMode, DocumentKV, Rows
@@ -68,13 +68,17 @@ class FormattedTexts:
 
     Attributes:
       ids: of each text, at most `max_length` of them.
-      prompt: the number of leading tokens that are instruction and tags, the same for every text.
+      prompt: the number of tokens that are the format's (instruction and tags, and an end), the
+        same for every text.
+      pool_start: the number of leading tokens that mean pooling leaves out, the same for every
+        text.
       max_length: the limit that was applied.
       truncated: indices of the texts that lost their end.
     """
 
     ids: list[list[int]]
     prompt: int
+    pool_start: int
     max_length: int
     truncated: list[int]
 
@@ -179,7 +183,7 @@ class Encoder:
         formatted = self.format(texts, instruction, max_length)
         encoded = self.encode_ids(
             formatted.ids,
-            [formatted.prompt] * len(formatted.ids),
+            [formatted.pool_start] * len(formatted.ids),
             return_cache=return_cache,
             names=names,
             progress=progress,
@@ -267,14 +271,18 @@ class Encoder:
                 f" {type(instruction).__name__}: {instruction!r:.60}"
             )
         max_length = length_limit(max_length, self.config.context_length)
-        tags = self.chat.embed_parts(instruction, "")[:-1]
-        prompt = [i for part in self.tokenizer.encode_parts([tags])[0] for i in part]
-        if len(prompt) >= max_length:
+        parts = self.chat.embed_parts(instruction, "")
+        ending = [PromptPart(self.chat.embed_end, is_template=True)]
+        *tags, last = self.tokenizer.encode_parts([parts])[0]
+        head = [i for ids in tags for i in ids]
+        end = self.tokenizer.encode_parts([ending])[0][0]
+        prompt = len(head) + len(last) + len(end)
+        if prompt >= max_length:
             raise GritError(
-                f"instruction and tags take {len(prompt)} tokens and max_length is {max_length}:"
+                f"instruction and tags take {prompt} tokens and max_length is {max_length}:"
                 " nothing is left for a text; shorten the instruction or raise max_length"
             )
-        room = max_length - len(prompt)
+        room = max_length - len(head) - len(end)
         limit = CHARACTERS_PER_TOKEN * (room + CUT_MARGIN)
         bodies = self._bodies(instruction, [text[:limit] for text in texts])
         # The few texts whose beginning was too short for `room` tokens are tokenised whole.
@@ -286,8 +294,9 @@ class Encoder:
         for i, ids in zip(short, self._bodies(instruction, [texts[i] for i in short]), strict=True):
             bodies[i] = ids
         return FormattedTexts(
-            [prompt + body[:room] for body in bodies],
-            len(prompt),
+            [head + body[:room] + end for body in bodies],
+            prompt,
+            0 if self.chat.pools_prompt else len(head) + len(last),
             max_length,
             [i for i, body in enumerate(bodies) if len(body) > room],
         )

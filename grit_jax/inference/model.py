@@ -13,25 +13,26 @@ from typing import Any, Literal, get_args, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from grit_jax.errors import GritError
 from grit_jax.inference.decode import DecodeOptions, Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
+from grit_jax.inference.opening import formats_of, modules_of
 from grit_jax.inference.records import KVRecord, Positions
 from grit_jax.inference.row_packing import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.inference.text import Prompts, TextWriter, conversations, messages_of
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
+from grit_jax.models.hf.sentence_transformers import SentenceModules
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
 from grit_jax.models.weights_hash import WeightsHash
 from grit_jax.sharding import fitted_sharding
-from grit_jax.text.chat import FORMATS, ChatFormat
+from grit_jax.text.chat import ChatFormat
 from grit_jax.text.chat_template import ChatTemplate
 from grit_jax.text.length import MAX_LENGTH, MAX_NEW_TOKENS
 from grit_jax.text.tokenizer import Tokenizer
@@ -71,6 +72,7 @@ class GritLM:
       stop_ids: token ids that end an answer.
       template: the directory's own chat template, where it is none of our formats: prompts use it,
         while embeddings and RAG layouts use `chat`.
+      sentence: how sentence-transformers embeds with the model, where texts are read its way.
       encoder: texts to vectors and caches, with all its options.
     """
 
@@ -101,6 +103,7 @@ class GritLM:
         self.generation_mode = generation_mode
         self.pooling: PoolingMethod = pooling
         self.template = template
+        self.sentence: SentenceModules | None = None
         end = tokenizer.encode_parts([chat.answer_parts("")[1:]])[0][0]
         ends = [end[0]] if len(end) == 1 else []
         self.stop_ids = tuple(
@@ -135,10 +138,6 @@ class GritLM:
         found = huggingface.read_model_directory(
             path, dtype, place=functools.partial(_place, mesh=mesh)
         )
-        if found.chat_format not in FORMATS:
-            raise GritError(
-                f"{path}: chat format '{found.chat_format}' is unknown; known: {', '.join(FORMATS)}"
-            )
         tokenizer = Tokenizer.from_pretrained(path)
         if tokenizer.vocab_size > found.config.vocab_size:
             last = tokenizer.decode([tokenizer.vocab_size - 1], skip_special=False)
@@ -146,28 +145,22 @@ class GritLM:
                 f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1} ({last!r}), the"
                 f" model's vocabulary only {found.config.vocab_size}; they do not belong together"
             )
-        chat, template = tokenizer.format(FORMATS[found.chat_format]), None
-        if not found.names_chat_format:
-            template = ChatTemplate.from_pretrained(path, tokenizer)
-            own = (tokenizer.bos_token, tokenizer.eos_token)
-            formats = (each for item in FORMATS.values() for each in (item, item.with_tokens(*own)))
-            same = next(
-                (each for each in formats if template and each.jinja() == template.source), None
-            )
-            chat, template = (same, None) if same else (chat, template)
+        settings, formats = found.settings, formats_of(path, found.settings, tokenizer)
         assert found.params is not None
-        return cls(
+        model = cls(
             found.config,
             found.params,
             tokenizer,
-            chat,
-            pooling or found.pooling,
-            mode=found.embedding_mode,
-            generation_mode=found.generation_mode,
-            stop_ids=found.stop_token_ids,
+            formats.chat,
+            pooling or settings.pooling,
+            mode=settings.embedding_mode,
+            generation_mode=settings.generation_mode,
+            stop_ids=settings.stop_token_ids,
             mesh=mesh,
-            template=template,
+            template=formats.template,
         )
+        model.sentence = formats.sentence
+        return model
 
     def save_pretrained(
         self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
@@ -182,23 +175,24 @@ class GritLM:
         self.tokenizer.save(
             directory, None if self.template else self.chat, architecture=self.config.architecture
         )
-        # sentence-transformers puts this prompt before a text and lets its tokenizer add BOS, if
-        # that does.
-        tag = (
-            "" if _adds_bos(directory, self.tokenizer.bos_id) else self.chat.bos
-        ) + self.chat.embed_bare
-        huggingface.write_model_directory(
-            directory,
-            self.config,
-            self.params,
+        chat_format = None if self.template else self.chat.name
+        settings = huggingface.DirectorySettings(
             self.pooling,
-            dtype or self.config.dtype,
-            embedding_mode=self.mode,
-            generation_mode=self.generation_mode,
-            chat_format=None if self.template else self.chat.name,
-            prompts={"query": tag, "document": tag},
-            stop_token_ids=self.stop_ids,
+            self.mode,
+            self.generation_mode,
+            huggingface.SENTENCE_FORMAT if self.sentence else chat_format,
+            self.stop_ids,
+            self.sentence or modules_of(self.chat, self.pooling, self.tokenizer),
         )
+        huggingface.write_model_directory(
+            directory, self.config, self.params, settings, dtype or self.config.dtype
+        )
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts of a sentence-transformers directory by name, to be given as instructions;
+        empty for other models."""
+        return dict(self.sentence.prompts) if self.sentence else {}
 
     @property
     def embedding_width(self) -> int:
@@ -418,11 +412,3 @@ def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
     axes = (PARAMETER_AXES | PROJECTION_AXES)[name]
     return jax.device_put(value, fitted_sharding(axes, np.shape(value), mesh))
-
-
-def _adds_bos(directory: Path, bos_id: int | None) -> bool:
-    """Whether the tokenizer of a directory begins a text with the beginning of sequence by
-    itself."""
-    return bos_id is not None and tokenizers.Tokenizer.from_file(
-        str(directory / "tokenizer.json")
-    ).encode("").ids[:1] == [bos_id]

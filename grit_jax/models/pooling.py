@@ -10,29 +10,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.models.projection import PROJECTION, project
+from grit_jax.models.projection import project
 
 PoolingMethod = Literal["mean", "weightedmean", "lasttoken", "cls"]
 EPSILON = 1e-12  # of the L2 norm, as torch's normalize
 
 
 def pool(
-    hidden: Float[Array, "R T D"],
-    segments: Int[Array, "R T"],
-    mask: Bool[Array, "R T"],
+    hidden: Float[Array, "B T D"],
+    segments: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
     segments_per_row: int,
     method: PoolingMethod = "mean",
-) -> Float[Array, "R G D"]:
+) -> Float[Array, "B M D"]:
     """One float32 vector per segment (`gritlm: gritlm/gritlm.py:188-218`); absent segments give
     zeros.
 
     Args:
       mask: the tokens that `mean` and `weightedmean` average (instruction and tags excluded). `cls`
         takes the first token of the segment and `lasttoken` its last one, whatever the mask.
-      segments_per_row: `G`, at least the highest segment number.
+      segments_per_row: `M`, at least the highest segment number.
     """
     numbers = jnp.arange(1, segments_per_row + 1)
-    member = segments[:, :, None] == numbers  # R T G
+    member = segments[:, :, None] == numbers  # B T M
     if method == "mean":
         weights = (member & mask[:, :, None]).astype(jnp.float32)
     elif method == "weightedmean":  # 1, 2, ... n from the first pooled token on
@@ -45,7 +45,7 @@ def pool(
         weights = (member & (after == 1)).astype(jnp.float32)
     else:
         raise ValueError(f"pooling must be mean, weightedmean, lasttoken or cls, is {method!r}")
-    total = jnp.einsum("rtg,rtd->rgd", weights, hidden.astype(jnp.float32))
+    total = jnp.einsum("btm,btd->bmd", weights, hidden.astype(jnp.float32))
     return total / jnp.maximum(weights.sum(axis=1), 1e-9)[..., None]
 
 
@@ -59,19 +59,18 @@ def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
 
 def text_vectors(
     params: Mapping[str, Any],
-    hidden: Float[Array, "R T D"],
-    segments: Int[Array, "R T"],
-    mask: Bool[Array, "R T"],
+    hidden: Float[Array, "B T D"],
+    segments: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
     segments_per_row: int,
     method: PoolingMethod = "mean",
-) -> Float[Array, "R G d"]:
+) -> Float[Array, "B M d"]:
     """The unit vector of each segment: pooled, projected where `params` has a projection,
     normalised.
 
     The original projects each token before it pools (`gritlm: gritlm/training/model.py:147-148`).
     All four methods are averages with weights that sum to one, and a linear map with a bias
     commutes with those; so this is the same vector for a fraction of the work, and what
-    sentence-transformers computes (its Dense module after Pooling).
+    sentence-transformers computes (its Dense modules come after Pooling).
     """
-    pooled = pool(hidden, segments, mask, segments_per_row, method)
-    return normalize(project(params, pooled) if PROJECTION in params else pooled)
+    return normalize(project(params, pool(hidden, segments, mask, segments_per_row, method)))

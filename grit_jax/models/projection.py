@@ -1,10 +1,16 @@
-"""The projection head: a linear map with a bias from the hidden size to the dimensions of an
-embedding."""
+"""The projection head: what an embedding goes through after pooling.
+
+Usually one linear map with a bias from the hidden size to the dimensions of an embedding. A model
+of sentence-transformers may have several Dense modules with activations between them; those that
+are linear are one linear map, and the others keep their places in the weights' names, so that
+whoever has the weights knows what to compute.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +21,58 @@ from jaxtyping import Array, Float
 
 from grit_jax.errors import GritError
 from grit_jax.models.hf.safetensors_io import DTYPES, Tensor, TensorFiles, write_tensors
-from grit_jax.runtime.files import read_json, write_json
 from grit_jax.sharding import to_host
 
 # Its weights and their logical axes; a model without a projection does not have these names.
 PROJECTION, PROJECTION_BIAS = "embedding_projection", "embedding_projection_bias"
+# What may follow a linear map; as torch's classes of these names compute it.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda x: x,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+}
+MAX_DENSE = 8  # Dense modules in a row
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """A Dense module of sentence-transformers: its folder and sizes, whether it has a bias, and its
+    activation's name."""
+
+    folder: str
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+
+
+def _layer_names(number: int, activation: str) -> tuple[str, str]:
+    """The weight and the bias of one of several Dense modules."""
+    name = f"embedding_dense_{number}_{activation}"
+    return name, f"{name}_bias"
+
+
+_LAYERS = [
+    (*_layer_names(number, activation), activation)
+    for number in range(MAX_DENSE)
+    for activation in ACTIVATIONS
+]
 PROJECTION_AXES: dict[str, tuple[str | None, ...]] = {
     PROJECTION: ("embed", None),
     PROJECTION_BIAS: (None,),
+    **{
+        name: axes
+        for weight, bias, _ in _LAYERS
+        for name, axes in (
+            (weight, ("embed" if weight.startswith("embedding_dense_0_") else None, None)),
+            (bias, (None,)),
+        )
+    },
 }
-PROJECTION_FOLDER = (
-    "2_Dense"  # of a model directory: a module of sentence-transformers, and what we read
-)
+PROJECTION_FOLDER = "2_Dense"  # of a model directory with one linear map
 
 
 def init_projection(hidden_size: int, width: int, key: jax.Array) -> dict[str, Float[Array, ...]]:
@@ -40,53 +86,97 @@ def init_projection(hidden_size: int, width: int, key: jax.Array) -> dict[str, F
     }
 
 
+def layers_of(params: Mapping[str, Any]) -> list[tuple[Any, Any, str]]:
+    """Weight, bias and activation of each layer of the projection, empty where there is none."""
+    names = [(PROJECTION, PROJECTION_BIAS, "identity"), *_LAYERS]
+    return [
+        (params[weight], params[bias], activation)
+        for weight, bias, activation in names
+        if weight in params
+    ]
+
+
 def project(params: Mapping[str, Any], pooled: Float[Array, "... D"]) -> Float[Array, "... d"]:
-    """The projection of pooled vectors, in float32."""
-    weight, bias = (params[name].astype(jnp.float32) for name in PROJECTION_AXES)
-    return jnp.einsum("...d,dk->...k", pooled, weight, precision=jax.lax.Precision.HIGHEST) + bias
+    """The projection of pooled vectors in float32, or they themselves where there is none."""
+    x = pooled.astype(jnp.float32)
+    for weight, bias, activation in layers_of(params):
+        x = jnp.einsum(
+            "...d,dk->...k", x, weight.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+        )
+        x = ACTIVATIONS[activation](x + bias.astype(jnp.float32))
+    return x
 
 
 def embedding_width(params: Mapping[str, Any], hidden_size: int) -> int:
     """Dimensions of the vectors that a model gives."""
-    return params[PROJECTION].shape[1] if PROJECTION in params else hidden_size
+    layers = layers_of(params)
+    return layers[-1][0].shape[1] if layers else hidden_size
 
 
-def write_projection(folder: Path, params: Mapping[str, Any], dtype: str) -> None:
-    """Writes it as the Dense module of sentence-transformers, the weight `[out, in]` as torch has
-    it."""
-    weight, bias = to_host(params[PROJECTION]).T, to_host(params[PROJECTION_BIAS])
-    tensors = [
-        Tensor("linear.weight", weight.shape, lambda: weight),
-        Tensor("linear.bias", bias.shape, lambda: bias),
+def dense_modules(params: Mapping[str, Any]) -> list[Dense]:
+    """The projection as Dense modules of sentence-transformers, in order."""
+    return [
+        Dense(f"{number}_Dense", *weight.shape, bias=True, activation=activation)
+        for number, (weight, _, activation) in enumerate(layers_of(params), start=2)
     ]
-    write_tensors(folder, tensors, dtype, max_shard_bytes=weight.nbytes + bias.nbytes)
-    config = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": True}
-    write_json(
-        folder / "config.json",
-        {**config, "activation_function": "torch.nn.modules.linear.Identity"},
-    )
+
+
+def write_projection(directory: Path, params: Mapping[str, Any], dtype: str) -> None:
+    """Writes the weights of its Dense modules, `[out, in]` as torch has them."""
+    for dense, layer in zip(dense_modules(params), layers_of(params), strict=True):
+        weight, bias = to_host(layer[0]).T, to_host(layer[1])
+        tensors = [
+            Tensor("linear.weight", weight.shape, lambda weight=weight: weight),
+            Tensor("linear.bias", bias.shape, lambda bias=bias: bias),
+        ]
+        folder = directory / dense.folder
+        write_tensors(folder, tensors, dtype, max_shard_bytes=weight.nbytes + bias.nbytes)
 
 
 def read_projection(
-    folder: Path,
+    directory: Path,
+    dense: Sequence[Dense],
     hidden_size: int,
     dtype: str,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> dict[str, Any]:
-    """Its weights out of a model directory; `place` is that of `load_params`.
+    """The weights of Dense modules out of a model directory.
+
+    Neighbours without an activation between them are multiplied into one linear map, in float64.
+
+    Args:
+      place: see `load_params`.
 
     Raises:
-      GritError: a file that is missing, damaged, or of another shape.
+      GritError: a file that is missing or damaged, or modules of sizes that do not fit together.
     """
-    width = read_json(folder / "config.json").get("out_features")
-    if not isinstance(width, int) or width < 1:
-        raise GritError(
-            f"{folder / 'config.json'}: 'out_features' must be a number of dimensions, is {width!r}"
-        )
-    with TensorFiles(folder) as files:
-        found = {
-            PROJECTION: files.read("linear.weight", (width, hidden_size)).T,
-            PROJECTION_BIAS: files.read("linear.bias", (width,)),
-        }
-    arrays = {name: np.ascontiguousarray(value, DTYPES[dtype]) for name, value in found.items()}
+    layers: list[tuple[np.ndarray, np.ndarray, str]] = []
+    for module in dense:
+        width = layers[-1][0].shape[1] if layers else hidden_size
+        if module.in_features != width:
+            raise GritError(
+                f"{directory / module.folder / 'config.json'}: 'in_features' is"
+                f" {module.in_features}, but what comes before has {width} dimensions"
+            )
+        weight, bias = _read_layer(directory / module.folder, module)
+        if layers and layers[-1][2] == "identity":
+            before, before_bias, _ = layers.pop()
+            weight, bias = before @ weight, before_bias @ weight + bias
+        layers.append((weight, bias, module.activation))
+    linear = len(layers) == 1 and layers[0][2] == "identity"
+    arrays = {}
+    for number, (weight, bias, activation) in enumerate(layers):
+        names = (PROJECTION, PROJECTION_BIAS) if linear else _layer_names(number, activation)
+        arrays |= dict(zip(names, (weight, bias), strict=True))
+    arrays = {name: np.ascontiguousarray(value, DTYPES[dtype]) for name, value in arrays.items()}
     return {name: place(name, array) if place else array for name, array in arrays.items()}
+
+
+def _read_layer(folder: Path, module: Dense) -> tuple[np.ndarray, np.ndarray]:
+    """Weight `[in, out]` and bias of a Dense module in float64."""
+    with TensorFiles(folder) as files:
+        shape = (module.out_features, module.in_features)
+        weight = files.read("linear.weight", shape).T.astype(np.float64)
+        if not module.bias:
+            return weight, np.zeros(module.out_features)
+        return weight, files.read("linear.bias", shape[:1]).astype(np.float64)

@@ -346,7 +346,7 @@ def _add_documents(
         for batch in document_batches(todo, model, writer.manifest.max_length, tokens_per_batch):
             encoded = model.encoder.encode_ids(
                 batch.ids,
-                [batch.prompt] * len(batch.ids),
+                [batch.pool_start] * len(batch.ids),
                 return_cache=store is not None,
                 codec=codec,
                 names=[f"{corpus.where(d.id)}: document {d.id!r}" for d in batch.documents],

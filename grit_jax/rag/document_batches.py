@@ -16,12 +16,12 @@ TOKENISED_TOGETHER = 256  # documents
 
 @dataclasses.dataclass
 class DocumentBatch:
-    """Documents with their token ids; the first `prompt` of each are tags. `truncated` are the ids
+    """Documents with their token ids; mean pooling starts at `pool_start`. `truncated` are the ids
     of documents that lost their end."""
 
     documents: list[CorpusDocument]
     ids: list[list[int]]
-    prompt: int
+    pool_start: int
     truncated: set[str]
 
 
@@ -34,11 +34,11 @@ def document_batches(
         formatted = model.encoder.format(
             [document.content for document in group], max_length=max_length
         )
-        batch.prompt, truncated = formatted.prompt, set(formatted.truncated)
+        batch.pool_start, truncated = formatted.pool_start, set(formatted.truncated)
         for number, (document, ids) in enumerate(zip(group, formatted.ids, strict=True)):
             if batch.ids and size + len(ids) > tokens:
                 yield batch
-                batch, size = DocumentBatch([], [], formatted.prompt, set()), 0
+                batch, size = DocumentBatch([], [], formatted.pool_start, set()), 0
             batch.documents.append(document)
             batch.ids.append(ids)
             if number in truncated:

@@ -51,6 +51,10 @@ class ChatFormat:
     embed_bare: str
     assistant: str
     turn_separator: str
+    # Follows an embedding text.
+    embed_end: str = ""
+    # Whether mean pooling takes what stands before the text as well.
+    pools_prompt: bool = False
 
     def with_tokens(self, bos: str | None, eos: str | None) -> ChatFormat:
         """The same tags between another tokenizer's begin and end of sequence (None: it has
@@ -169,6 +173,66 @@ GEMMA = ChatFormat(
     assistant="<end_of_turn>\n<start_of_turn>model\n",
     turn_separator="\n",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceFormat(ChatFormat):
+    """How sentence-transformers reads a text: `embed_begin prompt text embed_end`.
+
+    Prompt and text are tokenised as one string. An instruction is a prompt, used as it is, in the
+    place of `default_prompt`. Conversations keep the strings of another format.
+    """
+
+    embed_begin: str = ""
+    default_prompt: str = ""
+    special_tokens: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        chat: ChatFormat,
+        *,
+        begin: str,
+        prompt: str,
+        end: str,
+        pools_prompt: bool,
+        special_tokens: Sequence[str],
+    ) -> SentenceFormat:
+        """The format of a model whose conversations are those of `chat`.
+
+        Args:
+          begin, end: what the tokenizer puts around a text by itself.
+          prompt: the default one.
+          pools_prompt: whether mean pooling takes it, too.
+          special_tokens: those of the tokenizer; in `prompt` they are real.
+        """
+        strings = {
+            field.name: getattr(chat, field.name) for field in dataclasses.fields(ChatFormat)
+        }
+        strings |= {"name": "sentence-transformers", "embed_end": end}
+        strings["pools_prompt"] = pools_prompt
+        return cls(
+            **strings,
+            embed_begin=begin,
+            default_prompt=prompt,
+            special_tokens=tuple(special_tokens),
+        )
+
+    def embed_parts(self, instruction: str, text: str) -> list[PromptPart]:
+        """An embedding text as parts; the last one is prompt and text in one."""
+        template, prompt = self.embed_begin, instruction
+        if not instruction:
+            # Up to the last special token the default prompt is a template; the rest of it joins
+            # the text.
+            ends = [
+                self.default_prompt.rfind(t) + len(t)
+                for t in self.special_tokens
+                if t in self.default_prompt
+            ]
+            place = max(ends, default=0)
+            template, prompt = template + self.default_prompt[:place], self.default_prompt[place:]
+        return [PromptPart(template, is_template=True), PromptPart(prompt + text)]
+
 
 FORMATS = {chat.name: chat for chat in (GRIT, LLAMA3, QWEN, GEMMA)}
 

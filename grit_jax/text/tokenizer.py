@@ -261,6 +261,25 @@ class Tokenizer:
             )
         return chat.with_tokens(self.bos_token, eos)
 
+    def added_around(self) -> tuple[str, str]:
+        """What transformers' tokenizer puts before and after a text by itself, as special tokens.
+
+        tokenizer.json says it. `add_bos_token` and `add_eos_token` of tokenizer_config.json count
+        only where it says nothing.
+        """
+        if self._template.post_processor is None:
+            kinds = (("bos", self.bos_token), ("eos", self.eos_token))
+            begin, end = (
+                (token or "") if self.config.get(f"add_{kind}_token") else ""
+                for kind, token in kinds
+            )
+            return begin, end
+        encoding = self._template.encode("a", add_special_tokens=True)
+        added = [bool(mark) for mark in encoding.special_tokens_mask]
+        inside = added.index(False) if False in added else len(added)
+        after = len(added) - added[::-1].index(False) if False in added else len(added)
+        return "".join(encoding.tokens[:inside]), "".join(encoding.tokens[after:])
+
     def _keep_out(self, added: dict[int, tokenizers.AddedToken]) -> None:
         """Cuts texts behind the first character of a special token where the model itself would
         read one.

@@ -85,6 +85,7 @@ class FakeEncoder:
         return FormattedTexts(
             [text[:max_length] for text in ids],
             1,
+            1,
             max_length,
             [i for i, text in enumerate(ids) if len(text) > max_length],
         )

@@ -1,8 +1,9 @@
 """Model directories in Hugging Face's layout: what stands in which file, and how to find one.
 
 A directory written here opens in transformers (causal), in sentence-transformers (as the model
-embeds) and in vLLM. What those formats have no word for stands in `grit.json`. The tokenizer's
-files belong to `data/tokenizer.py`.
+embeds) and in vLLM. What those formats have no word for stands in `grit.json`. A directory of
+sentence-transformers without it is read as that library reads it (`sentence_transformers.py`). The
+tokenizer's files belong to `text/tokenizer.py`.
 """
 
 from __future__ import annotations
@@ -20,21 +21,25 @@ import numpy as np
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.read_config import config_from_hf, token_ids
+from grit_jax.models.hf.sentence_transformers import (
+    SentenceModules,
+    of_format,
+    read_dense,
+    read_modules,
+    write_modules,
+)
 from grit_jax.models.hf.weights import MAX_SHARD_BYTES, load_params, read_along, save_params
 from grit_jax.models.hf.write_config import config_to_hf
 from grit_jax.models.pooling import PoolingMethod
-from grit_jax.models.projection import (
-    PROJECTION,
-    PROJECTION_FOLDER,
-    read_projection,
-    write_projection,
-)
+from grit_jax.models.projection import Dense, dense_modules, read_projection, write_projection
 from grit_jax.models.transformer import Params
 from grit_jax.runtime.files import read_json, write_json
 from grit_jax.types import AttentionMode
 
 __all__ = [
-    "GRIT_PROMPTS",
+    "GRIT_TAG",
+    "SENTENCE_FORMAT",
+    "DirectorySettings",
     "ModelDirectory",
     "config_from_hf",
     "config_to_hf",
@@ -49,119 +54,106 @@ __all__ = [
 GRIT_FILE = "grit.json"
 # What sentence-transformers puts before a text without an instruction; the tokenizer itself adds
 # the `<s>`.
-GRIT_PROMPTS = {"query": "<|embed|>\n", "document": "<|embed|>\n"}
+GRIT_TAG = "<|embed|>\n"
+# `chat_format` of a model whose texts are read as the files of sentence-transformers say.
+SENTENCE_FORMAT = "sentence-transformers"
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectorySettings:
+    """What a directory says of a model beside its shape and its weights.
+
+    Attributes:
+      chat_format: name of the `ChatFormat` that it was trained with, or `SENTENCE_FORMAT`; None
+        where none is named: a chat template of the directory's own may count.
+      stop_token_ids: ids that end a generation (in writing: beside `config.eos_token_id`).
+      sentence: what the files of sentence-transformers say, where texts are read by them. In
+        writing, None stands for those of the GRIT format and a tokenizer that adds the beginning
+        of sequence by itself.
+    """
+
+    pooling: PoolingMethod = "mean"
+    embedding_mode: AttentionMode = AttentionMode.BIDIRECTIONAL
+    generation_mode: AttentionMode = AttentionMode.CAUSAL
+    chat_format: str | None = "grit"
+    stop_token_ids: tuple[int, ...] = ()
+    sentence: SentenceModules | None = None
 
 
 @dataclasses.dataclass
 class ModelDirectory:
-    """What a directory says of a model.
+    """A model as a directory has it.
 
     Attributes:
       params: name -> array, or None where only the description was asked for.
-      chat_format: name of the `ChatFormat` it was trained with, "grit" where nothing is said.
-      names_chat_format: whether grit.json names one; if not, a chat template of the directory's own
-        may count.
-      stop_token_ids: every id that ends a generation.
     """
 
     path: Path
     config: ModelConfig
     params: Params | None
-    pooling: PoolingMethod
-    embedding_mode: AttentionMode
-    generation_mode: AttentionMode
-    chat_format: str
-    stop_token_ids: tuple[int, ...]
-    names_chat_format: bool = True
+    settings: DirectorySettings
 
 
 def write_model_directory(
     directory: str | Path,
     config: ModelConfig,
     params: Mapping[str, Any],
-    pooling: PoolingMethod = "mean",
+    settings: DirectorySettings = DirectorySettings(),
     dtype: str = "float32",
     *,
-    embedding_mode: AttentionMode = AttentionMode.BIDIRECTIONAL,
-    generation_mode: AttentionMode = AttentionMode.CAUSAL,
-    chat_format: str | None = "grit",
-    prompts: Mapping[str, str] | None = None,
-    stop_token_ids: Sequence[int] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes everything of a model directory but the tokenizer.
 
-    transformers generates from it causally; sentence-transformers embeds in `embedding_mode`, the
-    prompt's tokens attended to and not pooled, as `encode` does. (One that sentence-transformers
-    has saved again says `is_causal: false` in config.json, and transformers no longer generates
-    from that.)
+    transformers generates from it causally; sentence-transformers embeds in
+    `settings.embedding_mode`, the prompt's tokens attended to and not pooled, as `encode` does. (A
+    directory that sentence-transformers has saved again says `is_causal: false` in config.json, and
+    transformers no longer generates from that.)
 
-    A projection among the weights goes into a safetensors file of its own, in the Dense module of
-    sentence-transformers; that applies it after pooling, which is the same (see
-    `pooling.text_vectors`).
+    A projection among the weights goes into the Dense modules of sentence-transformers.
 
     Args:
-      chat_format: name of the `ChatFormat` it was trained with; None: it goes by a chat template of
-        its own.
-      prompts: what sentence-transformers puts before a text, by kind; the one named `document` is
-        its default. None: those of the GRIT format for a tokenizer that adds the beginning of
-          sequence itself.
-      stop_token_ids: ids that end a generation beside `config.eos_token_id`.
+      dtype: float32 or bfloat16.
+      max_shard_bytes: see `save_params`.
 
     Raises:
-      GritError: a config that no family of transformers can express.
+      GritError: a config that no family of transformers can express, or an unknown pooling.
     """
     directory = Path(directory)
     hf = config_to_hf(config, dtype)  # may refuse: before anything is written
-    if pooling not in get_args(PoolingMethod):
-        raise GritError(
-            f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {pooling!r}"
-        )
-    if pooling == "weightedmean":
-        warnings.warn(
-            "weightedmean pooling: sentence-transformers counts a token's place from the start of"
-            " the text, GRIT from the end of the prompt, so its vectors of this directory will"
-            " differ from ours",
-            stacklevel=2,
-        )
-    if embedding_mode is AttentionMode.PREFIX:
-        warnings.warn(
-            "embedding_mode prefix: sentence-transformers has no causal instruction before a"
-            " bidirectional text and embeds all of it bidirectionally, so its vectors of this"
-            " directory will differ from ours",
-            stacklevel=2,
-        )
-    if generation_mode is AttentionMode.PREFIX:
-        warnings.warn(
-            "generation_mode prefix: transformers and vLLM read a prompt causally, so their answers"
-            " from this directory will differ from ours",
-            stacklevel=2,
-        )
+    _warn_of_differences(settings)
     save_params(directory, params, config, dtype, max_shard_bytes)
     write_json(directory / "config.json", hf)
-    stops = list(dict.fromkeys(i for i in (config.eos_token_id, *stop_token_ids) if i is not None))
+    stops = (config.eos_token_id, *settings.stop_token_ids)
+    ends = list(dict.fromkeys(i for i in stops if i is not None))
     generation = {
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": stops if len(stops) > 1 else config.eos_token_id,
+        "eos_token_id": ends if len(ends) > 1 else config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
     write_json(
         directory / "generation_config.json", {k: v for k, v in generation.items() if v is not None}
     )
-    projected = PROJECTION in params
-    _write_sentence_transformers(
-        directory, config, pooling, embedding_mode, dict(prompts or GRIT_PROMPTS), projected
+    bidirectional = settings.embedding_mode is not AttentionMode.CAUSAL
+    dense = dense_modules(params)
+    modules = settings.sentence or of_format(settings.pooling, GRIT_TAG)
+    modules = dataclasses.replace(
+        modules, pooling=settings.pooling, bidirectional=bidirectional, dense=tuple(dense)
     )
-    if projected:
-        write_projection(directory / PROJECTION_FOLDER, params, dtype)
+    # Of Gemma 3's two settings only its own one leaves the windows as wide as they are here.
+    gemma3 = "use_bidirectional_attention" in hf
+    key = "use_bidirectional_attention" if gemma3 else "is_causal"
+    write_modules(directory, modules, config.hidden_size, key)
+    write_projection(directory, params, dtype)
     # The last file: a directory that has it is complete.
-    grit = {
-        "pooling": pooling,
-        "embedding_mode": embedding_mode.value,
-        "generation_mode": generation_mode.value,
+    grit: dict[str, Any] = {
+        "pooling": settings.pooling,
+        "embedding_mode": settings.embedding_mode.value,
+        "generation_mode": settings.generation_mode.value,
     }
-    grit |= {} if chat_format is None else {"chat_format": chat_format}
-    grit |= {"projection": PROJECTION_FOLDER} if projected else {}
+    grit |= {} if settings.chat_format is None else {"chat_format": settings.chat_format}
+    folders = [module.folder for module in dense]
+    grit |= {"projection": folders[0] if len(folders) == 1 else folders} if folders else {}
     write_json(directory / GRIT_FILE, grit)
 
 
@@ -172,8 +164,8 @@ def read_model_directory(
     place: Callable[[str, np.ndarray], Any] | None = None,
     with_params: bool = True,
 ) -> ModelDirectory:
-    """Reads a model directory of ours, or a plain Hugging Face one (mean, bidirectional, GRIT
-    format).
+    """Reads a model directory: of ours, of sentence-transformers, or a plain Hugging Face one
+    (mean pooling, bidirectional embedding, GRIT format).
 
     Args:
       dtype: of the weights, and of the computation (`config.dtype`).
@@ -184,51 +176,138 @@ def read_model_directory(
       GritError: a file that is missing, damaged, or says something unknown.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise GritError(f"{directory}: no such directory")
+    _check_model(directory)
     hf = read_json(directory / "config.json")
     config = config_from_hf(hf, str(directory / "config.json"))
     grit_path = directory / GRIT_FILE
-    grit = read_json(grit_path) if grit_path.exists() else {}
-
-    def choice(key: str, known: Sequence[Any]) -> Any:
-        value = grit.get(key, known[0])
-        if value not in known:
-            raise GritError(
-                f"{grit_path}: '{key}' must be one of {', '.join(map(str, known))}, is {value!r}"
+    if grit_path.exists():
+        settings, dense = _read_grit(directory, hf)
+    else:
+        # GritLM's own hub directories have files of sentence-transformers, with which it would
+        # embed causally and without its format; their code, named in auto_map, does not.
+        original = "gritlm" in str(hf.get("auto_map"))
+        sentence = None if original else read_modules(directory, hf)
+        settings, dense = DirectorySettings(chat_format=None), ()
+        if sentence is not None:
+            mode = AttentionMode.BIDIRECTIONAL if sentence.bidirectional else AttentionMode.CAUSAL
+            settings = dataclasses.replace(
+                settings, pooling=sentence.pooling, embedding_mode=mode, sentence=sentence
             )
-        return value
-
-    pooling = choice("pooling", get_args(PoolingMethod))
-    mode = AttentionMode(choice("embedding_mode", [mode.value for mode in AttentionMode]))
-    generation_mode = AttentionMode(
-        choice("generation_mode", [AttentionMode.CAUSAL.value, AttentionMode.PREFIX.value])
-    )
-    projected = choice("projection", (None, PROJECTION_FOLDER)) is not None
-    chat_format = grit.get("chat_format", "grit")
-    if not isinstance(chat_format, str):
-        raise GritError(
-            f"{grit_path}: 'chat_format' must be the name of a format, is {chat_format!r}"
-        )
+            dense = sentence.dense
+            config = _without_head(directory, hf, config)
     stops: tuple[int, ...] = ()
     for file, content in (("generation_config.json", None), ("config.json", hf)):
         if content is None:
             content = read_json(directory / file) if (directory / file).exists() else {}
         stops += token_ids(content.get("eos_token_id"), f"{directory / file}: 'eos_token_id'")
     params = load_params(directory, config, dtype, place=place) if with_params else None
-    if params is not None and projected:
-        params |= read_projection(directory / PROJECTION_FOLDER, config.hidden_size, dtype, place)
+    if params is not None and dense:
+        params |= read_projection(directory, dense, config.hidden_size, dtype, place)
     return ModelDirectory(
         path=directory,
         config=dataclasses.replace(config, dtype=dtype),  # type: ignore[arg-type]
         params=params,
-        pooling=pooling,  # type: ignore[arg-type]
-        embedding_mode=mode,
-        generation_mode=generation_mode,
-        chat_format=chat_format,
-        stop_token_ids=tuple(dict.fromkeys(stops)),
-        names_chat_format="chat_format" in grit,
+        settings=dataclasses.replace(settings, stop_token_ids=tuple(dict.fromkeys(stops))),
     )
+
+
+def _check_model(directory: Path) -> None:
+    """Raises GritError for what is no directory of a whole model."""
+    if not directory.is_dir():
+        raise GritError(f"{directory}: no such directory")
+    adapter = directory / "adapter_config.json"
+    if adapter.is_file() and not (directory / "config.json").is_file():
+        base = read_json(adapter).get("base_model_name_or_path")
+        raise GritError(
+            f"{directory}: a PEFT adapter, not a model ({adapter.name}, no config.json); merge it"
+            f" into its base model{f' {base!r}' if base else ''} first: PeftModel"
+            ".from_pretrained(base, DIR).merge_and_unload().save_pretrained(OUT)"
+        )
+
+
+def _read_grit(
+    directory: Path, hf: Mapping[str, Any]
+) -> tuple[DirectorySettings, tuple[Dense, ...]]:
+    """What grit.json says, and the Dense modules that it names."""
+    path = directory / GRIT_FILE
+    grit = read_json(path)
+
+    def choice(key: str, known: Sequence[Any]) -> Any:
+        value = grit.get(key, known[0])
+        if value not in known:
+            raise GritError(
+                f"{path}: '{key}' must be one of {', '.join(map(str, known))}, is {value!r}"
+            )
+        return value
+
+    chat_format = grit.get("chat_format")
+    if chat_format is not None and not isinstance(chat_format, str):
+        raise GritError(f"{path}: 'chat_format' must be the name of a format, is {chat_format!r}")
+    folders = grit.get("projection") or []
+    folders = [folders] if isinstance(folders, str) else folders
+    if not isinstance(folders, list) or not all(
+        isinstance(folder, str) and re.fullmatch(r"\d+_Dense", folder) for folder in folders
+    ):
+        raise GritError(
+            f"{path}: 'projection' must be a folder like 2_Dense or a list of them, is"
+            f" {grit['projection']!r}"
+        )
+    settings = DirectorySettings(
+        pooling=choice("pooling", get_args(PoolingMethod)),
+        embedding_mode=AttentionMode(
+            choice("embedding_mode", [mode.value for mode in AttentionMode])
+        ),
+        generation_mode=AttentionMode(
+            choice("generation_mode", [AttentionMode.CAUSAL.value, AttentionMode.PREFIX.value])
+        ),
+        chat_format=chat_format,
+        sentence=read_modules(directory, hf) if chat_format == SENTENCE_FORMAT else None,
+    )
+    return settings, tuple(read_dense(directory, folder) for folder in folders)
+
+
+def _without_head(directory: Path, hf: Mapping[str, Any], config: ModelConfig) -> ModelConfig:
+    """The config of a model that was saved without its language-model head, as models that only
+    embed are."""
+    classes = hf.get("architectures") or [""]
+    if config.tie_word_embeddings or not str(classes[0]).endswith("Model"):
+        return config
+    warnings.warn(
+        f"{directory}: a {classes[0]}, saved without the head that predicts tokens; it embeds, and"
+        " what it generates means nothing",
+        stacklevel=3,
+    )
+    return dataclasses.replace(config, tie_word_embeddings=True)
+
+
+def _warn_of_differences(settings: DirectorySettings) -> None:
+    """Warns of what other libraries will compute differently from the directory."""
+    if settings.pooling not in get_args(PoolingMethod):
+        raise GritError(
+            f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {settings.pooling!r}"
+        )
+    if settings.pooling == "weightedmean" and not (
+        settings.sentence and settings.sentence.include_prompt
+    ):
+        warnings.warn(
+            "weightedmean pooling: sentence-transformers counts a token's place from the start of"
+            " the text, GRIT from the end of the prompt, so its vectors of this directory will"
+            " differ from ours",
+            stacklevel=3,
+        )
+    if settings.embedding_mode is AttentionMode.PREFIX:
+        warnings.warn(
+            "embedding_mode prefix: sentence-transformers has no causal instruction before a"
+            " bidirectional text and embeds all of it bidirectionally, so its vectors of this"
+            " directory will differ from ours",
+            stacklevel=3,
+        )
+    if settings.generation_mode is AttentionMode.PREFIX:
+        warnings.warn(
+            "generation_mode prefix: transformers and vLLM read a prompt causally, so their answers"
+            " from this directory will differ from ours",
+            stacklevel=3,
+        )
 
 
 def resolve(source: str | Path, revision: str | None = None) -> Path:
@@ -270,48 +349,3 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
             " gated model"
         ) from None
     return Path(folder)
-
-
-def _write_sentence_transformers(
-    directory: Path,
-    config: ModelConfig,
-    pooling: str,
-    mode: AttentionMode,
-    prompts: dict[str, str],
-    projected: bool,
-) -> None:
-    """The files of sentence-transformers 5.4 and later, read by older ones as well (legacy module
-    paths)."""
-    normalize = "3_Normalize" if projected else "2_Normalize"
-    dense = [("Dense", PROJECTION_FOLDER)] if projected else []
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *dense, ("Normalize", normalize)]
-    write_json(
-        directory / "modules.json",
-        [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (kind, path) in enumerate(modules)
-        ],
-    )
-    causal = mode is AttentionMode.CAUSAL
-    write_json(directory / "sentence_bert_config.json", {"config_args": {"is_causal": causal}})
-    (directory / "1_Pooling").mkdir(exist_ok=True)
-    write_json(
-        directory / "1_Pooling" / "config.json",
-        {
-            "embedding_dimension": config.hidden_size,
-            "pooling_mode": pooling,
-            # `cls` is the very first token; the others leave the prompt out, or end behind it
-            # anyway.
-            "include_prompt": pooling == "cls",
-        },
-    )
-    (directory / normalize).mkdir(exist_ok=True)
-    write_json(directory / normalize / "config.json", {})
-    write_json(
-        directory / "config_sentence_transformers.json",
-        {
-            "prompts": prompts,
-            "default_prompt_name": "document" if "document" in prompts else None,
-            "similarity_fn_name": "cosine",
-        },
-    )

@@ -11,14 +11,15 @@ sentence_transformer/modules/pooling.py`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from grit_jax.errors import GritError
 from grit_jax.models.pooling import PoolingMethod
-from grit_jax.models.projection import ACTIVATIONS, MAX_DENSE
+from grit_jax.models.projection import ACTIVATIONS, MAX_DENSE, Dense
 from grit_jax.runtime.files import read_json, write_json
 
 MODULES = "modules.json"
@@ -54,17 +55,6 @@ _REMEDY = (
     "; to read the transformer alone (mean pooling, GRIT format), remove modules.json from the"
     " directory"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Dense:
-    """A Dense module: its folder, sizes, bias and the name of its activation (`ACTIVATIONS`)."""
-
-    folder: str
-    in_features: int
-    out_features: int
-    bias: bool
-    activation: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +118,7 @@ def read_modules(directory: Path, hf: Mapping[str, Any]) -> SentenceModules | No
             f"{_REMEDY}"
         )
     pooling, include_prompt = _pooling(directory / modules[1][1] / "config.json")
-    dense = tuple(_dense(directory, path) for kind, path in modules if kind == "Dense")
+    dense = tuple(read_dense(directory, path) for kind, path in modules if kind == "Dense")
     if len(dense) > MAX_DENSE:
         raise GritError(
             f"{directory / MODULES}: has {len(dense)} Dense modules; at most {MAX_DENSE} are"
@@ -152,11 +142,15 @@ def read_modules(directory: Path, hf: Mapping[str, Any]) -> SentenceModules | No
     )
 
 
-def write_modules(directory: Path, modules: SentenceModules, width: int) -> None:
+def write_modules(
+    directory: Path, modules: SentenceModules, width: int, bidirectional_key: str = "is_causal"
+) -> None:
     """Writes everything but the weights of the Dense modules.
 
     Args:
       width: of the hidden states.
+      bidirectional_key: the setting of config.json that embedding bidirectionally changes,
+        `is_causal` or Gemma 3's `use_bidirectional_attention`.
     """
     normalize = f"{2 + len(modules.dense)}_Normalize"
     paths = [("Transformer", ""), ("Pooling", "1_Pooling")]
@@ -168,9 +162,9 @@ def write_modules(directory: Path, modules: SentenceModules, width: int) -> None
             for i, (kind, path) in enumerate(paths)
         ],
     )
-    write_json(
-        directory / TRANSFORMER, {"config_args": {"is_causal": not modules.bidirectional}}
-    )
+    both = modules.bidirectional
+    arguments = {bidirectional_key: not both if bidirectional_key == "is_causal" else both}
+    write_json(directory / TRANSFORMER, {"config_args": arguments})
     for folder in ("1_Pooling", normalize, *(dense.folder for dense in modules.dense)):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     write_json(
@@ -205,7 +199,12 @@ def write_modules(directory: Path, modules: SentenceModules, width: int) -> None
 def _module_list(directory: Path) -> list[tuple[str, str]]:
     """Class name and folder of each module, in order."""
     path = directory / MODULES
-    modules = read_json(path, list)
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GritError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(modules, list):
+        raise GritError(f"{path}: expected a list of modules, got {type(modules).__name__}")
     entries = []
     for number, module in enumerate(modules):
         kind = module.get("type") if isinstance(module, dict) else None
@@ -248,7 +247,12 @@ def _pooling(path: Path) -> tuple[PoolingMethod, bool]:
     return modes[0], include_prompt
 
 
-def _dense(directory: Path, folder: str) -> Dense:
+def read_dense(directory: Path, folder: str) -> Dense:
+    """What a Dense module's config.json says.
+
+    Raises:
+      GritError: sizes that are none, or something that our model does not compute.
+    """
     path = directory / folder / "config.json"
     config = read_json(path)
     sizes = [config.get(key) for key in ("in_features", "out_features")]
@@ -345,9 +349,7 @@ def _bidirectional(directory: Path, hf: Mapping[str, Any]) -> bool:
     )
 
 
-def of_format(
-    pooling: PoolingMethod, tag: str, *, bidirectional: bool, dense: Sequence[Dense] = ()
-) -> SentenceModules:
+def of_format(pooling: PoolingMethod, tag: str) -> SentenceModules:
     """The modules that embed as `GritLM.encode` does with a format of ours.
 
     Args:
@@ -357,8 +359,6 @@ def of_format(
         pooling=pooling,
         # `cls` is the very first token; the others leave the prompt out, or end behind it anyway.
         include_prompt=pooling == "cls",
-        dense=tuple(dense),
         prompts={"query": tag, "document": tag},
         default_prompt_name="document",
-        bidirectional=bidirectional,
     )

@@ -52,6 +52,8 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         hf["attention_bias"] = False
     if c.architecture == "llama":
         hf["mlp_bias"] = False
+    if c.architecture == "gemma3_text":
+        hf["use_bidirectional_attention"] = False  # sentence-transformers changes it, to embed
     if family.gemma:
         hf["query_pre_attn_scalar"] = _whole(c.query_pre_attn_scalar or c.head_dim)
         hf["attn_logit_softcapping"] = c.attn_logit_softcapping

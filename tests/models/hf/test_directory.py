@@ -17,7 +17,12 @@ from safetensors.numpy import load_file
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
-from grit_jax.models.hf.directory import read_model_directory, resolve, write_model_directory
+from grit_jax.models.hf.directory import (
+    DirectorySettings,
+    read_model_directory,
+    resolve,
+    write_model_directory,
+)
 from grit_jax.models.hf.families import FAMILIES as FAMILY_TABLE
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.transformer import Transformer, init_params
@@ -162,19 +167,13 @@ def test_directory_round_trip(tmp_path, small):
         tmp_path / "new" / "model",
         config,
         params,
-        "lasttoken",
-        embedding_mode=CAUSAL,
-        chat_format="llama3",
-        stop_token_ids=(2, 9),
+        DirectorySettings("lasttoken", CAUSAL, chat_format="llama3", stop_token_ids=(2, 9)),
     )
     folder = read_model_directory(tmp_path / "new" / "model")
     assert folder.config == config and bits(folder.params) == bits(params)
-    assert (folder.pooling, folder.embedding_mode, folder.chat_format) == (
-        "lasttoken",
-        CAUSAL,
-        "llama3",
+    assert folder.settings == DirectorySettings(
+        "lasttoken", CAUSAL, chat_format="llama3", stop_token_ids=(2, 9)
     )
-    assert folder.stop_token_ids == (2, 9)
     described = read_model_directory(tmp_path / "new" / "model", "bfloat16", with_params=False)
     assert described.params is None and described.config == dataclasses.replace(
         config, dtype="bfloat16"
@@ -201,12 +200,9 @@ def test_files_of_other_libraries(tmp_path, small):
 
 def test_plain_directory_means_grit(tmp_path):
     folder = read_model_directory(GOLDEN / "mistral", with_params=False)
-    assert (folder.pooling, folder.embedding_mode, folder.chat_format) == (
-        "mean",
-        BIDIRECTIONAL,
-        "grit",
+    assert folder.settings == DirectorySettings(
+        "mean", BIDIRECTIONAL, chat_format=None, stop_token_ids=(2,)
     )
-    assert folder.stop_token_ids == (2,)
 
 
 def test_directory_errors(tmp_path, small):
@@ -215,14 +211,19 @@ def test_directory_errors(tmp_path, small):
     with raises("config.json", "no such file"):
         read_model_directory(tmp_path)
     with raises("pooling", "mean", "max"):
-        write_model_directory(tmp_path, *small, pooling="max")
+        write_model_directory(tmp_path, *small, DirectorySettings(pooling="max"))
     with raises("dtype", "float32", "int8"):
         write_model_directory(tmp_path, *small, dtype="int8")
     with pytest.warns(UserWarning, match="weightedmean"):
-        write_model_directory(tmp_path, *small, pooling="weightedmean")
+        write_model_directory(tmp_path, *small, DirectorySettings(pooling="weightedmean"))
     with pytest.warns(UserWarning, match="prefix.*sentence-transformers"):
-        write_model_directory(tmp_path, *small, embedding_mode=AttentionMode.PREFIX)
-    assert read_model_directory(tmp_path, with_params=False).embedding_mode is AttentionMode.PREFIX
+        write_model_directory(
+            tmp_path, *small, DirectorySettings(embedding_mode=AttentionMode.PREFIX)
+        )
+    assert (
+        read_model_directory(tmp_path, with_params=False).settings.embedding_mode
+        is AttentionMode.PREFIX
+    )
     for content, words in (
         ('{"pooling": "max"}', "'pooling' must be one of mean"),
         (
@@ -236,7 +237,7 @@ def test_directory_errors(tmp_path, small):
         with raises("grit.json", words):
             read_model_directory(tmp_path, with_params=False)
     (tmp_path / "grit.json").write_text('{"of": "a later version"}')
-    assert read_model_directory(tmp_path, with_params=False).pooling == "mean"
+    assert read_model_directory(tmp_path, with_params=False).settings.pooling == "mean"
 
 
 def test_resolve(tmp_path, monkeypatch):

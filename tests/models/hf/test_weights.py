@@ -179,7 +179,7 @@ def test_the_text_part_of_a_multimodal_checkpoint(tmp_path):
         with pytest.warns(UserWarning, match="multimodal.*1 tensors"):
             again = read_model_directory(tmp_path)
         assert again.config == folder.config and bits(again.params) == bits(folder.params)
-    assert again.stop_token_ids == (9, 8)
+    assert again.settings.stop_token_ids == (9, 8)
 
 
 def test_experts_that_are_missing_are_named(tmp_path):

@@ -1,0 +1,99 @@
+"""How a model read from a directory formats texts and conversations."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+from grit_jax.errors import GritError
+from grit_jax.models.hf.directory import SENTENCE_FORMAT, DirectorySettings
+from grit_jax.models.hf.sentence_transformers import SentenceModules, of_format
+from grit_jax.models.pooling import PoolingMethod
+from grit_jax.text.chat import FORMATS, GRIT, ChatFormat, SentenceFormat
+from grit_jax.text.chat_template import ChatTemplate
+from grit_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Formats:
+    """What a directory and its tokenizer say together.
+
+    Attributes:
+      chat: the format of texts, RAG layouts and, unless there is a template, conversations.
+      template: a chat template that is none of our formats.
+      sentence: what sentence-transformers does with the model, where texts are read its way.
+    """
+
+    chat: ChatFormat
+    template: ChatTemplate | None = None
+    sentence: SentenceModules | None = None
+
+
+def formats_of(path: Path, settings: DirectorySettings, tokenizer: Tokenizer) -> Formats:
+    """The formats of a model.
+
+    A format that grit.json names counts first. Otherwise conversations follow the directory's chat
+    template, and texts the files of sentence-transformers, if there are any: as one of our formats
+    where they say the same (as those of an export of ours do), else word for word.
+
+    Raises:
+      GritError: an unknown format, or a pooling of sentence-transformers that ours is not.
+    """
+    name = settings.chat_format
+    if name not in (None, SENTENCE_FORMAT, *FORMATS):
+        raise GritError(f"{path}: chat format '{name}' is unknown; known: {', '.join(FORMATS)}")
+    if name in FORMATS:
+        return Formats(tokenizer.format(FORMATS[str(name)]))
+    chat, template = tokenizer.format(GRIT), ChatTemplate.from_pretrained(path, tokenizer)
+    own = (tokenizer.bos_token, tokenizer.eos_token)
+    known = [each for item in FORMATS.values() for each in (item, item.with_tokens(*own))]
+    same = next((each for each in known if template and each.jinja() == template.source), None)
+    if same is not None:
+        chat, template = same, None
+    sentence = settings.sentence
+    if sentence is None:
+        return Formats(chat, template)
+    begin, end = tokenizer.added_around()
+    for each in dict.fromkeys((chat, *map(tokenizer.format, FORMATS.values()))):
+        if not end and _same_texts(sentence, begin, each):
+            return Formats(each, template)
+    if sentence.pooling == "weightedmean" and not sentence.include_prompt:
+        raise GritError(
+            f"{path / '1_Pooling' / 'config.json'}: weightedmean pooling that leaves the prompt out"
+            " counts places from the start of the text in sentence-transformers and is not"
+            " supported; set 'include_prompt' to true if the model was trained so"
+        )
+    others = [name for name, text in sentence.prompts.items() if text != sentence.default_prompt]
+    if others:
+        default = sentence.default_prompt_name
+        warnings.warn(
+            f"{path}: texts are read as sentence-transformers reads them,"
+            f" {f'with its prompt {default!r}' if default else 'without a prompt'}; it has other"
+            f" prompts ({', '.join(others)}), which are given as the instruction"
+            " (GritLM.prompts has them)",
+            stacklevel=3,
+        )
+    chat = SentenceFormat.of(
+        chat,
+        begin=begin,
+        prompt=sentence.default_prompt,
+        end=end,
+        pools_prompt=sentence.include_prompt,
+        special_tokens=tokenizer.special_tokens,
+    )
+    return Formats(chat, template, sentence)
+
+
+def modules_of(chat: ChatFormat, pooling: PoolingMethod, tokenizer: Tokenizer) -> SentenceModules:
+    """How sentence-transformers embeds as `GritLM.encode` does with a format of ours."""
+    begin, _ = tokenizer.added_around()
+    # Its tokenizer adds the beginning of sequence, if it does so for every text.
+    return of_format(pooling, ("" if begin == chat.bos else chat.bos) + chat.embed_bare)
+
+
+def _same_texts(sentence: SentenceModules, begin: str, chat: ChatFormat) -> bool:
+    """Whether sentence-transformers reads a text without an instruction as a format of ours."""
+    mine = of_format(sentence.pooling, sentence.default_prompt)
+    pooled = sentence.include_prompt == mine.include_prompt or sentence.pooling == "lasttoken"
+    return pooled and begin + sentence.default_prompt == chat.bos + chat.embed_bare
