@@ -32,7 +32,8 @@ TEXT = (
 def plain(tiny_model, path, template=TEMPLATE):
     """A Hugging Face directory as others write one: no file of ours in it."""
     tiny_model.save_pretrained(path)
-    (path / "grit.json").unlink()
+    for name in ("grit.json", "modules.json"):
+        (path / name).unlink()
     config = json.loads((path / "tokenizer_config.json").read_text())
     config["chat_template"] = template
     (path / "tokenizer_config.json").write_text(json.dumps(config))
