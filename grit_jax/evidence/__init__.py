@@ -1,7 +1,7 @@
-"""The claims behind GRIT, small and repeatable: twins trained from one base on the same examples,
+"""The claims behind GRIT, small and repeatable: models trained from one base on the same examples,
 and what differs.
 
 `joint.py`: does training both tasks together cost either of them? `cached.py`: do answers over
-cached documents need training for it? Both are runs of `grit train` whose configurations
-(`configs.py`) lie in `configs/evidence`.
+cached documents need training for it? Both are runs of `grit train` with the configurations in
+`recipes/`.
 """

@@ -1,14 +1,14 @@
 """Do answers over cached documents need training for it?
 
-From one model that reads documents in its prompt and has never seen a cache (`reader`) two twins
+From one model that reads documents in its prompt and has never seen a cache (`reader`) two models
 are trained for each seed, with the same steps on the same documents, questions and answers in the
 same order: `trained` reads them in all layouts, cached ones included, `untrained` only as plain
-RAG, in both orders. Both embed and write beside it, as GRIT does, so that documents' caches are
-those of a trained embedding pass in either. The paper reused caches untrained (arXiv 2402.09906:
+RAG, in both orders. Both also train to embed and to write, as GRIT does, so that documents' caches
+come from a trained embedding pass in either. The paper reused caches untrained (arXiv 2402.09906:
 doc-query caching fell below no RAG) and left the training to future work.
 
-Scored by match over held-out documents, in every layout; where targets speak of plain RAG, the
-better of its orders.
+Scored by match over held-out documents, in every layout. Plain RAG in a target means the better of
+its two orders.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.evaluation.rag_table import PLACEMENTS, evaluate_table
-from grit_jax.evidence.configs import CACHED_TWINS, PLAIN
 from grit_jax.evidence.joint import spread, table
+from grit_jax.evidence.recipes import CACHED_MODELS, PLAIN_LAYOUTS
 from grit_jax.inference.model import GritLM
 from grit_jax.quickstart.configs import ANSWER_TOKENS
 from grit_jax.rag.reading import DOCUMENT_CACHES
@@ -31,33 +31,32 @@ from grit_jax.text.rag_layouts import MODES, RagMode
 
 KS = (1, 3, 5)
 KVS = ("int8", "int4", "pca2")
-# What is scored: layouts, numbers of documents, compressions, placements.
+# What is scored: layouts, numbers of documents, compressions, positions.
 SWEEPS: tuple[
     tuple[tuple[RagMode, ...], tuple[int, ...], tuple[str, ...], tuple[Any, ...]], ...
 ] = (
     (MODES, KS, ("native",), PLACEMENTS),
     (DOCUMENT_CACHES, (1,), KVS, ("running",)),
 )
-SCORED = "rag.json"  # in a twin's folder
-# By the place of the question, each uncached layout before the cached ones that keep its order.
+SCORED = "rag.json"  # in a model's folder
+# Layouts by the place of the question: the uncached one, then the cached ones of the same order.
 ORDERS = {
     "question first": ("query-then-doc", "query", "query-doc"),
     "document first": ("doc-then-query", "doc", "doc-query"),
 }
-# What caching, compression and distractors may cost the trained twin, in points of match.
+# What caching, compression and distractors may cost the trained model, in points of match.
 CACHING = {"doc": 1.0, "query-doc": 2.0, "doc-query": 2.0}
 COMPRESSION = {"int8": 0.5, "int4": 1.0}
 DISTRACTORS = 2.0
-LEAST_GAIN = (
-    10.0  # points of plain RAG over the closed book, without which costs near 0 say nothing
-)
+# Points that plain RAG must gain over the closed book; without them, costs near 0 mean nothing.
+LEAST_GAIN = 10.0
 
 
 def score(folder: Path, held_out: Path) -> list[dict[str, Any]]:
-    """A twin's scores, one row a case (see `evaluation.rag_table`) with `hits`: a digit a question,
-    1 where it matched.
+    """A model's scores: the rows of `evaluation.rag_table`, each with `hits`, a digit per question
+    that is 1 where the answer matched.
 
-    Sweeps that are in the folder already are not done again.
+    Sweeps that are in the folder already are not repeated.
 
     Raises:
       GritError: a file that is damaged.
@@ -72,7 +71,7 @@ def score(folder: Path, held_out: Path) -> list[dict[str, Any]]:
         say(f"scoring {folder}")
         model = GritLM.from_pretrained(folder / "model")
         for number, (modes, ks, kvs, placements) in enumerate(SWEEPS[sweeps:], sweeps + 1):
-            found = evaluate_table(
+            scored = evaluate_table(
                 model,
                 held_out / "rag.jsonl",
                 modes,
@@ -83,17 +82,18 @@ def score(folder: Path, held_out: Path) -> list[dict[str, Any]]:
                 max_new_tokens=ANSWER_TOKENS,
             )
             hits = (
-                "".join(str(int(one)) for one in scores[:, 0]) for scores in found.scores.values()
+                "".join(str(int(match)) for match in scores[:, 0])
+                for scores in scored.scores.values()
             )
             rows += [
-                {**row, "hits": digits} for row, digits in zip(found.rows(), hits, strict=True)
+                {**row, "hits": digits} for row, digits in zip(scored.rows(), hits, strict=True)
             ]
             write_json(path, {"sweeps": number, "rows": rows})
     return rows
 
 
 def commands(folder: Path, held_out: Path) -> list[str]:
-    """`score` as a person would type it."""
+    """What `score` does, as shell commands."""
     files = f"--input {held_out / 'rag.jsonl'} --corpus {held_out / 'documents.jsonl'}"
     return [
         f"grit eval rag {folder / 'model'} {files} --modes {' '.join(modes)} --k"
@@ -107,21 +107,21 @@ def commands(folder: Path, held_out: Path) -> list[str]:
 
 
 class Matches:
-    """Whether each question matched, by twin and case: `of(...)` is `[seeds, questions]`."""
+    """Whether each question matched, by model and case: `of(...)` is `[seeds, questions]`."""
 
-    def __init__(self, found: dict[str, list[dict[str, Any]]]):
+    def __init__(self, runs_by_model: dict[str, list[dict[str, Any]]]):
         self._hits = {
-            twin: [
+            model: [
                 {_case(row): np.array(list(row["hits"]), np.float64) for row in run["rows"]}
                 for run in runs
             ]
-            for twin, runs in found.items()
+            for model, runs in runs_by_model.items()
         }
 
     def of(
-        self, twin: str, mode: str, k: int = 1, kv: str = "native", positions: str = "running"
+        self, model: str, mode: str, k: int = 1, kv: str = "native", positions: str = "running"
     ) -> np.ndarray:
-        """Hits of a case; what makes no difference to its layout may be said all the same."""
+        """Hits of a case; arguments that its layout does not use are ignored."""
         for case in (
             (mode, k, kv, positions),
             (mode, k, kv, None),
@@ -129,8 +129,8 @@ class Matches:
             (mode, k, None, None),
             (mode, None, None, None),
         ):
-            if case in self._hits[twin][0]:
-                return np.stack([run[case] for run in self._hits[twin]])
+            if case in self._hits[model][0]:
+                return np.stack([run[case] for run in self._hits[model]])
         raise KeyError((mode, k, kv, positions))
 
 
@@ -139,7 +139,7 @@ def _case(row: dict[str, Any]) -> tuple:
 
 
 def cost(reference: np.ndarray, measured: np.ndarray) -> dict[str, Any]:
-    """What is lost from one case to another, in points of match.
+    """How many points of match are lost from one case to another.
 
     Args:
       reference, measured: hits `[seeds, questions]` of the same questions.
@@ -158,32 +158,32 @@ def cost(reference: np.ndarray, measured: np.ndarray) -> dict[str, Any]:
     }
 
 
-def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def compare(runs_by_model: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Scores and targets.
 
     Args:
-      found: by twin, a run a seed: `rows` of `score`, and what else is to be told of it.
+      runs_by_model: one run per seed: the `rows` of `score`, and more keys to keep.
 
     Returns:
-      `twins` (the runs, their rows without `hits`), `targets` [{claim, reference, measured, limit,
-      trained, untrained (costs, see `cost`), holds}], `gain` (points of plain RAG over the closed
-      book, trained twin), `holds`: all targets, of a model that reads at all.
+      `twins` (the runs by model, their rows without `hits`), `targets` [{claim, reference,
+      measured, limit, trained, untrained (costs, see `cost`), holds}], `gain` (points of plain RAG
+      over the closed book, trained model), `holds`: all targets hold, and the model reads at all.
     """
-    matches = Matches(found)
+    matches = Matches(runs_by_model)
     targets: list[dict[str, Any]] = []
 
     def target(
         claim: str, limit: float, reference: dict[str, Any], measured: dict[str, Any]
     ) -> None:
         costs = {}
-        for twin in CACHED_TWINS:
+        for model in CACHED_MODELS:
             best = (
                 reference
                 if reference["mode"] != "plain"
-                else {**reference, "mode": _better(matches, twin, 1)}
+                else {**reference, "mode": _better(matches, model, 1)}
             )
-            costs[twin] = {
-                **cost(matches.of(twin, **best), matches.of(twin, **measured)),
+            costs[model] = {
+                **cost(matches.of(model, **best), matches.of(model, **measured)),
                 "reference": best["mode"],
             }
         holds = costs["trained"]["mean"] <= limit
@@ -199,7 +199,7 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     for mode in DOCUMENT_CACHES:
         target(f"{mode}: k = 5 beside k = 1", DISTRACTORS, {"mode": mode}, {"mode": mode, "k": 5})
     runs = {
-        twin: [
+        model: [
             {
                 **run,
                 "rows": [
@@ -209,11 +209,11 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             }
             for run in of_seeds
         ]
-        for twin, of_seeds in found.items()
+        for model, of_seeds in runs_by_model.items()
     }
     summary = {
-        twin: {mode: spread(matches.of(twin, mode).mean(axis=1).tolist()) for mode in MODES}
-        for twin in CACHED_TWINS
+        model: {mode: spread(matches.of(model, mode).mean(axis=1).tolist()) for mode in MODES}
+        for model in CACHED_MODELS
     }
     plain = matches.of("trained", _better(matches, "trained", 1))
     gain = 100 * float(plain.mean() - matches.of("trained", "none").mean())
@@ -222,89 +222,97 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "summary": summary,
         "targets": targets,
         "gain": gain,
-        "holds": gain >= LEAST_GAIN and all(one["holds"] for one in targets),
+        "holds": gain >= LEAST_GAIN and all(target["holds"] for target in targets),
         "tables": _tables(matches),
     }
 
 
-def _better(matches: Matches, twin: str, k: int) -> str:
-    """The order in which plain RAG does better."""
-    return max(PLAIN, key=lambda mode: matches.of(twin, mode, k).mean())
+def _better(matches: Matches, model: str, k: int) -> str:
+    """The order in which plain RAG scores better."""
+    return max(PLAIN_LAYOUTS, key=lambda mode: matches.of(model, mode, k).mean())
 
 
 # ---- words ---------------------------------------------------------------------------------------
 
 
 def _tables(matches: Matches) -> list[str]:
-    """Layouts, placements, compressions and numbers of documents, each twin's match in percent."""
-    cell = lambda twin, *case, **how: f"{100 * matches.of(twin, *case, **how).mean():.1f}"
-    layouts = [["order", "layout", *CACHED_TWINS], ["---", "---", "---:", "---:"]]
-    layouts.append(["closed book", "none", *(cell(twin, "none") for twin in CACHED_TWINS)])
+    """Match in percent of each model, by layout, position, compression and number of documents."""
+    cell = lambda model, *case, **options: f"{100 * matches.of(model, *case, **options).mean():.1f}"
+    layouts = [["order", "layout", *CACHED_MODELS], ["---", "---", "---:", "---:"]]
+    layouts.append(["closed book", "none", *(cell(model, "none") for model in CACHED_MODELS)])
     for order, modes in ORDERS.items():
         for mode in modes:
-            name = f"{mode} (no cache)" if mode in PLAIN else mode
-            layouts.append([order, name, *(cell(twin, mode) for twin in CACHED_TWINS)])
-    placed = [["layout", "k", *(f"{twin}, {how}" for twin in CACHED_TWINS for how in PLACEMENTS)]]
+            name = f"{mode} (no cache)" if mode in PLAIN_LAYOUTS else mode
+            layouts.append([order, name, *(cell(model, mode) for model in CACHED_MODELS)])
+    placed = [
+        ["layout", "k", *(f"{model}, {name}" for model in CACHED_MODELS for name in PLACEMENTS)]
+    ]
     placed.append(["---", "---", *["---:"] * 4])
     for mode in DOCUMENT_CACHES:
         for k in KS[1:] if mode == "doc" else KS:
             cells = (
-                cell(twin, mode, k, positions=how) for twin in CACHED_TWINS for how in PLACEMENTS
+                cell(model, mode, k, positions=name)
+                for model in CACHED_MODELS
+                for name in PLACEMENTS
             )
             placed.append([mode, str(k), *cells])
     kinds = ("native", *KVS)
-    packed = [["layout", *(f"{twin}, {kv}" for twin in CACHED_TWINS for kv in kinds)]]
+    packed = [["layout", *(f"{model}, {kv}" for model in CACHED_MODELS for kv in kinds)]]
     packed.append(["---", *["---:"] * 2 * len(kinds)])
     for mode in DOCUMENT_CACHES:
-        packed.append([mode, *(cell(twin, mode, kv=kv) for twin in CACHED_TWINS for kv in kinds)])
-    several = [["layout", *(f"{twin}, k = {k}" for twin in CACHED_TWINS for k in KS)]]
+        packed.append(
+            [mode, *(cell(model, mode, kv=kv) for model in CACHED_MODELS for kv in kinds)]
+        )
+    several = [["layout", *(f"{model}, k = {k}" for model in CACHED_MODELS for k in KS)]]
     several.append(["---", *["---:"] * 2 * len(KS)])
     for mode in (mode for modes in ORDERS.values() for mode in modes):
-        several.append([mode, *(cell(twin, mode, k) for twin in CACHED_TWINS for k in KS)])
+        several.append([mode, *(cell(model, mode, k) for model in CACHED_MODELS for k in KS)])
     return [table(rows) for rows in (layouts, placed, packed, several)]
 
 
 TITLES = (
-    "Match x 100, one document, native caches, positions that run on:",
-    "Positions that run on beside colliding ones (each record's from 0, as in the original):",
+    "Match x 100, one document, native caches, running positions:",
+    "Running positions beside colliding ones (each document from 0, as in the original):",
     "Compressed records:",
     "Several documents, the right one at a random place among distractors:",
 )
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tables and what follows from them."""
-    found, seeds = report["cached"], len(report["seeds"])
-    questions = found["twins"]["trained"][0].get("questions")
-    head = ["target (at most so many points lost)", "limit", *CACHED_TWINS, "verdict for trained"]
+    """The tables and their conclusion."""
+    cached, seeds = report["cached"], len(report["seeds"])
+    questions = cached["twins"]["trained"][0].get("questions")
+    head = ["target (points lost)", "limit", *CACHED_MODELS, "outcome for trained"]
     rows = [head, ["---", "---:", "---:", "---:", "---"]]
-    for one in found["targets"]:
+    for target in cached["targets"]:
         lost = [
-            f"{one[twin]['mean']:+.1f} (s.e. {one[twin]['standard_error']:.1f})"
-            for twin in CACHED_TWINS
+            f"{target[model]['mean']:+.1f} (s.e. {target[model]['standard_error']:.1f})"
+            for model in CACHED_MODELS
         ]
-        said = "holds" if one["holds"] else f"missed by {one['trained']['mean'] - one['limit']:.1f}"
-        rows.append([one["claim"], f"{one['limit']:g}", *lost, said])
+        missed = target["trained"]["mean"] - target["limit"]
+        outcome = "holds" if target["holds"] else f"missed by {missed:.1f}"
+        rows.append([target["claim"], f"{target['limit']:g}", *lost, outcome])
     over = f"Means over {seeds} seeds" if seeds > 1 else "One seed"
     over += f", {questions} held-out questions." if questions else "."
-    blocks = [
-        part for title, one in zip(TITLES, found["tables"], strict=True) for part in (title, one)
-    ]
-    title = "Targets (points lost; what is below 0 was gained):"
-    return "\n\n".join([*blocks, title, table(rows), over, verdict(found)])
+    blocks = [block for pair in zip(TITLES, cached["tables"], strict=True) for block in pair]
+    title = "Targets (points lost; a negative number was gained):"
+    return "\n\n".join([*blocks, title, table(rows), over, verdict(cached)])
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(cached: dict[str, Any]) -> str:
     """Which targets hold, in plain words."""
-    missed = [one["claim"] for one in found["targets"] if not one["holds"]]
-    kept = len(found["targets"]) - len(missed)
+    targets = cached["targets"]
+    missed = [target["claim"] for target in targets if not target["holds"]]
+    kept = len(targets) - len(missed)
     model = "hold for the model that was trained in the cached layouts"
-    said = f"All {kept} targets {model}."
+    sentence = f"All {kept} targets {model}."
     if missed:
-        said = f"{kept} of {len(found['targets'])} targets {model}; missed: {'; '.join(missed)}."
-    if found["gain"] < LEAST_GAIN:
-        said += (
-            f" But plain RAG gains only {found['gain']:.1f} points over the closed book: this model"
-            " hardly reads, and its targets say nothing."
+        sentence = (
+            f"{kept} of {len(cached['targets'])} targets {model}; missed: {'; '.join(missed)}."
         )
-    return said
+    if cached["gain"] < LEAST_GAIN:
+        sentence += (
+            f" But plain RAG gains only {cached['gain']:.1f} points over the closed book: this"
+            " model hardly reads, and its targets say nothing."
+        )
+    return sentence

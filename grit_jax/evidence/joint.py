@@ -1,11 +1,11 @@
 """Does training both tasks together cost either of them?
 
-From one base model three twins are trained for each seed, with the same steps on the same examples
+From one base model three models are trained for each seed, with the same steps on the same examples
 in the same order: `unified` on both losses, `embedding` on the contrastive loss alone, `generative`
-on the language loss alone. A step of the unified twin holds the embedding batch and the generative
-batch that the others see at that step: each task gets equal data (the paper's single-task models
-have the unified one's batch sizes, too: arXiv 2402.09906). Every twin is scored on both held-out
-files.
+on the language loss alone. A step of the unified model holds the embedding batch and the generative
+batch that the single-task models see at that step, so each task gets equal data (the paper's
+single-task models have the unified one's batch sizes, too: arXiv 2402.09906). Every model is scored
+on both held-out files.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
-from grit_jax.evidence.configs import JOINT_TWINS
+from grit_jax.evidence.recipes import JOINT_MODELS
 
 # What joint training may cost for the claim to hold: a point of nDCG@10, and one percent of the
 # perplexity.
 MARGINS = {"ndcg@10": 0.01, "perplexity": 0.01}
-SINGLE = {
-    "ndcg@10": "embedding",
-    "perplexity": "generative",
-}  # each task's score, and the twin trained for it alone
+# Each task's score, and the model trained for that task alone.
+SINGLE = {"ndcg@10": "embedding", "perplexity": "generative"}
 SCORES = {"ndcg@10": "eval_ndcg@10", "recall@10": "eval_recall@10", "perplexity": "eval_perplexity"}
 
 
@@ -35,13 +33,13 @@ def compare(scores: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """What joint training costs each task, seed by seed.
 
     Args:
-      scores: by twin, one dictionary a seed, the same seeds in the same order.
+      scores: by model, one dictionary per seed, the same seeds in the same order.
 
     Returns:
-      `summary` {twin: {score: mean, min, max}}; `differences` {score: twin, per_seed (single-task
-      twin minus unified), cost_per_seed (positive where joint training is worse: a fraction of
-      nDCG, or of the twin's perplexity), cost (its mean, min, max), margin, holds}; `holds`, which
-      is that of both.
+      `summary` {model: {score: mean, min, max}}; `differences` {score: twin (the single-task
+      model), per_seed (single-task minus unified), cost_per_seed (positive where joint training is
+      worse: a fraction of nDCG, or of the single-task model's perplexity), cost (its mean, min,
+      max), margin, holds}; `holds`: of both.
     """
     summary = {
         name: {key: spread([row[key] for row in rows]) for key in SCORES}
@@ -88,25 +86,27 @@ def verdict(joint: dict[str, Any]) -> str:
 
 
 def _cost(key: str, difference: dict[str, Any]) -> str:
-    """What joint training does to one task: a sentence or two."""
+    """What joint training does to one task, in a sentence or two."""
     what, unit = (
         ("Finding", " points of nDCG@10") if key == "ndcg@10" else ("Writing", "% of perplexity")
     )
     cost, margin, costs = difference["cost"], difference["margin"], difference["cost_per_seed"]
     amount = lambda value: f"{100 * value:+.2f}"
-    said = f"{what} {'loses' if cost['mean'] > 0 else 'gains'} {100 * abs(cost['mean']):.2f}{unit}"
+    sentence = (
+        f"{what} {'loses' if cost['mean'] > 0 else 'gains'} {100 * abs(cost['mean']):.2f}{unit}"
+    )
     if len(costs) > 1:
         within = sum(value <= margin for value in costs)
         by_seed = f"cost by seed {amount(cost['min'])} to {amount(cost['max'])}"
-        said += f" ({by_seed}, within the margin in {within} of {len(costs)})"
-    said += f"; the margin is {100 * margin:g}{'%' if key == 'perplexity' else ' point'}."
+        sentence += f" ({by_seed}, within the margin in {within} of {len(costs)})"
+    sentence += f"; the margin is {100 * margin:g}{'%' if key == 'perplexity' else ' point'}."
     if cost["max"] - cost["min"] > margin:
-        said += " The seeds differ by more than that; more of them would say more."
-    return said
+        sentence += " The seeds differ by more than that; more seeds would tell more."
+    return sentence
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tables and what follows from them."""
+    """The tables and their conclusion."""
     joint, seeds = report["joint"], report["seeds"]
     shown = {"ndcg@10": lambda v: f"{100 * v:.2f}", "perplexity": lambda v: f"{v:.3f}"}
 
@@ -128,11 +128,11 @@ def markdown(report: dict[str, Any]) -> str:
         "embedding": "contrastive loss alone",
         "generative": "language loss alone",
     }
-    for name in JOINT_TWINS:
+    for name in JOINT_MODELS:
         scores = [cell(joint["summary"][name][key], form) for key, form in shown.items()]
         rows.append([name, losses[name], str(joint["twins"][name][0]["steps"]), *scores])
     paired = [
-        ["single-task twin - unified", *(f"seed {seed}" for seed in seeds), "mean"],
+        ["single-task model - unified", *(f"seed {seed}" for seed in seeds), "mean"],
         ["---"] * (len(seeds) + 2),
     ]
     for key, label in (

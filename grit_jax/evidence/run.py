@@ -1,4 +1,4 @@
-"""`grit evidence`: trains and scores what is not yet there, and writes the tables."""
+"""`grit evidence`: trains and scores the models that are missing, and writes the tables."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from grit_jax import __version__
-from grit_jax.config import build, dump_yaml, read_yaml
+from grit_jax.config import build, read_yaml
 from grit_jax.data.distractors import write_rows
 from grit_jax.errors import GritError
 from grit_jax.evidence import cached, joint
-from grit_jax.evidence.configs import (
-    CACHED_TWINS,
-    JOINT_TWINS,
+from grit_jax.evidence.recipes import (
+    CACHED_MODELS,
+    JOINT_MODELS,
     REPEATS,
     SEVERAL_DOCUMENTS,
     SEVERAL_ROWS,
-    configs,
+    recipe_texts,
 )
 from grit_jax.pydocs.corpus import prepare_corpus
 from grit_jax.pydocs.repeats import write_repeats
@@ -37,20 +39,19 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def run_evidence(
     out: Path, *, seeds: int = 3, part: Literal["joint", "cached", "all"] = "all"
 ) -> dict[str, Any]:
-    """Trains and scores what is not yet there of the twins in `out`; returns what
-    `out/evidence.json` holds.
+    """Trains and scores the models that `out` lacks; returns what `out/evidence.json` holds.
 
-    Seeds are counted from 0, so that more of them add to a folder that has fewer; a part alone
-    leaves what the file says of the other out.
+    Seeds count from 0, so a larger `seeds` adds to a folder that has fewer. With one `part`, the
+    file holds nothing of the other.
 
     Raises:
       GritError: no seed, an unknown part, a folder that holds something else or cannot be written,
-        a run's files that are damaged.
+        damaged files of a run.
     """
     if seeds < 1:
-        raise GritError(f"--seeds must be at least 1, is {seeds}")
+        raise GritError(f"--seeds: must be at least 1, got {seeds}")
     if part not in (*PARTS, "all"):
-        raise GritError(f"--part must be joint, cached or all, is '{part}'")
+        raise GritError(f"--part: must be joint, cached or all, got '{part}'")
     parts = PARTS if part == "all" else (part,)
     _claim(out)
     corpus = prepare_corpus(out / "data", CORPUS_SEED)
@@ -69,12 +70,12 @@ def run_evidence(
 
 
 def _joint(out: Path, seeds: int) -> dict[str, Any]:
-    """The single-task twins beside the joint model."""
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in JOINT_TWINS}
+    """The single-task models beside the joint model."""
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in JOINT_MODELS}
     base = _scores(_run(out, "base"))
-    twins = {name: read_run_config(out / f"{name}.yaml") for name in JOINT_TWINS}
+    configs = {name: read_run_config(out / f"{name}.yaml") for name in JOINT_MODELS}
     for seed in range(seeds):
-        for name, config in twins.items():
+        for name, config in configs.items():
             scores[name].append(_scores(_run(out, name, config, seed)))
     return {"base": base, "twins": scores, **joint.compare(scores)}
 
@@ -98,14 +99,14 @@ def _cached(out: Path, seeds: int) -> dict[str, Any]:
     _run(out, "base")
     _run(out, "copier")
     _run(out, "reader")
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CACHED_TWINS}
-    twins = {name: read_run_config(out / f"{name}.yaml") for name in CACHED_TWINS}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CACHED_MODELS}
+    configs = {name: read_run_config(out / f"{name}.yaml") for name in CACHED_MODELS}
     for seed in range(seeds):
-        for name, config in twins.items():
+        for name, config in configs.items():
             folder = _run(out, name, config, seed)
             rows = cached.score(folder, out / "data" / "heldout")
-            found[name].append({**_cost(folder), "questions": len(rows[0]["hits"]), "rows": rows})
-    return cached.compare(found)
+            runs[name].append({**_cost(folder), "questions": len(rows[0]["hits"]), "rows": rows})
+    return cached.compare(runs)
 
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -114,31 +115,31 @@ REPEATED, SEVERAL = "data/train/repeats.jsonl", "data/train/several.jsonl"
 
 
 def command(out: Path, name: str, seed: int | None = None) -> str:
-    """The run as a person would type it."""
-    which = "" if seed is None else f" --train.seed {seed} --output {_folder(out, name, seed)}"
-    return f"grit train {out / name}.yaml{which}"
+    """The shell command of a run."""
+    flags = "" if seed is None else f" --train.seed {seed} --output {_folder(out, name, seed)}"
+    return f"grit train {out / name}.yaml{flags}"
 
 
 def commands(out: Path, seeds: int, parts: Sequence[str] = PARTS) -> list[str]:
-    """All that was done, as verbs that a person can type."""
-    done = [f"grit data pydocs --output {out / 'data'} --seed {CORPUS_SEED}", command(out, "base")]
+    """Everything that was run, as shell commands."""
+    lines = [f"grit data pydocs --output {out / 'data'} --seed {CORPUS_SEED}", command(out, "base")]
     if "joint" in parts:
-        done += [command(out, name, seed) for seed in range(seeds) for name in JOINT_TWINS]
+        lines += [command(out, name, seed) for seed in range(seeds) for name in JOINT_MODELS]
     if "cached" in parts:
-        done += [
+        lines += [
             _repeats_command(out),
             _several_command(out),
             command(out, "copier"),
             command(out, "reader"),
         ]
         for seed in range(seeds):
-            for name in CACHED_TWINS:
+            for name in CACHED_MODELS:
                 folder = Path(_folder(out, name, seed))
-                done += [
+                lines += [
                     command(out, name, seed),
                     *cached.commands(folder, out / "data" / "heldout"),
                 ]
-    return done
+    return lines
 
 
 def _repeats_command(out: Path) -> str:
@@ -159,8 +160,10 @@ def _folder(out: Path, name: str, seed: int) -> str:
 
 
 def _run(out: Path, name: str, config: RunConfig | None = None, seed: int | None = None) -> Path:
-    """Trains one model unless it is there; returns its folder. `config` is that of its file, if it
-    was read already."""
+    """Trains one model unless it is trained already; returns its folder.
+
+    `config` is that of `{name}.yaml`, if it was read before.
+    """
     say(command(out, name, seed))
     config = config or read_run_config(out / f"{name}.yaml")
     if seed is not None:
@@ -175,9 +178,9 @@ def _scores(folder: Path) -> dict[str, float]:
     try:
         scores = {key: float(lines[-1][logged]) for key, logged in joint.SCORES.items()}
     except (IndexError, KeyError, TypeError):
-        where = folder / "metrics.jsonl"
         raise GritError(
-            f"{where}: lacks the final scores; remove {folder} to train that model again"
+            f"{folder / 'metrics.jsonl'}: lacks the final scores; remove {folder} to train that"
+            " model again"
         ) from None
     return {**scores, **_cost(folder)}
 
@@ -191,55 +194,53 @@ def _cost(folder: Path) -> dict[str, float]:
 
 
 def _claim(out: Path) -> None:
-    """Makes the folder ours by the configurations in it, or finds that it holds something else."""
+    """Copies the recipes into an empty folder, or checks that they are there.
+
+    Raises:
+      GritError: the folder holds something else or other recipes, or cannot be written.
+    """
     writable_folder(out)
-    wanted = configs()
-    single = {"base", "copier", "reader"}
     try:
-        there = {path.name for path in out.iterdir() if not is_temporary(path)}
-        if there and not there & {f"{name}.yaml" for name in wanted}:
+        names = {path.name for path in out.iterdir() if not is_temporary(path)}
+        recipes = {out / f"{name}.yaml": text for name, text in recipe_texts().items()}
+        if names and not names & {path.name for path in recipes}:
             raise GritError(
                 f"{out}: the folder is not empty and holds no evidence; choose another --out"
             )
-        for name, config in wanted.items():
-            path, text = (
-                out / f"{name}.yaml",
-                dump_yaml(config, command(out, name, None if name in single else 0)),
-            )
-            if path.name not in there:
+        for path, text in recipes.items():
+            if path.name not in names:
                 write_text(path, text)
-            elif (
-                path.read_bytes() != text.encode()
-                and build(RunConfig, read_yaml(path), str(path)) != config
-            ):
-                raise GritError(
-                    f"{path}: is another configuration than this version's; choose another --out"
-                )
+            elif path.read_text(encoding="utf-8") != text and _config(path) != _parse(text, path):
+                raise GritError(f"{path}: differs from this version's recipe; choose another --out")
     except OSError as error:
         raise GritError(
             f"{out}: cannot be used as output folder ({error.strerror}); choose another --out"
         ) from None
 
 
+def _config(path: Path) -> RunConfig:
+    return build(RunConfig, read_yaml(path), str(path))
+
+
+def _parse(text: str, path: Path) -> RunConfig:
+    return build(RunConfig, yaml.safe_load(text), str(path))
+
+
 def _copy_tokenizer(folder: Path) -> None:
-    """The package's tokenizer without its model."""
+    """Copies the tokenizer of the quickstart's base model."""
     folder.mkdir(exist_ok=True)
+    source = resources.files("grit_jax.quickstart") / "base_model"
     for name in TOKENIZER_FILES:
-        write_text(
-            folder / name,
-            (resources.files("grit_jax.quickstart") / "base_model" / name).read_text(
-                encoding="utf-8"
-            ),
-        )
+        write_text(folder / name, (source / name).read_text(encoding="utf-8"))
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tables and what follows from them, for `table.md` and the terminal."""
+    """The tables and their conclusions, for `table.md` and the terminal."""
     both = "joint" in report and "cached" in report
     blocks = []
     if "joint" in report:
         blocks += ["## Does joint training cost either task?"] * both + [joint.markdown(report)]
     if "cached" in report:
         blocks += ["## Do cached layouts need training?"] * both + [cached.markdown(report)]
-    ran = "\n".join(f"    {line}" for line in report["commands"])
-    return "\n\n".join([*blocks, "What was run:", ran]) + "\n"
+    commands_run = "\n".join(f"    {line}" for line in report["commands"])
+    return "\n\n".join([*blocks, "What was run:", commands_run]) + "\n"

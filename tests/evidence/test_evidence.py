@@ -4,7 +4,6 @@ parts."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -12,40 +11,57 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import yaml
 from cli_world import run as grit
 from evidence_rows import rows
 
 from grit_jax.cli.main import build_parser
-from grit_jax.config import build, read_yaml
+from grit_jax.config import build, dump_yaml
 from grit_jax.data.pipeline import JointBatches
 from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import read_questions
 from grit_jax.evaluation.rag_table import evaluate_table
-from grit_jax.evidence import cached, configs, run
+from grit_jax.evidence import cached, recipes, run
+from grit_jax.models.config import ModelConfig
 from grit_jax.pydocs import corpus
+from grit_jax.quickstart import configs as quickstart
 from grit_jax.run_config import RunConfig, read_run_config
 from grit_jax.train import TrainResult
 from grit_jax.training import loop
 
 KINDS, LOSSES = ("embedding", "generative", "cached"), ("loss_emb", "loss_gen", "loss_cached")
-SHIPPED = Path(__file__).parent.parent.parent / "configs" / "evidence"
 
 
 # ---- configurations ------------------------------------------------------------------------------
 
 
-def test_the_files_in_configs_are_what_is_run():
-    made = configs.configs("../../runs/evidence", "../../grit_jax/quickstart/base_model")
-    assert {path.stem for path in SHIPPED.glob("*.yaml")} == made.keys()
-    for name, config in made.items():
-        path = SHIPPED / f"{name}.yaml"
-        assert path.read_text().startswith(f"# grit train configs/evidence/{name}.yaml")
-        assert build(RunConfig, read_yaml(path), str(path)) == config
-    assert (SHIPPED / made["base"].tokenizer.path / "tokenizer.json").exists()
+def recipe(name: str, folder: str = "") -> RunConfig:
+    """A recipe as it is read from `folder`; paths stay relative without one."""
+    text = recipes.recipe_texts()[name].replace("data/train", str(Path(folder, "data/train")))
+    return build(RunConfig, yaml.safe_load(text), name)
 
 
-def test_twins_differ_in_their_losses_and_in_what_is_tuned_alone():
-    twins = {name: configs.joint_config(name) for name in configs.JOINT_TWINS}
+def test_the_recipes_are_copied_and_their_paths_are_of_the_folder(tmp_path):
+    run._claim(tmp_path / "x")
+    run._claim(tmp_path / "x")
+    texts = recipes.recipe_texts()
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {f"{name}.yaml" for name in texts}
+    shape = yaml.safe_load(texts["base"])["model"]["shape"]
+    for name, text in texts.items():
+        path = tmp_path / "x" / f"{name}.yaml"
+        assert path.read_text() == text and yaml.safe_load(text)["model"]["shape"] == shape
+        config = read_run_config(path)
+        files = [*config.data.embedding, *config.data.generative, *config.data.cached]
+        assert files and all(Path(file).is_relative_to(tmp_path / "x/data/train") for file in files)
+        assert Path(config.output).is_relative_to(tmp_path / "x")
+    assert ModelConfig(**shape) == quickstart.SHAPE
+    run._copy_tokenizer(tmp_path / "x/tokenizer")
+    tokenizer = read_run_config(tmp_path / "x/base.yaml").tokenizer.path
+    assert tokenizer == str(tmp_path / "x/tokenizer")
+
+
+def test_joint_models_differ_in_their_losses_and_learning_rates_alone():
+    twins = {name: recipe(name) for name in recipes.JOINT_MODELS}
     plain = {
         name: dataclasses.replace(
             config,
@@ -61,11 +77,11 @@ def test_twins_differ_in_their_losses_and_in_what_is_tuned_alone():
     assert dataclasses.replace(joint, generative=[], generative_batch=0) == twins["embedding"].data
     assert dataclasses.replace(joint, embedding=[], embedding_batch=0) == twins["generative"].data
     assert joint.embedding_batch and joint.generative_batch and not joint.cached_batch
-    base = configs.base_config().data
+    base = recipe("base").data
     assert base.generative_batch and not base.embedding and not base.cached
 
 
-def test_twins_see_the_same_examples_in_the_same_order(tmp_path, sentences, tiny_tokenizer):
+def test_joint_models_see_the_same_examples_in_the_same_order(tmp_path, sentences, tiny_tokenizer):
     rows = [
         {"query": ["find it", a], "pos": [["", b]], "neg": [["", c], ["", a]]}
         for a, b, c in zip(sentences[:60], sentences[60:120], sentences[120:180], strict=True)
@@ -76,20 +92,16 @@ def test_twins_see_the_same_examples_in_the_same_order(tmp_path, sentences, tiny
         path = tmp_path / "data" / "train" / f"{name}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     batches = {
-        name: JointBatches(
-            configs.joint_config(name, str(tmp_path)).data, tiny_tokenizer, seed=3, num_steps=9
-        )
-        for name in configs.JOINT_TWINS
+        name: JointBatches(recipe(name, str(tmp_path)).data, tiny_tokenizer, seed=3, num_steps=9)
+        for name in recipes.JOINT_MODELS
     }
     same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
     for step in (0, 4, 8):
-        unified, embedding, generative = (batches[name][step] for name in configs.JOINT_TWINS)
+        unified, embedding, generative = (batches[name][step] for name in recipes.JOINT_MODELS)
         assert embedding.generative is None and generative.embedding is None
         same(unified.embedding, embedding.embedding)
         same(unified.generative, generative.generative)
-    other = JointBatches(
-        configs.joint_config("unified", str(tmp_path)).data, tiny_tokenizer, seed=4, num_steps=9
-    )
+    other = JointBatches(recipe("unified", str(tmp_path)).data, tiny_tokenizer, seed=4, num_steps=9)
     assert other.ids(0) != batches["unified"].ids(0)
 
 
@@ -150,21 +162,21 @@ def test_finished_runs_are_not_redone(world, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "train", train)
     first = run.run_evidence(out, seeds=2, part="joint")
     assert world[3:] == [("seed-0/generative", 0)] + [
-        (f"seed-1/{name}", 1) for name in configs.JOINT_TWINS
+        (f"seed-1/{name}", 1) for name in recipes.JOINT_MODELS
     ]
     assert json.loads((out / "evidence.json").read_text()) == first
     assert (out / "table.md").read_text() == run.markdown(first)
     # Again, and with more seeds: only those are new.
     assert run.run_evidence(out, seeds=2, part="joint") == first and len(world) == 7
     third = run.run_evidence(out, seeds=3, part="joint")
-    assert world[7:] == [(f"seed-2/{name}", 2) for name in configs.JOINT_TWINS]
+    assert world[7:] == [(f"seed-2/{name}", 2) for name in recipes.JOINT_MODELS]
     assert third["joint"]["twins"]["unified"][:2] == first["joint"]["twins"]["unified"]
     # The other part goes on from the same base, and both together need nothing more.
     other = run.run_evidence(out, seeds=1, part="cached")
     assert world[10:] == [
         ("copier", 0),
         ("reader", 0),
-        *((f"seed-0/{name}", 0) for name in configs.CACHED_TWINS),
+        *((f"seed-0/{name}", 0) for name in recipes.CACHED_MODELS),
     ]
     assert "joint" not in other and other["cached"]["targets"]
     assert (out / "data/train/several.jsonl").exists() and (
@@ -185,9 +197,9 @@ def test_finished_runs_are_not_redone(world, tmp_path, monkeypatch):
 
 
 def test_no_seed_at_all(world, tmp_path):
-    with pytest.raises(GritError, match="--seeds must be at least 1, is 0"):
+    with pytest.raises(GritError, match="--seeds: must be at least 1, got 0"):
         run.run_evidence(tmp_path / "x", seeds=0)
-    with pytest.raises(GritError, match="--part must be joint, cached or all, is 'both'"):
+    with pytest.raises(GritError, match="--part: must be joint, cached or all, got 'both'"):
         run.run_evidence(tmp_path / "x", part="both")
     assert not (tmp_path / "x").exists()
 
@@ -195,7 +207,7 @@ def test_no_seed_at_all(world, tmp_path):
 def test_its_commands_are_the_runs(world, tmp_path):
     """A person who types a command gets the configuration that was run."""
     found = run.run_evidence(Path("x"), seeds=2, part="joint")["commands"]
-    assert len(found) == 2 + 2 * len(configs.JOINT_TWINS)
+    assert len(found) == 2 + 2 * len(recipes.JOINT_MODELS)
     assert (
         found[0] == "grit data pydocs --output x/data --seed 0"
         and found[1] == "grit train x/base.yaml"
@@ -207,13 +219,13 @@ def test_its_commands_are_the_runs(world, tmp_path):
     assert (tmp_path / typed.output / "metrics.jsonl").exists()
     assert typed.data.embedding == [str(tmp_path / "x/data/train/embedding_summary.jsonl")]
     found = run.run_evidence(Path("x"), seeds=2, part="cached")["commands"]
-    assert len(found) == 6 + 2 * len(configs.CACHED_TWINS) * (1 + len(cached.SWEEPS))
+    assert len(found) == 6 + 2 * len(recipes.CACHED_MODELS) * (1 + len(cached.SWEEPS))
     parsed = [
         build_parser().parse_args(line.split()[1:]) for line in found if " train " not in line
     ]
     assert [one.kind for one in parsed] == ["pydocs", "repeats", "distractors", *["rag"] * 8]
-    assert (parsed[1].rows, parsed[1].seed) == (configs.REPEATS, run.CORPUS_SEED)
-    assert (parsed[2].k, parsed[2].rows) == (configs.SEVERAL_DOCUMENTS, configs.SEVERAL_ROWS)
+    assert (parsed[1].rows, parsed[1].seed) == (recipes.REPEATS, run.CORPUS_SEED)
+    assert (parsed[2].k, parsed[2].rows) == ([*recipes.SEVERAL_DOCUMENTS], recipes.SEVERAL_ROWS)
     assert [(one.modes, one.k, one.kv, one.positions) for one in parsed[3:5]] == [
         (list(modes), list(ks), list(kvs), list(placements))
         for modes, ks, kvs, placements in cached.SWEEPS
@@ -244,10 +256,7 @@ def test_it_prints_one_object_or_the_table(world, capsys):
         ),
         (
             "--out other",
-            (
-                "other/unified.yaml: is another configuration than this version's; choose another"
-                " --out"
-            ),
+            "other/unified.yaml: differs from this version's recipe; choose another --out",
         ),
         ("--out broken", "broken/base.yaml:1: not valid YAML"),
         (
@@ -282,28 +291,32 @@ def test_bad_input_ends_in_one_line(flags, words, world, capsys, tmp_path):
 
 def make_small(monkeypatch):
     """Runs of four steps of one layer on a small corpus, scored by six questions."""
-    made = run.configs
+    texts = recipes.recipe_texts()
 
-    def short(config):
+    def short(text):
+        config = build(RunConfig, yaml.safe_load(text), "a recipe")
         train = dataclasses.replace(config.train, steps=4, checkpoint_every=2)
         batches = {f"{kind}_batch": min(getattr(config.data, f"{kind}_batch"), 4) for kind in KINDS}
         data = dataclasses.replace(config.data, **batches, probe_steps=1)
         shape = dataclasses.replace(config.model.shape, num_hidden_layers=1)
-        return dataclasses.replace(
-            config, train=train, data=data, model=dataclasses.replace(config.model, shape=shape)
-        )
+        model = dataclasses.replace(config.model, shape=shape)
+        return dump_yaml(dataclasses.replace(config, train=train, data=data, model=model))
 
     def few(model, path, *how, **more):
         return evaluate_table(model, read_questions(path)[:6], *how, quiet=True, **more)
 
     monkeypatch.setattr(
-        run, "configs", lambda *where: {name: short(one) for name, one in made(*where).items()}
+        run, "recipe_texts", lambda: {name: short(text) for name, text in texts.items()}
     )
     monkeypatch.setattr(run, "SEVERAL_ROWS", 60)
     monkeypatch.setattr(run, "REPEATS", 200)
     monkeypatch.setattr(cached, "evaluate_table", few)
-    small = functools.partial(corpus.write_corpus, max_documents=250, progress=False)
-    monkeypatch.setattr(corpus, "write_corpus", small)
+    write = corpus.write_corpus
+    monkeypatch.setattr(
+        corpus,
+        "write_corpus",
+        lambda out, seed, **_: write(out, seed, max_documents=250, progress=False),
+    )
 
 
 @pytest.mark.slow
@@ -323,7 +336,7 @@ def test_a_small_one_of_the_cached_layouts_from_end_to_end(tmp_path, monkeypatch
         "loss_cached",
     }
     assert losses["seed-0/trained"] == losses["seed-0/untrained"] == {*LOSSES}
-    for name in configs.CACHED_TWINS:
+    for name in recipes.CACHED_MODELS:
         assert found["twins"][name][0]["steps"] == 4 and found["twins"][name][0]["questions"] == 6
         scored = json.loads((out / "seed-0" / name / "rag.json").read_text())["rows"]
         assert (
@@ -333,7 +346,7 @@ def test_a_small_one_of_the_cached_layouts_from_end_to_end(tmp_path, monkeypatch
     lines = [
         json.loads(line) for line in (out / "data/train/several.jsonl").read_text().splitlines()
     ]
-    assert [len(line["docs"]) for line in lines] == 15 * configs.SEVERAL_DOCUMENTS
+    assert [len(line["docs"]) for line in lines] == 15 * [*recipes.SEVERAL_DOCUMENTS]
     assert (out / "table.md").read_text() == run.markdown(
         report
     ) and "12 targets hold" in run.markdown(report)
@@ -347,7 +360,7 @@ def test_a_small_one_from_end_to_end_also_after_an_interruption(tmp_path, monkey
     make_small(monkeypatch)
     whole = run.run_evidence(tmp_path / "whole", seeds=1, part="joint")
     found = whole["joint"]["twins"]
-    assert all(found[name][0]["steps"] == 4 for name in configs.JOINT_TWINS)
+    assert all(found[name][0]["steps"] == 4 for name in recipes.JOINT_MODELS)
     assert whole["joint"]["base"]["perplexity"] > found["generative"][0]["perplexity"] > 1
     losses = {
         name: (
@@ -358,14 +371,14 @@ def test_a_small_one_from_end_to_end_also_after_an_interruption(tmp_path, monkey
             )
             & {*LOSSES}
         )
-        for name in configs.JOINT_TWINS
+        for name in recipes.JOINT_MODELS
     }
     assert losses == {
         "unified": {"loss_emb", "loss_gen"},
         "embedding": {"loss_emb"},
         "generative": {"loss_gen"},
     }
-    for name in configs.JOINT_TWINS:
+    for name in recipes.JOINT_MODELS:
         assert (tmp_path / f"whole/seed-0/{name}/model/config.json").exists()
 
     # A twin that is stopped after its first checkpoint goes on from there, those before it stay as

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import yaml
 from evidence_rows import QUESTIONS, rows
 
+from grit_jax.config import build
 from grit_jax.data.pipeline import JointBatches
 from grit_jax.errors import GritError
 from grit_jax.evaluation.rag_table import Case, RagTable, cases
-from grit_jax.evidence import cached, configs
+from grit_jax.evidence import cached, recipes
+from grit_jax.run_config import RunConfig
 
 
 def run(matched):
@@ -122,7 +126,7 @@ def test_the_tables():
         and "One seed" in said
     )
     good = cached.compare(
-        {name: [run(lambda case: 100 * (case.mode != "none"))] for name in configs.CACHED_TWINS}
+        {name: [run(lambda case: 100 * (case.mode != "none"))] for name in recipes.CACHED_MODELS}
     )
     assert (
         "All 12 targets hold" in cached.verdict(good)
@@ -130,7 +134,7 @@ def test_the_tables():
         and "reads" not in cached.verdict(good)
     )
     # A model that never answers loses nothing by caching.
-    bad = cached.compare({name: [run(lambda case: 10)] for name in configs.CACHED_TWINS})
+    bad = cached.compare({name: [run(lambda case: 10)] for name in recipes.CACHED_MODELS})
     assert (
         bad["gain"] == 0 and not bad["holds"] and "this model hardly reads" in cached.verdict(bad)
     )
@@ -164,8 +168,14 @@ def test_scoring_goes_on_after_the_last_whole_sweep(tmp_path, monkeypatch):
 # ---- configurations ------------------------------------------------------------------------------
 
 
-def test_twins_differ_in_the_layouts_alone():
-    twins = {name: configs.cached_config(name) for name in configs.CACHED_TWINS}
+def recipe(name: str, folder: str = "") -> RunConfig:
+    """A recipe as it is read from `folder`; paths stay relative without one."""
+    text = recipes.recipe_texts()[name].replace("data/train", str(Path(folder, "data/train")))
+    return build(RunConfig, yaml.safe_load(text), name)
+
+
+def test_cached_models_differ_in_the_layouts_alone():
+    twins = {name: recipe(name) for name in recipes.CACHED_MODELS}
     plain = [
         dataclasses.replace(
             config,
@@ -178,14 +188,16 @@ def test_twins_differ_in_the_layouts_alone():
     cached_modes = {"doc", "query", "query-doc", "doc-query"}
     assert not cached_modes & {
         *twins["untrained"].data.layouts,
-        *configs.reader_config().data.layouts,
+        *recipe("reader").data.layouts,
     }
     assert cached_modes < {*twins["trained"].data.layouts}
-    assert not configs.base_config().data.cached  # nothing that they start from has read a cache
+    assert not recipe("base").data.cached  # nothing that they start from has read a cache
     assert twins["trained"].model.path == twins["untrained"].model.path == "reader/model"
 
 
-def test_twins_answer_the_same_questions_in_the_same_order(tmp_path, sentences, tiny_tokenizer):
+def test_cached_models_answer_the_same_questions_in_the_same_order(
+    tmp_path, sentences, tiny_tokenizer
+):
     folder = tmp_path / "data" / "train"
     folder.mkdir(parents=True)
     short = [text[:40] for text in sentences]
@@ -202,8 +214,8 @@ def test_twins_answer_the_same_questions_in_the_same_order(tmp_path, sentences, 
     for name, lines in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     batches = {}
-    for name in configs.CACHED_TWINS:
-        data = dataclasses.replace(configs.cached_config(name, str(tmp_path)).data, probe_steps=0)
+    for name in recipes.CACHED_MODELS:
+        data = dataclasses.replace(recipe(name, str(tmp_path)).data, probe_steps=0)
         batches[name] = JointBatches(data, tiny_tokenizer, seed=5, num_steps=6)
     for step in (0, 5):
         assert batches["trained"].ids(step) == batches["untrained"].ids(step)

@@ -1,0 +1,25 @@
+"""The training configurations of `grit evidence`: the YAML files beside this module.
+
+    base ── unified, embedding, generative     (joint.py)
+       └─── copier ── reader ── trained, untrained       (cached.py)
+
+Their paths are relative to the folder that the command copies them to.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+JOINT_MODELS = ("unified", "embedding", "generative")
+CACHED_MODELS = ("untrained", "trained")
+NAMES = ("base", *JOINT_MODELS, "copier", "reader", *CACHED_MODELS)
+PLAIN_LAYOUTS = ("query-then-doc", "doc-then-query")  # in which `reader` and `untrained` read
+REPEATS = 60_000  # rows of repeated passages, for copier.yaml
+# Rows over several documents: half of the questions of trained.yaml and untrained.yaml.
+SEVERAL_ROWS, SEVERAL_DOCUMENTS = 30_000, (2, 3, 4, 5)
+
+
+def recipe_texts() -> dict[str, str]:
+    """The YAML text of every recipe by name, in the order in which they are trained."""
+    folder = resources.files(__package__)
+    return {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in NAMES}
