@@ -1,9 +1,6 @@
-"""Model FLOPs: what a step has to compute whatever the program does; recomputation, padding and
-masked scores are none.
+"""Model FLOPs (see `training/flops.py`) of a configuration's step, without its data.
 
-Matrix products alone, a multiplication and an addition each one. A backward pass is two forward
-ones, or one where the weights are frozen (no gradient of theirs). Tokens are those of texts at
-their limits, as `data.shapes` has them.
+Tokens are those of texts at their length limits.
 """
 
 from __future__ import annotations
@@ -15,15 +12,21 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.parameters import parameter_shapes
 from grit_jax.run_config import RunConfig
-from grit_jax.training.throughput import weight_flops
+from grit_jax.training.flops import (
+    attention_flops,
+    head_flops,
+    trained_flops,
+    visible_pairs,
+    weight_flops,
+)
 from grit_jax.types import AttentionMode
 
 
 @dataclasses.dataclass
 class Texts:
-    """`count` texts of `length` tokens that see themselves, and `cached` tokens before them.
+    """`count` texts of `length` tokens, each of which sees itself and `cached` tokens before it.
 
-    `predicted`: whether they pass through the vocabulary's head.
+    `predicted`: they pass through the vocabulary's head.
     """
 
     count: int
@@ -33,28 +36,26 @@ class Texts:
     predicted: bool = False
 
 
-def visible_pairs(length: int, mode: AttentionMode, window: int | None) -> int:
-    """Pairs (query, key) of a text that attention computes."""
-    reach = min(length, window or length)
-    causal = reach * (reach + 1) // 2 + (length - reach) * reach
-    # In prefix mode a block sees itself as well: as large as the text, that is everything.
-    return causal if mode is AttentionMode.CAUSAL else 2 * causal - length
-
-
-def attention_flops(config: ModelConfig, texts: Texts) -> int:
+def text_attention_flops(config: ModelConfig, texts: Texts) -> int:
     """FLOPs of scores and of weighted values of one text, over all layers."""
+    bidirectional = 0 if texts.mode is AttentionMode.CAUSAL else texts.length
     pairs = 0
     for kind in config.layer_kinds:
-        seen = min(texts.cached, kind.window or texts.cached)
-        pairs += visible_pairs(texts.length, texts.mode, kind.window) + texts.length * seen
-    return 4 * config.num_attention_heads * config.head_dim * pairs
+        pairs += int(visible_pairs(texts.length, bidirectional, kind.window))
+        pairs += texts.length * min(texts.cached, kind.window or texts.cached)
+    return attention_flops(config, pairs)
 
 
 def forward_flops(config: ModelConfig, texts: Texts) -> int:
     """FLOPs of one pass over the texts."""
-    head = 2 * config.hidden_size * config.vocab_size if texts.predicted else 0
-    token = weight_flops(config, parameter_shapes(config)) + head
-    return texts.count * (texts.length * token + attention_flops(config, texts))
+    return _matrix_flops(config, texts) + texts.count * text_attention_flops(config, texts)
+
+
+def _matrix_flops(config: ModelConfig, texts: Texts) -> int:
+    token = weight_flops(config, parameter_shapes(config))
+    if texts.predicted:
+        token += head_flops(config)
+    return texts.count * texts.length * token
 
 
 def step_flops(config: RunConfig, model: ModelConfig) -> int:
@@ -73,14 +74,12 @@ def step_flops(config: RunConfig, model: ModelConfig) -> int:
 
 def _trained_flops(config: RunConfig, model: ModelConfig, texts: Texts, trained: bool) -> int:
     """Forward and, where it is trained, backward."""
-    forward = forward_flops(model, texts)
-    if not trained:
-        return forward
-    if config.lora is None:
-        return 3 * forward
-    adapters = weight_flops(model, adapter_shapes(config.lora, parameter_shapes(model)))
-    attention = texts.count * attention_flops(model, texts)
-    return 2 * (forward - attention) + 3 * attention + 3 * texts.count * texts.length * adapters
+    adapters = None
+    if config.lora is not None:
+        shapes = adapter_shapes(config.lora, parameter_shapes(model))
+        adapters = texts.count * texts.length * weight_flops(model, shapes)
+    attention = texts.count * text_attention_flops(model, texts)
+    return trained_flops(_matrix_flops(model, texts), attention, adapters, trained=trained)
 
 
 def _sides(config: RunConfig) -> list[tuple[Texts, bool]]:
@@ -96,7 +95,7 @@ def _sides(config: RunConfig) -> list[tuple[Texts, bool]]:
 
 
 def _language(config: RunConfig) -> Iterable[Texts]:
-    """The texts of the language losses, and the cached pieces that some of them read."""
+    """The texts of the language losses, and the cached texts that some of them read."""
     data, modes, limits = config.data, config.model.modes, config.data.limits()
     if data.generative_batch:
         yield Texts(data.generative_batch, limits.generative, modes.generation, predicted=True)

@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from grit_jax.data.abstract_batch import abstract_batch
 from grit_jax.errors import GritError
 from grit_jax.plan.abstract_step import abstract_step
-from grit_jax.plan.chips import GIB, open_slices
+from grit_jax.plan.chips import open_slices
 from grit_jax.plan.plan import Plan, plan_on
 from grit_jax.plan.programs import bytes_per_chip, train_shapes
 from grit_jax.run_config import RunConfig, batch_needs, fit_to_mesh
+from grit_jax.runtime.chips import GIB
 from grit_jax.runtime.progress import progress, say
 from grit_jax.sharding import MESH_AXES, MeshConfig, make_mesh, num_row_shards
 

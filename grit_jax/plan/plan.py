@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from grit_jax.plan.chips import GIB, Chip, Slices, open_slices, parse_topology
+from grit_jax.plan.chips import Slices, open_slices, parse_topology
 from grit_jax.plan.flops import step_flops
 from grit_jax.plan.program_costs import ProgramCosts, program_costs
 from grit_jax.plan.programs import Program, ServingPrograms, bytes_per_chip, lower_train
 from grit_jax.run_config import RunConfig
+from grit_jax.runtime.chips import GIB, Chip
 from grit_jax.runtime.progress import say
 from grit_jax.sharding import make_mesh
 

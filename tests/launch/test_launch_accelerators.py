@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import accelerators
 import pytest
-from accelerators import FAMILIES, accelerator, check_zone
+from accelerators import ACCELERATORS, accelerator, check_zone
 from shell import LaunchError
 
 # cloud.google.com/tpu/docs/v4, v5e, v5p, v6e: chips and machines of a slice; on GKE: xpk's table.
@@ -45,7 +50,7 @@ def test_images():
         "v2-alpha-tpuv5",
         "v2-alpha-tpuv6e",
     }
-    assert FAMILIES["tpu7x"].image is None
+    assert ACCELERATORS["tpu7x"].image is None
 
 
 @pytest.mark.parametrize(
@@ -75,3 +80,14 @@ def test_zones():
     for zone in ("us-central1", "us-central1-", "US-central1-a", "us central1-a", ""):
         with pytest.raises(LaunchError, match="--zone"):
             check_zone(zone)
+
+
+def test_the_launcher_needs_the_standard_library_alone():
+    """-S: without site-packages; -I: without the environment's paths."""
+    launch = Path(accelerators.__file__).parent
+    code = f"import sys; sys.path.insert(0, {str(launch)!r}); import tpu; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert not {"jax", "numpy", "yaml"} & set(done.stdout.split())

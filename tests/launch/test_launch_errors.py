@@ -29,14 +29,17 @@ def one_line(said, status: int) -> str:
             [*CREATE[:2], "--type=v5e-8", *WHERE],
             "--type v5e-8: no such accelerator type; did you mean v5litepod-8?",
         ),
-        ([*CREATE[:2], "--type=h100", *WHERE], "no such accelerator type; they look like v2-128"),
+        (
+            [*CREATE[:2], "--type=h100", *WHERE],
+            "no such accelerator type; expected one like v2-128",
+        ),
         (
             [*CREATE[:2], "--type=v5litepod-10", *WHERE],
             "the number counts chips); near it: v5litepod-1, v5litepod-4, v5litepod-8",
         ),
         (
             [*CREATE[:2], "--type=v5p-100", *WHERE],
-            "counts cores, two a chip); near it: v5p-16, v5p-32, v5p-64, v5p-128",
+            "counts cores, two per chip); near it: v5p-16, v5p-32, v5p-64, v5p-128",
         ),
         (
             [*CREATE[:2], "--type=tpu7x-8", *WHERE],

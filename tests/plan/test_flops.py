@@ -13,7 +13,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.parameters import parameter_shapes
 from grit_jax.models.transformer import Transformer
 from grit_jax.plan.abstract_step import abstract_step
-from grit_jax.plan.flops import Texts, forward_flops, step_flops, visible_pairs
+from grit_jax.plan.flops import Texts, forward_flops, step_flops
 from grit_jax.plan.program_costs import program_costs
 from grit_jax.run_config import read_run_config
 from grit_jax.types import AttentionMode
@@ -47,15 +47,6 @@ def run(tmp_path):
     return lambda **overrides: read_run_config(
         tmp_path / "run.yaml", {k.replace("__", "."): v for k, v in overrides.items()}
     )
-
-
-@pytest.mark.parametrize("window", [None, 1, 3, 7, 20])
-def test_pairs_that_see_each_other(window):
-    for length in (1, 2, 7, 9):
-        far = lambda i, j: window is not None and abs(i - j) >= window  # noqa: B023 - used at once
-        pairs = [(i, j) for i in range(length) for j in range(length) if not far(i, j)]
-        assert visible_pairs(length, BIDIRECTIONAL, window) == len(pairs)
-        assert visible_pairs(length, CAUSAL, window) == sum(j <= i for i, j in pairs)
 
 
 def test_a_tiny_model_by_hand():

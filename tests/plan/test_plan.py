@@ -18,12 +18,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from grit_jax.cli.main import main
 from grit_jax.errors import GritError
 from grit_jax.models.parameters import num_parameters
-from grit_jax.plan.chips import CHIPS, GIB, Slices, open_slices, parse_topology
+from grit_jax.plan.chips import Slices, open_slices, parse_topology
 from grit_jax.plan.mesh_search import MOST_TRIES, search, search_table
 from grit_jax.plan.plan import Plan, ProgramPlan, compile_program, needed_bytes, plan, table
 from grit_jax.plan.program_costs import KINDS, ProgramCosts
 from grit_jax.plan.programs import Program, ServingPrograms, lower_train
 from grit_jax.run_config import fit_to_mesh, read_run_config
+from grit_jax.runtime.chips import CHIPS, GIB
 from grit_jax.sharding import MeshConfig, make_mesh
 
 needs_compiler = pytest.mark.skipif(
@@ -68,11 +69,11 @@ def config(tmp_path):
     [
         ("v5p", "not a topology"),
         ("v5p:4x", "not a topology"),
-        ("v9:4x4", "no chip 'v9' is known.* v4, v5e, v5p, v6e"),
+        ("v9:4x4", "unknown chip 'v9'.* v4, v5e, v5p, v6e"),
         ("v5p:4x4", "v5p slices have 3 sides, such as v5p:4x4x4"),
         ("v5e:2x2x1", "have 2 sides"),
-        ("v5e:32x32", "no such slice.* 256 chips are the most"),
-        ("v5e:3x3", "sides are 1 or even"),
+        ("v5e:32x32", "no such slice.* the largest slice has 256 chips"),
+        ("v5e:3x3", "every side is 1 or even"),
         ("v5e:0x4", "no such"),
     ],
 )
