@@ -20,6 +20,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.run_config import read_run_config
 from grit_jax.runtime.preemption import PREEMPTED
 from grit_jax.text.tokenizer import Tokenizer
+from grit_jax.text.train_tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.multiprocess
 
@@ -146,15 +147,60 @@ def test_the_loss_of_a_process_ends_the_others_soon(folder, alone, lost):
     check(trace(finish(folder, name, 2)), alone)
 
 
-def test_a_process_that_fails_alone_does_not_keep_the_others(folder):
-    """The mistake of one machine: it says what is wrong and is gone, and the others do not wait for
-    it."""
-    processes = start(folder, "failed", 2, own={1: ["--data.generative", "[nowhere.jsonl]"]})
-    began = time.monotonic()
-    assert processes[1].wait(timeout=120) == 2 and "nowhere.jsonl" in logs(folder, "failed")[1]
-    assert processes[0].wait(timeout=120) == PREEMPTED
-    assert "another process of this run was lost" in logs(folder, "failed")[0]
-    assert time.monotonic() - began < 120  # importing and joining included
+def test_what_one_process_cannot_read_ends_all(folder):
+    """The mistake of one machine is known to all of them, which end at once."""
+    statuses = wait(
+        folder, start(folder, "failed", 2, own={1: ["--data.generative", "[nowhere.jsonl]"]})
+    )
+    assert statuses == [2, 2], logs(folder, "failed")
+    zero, one = logs(folder, "failed")
+    assert "grit train: process 1: nowhere.jsonl: no such file" in zero
+    assert "grit train: nowhere.jsonl: no such file" in one
+
+
+SETTINGS = ["--optimizer.lr", "0.002", "--train.seed", "1", "--data.embedding_batch", "8"]
+
+
+def test_processes_with_other_settings_do_not_start(folder):
+    statuses = wait(folder, start(folder, "settings", 2, own={1: SETTINGS}))
+    assert statuses == [2, 2], logs(folder, "settings")
+    line = (
+        "grit train: the processes of this run differ: data.embedding_batch is 6 on process 0, 8 on"
+        " process 1; train.seed is 0 on process 0, 1 on process 1; optimizer.lr is 0.001 on process"
+        " 0, 0.002 on process 1; start all of them with the same settings and the same files"
+    )
+    assert all(line in log for log in logs(folder, "settings")), logs(folder, "settings")
+    assert not (folder / "settings").exists(), "nothing is written before all agree"
+
+
+def test_processes_with_other_data_do_not_start(folder, alone, sentences, tmp_path):
+    """The same number of lines in another order, a line fewer, another tokenizer, another held-out
+    file: each would make other batches or other scores."""
+    lines = (folder / "embedding.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "order.jsonl").write_text("".join(reversed(lines)))
+    lines = (folder / "generative.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "fewer.jsonl").write_text("".join(lines[1:]))
+    train_tokenizer(sentences[150:], 470).save(tmp_path / "tokenizer")
+    tokenizer = ["--tokenizer.path", str(folder / "one" / "tokenizer")]
+    own = [
+        ["--data.embedding", f"[{tmp_path}/order.jsonl]"],
+        ["--data.generative", f"[{tmp_path}/fewer.jsonl]"],
+        ["--train.eval_generative", f"{tmp_path}/fewer.jsonl"],
+        ["--tokenizer.path", f"{tmp_path}/tokenizer"],
+    ]
+    words = [word for pair in own for word in pair]
+    statuses = wait(folder, start(folder, "data", 2, own={0: tokenizer, 1: words}))
+    assert statuses == [2, 2], logs(folder, "data")
+    for log in logs(folder, "data"):
+        (line,) = [line for line in log.splitlines() if line.startswith("grit train: ")]
+        same, fewer, scored, ids, end = line.split("the processes of this run differ: ")[1].split(
+            "; "
+        )
+        assert same.startswith("data.embedding[0] ") and same.count("40 lines, content ") == 2
+        assert "50 lines, content " in fewer and "49 lines, content " in fewer
+        assert scored.startswith("train.eval_generative ") and ids.startswith("tokenizer ")
+        assert end.startswith("start all of them with the same settings")
+    assert not (folder / "data" / "metrics.jsonl").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_all_with_the_ids_of_its_batch(folder, alone):

@@ -54,7 +54,12 @@ def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
     if arguments is None and not _in_a_cluster(environment):
         return
     if arguments:
-        coordinator.await_coordinator("GRIT_COORDINATOR", *arguments.values())
+        coordinator.await_coordinator(
+            "GRIT_COORDINATOR",
+            arguments["coordinator_address"],
+            process=arguments["process_id"],
+            processes=arguments["num_processes"],
+        )
     elif address := environment.get("JAX_COORDINATOR_ADDRESS"):
         coordinator.resolve("JAX_COORDINATOR_ADDRESS", address)
     # SIGTERM is heard by `preemption`, and the hosts agree on it by `Agreement`.

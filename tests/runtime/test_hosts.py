@@ -32,7 +32,7 @@ def joined(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr(jax.config, "update", lambda *setting: None)
-    monkeypatch.setattr(hosts.coordinator, "await_coordinator", lambda *address: None)
+    monkeypatch.setattr(hosts.coordinator, "await_coordinator", lambda *address, **numbers: None)
     monkeypatch.setattr(hosts.coordinator, "resolve", lambda *address: None)
     return calls
 
@@ -56,6 +56,15 @@ def test_who_joins(joined, environment, how):
     join_hosts(environment)
     assert joined == how
     assert asks_for_hosts(environment) is bool(how), "whether the run is watched"
+
+
+def test_the_coordinator_is_waited_for_by_this_process(joined, monkeypatch):
+    waits = []
+    monkeypatch.setattr(
+        hosts.coordinator, "await_coordinator", lambda *address, **numbers: waits.append(numbers)
+    )
+    join_hosts(THREE)
+    assert waits == [{"process": 3, "processes": 4}]
 
 
 @pytest.mark.parametrize("libtpu, asked", [(True, [{}]), (False, [])])
