@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from grit_jax.cli import flags
-from grit_jax.cli.output import print_text
+from grit_jax.cli.output import print_summary, print_text
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError
 
@@ -107,12 +107,12 @@ def data(args: argparse.Namespace) -> None:
         rows = write_rows(
             args.input, args.output, args.k, corpus=args.corpus, rows=args.rows, seed=args.seed
         )
-        print_text(f"{rows} rows in {args.output}")
+        print_summary(f"{rows} rows in {args.output}", args.output)
     elif args.kind == "repeats":
         from grit_jax.pydocs.repeats import write_repeats
 
         rows = write_repeats(args.input, args.output, args.rows, args.seed)
-        print_text(f"{rows} rows in {args.output}")
+        print_summary(f"{rows} rows in {args.output}", args.output)
     else:
         _write_pydocs(args)
 

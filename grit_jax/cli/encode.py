@@ -8,6 +8,7 @@ from grit_jax.cli import flags
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_json, print_result, print_text
 from grit_jax.cli.verb import Verb
+from grit_jax.errors import GritError
 from grit_jax.text.length import MAX_LENGTH, DefaultLength
 
 
@@ -15,6 +16,12 @@ def _encode_flags(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--input", required=True, type=flags.path, metavar="F.jsonl|F.txt")
     parser.add_argument("--output", required=True, type=flags.path, metavar="V.npy")
+    parser.add_argument(
+        "--input-format",
+        choices=("auto", "jsonl", "txt"),
+        default="auto",
+        help="auto (default): txt, a text a line, for names that end in .txt, else jsonl",
+    )
     parser.add_argument(
         "--instruction", default="", metavar="T", help="what the vectors are for (default: none)"
     )
@@ -43,8 +50,12 @@ def _encode_flags(parser: argparse.ArgumentParser) -> None:
 
 def encode(args: argparse.Namespace) -> None:
     from grit_jax.inference.files import encode_file, read_texts
+    from grit_jax.runtime.files import is_stdout, refuse_same_file
 
-    texts = read_texts(args.input)
+    refuse_same_file(args.output, args.input)
+    if args.json and is_stdout(args.output):
+        raise GritError("--json and --output both write to standard output; leave one out")
+    texts = read_texts(args.input, args.input_format)
     summary = encode_file(
         load_model(args),
         texts,
@@ -58,6 +69,7 @@ def encode(args: argparse.Namespace) -> None:
         summary,
         args.json,
         f"{summary['texts']} texts to {args.output}, {summary['tokens_per_s']:.0f} tokens/s",
+        args.output,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from grit_jax import __version__
 from grit_jax.cli import bench, data, encode, eval, flags, plan, quickstart, rag, train
-from grit_jax.cli.output import STDOUT, discard_stdout
+from grit_jax.cli.output import STDOUT, discard_stdout, escape_unprintable
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError, out_of_memory
 from grit_jax.runtime.preemption import PREEMPTED, Preempted
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args, rest = build_parser().parse_known_args(argv)
     verb = VERBS[args.verb]
+    escape_unprintable()
     if rest and not verb.takes_overrides:
         args.parser.refuse(rest[0])
     _use_huge_pages(argv)

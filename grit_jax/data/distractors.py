@@ -20,7 +20,7 @@ from grit_jax.data.formats import CachedExample, document_text
 from grit_jax.data.lines import read_examples
 from grit_jax.data.sources import open_lines
 from grit_jax.errors import GritError
-from grit_jax.runtime.files import write_jsonl
+from grit_jax.runtime.files import refuse_same_file, write_jsonl
 from grit_jax.runtime.progress import progress
 
 
@@ -97,9 +97,10 @@ def write_rows(
       rows: the number of lines to write; None: one for each question.
 
     Raises:
-      GritError: an unreadable file, a bad line, too few questions or documents, or an output that
-        cannot be written.
+      GritError: an unreadable file, a bad line, too few questions or documents, an output that is
+        an input as well or cannot be written.
     """
+    refuse_same_file(output, Path(questions), None if corpus is None else Path(corpus))
     source = read_examples(questions, "cached")
     count = len(source) if rows is None else rows
     if count > len(source):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import array
 import collections
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from grit_jax.data.formats import KIND_OF_TYPE, Example, Kind, LineError, parse_line
+from grit_jax.data.spool import spooled
 from grit_jax.errors import GritError
 from grit_jax.runtime.progress import progress
 
@@ -42,69 +44,75 @@ class Source(Protocol):
 
 
 class JsonlFile:
-    """The lines of a JSONL file by number; only their offsets are held in memory. Blank lines do
-    not count.
+    """The lines of a text file by number; only their offsets are held in memory.
+
+    A line ends with a line feed, a carriage return or both. Files compressed with gzip or zstd are
+    unpacked, and pipes are read, into a temporary file first.
+
+    Args:
+      blank_lines: False leaves blank lines out, as in JSONL; with True they count.
 
     Raises:
-      GritError: no such file, a folder, compressed or binary data, or no line in it.
+      GritError: no such file, a folder, binary data, damaged compression, or no line in it.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, blank_lines: bool = False):
         self.path = Path(path)
-        self.offsets, self.numbers = self._scan()
+        try:
+            self._spool = spooled(self.path)
+            with self._open() as file:
+                self.offsets, self.numbers = _scan(file, self.path, blank_lines)
+        except FileNotFoundError:
+            raise GritError(f"{path}: no such file") from None
+        except IsADirectoryError:
+            raise GritError(f"{path}: a folder, not a JSONL file") from None
+        except OSError as error:
+            raise GritError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if not len(self.numbers):
+            expected = "a line" if blank_lines else "one JSON object a line"
+            raise GritError(f"{path}: empty; expected {expected}")
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> bytes:
         start, end = self.offsets[index]
-        with open(self.path, "rb") as file:  # per access: safe in threads and worker processes
-            file.seek(start)
-            return file.read(end - start)
+        with self._open() as file:  # each access on its own: safe in threads
+            return os.pread(file.fileno(), end - start, start)
 
     def __iter__(self) -> Iterator[bytes]:
-        with open(self.path, "rb") as file:
+        with self._open() as file:
             for start, end in self.offsets:
-                file.seek(start)
-                yield file.read(end - start)
+                yield os.pread(file.fileno(), end - start, start)
 
     def where(self, index: int) -> str:
-        """`file:line`, lines counted from 1 and blank ones included, as an editor shows them."""
+        """`file:line` of line `index`, counted from 1 and with blank ones, as an editor does."""
         return f"{self.path}:{self.numbers[index]}"
 
-    def _scan(self) -> tuple[np.ndarray, np.ndarray]:
-        path = self.path
-        offsets, numbers = (
-            array.array("q"),
-            array.array("q"),
-        )  # a list of integers would take five times as much
-        try:
-            with open(path, "rb") as file:
-                head = file.read(4096)
-                if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd":
-                    raise GritError(
-                        f"{path}: compressed data; unpack it first (gzip -d or zstd -d)"
-                    )
-                if b"\0" in head:
-                    raise GritError(f"{path}: binary data, not a JSONL text file")
-                position = (
-                    3 if head[:3] == b"\xef\xbb\xbf" else 0
-                )  # a byte-order mark is no part of the JSON
-                file.seek(position)
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        offsets.extend((position, position + len(line)))
-                        numbers.append(number)
-                    position += len(line)
-        except FileNotFoundError:
-            raise GritError(f"{path}: no such file") from None
-        except IsADirectoryError:
-            raise GritError(f"{path}: a folder, not a JSONL file") from None
-        except OSError as error:
-            raise GritError(f"{path}: cannot be read ({error.strerror})") from None
-        if not numbers:
-            raise GritError(f"{path}: empty; expected one JSON object a line")
-        return np.asarray(offsets).reshape(-1, 2), np.asarray(numbers)
+    def _open(self) -> BinaryIO:
+        if self._spool is None:
+            return open(self.path, "rb")
+        return open(os.dup(self._spool.fileno()), "rb")
+
+
+def _scan(file: BinaryIO, path: Path, blank_lines: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and end of each line in bytes `[lines, 2]`, and its number from 1 `[lines]`."""
+    file.seek(0)
+    head = file.read(4096)
+    if b"\0" in head:
+        raise GritError(f"{path}: binary data, not a text file with lines")
+    position = 3 if head.startswith(b"\xef\xbb\xbf") else 0  # the byte-order mark
+    file.seek(position)
+    # Arrays: a list of integers would take five times as much.
+    offsets, numbers, number = array.array("q"), array.array("q"), 0
+    for chunk in file:  # up to the next line feed
+        for line in chunk.splitlines(keepends=True) if b"\r" in chunk else (chunk,):
+            number += 1
+            if blank_lines or line.strip():
+                offsets.extend((position, position + len(line)))
+                numbers.append(number)
+            position += len(line)
+    return np.asarray(offsets, np.int64).reshape(-1, 2), np.asarray(numbers, np.int64)
 
 
 class LineSource:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import ml_dtypes
 import numpy as np
@@ -18,21 +19,37 @@ from grit_jax.runtime.files import write_file
 from grit_jax.text.length import MAX_LENGTH, MAX_NEW_TOKENS, DefaultLength
 
 Precision = Literal["float32", "bfloat16", "int8", "binary"]
+TextFormat = Literal["auto", "jsonl", "txt"]
 INT8_LEVELS = 127
+COMPRESSED = (".gz", ".zst")
 
 
-def read_texts(path: Path) -> list[str]:
-    """Texts of a `.txt` file (a line each) or a JSONL file (`"text"`, or `{"text": "text"}`), in
-    order.
+def read_texts(path: Path, file_format: TextFormat = "auto") -> list[str]:
+    """Texts of a file, in order.
+
+    Args:
+      file_format: "txt": every line is a text, a blank one an empty text, so that text `i` is line
+        `i`. "jsonl": a line is `"text"` or `{"text": "text"}`, and blank lines do not count.
+        "auto": "txt" for a name that ends in `.txt` (upper or lower case, before `.gz` or `.zst`),
+        else "jsonl".
 
     Raises:
       GritError: no such file, an empty or binary one, or a line without a text (with `file:line`).
     """
+    plain = file_format == "txt" or file_format == "auto" and is_text_file(path)
     texts = []
-    for line, where in _lines(path):
-        text = line.rstrip("\r\n") if path.suffix == ".txt" else _field(line, ("text",), where)
-        texts.append(_unicode(text, where))
+    for line, place in _lines(path, blank_lines=plain):
+        text = line.rstrip("\r\n") if plain else _field(line, ("text",), place)
+        texts.append(_unicode(text, place))
     return texts
+
+
+def is_text_file(path: Path) -> bool:
+    """Whether a name ends in `.txt`, compressed or not."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1:] == [".txt"]
 
 
 def read_prompts(path: Path) -> list[Any]:
@@ -40,66 +57,66 @@ def read_prompts(path: Path) -> list[Any]:
     [...]}`, in order.
 
     Raises:
-      GritError: as `read_texts`, and a conversation that nobody can answer.
+      GritError: as `read_texts`; or a conversation that does not end with a user's turn.
     """
     prompts = []
-    for line, where in _lines(path):
-        prompt = _field(line, ("prompt", "text", "messages"), where)
+    for line, place in _lines(path):
+        prompt = _field(line, ("prompt", "text", "messages"), place)
         try:
             turns = conversations([prompt])[0]
-        except GritError as error:  # it speaks of "prompt 0"; the person knows it by its line
+        except GritError as error:  # its message says "prompt 0" for the line
             raise GritError(
-                f"{where}: {str(error).removeprefix('prompt 0').lstrip(': ')}"
+                f"{place}: {str(error).removeprefix('prompt 0').lstrip(': ')}"
             ) from None
         for turn in turns:
-            _unicode(turn, where)
+            _unicode(turn, place)
         prompts.append(prompt)
     return prompts
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _lines(path: Path, *, blank_lines: bool = False) -> Iterator[tuple[str, str]]:
     """The lines of a file, each with its `file:line`."""
-    lines = JsonlFile(path)
+    lines = JsonlFile(path, blank_lines=blank_lines)
     for index, line in enumerate(lines):
-        where = lines.where(index)
+        place = lines.where(index)
         try:
-            yield line.decode("utf-8"), where
+            yield line.decode("utf-8"), place
         except UnicodeDecodeError as error:
             raise GritError(
-                f"{where}: not UTF-8 text ({error.reason} at byte {error.start})"
+                f"{place}: not UTF-8 text ({error.reason} at byte {error.start})"
             ) from None
 
 
-def _field(line: str, names: tuple[str, ...], where: str) -> Any:
+def _field(line: str, names: tuple[str, ...], place: str) -> Any:
     try:
         value = json.loads(line.strip())
     except json.JSONDecodeError as error:
-        raise GritError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
+        raise GritError(f"{place}: not valid JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-        raise GritError(f"{where}: not usable JSON: {error}") from None
+        raise GritError(f"{place}: not usable JSON: {error}") from None
     if isinstance(value, str):
         return value
     wanted = " or ".join(f"'{name}'" for name in names)
     if not isinstance(value, dict):
         raise GritError(
-            f"{where}: expected a string or an object with {wanted}, found {type(value).__name__}"
+            f"{place}: expected a string or an object with {wanted}, found {type(value).__name__}"
         )
     for name in names:
         if name in value:
             if not isinstance(value[name], list if name == "messages" else str):
                 kind = "list" if name == "messages" else "string"
                 raise GritError(
-                    f"{where}: '{name}' must be a {kind}, found {type(value[name]).__name__}"
+                    f"{place}: '{name}' must be a {kind}, found {type(value[name]).__name__}"
                 )
             return value[name]
-    raise GritError(f"{where}: no {wanted} in this line")
+    raise GritError(f"{place}: no {wanted} in this line")
 
 
-def _unicode(text: str, where: str) -> str:
+def _unicode(text: str, place: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise GritError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff)") from None
+        raise GritError(f"{place}: holds half of a surrogate pair (\\ud800 to \\udfff)") from None
     return text
 
 
@@ -127,9 +144,9 @@ def encode_file(
     width = model.embedding_width
     if dim is not None and dim > width:
         raise GritError(f"--dim {dim}: the model's vectors have {width} dimensions")
-    with write_file(output) as file:  # before the work, not after it
+    with write_file(output) as file:  # opened before the work, so that it fails early
         encoded = model.encoder.encode(texts, instruction, max_length, progress=True)
-        np.save(file, quantize(truncate(encoded.vectors, dim), precision))
+        write_npy(file, quantize(truncate(encoded.vectors, dim), precision))
     return {
         "texts": len(texts),
         "tokens": encoded.tokens,
@@ -139,6 +156,15 @@ def encode_file(
         "dim": dim or width,
         "precision": precision,
     }
+
+
+def write_npy(file: BinaryIO, array: np.ndarray) -> None:
+    """Writes an array as `np.save` does, also to a pipe, where `np.save` fails."""
+    header = np.lib.format.header_data_from_array_1_0(array)
+    with warnings.catch_warnings():  # bfloat16 is stored as two opaque bytes
+        warnings.simplefilter("ignore", UserWarning)
+        np.lib.format.write_array_header_1_0(file, header)
+    file.write(np.ascontiguousarray(array).view(np.uint8).data)
 
 
 def truncate(vectors: np.ndarray, dim: int | None) -> np.ndarray:

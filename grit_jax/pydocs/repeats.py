@@ -13,7 +13,7 @@ from pathlib import Path
 
 from grit_jax.data.distractors import corpus_texts
 from grit_jax.errors import GritError
-from grit_jax.runtime.files import write_jsonl
+from grit_jax.runtime.files import refuse_same_file, write_jsonl
 
 WORDS = (2, 12)  # of a passage, least and most
 MAX_WORD_CHARACTERS, MAX_PASSAGE_CHARACTERS = 20, 120
@@ -65,6 +65,7 @@ def write_repeats(corpus: str | Path, output: Path, rows: int, seed: int = 0) ->
       GritError: an unreadable file, a bad line, documents that are too short, or an output that
         cannot be written.
     """
+    refuse_same_file(output, Path(corpus))
     try:
         texts = repeated(corpus_texts(corpus), rows, seed)
     except ValueError as error:

@@ -19,7 +19,7 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, cast
 
 from grit_jax.errors import GritError
 
@@ -52,7 +52,7 @@ def write_file(path: str | Path, *, overwrite: bool = True) -> Iterator[BinaryIO
         raise GritError(f"{path}: is a folder; name a file")
     with _writing(path):
         if is_stream(path):
-            with _open_stream(path) as file:
+            with open_stream(path, "wb") as file:
                 yield file
             return
         target = path.resolve()
@@ -127,7 +127,7 @@ def json_text(value: Any, indent: int | None = None, *, ascii: bool = False) -> 
     except ValueError:
         if (place := _not_finite(value)) is None:
             raise
-        raise GritError(f"{place}, which JSON cannot hold") from None
+        raise GritError(f"{place}, not a finite number") from None
 
 
 def _not_finite(value: Any, place: str = "") -> str | None:
@@ -282,10 +282,29 @@ def _descriptor(path: str | Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def _open_stream(path: Path) -> BinaryIO:
+def open_stream(path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
+    """Opens a stream (see `is_stream`) for reading or writing."""
     number = _descriptor(path)
     # A duplicate keeps the position in a redirected file; opening the path would truncate it.
-    return open(path if number is None else os.dup(number), "wb")
+    return cast(BinaryIO, open(path if number is None else os.dup(number), mode))
+
+
+def is_stdout(path: str | Path) -> bool:
+    """Whether a path is this process's standard output."""
+    return _descriptor(path) == 1
+
+
+def refuse_same_file(output: Path, *inputs: Path | None) -> None:
+    """Checks, before the work, that a file to write is none of those to read.
+
+    Raises:
+      GritError: it is one of them, under this name or another.
+    """
+    for path in inputs:
+        if path is None or is_stream(output) or not (output.exists() and path.exists()):
+            continue
+        if output.samefile(path):
+            raise GritError(f"{output}: is an input as well; write to another file")
 
 
 def _temporary(target: Path) -> Path:

@@ -110,11 +110,13 @@ def test_encode_with_an_instruction_into_a_link(capsys, tiny_model, texts, tmp_p
 
 
 def test_texts_are_taken_as_they_are(capsys, tiny_model, tmp_path):
-    """Line ends belong to the lines of a text file, and to the texts in a JSONL file."""
+    """A line of a text file is a text, without its line end; those in JSON are kept."""
     (tmp_path / "windows.txt").write_bytes("eins\r\n\r\nzwei ü\r\n".encode())
+    (tmp_path / "MAC.TXT").write_bytes(b"eins\rzwei\r")
     write_lines(tmp_path / "ends.jsonl", {"text": "one\n"}, "two\n\n", "")
     for file, wanted in (
-        ("windows.txt", ["eins", "zwei ü"]),
+        ("windows.txt", ["eins", "", "zwei ü"]),  # row i is line i
+        ("MAC.TXT", ["eins", "zwei"]),
         ("ends.jsonl", ["one\n", "two\n\n", ""]),
     ):
         assert (

@@ -356,7 +356,7 @@ CASES = {
     # ---- train: the configuration
     "train": "required: CONFIG",
     "train absent": "absent: no such file",
-    "train empty": "empty: expected a mapping of keys such as 'train:', found nothing",
+    "train empty": "empty: expected a mapping of keys such as 'train:', got nothing",
     "train binary": "binary: cannot be read as text",
     "train latin1": "latin1: cannot be read as text",
     "train list": "list: expected a mapping of keys",

@@ -76,7 +76,7 @@ def write_lines(path: Path, *lines: Any) -> Path:
 def good_files(folder: Path, sentences: list[str]) -> None:
     """One file of each kind that a verb reads."""
     texts = sentences[:9]
-    (folder / "texts.txt").write_text("\n".join(texts) + "\n\n", encoding="utf-8")
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     write_lines(folder / "texts.jsonl", *texts[:5], *({"text": text} for text in texts[5:]))
     write_lines(
         folder / "prompts.jsonl",

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from grit_jax.runtime.files import (
     lock_folder,
     new_folder,
     read_json,
+    refuse_same_file,
     write_file,
     write_json,
     write_jsonl,
@@ -115,6 +117,17 @@ def test_pipes_devices_and_descriptors_are_written_to(tmp_path):
     assert not is_stream(tmp_path) and not is_stream(tmp_path / "log")
 
 
+def test_an_output_that_is_an_input(tmp_path):
+    path, link, other = tmp_path / "a", tmp_path / "link", tmp_path / "b"
+    path.touch()
+    link.symlink_to(path)
+    for output in (path, link, tmp_path / "." / "a"):
+        with pytest.raises(GritError, match="is an input as well"):
+            refuse_same_file(output, None, other, path)
+    refuse_same_file(other, path, link)
+    refuse_same_file(Path("/dev/null"), Path("/dev/null"))
+
+
 @pytest.mark.parametrize(
     "path, words", [(".", "is a folder"), ("no/x", "no/x: cannot be written \\(No such file")]
 )
@@ -136,7 +149,7 @@ def test_json_as_written(tmp_path):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_json_holds_no_number_that_is_not_finite(tmp_path, number):
-    with pytest.raises(GritError, match=rf"^scores\.1\.ndcg is {number}, which JSON cannot hold"):
+    with pytest.raises(GritError, match=rf"^scores\.1\.ndcg is {number}, not a finite number"):
         json_text({"scores": [{"ndcg": 1.0}, {"ndcg": number}]})
     with pytest.raises(GritError, match=r"r.json: not written: loss is"):
         write_json(tmp_path / "r.json", {"loss": number})
