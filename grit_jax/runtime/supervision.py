@@ -40,28 +40,34 @@ def watched(work: Callable[[], None]) -> None:
       SystemExit: the child's status; `PREEMPTED` where it was aborted for the loss of another
         process.
     """
-    # A session that ends sends it to all, which would kill the child unsaved: ignored there, and
-    # made SIGTERM of here.
-    hangs_up = signal.signal(signal.SIGHUP, signal.SIG_IGN) != signal.SIG_IGN
+    # A terminal that closes sends SIGHUP to all processes. The child ignores it, or it would end
+    # unsaved, and the parent passes it on as SIGTERM. Under nohup both ignore it.
+    hangup_counts = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    passed_on = [signal.SIGTERM, *([signal.SIGHUP] if hangup_counts else [])]
+    # Blocked, so that none is lost or fatal before the handlers are there.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
     parent, child = os.getpid(), os.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _end_with(parent)
         _leave_at_once(work)
         return
 
-    def hand_on(number: int, frame: object) -> None:
+    def pass_on(number: int, frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
             os.kill(child, signal.SIGTERM)
 
-    for number in (signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])):
-        signal.signal(number, hand_on)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, it goes to the child, too
+    for number in passed_on:
+        signal.signal(number, pass_on)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child, too
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == -signal.SIGABRT and _in_company[0]:
         print(
             "grit train: another process of this run was lost, or the network between them (JAX's"
-            " words are above; the output of the others may say why); the same command goes on from"
-            " the newest checkpoint",
+            " message is above; the output of the others may say why); the same command goes on"
+            " from the newest checkpoint",
             file=sys.stderr,
         )
         sys.exit(PREEMPTED)

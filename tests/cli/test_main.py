@@ -25,7 +25,7 @@ def test_help_loads_no_array_library(arguments):
         "from grit_jax.cli.main import main\n"
         f"main({arguments})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
 
 

@@ -54,7 +54,7 @@ class Office:
                 if host != self.number:
                     place = (key, self.number, host)
                     assert post.came.wait_for(
-                        functools.partial(post.letters.__contains__, place), timeout=10
+                        functools.partial(post.letters.__contains__, place), timeout=600
                     )
                     received[host] = post.letters.pop(place)
         return received

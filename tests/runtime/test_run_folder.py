@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import fsspec
@@ -51,6 +52,14 @@ def failing(monkeypatch, memory, times: int, error: Exception) -> list[str]:
 
     monkeypatch.setattr(type(memory), "put_file", refuse)
     return given
+
+
+def until(condition) -> None:
+    """Returns once the condition holds."""
+    end = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def names(memory) -> set[str]:
@@ -142,8 +151,7 @@ def test_it_is_copied_now_and_then_and_at_the_end(store, monkeypatch):
     output.begin()
     output.copy_now_and_then()
     (output.local / "metrics.jsonl").write_text("1\n")
-    output._copier.join(0.5)
-    assert names(store) == {"metrics.jsonl"}
+    until(lambda: names(store) == {"metrics.jsonl"})
     monkeypatch.setattr(module, "COPY_SECONDS", 1000)
     (output.local / "bad_batch.json").write_text("{}")
     output.close()
@@ -196,11 +204,8 @@ def test_a_periodic_copy_that_fails_is_made_up_for(store, monkeypatch, capsys):
     (output.local / "metrics.jsonl").write_text("1\n")
     failing(monkeypatch, store, 6, RuntimeError("503"))  # two copies
     output.copy_now_and_then()
-    for _ in range(500):
-        output._copier.join(0.01)
-        if names(store):
-            break
-    assert names(store) == {"metrics.jsonl"} and output._copier.is_alive()
+    until(lambda: names(store) == {"metrics.jsonl"})
+    assert output._copier.is_alive()
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2 and all(
         line.startswith("gs://bucket/run: cannot be written (503)") for line in told

@@ -15,6 +15,8 @@ import pytest
 
 from grit_jax.runtime.preemption import PREEMPTED
 
+LONG_S = 600  # a bound for what never ends; no test waits for time to pass
+
 
 def start(work: str, begin: str = "", **how: Any) -> subprocess.Popen:
     """A process that does `work` as `grit train` does on several hosts, and `begin` before."""
@@ -23,7 +25,7 @@ from grit_jax.runtime.preemption import PREEMPTED, Preempted, on_sigterm
 from grit_jax.runtime.supervision import joined_others, watched
 """
     code = f"{words}{begin}\ndef work():\n    {work.strip()}\nwatched(work)\nprint('at its end')"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, **how)
 
 
@@ -41,7 +43,7 @@ from grit_jax.runtime.supervision import joined_others, watched
 )
 def test_the_status_is_the_childs(work, status, said):
     process = start(work)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LONG_S)
     assert process.returncode == status, err
     assert said in out + err
 
@@ -61,7 +63,7 @@ def test_one_that_ends_alone_leaves_without_the_orderly_end_that_waits_for_other
     end, status, waits
 ):
     process = start(f"import atexit; atexit.register(lambda: print('waited')); {end}")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LONG_S)
     assert (process.returncode, "waited" in out) == (status, waits), err
 
 
@@ -70,9 +72,13 @@ SAVES = """
         print('ready', flush=True)
         while not notice.arrived:
             time.sleep(0.01)
-        time.sleep(0.2)
+        sys.stdin.readline()  # all signals have been sent
         print('saved', flush=True)
     sys.exit(PREEMPTED)
+"""
+ONE_NOTICE = """
+from grit_jax.runtime import preemption
+preemption.SAME_NOTICE_S = 600
 """
 
 
@@ -80,25 +86,49 @@ SAVES = """
     "signals", [[signal.SIGTERM, signal.SIGHUP, signal.SIGTERM], [signal.SIGHUP]]
 )
 def test_a_session_that_ends_is_one_notice_to_save(signals):
-    """The system signals every process of it, each more than once; the parent hands on what it gets
-    itself."""
-    process = start(SAVES, start_new_session=True)
+    """The system signals every process of it, each more than once; the parent passes on what it
+    gets itself."""
+    process = start(SAVES, ONE_NOTICE, start_new_session=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for number in signals:
         os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate("go\n", timeout=LONG_S)
+    assert (process.returncode, out) == (PREEMPTED, "saved\n"), err
+
+
+# The parent is held between the fork and what it does next.
+SLOW_PARENT = """
+fork = os.fork
+def slow():
+    child = fork()
+    if child:
+        sys.stdin.readline()
+    return child
+os.fork = slow
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_that_comes_before_the_parent_is_ready_is_not_lost(number):
+    """As on a slow machine, where the child may be ahead."""
+    saves = SAVES.replace("sys.stdin.readline()", "pass")
+    process = start(saves, ONE_NOTICE + SLOW_PARENT, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(number)  # to the parent alone
+    out, err = process.communicate("go\n", timeout=LONG_S)
     assert (process.returncode, out) == (PREEMPTED, "saved\n"), err
 
 
 def test_a_run_that_is_to_outlive_its_terminal_does():
     """As under nohup: SIGHUP was ignored before, so it is no notice."""
     process = start(
-        "print('ready', flush=True); time.sleep(0.3)",
+        "print('ready', flush=True); sys.stdin.readline()",
         begin="signal.signal(signal.SIGHUP, signal.SIG_IGN)",
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGHUP)
-    assert process.communicate(timeout=60)[0] == "at its end\n" and process.returncode == 0
+    out = process.communicate("go\n", timeout=LONG_S)[0]
+    assert out == "at its end\n" and process.returncode == 0
 
 
 def test_sigterm_is_handed_on_and_sigkill_takes_the_child_along():
@@ -109,12 +139,12 @@ def test_sigterm_is_handed_on_and_sigkill_takes_the_child_along():
     assert process.stdout is not None
     assert int(process.stdout.readline()) != process.pid
     process.terminate()
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=LONG_S) == 143
     process = start("print(os.getpid(), flush=True); time.sleep(600)")
     assert process.stdout is not None
     child = int(process.stdout.readline())
     process.kill()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LONG_S
     while time.monotonic() < deadline:
         try:
             os.kill(child, 0)
