@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import jax
 import pytest
@@ -161,3 +162,40 @@ def test_a_file_that_shows_late_is_waited_for(two, tmp_path, monkeypatch):
     two(1, ".grit-mark", "yes")
     monkeypatch.setattr(hosts.time, "sleep", lambda seconds: (tmp_path / ".grit-mark").touch())
     check_same_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values, line",
+    [
+        ([{"lr": 1, "seed": 0}] * 3, ""),
+        ([{"lr": 1}, {"lr": 1}, {"lr": 2}], "lr is 1 on process 0, 1, 2 on process 2;"),
+        (
+            [{"lr": 1}, {"lr": 1, "b": None}, {"lr": 1, "b": "x"}],
+            "b is unset on process 0, 1, x on",
+        ),
+        ([{"a": 1, "b": 2}, {"a": 2, "b": 3}], "a file.jsonl is 1 on process 0, 2 on process 1; b"),
+        ([{str(i): n for i in range(9)} for n in (0, 1)], "; and 4 more; start all of them with"),
+        ([{"a": n} for n in range(12)], "a file.jsonl is 0 on process 0, 1 on process 1, 2 on"),
+        ([{"a": n > 0} for n in range(12)], "true on process 1, 2, 3, 4, 5, 6, 7, 8 and 3 others;"),
+    ],
+)
+def test_what_the_processes_have_is_compared(monkeypatch, values, line):
+    monkeypatch.setattr(jax, "process_count", lambda: len(values))
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hosts, "all_say", lambda word: [json.dumps(value) for value in values])
+    raises = pytest.raises(GritError, match=f"^the processes of this run differ: .*{line}")
+    with raises if line else contextlib.nullcontext():
+        hosts.check_hosts_agree(values[0], {"a": "file.jsonl"})
+
+
+@pytest.mark.parametrize("mine", ["", "mine"])
+@pytest.mark.parametrize("other", ["", "other's"])
+def test_an_error_of_one_process_is_raised_by_all(monkeypatch, mine, other):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hosts, "all_say", lambda word: [word, other])
+    expected = mine or (other and f"process 1: {other}")
+    raises = pytest.raises(GritError, match=f"^{expected}$")
+    with raises if expected else contextlib.nullcontext(), hosts.errors_together():
+        if mine:
+            raise GritError(mine)
