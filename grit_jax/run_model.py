@@ -17,7 +17,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.lora import adapter_shapes
-from grit_jax.models.projection import PROJECTION
+from grit_jax.models.projection import PROJECTION, layers_of
 from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.run_config import ModelSection, RunConfig
 from grit_jax.runtime.hosts import is_first, wait_for_all
@@ -148,12 +148,15 @@ def projection_width(section: ModelSection, params: Params | None) -> int | None
     Raises:
       GritError: the configuration asks for others than the model has.
     """
-    there = params[PROJECTION].shape[1] if params is not None and PROJECTION in params else None
+    layers = layers_of(params) if params is not None else []
+    there = layers[-1][0].shape[1] if layers else None
     if there and section.projection not in (None, there):
         raise GritError(
             f"model.projection is {section.projection}, but {section.path} has one of {there}"
             " dimensions; leave the key out to train that"
         )
+    if layers and PROJECTION not in (params or {}):
+        return None  # Dense modules with activations, trained as they are
     return there or section.projection
 
 

@@ -66,7 +66,7 @@ def folder(tmp_path_factory, sentences, tiny_tokenizer) -> Path:
     for name, lines in files.items():
         (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = {
-        "model": {"path": "base", "dtype": "float32", "remat": "none"},
+        "model": {"path": "base", "dtype": "float32", "remat": "none", "projection": 12},
         "lora": {"rank": 4, "alpha": 8, "base": "int4"},
         "data": {
             "embedding": ["embedding.jsonl"],
@@ -161,6 +161,20 @@ def test_export_writes_the_adapters_alone_for_peft(folder, whole, tmp_path):
         64,
     )  # [rank, in], [out, rank]
     assert tensors[prefix + "mlp.down_proj.lora_B.weight"].shape == (64, 4)
+    # The trained projection is beside them, as in the model's own directory.
+    projection, expected = (
+        load_file(d / "2_Dense" / "model.safetensors") for d in (tmp_path / "out", whole / "model")
+    )
+    assert projection.keys() == {"linear.weight", "linear.bias"}
+    for name, value in projection.items():
+        np.testing.assert_array_equal(value, expected[name])
+    for name in ("modules.json", "1_Pooling/config.json", "2_Dense/config.json"):
+        assert (tmp_path / "out" / name).read_text() == (whole / "model" / name).read_text()
+    # Readable by whom the umask lets.
+    (tmp_path / "plain").write_text("")
+    for path in (tmp_path / "out").rglob("*.*"):
+        if path.is_file():
+            assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     about = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (about["peft_type"], about["r"], about["lora_alpha"]) == ("LORA", 4, 8)
     assert about["base_model_name_or_path"] == str(folder / "base")
