@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -14,10 +15,12 @@ from grit_jax.data.formats import document_text
 from grit_jax.data.sources import open_lines
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
+from grit_jax.inference.opening import modules_of
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
+from grit_jax.models.hf.peft import write_adapter
 from grit_jax.models.lora import adapter_shapes
-from grit_jax.models.projection import PROJECTION, layers_of
+from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, layers_of
 from grit_jax.models.transformer import Params, parameter_shapes
 from grit_jax.run_config import ModelSection, RunConfig
 from grit_jax.runtime.hosts import is_first, wait_for_all
@@ -29,6 +32,7 @@ from grit_jax.text.train_tokenizer import train_tokenizer
 from grit_jax.training.checkpoint import FrozenBase
 from grit_jax.training.frozen_base import load_base
 from grit_jax.training.state import TRAINED_AXES, TrainState
+from grit_jax.types import AttentionMode
 
 
 @dataclasses.dataclass
@@ -102,10 +106,13 @@ def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> LoadedMod
             "pad_token_id": tokenizer.pad_id,
         }
         model_config = dataclasses.replace(section.known_shape, **model_settings(section), **ids)
+    if section.path:
+        tokenizer.check_fits(model_config.vocab_size, str(section.path))
     if tokenizer.vocab_size > model_config.vocab_size:
         raise GritError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary"
-            f" {model_config.vocab_size}; set model.shape.vocab_size to at least the former"
+            f" {model_config.vocab_size}; set model.shape.vocab_size to"
+            f" {tokenizer.vocab_size} or more"
         )
     if config.lora is not None:
         adapter_shapes(config.lora, parameter_shapes(model_config))  # before anything large is read
@@ -176,3 +183,19 @@ def public_model(
         generation_mode=modes.generation,
         mesh=mesh if mesh.size > 1 else None,
     )
+
+
+def write_run_adapter(out: Path, config: RunConfig, trained: GritLM, state: TrainState) -> None:
+    """Writes the adapters of a LoRA run for PEFT, and the projection beside them.
+
+    Args:
+      trained: the model with the adapters in it.
+    """
+    projection = {name: trained.params[name] for name in PROJECTION_AXES if name in trained.params}
+    modules = dataclasses.replace(
+        modules_of(trained.chat, trained.pooling, trained.tokenizer),
+        bidirectional=trained.mode is not AttentionMode.CAUSAL,
+    )
+    params = {**state.params, **projection}
+    assert config.lora is not None
+    write_adapter(out, trained.config, config.lora, params, str(config.model.path), modules)

@@ -23,10 +23,7 @@ from grit_jax.errors import GritError, out_of_memory
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.retrieval import evaluate_retrieval
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.opening import modules_of
 from grit_jax.models.hf import directory as huggingface
-from grit_jax.models.hf.peft import write_adapter
-from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.run_config import (
     PATH_KEYS,
     RunConfig,
@@ -37,7 +34,13 @@ from grit_jax.run_config import (
     settings_of,
     step_config,
 )
-from grit_jax.run_model import LoadedModel, load_model, load_tokenizer, public_model
+from grit_jax.run_model import (
+    LoadedModel,
+    load_model,
+    load_tokenizer,
+    public_model,
+    write_run_adapter,
+)
 from grit_jax.runtime.files import new_folder, writable_folder, write_text
 from grit_jax.runtime.hosts import (
     Exchange,
@@ -80,7 +83,6 @@ from grit_jax.training.state import TrainState, init_state, make_optimizer, make
 from grit_jax.training.step import make_step
 from grit_jax.training.step_log import StepLog
 from grit_jax.training.throughput import model_flops, peak_flops
-from grit_jax.types import AttentionMode
 
 DATA_SUMMARY_FILE = (  # in the output folder: what became of every source's examples
     "data_summary.json"
@@ -489,20 +491,9 @@ def _export(
         )
         state = checkpoints.restore(step, like, None)
     checkpoints.close()
+    trained = public_model(config, model.config, tokenizer, mesh)(state)
     if adapter:
-        assert config.lora is not None
-        trained = public_model(config, model.config, tokenizer, mesh)(state)
-        projection = {
-            name: trained.params[name] for name in PROJECTION_AXES if name in trained.params
-        }
-        modules = dataclasses.replace(
-            modules_of(trained.chat, trained.pooling, tokenizer),
-            bidirectional=trained.mode is not AttentionMode.CAUSAL,
-        )
-        params = {**state.params, **projection}
-        write_adapter(out, model.config, config.lora, params, str(config.model.path), modules)
+        write_run_adapter(out, config, trained, state)
     else:
-        public_model(config, model.config, tokenizer, mesh)(state).save_pretrained(
-            out, dtype or config.model.export_dtype
-        )
+        trained.save_pretrained(out, dtype or config.model.export_dtype)
     return step

@@ -157,8 +157,8 @@ class ExampleTokenizer:
         if self.group_size > 1 and not example.negatives:
             raise LineError(
                 where,
-                f'no negatives, and group_size is {self.group_size}: add "neg" (grit mine finds'
-                " some), or set group_size: 1 to train on the negatives of the batch alone",
+                f'no negatives, and group_size is {self.group_size}: add "neg", or set'
+                " group_size: 1 to train on the negatives of the batch alone",
             )
         if self.teacher_scores and example.scores is None:
             raise LineError(

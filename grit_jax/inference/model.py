@@ -139,12 +139,7 @@ class GritLM:
             path, dtype, place=functools.partial(_place, mesh=mesh)
         )
         tokenizer = Tokenizer.from_pretrained(path)
-        if tokenizer.vocab_size > found.config.vocab_size:
-            last = tokenizer.decode([tokenizer.vocab_size - 1], skip_special=False)
-            raise GritError(
-                f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1} ({last!r}), the"
-                f" model's vocabulary only {found.config.vocab_size}; they do not belong together"
-            )
+        tokenizer.check_fits(found.config.vocab_size, str(path))
         settings, formats = found.settings, formats_of(path, found.settings, tokenizer)
         assert found.params is not None
         model = cls(

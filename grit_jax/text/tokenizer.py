@@ -261,6 +261,31 @@ class Tokenizer:
             )
         return chat.with_tokens(self.bos_token, eos)
 
+    def check_fits(self, vocab_size: int, where: str) -> None:
+        """Raises GritError unless a model of `vocab_size` ids has a row for every one of the
+        tokenizer's.
+
+        Args:
+          where: the model's name in the message.
+        """
+        if self.vocab_size <= vocab_size:
+            return
+        vocabulary = self._template.get_vocab(with_added_tokens=True)
+        beyond = sorted((i, text) for text, i in vocabulary.items() if i >= vocab_size)
+        names = ", ".join(f"{text!r}" for _, text in beyond[:4]) + (", ..." * (len(beyond) > 4))
+        added = self._template.get_added_tokens_decoder().keys() >= {i for i, _ in beyond}
+        remedy = (
+            "they were added to the tokenizer and not to the model: remove them from"
+            " tokenizer.json, tokenizer_config.json and added_tokens.json, or give the model rows"
+            " for them (transformers: model.resize_token_embeddings(len(tokenizer)), then save it)"
+            if added
+            else "they do not belong together; take the tokenizer that was published with the model"
+        )
+        raise GritError(
+            f"{where}: the model's vocabulary has {vocab_size} ids, the tokenizer's"
+            f" {self.vocab_size} ({names} beyond it); {remedy}"
+        )
+
     def added_around(self) -> tuple[str, str]:
         """What transformers' tokenizer puts before and after a text by itself, as special tokens.
 

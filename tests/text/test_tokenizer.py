@@ -155,6 +155,19 @@ def test_a_saved_chat_template_writes_the_tokenizers_own_begin_and_end(tmp_path)
     assert '"<bos>"' in template and '"<eos>"' in template and "<s>" not in template
 
 
+def test_tokens_beyond_the_models_table():
+    """The advice is what helps: training cannot enlarge a model that it starts from."""
+    core = tokenizers.Tokenizer.from_str(llama("none")._json)
+    size = core.get_vocab_size()
+    core.add_special_tokens(["[PAD]"])
+    tokenizer = Tokenizer(core.to_str(), bos_token="<s>", eos_token="</s>", pad_token="[PAD]")
+    tokenizer.check_fits(size + 1, "model")
+    with pytest.raises(GritError, match=r"model: .*'\[PAD\]' beyond it.*resize_token_embeddings"):
+        tokenizer.check_fits(size, "model")
+    with pytest.raises(GritError, match="take the tokenizer that was published with the model"):
+        tokenizer.check_fits(size - 9, "model")
+
+
 def test_batch_equals_single_and_empty_pieces_have_no_ids():
     tokenizer = llama("first")
     texts = ["", "a", "hello  world", "é\n"]

@@ -177,11 +177,13 @@ def _family(hf: dict[str, Any], where: str) -> tuple[str, Family]:
 def _refuse(hf: dict[str, Any], where: str, name: str, family: Family) -> None:
     """Raises GritError for features that change the numbers and that our transformer does not
     compute."""
-    if hf.get("quantization_config"):
-        method = dict(hf["quantization_config"]).get("quant_method", "unknown method")
+    if quantisation := hf.get("quantization_config"):
+        method = quantisation
+        if isinstance(quantisation, dict):
+            method = quantisation.get("quant_method", "unknown method")
         raise GritError(
-            f"{where}: the weights are quantised ({method}); take the checkpoint in bfloat16 or"
-            " float32"
+            f"{where}: the weights are quantised ('quantization_config' says {method!s:.60}); take"
+            " the checkpoint in bfloat16 or float32"
         )
     key = "hidden_activation" if family.gemma else "hidden_act"
     allowed = ("gelu_pytorch_tanh",) if family.gemma else ("silu", "swish")

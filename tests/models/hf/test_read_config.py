@@ -304,6 +304,10 @@ def test_missing_keys_mean_what_they_mean_to_transformers():
         (hf("llama", attention_bias=True), ("attention_bias",)),
         (hf(quantization_config={"quant_method": "gptq"}), ("quantised", "gptq")),
         (
+            hf(quantization_config="awq"),
+            ("quantised", "'quantization_config' says awq", "bfloat16"),
+        ),
+        (
             hf(layer_types=["full_attention", "sliding_attention"]),
             ("Mistral has one window", "layer_types"),
         ),
