@@ -44,25 +44,25 @@ def _plan_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def plan(args: argparse.Namespace, arguments: list[str]) -> None:
-    from grit_jax.plan.mesh_search import MOST_TRIES, search, search_table
-    from grit_jax.plan.plan import plan as run
-    from grit_jax.plan.plan import table
+    from grit_jax.plan.mesh_search import MAX_TRIES, candidate_table, search_meshes
+    from grit_jax.plan.plan import make_plan, plan_table
     from grit_jax.run_config import read_run_config
 
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
     if args.search:
-        candidates = search(config, args.topology, args.tries or MOST_TRIES, slices=args.slices)
+        tries = args.tries or MAX_TRIES
+        candidates = search_meshes(config, args.topology, tries, slices=args.slices)
         values = {
             "topology": args.topology,
             "slices": args.slices,
             "candidates": [candidate.to_dict() for candidate in candidates],
         }
-        print_result(values, args.json, search_table(candidates))
+        print_result(values, args.json, candidate_table(candidates))
     elif args.tries:
         raise GritError("--tries limits what --search compiles; add --search or leave it out")
     else:
-        result = run(config, args.topology, slices=args.slices, serving=not args.train_only)
-        print_result(result.to_dict(), args.json, table(result))
+        result = make_plan(config, args.topology, slices=args.slices, serving=not args.train_only)
+        print_result(result.to_dict(), args.json, plan_table(result))
 
 
 PLAN = Verb(

@@ -1,1 +1,2 @@
-"""Ahead of time: what a configuration needs on a TPU slice, from the real compiler and no TPU."""
+"""Ahead-of-time compilation: what a configuration needs on a TPU slice, from the TPU's compiler,
+without a TPU."""

@@ -1,5 +1,5 @@
-"""A run without running it: the training step of a configuration, its state and its batch as
-shapes."""
+"""The training step of a configuration with its state and batch as shapes, to trace without
+running."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from grit_jax.types import Batch
 
 @dataclasses.dataclass
 class AbstractStep:
-    """A training step and the shapes of what goes into it: `jax.eval_shape(step, state, batch)`
-    traces it."""
+    """A training step and the shapes of its arguments: `jax.eval_shape(step, state, batch)` traces
+    it."""
 
     model: ModelConfig
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -32,18 +32,18 @@ class AbstractStep:
 
 
 def abstract_step(config: RunConfig) -> AbstractStep:
-    """The step of a configuration with its state and its largest batch as shapes; no data and no
-    weights are read.
+    """The step of a configuration, with its state and its largest batch as shapes. Reads neither
+    data nor weights.
 
     Raises:
-      GritError: the model's shape is not known here (`model.path` is no directory and nothing else
-        says it), or every batch size is 0.
+      GritError: the model's shape is not known (`model.path` is not a directory, and neither
+        `model.preset` nor `model.shape` is given), or every batch size is 0.
     """
     section, shape = config.model, config.model.known_shape
     if shape is None:
         if not Path(str(section.path)).is_dir():
             raise GritError(
-                f"model.path: {section.path} is not here; say what it is by model.preset or"
+                f"model.path: {section.path} is not a directory; name the model by model.preset or"
                 " model.shape"
             )
         shape = huggingface.read_model_directory(str(section.path), with_params=False).config

@@ -37,8 +37,8 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array: its bytes, and whether they lie in the chip's main memory (a TPU's compiler marks
-    what does not)."""
+    """An array's type, and whether it is in the chip's main memory (a TPU's compiler marks those
+    that are not)."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -50,15 +50,17 @@ class Shape:
 
     @property
     def bytes(self) -> float:
-        return self.size * ITEM_BYTES.get(
-            self.dtype, 1
-        )  # the types not listed are 8-bit floats and tokens
+        # Types that are not listed are 8-bit floats and tokens.
+        return self.size * ITEM_BYTES.get(self.dtype, 1)
 
 
 @dataclasses.dataclass
 class Instruction:
-    """`shapes`: of the result, or of its parts where it is a tuple; `rest`: attributes behind the
-    operands, and `value` of a constant or a parameter's number."""
+    """One instruction.
+
+    `shapes` are those of its result, or of the parts of a tuple; `rest` holds the attributes after
+    the operands, and `value=` of a constant or a parameter's number.
+    """
 
     name: str
     opcode: str
@@ -77,8 +79,8 @@ class Instruction:
 
     def attribute(self, key: str) -> str | None:
         """The value of `key=value`, without what comes after a comma or blank."""
-        found = re.search(rf"\b{key}=([^,\s]+)", self.rest)
-        return found and found[1]
+        match = re.search(rf"\b{key}=([^,\s]+)", self.rest)
+        return match and match[1]
 
     @cached_property
     def called(self) -> list[str]:
@@ -99,29 +101,29 @@ class Computation:
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who takes the result of each instruction."""
-        found: dict[str, list[Instruction]] = {
+        """The instructions that read each instruction's result."""
+        users: dict[str, list[Instruction]] = {
             instruction.name: [] for instruction in self.instructions
         }
         for instruction in self.instructions:
             for operand in instruction.operands:
-                found.get(operand, []).append(instruction)
-        return found
+                users.get(operand, []).append(instruction)
+        return users
 
     @property
     def root(self) -> Instruction:
         return next(instruction for instruction in reversed(self.instructions) if instruction.root)
 
-    def parameter(self, place: int) -> Instruction:
-        """The parameter that is given the operand at this place."""
+    def parameter(self, position: int) -> Instruction:
+        """The parameter for the operand at this position."""
         return next(
             p
             for p in self.instructions
-            if p.opcode == "parameter" and p.attribute("value") == str(place)
+            if p.opcode == "parameter" and p.attribute("value") == str(position)
         )
 
     def shapes_of(self, instruction: Instruction) -> list[Shape]:
-        """The arrays that an instruction takes."""
+        """The arrays that an instruction reads."""
         return [
             shape
             for name in instruction.operands
@@ -137,7 +139,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Reads what `compiled.as_text()` gives."""
+    """Reads the text of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -146,14 +148,12 @@ def parse(text: str) -> Module:
             if head:
                 current = computations[head[2]] = Computation(head[2])
                 entry = head[2] if head[1] else entry
-            elif (
-                current is not None and current.instructions and line != "}"
-            ):  # a kernel's notes go over several lines
-                current.instructions[-1].rest += line
+            elif current is not None and current.instructions and line != "}":
+                current.instructions[-1].rest += line  # a kernel's notes span several lines
             continue
-        found = _INSTRUCTION.match(line)
-        if found:
-            current.instructions.append(_instruction(found[2], found[3], bool(found[1])))
+        match = _INSTRUCTION.match(line)
+        if match:
+            current.instructions.append(_instruction(match[2], match[3], bool(match[1])))
     return Module(entry, computations)
 
 
@@ -165,27 +165,24 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
         Shape(dtype, tuple(int(n) for n in dims.split(",") if n), "S(" not in (layout or ""))
         for dtype, dims, layout in _SHAPE.findall(kind)
     ]
-    if opcode in (
-        "constant",
-        "parameter",
-    ):  # of a parameter, its place among the operands of who calls
+    if opcode in ("constant", "parameter"):  # the constant, or the parameter's number
         rest = f"value={inside[1:-1]} {rest}"
     return Instruction(name, opcode, shapes, _NAME.findall(inside), rest, root)
 
 
 def _closed(text: str) -> tuple[str, str]:
-    """Text that begins with a bracket, cut behind the bracket that closes it."""
+    """Splits text that begins with a bracket after the bracket that closes it."""
     depth = 0
-    for place, letter in enumerate(text):
+    for position, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
-            return text[: place + 1], text[place + 1 :]
+            return text[: position + 1], text[position + 1 :]
     return text, ""
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
     """How often a `while` runs: as the compiler notes it, or from a condition `counter < constant`
-    (the counters of JAX's loops begin at 0); 1 where only the data says."""
+    (JAX's loop counters begin at 0); 1 where it depends on the data."""
     noted = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
     if noted:
         return int(noted[1])

@@ -1,4 +1,4 @@
-"""`grit plan`: the programs of a configuration compiled for a slice, and what they take there."""
+"""`grit plan`: compiles the programs of a configuration for a slice, and reports what they take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from grit_jax.plan.chips import Slices, open_slices, parse_topology
 from grit_jax.plan.flops import step_flops
 from grit_jax.plan.program_costs import ProgramCosts, program_costs
-from grit_jax.plan.programs import Program, ServingPrograms, bytes_per_chip, lower_train
+from grit_jax.plan.programs import LoweredProgram, ServingPrograms, bytes_per_chip, lower_train
 from grit_jax.run_config import RunConfig
 from grit_jax.runtime.chips import GIB, Chip
 from grit_jax.runtime.progress import say
@@ -24,18 +24,17 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass
-class ProgramPlan:
-    """One compiled program on one chip. Where it does not fit, the compiler says what it needs and
-    nothing more.
+class CompiledProgram:
+    """What one program takes on one chip. Of a program that does not fit, the compiler reports the
+    memory that it needs and nothing else.
 
     Attributes:
-      argument_bytes: what goes in (weights, optimizer state, batch), `temporary_bytes` what is made
-        on the way.
-      peak_bytes: most of it at once, the program included.
-      compiler_flops: by the compiler's own count, which takes the body of a loop once; `costs`
-        counts its trips.
-      seconds: a run's lower bounds, by what bounds it; of "decode", those of one token, of
-        "prefill_layer", those of one layer.
+      argument_bytes: weights, optimizer state, batch; `temporary_bytes`: intermediate results.
+      peak_bytes: the most at any time, with the program itself.
+      compiler_flops: the compiler's own count, with the body of a loop once; `costs` multiplies it
+        by the loop's trips.
+      seconds: lower bounds of a run by what bounds it ("compute", "memory", "interconnect",
+        "network"); for "decode" of one token, for "prefill_layer" of one layer.
     """
 
     fits: bool
@@ -49,7 +48,7 @@ class ProgramPlan:
 
     @property
     def roofline(self) -> float | None:
-        """Seconds that a run takes at least."""
+        """The seconds that a run takes at least."""
         return max(self.seconds.values()) if self.seconds else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +73,14 @@ class ProgramPlan:
 
 @dataclasses.dataclass
 class Plan:
-    """A configuration on a slice, or on several; `programs` by name, "train" among them."""
+    """A configuration compiled for one or more slices.
+
+    Attributes:
+      steps: of the whole training run.
+      parameter_bytes, optimizer_bytes: on one chip.
+      flops_per_step: model FLOPs of one optimizer step over all chips.
+      programs: by name: "train" and, unless left out, "encode", "prefill_layer" and "decode".
+    """
 
     topology: str
     chip: Chip
@@ -83,7 +89,7 @@ class Plan:
     parameter_bytes: int
     optimizer_bytes: int
     flops_per_step: int
-    programs: dict[str, ProgramPlan]
+    programs: dict[str, CompiledProgram]
     slices: int = 1
 
     @property
@@ -92,18 +98,18 @@ class Plan:
 
     @property
     def accelerator_type(self) -> str | None:
-        """A slice as it is rented; None: none of this shape is."""
+        """The name by which a slice is rented; None if this shape is not."""
         return self.chip.accelerator_type(parse_topology(self.topology)[1])
 
     @property
     def mfu_bound(self) -> float | None:
-        """Of the chips' peak, what the model's own FLOPs can be at most."""
+        """The largest possible share of model FLOPs in what the chips could compute."""
         step = self.programs["train"].roofline
         return step and self.flops_per_step / (self.chips * self.chip.flops * step)
 
     @property
     def chip_hours(self) -> float | None:
-        """Of the whole run at the roofline."""
+        """Chip-hours of the whole run at the roofline."""
         step = self.programs["train"].roofline
         return step and self.chips * self.steps * step / 3600
 
@@ -127,53 +133,54 @@ class Plan:
         }
 
 
-def plan(config: RunConfig, topology: str, *, slices: int = 1, serving: bool = True) -> Plan:
-    """Compiles a configuration's programs for a slice, or for several of them: the training step
-    and, if `serving`, those of the trained model.
+def make_plan(config: RunConfig, topology: str, *, slices: int = 1, serving: bool = True) -> Plan:
+    """Compiles the training step of a configuration for one or more slices and, if `serving`, the
+    programs that run the trained model.
 
     Raises:
-      GritError: an unknown slice, no compiler, a mesh that does not fit it, or a configuration that
-        cannot be planned.
+      GritError: an unknown slice, no compiler, a mesh that does not fit the slice, or a
+        configuration that cannot be compiled without its data or weights.
     """
-    where = open_slices(topology, slices)
-    return plan_on(config, where, make_mesh(config.mesh, where.devices), serving=serving)
+    opened = open_slices(topology, slices)
+    return plan_on_mesh(config, opened, make_mesh(config.mesh, opened.devices), serving=serving)
 
 
-def plan_on(config: RunConfig, where: Slices, mesh: Mesh, *, serving: bool) -> Plan:
-    """`plan` on slices that are open, over a mesh of their devices."""
-    found: dict[str, ProgramPlan] = {}
+def plan_on_mesh(config: RunConfig, slices: Slices, mesh: Mesh, *, serving: bool) -> Plan:
+    """`make_plan` for opened slices and a mesh of their devices."""
+    programs: dict[str, CompiledProgram] = {}
 
-    def look(name: str, program: Program) -> jax.stages.Compiled | None:
-        say(f"plan: compiling {name} for {where.name}")
-        found[name], compiled = compile_program(program, where.chip, train.model.num_experts)
+    def add(name: str, program: LoweredProgram) -> jax.stages.Compiled | None:
+        say(f"plan: compiling {name} for {slices.name}")
+        programs[name], compiled = compile_program(program, slices.chip, train.model.num_experts)
         return compiled
 
     train = lower_train(config, mesh)
-    look("train", train)
+    add("train", train)
     if serving:
-        programs = ServingPrograms(config, train.model, mesh)
-        look("encode", programs.encode())
-        layer = programs.prefill_layer()
-        compiled = look("prefill_layer", layer)
+        lowered = ServingPrograms(config, train.model, mesh)
+        add("encode", lowered.encode())
+        layer = lowered.prefill_layer()
+        compiled = add("prefill_layer", layer)
         if compiled is not None:
-            look("decode", programs.decode(layer, compiled))
+            add("decode", lowered.decode(layer, compiled))
     return Plan(
-        where.name,
-        where.chip,
-        dict(mesh.shape),
-        config.train.steps,
-        bytes_per_chip((train.state.params, train.state.frozen)),
-        bytes_per_chip(train.state.opt_state),
-        step_flops(config, train.model),
-        found,
-        where.count,
+        topology=slices.name,
+        chip=slices.chip,
+        mesh=dict(mesh.shape),
+        steps=config.train.steps,
+        parameter_bytes=bytes_per_chip((train.state.params, train.state.frozen)),
+        optimizer_bytes=bytes_per_chip(train.state.opt_state),
+        flops_per_step=step_flops(config, train.model),
+        programs=programs,
+        slices=slices.count,
     )
 
 
 def compile_program(
-    program: Program, chip: Chip, experts: int = 0
-) -> tuple[ProgramPlan, jax.stages.Compiled | None]:
-    """Compiles a program and looks at it; None for one that the chip's memory does not hold.
+    program: LoweredProgram, chip: Chip, experts: int = 0
+) -> tuple[CompiledProgram, jax.stages.Compiled | None]:
+    """Compiles a program and measures it. The second result is None where the chip's memory is too
+    small.
 
     `experts`: of its model, see `program_costs`.
     """
@@ -182,10 +189,10 @@ def compile_program(
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or "memory space vmem" in str(error):
-            raise  # what a kernel wants of a core's own memory is a mistake in the kernel
+            raise  # a kernel that overfills a core's own memory is a bug in the kernel
         given, needed = program.argument_bytes, needed_bytes(str(error), program.argument_bytes)
         return (
-            ProgramPlan(False, needed, given, needed - given, time.perf_counter() - started),
+            CompiledProgram(False, needed, given, needed - given, time.perf_counter() - started),
             None,
         )
     seconds = time.perf_counter() - started
@@ -196,13 +203,13 @@ def compile_program(
         "interconnect": costs.sent_bytes / chip.link_rate,
         "network": costs.network_bytes / chip.network_rate,
     }
-    # Weights that a program does not read are not among its arguments, but they are there.
+    # Weights that a program does not read are not among its arguments, but the chip holds them.
     arguments = max(memory.argument_size_in_bytes, program.argument_bytes)
     peak = arguments + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     flops = compiled.cost_analysis().get("flops")
     return (
-        ProgramPlan(
+        CompiledProgram(
             peak <= chip.memory,
             peak,
             arguments,
@@ -217,7 +224,7 @@ def compile_program(
 
 
 def needed_bytes(message: str, arguments: int) -> int:
-    """What a program would need of a chip's memory, by the compiler's refusal."""
+    """The memory that a program would need on a chip, from the compiler's error message."""
     used = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
     if used:
         return round(float(used[1]) * UNITS[used[2]])
@@ -225,8 +232,8 @@ def needed_bytes(message: str, arguments: int) -> int:
     return arguments + (round(float(temporaries[1]) * UNITS[temporaries[2]]) if temporaries else 0)
 
 
-def table(plan: Plan) -> str:
-    """A plan in words."""
+def plan_table(plan: Plan) -> str:
+    """A plan as text for the terminal."""
     train, gib = plan.programs["train"], lambda size: f"{size / GIB:.2f} GiB"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     several = f"{plan.slices} slices of " if plan.slices > 1 else ""
@@ -240,17 +247,17 @@ def table(plan: Plan) -> str:
         f"mesh: {mesh}",
         "",
         (
-            "program    fits   peak a chip   arguments   temporaries   at least   bound by    "
+            "program    fits   peak per chip arguments   temporaries   at least   bound by    "
             " compiled in"
         ),
     ]
-    for name, one in plan.programs.items():
-        bound = max(one.seconds, key=one.seconds.__getitem__) if one.seconds else "n/a"
-        least = f"{one.roofline:.3g} s" if one.seconds else "n/a"
+    for name, program in plan.programs.items():
+        bound = max(program.seconds, key=program.seconds.__getitem__) if program.seconds else "n/a"
+        least = f"{program.roofline:.3g} s" if program.seconds else "n/a"
         lines.append(
-            f"{name:10} {'yes' if one.fits else 'NO':4} {gib(one.peak_bytes):>13}"
-            f" {gib(one.argument_bytes):>11} {gib(one.temporary_bytes):>13} {least:>10}  "
-            f" {bound:12} {one.compile_seconds:9.0f} s"
+            f"{name:10} {'yes' if program.fits else 'NO':4} {gib(program.peak_bytes):>13}"
+            f" {gib(program.argument_bytes):>11} {gib(program.temporary_bytes):>13} {least:>10}  "
+            f" {bound:12} {program.compile_seconds:9.0f} s"
         )
     lines += [
         "",
@@ -265,10 +272,8 @@ def table(plan: Plan) -> str:
             f"{k.replace('_', '-')} {gib(v)}" for k, v in train.costs.collective_bytes.items() if v
         )
         lines += [
-            (
-                f"Each chip computes {train.costs.flops:.3g} FLOPs, recomputation included;"
-                f" collectives: {sent or 'none'}."
-            ),
+            f"Each chip computes {train.costs.flops:.3g} FLOPs, with recomputation; collectives:"
+            f" {sent or 'none'}.",
             *(
                 [f"Of that each sends {gib(train.costs.network_bytes)} to other slices."]
                 if plan.slices > 1

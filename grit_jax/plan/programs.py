@@ -1,5 +1,5 @@
-"""The programs of a configuration, lowered for a mesh of devices that need not be here: shapes in,
-nothing computed."""
+"""Lowers the programs of a configuration for a mesh of devices that may be absent: from shapes,
+without computing anything."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ from grit_jax.types import AttentionMode, Batch, Rows
 
 
 @dataclasses.dataclass
-class Program:
-    """A program, lowered, and the bytes of its arguments on one chip."""
+class LoweredProgram:
+    """A lowered program, and the bytes of its arguments on one chip."""
 
     lowered: jax.stages.Lowered
     argument_bytes: int
 
 
 @dataclasses.dataclass
-class TrainProgram(Program):
-    """The step that `grit train` runs, and its state: shapes, each with its sharding."""
+class LoweredTrainStep(LoweredProgram):
+    """The step that `grit train` runs, and the shapes and shardings of its state."""
 
     model: ModelConfig
     state: TrainState
@@ -65,8 +65,7 @@ class TrainProgram(Program):
 
 @dataclasses.dataclass
 class TrainShapes:
-    """A training step that is not lowered yet, and its state and batch: shapes, each with its
-    sharding."""
+    """A training step before it is lowered, and the shapes and shardings of its state and batch."""
 
     abstract: AbstractStep
     state: TrainState
@@ -74,11 +73,11 @@ class TrainShapes:
 
 
 def train_shapes(config: RunConfig, mesh: Mesh) -> TrainShapes:
-    """What the training step takes over a mesh, as `train.py` places its state and `training.loop`
-    its batches.
+    """The arguments of the training step on a mesh, sharded as `train.py` shards its state and
+    `training.loop` its batches.
 
     Raises:
-      GritError: a shape that is not known, or rows of a length that the mesh does not divide.
+      GritError: the model's shape is not known, or the mesh does not divide the rows' length.
     """
     abstract = abstract_step(fit_to_mesh(config, mesh))
     shardings = state_shardings(abstract.state, mesh)
@@ -92,28 +91,28 @@ def train_shapes(config: RunConfig, mesh: Mesh) -> TrainShapes:
     )
 
 
-def lower_train(config: RunConfig, mesh: Mesh) -> TrainProgram:
-    """The training step over a mesh; raises as `train_shapes`."""
+def lower_train(config: RunConfig, mesh: Mesh) -> LoweredTrainStep:
+    """The training step on a mesh. Raises: see `train_shapes`."""
     shapes = train_shapes(config, mesh)
     program = _lower(shapes.abstract.step, mesh, shapes.state, shapes.batch)
-    return TrainProgram(
+    return LoweredTrainStep(
         program.lowered, program.argument_bytes, shapes.abstract.model, shapes.state
     )
 
 
 def _weight_shardings(name: str, weight: Any, mesh: Mesh) -> Any:
-    """Of a frozen weight, quantised or not (see `training.base`)."""
+    """The shardings of a frozen weight, quantised or not (see `training/frozen_base.py`)."""
     sharding = lambda part, axes: fitted_sharding(axes, part.shape, mesh)
     return jax.tree.map(sharding, weight, storage_axes(weight, PARAMETER_AXES[name]))
 
 
 class ServingPrograms:
-    """What a trained model does: encode documents with their caches, read a prompt after such,
-    decode.
+    """The programs that run a trained model: encode documents with their caches, read a prompt
+    after one, decode.
 
-    Weights are in `model.dtype`; sizes are those of `inference`: a call of documents as long as
-    passages may be, and questions at their limit over one document each, with as many new tokens as
-    `Sampling` has.
+    Weights are in `model.dtype`. Sizes are those of `inference`: one call of documents at the
+    passages' length limit, and questions at theirs over one document each, with as many new tokens
+    as `Sampling` has.
     """
 
     def __init__(self, config: RunConfig, model: ModelConfig, mesh: Mesh):
@@ -124,9 +123,9 @@ class ServingPrograms:
         }
         self.params = _placed(shapes, tree_shardings(shapes, PARAMETER_AXES, mesh))
 
-    def encode(self) -> Program:
-        T, ways = bucket(self.config.data.passage_max_length), num_row_shards(self.mesh)
-        rows = round_up(max(1, TOKENS_PER_CALL["tpu"] * ways // T), ways)
+    def encode(self) -> LoweredProgram:
+        T, shards = bucket(self.config.data.passage_max_length), num_row_shards(self.mesh)
+        rows = round_up(max(1, TOKENS_PER_CALL["tpu"] * shards // T), shards)
         ids, mode = _shape((rows, T)), self.config.model.modes.embedding
         batch = (
             Rows(ids, ids, ids, ids if mode is AttentionMode.PREFIX else None),
@@ -144,9 +143,8 @@ class ServingPrograms:
             return_kv=True,
         )
 
-    def prefill_layer(self) -> Program:
-        """A layer of the prompts' pass over their documents' records: there are as many as the
-        model has."""
+    def prefill_layer(self) -> LoweredProgram:
+        """One layer of the prompts' pass over their documents' records; it runs once per layer."""
         data, c = self.config.data, self.model
         P, T = (
             bucket(data.document_max_length, SHORTEST_RECORDS),
@@ -173,8 +171,8 @@ class ServingPrograms:
             prompt_mode=AttentionMode.CAUSAL,
         )
 
-    def decode(self, layer: Program, compiled: jax.stages.Compiled) -> Program:
-        """Goes on from where the last layer leaves its state, once that is compiled."""
+    def decode(self, layer: LoweredProgram, compiled: jax.stages.Compiled) -> LoweredProgram:
+        """Decoding from the state that the last layer returns, once that layer is compiled."""
         state, c = _result(layer, compiled), self.model
         (B, T, _), new = state.x.shape, GREEDY.max_new_tokens
         end = _lower(
@@ -197,29 +195,28 @@ class ServingPrograms:
         return DecodeSettings(sampling, stop)
 
     def _whole(self, tree: Any) -> Any:
-        """What generation hands over as host arrays: it lies whole on every device."""
+        """Arguments that generation passes as host arrays: replicated on every device."""
         return _placed(
             tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree)
         )
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Bytes on one chip of arrays, given as shapes with shardings; what lies in host memory is none
-    of them."""
+    """Bytes of arrays on one chip, from shapes with shardings; host memory does not count."""
     shard = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     return sum(shard(x) for x in jax.tree.leaves(tree) if x.sharding.memory_kind != HOST)
 
 
-def _result(program: Program, compiled: jax.stages.Compiled | None = None) -> Any:
-    """What a program gives, as shapes that lie as its compiler says."""
+def _result(program: LoweredProgram, compiled: jax.stages.Compiled | None = None) -> Any:
+    """The result of a program, as shapes with the shardings that the compiler chose."""
     return _placed(
         program.lowered.out_info, (compiled or program.lowered.compile()).output_shardings
     )
 
 
-def _lower(function: Any, mesh: Mesh, *arguments: Any, **static: Any) -> Program:
+def _lower(function: Any, mesh: Mesh, *arguments: Any, **static: Any) -> LoweredProgram:
     with jax.set_mesh(mesh):
-        return Program(function.lower(*arguments, **static), bytes_per_chip(arguments))
+        return LoweredProgram(function.lower(*arguments, **static), bytes_per_chip(arguments))
 
 
 def _shape(shape: tuple[int, ...], dtype: Any = jnp.int32) -> Any:

@@ -211,7 +211,7 @@ def test_qlora_of_seven_billion_weights_fits_a_small_accelerator():
 def test_a_model_that_is_not_here_and_has_no_shape(tmp_path):
     (tmp_path / "run.yaml").write_text("model: {path: some/model}\ndata: {}\noutput: out\n")
     with pytest.raises(
-        GritError, match="model.path: some/model is not here; say what it is by model.preset"
+        GritError, match="model.path: some/model is not a directory; name the model by model.preset"
     ):
         abstract_step(read_run_config(tmp_path / "run.yaml"))
 

@@ -19,10 +19,17 @@ from grit_jax.cli.main import main
 from grit_jax.errors import GritError
 from grit_jax.models.parameters import num_parameters
 from grit_jax.plan.chips import Slices, open_slices, parse_topology
-from grit_jax.plan.mesh_search import MOST_TRIES, search, search_table
-from grit_jax.plan.plan import Plan, ProgramPlan, compile_program, needed_bytes, plan, table
+from grit_jax.plan.mesh_search import MAX_TRIES, candidate_table, search_meshes
+from grit_jax.plan.plan import (
+    CompiledProgram,
+    Plan,
+    compile_program,
+    make_plan,
+    needed_bytes,
+    plan_table,
+)
 from grit_jax.plan.program_costs import KINDS, ProgramCosts
-from grit_jax.plan.programs import Program, ServingPrograms, lower_train
+from grit_jax.plan.programs import LoweredProgram, ServingPrograms, lower_train
 from grit_jax.run_config import fit_to_mesh, read_run_config
 from grit_jax.runtime.chips import CHIPS, GIB
 from grit_jax.sharding import MeshConfig, make_mesh
@@ -103,7 +110,7 @@ def test_slices_as_they_are_rented():
         "v5p-8",
         "v5p-768",
     ]
-    assert "v5e:2x8, not rented in this shape: 8 chips" in table(
+    assert "v5e:2x8, not rented in this shape: 8 chips" in plan_table(
         dataclasses.replace(a_plan(), topology="v5e:2x8")
     )
 
@@ -180,7 +187,7 @@ def test_only_the_chips_memory_can_be_too_small(space, fits):
                 f"RESOURCE_EXHAUSTED: Ran out of memory in memory space {space}."
             )
 
-    refused = Program(Refused(), 5)
+    refused = LoweredProgram(Refused(), 5)
     if fits is None:
         with pytest.raises(jax.errors.JaxRuntimeError):
             compile_program(refused, CHIPS["v5e"])
@@ -216,7 +223,7 @@ def a_plan(seconds: float = 2.0, peak: int = 9 * GIB, fits: bool = True, chips: 
     """Of a step bound by what it sends; one that does not fit has no costs."""
     costs = ProgramCosts(1e15, 1e12, dict.fromkeys(KINDS, 3.0 * GIB), 4e11)
     bounds = {"compute": seconds / 2, "memory": seconds / 4, "interconnect": seconds}
-    step = ProgramPlan(
+    step = CompiledProgram(
         fits, peak, 2 * GIB, peak - 2 * GIB, 70.0, *((costs, 1e14, bounds) if fits else ())
     )
     mesh = {"data": 1, "fsdp": chips, "tensor": 1}
@@ -230,7 +237,7 @@ def test_figures_of_a_plan():
         1e15 / (8 * 197e12 * 2)
     )  # half of a step of 2 s would be all of it
     assert found["chip_hours"] == 8 * 1800 * 2 / 3600
-    said = table(a_plan())
+    said = plan_table(a_plan())
     assert (
         found["accelerator_type"] == "v5litepod-8"
         and "v5e:2x4, rented as v5litepod-8: 8 chips" in said
@@ -244,12 +251,12 @@ def test_figures_of_a_plan():
     assert (
         too_large.to_dict().keys() >= KEYS and too_large.to_dict()["roofline_step_seconds"] is None
     )
-    assert "NO" in table(too_large) and "40.00 GiB" in table(too_large)
+    assert "NO" in plan_table(too_large) and "40.00 GiB" in plan_table(too_large)
     several = dataclasses.replace(a_plan(), slices=2, topology="v5e:2x2")
     assert several.to_dict()["slices"] == 2 and several.to_dict()["chips"] == 8
-    assert "2 slices of v5e:2x2, rented as v5litepod-4: 8 chips" in table(
+    assert "2 slices of v5e:2x2, rented as v5litepod-4: 8 chips" in plan_table(
         several
-    ) and "to other slices" in table(several)
+    ) and "to other slices" in plan_table(several)
     json.dumps(too_large.to_dict())
 
 
@@ -262,7 +269,7 @@ def search_of(config, monkeypatch):
     plan for."""
     asked = []
 
-    def search_of(plan_of, overrides=EIGHT_HEADS, tries=MOST_TRIES, chip=CHIPS["v5e"], slices=1):
+    def search_of(plan_of, overrides=EIGHT_HEADS, tries=MAX_TRIES, chip=CHIPS["v5e"], slices=1):
         def fake_plan(run, where, mesh, serving):
             asked.append((mesh.shape["tensor"], run.train.embedding_chunk))
             return plan_of(*asked[-1])
@@ -271,8 +278,8 @@ def search_of(config, monkeypatch):
             "grit_jax.plan.mesh_search.open_slices",
             lambda name, count: Slices(name, chip, jax.devices()[:8], count),
         )
-        monkeypatch.setattr("grit_jax.plan.mesh_search.plan_on", fake_plan)
-        return search(read_run_config(config, overrides), "v5e:2x4", tries, slices=slices)
+        monkeypatch.setattr("grit_jax.plan.mesh_search.plan_on_mesh", fake_plan)
+        return search_meshes(read_run_config(config, overrides), "v5e:2x4", tries, slices=slices)
 
     return search_of, asked
 
@@ -285,10 +292,10 @@ def test_a_search_ranks_what_fits(config, search_of, capsys):
         lambda tensor, chunk: a_plan(abs(tensor - 2) + 1, fits=tensor < 8 and chunk is not None)
     )
     assert [one.mesh.tensor for one in found] == [2, 1, 4]
-    assert asked[:4] == [(1, None), (2, None), (4, None), (8, None)] and len(asked) <= MOST_TRIES
+    assert asked[:4] == [(1, None), (2, None), (4, None), (8, None)] and len(asked) <= MAX_TRIES
     rows = 40  # 32 passages, and 16 queries two in a row
     assert [one.chunk for one in found] == [rows // 4 // ways * ways for ways in (4, 8, 2)]
-    best = search_table(found).splitlines()[1]
+    best = candidate_table(found).splitlines()[1]
     typed = "--mesh.data 1 --mesh.fsdp 4 --mesh.context 1 --mesh.tensor 2 --train.embedding_chunk 8"
     assert typed in best and " 4.0 " in best  # chip-hours
     said = capsys.readouterr().err
@@ -316,7 +323,7 @@ def test_a_search_over_slices_keeps_all_weights_in_each(config, search_of, capsy
     } == {(2, 2, 2)}
     assert (
         "--mesh.data 2 --mesh.fsdp 2 --mesh.context 2 --mesh.tensor 1 --train.embedding_chunk null"
-        in search_table(found)
+        in candidate_table(found)
     )
 
 
@@ -326,7 +333,7 @@ def test_a_search_compiles_nothing_in_vain(search_of, capsys):
     assert [one.mesh.tensor for one in run(lambda *_: a_plan(), {})] == [1, 2]
     assert asked == [(1, None), (2, None)]
     said = capsys.readouterr().err
-    assert "--mesh.tensor 4: left out, 4 heads with 2 of keys do not divide among 4 chips" in said
+    assert "--mesh.tensor 4: skipped, 4 heads with 2 of keys do not divide among 4 chips" in said
     asked.clear()
     # Of 40 rows of 256 tokens five are a chip's: two layers take 1.25 MiB of them, weights and
     # their optimizer's 1.9.
@@ -335,7 +342,7 @@ def test_a_search_compiles_nothing_in_vain(search_of, capsys):
         (1, 8)
     ]
     assert (
-        "embedding_chunk null: left out, it needs 0.00 GiB a chip at the least"
+        "embedding_chunk null: skipped, it needs at least 0.00 GiB per chip"
         in capsys.readouterr().err
     )
     assert (
@@ -406,7 +413,7 @@ def test_weights_are_gathered_for_a_chunk_and_not_for_a_loss(config):
         run = read_run_config(
             config, {"model.shape.intermediate_size": "8192", "train.backward": backward}
         )
-        found = plan(run, "v5e:2x2", serving=False)
+        found = make_plan(run, "v5e:2x2", serving=False)
         passes[backward] = found.programs["train"].costs.collective_bytes["all_gather"] / (
             2 * layers
         )
@@ -427,7 +434,7 @@ def test_adapters_and_cached_documents_on_one_chip(config):
     mesh = make_mesh(run.mesh, where.devices)
     program = lower_train(run, mesh)
     assert "tpu_custom_call" in program.lowered.as_text()
-    found = plan(run, "v5e:1x1", serving=False)
+    found = make_plan(run, "v5e:1x1", serving=False)
     weights = num_parameters(run.model.known_shape)
     adapters = sum(math.prod(x.shape) for x in program.state.params.values())
     assert (
@@ -462,7 +469,7 @@ def test_a_program_that_does_not_fit():
     where = open_slices("v5e:1x1")
     lie = NamedSharding(make_mesh(MeshConfig(), where.devices), PartitionSpec())
     x = jax.ShapeDtypeStruct((60000, 60000), jnp.float32, sharding=lie)
-    program = Program(jax.jit(lambda x: jnp.sin(x.T) @ x).lower(x), 60000 * 60000 * 4)
+    program = LoweredProgram(jax.jit(lambda x: jnp.sin(x.T) @ x).lower(x), 60000 * 60000 * 4)
     found, compiled = compile_program(program, where.chip)
     assert not found.fits and compiled is None and found.roofline is None
     assert found.peak_bytes > 2 * 60000 * 60000 * 4 > CHIPS["v5e"].memory
@@ -483,4 +490,4 @@ def test_a_chip_is_one_device(name, chips):
 @needs_compiler
 def test_a_mesh_that_does_not_fit_the_slice(config):
     with pytest.raises(GritError, match="1 x 3 x 1 x 1 needs 3 devices, 4 are here"):
-        plan(read_run_config(config, {"mesh.fsdp": "3"}), "v5e:2x2")
+        make_plan(read_run_config(config, {"mesh.fsdp": "3"}), "v5e:2x2")

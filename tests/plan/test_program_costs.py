@@ -122,8 +122,8 @@ def test_who_takes_part(text, size):
     assert group_size(f"channel_id=1, {text}, use_global_device_ids=true") == size
 
 
-def test_nobody_takes_part_unseen():
-    with pytest.raises(ValueError, match="in an unknown way: replica_groups=all"):
+def test_an_unknown_form_of_replica_groups_is_an_error():
+    with pytest.raises(ValueError, match="unknown form of replica_groups: replica_groups=all"):
         group_size("replica_groups=all")
 
 
