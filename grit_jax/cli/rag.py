@@ -56,6 +56,13 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--delete-missing", action="store_true", help="delete documents that the corpus lacks"
     )
+    parser.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="at a line that is no document (an empty one, say): fail before the work, or skip it "
+        "and count it (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
@@ -74,6 +81,7 @@ def index(args: argparse.Namespace) -> None:
             milvus=args.milvus,
             update=args.update,
             delete_missing=args.delete_missing,
+            on_error=args.on_error,
         ),
     )
     print_result(summary.to_dict(), args.json, str(summary))

@@ -76,8 +76,8 @@ KIND_OF_TYPE: dict[type, Kind] = {
 class LineError(GritError):
     """A line that is not an example. `reason` is the message without its place, for counting."""
 
-    def __init__(self, where: str, reason: str):
-        super().__init__(f"{where}: {reason}")
+    def __init__(self, place: str, reason: str):
+        super().__init__(f"{place}: {reason}")
         self.reason = reason
 
 
@@ -90,72 +90,85 @@ def kind_of(data: dict[str, Any]) -> Kind | None:
     return "generative" if "text" in data else None
 
 
-def parse_line(line: str | bytes, where: str) -> Example:
+def parse_line(line: str | bytes, place: str) -> Example:
     """One line of a data file as an example; the kind follows from its keys.
 
     Raises:
-      LineError (a GritError): `where: what is wrong`.
+      LineError (a GritError): `place: what is wrong`.
     """
-    data = _load(line, where)
+    data = _load(line, place)
     kind = kind_of(data)
     if kind == "embedding":
-        return _embedding(data, where)
+        return _embedding(data, place)
     if kind == "cached":
-        return _cached(data, where)
+        return _cached(data, place)
     if kind == "generative":
-        return _generative(data, where)
+        return _generative(data, place)
     raise LineError(
-        where,
+        place,
         'no known key; expected "query" and "pos" (embedding), "text" (generative) '
         'or "docs" and "text" (cached), '
         f"found {_names(data)}",
     )
 
 
-def document_text(document: Any, where: str, name: str = "document") -> str:
-    """A document as it is encoded: `{title} {text}`, or the text alone without a title.
+def titled(title: str, text: str) -> str:
+    """The text of a document that is encoded: `{title} {text}`, or the one that is not empty."""
+    if not text.strip():
+        return title or text
+    return f"{title} {text}" if title else text
+
+
+def document_text(document: Any, place: str, name: str = "document") -> str:
+    """A document as it is encoded; see `titled`.
 
     Args:
-      document: a string, `{"title"?, "text"}`, or `["", text]`.
+      document: a string, `{"title"?, "text"}`, or `["", text]`. Beside a title the text may be
+        empty, as in some of BEIR's corpora.
+
+    Raises:
+      LineError (a GritError): it is none of these, is empty, or holds half of a surrogate pair.
     """
     if isinstance(document, dict):
-        title = document.get("title") or ""
+        title, text = document.get("title") or "", document.get("text")
         if not isinstance(title, str):
-            raise LineError(where, f"the title of {name} must be a string, found {_type(title)}")
-        text = _string(document.get("text"), where, f"the text of {name}")
-        return f"{title} {text}" if title else text
+            raise LineError(place, f"the title of {name} must be a string, found {_type(title)}")
+        check_unicode(title, place, f"the title of {name}")
+        if not (title.strip() and isinstance(text, str) and not text.strip()):
+            text = _string(text, place, f"the text of {name}")
+        return titled(title, text)
     if isinstance(document, list):
-        pair = _text(document, where, name)
+        pair = _text(document, place, name)
         if pair.instruction and pair.instruction.strip():
-            raise LineError(where, f"{name} has an instruction; documents are encoded without one")
+            raise LineError(place, f"{name} has an instruction; documents are encoded without one")
         return pair.text
-    return _string(document, where, name)
+    return _string(document, place, name)
 
 
-def _embedding(data: dict[str, Any], where: str) -> EmbeddingExample:
+def _embedding(data: dict[str, Any], place: str) -> EmbeddingExample:
     if "pos" not in data:
-        raise LineError(where, f'the key "pos" is missing; found {_names(data)}')
+        raise LineError(place, f'the key "pos" is missing; found {_names(data)}')
     lists: dict[str, tuple[Text, ...]] = {}
     for key in ("pos", "neg"):
         value = data.get(key)
         value = [] if value is None else value
         if not isinstance(value, list):
-            raise LineError(where, f'"{key}" must be a list of texts, found {_type(value)}')
-        lists[key] = tuple(_text(item, where, f"{key}[{i}]") for i, item in enumerate(value))
+            raise LineError(place, f'"{key}" must be a list of texts, found {_type(value)}')
+        lists[key] = tuple(_text(item, place, f"{key}[{i}]") for i, item in enumerate(value))
     if not lists["pos"]:
-        raise LineError(where, '"pos" is empty; a query needs at least one positive')
-    scores = _scores(data.get("scores"), where, len(lists["pos"]) + len(lists["neg"]))
+        raise LineError(place, '"pos" is empty; a query needs at least one positive')
+    scores = _scores(data.get("scores"), place, len(lists["pos"]) + len(lists["neg"]))
     return EmbeddingExample(
-        _text(data["query"], where, "query"), lists["pos"], lists["neg"], scores
+        _text(data["query"], place, "query"), lists["pos"], lists["neg"], scores
     )
 
 
-def _scores(value: Any, where: str, count: int) -> tuple[float, ...] | None:
+def _scores(value: Any, place: str, count: int) -> tuple[float, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != count:
         raise LineError(
-            where,
+            place,
             f'"scores" must be a list of {count} numbers, one for each of "pos" and "neg", found'
             f" {_type(value)}",
         )
@@ -166,46 +179,46 @@ def _scores(value: Any, where: str, count: int) -> tuple[float, ...] | None:
             or not isinstance(score, (int, float))
             or not -MOST_SCORE < score < MOST_SCORE
         ):
-            raise LineError(where, f"scores[{i}] must be a finite number, found {_type(score)}")
+            raise LineError(place, f"scores[{i}] must be a finite number, found {_type(score)}")
     return tuple(float(score) for score in value)
 
 
-def _generative(data: dict[str, Any], where: str) -> GenerativeExample:
+def _generative(data: dict[str, Any], place: str) -> GenerativeExample:
     value = data["text"]
     if isinstance(value, list):
         if not value:
-            raise LineError(where, '"text" has no turns')
-        turns = tuple(_string(turn, where, f"turn {i + 1}") for i, turn in enumerate(value))
+            raise LineError(place, '"text" has no turns')
+        turns = tuple(_string(turn, place, f"turn {i + 1}") for i, turn in enumerate(value))
         if len(turns) % 2:
             raise LineError(
-                where,
+                place,
                 f'"text" has an odd number of turns ({len(turns)}); expected [user, assistant, ...]'
                 " in pairs",
             )
         return GenerativeExample(turns=turns)
-    return GenerativeExample(text=_string(value, where, '"text"'))
+    return GenerativeExample(text=_string(value, place, '"text"'))
 
 
-def _cached(data: dict[str, Any], where: str) -> CachedExample:
+def _cached(data: dict[str, Any], place: str) -> CachedExample:
     if "text" not in data:
         raise LineError(
-            where, f'the key "text" ([question, answer]) is missing; found {_names(data)}'
+            place, f'the key "text" ([question, answer]) is missing; found {_names(data)}'
         )
     docs, text = data["docs"], data["text"]
     if not isinstance(docs, list) or not docs:
         raise LineError(
-            where, f'"docs" must be a list of at least one document, found {_type(docs)}'
+            place, f'"docs" must be a list of at least one document, found {_type(docs)}'
         )
     if not isinstance(text, list) or len(text) != 2:
-        raise LineError(where, f'"text" must be [question, answer], found {_type(text)}')
+        raise LineError(place, f'"text" must be [question, answer], found {_type(text)}')
     return CachedExample(
-        tuple(document_text(d, where, f"docs[{i}]") for i, d in enumerate(docs)),
-        _string(text[0], where, "the question"),
-        _string(text[1], where, "the answer"),
+        tuple(document_text(d, place, f"docs[{i}]") for i, d in enumerate(docs)),
+        _string(text[0], place, "the question"),
+        _string(text[1], place, "the answer"),
     )
 
 
-def _load(line: str | bytes, where: str) -> dict[str, Any]:
+def _load(line: str | bytes, place: str) -> dict[str, Any]:
     try:
         # Not json's own guess of an encoding: it takes two odd bytes for UTF-16.
         text = line.decode("utf-8") if isinstance(line, bytes) else line
@@ -213,53 +226,54 @@ def _load(line: str | bytes, where: str) -> dict[str, Any]:
             text.rstrip()
         )  # or a line that is cut short would be wrong at column 1 of the next
     except UnicodeDecodeError as error:
-        raise LineError(where, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise LineError(place, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
     except ValueError as error:
         what = (
             f"{error.msg} at column {error.colno}"
             if isinstance(error, json.JSONDecodeError)
             else str(error)
         )
-        raise LineError(where, f"not valid JSON: {what}") from None
+        raise LineError(place, f"not valid JSON: {what}") from None
     except RecursionError:
-        raise LineError(where, "not usable JSON: nested too deeply") from None
+        raise LineError(place, "not usable JSON: nested too deeply") from None
     if not isinstance(data, dict):
-        raise LineError(where, f"expected a JSON object, found {_type(data)}")
+        raise LineError(place, f"expected a JSON object, found {_type(data)}")
     return data
 
 
-def _text(value: Any, where: str, name: str) -> Text:
+def _text(value: Any, place: str, name: str) -> Text:
     if isinstance(value, list):
         if len(value) != 2:
             raise LineError(
-                where, f"{name} must be a string or [instruction, text], found {_type(value)}"
+                place, f"{name} must be a string or [instruction, text], found {_type(value)}"
             )
         instruction = value[0]
         if not isinstance(instruction, str):
             raise LineError(
-                where, f"the instruction of {name} must be a string, found {_type(instruction)}"
+                place, f"the instruction of {name} must be a string, found {_type(instruction)}"
             )
-        _check_unicode(instruction, where, f"the instruction of {name}")
-        return Text(instruction, _string(value[1], where, f"the text of {name}"))
-    return Text(None, _string(value, where, name))
+        check_unicode(instruction, place, f"the instruction of {name}")
+        return Text(instruction, _string(value[1], place, f"the text of {name}"))
+    return Text(None, _string(value, place, name))
 
 
-def _string(value: Any, where: str, name: str) -> str:
+def _string(value: Any, place: str, name: str) -> str:
     if not isinstance(value, str):
-        raise LineError(where, f"{name} must be a string, found {_type(value)}")
+        raise LineError(place, f"{name} must be a string, found {_type(value)}")
     if not value.strip():
-        raise LineError(where, f"{name} is empty")
-    _check_unicode(value, where, name)
+        raise LineError(place, f"{name} is empty")
+    check_unicode(value, place, name)
     return value
 
 
-def _check_unicode(value: str, where: str, name: str) -> None:
+def check_unicode(value: str, place: str, name: str) -> None:
+    """Raises LineError for half of a surrogate pair, which JSON can spell and UTF-8 cannot hold."""
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise LineError(
-                where, f"{name} holds half of a surrogate pair (\\ud800 to \\udfff)"
+                place, f"{name} holds half of a surrogate pair (\\ud800 to \\udfff)"
             ) from None
 
 

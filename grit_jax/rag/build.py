@@ -17,7 +17,7 @@ from grit_jax.errors import GritError
 from grit_jax.inference.encoder import Encoded
 from grit_jax.inference.model import GritLM
 from grit_jax.rag.codecs.codecs import KINDS, StoredCodec, calibrate, compression_of, sample_tokens
-from grit_jax.rag.corpus import Corpus, CorpusDocument
+from grit_jax.rag.corpus import Corpus, CorpusDocument, OnError
 from grit_jax.rag.document_batches import DocumentBatch, batch_tokens, document_batches
 from grit_jax.rag.document_length import default_max_length
 from grit_jax.rag.index_files import (
@@ -57,6 +57,8 @@ class IndexOptions:
       milvus: "embedded" (in the index's folder) or the URI of a Milvus server; None: where it is.
       update: replace documents whose text has changed; without it such a document is an error.
       delete_missing: delete documents of the index that are not in the corpus.
+      on_error: what a line of the corpus that is no document does: "fail" ends the build before it
+        begins, "skip" leaves the line out and counts it.
       batch_tokens: about how many tokens are committed at once; None: by the size of their records.
     """
 
@@ -67,6 +69,7 @@ class IndexOptions:
     milvus: str | None = None
     update: bool = False
     delete_missing: bool = False
+    on_error: OnError = "fail"
     batch_tokens: int | None = None
 
 
@@ -80,6 +83,7 @@ class IndexSummary:
         end.
       max_length: tokens of a document.
       encoded, skipped, replaced, deleted: documents of this run; skipped ones were indexed before.
+      lines_skipped: lines of the corpus that are no documents, by reason (`on_error`).
       tokens_encoded, seconds: of this run.
       kv, vectors: how records are kept, and what searches the vectors.
       bytes_vectors, bytes_kv: in the whole index; those of records include their headers.
@@ -94,6 +98,7 @@ class IndexSummary:
     skipped: int
     replaced: int
     deleted: int
+    lines_skipped: dict[str, int]
     tokens: int
     tokens_encoded: int
     seconds: float
@@ -114,6 +119,7 @@ class IndexSummary:
             (self.replaced, "replaced"),
             (self.deleted, "deleted"),
             (self.documents_truncated, f"cut to {self.max_length} tokens"),
+            (sum(self.lines_skipped.values()), "lines of the corpus skipped"),
         )
         also = "".join(f", {count} {what}" for count, what in counts if count)
         kv = f"; {self.bytes_per_token_per_layer:g} bytes of cache per token and layer"
@@ -178,7 +184,10 @@ def build_index(
     start = time.perf_counter()
     if options.kv not in (*KINDS, "none"):
         raise GritError(f"--kv: expected {', '.join(KINDS)} or none, got {options.kv!r}")
-    source, output = Corpus(corpus), Path(output)
+    source, output = Corpus(corpus, options.on_error), Path(output)
+    if source.skipped:
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in source.skipped.items())
+        say(f"{corpus}: {source.skipped.total()} lines are skipped: {reasons:.300}")
     with writing(output, _settings(model, options)) as writer:
         choose(writer, options.vectors, options.milvus)
         contents = _compare(writer, source, options.update)
@@ -195,6 +204,7 @@ def build_index(
         skipped=len(contents.unchanged),
         replaced=len(contents.changed),
         deleted=deleted,
+        lines_skipped=dict(source.skipped),
         tokens_encoded=tokens,
         seconds=round(time.perf_counter() - start, 3),
     )
@@ -461,6 +471,7 @@ def _summary(
         skipped=0,
         replaced=0,
         deleted=0,
+        lines_skipped={},
         tokens=manifest.tokens,
         tokens_encoded=0,
         seconds=0.0,

@@ -1,17 +1,22 @@
-"""A corpus to be indexed: `{"id", "title"?, "text"}` a line, all of it checked before the first
-document is read."""
+"""A corpus to index: `{"id", "title"?, "text"}` a line, all checked before the first is encoded."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-from grit_jax.data.formats import LineError, document_text
+from grit_jax.data.formats import LineError, check_unicode, document_text, titled
 from grit_jax.data.lines import JsonlFile
+from grit_jax.errors import GritError
 from grit_jax.runtime.progress import progress
+
+OnError: TypeAlias = Literal["fail", "skip"]
 
 MANY_LINES = 200_000  # from here on checking takes seconds and shows its progress
 
@@ -26,8 +31,8 @@ class CorpusDocument:
 
     @property
     def content(self) -> str:
-        """What is encoded: `{title} {text}`."""
-        return f"{self.title} {self.text}" if self.title else self.text
+        """The text that is encoded: `{title} {text}`, or the one that is not empty."""
+        return titled(self.title, self.text)
 
     @property
     def digest(self) -> bytes:
@@ -38,68 +43,97 @@ class CorpusDocument:
 
 
 class Corpus:
-    """The documents of a JSONL file. Opening it checks every line; documents are read from disk
-    when iterated.
+    """The documents of a JSONL file.
+
+    Opening it checks every line; documents are read from disk when iterated.
+
+    Args:
+      on_error: "fail" raises at the first line that is not a document; "skip" skips such lines.
+
+    Attributes:
+      digests: of each document, by id.
+      skipped: lines that were left out, by reason.
 
     Raises:
-      GritError: no such file, an empty one, a line that is not a document (`file:line: what is
+      GritError: no such file, no document in it, a line that is not a document (`file:line: what is
         wrong`), or an id that two lines share (both are named).
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, on_error: OnError = "fail"):
         self.path = str(path)
-        self._lines = JsonlFile(path)
         self.digests: dict[str, bytes] = {}
-        seen: dict[str, int] = {}
+        self.skipped: collections.Counter[str] = collections.Counter()
+        self._lines = JsonlFile(path)
+        self._numbers: dict[str, int] = {}  # of the documents' lines, by id
+        first_error: LineError | None = None
         shown = progress(
             self._lines, f"checking {path}", "lines", quiet=len(self._lines) < MANY_LINES
         )
         for number, line in enumerate(shown):
-            document = parse_document(line, self._lines.where(number))
-            if document.id in seen:
-                first = self._lines.where(seen[document.id])
-                raise LineError(
-                    self._lines.where(number),
-                    f"the id {document.id!r} stands at {first} already; ids must differ",
-                )
-            seen[document.id] = number
-            self.digests[document.id] = document.digest
+            try:
+                self._add(number, parse_document(line, self._lines.where(number)))
+            except LineError as error:
+                if on_error == "fail":
+                    raise
+                self.skipped[error.reason] += 1
+                first_error = first_error or error
+        if first_error and not self.digests:
+            raise GritError(f"{path}: no usable line; the first problem: {first_error}")
+
+    def _add(self, number: int, document: CorpusDocument) -> None:
+        if document.id in self._numbers:
+            first = self._lines.where(self._numbers[document.id])
+            error = LineError(
+                self._lines.where(number),
+                f"the id {document.id!r} stands at {first} already; ids must differ",
+            )
+            error.reason = "an id that stands in an earlier line"  # counted together
+            raise error
+        self._numbers[document.id] = number
+        self.digests[document.id] = document.digest
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[CorpusDocument]:
-        for number, line in enumerate(self._lines):
-            yield parse_document(line, self._lines.where(number))
+        return (self._document(number) for number in self._numbers.values())
 
-    def __getitem__(self, number: int) -> CorpusDocument:
+    def __getitem__(self, index: int) -> CorpusDocument:
+        return self._document(self._order[index])
+
+    @functools.cached_property
+    def _order(self) -> list[int]:
+        return list(self._numbers.values())
+
+    def _document(self, number: int) -> CorpusDocument:
         return parse_document(self._lines[number], self._lines.where(number))
 
     def where(self, id: str) -> str:
         """`file:line` of a document."""
-        return self._lines.where(list(self.digests).index(id))
+        return self._lines.where(self._numbers[id])
 
 
-def parse_document(line: str | bytes, where: str) -> CorpusDocument:
+def parse_document(line: str | bytes, place: str) -> CorpusDocument:
     """One line of a corpus.
 
     Raises:
-      LineError (a GritError): `where: what is wrong`.
+      LineError (a GritError): `place: what is wrong`.
     """
     try:
         data = json.loads(line.decode("utf-8") if isinstance(line, bytes) else line)
     except (ValueError, RecursionError) as error:
-        raise LineError(where, f"not valid JSON: {error}") from None
+        raise LineError(place, f"not valid JSON: {error}") from None
     if not isinstance(data, dict):
-        raise LineError(where, f"expected a JSON object, found {type(data).__name__}")
+        raise LineError(place, f"expected a JSON object, found {type(data).__name__}")
     id = data.get("id", data.get("_id"))  # BEIR's corpora write `_id`
     if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)
     if not isinstance(id, str) or not id:
         raise LineError(
-            where, 'expected {"id": ..., "title"?: ..., "text": ...} with a string as "id"'
+            place, 'expected {"id": ..., "title"?: ..., "text": ...} with a string as "id"'
         )
+    check_unicode(id, place, "the id")
     if "text" not in data:
-        raise LineError(where, f'document {id!r} has no "text"')
-    document_text(data, where, f"document {id!r}")
+        raise LineError(place, 'the document has no "text"')
+    document_text(data, place, "the document")
     return CorpusDocument(id, data.get("title") or "", data["text"])

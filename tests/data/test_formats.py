@@ -125,6 +125,19 @@ BAD = [
         r"the text of docs\[0\] must be a string, found null",
     ),
     ('{"text": "half \\ud800 pair"}', "half of a surrogate pair"),
+    ('{"text": ["q", "\\udfff"]}', "turn 2 holds half of a surrogate pair"),
+    ('{"query": ["\\ud800", "q"], "pos": ["p"]}', "the instruction of query holds half"),
+    ('{"query": "q", "pos": ["p"], "neg": [["", "\\ud800"]]}', "the text of neg.0. holds half"),
+    ('{"docs": ["\\ud800"], "text": ["q", "a"]}', "docs.0. holds half"),
+    (
+        '{"docs": [{"title": "\\ud83d", "text": "d"}], "text": ["q", "a"]}',
+        "the title of docs.0. holds",
+    ),
+    (
+        '{"docs": [{"title": "T", "text": "\\ud83d"}], "text": ["q", "a"]}',
+        "the text of docs.0. holds",
+    ),
+    ('{"docs": [{"title": " ", "text": ""}], "text": ["q", "a"]}', "the text of docs.0. is empty"),
 ]
 
 
@@ -140,5 +153,7 @@ def test_bad_lines_name_place_and_reason(line, message):
 def test_documents():
     assert document_text("d", "f:1") == document_text({"text": "d"}, "f:1") == "d"
     assert document_text({"id": 1, "title": "T", "text": "d"}, "f:1") == "T d"
+    for text in ("", " \n"):  # a row of BEIR's FiQA has a title alone
+        assert document_text({"id": 1, "title": "T", "text": text}, "f:1") == "T"
     with pytest.raises(GritError, match="f:1: the title of document must be a string, found int"):
         document_text({"title": 3, "text": "d"}, "f:1")

@@ -144,7 +144,7 @@ CASES = {
     "index model --input list --output x": "list:1: expected a JSON object, found list",
     "index model --input strange --output x": 'strange:1: expected .*"id"',
     "index model --input number --output x": (
-        "number:1: the text of document 'a' must be a string, found int"
+        "number:1: the text of the document must be a string, found int"
     ),
     "index model --input twice --output x": (
         "twice:2: the id 'a' stands at twice:1 already; ids must differ"

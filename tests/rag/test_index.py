@@ -86,6 +86,41 @@ def test_vector_text_and_record_of_every_document(model, corpus, tmp_path):
     assert "40 documents" in str(summary) and json.dumps(summary.to_dict())
 
 
+BAD = [
+    {"_id": "empty", "title": "", "text": ""},
+    {"_id": "blank", "title": " ", "text": "\n"},
+    "{",
+    {"id": "d1", "text": "an id that is taken"},
+    r'{"id": "\ud800", "text": "half"}',
+]
+
+
+def test_lines_that_are_no_documents_can_be_skipped(model, tmp_path, capsys):
+    """And a title alone is a document, as in BEIR's FiQA."""
+    title = {"_id": "title", "title": "A title", "text": ""}
+    path = write(tmp_path / "c.jsonl", [BAD[0], *ROWS[:3], *BAD[1:], title, *ROWS[3:5]])
+    with pytest.raises(GritError, match=r"c\.jsonl:1: the text of the document is empty"):
+        build_index(model, path, tmp_path / "index", quiet=True)
+    options = IndexOptions(on_error="skip")
+    summary = build_index(model, path, tmp_path / "index", options, quiet=True)
+    assert (summary.documents, summary.encoded) == (6, 6) and sum(
+        summary.lines_skipped.values()
+    ) == 5
+    assert summary.to_dict()["lines_skipped"]["the text of the document is empty"] == 2
+    assert "5 lines of the corpus skipped" in str(summary)
+    assert "c.jsonl: 5 lines are skipped: 2 x the text" in capsys.readouterr().err
+    index = Index.open(tmp_path / "index", model)
+    assert index.text("title") == "A title"
+    row = {"id": "title", "title": "A title", "text": ""}
+    assert [d["id"] for d in index.documents] == ["d0", "d1", "d2", "title", "d3", "d4"]
+    np.testing.assert_array_equal(index.vectors[3], vector([256, *row["title"].encode()]))
+    again = build_index(model, path, tmp_path / "index", options, quiet=True)
+    assert (again.encoded, again.skipped) == (0, 6)
+    path = write(tmp_path / "none.jsonl", BAD[:3])
+    with pytest.raises(GritError, match=r"no usable line; the first problem: .*none\.jsonl:1: the"):
+        build_index(model, path, tmp_path / "other", options, quiet=True)
+
+
 def test_the_real_encoder_gives_the_same_vectors_and_records(tiny_model, sentences, tmp_path):
     rows = [
         {"id": str(i), "title": "Lantern", "text": text} for i, text in enumerate(sentences[:6])
@@ -133,9 +168,13 @@ def test_without_caches(model, corpus, tmp_path):
         ("{", r"c\.jsonl:2: not valid JSON"),
         ("[1]", r"c\.jsonl:2: expected a JSON object"),
         ('{"text": "a"}', r'c\.jsonl:2: .*"id"'),
-        ('{"id": "x"}', r"c\.jsonl:2: document 'x' has no \"text\""),
+        ('{"id": "x"}', r"c\.jsonl:2: the document has no \"text\""),
         ('{"id": "x", "text": ""}', r"c\.jsonl:2: .*empty"),
         ('{"id": "x", "text": 3}', r"c\.jsonl:2: .*string"),
+        ('{"id": "x", "title": "T", "text": null}', r"c\.jsonl:2: .*string"),
+        (r'{"id": "\ud83d", "text": "a"}', r"c\.jsonl:2: the id holds half of a surrogate pair"),
+        (r'{"id": "x", "title": "\udc00", "text": "a"}', r"c\.jsonl:2: the title .* holds half"),
+        (r'{"id": "x", "text": "\ud83d"}', r"c\.jsonl:2: the text .* holds half"),
         ('{"id": "x", "title": [], "text": "a", "id2": 0}', None),
         ('{"id": "a", "text": "other"}', r"c\.jsonl:2: .*'a' stands at .*c\.jsonl:1"),
     ],
