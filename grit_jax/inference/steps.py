@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.inference.records import LayerRecords
 from grit_jax.inference.sampling import SamplingRows, sample
-from grit_jax.models.attention import Slots
 from grit_jax.models.cache import KVCache, empty_cache, insert, place_keys, write_layer
 from grit_jax.models.config import LayerKind, ModelConfig
+from grit_jax.models.kernels import KeyValues
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.sharding import constrain
 from grit_jax.types import AttentionMode
@@ -203,10 +203,18 @@ def prefill_layer(
     records = state.records
     keys = place_keys(k, records.positions, records.segments, config, local=kind.local_rope)
     records = write_layer(records, layer, keys, v)
-    scales = (
+    k_scale, v_scale = (
         None if scale is None else scale[layer] for scale in (records.k_scale, records.v_scale)
     )
-    cached = Slots(records.k[layer], records.v[layer], records.positions, records.segments, *scales)
+    cached = KeyValues(
+        records.k[layer],
+        records.v[layer],
+        records.positions,
+        records.segments,
+        by_head=True,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
     out = Transformer(config, params).one_layer(
         state.x,
         state.positions,

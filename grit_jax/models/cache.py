@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from grit_jax.errors import GritError
+from grit_jax.models.attention import finite_or_zero, finite_tokens
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.rotary import Rotation, depends_on_length, rotate, rotation
 from grit_jax.types import KV
@@ -30,9 +31,9 @@ class KVCache:
     memory.
 
     With scales they are int8: a key channel is worth its `k_scale`, a value its `v_scale`; such a
-    cache is only read. A slot's `segments` entry says which queries see it (0: empty), its
-    `positions` entry where it stands. `cursor` is the next free slot, the same in every row; ragged
-    rows leave empty slots behind.
+    cache is only read. A slot's `segments` entry says which queries see it (0: empty; below 0: a
+    token that was not finite, see `mark_nonfinite`), its `positions` entry where it stands.
+    `cursor` is the next free slot, the same in every row; ragged rows leave empty slots behind.
     """
 
     k: Float[Array, "L B K H S"]
@@ -109,8 +110,20 @@ def cache_from(
       GritError: a model whose documents cannot be cached.
     """
     check_records(config)
+    kv, marked = mark_nonfinite(kv, segments)
     by_head = _by_head(KV(rotate_keys(kv, positions, segments, config), kv.v))
-    return KVCache(by_head.k, by_head.v, positions, segments, jnp.asarray(kv.k.shape[2], jnp.int32))
+    return KVCache(by_head.k, by_head.v, positions, marked, jnp.asarray(kv.k.shape[2], jnp.int32))
+
+
+def mark_nonfinite(kv: KV, segments: Int[Array, "B T"]) -> tuple[KV, Int[Array, "B T"]]:
+    """Zeros in place of keys and values that are not finite, and the segments with those of such
+    tokens negated.
+
+    Attention gives NaN for the text that reads a marked token, and for no other (a kernel
+    multiplies what a query does not see by zero, and zero times NaN is NaN).
+    """
+    finite = finite_tokens(kv.k, kv.v).all(axis=0)
+    return KV(finite_or_zero(kv.k), finite_or_zero(kv.v)), jnp.where(finite, segments, -segments)
 
 
 def insert(
@@ -127,12 +140,13 @@ def insert(
     """
     at = cache.cursor
     write = jax.lax.dynamic_update_slice
+    kv, marked = mark_nonfinite(kv, segments)
     by_head = _by_head(KV(rotate_keys(kv, positions, segments, config), kv.v))
     return KVCache(
         k=write(cache.k, by_head.k.astype(cache.k.dtype), (0, 0, 0, 0, at)),
         v=write(cache.v, by_head.v.astype(cache.v.dtype), (0, 0, 0, at, 0)),
         positions=write(cache.positions, positions.astype(jnp.int32), (0, at)),
-        segments=write(cache.segments, segments.astype(jnp.int32), (0, at)),
+        segments=write(cache.segments, marked.astype(jnp.int32), (0, at)),
         cursor=at + kv.k.shape[2],
     )
 

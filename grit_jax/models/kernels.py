@@ -1,7 +1,7 @@
 """Attention kernels: splash on TPU, cuDNN on GPU, and a blocked XLA path that runs anywhere.
 
-The blocked path works on *parts* (own keys, cached keys) with a running softmax, so that a cache is
-read where it lies and long inputs never build their T x S matrix.
+The blocked path reads several groups of keys (a row's own, those of caches) with a running softmax:
+a cache is read where it lies, and long inputs never build their T x S matrix.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.sharding import fitted_spec, num_shards
 
-# of what the backward pass of attention needs of the forward pass, for `jax.checkpoint`
+# The name, for `jax.checkpoint`, of what attention's backward pass needs of its forward pass.
 ATTENTION_NAME = "attention"
-MASKED = -1e30  # finite, so that a row that sees nothing gives zeros' average instead of NaN
-KEY_BLOCK = 512  # keys per step of the blocked path once a part is longer than twice this
+MASKED = -1e30  # finite: a query that sees nothing averages all values instead of giving NaN
+KEY_BLOCK = 512  # keys per step of the blocked path, for groups of more than twice as many
 CUDNN_HEAD = 128  # widest head of cuDNN's kernels for training, on every card that has them
 SPLASH_TILE = 128  # splash works on multiples of this many tokens and of this many head dimensions
 # Tokens of a tile of scores: the larger, the less often keys are read for them (MaxText takes 512
@@ -37,7 +37,7 @@ SPLASH_SIDES = (
     "block_q_dq",
     "block_kv_dq",
 )
-# name in a program of splash's kernels: tiles of scores that they compute, and all
+# The name scope of splash's kernels in a program: tiles of scores that they compute, and all tiles.
 TILES = "tiles_{}_of_{}"
 
 
@@ -54,31 +54,40 @@ class Queries:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class Part:
-    """One group of keys. In a causal part, a key is seen from its own place in the row onwards, and
-    by its block.
+class KeyValues:
+    """Rotated keys and values of one source: a row's own tokens, or a layer of a cache.
 
-    Those of a cache lie as there (`by_head`): keys `[B K H S]`, values `[B K S H]`. Where they are
-    int8, a key channel is worth its `k_scale` and a value its `v_scale`.
+    Segment 0 is padding or an empty slot. A negative segment marks a token of segment `-segment`
+    whose keys or values were not finite and are zeros here (see `attention.attend`); no query sees
+    it.
+
+    Attributes:
+      k: `[B S K H]`, and `[B K H S]` where `by_head`.
+      v: `[B S K H]`, and `[B K S H]` where `by_head`.
+      blocks: see `types.Rows`.
+      causal: a key is seen from its own place in the row onwards, and by its block.
+      by_head: the axis order of a cache.
+      offset: place in the row of the first key, None for 0.
+      k_scale, v_scale: of int8 keys (one for each channel) and values (one for each).
     """
 
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
+    k: Float[Array, "B S K H"] | Float[Array, "B K H S"]
+    v: Float[Array, "B S K H"] | Float[Array, "B K S H"]
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]
     blocks: Int[Array, "B S"] | None = None
     causal: bool = dataclasses.field(metadata={"static": True}, default=False)
     by_head: bool = dataclasses.field(metadata={"static": True}, default=False)
-    offset: Int[Array, ""] | int = 0  # place in the row of the part's first key
+    offset: Int[Array, ""] | int | None = None
     k_scale: Float[Array, "B K H"] | None = None
     v_scale: Float[Array, "B K S"] | None = None
 
     @property
     def length(self) -> int:
-        """`S`."""
+        """The number of keys `S`."""
         return self.segments.shape[1]
 
-    def cut(self, start: Int[Array, ""] | int, size: int) -> Part:
+    def slice(self, start: Int[Array, ""] | int, size: int) -> KeyValues:
         """`size` keys from `start` on."""
         take = lambda x, axis: (
             None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
@@ -90,52 +99,53 @@ class Part:
             positions=take(self.positions, 1),
             segments=take(self.segments, 1),
             blocks=take(self.blocks, 1),
-            offset=self.offset + start,
+            offset=start if self.offset is None else self.offset + start,
             v_scale=take(self.v_scale, 2),
         )
 
 
-def part_mask(
-    queries: Queries, part: Part, *, window: int | None, symmetric_window: bool
+def key_mask(
+    queries: Queries, keys: KeyValues, *, window: int | None, symmetric_window: bool
 ) -> Bool[Array, "B T S"]:
-    """Which keys of a part each query sees."""
-    mask = (queries.segments[:, :, None] == part.segments[:, None, :]) & (part.segments > 0)[
+    """Which keys each query sees."""
+    mask = (queries.segments[:, :, None] == keys.segments[:, None, :]) & (keys.segments > 0)[
         :, None, :
     ]
-    if part.causal:
-        t, s = jnp.arange(queries.segments.shape[1]), part.offset + jnp.arange(part.length)
+    if keys.causal:
+        t, s = jnp.arange(queries.segments.shape[1]), jnp.arange(keys.length)
+        s = s if keys.offset is None else keys.offset + s
         seen = (s[None, :] <= t[:, None])[None]
-        if part.blocks is not None and queries.blocks is not None:
-            same = queries.blocks[:, :, None] == part.blocks[:, None, :]
-            seen |= same & (part.blocks > 0)[:, None, :]
+        if keys.blocks is not None and queries.blocks is not None:
+            same = queries.blocks[:, :, None] == keys.blocks[:, None, :]
+            seen |= same & (keys.blocks > 0)[:, None, :]
         mask &= seen
     if window is not None:
-        distance = queries.positions[:, :, None] - part.positions[:, None, :]
+        distance = queries.positions[:, :, None] - keys.positions[:, None, :]
         mask &= (jnp.abs(distance) if symmetric_window else distance) < window
     return mask
 
 
 def blocked_attention(
     queries: Queries,
-    parts: list[Part],
+    groups: list[KeyValues],
     *,
     window: int | None,
     symmetric_window: bool,
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention over the union of the parts, each read in blocks of keys where it is long.
+    """Softmax attention over the union of several groups of keys, long ones read in blocks.
 
     Queries of one key/value head are stacked into one matrix (`G T` rows): XLA's CPU backend runs
     these products two to four times as fast as the four-axis einsum.
     """
     B, T, N, H = queries.q.shape
-    K = parts[0].k.shape[1 if parts[0].by_head else 2]
+    K = groups[0].k.shape[1 if groups[0].by_head else 2]
     G = N // K
     q = (queries.q.astype(jnp.float32) * scale).astype(queries.q.dtype)
     if T == 1:
         return _one_token_attention(
-            q.reshape(B, K, G, H), queries, parts, window, symmetric_window, softcap
+            q.reshape(B, K, G, H), queries, groups, window, symmetric_window, softcap
         )
     q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
     # Queries that are split over devices along T must keep that axis.
@@ -157,45 +167,45 @@ def blocked_attention(
             else x * scale.reshape(*((B * K, 1) if stacked else (B, K, 1, 1)), -1)
         )
 
-    def scores(part: Part) -> jax.Array:
-        equation = f"{by_query}h,{by_key}{'hs' if part.by_head else 'sh'}->{by_query}s"
-        k = heads_first(part.k, part.by_head).astype(q.dtype)
+    def scores(keys: KeyValues) -> jax.Array:
+        equation = f"{by_query}h,{by_key}{'hs' if keys.by_head else 'sh'}->{by_query}s"
+        k = heads_first(keys.k, keys.by_head).astype(q.dtype)
         s = jnp.einsum(
-            equation, scaled(q, part.k_scale).astype(q.dtype), k, preferred_element_type=jnp.float32
+            equation, scaled(q, keys.k_scale).astype(q.dtype), k, preferred_element_type=jnp.float32
         )
-        mask = part_mask(queries, part, window=window, symmetric_window=symmetric_window)
-        s = soft_cap(s.reshape(B, K, G, T, part.length), softcap)
-        return jnp.where(mask[:, None, None], s, MASKED).reshape(*lead, part.length)
+        mask = key_mask(queries, keys, window=window, symmetric_window=symmetric_window)
+        s = soft_cap(s.reshape(B, K, G, T, keys.length), softcap)
+        return jnp.where(mask[:, None, None], s, MASKED).reshape(*lead, keys.length)
 
-    def values(p: jax.Array, part: Part) -> jax.Array:
-        v = heads_first(part.v, part.by_head).astype(q.dtype)
+    def values(p: jax.Array, keys: KeyValues) -> jax.Array:
+        v = heads_first(keys.v, keys.by_head).astype(q.dtype)
         equation = f"{by_query}s,{by_key}sh->{by_query}h"
         return jnp.einsum(
-            equation, scaled(p, part.v_scale).astype(q.dtype), v, preferred_element_type=jnp.float32
+            equation, scaled(p, keys.v_scale).astype(q.dtype), v, preferred_element_type=jnp.float32
         )
 
-    keys = sum(part.length for part in parts)
-    if T * keys <= (2 * KEY_BLOCK) ** 2:
-        # One softmax over all parts.
-        p = jax.nn.softmax(jnp.concatenate([scores(part) for part in parts], axis=-1), axis=-1)
-        ends = np.cumsum([part.length for part in parts])[:-1]
+    total_keys = sum(keys.length for keys in groups)
+    if T * total_keys <= (2 * KEY_BLOCK) ** 2:
+        # One softmax over all groups.
+        p = jax.nn.softmax(jnp.concatenate([scores(keys) for keys in groups], axis=-1), axis=-1)
+        ends = np.cumsum([keys.length for keys in groups])[:-1]
         out = sum(
-            values(block, part)
-            for block, part in zip(jnp.split(p, ends, axis=-1), parts, strict=True)
+            values(block, keys)
+            for block, keys in zip(jnp.split(p, ends, axis=-1), groups, strict=True)
         )
     else:
         state = (jnp.full(lead, MASKED), jnp.zeros(lead), jnp.zeros((*lead, H)))
 
-        def step(state, part: Part):
+        def step(state, keys: KeyValues):
             top, total, out = state
-            s = scores(part)
+            s = scores(keys)
             new_top = jnp.maximum(top, s.max(-1))
             p = jnp.exp(s - new_top[..., None])
             rescale = jnp.exp(top - new_top)
-            return new_top, total * rescale + p.sum(-1), out * rescale[..., None] + values(p, part)
+            return new_top, total * rescale + p.sum(-1), out * rescale[..., None] + values(p, keys)
 
-        for part in parts:
-            state = _over_blocks(step, state, part)
+        for keys in groups:
+            state = _over_blocks(step, state, keys)
         out = state[2] / jnp.maximum(state[1], 1e-30)[..., None]
     return (
         out.reshape(B, K, G, T, H)
@@ -213,48 +223,48 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 def _one_token_attention(
     q: Float[Array, "B K G H"],
     queries: Queries,
-    parts: list[Part],
+    groups: list[KeyValues],
     window: int | None,
     symmetric_window: bool,
     softcap: float | None,
 ) -> Float[Array, "B 1 N H"]:
-    """Attention of one decoded token: every part is read once, where it lies."""
+    """Attention of one decoded token: each group of keys is read once, where it lies."""
 
-    def scores(part: Part) -> jax.Array:
-        form = "bkgh,bkhs->bkgs" if part.by_head else "bkgh,bskh->bkgs"
-        mine = q if part.k_scale is None else (q * part.k_scale[:, :, None]).astype(q.dtype)
-        s = jnp.einsum(form, mine, part.k.astype(q.dtype), preferred_element_type=jnp.float32)
-        mask = part_mask(queries, part, window=window, symmetric_window=symmetric_window)
+    def scores(keys: KeyValues) -> jax.Array:
+        form = "bkgh,bkhs->bkgs" if keys.by_head else "bkgh,bskh->bkgs"
+        mine = q if keys.k_scale is None else (q * keys.k_scale[:, :, None]).astype(q.dtype)
+        s = jnp.einsum(form, mine, keys.k.astype(q.dtype), preferred_element_type=jnp.float32)
+        mask = key_mask(queries, keys, window=window, symmetric_window=symmetric_window)
         return jnp.where(mask[:, None], soft_cap(s, softcap), MASKED)
 
-    def values(p: jax.Array, part: Part) -> jax.Array:
-        form = "bkgs,bksh->bkgh" if part.by_head else "bkgs,bskh->bkgh"
-        p = p if part.v_scale is None else p * part.v_scale[:, :, None]
+    def values(p: jax.Array, keys: KeyValues) -> jax.Array:
+        form = "bkgs,bksh->bkgh" if keys.by_head else "bkgs,bskh->bkgh"
+        p = p if keys.v_scale is None else p * keys.v_scale[:, :, None]
         return jnp.einsum(
-            form, p.astype(q.dtype), part.v.astype(q.dtype), preferred_element_type=jnp.float32
+            form, p.astype(q.dtype), keys.v.astype(q.dtype), preferred_element_type=jnp.float32
         )
 
-    found = [scores(part) for part in parts]
-    top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in found])
-    weights = [jnp.exp(s - top) for s in found]
+    logits = [scores(keys) for keys in groups]
+    top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in logits])
+    weights = [jnp.exp(s - top) for s in logits]
     total = sum(p.sum(-1, keepdims=True) for p in weights)
-    out = sum(values(p, part) for p, part in zip(weights, parts, strict=True)) / jnp.maximum(
+    out = sum(values(p, keys) for p, keys in zip(weights, groups, strict=True)) / jnp.maximum(
         total, 1e-30
     )
     return out.reshape(queries.q.shape).astype(queries.q.dtype)
 
 
-def _over_blocks(step, state, part: Part):
-    """Applies `step` to the part, in blocks of keys once it is long; blocks are recomputed in the
-    backward pass."""
-    if part.length <= 2 * KEY_BLOCK:
-        return step(state, part)
-    whole, rest = divmod(part.length, KEY_BLOCK)
-    block = jax.checkpoint(lambda state, start: step(state, part.cut(start, KEY_BLOCK)))
+def _over_blocks(step, state, keys: KeyValues):
+    """Applies `step` to a group of keys, block by block where it is long; blocks are recomputed in
+    the backward pass."""
+    if keys.length <= 2 * KEY_BLOCK:
+        return step(state, keys)
+    whole, rest = divmod(keys.length, KEY_BLOCK)
+    block = jax.checkpoint(lambda state, start: step(state, keys.slice(start, KEY_BLOCK)))
     state = jax.lax.scan(
         lambda state, i: (block(state, i * KEY_BLOCK), None), state, jnp.arange(whole)
     )[0]
-    return step(state, part.cut(whole * KEY_BLOCK, rest)) if rest else state
+    return step(state, keys.slice(whole * KEY_BLOCK, rest)) if rest else state
 
 
 def fused_attention(

@@ -45,9 +45,10 @@ def expert_mlp(
         weights = weights / weights.sum(axis=-1, keepdims=True)
     valid = (segments > 0).astype(jnp.float32)
     tokens = jnp.maximum(valid.sum(), 1.0)
+    real = jnp.where(valid[:, :, None] > 0, probabilities, 0.0)  # padding may not be finite
     stats = RouterStats(
         jnp.einsum("bt,btke->e", valid, jax.nn.one_hot(chosen, E, dtype=jnp.float32)) / tokens,
-        jnp.einsum("bt,bte->e", valid, probabilities) / tokens,
+        jnp.einsum("bt,bte->e", valid, real) / tokens,
     )
     return _on_mesh(x, weights, chosen, layer, ACTIVATIONS[config.hidden_act]), stats
 

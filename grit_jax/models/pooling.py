@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grit_jax.models.attention import finite_or_zero
 from grit_jax.models.projection import project
 
 PoolingMethod = Literal["mean", "weightedmean", "lasttoken", "cls"]
@@ -26,13 +27,16 @@ def pool(
     """One float32 vector per segment (`gritlm: gritlm/gritlm.py:188-218`); absent segments give
     zeros.
 
+    A segment that pools a token which is not finite gives NaN; the other segments of its row do
+    not.
+
     Args:
       mask: the tokens that `mean` and `weightedmean` average (instruction and tags excluded). `cls`
         takes the first token of the segment and `lasttoken` its last one, whatever the mask.
       segments_per_row: `M`, at least the highest segment number.
     """
     numbers = jnp.arange(1, segments_per_row + 1)
-    member = segments[:, :, None] == numbers  # B T M
+    member = segments[:, :, None] == numbers  # [B T M]
     if method == "mean":
         weights = (member & mask[:, :, None]).astype(jnp.float32)
     elif method == "weightedmean":  # 1, 2, ... n from the first pooled token on
@@ -44,8 +48,13 @@ def pool(
         after = jnp.cumsum(member[:, ::-1], axis=1)[:, ::-1]
         weights = (member & (after == 1)).astype(jnp.float32)
     else:
-        raise ValueError(f"pooling must be mean, weightedmean, lasttoken or cls, is {method!r}")
-    total = jnp.einsum("btm,btd->bmd", weights, hidden.astype(jnp.float32))
+        raise ValueError(f"pooling must be mean, weightedmean, lasttoken or cls, got {method!r}")
+    # Zero times NaN is NaN: what is not finite is taken out of the sum over a row's tokens, and put
+    # back into the segments it belongs to.
+    finite = jnp.isfinite(hidden).all(axis=-1)
+    broken = ((weights > 0) & ~finite[:, :, None]).any(axis=1)
+    total = jnp.einsum("btm,btd->bmd", weights, finite_or_zero(hidden.astype(jnp.float32)))
+    total += jnp.where(broken, jnp.nan, 0.0)[..., None]
     return total / jnp.maximum(weights.sum(axis=1), 1e-9)[..., None]
 
 

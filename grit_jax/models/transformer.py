@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,12 +13,19 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from grit_jax.models.attention import Keys, Slots, attend
+from grit_jax.models.attention import attend
 from grit_jax.models.cache import KVCache
 from grit_jax.models.config import LayerKind, ModelConfig
-from grit_jax.models.kernels import ATTENTION_NAME, soft_cap
+from grit_jax.models.kernels import ATTENTION_NAME, KeyValues, soft_cap
 from grit_jax.models.layer_stack import Layer, run_layers
-from grit_jax.models.layers import gated_mlp, linear, rms_norm, token_embeddings, vocabulary_logits
+from grit_jax.models.layers import (
+    Weights,
+    gated_mlp,
+    linear,
+    rms_norm,
+    token_embeddings,
+    vocabulary_logits,
+)
 from grit_jax.models.lora import row_keys
 from grit_jax.models.moe import expert_mlp
 from grit_jax.models.parameters import (
@@ -29,15 +35,15 @@ from grit_jax.models.parameters import (
     init_params,
     parameter_shapes,
 )
-from grit_jax.models.rotary import rotate, rotation
+from grit_jax.models.rotary import Rotation, rotate, rotation
 from grit_jax.sharding import constrain
 from grit_jax.types import KV, Mode, ModelOutput, RouterStats
 
 __all__ = ["PARAMETER_AXES", "Params", "Transformer", "init_params", "parameter_shapes"]
 
-# What a layer keeps for the backward pass, by name. "full" keeps its input alone and computes the
-# rest again; "offload" keeps that in the memory of the host; "save_attention" keeps what attention
-# gave beside it, "save_qkv" what went into attention, too; "dots" the products with weights.
+# What a layer keeps for the backward pass. "full" keeps its input alone and recomputes the rest;
+# "offload" keeps that input in the memory of the host; "save_attention" also keeps the output of
+# attention, "save_qkv" its inputs as well; "dots" keeps the products with weights.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -55,11 +61,40 @@ REMAT_POLICIES = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class LayerOutput:
-    """What a layer gives: its output, and its tokens' own keys (unrotated) and values `[B T K
-    H]`."""
+    """A layer's output, and its tokens' own keys (unrotated) and values `[B T K H]`."""
 
     x: Float[Array, "B T D"]
     kv: KV
+
+
+@dataclasses.dataclass
+class Pass:
+    """What is the same for all layers of one forward pass over `B` rows of `T` tokens.
+
+    Attributes:
+      mode: who sees whom (static, see `types.Mode`).
+      rotations: the tokens' rotary embedding, by whether a layer's is local.
+      cache_marks: positions and segments `[B S]` of each cache.
+      blocks: of prefix mode (see `types.Rows`).
+      routed: the tokens that router statistics count, 0 elsewhere.
+      return_kv: whether layers return their keys and values.
+    """
+
+    config: ModelConfig
+    mode: Mode
+    rotations: Mapping[bool, Rotation]
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    routed: Int[Array, "B T"]
+    cache_marks: Sequence[tuple[Int[Array, "B S"], Int[Array, "B S"]]] = ()
+    blocks: Int[Array, "B T"] | None = None
+    return_kv: bool = False
+
+
+# What goes from layer to layer: `x` [B T D] and the sum of router statistics (None without
+# experts). A layer's slice of a cache: keys, values and their scales (None without).
+Carry = tuple[Float[Array, "B T D"], RouterStats | None]
+CachedLayer = tuple[Array, Array, Array | None, Array | None]
 
 
 class Transformer(nnx.Module):
@@ -126,33 +161,29 @@ class Transformer(nnx.Module):
             local: rotation(c, positions, segments, local=local)
             for local in {k.local_rope for k in c.layer_kinds}
         }
-        body = functools.partial(
-            _layer,
+        forward = Pass(
             config=c,
             mode=mode,
             rotations=rotations,
             positions=positions,
             segments=segments,
-            cache_marks=[(cache.positions, cache.segments) for cache in caches],
-            return_kv=return_kv,
-            blocks=blocks,
             routed=segments if routed is None else routed,
+            cache_marks=[(cache.positions, cache.segments) for cache in caches],
+            blocks=blocks,
+            return_kv=return_kv,
         )
 
         def make_layer(kind: LayerKind, pick: Callable[[Any], Any]) -> Layer:
-            layer = lambda carry, given: body(carry, pick(given), kind=kind)
+            layer = lambda carry, stacked: _layer(carry, pick(stacked), forward, kind)
             return (
                 layer
                 if c.remat == "none"
                 else jax.checkpoint(layer, policy=REMAT_POLICIES[c.remat])
             )
 
-        router = None
-        if c.num_experts:
-            router = RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts))
         cached = [(cache.k, cache.v, cache.k_scale, cache.v_scale) for cache in caches]
         (x, router), kv = run_layers(
-            make_layer, (x, router), layers, cached, c.layer_kinds, scan=c.scan_layers
+            make_layer, (x, _no_router_stats(c)), layers, cached, c.layer_kinds, scan=c.scan_layers
         )
         if router is not None:
             sparse = sum(kind.experts for kind in c.layer_kinds)
@@ -160,15 +191,14 @@ class Transformer(nnx.Module):
         return ModelOutput(self.apply_final_norm(x), kv, router)
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """What the first layer gets."""
+        """The input of the first layer."""
         c = self.config
         x = token_embeddings(tokens, self.params(), jnp.dtype(c.dtype))
         if c.scale_embeddings:
-            x *= jnp.asarray(
-                math.sqrt(c.hidden_size), x.dtype
-            )  # rounded first, as Gemma's own code does
-        # On the way from a table that is split along D to rows: XLA by itself goes by all rows on
-        # every device.
+            # The factor is rounded first, as in Gemma's own code.
+            x *= jnp.asarray(math.sqrt(c.hidden_size), x.dtype)
+        # From a table that is split along D to rows in two steps: left to itself, XLA gathers all
+        # rows on every device in between.
         return constrain(constrain(x, ("replicas", "tokens", "embed")), ("rows", "tokens", None))
 
     def one_layer(
@@ -176,47 +206,41 @@ class Transformer(nnx.Module):
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"],
-        cached: Slots,
+        cached: KeyValues,
         *,
         kind: LayerKind,
         stack_indices: Mapping[str, Any],
         mode: Mode,
     ) -> LayerOutput:
-        """One layer by itself, over its cached keys: what `__call__` does for each, for a caller
-        that has them one after the other.
+        """One layer over its cached keys, as `__call__` applies each: for a caller whose cached keys
+        arrive layer by layer.
 
         Args:
-          kind, places: what the layer is (static), and where its weights stand
-            (`parameters.stack_indices`).
+          kind: what kind of layer it is; static.
+          stack_indices: where each of its weights stands (`parameters.stack_indices`).
         """
         c, weights = self.config, self.params()
         own = {
-            name: jax.tree.map(lambda a, at=at: a[at], weights[name])
-            for name, at in stack_indices.items()
+            name: jax.tree.map(lambda a, index=index: a[index], weights[name])
+            for name, index in stack_indices.items()
         }
-        router = (
-            RouterStats(jnp.zeros(c.num_experts), jnp.zeros(c.num_experts))
-            if c.num_experts
-            else None
-        )
-        (x, _), kv = _layer(
-            (x, router),
-            (own, [(cached.k, cached.v, cached.k_scale, cached.v_scale)]),
-            kind=kind,
+        forward = Pass(
             config=c,
             mode=mode,
             rotations={kind.local_rope: rotation(c, positions, segments, local=kind.local_rope)},
             positions=positions,
             segments=segments,
+            routed=segments,
             cache_marks=[(cached.positions, cached.segments)],
             return_kv=True,
-            blocks=None,
-            routed=segments,
         )
+        cached_layer = (cached.k, cached.v, cached.k_scale, cached.v_scale)
+        (x, _), kv = _layer((x, _no_router_stats(c)), (own, [cached_layer]), forward, kind)
+        assert kv is not None
         return LayerOutput(x, kv)
 
     def apply_final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Hidden states from what the last layer gives."""
+        """Hidden states from the output of the last layer."""
         c = self.config
         return rms_norm(
             x, self.params()["final_norm"], c.rms_norm_eps, zero_centered=c.zero_centered_norm
@@ -229,30 +253,28 @@ class Transformer(nnx.Module):
         )
 
 
-def _layer(
-    carry,
-    layer_and_cache,
-    *,
-    kind,
-    config,
-    mode,
-    rotations,
-    positions,
-    segments,
-    cache_marks,
-    return_kv,
-    blocks,
-    routed,
-):
-    """One layer: `x` [B T D] and the sum of router statistics, with this layer's weights and its
-    slice of the cache.
+def _no_router_stats(config: ModelConfig) -> RouterStats | None:
+    """Where the sum over layers starts; None for a model without experts."""
+    E = config.num_experts
+    return RouterStats(jnp.zeros(E), jnp.zeros(E)) if E else None
 
-    Returns the new `x` and sum, and the layer's own keys and values.
+
+def _layer(
+    carry: Carry,
+    weights_and_caches: tuple[Weights, Sequence[CachedLayer]],
+    forward: Pass,
+    kind: LayerKind,
+) -> tuple[Carry, KV | None]:
+    """One layer with its weights and its slice of each cache.
+
+    Returns:
+      The new carry, and the layer's own keys (unrotated) and values `[B T K H]` if they were asked
+      for.
     """
     x, router = carry
     x = checkpoint_name(x, "layer_input")
-    layer, cached_kv = layer_and_cache
-    c, by = config, rotations[kind.local_rope]
+    layer, caches = weights_and_caches
+    c, by = forward.config, forward.rotations[kind.local_rope]
     norm = lambda x, name: rms_norm(
         x, layer[name], c.rms_norm_eps, zero_centered=c.zero_centered_norm
     )
@@ -266,16 +288,17 @@ def _layer(
     if c.qk_norm:
         q, k = norm(q, "query_norm"), norm(k, "key_norm")
     cached = [
-        Slots(*kv[:2], *marks, *kv[2:]) for kv, marks in zip(cached_kv, cache_marks, strict=True)
+        KeyValues(k, v, *marks, by_head=True, k_scale=k_scale, v_scale=v_scale)
+        for (k, v, k_scale, v_scale), marks in zip(caches, forward.cache_marks, strict=True)
     ]
     rotated, *own = (checkpoint_name(a, "qkv") for a in (rotate(q, by), rotate(k, by), v))
     out = attend(
         rotated,
-        Keys(*own, positions, segments),
-        mode=mode,
+        KeyValues(*own, forward.positions, forward.segments),
+        mode=forward.mode,
         window=kind.window,
         cached=cached,
-        blocks=blocks,
+        blocks=forward.blocks,
         scale=c.attention_scale,
         softcap=c.attn_logit_softcapping,
     )
@@ -283,9 +306,11 @@ def _layer(
     x = x + (norm(out, "attention_post_norm") if c.post_norms else out)
     h = norm(x, "mlp_norm")
     if kind.experts:
-        out, spread = expert_mlp(h, routed, layer, c)
+        out, spread = expert_mlp(h, forward.routed, layer, c)
         router = jax.tree.map(jnp.add, router, spread)
     else:
         out = gated_mlp(h, layer, c.hidden_act)
     x = x + (norm(out, "mlp_post_norm") if c.post_norms else out)
-    return (constrain(x, ("rows", "tokens", None)), router), (KV(k, v) if return_kv else None)
+    return (constrain(x, ("rows", "tokens", None)), router), (
+        KV(k, v) if forward.return_kv else None
+    )

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from grit_jax.models import kernels
-from grit_jax.models.attention import Keys, Slots, attend, visible
-from grit_jax.types import AttentionMode
+from grit_jax.models.attention import attend
+from grit_jax.models.cache import mark_nonfinite
+from grit_jax.models.kernels import KeyValues
+from grit_jax.types import KV, AttentionMode
 
 BIDIRECTIONAL, CAUSAL, PREFIX = (
     AttentionMode.BIDIRECTIONAL,
@@ -72,22 +75,28 @@ def slots(keys):
         ()
         if keys is None
         else (
-            Slots(
+            KeyValues(
                 keys.k.transpose(0, 2, 3, 1),
                 keys.v.transpose(0, 2, 1, 3),
                 keys.positions,
                 keys.segments,
+                by_head=True,
             ),
         )
     )
 
 
-def attend_now(q, own, cached, mode, window=None):
-    """Compiled anew, since `KEY_BLOCK` may have changed."""
-    run = lambda *a: attend(
-        a[0], a[1], mode=mode, window=window, cached=slots(a[2]), blocks=jnp.asarray(BLOCKS)
+def compiled(mode, window=None):
+    """Attention of (queries, own keys, cached keys), compiled anew, since `KEY_BLOCK` may have
+    changed."""
+    run = lambda q, own, cached: attend(
+        q, own, mode=mode, window=window, cached=slots(cached), blocks=jnp.asarray(BLOCKS)
     )
-    return np.asarray(jax.jit(run)(q, own, cached))
+    return lambda *arguments, run=jax.jit(run): np.asarray(run(*arguments))
+
+
+def attend_now(q, own, cached, mode, window=None):
+    return compiled(mode, window)(q, own, cached)
 
 
 def make(seed=0, kv_heads=K):
@@ -101,13 +110,15 @@ def make(seed=0, kv_heads=K):
         for i, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
             segments[b, start:stop] = i + 1
             positions[b, start:stop] = np.arange(stop - start) + 3 * b
-    own = Keys(
+    own = KeyValues(
         normal(B, T, kv_heads, H),
         normal(B, T, kv_heads, H),
         *map(jnp.asarray, (positions, segments)),
     )
     marks = rng.integers(0, 4, (B, S)), rng.integers(0, 4, (B, S))
-    cached = Keys(normal(B, S, kv_heads, H), normal(B, S, kv_heads, H), *map(jnp.asarray, marks))
+    cached = KeyValues(
+        normal(B, S, kv_heads, H), normal(B, S, kv_heads, H), *map(jnp.asarray, marks)
+    )
     return normal(B, T, N, H), own, cached
 
 
@@ -151,17 +162,6 @@ def test_values_and_gradients(monkeypatch, mode, block, window, with_cache):
     np.testing.assert_allclose(np.where(seeing, out, 0), np.where(seeing, expected, 0), atol=2e-6)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-6)
-    np.testing.assert_array_equal(
-        visible(
-            own.positions,
-            own.segments,
-            own,
-            causal=mode is not BIDIRECTIONAL,
-            window=window,
-            blocks=blocks if mode is PREFIX else None,
-        ),
-        mask[:, :, :T],
-    )
 
 
 def test_prefix_mode_between_the_two_others():
@@ -184,7 +184,7 @@ def test_prefix_mode_between_the_two_others():
 def test_one_decoded_token_reads_the_cache():
     """A single query: the path that generation takes for every token."""
     q, own, cached = make()
-    own = Keys(own.k[:, :1], own.v[:, :1], jnp.full((B, 1), 4), jnp.array([[1], [2]]))
+    own = KeyValues(own.k[:, :1], own.v[:, :1], jnp.full((B, 1), 4), jnp.array([[1], [2]]))
     out = attend_now(q[:, :1], own, cached, CAUSAL, 2)
     np.testing.assert_allclose(
         out, naive(q[:, :1], own, cached, dense_mask(CAUSAL, 2, own, cached)), atol=2e-6
@@ -199,18 +199,19 @@ def test_an_int8_cache_is_read_as_what_its_codes_are_worth(monkeypatch, length, 
     q, own, cached = make()
     q, own = (
         q[:, :length],
-        Keys(*(a[:, :length] for a in (own.k, own.v, own.positions, own.segments))),
+        KeyValues(*(a[:, :length] for a in (own.k, own.v, own.positions, own.segments))),
     )
     rng = np.random.default_rng(5)
     codes = lambda *shape: jnp.asarray(rng.integers(-127, 128, shape), jnp.int8)
     scale = lambda *shape: jnp.asarray(rng.uniform(0.002, 0.02, shape), jnp.float32)
-    packed = Slots(
+    packed = KeyValues(
         codes(B, K, H, S),
         codes(B, K, S, H),
         cached.positions,
         cached.segments,
-        scale(B, K, H),
-        scale(B, K, S),
+        by_head=True,
+        k_scale=scale(B, K, H),
+        v_scale=scale(B, K, S),
     )
     worth = dataclasses.replace(
         packed,
@@ -265,13 +266,108 @@ def test_bfloat16_keeps_its_dtype():
     np.testing.assert_allclose(out.astype(np.float32)[seeing], wide[seeing], atol=0.06)
 
 
+# What a number is in the keys and values of one token: not finite in one of them or in both.
+BAD = [("k", np.nan), ("v", np.nan), ("v", np.inf), ("kv", -np.inf)]
+TOKEN = (0, 6)  # in segment 2 of row 0, with segment 1 before it and segment 3 behind
+
+
+@pytest.mark.parametrize("mode", [BIDIRECTIONAL, CAUSAL, PREFIX, ((CAUSAL, 1), (BIDIRECTIONAL, 1))])
+@pytest.mark.parametrize(
+    "block, window, with_cache",
+    [(512, None, False), (512, 3, True), (4, None, True), (4, 3, False)],
+    ids=["whole", "whole-window-cached", "blocked-cached", "blocked-window"],
+)
+def test_a_text_that_is_not_finite_leaves_its_neighbours_alone(
+    monkeypatch, mode, block, window, with_cache
+):
+    monkeypatch.setattr(kernels, "KEY_BLOCK", block)
+    q, own, cached = make()
+    cached = cached if with_cache else None
+    marks = np.asarray(own.segments)
+    text = np.zeros_like(marks, bool)
+    text[0] = marks[0] == marks[TOKEN]
+    neighbours = (marks > 0) & ~text
+    run = compiled(mode, window)
+    expected = run(q, own, cached)
+    assert np.isfinite(expected).all()
+    for names, number in BAD:
+        change = {name: getattr(own, name).at[TOKEN].set(number) for name in names}
+        out = run(q, dataclasses.replace(own, **change), cached)
+        np.testing.assert_array_equal(out[neighbours], expected[neighbours])
+        assert np.isnan(out[text]).all()
+
+
+@pytest.mark.parametrize("length", [1, T], ids=["decoded", "text"])
+@pytest.mark.parametrize("block", [512, 4])
+def test_a_cached_token_that_is_not_finite_reaches_its_own_readers_alone(
+    monkeypatch, length, block
+):
+    """A row's cache holds documents of several texts; slot 3 is one of them, slot 5 is empty."""
+    monkeypatch.setattr(kernels, "KEY_BLOCK", block)
+    q, own, cached = make()
+    first = lambda x: x[:, :length]
+    q, own = first(q), jax.tree.map(first, own)
+    cached.segments = cached.segments.at[:, 3].set(jnp.array([1, 2])).at[:, 5].set(0)
+    readers = np.asarray(own.segments) == np.array([[1], [2]])
+    others = (np.asarray(own.segments) > 0) & ~readers
+    read = compiled(BIDIRECTIONAL)
+
+    def run(k, v):
+        kv, marked = mark_nonfinite(KV(k[None], v[None]), cached.segments)
+        keys = KeyValues(kv.k[0], kv.v[0], cached.positions, marked)
+        return read(q, own, keys)
+
+    expected = run(cached.k, cached.v)
+    assert np.isfinite(expected).all() and readers.any()
+    out = run(cached.k, cached.v.at[:, 3, 1, 2].set(np.nan).at[:, 5].set(np.nan))
+    np.testing.assert_array_equal(out[others], expected[others])
+    assert np.isnan(out[readers]).all()
+
+
+def test_the_gradient_beside_a_text_that_is_not_finite():
+    """What flows back into the neighbours is what flows without it."""
+    q, own, cached = make()
+    others = np.isin(np.asarray(own.segments), (1, 3))
+
+    def gradient(v):
+        def loss(q, k, v):
+            keys = dataclasses.replace(own, k=k, v=v)
+            out = attend(q, keys, mode=CAUSAL, cached=slots(cached))
+            return jnp.sum(jnp.where(others[:, :, None, None], out, 0) ** 2)
+
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(q, own.k, v)
+
+    segment = (np.asarray(own.segments) == 2)[:, :, None, None]
+    broken = jnp.where(segment, jnp.nan, own.v)
+    for ours, expected in zip(gradient(broken), gradient(own.v), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours)[others], np.asarray(expected)[others])
+
+
+def test_splash_attention_beside_a_text_that_is_not_finite(monkeypatch):
+    """The kernel itself, interpreted."""
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 128, 1, 128)), jnp.float32) for _ in range(3))
+    marks = jnp.asarray(np.repeat([1, 2, 0], [60, 50, 18])[None], jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(128), (1, 128))
+
+    def run(v):
+        with pltpu.force_tpu_interpret_mode():
+            return np.asarray(attend(q, KeyValues(k, v, positions, marks), mode=BIDIRECTIONAL))[0]
+
+    expected, out = run(v), run(v.at[0, 70].set(np.nan))
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(out[:60], expected[:60])
+    assert np.isnan(out[60:110]).all()
+
+
 def test_long_inputs_never_build_the_whole_matrix(monkeypatch):
     """Temporary memory of the forward and backward pass, as the compiler plans it."""
     monkeypatch.setattr(kernels, "KEY_BLOCK", 64)
     length, many = 64, 8192
     shape = lambda tokens: (jax.ShapeDtypeStruct((1, tokens, 1, H), jnp.float32),) * 2
     marks = lambda tokens: (jax.ShapeDtypeStruct((1, tokens), jnp.int32),) * 2
-    own, cached = (Keys(*shape(n), *marks(n)) for n in (length, many))
+    own, cached = (KeyValues(*shape(n), *marks(n)) for n in (length, many))
 
     @jax.jit
     @jax.grad

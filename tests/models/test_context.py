@@ -15,7 +15,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from grit_jax.data.config import DataConfig
 from grit_jax.errors import GritError
 from grit_jax.models import kernels
-from grit_jax.models.attention import Keys, attend
+from grit_jax.models.attention import attend
+from grit_jax.models.kernels import KeyValues
 from grit_jax.run_config import ModelSection, RunConfig, fit_to_mesh
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.types import AttentionMode
@@ -45,7 +46,7 @@ def test_splash_with_split_queries(monkeypatch, mode, window):
     positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
 
     def loss(q, k, v):
-        out = attend(q, Keys(k, v, positions, segments), mode=mode, window=window)
+        out = attend(q, KeyValues(k, v, positions, segments), mode=mode, window=window)
         return (jnp.sin(out) * (segments > 0)[:, :, None, None]).sum(), out
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)

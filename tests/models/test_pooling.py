@@ -44,6 +44,29 @@ def test_packed_rows(method):
             np.testing.assert_allclose(out[row, segment - 1], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_text_that_is_not_finite_leaves_its_neighbours_alone(method, number):
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(2, 9, 5)).astype(np.float32)
+    segments = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1, 1, 1, 2, 2, 2, 3, 3, 3]])
+    broken = hidden.copy()
+    broken[0, 3:7, 2] = number  # segment 2 of row 0
+    broken[0, 7:] = number  # padding
+    params = {
+        PROJECTION: jnp.asarray(rng.normal(size=(5, 4)), jnp.float32),
+        PROJECTION_BIAS: jnp.zeros(4),
+    }
+    for weights in ({}, params):
+        run = lambda h, weights=weights: np.asarray(
+            text_vectors(weights, jnp.asarray(h), segments, jnp.ones((2, 9), bool), 4, method)
+        )
+        out, expected = run(broken), run(hidden)
+        assert np.isfinite(expected).all() and np.isnan(out[0, 1]).all()
+        out[0, 1] = expected[0, 1]
+        np.testing.assert_array_equal(out, expected)
+
+
 def test_weights_start_after_the_instruction():
     """A mask [0, 1, 1, 1, 0, 0] weighs [0, 1, 2, 3, 0, 0] (`gritlm: gritlm/gritlm.py:210-211`)."""
     one_hot = jnp.eye(6)[None]

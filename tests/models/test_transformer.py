@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from grit_jax.models.cache import cache_from
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.layers import rms_norm
 from grit_jax.models.parameters import num_parameters
@@ -225,3 +226,33 @@ def test_the_module_is_its_parameters(params):
 def test_sizes_that_do_not_fit(change, key):
     with pytest.raises(ValueError, match=f"model.{key}"):
         dataclasses.replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("mode", [BIDIRECTIONAL, CAUSAL])
+@pytest.mark.parametrize("experts", [0, 4], ids=["dense", "experts"])
+def test_one_token_that_is_not_finite_leaves_the_texts_beside_it_alone(experts, mode):
+    """Token 39's row of the table holds a NaN; the text with it is NaN, the others the same bits as
+    without it. A second pass reads the first one's keys from a cache."""
+    config = dataclasses.replace(CONFIG, num_experts=experts, moe_intermediate_size=8)
+    weights = init_params(config, jax.random.key(0))
+    weights["embed"] = weights["embed"].at[39, 3].set(jnp.nan)
+    tokens = np.random.default_rng(0).integers(0, 39, (B, T))
+    positions = jnp.asarray([[0, 1, 2, 3, 0, 1, 2, 0, 0], [0, 1, 0, 1, 2, 0, 1, 2, 3]])
+    segments = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 2, 2, 2, 3, 3, 3, 3]])
+    broken = tokens.copy()
+    broken[0, 5] = broken[1, 1] = broken[0, 8] = 39  # two texts, and padding
+    text = ((segments == [[2], [1]]) & (segments > 0)).astype(bool)
+
+    @jax.jit
+    def run(tokens):
+        model = Transformer(config, weights)
+        first = model(tokens, positions, jnp.asarray(segments), mode=mode, return_kv=True)
+        cache = cache_from(first.kv, positions, jnp.asarray(segments), config)
+        again = model(jnp.asarray(tokens) * 0, positions + 4, segments, mode=mode, cache=cache)
+        return first.hidden, again.hidden
+
+    for out, expected in zip(run(broken), run(tokens), strict=True):
+        out, expected = np.asarray(out), np.asarray(expected)
+        neighbours = (segments > 0) & ~text
+        assert np.isfinite(expected).all() and np.isnan(out[text]).all()
+        np.testing.assert_array_equal(out[neighbours], expected[neighbours])
