@@ -291,10 +291,12 @@ def _layer(
         KeyValues(k, v, *marks, by_head=True, k_scale=k_scale, v_scale=v_scale)
         for (k, v, k_scale, v_scale), marks in zip(caches, forward.cache_marks, strict=True)
     ]
-    rotated, *own = (checkpoint_name(a, "qkv") for a in (rotate(q, by), rotate(k, by), v))
+    rotated_q, rotated_k, values = (
+        checkpoint_name(a, "qkv") for a in (rotate(q, by), rotate(k, by), v)
+    )
     out = attend(
-        rotated,
-        KeyValues(*own, forward.positions, forward.segments),
+        rotated_q,
+        KeyValues(rotated_k, values, forward.positions, forward.segments),
         mode=forward.mode,
         window=kind.window,
         cached=cached,
