@@ -6,13 +6,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from grit_jax.data.example_tokenizer import ExampleTokenizer, LengthLimits
 from grit_jax.data.formats import GenerativeExample
@@ -23,6 +23,7 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.row_packing import bucket
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.losses import token_losses
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.runtime.progress import progress, say
 from grit_jax.sharding import put_rows
@@ -82,35 +83,6 @@ def evaluate_perplexity(
     return math.exp(total / count)
 
 
-def token_nll(
-    logits_of: Callable[[jax.Array], jax.Array],
-    hidden: Float[Array, "R T D"],
-    tokens: Int[Array, "R T"],
-    targets: Float[Array, "R T"],
-    block: int = LOGIT_BLOCK,
-) -> Float[Array, ""]:
-    """Summed negative log-likelihood of the tokens that `targets` marks, each given what stands
-    before it.
-
-    Only `block` tokens' logits exist at a time.
-    """
-    R, T, D = hidden.shape
-    pad = -R * T % block
-    flat = lambda a: jnp.pad(a.reshape(R * T, -1), ((0, pad), (0, 0))).reshape(
-        -1, block, a.size // (R * T)
-    )
-    # The hidden state of token t predicts token t + 1; the last one of a row predicts nothing.
-    labels, weights = jnp.roll(tokens, -1, axis=1), jnp.roll(targets, -1, axis=1).at[:, -1].set(0.0)
-
-    def one(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        h, label, weight = part
-        logits = logits_of(h).astype(jnp.float32)
-        nll = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label, axis=-1)[:, 0]
-        return jnp.sum(nll * weight[:, 0])
-
-    return jax.lax.map(one, (flat(hidden), flat(labels), flat(weights))).sum()
-
-
 @functools.partial(jax.jit, static_argnames=("config", "mode"))
 def _nll_step(
     params: Params, batch: GenerativeBatch, *, config: ModelConfig, mode: AttentionMode
@@ -118,7 +90,14 @@ def _nll_step(
     model = Transformer(config, params)
     rows = batch.rows
     out = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks)
-    return token_nll(model.logits, out.hidden, rows.tokens, batch.targets)
+    losses = token_losses(
+        out.hidden,
+        rows.tokens,
+        model.params(),
+        softcap=config.final_logit_softcapping,
+        block=LOGIT_BLOCK,
+    )
+    return jnp.sum(losses * batch.targets)
 
 
 def _nll(model: GritLM, batch: GenerativeBatch) -> float:

@@ -2,7 +2,7 @@
 than a block.
 
 Queries and passages stay spread over the devices; passages are gathered block by block (see
-`losses.cross_entropy`).
+`models.losses.cross_entropy`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.errors import GritError
+from grit_jax.models.losses import cross_entropy
 from grit_jax.models.pooling import normalize
 from grit_jax.runtime.progress import say
 from grit_jax.sharding import constrain
-from grit_jax.training.losses import LossConfig, cross_entropy
+from grit_jax.training.losses import LossConfig
 
 # Numbers of a block's candidates -> those of them that are none of an anchor's negatives, for each
 # anchor.

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from grit_jax.models.transformer import Params
 from grit_jax.training.joint import (
     StepConfig,
-    embed_rows,
+    embed_in_chunks,
     embedding_losses,
     fused_pass,
     generative_pass,
@@ -41,7 +41,7 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
     """
     one, text = batch.embedding, batch.generative
     assert one is not None and text is not None
-    vectors = embed_rows(params, one.rows, one.pool, one.segments_per_row, config)
+    vectors = embed_in_chunks(params, one.rows, one.pool, one.segments_per_row, config)
     contrastive = lambda vectors: embedding_losses(pick_sides(vectors, one, config), one, config)
     (share, parts), pull = jax.value_and_grad(contrastive, has_aux=True)(vectors)
 
@@ -58,7 +58,7 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
 
     def of_embedding(params: Params, part: Any) -> tuple[Any, Any]:
         rows, mask, pull = part
-        vectors = embed_rows(params, rows, mask, one.segments_per_row, summed)
+        vectors = embed_in_chunks(params, rows, mask, one.segments_per_row, summed)
         return (vectors[0] * pull).sum(), jnp.zeros(())
 
     def of_generative(params: Params, part: Any) -> tuple[Any, Any]:

@@ -9,11 +9,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from grit_jax.models.cache import cache_from
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.embedding import embed_rows
 from grit_jax.models.lora import LoraConfig
+from grit_jax.models.losses import token_losses
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
@@ -21,7 +23,7 @@ from grit_jax.sharding import constrain
 from grit_jax.training.contrastive import contrastive_loss, distillation_loss
 from grit_jax.training.gather_vectors import gather_vectors
 from grit_jax.training.interleave import deinterleave, interleave, joined_rows, num_blocks
-from grit_jax.training.language import language_loss, token_losses
+from grit_jax.training.language import language_loss
 from grit_jax.training.losses import LossConfig
 from grit_jax.types import (
     AttentionMode,
@@ -87,25 +89,30 @@ def in_chunks(tree, chunk: int):
     return jax.tree.map(split, tree)
 
 
-def embed_rows(
-    params: Params, rows: Rows, mask: jax.Array, segments_per_row: int, config: StepConfig
-) -> Float[Array, "n c G d"]:
+def embed_in_chunks(
+    params: Params,
+    rows: Rows,
+    mask: Bool[Array, "B T"],
+    segments_per_row: int,
+    config: StepConfig,
+) -> Float[Array, "n c M d"]:
     """One normalised vector for each segment of packed rows, in `n` chunks of `c` rows (empty rows
     at the end).
 
     With `embedding_chunk`, rows are encoded in chunks under `jax.checkpoint`: only the vectors of a
-    chunk are kept and its activations are recomputed in the backward pass (GradCache, arXiv
-    2101.06983, as one map).
+    chunk are kept, and its activations are recomputed in the backward pass (GradCache, arXiv
+    2101.06983, as one map). Without it, all rows are one chunk.
     """
 
-    def encode(part: tuple[Rows, jax.Array]) -> Float[Array, "r G d"]:
-        rows, mask = part
-        model = Transformer(config.model, config.weights_of(params))
-        mode = config.embedding_mode
-        hidden = model(
-            rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks
-        ).hidden
-        return text_vectors(params, hidden, rows.segments, mask, segments_per_row, config.pooling)
+    def encode(part: tuple[Rows, Bool[Array, "b T"]]) -> Float[Array, "b M d"]:
+        return embed_rows(
+            Transformer(config.model, config.weights_of(params)),
+            params,
+            *part,
+            mode=config.embedding_mode,
+            pooling=config.pooling,
+            segments_per_row=segments_per_row,
+        ).vectors
 
     count = mask.shape[0]
     chunk = config.embedding_chunk or count
@@ -118,7 +125,7 @@ def embed_queries(params: Params, batch: EmbeddingBatch, config: StepConfig) -> 
     """The queries' representations from rows of their own."""
     rows, mask = jax.tree.map(lambda x: x[: batch.query_rows], (batch.rows, batch.pool))
     return gather_vectors(
-        embed_rows(params, rows, mask, batch.segments_per_row, config), batch.queries
+        embed_in_chunks(params, rows, mask, batch.segments_per_row, config), batch.queries
     )
 
 
@@ -127,7 +134,7 @@ def embed_passages(
 ) -> Float[Array, "P d"]:
     """The passages' representations from rows of their own."""
     rows, mask = jax.tree.map(lambda x: x[batch.query_rows :], (batch.rows, batch.pool))
-    vectors = embed_rows(params, rows, mask, batch.segments_per_row, config)
+    vectors = embed_in_chunks(params, rows, mask, batch.segments_per_row, config)
     return gather_vectors(vectors, batch.passages - batch.query_rows * batch.segments_per_row)
 
 
@@ -146,7 +153,9 @@ def embed_sides(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Si
             embed_passages(take("passages"), batch, config),
         )
     return pick_sides(
-        embed_rows(params, batch.rows, batch.pool, batch.segments_per_row, config), batch, config
+        embed_in_chunks(params, batch.rows, batch.pool, batch.segments_per_row, config),
+        batch,
+        config,
     )
 
 

@@ -1,29 +1,12 @@
-"""What the losses are: their options, checked, and the one thing they share, a cross-entropy in
-blocks."""
+"""The options of the losses, and what they may be."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
-
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
-
-from grit_jax.sharding import constrain, num_shards
+from typing import Literal
 
 TEMPERATURE = 0.02  # grit.md 1.6: scores are divided by it
-TILE = 128  # blocks of as many candidates a device, or a multiple, where they can be that large
-LOWEST = -1e30  # where a running maximum starts; finite, so that nothing minus itself stays nothing
-
-# Rows, a block of candidates and their numbers -> scores of one or more kinds, and whether they are
-# a row's target's.
-Scores = Callable[
-    [Any, Array, Int[Array, " c"]], tuple[list[Float[Array, "... c"]], Bool[Array, "... c"]]
-]
-Running = tuple[Array, Array, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,96 +87,3 @@ class LossConfig:
             )
         if any(not 0 <= w < math.inf for w in weights):
             raise ValueError(f"train.loss.matryoshka_weights must not be negative, is {weights}")
-
-
-def cross_entropy(
-    scores: Scores,
-    rows: Any,
-    candidates: Float[Array, "C D"],
-    block: int,
-    *,
-    row_axes: Sequence[str | None],
-    axes: Sequence[str | None],
-    split: bool = False,
-) -> list[Array]:
-    """Of each row, `logsumexp(scores) - score of its target` for each kind of scores, the
-    candidates block by block.
-
-    No more scores of a kind exist at a time than those of `block` rows, nor in the backward pass,
-    where they are computed again (the running sum is that of arXiv 1805.02867). Candidates that are
-    split over devices are gathered once, each block as its turn comes; their gradient is summed
-    over devices as often. Rows stay where they are.
-
-    Args:
-      scores: of one block; -inf for what is no candidate of a row.
-      rows: arrays `[..., D]`, or `[...]`, of what there is for each row.
-      row_axes, axes: logical axes of rows without `D`, and of candidates as they lie.
-      split: candidates stay split as the first of their axes is, each device scoring its own; sums
-        of devices are joined once, after the last block.
-    """
-    count, leaf = candidates.shape[0], jax.tree.leaves(rows)[0]
-    number_of_rows = math.prod(leaf.shape[: len(row_axes)])
-    groups, ways = (num_shards(axes[0], count), 1) if split else (1, num_shards(axes[0], count))
-    each = count // (groups * ways)
-    if number_of_rows > block:
-        each = max(1, round(block * each / number_of_rows))
-        each = each if each < TILE else round(each / TILE) * TILE
-    # With one group no array has an axis for it: XLA's CPU backend is half as fast at products of
-    # one batch.
-    lead, way, score = ((axes[0],), None, jax.vmap(scores)) if groups > 1 else ((), axes[0], scores)
-
-    def in_blocks(x: Array) -> Array:
-        """`[n, (groups), ways * each, ...]`: each block has as many from every device, so that
-        nothing is sent."""
-        parts = x.reshape(groups, ways, -1, *x.shape[1:])
-        parts = jnp.pad(
-            parts, [(0, 0), (0, 0), (0, -parts.shape[2] % each)] + [(0, 0)] * (x.ndim - 1)
-        )
-        parts = jnp.moveaxis(parts.reshape(groups, ways, -1, each, *x.shape[1:]), 2, 0)
-        return parts.reshape(-1, *[groups] * len(lead), ways * each, *x.shape[1:])
-
-    def for_each_group(x: Array) -> Array:
-        rest = [None] * (x.ndim - len(row_axes))
-        return (
-            constrain(jnp.broadcast_to(x, (groups, *x.shape)), (*lead, *row_axes, *rest))
-            if lead
-            else x
-        )
-
-    def step(state: list[Running], given: tuple[Array, Array]) -> tuple[list[Running], None]:
-        part, number = given
-        kinds, target = score(rows, constrain(part, (*lead, None, None)), number)
-        real = jnp.expand_dims(number >= 0, range(len(lead), target.ndim - 1))
-        return [
-            _on(one, jnp.where(real, x, -jnp.inf), target)
-            for one, x in zip(state, kinds, strict=True)
-        ], None
-
-    rows = jax.tree.map(for_each_group, rows)
-    numbers = in_blocks(jnp.arange(count) + 1) - 1  # -1 is none
-    blocks = constrain(in_blocks(candidates), (None, *lead, way, *axes[1:])), numbers
-    first = jax.tree.map(lambda x: x[0], blocks)
-    kinds, _ = jax.eval_shape(score, rows, *first)
-    state = [
-        (jnp.full(x.shape[:-1], LOWEST), jnp.zeros(x.shape[:-1]), jnp.zeros(x.shape[:-1]))
-        for x in kinds
-    ]
-    state = (
-        step(state, first)[0]
-        if len(numbers) == 1
-        else jax.lax.scan(jax.checkpoint(step), state, blocks)[0]
-    )
-    if lead:
-        return [
-            jax.nn.logsumexp(top + jnp.log(total), axis=0) - own.sum(axis=0)
-            for top, total, own in state
-        ]
-    return [top + jnp.log(total) - own for top, total, own in state]
-
-
-def _on(running: Running, scores: Array, target: Array) -> Running:
-    """The maximum, the sum and the target's score with those of one more block."""
-    top, total, own = running
-    new = jax.lax.stop_gradient(jnp.maximum(top, scores.max(axis=-1)))
-    total = total * jnp.exp(top - new) + jnp.exp(scores - new[..., None]).sum(axis=-1)
-    return new, total, own + jnp.where(target, scores, 0.0).sum(axis=-1)
