@@ -35,7 +35,7 @@ from grit_jax.types import Batch
 def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
     """The loss with its parts and its gradient, as `jax.value_and_grad` gives them.
 
-    For a batch that `joint.can_fuse` takes, without a mixture of experts (whose routers are
+    For a batch that `gradient_plan.can_fuse` takes, without a mixture of experts (whose routers are
     balanced over the whole batch). Chunks of the kind that has more of them are run alone where the
     other has ended.
     """
@@ -48,8 +48,8 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
     # Tokens get their weights from the whole batch, so that the language loss is the sum over
     # chunks.
     text = dataclasses.replace(text, targets=token_weights(text, config.loss), sequences=1)
-    how = dataclasses.replace(config.loss, generative="token")
-    summed = dataclasses.replace(config, embedding_chunk=None, loss=how)
+    token_sum = dataclasses.replace(config.loss, generative="token")
+    summed = dataclasses.replace(config, embedding_chunk=None, loss=token_sum)
     rows, texts = one.pool.shape[0], text.targets.shape[0]
     embedding = (*in_chunks((one.rows, one.pool), min(config.embedding_chunk or rows, rows)), pull)
     generative = in_chunks(text, min(config.generative_chunk or texts, texts))

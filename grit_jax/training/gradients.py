@@ -14,13 +14,13 @@ from jaxtyping import Array, Float
 
 from grit_jax.models.transformer import Params
 from grit_jax.training.fused import fused_gradient
+from grit_jax.training.gradient_plan import BackwardPass, gradient_plan
 from grit_jax.training.joint import (
     LanguagePass,
     Parts,
     Sides,
     StepConfig,
     cached_pass,
-    can_fuse,
     embed_passages,
     embed_queries,
     embedding_losses,
@@ -36,71 +36,46 @@ Gradient = tuple[tuple[Float[Array, ""], Parts], Params]  # as jax.value_and_gra
 
 
 def joint_gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:
-    """The joint loss with its parts, and its gradient.
+    """The joint loss with its parts, and its gradient: the sum over the passes of `gradient_plan`.
 
-    `config.backward`: "joint" is one backward pass over all losses, in which embedding rows and
-    generative rows go through the layers together where they have one length (`joint.can_fuse`);
-    "separate" takes them one after the other (language, cached, then contrastive: `gritlm:
-    gritlm/training/gradcache_trainer.py:549-550`), so that only one of them has its activations in
-    memory; "split" beside it takes the passages' and then the queries' side of the contrastive
-    loss, the other held fixed (`gritlm: gritlm/training/gradcache_trainer.py`, split_emb). Rows of
-    the language losses taken in chunks have their gradients added up as they come, without a second
-    forward pass.
+    Rows of a language loss that are taken in chunks have their gradients added up as they come,
+    without a second forward pass.
+
+    Raises:
+      ValueError: a batch without any part.
     """
-    shares = _shares(batch, config)
-    if not shares:
+    passes = gradient_plan(batch, config).passes
+    if not passes:
         raise ValueError("a batch without any part has no gradient")
-    found = [_gradient(params, share, config) for share in shares]
-    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, _named(a, b), _named(b, a)), found)
+    gradients = [_pass_gradient(params, batch, config, one) for one in passes]
+    return functools.reduce(
+        lambda a, b: jax.tree.map(jnp.add, _with_parts_of(a, b), _with_parts_of(b, a)), gradients
+    )
 
 
-def _shares(batch: Batch, config: StepConfig) -> list[Batch]:
-    """The parts of a batch that share a backward pass."""
-    fused = _fused_in_chunks(batch, config)
-    alone = [
-        Batch(**{kind: part})
-        for kind, apart in (
-            ("generative", config.generative_chunk and not fused),
-            ("cached", config.cached_chunk or fused),
-        )
-        if (part := getattr(batch, kind)) is not None and (apart or config.backward != "joint")
-    ]
-    taken = {
-        field.name
-        for share in alone
-        for field in dataclasses.fields(share)
-        if getattr(share, field.name)
-    }
-    rest = dataclasses.replace(batch, **{kind: None for kind in taken})
-    return alone + ([rest] if jax.tree.leaves(rest) else [])
-
-
-def _fused_in_chunks(batch: Batch, config: StepConfig) -> bool:
-    """Whether chunks of embedding rows and of generative rows go through the layers together."""
-    chunked = config.embedding_chunk or config.generative_chunk
-    return bool(chunked) and not config.model.num_experts and can_fuse(batch, config)
-
-
-def _gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:
-    if batch.embedding is None:
-        if batch.cached is None and config.generative_chunk:
-            return _accumulated(params, batch, config, config.generative_chunk)
-        if batch.generative is None and config.cached_chunk:
-            return _accumulated(params, batch, config, config.cached_chunk)
-    elif config.backward == "split":
-        return _split(params, batch.embedding, config)
-    elif _fused_in_chunks(batch, config):
-        return fused_gradient(params, batch, config)
-    gradient = lambda: jax.value_and_grad(joint_loss, has_aux=True)(params, batch, config)
-    return gradient() if config.backward == "joint" else schedule_separately(gradient, batch)
+def _pass_gradient(
+    params: Params, batch: Batch, config: StepConfig, backward: BackwardPass
+) -> Gradient:
+    """One backward pass of the plan."""
+    part = Batch(**{loss: getattr(batch, loss) for loss in backward.losses})
+    if backward.split:
+        assert part.embedding is not None
+        return _split(params, part.embedding, config)
+    if backward.fused and (config.embedding_chunk or config.generative_chunk):
+        return fused_gradient(params, part, config)
+    if backward.accumulated:
+        return _accumulated(params, part, config, backward.accumulated)
+    loss = functools.partial(joint_loss, fused=backward.fused)
+    gradient = lambda: jax.value_and_grad(loss, has_aux=True)(params, part, config)
+    return schedule_separately(gradient, part) if backward.alone else gradient()
 
 
 def schedule_separately(function: Callable[[], Any], rows: Any) -> Any:
-    """What `function` gives, computed in one go: nothing inside has its memory beside anything
+    """The result of `function`, scheduled as one unit: nothing inside has its memory beside anything
     outside.
 
-    A branch of a condition (that there is a row at all) is the unit that the compiler schedules
-    whole. An optimization barrier is none: on a CPU it is gone before the schedule is made.
+    The compiler schedules a branch of a condition (here: that there is a row at all) as a whole. An
+    optimization barrier does not do it: on a CPU it is gone before the schedule is made.
     """
     nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function))
     some = functools.reduce(jnp.logical_or, [jnp.any(x != 0) for x in jax.tree.leaves(rows)])
@@ -108,8 +83,7 @@ def schedule_separately(function: Callable[[], Any], rows: Any) -> Any:
 
 
 def _split(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Gradient:
-    """The contrastive gradient side by side: the passages' with the queries as constants, and the
-    reverse."""
+    """The contrastive gradient by the passages with the queries as constants, then the reverse."""
     if not batch.query_rows:
         raise ValueError("a split backward pass needs queries and passages in rows of their own")
     queries = embed_queries(params, batch, config)
@@ -150,8 +124,6 @@ def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -
         assert batch.generative is not None
         name, run, text = "loss_gen", generative_pass, batch.generative
         whole = lambda text: text
-    if text.targets.shape[0] <= chunk:
-        return jax.value_and_grad(joint_loss, has_aux=True)(params, batch, config)
     # A token loss over one sequence is the plain weighted sum.
     rows = whole(dataclasses.replace(text, targets=token_weights(text, config.loss), sequences=1))
     summed = dataclasses.replace(config, loss=dataclasses.replace(config.loss, generative="token"))
@@ -159,17 +131,17 @@ def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -
     text_of = lambda part: part.text if batch.cached is not None else part
 
     def of_chunk(params: Params, part: Any) -> LanguagePass:
-        found = run(params, part, summed)
-        if found.router is not None:  # means over the chunk's tokens -> its share in those over all
+        result = run(params, part, summed)
+        if result.router is not None:  # means over the chunk -> its share in the means over all
             share = (text_of(part).rows.segments > 0).sum() / tokens
-            found.router = jax.tree.map(lambda mean: mean * share, found.router)
-        return found
+            result.router = jax.tree.map(lambda mean: mean * share, result.router)
+        return result
 
     def loss(params: Params, part: Any, chosen: jax.Array | None) -> tuple[Float[Array, ""], Parts]:
-        found = of_chunk(params, part)
-        if found.router is not None:
-            found.router = dataclasses.replace(found.router, chosen=chosen)
-        return language_losses({name: found}, config)
+        result = of_chunk(params, part)
+        if result.router is not None:
+            result.router = dataclasses.replace(result.router, chosen=chosen)
+        return language_losses({name: result}, config)
 
     chunks = in_chunks(rows, chunk)
     chosen = None
@@ -185,7 +157,7 @@ def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -
     )[0]
 
 
-def _named(result: Gradient, other: Gradient) -> Gradient:
+def _with_parts_of(result: Gradient, other: Gradient) -> Gradient:
     """`result` with zeros for the parts that only `other` has."""
     (total, parts), gradient = result
     return (total, {**dict.fromkeys(other[0][1], jnp.zeros(())), **parts}), gradient

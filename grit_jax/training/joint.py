@@ -65,7 +65,7 @@ class StepConfig:
     weights_of: Callable[[Params], Params] = lambda params: (
         params
     )  # what is trained -> the model's weights
-    fuse: bool | None = None  # see `can_fuse`; None: where the mesh has several devices
+    fuse: bool | None = None  # see `gradient_plan.can_fuse`
 
 
 @jax.tree_util.register_dataclass
@@ -263,17 +263,6 @@ def fused_pass(
     return vectors, LanguagePass(language_loss(losses, batch, config.loss), out.router)
 
 
-def can_fuse(batch: Batch, config: StepConfig) -> bool:
-    """Whether `fused_pass` takes the batch: both losses in one backward pass, all rows of one
-    length, queries and passages in the same rows, and weights that are gathered from several
-    devices (on one CPU the fused pass costs 14% more than the two)."""
-    one, other = batch.embedding, batch.generative
-    if config.backward != "joint" or one is None or other is None or one.query_rows:
-        return False
-    fuse = jax.sharding.get_abstract_mesh().size > 1 if config.fuse is None else config.fuse
-    return fuse and one.pool.shape[1] == other.targets.shape[1]
-
-
 def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> LanguagePass:
     """Language loss of answers over cached documents, with gradients through the documents' caches.
 
@@ -316,25 +305,34 @@ def language_losses(
     return total, parts
 
 
-def joint_loss(params: Params, batch: Batch, config: StepConfig) -> tuple[Float[Array, ""], Parts]:
+def joint_loss(
+    params: Params, batch: Batch, config: StepConfig, *, fused: bool = False
+) -> tuple[Float[Array, ""], Parts]:
     """`contrastive + factor * language + factor * cached` (and the routers' share), and the parts
-    by name."""
-    passes: dict[str, LanguagePass] = {}
+    by name.
+
+    Args:
+      fused: embedding rows and generative rows go through the layers together (see `fused_pass`).
+    """
+    embedding, passes = batch.embedding, {}
     sides = None
-    if can_fuse(batch, config) and not config.embedding_chunk:
-        one = batch.embedding
-        assert one is not None and batch.generative is not None
+    if fused and embedding is not None and batch.generative is not None:
         vectors, passes["loss_gen"] = fused_pass(
-            params, one.rows, one.pool, one.segments_per_row, batch.generative, config
+            params,
+            embedding.rows,
+            embedding.pool,
+            embedding.segments_per_row,
+            batch.generative,
+            config,
         )
-        sides = pick_sides(vectors[None], one, config)
+        sides = pick_sides(vectors[None], embedding, config)
     elif batch.generative is not None:
         passes["loss_gen"] = generative_pass(params, batch.generative, config)
     if batch.cached is not None:
         passes["loss_cached"] = cached_pass(params, batch.cached, config)
     total, parts = language_losses(passes, config)
-    if batch.embedding is not None:
-        sides = sides or embed_sides(params, batch.embedding, config)
-        share, named = embedding_losses(sides, batch.embedding, config)
+    if embedding is not None:
+        sides = sides or embed_sides(params, embedding, config)
+        share, named = embedding_losses(sides, embedding, config)
         total, parts = share + total, named | parts
     return total, parts

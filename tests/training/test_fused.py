@@ -13,9 +13,10 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
 from grit_jax.plan.program_costs import program_costs
 from grit_jax.sharding import MeshConfig, make_mesh, put_rows
+from grit_jax.training.gradient_plan import can_fuse
 from grit_jax.training.gradients import joint_gradient
 from grit_jax.training.interleave import deinterleave, interleave, joined_rows, num_blocks
-from grit_jax.training.joint import StepConfig, can_fuse
+from grit_jax.training.joint import StepConfig
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer
 from grit_jax.types import AttentionMode, Batch
