@@ -335,6 +335,88 @@ class Encoder:
                 return_kv=texts.caches is not None,
             )
 
-from grit_jax.models.embedding import embed_rows
-from grit_jax.models.finite import describe_cause
-from grit_jax.models.pooling import PoolingMethod
+    def _check_finite(self, texts: _Texts, batch: RowBatch, names: Sequence[str]) -> None:
+        """Raises GritError for vectors or caches of a batch that hold NaN or infinity."""
+        numbers = sorted(i for row in batch.texts for i in row)
+        checks = {"vector": lambda i: np.isfinite(texts.vectors[i]).all()}
+        if (caches := texts.caches) is not None:
+            checks["cache"] = lambda i: is_finite(caches[i])
+        for part, finite in checks.items():
+            if bad := [i for i in numbers if not finite(i)]:
+                others = f" (and those of {len(bad) - 1} more texts)" if len(bad) > 1 else ""
+                raise GritError(
+                    f"{names[bad[0]]}: its {part} is not finite{others}:"
+                    f" {describe_cause(self.params, self.config.dtype)}"
+                )
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+      GritError: something else than a list of strings, its place named.
+    """
+    if isinstance(texts, str | bytes | Mapping | Set) or not isinstance(texts, Iterable):
+        raise GritError(
+            f"texts must be a list of strings, got {type(texts).__name__}: {texts!r:.60}"
+        )
+    try:
+        texts = list(texts)
+    except TypeError:  # a NumPy array without axes
+        raise GritError(f"texts must be a list of strings, got {texts!r:.60}") from None
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise GritError(f"text {i} must be a string, got {type(text).__name__}: {text!r:.60}")
+    return texts
+
+
+@dataclasses.dataclass
+class _Texts:
+    """The texts of one encoding pass, and their results as far as they have come."""
+
+    ids: Sequence[Sequence[int]]
+    pool_starts: Sequence[int]
+    vectors: Float[np.ndarray, "N D"]
+    caches: list[KVRecord | None] | None
+    codec: Codec | None
+
+    def lay_out(self, batch: RowBatch, pad_id: int) -> tuple[Rows, Bool[np.ndarray, "B T"]]:
+        """The packed rows of a batch, and the tokens that mean pooling averages."""
+        shape = (batch.rows, batch.length)
+        tokens = np.full(shape, pad_id, np.int32)
+        positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        pooled = np.zeros(shape, bool)
+        for row, texts in enumerate(batch.texts):
+            for segment, (i, start, stop) in enumerate(self._spans(texts), 1):
+                length = stop - start
+                tokens[row, start:stop] = self.ids[i]
+                positions[row, start:stop] = np.arange(length)
+                segments[row, start:stop] = segment
+                pooled[row, start + min(self.pool_starts[i], length - 1) : stop] = True
+        return Rows(tokens, positions, segments), pooled  # type: ignore[arg-type]
+
+    def collect(self, batch: RowBatch, result: EncodedRows) -> None:
+        """Waits for the vectors and caches of a batch and stores them."""
+        vectors = to_host(result.vectors)
+        for row, texts in enumerate(batch.texts):
+            self.vectors[texts] = vectors[row, : len(texts)]
+        if self.caches is None or result.kv is None:
+            return
+        # One transfer for the whole batch; each text gets arrays of its own, or it would keep the
+        # whole batch alive.
+        named = {"k": result.kv.k, "v": result.kv.v} if isinstance(result.kv, KV) else result.kv
+        arrays = {name: to_host(array) for name, array in named.items()}
+        for row, texts in enumerate(batch.texts):
+            for i, start, stop in self._spans(texts):
+                own = {name: array[:, row, start:stop].copy() for name, array in arrays.items()}
+                tokens = np.asarray(self.ids[i], np.int32)
+                self.caches[i] = (
+                    DocumentKV(tokens, **own)
+                    if self.codec is None
+                    else PackedRecord(tokens, own, self.codec)
+                )
+
+    def _spans(self, texts: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Number, first and last token (exclusive) of each text of a row."""
+        stops = np.cumsum([len(self.ids[i]) for i in texts]).tolist()
+        return [(i, stop - len(self.ids[i]), stop) for i, stop in zip(texts, stops, strict=True)]
