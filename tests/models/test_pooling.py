@@ -58,7 +58,7 @@ def test_a_text_that_is_not_finite_leaves_its_neighbours_alone(method, number):
         PROJECTION_BIAS: jnp.zeros(4),
     }
     for weights in ({}, params):
-        run = lambda h, weights=weights: np.asarray(
+        run = lambda h, weights=weights: np.array(
             text_vectors(weights, jnp.asarray(h), segments, jnp.ones((2, 9), bool), 4, method)
         )
         out, expected = run(broken), run(hidden)
