@@ -81,13 +81,13 @@ def attend(
     return out + added[:, :, None, None]
 
 
-def finite_tokens(k: Float[Array, "... K H"], v: Float[Array, "... K H"]) -> Bool[Array, "..."]:
+def finite_tokens(k: Float[Array, "... K H"], v: Float[Array, "... K H"]) -> Bool[Array, ...]:
     """Whether a token's keys and values are finite numbers."""
     return (jnp.isfinite(k) & jnp.isfinite(v)).all(axis=(-2, -1))
 
 
 @jax.custom_jvp
-def finite_or_zero(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def finite_or_zero(x: Float[Array, ...]) -> Float[Array, ...]:
     """`x` with 0 where it is not finite.
 
     The derivative is that of `x`: a selection would keep its condition for the backward pass, and

@@ -212,8 +212,9 @@ class Transformer(nnx.Module):
         stack_indices: Mapping[str, Any],
         mode: Mode,
     ) -> LayerOutput:
-        """One layer over its cached keys, as `__call__` applies each: for a caller whose cached keys
-        arrive layer by layer.
+        """One layer over its cached keys, as `__call__` applies each.
+
+        For callers whose cached keys arrive layer by layer.
 
         Args:
           kind: what kind of layer it is; static.

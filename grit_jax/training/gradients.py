@@ -71,7 +71,7 @@ def _pass_gradient(
 
 
 def schedule_separately(function: Callable[[], Any], rows: Any) -> Any:
-    """The result of `function`, scheduled as one unit: nothing inside has its memory beside anything
+    """The result of `function`, scheduled as one unit: its memory is never beside that of anything
     outside.
 
     The compiler schedules a branch of a condition (here: that there is a row at all) as a whole. An
