@@ -22,6 +22,7 @@ def test_every_listed_name_exists(name):
     package = importlib.import_module(name)
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
     names = getattr(package, "__all__", ())
+    assert names, f"{name} lists no public names"
     # A module sets an attribute of its package when it is imported, and would hide the name.
     assert not modules & set(names)
     for public in names:

@@ -5,3 +5,12 @@ and what differs.
 cached documents need training for it? Both are runs of `grit train` with the configurations in
 `recipes/`.
 """
+
+from grit_jax.lazy import lazy_names
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "run_evidence": "run",
+    },
+)

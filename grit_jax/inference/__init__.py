@@ -1,1 +1,19 @@
 """Inference room: texts to vectors and caches, prefill and decode, the GritLM object."""
+
+from grit_jax.lazy import lazy_names
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "DecodeOptions": "decode",
+        "Encoded": "encoder",
+        "Encoder": "encoder",
+        "Generation": "decode",
+        "GritLM": "model",
+        "KVRecord": "records",
+        "Sampling": "sampling",
+        "encode_file": "files",
+        "generate": "decode",
+        "generate_prompts": "files",
+    },
+)

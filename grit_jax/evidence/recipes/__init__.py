@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from importlib import resources
 
+__all__ = ["CACHED_MODELS", "JOINT_MODELS", "NAMES", "recipe_texts"]
+
 JOINT_MODELS = ("unified", "embedding", "generative")
 CACHED_MODELS = ("untrained", "trained")
 NAMES = ("base", *JOINT_MODELS, "copier", "reader", *CACHED_MODELS)

@@ -1,10 +1,15 @@
 """The report of a quickstart: `Report` holds its numbers, and pure functions show them as one
 self-contained HTML page and as plain text for the terminal."""
 
-from __future__ import annotations
+from grit_jax.lazy import lazy_names
 
-from grit_jax.quickstart.report.contents import FORMAT, Report
-from grit_jax.quickstart.report.page import html_report, write_html
-from grit_jax.quickstart.report.terminal import terminal_report
-
-__all__ = ["FORMAT", "Report", "html_report", "terminal_report", "write_html"]
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "FORMAT": "contents",
+        "Report": "contents",
+        "html_report": "page",
+        "terminal_report": "terminal",
+        "write_html": "page",
+    },
+)
