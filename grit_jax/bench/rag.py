@@ -25,9 +25,9 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.answer import Asker
+from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
 from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.page_cache import drop_page_cache
-from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.runtime.progress import progress
 from grit_jax.text.rag_layouts import MODES, RagMode
 
@@ -205,10 +205,12 @@ def check_length(model: GritLM, texts: TextMaker, tokens: int, new_tokens: int) 
       GritError: it does not; the message says how many it reads.
     """
     tags, short = model.encoder.format([""]).prompt, texts.text(SHORT_SIDE)
-    reader = Reader(model, tags + SHORT_SIDE)
+    generator = RagGenerator(model, tags + SHORT_SIDE)
     longest = 0
     for mode in MODES:
-        prompt = len(reader.prompts([Reading(mode, short, (short,) if mode != "none" else ())])[0])
+        prompt = len(
+            generator.continuations([RagPrompt(mode, short, (short,) if mode != "none" else ())])[0]
+        )
         records = (mode in DOCUMENT_CACHES) + (mode in QUERY_CACHES)
         longest = max(
             longest, prompt + records * (tags + SHORT_SIDE) + tokens - SHORT_SIDE + new_tokens

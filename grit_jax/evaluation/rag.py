@@ -20,7 +20,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import Codec, KVRecord
 from grit_jax.inference.sampling import Sampling
 from grit_jax.pydocs.questions import normalise
-from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
+from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
 from grit_jax.runtime.progress import Progress, progress
 from grit_jax.text.rag_layouts import MODES, RagMode
 
@@ -96,7 +96,7 @@ def evaluate_rag(
                     if set(modes) & set(DOCUMENT_CACHES)
                     else {}
                 )
-                answer = from_rows(Reader(model, max_length), part, records, max_new_tokens)
+                answer = from_rows(RagGenerator(model, max_length), part, records, max_new_tokens)
             else:
                 answer = from_index(model, index, part, max_new_tokens, k, instruction)
             for mode in modes:
@@ -167,15 +167,18 @@ def document_records(
 
 
 def from_rows(
-    reader: Reader, rows: Sequence[CachedExample], records: dict[str, KVRecord], max_new_tokens: int
+    generator: RagGenerator,
+    rows: Sequence[CachedExample],
+    records: dict[str, KVRecord],
+    max_new_tokens: int,
 ) -> Answers:
     """Answers over the rows' own documents; `records` are theirs, where a layout reads them."""
 
     def answer(numbers: Sequence[int], mode: RagMode) -> list[str]:
         questions = [rows[i].question for i in numbers]
-        queries = reader.records(questions) if mode in QUERY_CACHES else [None] * len(numbers)
-        readings = [
-            Reading(
+        queries = generator.records(questions) if mode in QUERY_CACHES else [None] * len(numbers)
+        rag_prompts = [
+            RagPrompt(
                 mode,
                 rows[i].question,
                 () if mode == "none" else rows[i].docs,
@@ -184,7 +187,7 @@ def from_rows(
             )
             for i, query in zip(numbers, queries, strict=True)
         ]
-        return reader.read(readings, Sampling(max_new_tokens=max_new_tokens)).answers
+        return generator.generate(rag_prompts, Sampling(max_new_tokens=max_new_tokens)).answers
 
     return answer
 

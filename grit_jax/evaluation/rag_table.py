@@ -32,7 +32,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import Positions
 from grit_jax.rag.build import calibrated
 from grit_jax.rag.codecs.codecs import KINDS
-from grit_jax.rag.reading import DOCUMENT_CACHES, Reader
+from grit_jax.rag.generator import DOCUMENT_CACHES, RagGenerator
 from grit_jax.rag.record_format import NATIVE
 from grit_jax.runtime.files import write_json, write_text
 from grit_jax.runtime.progress import progress
@@ -214,10 +214,10 @@ def evaluate_table(
                     )
                     for case in wanted:
                         if (case.k, case.kv) == (k, kv):
-                            reader = Reader(
+                            generator = RagGenerator(
                                 model, max_length, positions=case.positions or "running"
                             )
-                            answer = from_rows(reader, part, records, max_new_tokens)
+                            answer = from_rows(generator, part, records, max_new_tokens)
                             found[case].append(score_answers(part, case.mode, answer, bar))
     scores = {case: np.concatenate(parts) for case, parts in found.items()}
     return RagTable(scores, len(texts) if more else None, seed)

@@ -24,7 +24,7 @@ from grit_jax.evidence.joint import spread, table
 from grit_jax.evidence.recipes import CACHED_MODELS, PLAIN_LAYOUTS
 from grit_jax.inference.model import GritLM
 from grit_jax.quickstart.configs import ANSWER_TOKENS
-from grit_jax.rag.reading import DOCUMENT_CACHES
+from grit_jax.rag.generator import DOCUMENT_CACHES
 from grit_jax.runtime.files import read_json, write_json
 from grit_jax.runtime.progress import say
 from grit_jax.text.rag_layouts import MODES, RagMode

@@ -1,4 +1,4 @@
-"""Ask: retrieve documents, load their records, and answer on top of them."""
+"""Answers to questions over an index: documents are retrieved, their records loaded and read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
 from grit_jax.inference.sampling import Sampling
+from grit_jax.rag.generator import (
+    DOCUMENT_CACHES,
+    QUERY_CACHES,
+    DocumentsRead,
+    RagGenerator,
+    RagPrompt,
+)
 from grit_jax.rag.index import Index
-from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.rag.record_format import RecordError
-from grit_jax.rag.route_costs import costs_of
+from grit_jax.rag.route_costs import load_costs
 from grit_jax.rag.router import RouteCosts, route
 from grit_jax.runtime.progress import say
 from grit_jax.text.length import MAX_LENGTH
@@ -28,9 +34,9 @@ QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time
 
 @dataclasses.dataclass
 class AskTimings:
-    """Seconds by stage. Of questions asked together each gets its share of the whole.
+    """Seconds by stage. Each of several questions asked together gets its share of the whole.
 
-    `load` is from the store's files to the device, and whatever of records had to be computed.
+    `load` is from the store's files to the device, and includes computing records that are missing.
     """
 
     encode_query: float = 0.0
@@ -48,7 +54,7 @@ class AskTimings:
         setattr(self, name, getattr(self, name) + time.perf_counter() - began)
 
     def share(self, questions: int) -> dict[str, float]:
-        """Seconds a question."""
+        """Seconds per question."""
         return {
             name: round(value / questions, 6) for name, value in dataclasses.asdict(self).items()
         }
@@ -56,8 +62,15 @@ class AskTimings:
 
 @dataclasses.dataclass
 class Answer:
-    """An answer, the documents it was read from (`{"id", "score"}`, best first), the layout used,
-    seconds by stage, and how many tokens were generated (without the end of sequence)."""
+    """An answer.
+
+    Attributes:
+      documents: the documents that were read (`{"id", "score"}`, best first).
+      mode: the layout that was used.
+      timings: seconds by stage.
+      warnings: what was read differently than asked for, and why.
+      new_tokens: tokens generated, without the end of sequence.
+    """
 
     answer: str
     documents: list[dict[str, Any]]
@@ -73,8 +86,8 @@ class Answer:
 
 @dataclasses.dataclass
 class _Document:
-    """A document to read. `row` is its place in the index, None where the caller gave its text;
-    `key` and `tokens` are those of its record."""
+    """A document to read. `row` is its row in the index, None if the caller gave its text; `key`
+    and `tokens` are those of its record."""
 
     id: str
     text: str
@@ -85,13 +98,15 @@ class _Document:
 
 
 @dataclasses.dataclass
-class _Asked:
-    """Questions with what was found for them."""
+class _Batch:
+    """Questions that are answered together, with their documents, the questions' records if a
+    layout may read them, and the layout of each."""
 
     questions: list[str]
     documents: list[list[_Document]]
     queries: list[KVRecord] | None
     modes: list[RagMode]
+    warnings: list[list[str]]
 
 
 class Asker:
@@ -103,7 +118,7 @@ class Asker:
 
     def __init__(self, model: GritLM, index: Index | None = None, *, max_length: int = MAX_LENGTH):
         self.model, self.index = model, index
-        self._reader = Reader(model, index.max_length if index is not None else max_length)
+        self._generator = RagGenerator(model, index.max_length if index is not None else max_length)
         self._costs: RouteCosts | None = None
         self._warned: set[str] = set()
 
@@ -118,21 +133,24 @@ class Asker:
         max_new_tokens: int = 64,
         sampling: Sampling | None = None,
     ) -> list[Answer]:
-        """One answer a question, in their order; greedy unless `sampling` says otherwise.
+        """Answers questions, in their order; greedily by default.
+
+        Documents that do not fit the model's context are left out, or cut, with a warning.
 
         Args:
-          mode: one of the seven layouts, or `auto`: the quickest way of using the documents for
-            each question.
+          mode: one of the seven layouts, or `auto`: for each question the quickest layout that uses
+            the documents.
           k: documents retrieved for each question.
-          instruction: of the search query. Without one, the pass that embeds the query leaves the
-            record that the query-caching layouts read; with one they need a second pass, because
-            that record carries none.
+          instruction: of the search query. Without one, the pass that embeds the query also gives
+            the record that the query-caching layouts read; with one they need a second pass,
+            because that record has no instruction.
           documents: texts to read for each question, in this order, instead of retrieving any.
+          max_new_tokens: of the answer, if there is no `sampling`.
           sampling: how to decode, `max_new_tokens` included.
 
         Raises:
-          GritError: an unknown mode, an empty question, no documents to use, more than the model
-            can read.
+          GritError: an unknown mode, an empty question, no documents to use, or a question that
+            does not fit the model's context.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
         if mode not in (*MODES, "auto"):
@@ -143,59 +161,79 @@ class Asker:
             if not question.strip():
                 raise GritError("the question is empty")
         if documents is not None and len(documents) != len(questions):
-            raise GritError(f"{len(questions)} questions, but documents for {len(documents)}")
+            raise GritError(
+                f"documents: expected a list for each of {len(questions)} questions, got"
+                f" {len(documents)}"
+            )
         if documents is None and self.index is None and mode != "none":
             raise GritError(
                 f"mode '{mode}' needs an index or documents; use 'none' to answer without"
             )
         if mode == "auto" and documents is None and self._costs is None:
             assert self.index is not None
-            self._costs = costs_of(
-                self.model, self.index
-            )  # before any clock runs: it may have to measure them
-        how = sampling or Sampling(max_new_tokens=max_new_tokens)
+            # Before any clock runs: they may have to be measured.
+            self._costs = load_costs(self.model, self.index)
+        sampling = sampling or Sampling(max_new_tokens=max_new_tokens)
         answers: list[Answer] = []
         for start in range(0, len(questions), QUESTIONS_TOGETHER):
             stop = start + QUESTIONS_TOGETHER
             given = documents[start:stop] if documents is not None else None
-            answers += self._ask(questions[start:stop], mode, k, instruction, given, how)
+            timings = AskTimings()
+            with timings.stage("total"):
+                batch = self._retrieve(questions[start:stop], mode, k, instruction, given, timings)
+                answers += self._answer(batch, sampling, timings)
+            share = timings.share(len(batch.questions))
+            for answer in answers[start:]:
+                answer.timings = dict(share)
         return answers
 
-    def _ask(
-        self,
-        questions: list[str],
-        mode: str,
-        k: int,
-        instruction: str,
-        given: Sequence[Sequence[str]] | None,
-        how: Sampling,
-    ) -> list[Answer]:
-        timings, warnings = AskTimings(), [[] for _ in questions]
-        with timings.stage("total"):
-            asked = self._retrieve(questions, mode, k, instruction, given, timings)
-            with timings.stage("load"):
-                records = self._records(asked, warnings)
-            while True:
-                try:
-                    read = self._reader.read(_readings(asked, records), how)
-                    break
-                except RecordError as error:  # in a layer that came after the first ones
-                    with timings.stage("load"):
-                        self._replace(error, asked, records, warnings)
+    def _answer(self, batch: _Batch, sampling: Sampling, timings: AskTimings) -> list[Answer]:
+        """Loads the records of a batch and generates its answers; they carry no timings yet."""
+        with timings.stage("load"):
+            records = self._records(batch)
+        while True:
+            try:
+                generated = self._generator.generate(_prompts(batch, records), sampling)
+                break
+            except RecordError as error:  # in a layer that was read after the first ones
+                with timings.stage("load"):
+                    self._replace(error, batch, records)
         for name in ("load", "prefill", "decode"):
-            setattr(timings, name, getattr(timings, name) + getattr(read.timings, name))
-        share = timings.share(len(questions))
+            setattr(timings, name, getattr(timings, name) + getattr(generated.timings, name))
+        for i, read in enumerate(generated.read):
+            self._limit_documents(batch, i, read, sampling.max_new_tokens)
         return [
             Answer(
                 text,
-                [_shown(document) for document in asked.documents[i]],
-                asked.modes[i],
-                dict(share),
-                warnings[i],
-                len(read.tokens[i]),
+                [_shown(document) for document in batch.documents[i]],
+                batch.modes[i],
+                {},
+                batch.warnings[i],
+                len(generated.tokens[i]),
             )
-            for i, text in enumerate(read.answers)
+            for i, text in enumerate(generated.answers)
         ]
+
+    def _limit_documents(
+        self, batch: _Batch, question: int, read: DocumentsRead, new_tokens: int
+    ) -> None:
+        """Leaves only those documents of a question that were read, and warns about the others."""
+        documents = batch.documents[question]
+        reason = (
+            f"do not fit the model's context of {self._generator.context} tokens beside the"
+            f" question and {new_tokens} new tokens"
+        )
+        if read.documents < len(documents):
+            left_out = ", ".join(repr(document.id) for document in documents[read.documents :])
+            self._warn(f"left out: documents {left_out} {reason}", [question], batch)
+        batch.documents[question] = documents = documents[: read.documents]
+        if read.tokens is not None:
+            self._warn(
+                f"cut: tokens of document {documents[0].id!r} beyond the first {read.tokens}"
+                f" {reason}",
+                [question],
+                batch,
+            )
 
     def _retrieve(
         self,
@@ -205,15 +243,16 @@ class Asker:
         instruction: str,
         given: Sequence[Sequence[str]] | None,
         timings: AskTimings,
-    ) -> _Asked:
-        """Documents, the queries' records where a layout may read them, and the layout of each
-        question."""
+    ) -> _Batch:
+        """Finds the documents of each question, and chooses its layout."""
+        warnings: list[list[str]] = [[] for _ in questions]
         if mode == "none":
-            return _Asked(questions, [[] for _ in questions], None, ["none"] * len(questions))
+            empty: list[list[_Document]] = [[] for _ in questions]
+            return _Batch(questions, empty, None, ["none"] * len(questions), warnings)
         searching = given is None
         vectors, queries = None, None
         with timings.stage("encode_query"):
-            # `auto` may choose a layout that reads the query's record, and gets it from this pass.
+            # `auto` may choose a layout that reads the query's record, which this pass gives.
             recording = (
                 mode == "auto"
                 and searching
@@ -222,45 +261,44 @@ class Asker:
             )
             if mode in QUERY_CACHES or recording:
                 encoded = self.model.encoder.encode(
-                    questions, max_length=self._reader.max_length, return_cache=True
+                    questions, max_length=self._generator.max_length, return_cache=True
                 )
                 vectors, queries = encoded.vectors, encoded.caches
             if searching and (vectors is None or instruction):
-                vectors = self.model.encode(questions, instruction, self._reader.max_length)
+                vectors = self.model.encode(questions, instruction, self._generator.max_length)
         with timings.stage("search"):
             if given is not None:
-                found = [
+                documents = [
                     [_Document(str(i), text) for i, text in enumerate(texts)] for texts in given
                 ]
             else:
                 assert vectors is not None
-                found = self._search(vectors, k)
+                documents = self._search(vectors, k)
         modes: list[RagMode] = [mode] * len(questions)  # type: ignore[list-item]
         if mode == "auto":
             modes = [
                 self._route(q, d, queries is not None)
-                for q, d in zip(questions, found, strict=True)
+                for q, d in zip(questions, documents, strict=True)
             ]
-            missing = any(chosen in QUERY_CACHES for chosen in modes) and queries is None
-            if missing:
+            if queries is None and any(chosen in QUERY_CACHES for chosen in modes):
                 with timings.stage("encode_query"):
-                    queries = self._reader.records(questions)
-        return _Asked(questions, found, queries, modes)
+                    queries = self._generator.records(questions)
+        return _Batch(questions, documents, queries, modes, warnings)
 
     def _search(self, vectors: np.ndarray, k: int) -> list[list[_Document]]:
         index = self.index
         assert index is not None
         result = index.search(vectors, k)
-        found = []
+        documents = []
         for rows, scores in zip(result.rows.tolist(), result.scores.tolist(), strict=True):
             lines = [index.documents[row] for row in rows]
-            found.append(
+            documents.append(
                 [
                     _Document(line["id"], index.text(row), score, row, line["key"], line["tokens"])
                     for row, score, line in zip(rows, scores, lines, strict=True)
                 ]
             )
-        return found
+        return documents
 
     def _route(self, question: str, documents: Sequence[_Document], recorded: bool) -> RagMode:
         if not documents:
@@ -289,54 +327,50 @@ class Asker:
     def _stored(self) -> bool:
         return self.index is not None and self.index.kv != "none"
 
-    def _records(self, asked: _Asked, warnings: list[list[str]]) -> dict[str, KVRecord]:
+    def _records(self, batch: _Batch) -> dict[str, KVRecord]:
         """Records by text, for all questions whose layout reads them; those that cannot be used are
         computed."""
-        users: dict[str, list[int]] = {}
-        wanted: dict[str, _Document] = {}
-        for i, (mode, found) in enumerate(zip(asked.modes, asked.documents, strict=True)):
-            for document in found if mode in DOCUMENT_CACHES else ():
-                users.setdefault(document.text, []).append(i)
-                wanted[document.text] = document
+        questions_of: dict[str, list[int]] = {}
+        needed: dict[str, _Document] = {}
+        for i, (mode, documents) in enumerate(zip(batch.modes, batch.documents, strict=True)):
+            for document in documents if mode in DOCUMENT_CACHES else ():
+                questions_of.setdefault(document.text, []).append(i)
+                needed[document.text] = document
         records: dict[str, KVRecord] = {}
-        stored = [d for d in wanted.values() if d.row is not None and self._stored]
+        stored = [d for d in needed.values() if d.row is not None and self._stored]
         for document, record in zip(stored, self._fetch(stored), strict=True):
             if isinstance(record, GritError):
-                self._warn(f"{record}; its cache is computed anew", users[document.text], warnings)
+                self._warn(f"{record}; its cache is computed", questions_of[document.text], batch)
             else:
                 records[document.text] = record
-        missing = [d for text, d in wanted.items() if text not in records]
+        missing = [d for text, d in needed.items() if text not in records]
         if any(d.row is not None for d in missing) and not self._stored:
             assert self.index is not None
-            everyone = sorted({i for d in missing for i in users[d.text]})
+            questions = sorted({i for d in missing for i in questions_of[d.text]})
             self._warn(
                 f"{self.index.path}: this index has no caches (--kv none), they are computed for"
                 " each question",
-                everyone,
-                warnings,
+                questions,
+                batch,
             )
         if missing:
             texts = [d.text for d in missing]
-            records |= dict(zip(texts, self._reader.records(texts), strict=True))
+            records |= dict(zip(texts, self._generator.records(texts), strict=True))
         return records
 
-    def _replace(
-        self,
-        error: RecordError,
-        asked: _Asked,
-        records: dict[str, KVRecord],
-        warnings: list[list[str]],
-    ) -> None:
+    def _replace(self, error: RecordError, batch: _Batch, records: dict[str, KVRecord]) -> None:
         """Computes the record that turned out to be unusable."""
-        users = [
-            i for i, found in enumerate(asked.documents) if any(d.key == error.key for d in found)
+        questions = [
+            i
+            for i, documents in enumerate(batch.documents)
+            if any(d.key == error.key for d in documents)
         ]
-        text = next(d.text for i in users for d in asked.documents[i] if d.key == error.key)
-        self._warn(f"{error}; its cache is computed anew", users, warnings)
-        records[text] = self._reader.records([text])[0]
+        text = next(d.text for i in questions for d in batch.documents[i] if d.key == error.key)
+        self._warn(f"{error}; its cache is computed", questions, batch)
+        records[text] = self._generator.records([text])[0]
 
     def _fetch(self, documents: Sequence[_Document]) -> Sequence[KVRecord | GritError]:
-        """Records from the store, long ones still on their way, or what is wrong with each."""
+        """Records from the store, long ones still being read, or what is wrong with each."""
         if not documents:
             return []
         assert self.index is not None
@@ -346,26 +380,28 @@ class Asker:
         except GritError as error:  # the store itself
             return [GritError(f"{name}: {error}") for name in names]
 
-    def _warn(self, message: str, questions: Sequence[int], warnings: list[list[str]]) -> None:
+    def _warn(self, message: str, questions: Sequence[int], batch: _Batch) -> None:
+        """Adds a warning to the answers of some questions; stderr gets each message once."""
         for i in dict.fromkeys(questions):
-            warnings[i].append(message)
+            batch.warnings[i].append(message)
         if message not in self._warned:
             self._warned.add(message)
             say(f"warning: {message}")
 
 
-def _readings(asked: _Asked, records: dict[str, KVRecord]) -> list[Reading]:
-    """What is to be read for each question."""
+def _prompts(batch: _Batch, records: dict[str, KVRecord]) -> list[RagPrompt]:
     return [
-        Reading(
+        RagPrompt(
             mode,
             question,
-            tuple(document.text for document in found),
-            tuple(records[document.text] for document in found) if mode in DOCUMENT_CACHES else (),
-            asked.queries[i] if asked.queries is not None and mode in QUERY_CACHES else None,
+            tuple(document.text for document in documents),
+            tuple(records[document.text] for document in documents)
+            if mode in DOCUMENT_CACHES
+            else (),
+            batch.queries[i] if batch.queries is not None and mode in QUERY_CACHES else None,
         )
-        for i, (question, found, mode) in enumerate(
-            zip(asked.questions, asked.documents, asked.modes, strict=True)
+        for i, (question, documents, mode) in enumerate(
+            zip(batch.questions, batch.documents, batch.modes, strict=True)
         )
     ]
 

@@ -25,50 +25,45 @@ from grit_jax.inference.records import is_packed
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.index import Index
 from grit_jax.rag.page_cache import drop_page_cache
-from grit_jax.rag.router import RouteCosts, Work
+from grit_jax.rag.router import PassWork, RouteCosts
 from grit_jax.runtime.files import json_text, write_text
 from grit_jax.types import DocumentKV
 
 VERSION = 1  # of what is measured and how
-# Measurements of each kind, after one that compiles: so many, or for so long. The quickest counts:
-# other work on the machine only ever adds to it.
+# Measurements of each kind, after one that compiles: at most this many, or this many seconds. The
+# quickest counts, because other work on the machine only adds to it.
 REPEATS, SECONDS = 25, 0.4
 SHORT = 32  # tokens of the short prompt: the smallest bucket of prompts
-LONG = {
-    "cpu": 256,
-    "gpu": 2048,
-    "tpu": 2048,
-}  # of the long one: enough to tell it from the short one
-SAMPLE = 64  # documents looked at for a short and a long one to load
-LONGEST = 4096  # tokens of the long one, where there is a choice
+# Tokens of the long prompt: enough to differ measurably from the short one.
+LONG = {"cpu": 256, "gpu": 2048, "tpu": 2048}
+SAMPLE = 64  # documents among which a short and a long one are chosen to load
+LONGEST = 4096  # tokens of the long document, where there is a choice
 
 
-def costs_of(model: GritLM, index: Index) -> RouteCosts:
-    """The costs found earlier on this machine; without any, measures them and keeps them in the
-    index's folder.
+def load_costs(model: GritLM, index: Index) -> RouteCosts:
+    """The costs measured earlier on this machine; if there are none, measures them and writes them
+    to the index's folder.
 
-    What is kept stays as it is, so that a question goes the same way whenever it is asked. Where
-    the folder cannot be written, each `Asker` measures for itself.
+    Written costs are not measured again, so that the same question always takes the same route. If
+    the folder cannot be written to, each `Asker` measures for itself.
     """
-    path, work = index.path / f"costs-{_machine(model)}.json", Work.of(model.config)
-    if (found := _kept(path, work)) is not None:
-        return found
+    path, work = index.path / f"costs-{_machine(model)}.json", PassWork.of(model.config)
+    if (written := _read_costs(path, work)) is not None:
+        return written
     costs = measure_costs(model, index)
-    if index.kv != "none" and not math.isfinite(
-        costs.load_seconds
-    ):  # a store that cannot be read today
-        return costs
-    return _keep(path, costs) or costs
+    if index.kv != "none" and not math.isfinite(costs.load_seconds):
+        return costs  # the store cannot be read, today
+    return _write_costs(path, costs) or costs
 
 
 def measure_costs(model: GritLM, index: Index) -> RouteCosts:
-    """Reads a short and a long prompt, and loads a short and a long record of the index as they
-    come from the disk."""
-    work = Work.of(model.config)
+    """Measures reading a short and a long prompt, and loading a short and a long record of the index
+    from disk."""
+    work = PassWork.of(model.config)
     long = LONG.get(jax.devices()[0].platform, LONG["gpu"])
     long = min(long, max(SHORT + 1, model.config.max_position_embeddings - 1))
     short = _read(model, SHORT)
-    # Timers and other processes may hide a difference; nothing is free.
+    # Noise may hide the difference; the cost is never 0.
     seconds = max(_read(model, long) - short, 1e-6)
     flops = (work.reading(long) - work.reading(SHORT)) / seconds
     loads = _loads(index)
@@ -76,13 +71,12 @@ def measure_costs(model: GritLM, index: Index) -> RouteCosts:
         start, slope, record = math.inf, math.inf, None
     else:
         (few, quick), (many, slow), record = loads
-        # From documents alike in length the part that does not grow with them cannot be told.
+        # From documents of similar length the constant part cannot be estimated.
         slope = max(slow - quick, 0.0) / (many - few) if many > 2 * few else slow / many
         start = max(quick - few * slope, 0.0)
     if record is None or len(record.tokens) < long:
-        record = _blank(
-            model, long
-        )  # placing a few tokens costs as much as placing a bucket of them
+        # Placing a few tokens costs as much as placing a bucket of them.
+        record = _zero_record(model, long)
     tokens = len(record.tokens)
     try:
         beside = work.reading(SHORT, tokens) - work.reading(SHORT)
@@ -153,7 +147,7 @@ def _quickest(once: Callable[[], float]) -> float:
     return min(seconds)
 
 
-def _blank(model: GritLM, tokens: int) -> DocumentKV:
+def _zero_record(model: GritLM, tokens: int) -> DocumentKV:
     c = model.config
     kv = np.zeros(
         (c.num_hidden_layers, tokens, c.num_key_value_heads, c.head_dim), jnp.dtype(c.dtype)
@@ -162,7 +156,7 @@ def _blank(model: GritLM, tokens: int) -> DocumentKV:
 
 
 def _machine(model: GritLM) -> str:
-    """Names what the measurements depend on beside the index."""
+    """A hash of what the measurements depend on besides the index."""
     device = jax.devices()[0]
     mesh = dict(model.mesh.shape) if model.mesh is not None else None
     what = (
@@ -178,18 +172,24 @@ def _machine(model: GritLM) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
 
-def _kept(path: Path, work: Work) -> RouteCosts | None:
+def _read_costs(path: Path, work: PassWork) -> RouteCosts | None:
+    """Costs from a file; null is infinity, which JSON does not have."""
     try:
-        return RouteCosts(work, **json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        numbers = {
+            name: math.inf if value is None else float(value) for name, value in values.items()
+        }
+        return RouteCosts(work, **numbers)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
-def _keep(path: Path, costs: RouteCosts) -> RouteCosts | None:
-    """Writes the costs, whole or not at all. Where another process was faster, its costs are what
-    counts."""
+def _write_costs(path: Path, costs: RouteCosts) -> RouteCosts | None:
+    """Writes the costs and returns what the file then holds: the costs of another process that was
+    faster, or None if the folder cannot be written to."""
     values = dataclasses.asdict(costs)
     del values["work"]
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     with contextlib.suppress(GritError):
-        write_text(path, json_text(values), overwrite=False)
-    return _kept(path, costs.work)
+        write_text(path, json_text(finite), overwrite=False)
+    return _read_costs(path, costs.work)

@@ -18,8 +18,8 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag import route_costs as costs
-from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
-from grit_jax.rag.router import RouteCosts, Work
+from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
+from grit_jax.rag.router import PassWork, RouteCosts
 from grit_jax.text.rag_layouts import MODES
 
 TOKENS, NEW = 48, 3
@@ -37,7 +37,7 @@ CONTRACT = {
     "storage_bytes",
 }
 PROCESSOR = RouteCosts(
-    Work(0, 0), 1e8, 1e-3, 1e-6, 1e-6
+    PassWork(0, 0), 1e8, 1e-3, 1e-6, 1e-6
 )  # loading takes less than reading, as on a CPU
 
 
@@ -222,15 +222,15 @@ def test_more_than_the_model_reads(model):
     check_length(short, texts, most, 16)
     with pytest.raises(GritError, match=f"take --tokens {most} at most"):
         check_length(short, texts, most + 1, 16)
-    reader = Reader(short, most + tags)
+    generator = RagGenerator(short, most + tags)
     lengths = []
     for question, document in (
         (texts.text(1), texts.text(most)),
         (texts.text(most), texts.text(1)),
     ):
         for mode in MODES:
-            prompt = reader.prompts(
-                [Reading(mode, question, (document,) if mode != "none" else ())]
+            prompt = generator.continuations(
+                [RagPrompt(mode, question, (document,) if mode != "none" else ())]
             )[0]
             cached = (texts.count([document])[0] + tags) * (mode in DOCUMENT_CACHES)
             lengths.append(

@@ -15,8 +15,8 @@ from grit_jax.evaluation.rag import evaluate_rag, score_answer
 from grit_jax.evaluation.rag_table import Case, cases, evaluate_table
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.answer import Asker
+from grit_jax.rag.generator import RagGenerator, RagPrompt
 from grit_jax.rag.index import Index, IndexOptions, build_index
-from grit_jax.rag.reading import Reader, Reading
 from grit_jax.text.rag_layouts import MODES
 
 NEW = 4
@@ -94,15 +94,17 @@ def test_distractors_and_placements(tiny_model, rows, pool):
     ]
     distractors, answers = Distractors(pool, 2), {}
     for case in wanted:
-        reader = Reader(tiny_model, positions=case.positions or "running")
-        readings = []
+        generator = RagGenerator(tiny_model, positions=case.positions or "running")
+        rag_prompts = []
         for row in rows:
             docs = () if case.mode == "none" else distractors.among(row, case.k).docs
-            records = tuple(reader.records(docs)) if docs else ()
-            readings.append(
-                Reading(case.mode, row.question, docs, records, reader.records([row.question])[0])
+            records = tuple(generator.records(docs)) if docs else ()
+            rag_prompts.append(
+                RagPrompt(
+                    case.mode, row.question, docs, records, generator.records([row.question])[0]
+                )
             )
-        answers[case] = reader.read(readings, Sampling(NEW)).answers
+        answers[case] = generator.generate(rag_prompts, Sampling(NEW)).answers
     rows = [
         dataclasses.replace(row, answer=answers[wanted[i % 5]][i] or "no")
         for i, row in enumerate(rows)
@@ -149,11 +151,11 @@ def test_compressed_records_are_those_of_an_index(tiny_model, rows, pool, tmp_pa
     table = evaluate_table(
         tiny_model, rows, ["doc"], kvs=["native", kv], corpus=corpus, max_new_tokens=NEW, quiet=True
     )
-    readings = [
-        Reading("doc", row.question, row.docs, tuple(records[text] for text in row.docs))
+    rag_prompts = [
+        RagPrompt("doc", row.question, row.docs, tuple(records[text] for text in row.docs))
         for row in rows
     ]
-    answers = Reader(tiny_model).read(readings, Sampling(NEW)).answers
+    answers = RagGenerator(tiny_model).generate(rag_prompts, Sampling(NEW)).answers
     np.testing.assert_allclose(
         table.scores[Case("doc", 1, kv, None)][:, :3], scores_of(rows, answers)
     )

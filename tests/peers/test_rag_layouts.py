@@ -23,7 +23,7 @@ from grit_jax.evaluation.rag import score_answer  # noqa: E402
 from grit_jax.inference.sampling import Sampling  # noqa: E402
 from grit_jax.models.cache import empty_cache, insert  # noqa: E402
 from grit_jax.models.transformer import Transformer  # noqa: E402
-from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading  # noqa: E402
+from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt  # noqa: E402
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES, compose  # noqa: E402
 from grit_jax.types import KV, AttentionMode, DocumentKV  # noqa: E402
 
@@ -84,8 +84,8 @@ def test_prompts_character_for_character(peer, mode, query, document):
     layout = compose(mode, query, [text])
     expected = original.TEMPLATES[mode].format(query=query, **document)
     assert layout.text == ("<s>" if mode in UNCACHED else "") + expected
-    reader = Reader(peer.ours)
-    assert reader.prompts([Reading(mode, query, (text,))])[0] == their_prompt(
+    generator = RagGenerator(peer.ours)
+    assert generator.continuations([RagPrompt(mode, query, (text,))])[0] == their_prompt(
         peer, mode, query, document
     )
 
@@ -101,7 +101,7 @@ def test_forms_of_what_is_cached(peer, query, document):
     """One record serves every layout here; there a document has three forms, and the query one,
     which is ours."""
     text = document_text(document, "corpus:1")
-    asked, read = (kv.tokens.tolist() for kv in Reader(peer.ours).records([query, text]))
+    asked, read = (kv.tokens.tolist() for kv in RagGenerator(peer.ours).records([query, text]))
     bos, newline = [peer.ours.tokenizer.bos_id], their_ids(peer, "\n", bos=False)
     for mode in DOCUMENT_CACHES:
         indexed, fresh = (
@@ -140,12 +140,12 @@ def test_answers_over_one_cached_text(peer, mode, query, document, indexed):
 
 @pytest.mark.parametrize("mode", ["query", "doc"])
 def test_the_answer_itself(peer, mode):
-    """As `Reader` gives it, with our records and without `The answer is`."""
+    """As `RagGenerator` gives it, with our records and without `The answer is`."""
     query, document = CASES[0]
     text = document_text(document, "corpus:1")
-    reader = Reader(peer.ours)
-    asked, read = reader.records([query, text])
-    reading = Reading(
+    generator = RagGenerator(peer.ours)
+    asked, read = generator.records([query, text])
+    reading = RagPrompt(
         mode,
         query,
         (text,),
@@ -157,7 +157,7 @@ def test_the_answer_itself(peer, mode):
     tokens, _ = original.answer(
         peer.model, [original.cache_of(peer.model, ids)], prompt, NEW_TOKENS
     )
-    assert reader.read([reading], GREEDY).tokens == [tokens]
+    assert generator.generate([reading], GREEDY).tokens == [tokens]
 
 
 @pytest.mark.parametrize("indexed", [False, True])
@@ -212,8 +212,11 @@ def test_the_control_without_a_cache_is_the_cached_layout_read_at_once(peer, mod
     )
     text = document_text(document, "corpus:1")
     layout = compose(mode, query, [text])
-    (cached,) = Reader(peer.ours).records([piece.text for piece in layout.cached])
-    assert whole == [*cached.tokens, *Reader(peer.ours).prompts([Reading(mode, query, (text,))])[0]]
+    (cached,) = RagGenerator(peer.ours).records([piece.text for piece in layout.cached])
+    assert whole == [
+        *cached.tokens,
+        *RagGenerator(peer.ours).continuations([RagPrompt(mode, query, (text,))])[0],
+    ]
 
 
 def test_scores_of_answers():

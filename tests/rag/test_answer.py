@@ -12,8 +12,8 @@ import pytest
 from grit_jax.errors import GritError
 from grit_jax.rag import store as store_module
 from grit_jax.rag.answer import Asker
+from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
 from grit_jax.rag.index import Index, IndexOptions, build_index
-from grit_jax.rag.reading import DOCUMENT_CACHES, QUERY_CACHES, Reader, Reading
 from grit_jax.rag.record_format import StreamedDocument, encode_record
 from grit_jax.rag.store import RECORDS
 from grit_jax.text.rag_layouts import MODES, compose
@@ -71,18 +71,20 @@ def test_the_answer_is_that_of_the_layout_without_a_cache(tiny_model, asker, ind
 def test_the_order_of_query_and_documents_counts(tiny_model, asker, indices):
     """Positions run in the order of the layout: query-doc is not doc-query, nor d1 d2 the same as
     d2 d1."""
-    reader = Reader(tiny_model)
+    generator = RagGenerator(tiny_model)
     texts = [indices["native"].text(i) for i in (3, 5)]
-    query, records = reader.records([QUESTION])[0], reader.records(texts)
-    readings = [
-        Reading(
+    query, records = generator.records([QUESTION])[0], generator.records(texts)
+    rag_prompts = [
+        RagPrompt(
             mode, QUESTION, tuple(texts[i] for i in order), tuple(records[i] for i in order), query
         )
         for mode in ("query-doc", "doc-query", "doc")
         for order in ([0, 1], [1, 0])
     ]
-    found = reader.read(readings, dataclasses.replace(_greedy(), max_new_tokens=NEW)).answers
-    for reading, answer in zip(readings, found, strict=True):
+    found = generator.generate(
+        rag_prompts, dataclasses.replace(_greedy(), max_new_tokens=NEW)
+    ).answers
+    for reading, answer in zip(rag_prompts, found, strict=True):
         assert answer == expected(tiny_model, reading.mode, QUESTION, reading.documents)
     assert len(set(found)) > 3
 
@@ -281,15 +283,15 @@ def test_json_has_every_key(asker):
 
 
 def test_long_documents_are_cut_alike_in_every_layout(tiny_model, sentences):
-    reader, text = Reader(tiny_model, max_length=20), " ".join(sentences[:5])
-    record = reader.records([text])[0]
+    generator, text = RagGenerator(tiny_model, max_length=20), " ".join(sentences[:5])
+    record = generator.records([text])[0]
     assert len(record.tokens) == 20
-    prompt = reader.prompts([Reading("doc-then-query", QUESTION, (text,))])[0]
+    prompt = generator.continuations([RagPrompt("doc-then-query", QUESTION, (text,))])[0]
     tags = len(tiny_model.tokenizer.encode_parts([tiny_model.chat.embed_parts("", "")])[0][0])
     body = record.tokens[tags:].tolist()
     assert any(prompt[i : i + len(body)] == body for i in range(len(prompt)))
-    whole = Reader(tiny_model, max_length=512).prompts(
-        [Reading("doc-then-query", QUESTION, (text,))]
+    whole = RagGenerator(tiny_model, max_length=512).continuations(
+        [RagPrompt("doc-then-query", QUESTION, (text,))]
     )[0]
     assert len(prompt) < len(whole)
 
@@ -307,19 +309,167 @@ def test_mistakes_are_named(asker, arguments, message):
         asker.ask(*arguments)
 
 
-def test_more_than_the_model_can_read(tiny_model, indices):
-    short = type(tiny_model)(
-        dataclasses.replace(tiny_model.config, max_position_embeddings=64),
-        tiny_model.params,
-        tiny_model.tokenizer,
-        tiny_model.chat,
-    )
-    with pytest.raises(GritError, match="reads 64.*--k"):
-        Asker(short).ask(
-            QUESTION, "doc", documents=[[indices["native"].text(i) for i in range(12)]]
-        )
+def test_what_is_needed_to_ask(tiny_model):
     with pytest.raises(GritError, match="index or documents"):
         Asker(tiny_model).ask(QUESTION, "doc")
     with pytest.raises(GritError, match="at least one document"):
         Asker(tiny_model).ask(QUESTION, "doc", documents=[[]])
     assert set(DOCUMENT_CACHES) | set(QUERY_CACHES) < set(MODES)
+
+
+# ---- documents that are long for the model's context ---------------------------------------------
+
+CONTEXT = 256
+
+
+@pytest.fixture(scope="module")
+def short_model(tiny_model):
+    """The model with a context of 256 tokens."""
+    config = dataclasses.replace(tiny_model.config, max_position_embeddings=CONTEXT)
+    return type(tiny_model)(config, tiny_model.params, tiny_model.tokenizer, tiny_model.chat)
+
+
+@pytest.fixture(scope="module")
+def long_corpus(sentences, tmp_path_factory):
+    """A document far longer than the context, and short ones."""
+    texts = [" ".join(sentences * 3), *sentences[:3]]
+    path = tmp_path_factory.mktemp("long") / "c.jsonl"
+    rows = [{"id": "long" if i == 0 else f"d{i}", "text": text} for i, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path, texts
+
+
+@pytest.fixture(scope="module")
+def long_indices(short_model, long_corpus, tmp_path_factory):
+    """Of documents cut by default, and at the whole context."""
+    folder = tmp_path_factory.mktemp("long_indices")
+    indices = {}
+    for name, length in (("default", None), ("whole", CONTEXT)):
+        options = IndexOptions(max_length=length)
+        build_index(short_model, long_corpus[0], folder / name, options, quiet=True)
+        indices[name] = Index.open(folder / name, short_model)
+    return indices
+
+
+@pytest.fixture(scope="module")
+def long_question(short_model, long_corpus, long_indices):
+    """A passage of the long document that finds it, in both indices."""
+    document = long_corpus[1][0]
+    for start in range(0, 2000, 20):
+        question = document[start : start + 24].strip()
+        vectors = short_model.encode([question])
+        if all(index.search(vectors, 1).rows[0, 0] == 0 for index in long_indices.values()):
+            return question
+    raise AssertionError("no passage finds its document")
+
+
+def tokens_of(model, parts) -> list[int]:
+    return [i for part in model.tokenizer.encode_parts([parts])[0] for i in part]
+
+
+def test_documents_are_cut_by_default_so_that_a_question_fits(tiny_model, long_corpus, tmp_path):
+    """And the index says how many, also when it is continued and when they are replaced."""
+    path, texts = long_corpus
+    config = dataclasses.replace(tiny_model.config, max_position_embeddings=512)
+    model = type(tiny_model)(config, tiny_model.params, tiny_model.tokenizer, tiny_model.chat)
+    assert len(tokens_of(model, model.chat.embed_parts("", texts[0]))) > 512
+    summary = build_index(model, path, tmp_path / "index", quiet=True)
+    assert (summary.to_dict()["documents_truncated"], summary.to_dict()["max_length"]) == (1, 384)
+    assert "1 cut to 384 tokens" in str(summary)
+    index = Index.open(tmp_path / "index", model)
+    assert index.max_length == index.documents[0]["tokens"] == 384
+    asker = Asker(model, index)
+    for mode in (*MODES, "auto"):
+        [answer] = asker.ask(QUESTION, mode, documents=[[index.text(0)]], max_new_tokens=NEW)
+        assert not answer.warnings
+    again = build_index(model, path, tmp_path / "index", quiet=True)
+    assert (again.documents_truncated, again.max_length, again.encoded) == (1, 384, 0)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    (tmp_path / "c.jsonl").write_text(json.dumps({**rows[0], "text": "now short"}) + "\n")
+    replaced = build_index(
+        model, tmp_path / "c.jsonl", tmp_path / "index", IndexOptions(update=True), quiet=True
+    )
+    assert (replaced.documents_truncated, replaced.replaced) == (0, 1)
+
+
+def test_a_document_exactly_as_long_as_the_limit_is_not_cut(short_model, long_corpus, tmp_path):
+    text = long_corpus[1][1]
+    length = len(tokens_of(short_model, short_model.chat.embed_parts("", text)))
+    (tmp_path / "c.jsonl").write_text(json.dumps({"id": "a", "text": text}) + "\n")
+    for limit, cut in ((length, 0), (length - 1, 1)):
+        summary = build_index(
+            short_model,
+            tmp_path / "c.jsonl",
+            tmp_path / str(limit),
+            IndexOptions(max_length=limit),
+            quiet=True,
+        )
+        assert summary.documents_truncated == cut and summary.tokens == limit
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "none"])
+def test_of_a_document_that_is_too_long_the_beginning_is_read(
+    short_model, long_corpus, long_indices, long_question, mode, capsys
+):
+    """The answer is that of one dense pass over as many of its tokens as fit."""
+    document, question, chat = long_corpus[1][0], long_question, short_model.chat
+    answers = Asker(short_model, long_indices["whole"]).ask(
+        [question, long_corpus[1][1]], mode, max_new_tokens=NEW
+    )
+    layout = compose(mode, question, [document], chat)
+    parts = short_model.tokenizer.encode_parts([layout.continuation])[0]
+    other = sum(
+        len(ids)
+        for ids, part in zip(parts, layout.continuation, strict=True)
+        if not part.is_document
+    )
+    if mode in QUERY_CACHES:
+        other += len(tokens_of(short_model, chat.embed_parts("", question)))
+    kept = CONTEXT - NEW - other
+    cached = [
+        tokens_of(short_model, chat.embed_parts("", text.text))[
+            : kept if text.kind == "document" else None
+        ]
+        for text in layout.cached
+    ]
+    continuation = [
+        i
+        for ids, part in zip(parts, layout.continuation, strict=True)
+        for i in (ids[:kept] if part.is_document else ids)
+    ]
+    assert sum(map(len, cached)) + len(continuation) + NEW == CONTEXT
+    tokens = dense.greedy(short_model.params, short_model.config, cached, continuation, NEW).tokens
+    stop = next((n for n, token in enumerate(tokens) if token in short_model.stop_ids), NEW)
+    assert answers[0].answer == short_model.tokenizer.decode(tokens[:stop]).strip()
+    [warning] = answers[0].warnings
+    assert f"document 'long' beyond the first {kept} do not fit the model's context" in warning
+    # The other question of the batch is answered as it is alone.
+    assert not answers[1].warnings and answers[1].documents[0]["id"] == "d1"
+    assert answers[1].answer == expected(short_model, mode, long_corpus[1][1], [long_corpus[1][1]])
+    assert capsys.readouterr().err.count("warning: cut") == 1
+
+
+@pytest.mark.parametrize("mode", ["doc-then-query", "doc", "query-doc"])
+def test_of_several_documents_those_that_do_not_fit_are_left_out(
+    short_model, long_corpus, long_indices, mode
+):
+    texts = long_corpus[1]
+    asker = Asker(short_model, long_indices["default"])
+    given = [[texts[1], texts[2], texts[0], texts[3]], [texts[0], texts[1]], [texts[3]]]
+    answers = asker.ask([QUESTION] * 3, mode, documents=given, max_new_tokens=NEW)
+    assert [[d["id"] for d in answer.documents] for answer in answers] == [["0", "1"], ["0"], ["0"]]
+    assert "left out: documents '2', '3' do not fit" in answers[0].warnings[0]
+    assert "left out: documents '1' do not fit" in answers[1].warnings[0]
+    assert not answers[2].warnings
+    assert answers[0].answer == expected(short_model, mode, QUESTION, texts[1:3])
+
+
+def test_a_question_that_does_not_fit_even_without_documents(short_model, long_corpus):
+    texts = long_corpus[1]
+    for mode, arguments in (("none", {}), ("doc", {"documents": [[texts[1]]]})):
+        with pytest.raises(
+            GritError, match="does not fit the model's context of 256 tokens.*short"
+        ):
+            Asker(short_model).ask(texts[0], mode, max_new_tokens=NEW, **arguments)
+        with pytest.raises(GritError, match="300 new tokens.*--max-new-tokens"):
+            Asker(short_model).ask(QUESTION, mode, max_new_tokens=300, **arguments)

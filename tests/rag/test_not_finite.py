@@ -75,7 +75,9 @@ def test_a_document_that_is_not_finite_is_refused_by_its_id(tmp_path, kv, what, 
     model = fake_model.fake_model()
     model.encoder = Faulty("number 27", what, value)
     options = IndexOptions(kv=kv, batch_tokens=100)
-    with pytest.raises(GritError, match=r"c\.jsonl:28: the (vector|cache) of document 'd27' is not"):
+    with pytest.raises(
+        GritError, match=r"c\.jsonl:28: the (vector|cache) of document 'd27' is not"
+    ):
         build_index(model, corpus, tmp_path / "index", options, quiet=True)
     assert read_manifest(tmp_path / "index").documents < 27
     model.encoder = FakeEncoder()
@@ -112,7 +114,9 @@ def test_stored_vectors_that_are_not_finite_are_refused_by_document(spoiled, set
     spoiled(31, value)
     spoiled(7, value)
     index = Index.open(path, model, settings)
-    with pytest.raises(GritError, match="vectors of documents 'd7', 'd31' are not finite.*grit index"):
+    with pytest.raises(
+        GritError, match="vectors of documents 'd7', 'd31' are not finite.*grit index"
+    ):
         index.search(queries, 3)
 
 

@@ -13,13 +13,13 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.rag import route_costs as measuring
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
-from grit_jax.rag.route_costs import costs_of
-from grit_jax.rag.router import ROUTED, TEMPLATE_TOKENS, RouteCosts, Work, route
+from grit_jax.rag.route_costs import load_costs
+from grit_jax.rag.router import ROUTED, TEMPLATE_TOKENS, PassWork, RouteCosts, route
 from grit_jax.text.rag_layouts import MODES
 
 # 1000 tokens/s read, 10 000 tokens/s loaded, 20 000 tokens/s placed.
 COSTS = RouteCosts(
-    Work(token=1, pair=0),
+    PassWork(token=1, pair=0),
     flops=1000,
     load_seconds=0.01,
     load_seconds_per_token=1e-4,
@@ -96,8 +96,8 @@ def test_work_counts_the_products_of_a_pass():
     layer = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12  # query, key and value, output, feed-forward
     norms = 2 * 2 * 8 + 8
     # Scores and weighted sums are 2 H operations each, for every head and layer.
-    assert Work.of(c) == Work(token=2 * (2 * layer + norms), pair=2 * 2 * (2 * 2 * 4))
-    assert Work(3, 5).reading(10, 100) == 10 * 3 + 10 * 110 * 5
+    assert PassWork.of(c) == PassWork(token=2 * (2 * layer + norms), pair=2 * 2 * (2 * 2 * 4))
+    assert PassWork(3, 5).reading(10, 100) == 10 * 3 + 10 * 110 * 5
 
 
 @pytest.fixture(scope="module")
@@ -124,26 +124,26 @@ def index(built):
 
 
 def test_costs_are_measured_once_and_kept_with_the_index(tiny_model, index, monkeypatch):
-    first = costs_of(tiny_model, index)
-    assert first.work == Work.of(tiny_model.config) and first.flops > 0
+    first = load_costs(tiny_model, index)
+    assert first.work == PassWork.of(tiny_model.config) and first.flops > 0
     assert 0 < first.load(1000) < 100 and 0 <= first.place(1000) < 100
     # What the paper measures is no close call on a CPU.
     assert (route(1, [4000], first).mode, route(4000, [1], first).mode) == ("doc", "query")
     assert len(kept(index)) == 1 and not list(index.path.glob(".costs*"))
     monkeypatch.setattr(measuring, "measure_costs", lambda *_: pytest.fail("measured again"))
-    assert costs_of(tiny_model, index) == first
+    assert load_costs(tiny_model, index) == first
     # Another machine has costs of its own.
     monkeypatch.setattr(measuring.platform, "node", lambda: "another")
     slower = dataclasses.replace(first, flops=first.flops / 2)
     monkeypatch.setattr(measuring, "measure_costs", lambda *_: slower)
-    assert costs_of(tiny_model, index) == slower and len(kept(index)) == 2
+    assert load_costs(tiny_model, index) == slower and len(kept(index)) == 2
 
 
 def test_costs_follow_from_what_was_timed(tiny_model, index, monkeypatch):
     """A prompt of 32 tokens in 0.1 s, of 256 in 0.5 s, of 32 after a record in 0.3 s; 1 ms and 2 us
     a token to load."""
     work, tokens = (
-        Work.of(tiny_model.config),
+        PassWork.of(tiny_model.config),
         [document["tokens"] for document in map(index.documents.__getitem__, range(12))],
     )
     few, many = min(tokens), max(tokens)
@@ -154,13 +154,13 @@ def test_costs_follow_from_what_was_timed(tiny_model, index, monkeypatch):
     monkeypatch.setattr(
         measuring, "_load", lambda *a: (1e-3 + 2e-6 * len((found := load(*a)[1]).tokens), found)
     )
-    found = costs_of(tiny_model, index)
+    found = load_costs(tiny_model, index)
     assert found.flops == pytest.approx((work.reading(256) - work.reading(32)) / 0.4)
     assert few < many
     assert (found.load_seconds, found.load_seconds_per_token) == pytest.approx((1e-3, 2e-6))
     # The prompt also sees the record's keys.
     assert found.place(many) == pytest.approx(0.2 - 32 * many * work.pair / found.flops)
-    assert costs_of(tiny_model, index) == found  # as it was kept
+    assert load_costs(tiny_model, index) == found  # as it was kept
 
 
 def test_placing_is_measured_on_a_long_record(tiny_model, index, monkeypatch):
@@ -177,7 +177,7 @@ def test_placing_is_measured_on_a_long_record(tiny_model, index, monkeypatch):
     monkeypatch.setattr(
         measuring, "_load", lambda index, key: load(index, index.documents[short]["key"])
     )
-    costs_of(tiny_model, index)
+    load_costs(tiny_model, index)
     assert index.documents[short]["tokens"] < 32 and placed == [256]
 
 
@@ -186,11 +186,11 @@ def test_the_first_measurement_counts(tiny_model, index, monkeypatch):
 
     def slower(*_):
         monkeypatch.setattr(measuring, "measure_costs", lambda *_: COSTS)
-        costs_of(tiny_model, index)
+        load_costs(tiny_model, index)
         return dataclasses.replace(COSTS, flops=1.0)
 
     monkeypatch.setattr(measuring, "measure_costs", slower)
-    assert costs_of(tiny_model, index).flops == COSTS.flops
+    assert load_costs(tiny_model, index).flops == COSTS.flops
 
 
 def test_an_index_that_cannot_be_written_is_measured_each_time(tiny_model, index, monkeypatch):
@@ -200,13 +200,13 @@ def test_an_index_that_cannot_be_written_is_measured_each_time(tiny_model, index
         lambda **_: (_ for _ in ()).throw(PermissionError()),
     )
     monkeypatch.setattr(measuring, "measure_costs", lambda *_: COSTS)
-    assert costs_of(tiny_model, index) is COSTS and not kept(index)
+    assert load_costs(tiny_model, index) is COSTS and not kept(index)
 
 
 def test_records_that_cannot_be_loaded_are_not_counted_on(tiny_model, index, monkeypatch):
     monkeypatch.setattr(measuring, "_read", lambda model, n, pieces=(): n / 1000)
     monkeypatch.setattr(measuring, "_load", lambda *_: None)
-    found = costs_of(tiny_model, index)
+    found = load_costs(tiny_model, index)
     assert math.isinf(found.load(10)) and math.isfinite(found.place(10)) and not kept(index)
 
 
@@ -216,7 +216,7 @@ def test_records_that_cannot_be_loaded_are_not_counted_on(tiny_model, index, mon
 def test_questions_go_by_the_costs_that_are_kept(
     flops, load, modes, tiny_model, index, monkeypatch
 ):
-    costs = RouteCosts(Work.of(tiny_model.config), flops, load, load, load)
+    costs = RouteCosts(PassWork.of(tiny_model.config), flops, load, load, load)
     monkeypatch.setattr(measuring, "measure_costs", lambda *_: costs)
     found = []
     for _ in range(2):

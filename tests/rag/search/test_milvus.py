@@ -232,7 +232,7 @@ def test_a_writer_changes_a_collection_that_is_open(model, tmp_path, server):
 
 def tampered(server: MilvusServer, name: str, how: str) -> None:
     first = {ROW: 0, VECTOR: np.ones(8, np.float32)}
-    if how == "is not there":
+    if how == "does not exist":
         server.call("drop_collection", name)
     elif how == "holds 399 vectors, not 400":
         server.call("delete", name, ids=[7])
@@ -249,11 +249,11 @@ def tampered(server: MilvusServer, name: str, how: str) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        "is not there",
+        "does not exist",
         "holds 399 vectors, not 400",
         "holds vectors that the index does not have",
         "holds the vectors of another index",
-        "is not of this program",
+        "was not made by grit",
     ],
 )
 def test_a_collection_that_is_missing_behind_or_anothers(model, tmp_path, how):
@@ -266,7 +266,7 @@ def test_a_collection_that_is_missing_behind_or_anothers(model, tmp_path, how):
         GritError, match=f"index: its Milvus collection {name} in .*{how}; run the same grit index"
     ):
         Index.open(path, model)
-    if how == "is not of this program":
+    if how == "was not made by grit":
         with pytest.raises(GritError, match="rename or remove it"):
             build(model, path, ROWS)
         return
@@ -307,7 +307,7 @@ def test_a_writer_that_dies_while_it_fills(model, tmp_path, monkeypatch, step, b
 def test_fewer_bits_are_for_exact_search(model, tmp_path):
     build(model, tmp_path / "index", ROWS, vectors="milvus")
     for settings in (SearchSettings("int8"), SearchSettings(dim=4)):
-        with pytest.raises(GritError, match="fewer bits or dimensions are for exact search"):
+        with pytest.raises(GritError, match="fewer bits or dimensions need exact search"):
             Index.open(tmp_path / "index", model, settings)
     index = Index.open(tmp_path / "index", model, SearchSettings(oversampling=8))
     assert_finds(index, ROWS)
@@ -325,7 +325,8 @@ class Other:
 
     def __init__(self, what: str, path: Path, rows: int):
         command = [sys.executable, __file__, what, str(path), str(rows)]
-        env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        helpers = os.pathsep.join([*sys.path, str(Path(fake_model.__file__).parent)])
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": helpers}
         self.process = subprocess.Popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
