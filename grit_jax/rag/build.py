@@ -323,7 +323,8 @@ def calibrated(
             tokens -= len(ids[number])
         if tokens <= 0:
             break
-    sample = model.encoder.encode_ids(list(ids.values()), return_cache=True).caches
+    names = [f"document {number + 1} of the corpus" for number in ids]
+    sample = model.encoder.encode_ids(list(ids.values()), return_cache=True, names=names).caches
     assert sample is not None
     return calibrate(kind, sample)  # type: ignore[arg-type]
 
