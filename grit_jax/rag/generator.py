@@ -184,8 +184,8 @@ class RagGenerator:
         kept = length - excess
         if kept <= (self._tags if cached else 0):
             raise GritError(
-                f"question {prompt.question!r:.60}: with the template and {new_tokens} new tokens it"
-                f" does not fit the model's context of {self.context} tokens"
+                f"question {prompt.question!r:.60}: with the template and {new_tokens} new tokens"
+                f" it does not fit the model's context of {self.context} tokens"
                 f"{', even without documents' if count else ''}; shorten the question or the answer"
                 " (--max-new-tokens)"
             )

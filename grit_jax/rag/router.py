@@ -2,7 +2,7 @@
 
 The choice is among layouts in which every token of the continuation attends to query and documents
 together, or to one record that the model was trained to read. The two layouts that put both records
-side by side lose most quality in a model that was not trained for them (GRIT, section 4.2); they are
+side by side lose most quality in a model that was not trained for them (GRIT, section 4.2), and are
 used only when asked for by name.
 
 The costs of reading and loading are measured, not assumed (`route_costs.py`).
