@@ -57,7 +57,7 @@ def load_costs(model: GritLM, index: Index) -> RouteCosts:
 
 
 def measure_costs(model: GritLM, index: Index) -> RouteCosts:
-    """Measures reading a short and a long prompt, and loading a short and a long record from disk."""
+    """Measures reading a short and a long prompt, and loading a short and a long record."""
     work = PassWork.of(model.config)
     long = LONG.get(jax.devices()[0].platform, LONG["gpu"])
     long = min(long, max(SHORT + 1, model.config.max_position_embeddings - 1))
