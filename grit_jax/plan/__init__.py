@@ -6,11 +6,12 @@ from grit_jax.lazy import lazy_names
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "CompiledProgram": "plan",
         "Plan": "plan",
-        "ProgramPlan": "plan",
         "compile_program": "plan",
+        "make_plan": "plan",
         "parse_topology": "chips",
-        "plan_on": "plan",
+        "search_meshes": "mesh_search",
         "step_flops": "flops",
     },
 )
