@@ -72,6 +72,13 @@ def load_config(
     Raises:
       GritError: no such file, or not YAML.
       ConfigError (a GritError): an unknown key, a missing one, or a value of the wrong type.
+
+    >>> from grit_jax.data.config import DataConfig
+    >>> load_config(DataConfig, None, {"group_size": "8", "layouts": "[doc, query]"}).layouts
+    ['doc', 'query']
+    >>> load_config(DataConfig, None, {"group_sise": "8"})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    grit_jax.config.ConfigError: command line: ...group_size...
     """
     source = str(path) if path else COMMAND_LINE
     tree = read_yaml(path) if path else {}

@@ -223,7 +223,12 @@ class RunConfig:
 
 
 def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """A run's configuration from YAML and command line; see `config.load_config` for the errors."""
+    """A run's configuration from YAML and command line; see `config.load_config` for the errors.
+
+    >>> config = read_run_config("run.yaml", {"train.steps": "100"})
+    >>> config.train.steps, config.data.generative_batch
+    (100, 4)
+    """
     return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
 
 

@@ -31,6 +31,9 @@ class MeshConfig:
     goes from slice to slice (over the data-centre network); `fsdp` splits weights and rows;
     `tensor` splits heads and feed-forward; `context` splits the tokens of every row, for rows that
     are too long for one device.
+
+    >>> make_mesh(MeshConfig()).shape["fsdp"] == len(jax.devices())
+    True
     """
 
     data: int = 1
@@ -71,8 +74,8 @@ def mesh_axes(axis: str) -> tuple[str, ...]:
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes (None: a dimension that is not split).
 
-    >>> partition_spec(("layers", "embed", "heads"))
-    PartitionSpec(None, 'fsdp', 'tensor')
+    >>> partition_spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
+    True
     """
     return PartitionSpec(*(LOGICAL_AXES[axis] if axis else None for axis in axes))
 

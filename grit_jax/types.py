@@ -19,7 +19,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class AttentionMode(enum.Enum):
-    """Who sees whom inside a segment. Static: each mode is a compiled program of its own."""
+    """Who sees whom inside a segment. Static: each mode is a compiled program of its own.
+
+    >>> AttentionMode("causal")
+    <AttentionMode.CAUSAL: 'causal'>
+    """
 
     BIDIRECTIONAL = "bidirectional"
     CAUSAL = "causal"
@@ -40,6 +44,16 @@ class Rows:
     `blocks` belong to the prefix mode: a token of block `n > 0` also sees the later tokens of its
     own block in its segment; 0 is a causal token. The prompt as a block is a prefix language model,
     the sample as a block the paper's embedding with a causal instruction ("cb").
+
+    Two texts, of two tokens and of one, and a token of padding:
+
+    >>> rows = Rows(
+    ...     tokens=np.array([[7, 8, 9, 0]]),
+    ...     positions=np.array([[0, 1, 0, 0]]),
+    ...     segments=np.array([[1, 1, 2, 0]]),
+    ... )
+    >>> rows.tokens[rows.segments == 1].tolist()
+    [7, 8]
     """
 
     tokens: Int[Array, "R T"]

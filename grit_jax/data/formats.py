@@ -95,6 +95,15 @@ def parse_line(line: str | bytes, place: str) -> Example:
 
     Raises:
       LineError (a GritError): `place: what is wrong`.
+
+    >>> parse_line('{"text": ["Who built it?", "Eiffel."]}', "chat.jsonl:1").turns
+    ('Who built it?', 'Eiffel.')
+    >>> example = parse_line('{"query": "Who?", "pos": [["", "Eiffel."]]}', "pairs.jsonl:1")
+    >>> example.positives
+    (Text(instruction='', text='Eiffel.'),)
+    >>> parse_line('{"query": "Who?"}', "pairs.jsonl:2")
+    Traceback (most recent call last):
+    grit_jax.data.formats.LineError: pairs.jsonl:2: the key "pos" is missing; found "query"
     """
     data = _load(line, place)
     kind = kind_of(data)

@@ -168,7 +168,11 @@ def write_npy(file: BinaryIO, array: np.ndarray) -> None:
 
 
 def truncate(vectors: np.ndarray, dim: int | None) -> np.ndarray:
-    """The first `dim` dimensions of unit vectors `[N, D]`, normalised again."""
+    """The first `dim` dimensions of unit vectors `[N, D]`, normalised again.
+
+    >>> truncate(np.array([[0.6, 0.0, 0.8]]), dim=2).tolist()
+    [[1.0, 0.0]]
+    """
     if dim is None or dim >= vectors.shape[1]:
         return vectors
     cut = vectors[:, :dim]
@@ -184,6 +188,11 @@ def quantize(vectors: np.ndarray, precision: Precision) -> np.ndarray:
     bfloat16: dtype `ml_dtypes.bfloat16` (a reader of the file restores it with `.view`); int8: each
     vector scaled so that its largest entry is 127 (its direction is kept); binary: signs, eight to
     a byte, as `np.packbits`.
+
+    >>> quantize(np.array([[0.6, -0.8]]), "int8").tolist()
+    [[95, -127]]
+    >>> quantize(np.array([[0.6, -0.8]]), "binary").tolist()
+    [[128]]
     """
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():

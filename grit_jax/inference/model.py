@@ -238,6 +238,13 @@ class GritLM:
         Raises:
           GritError: an argument of another type, a `max_length` beyond the model's context, or a
             vector that is not finite.
+
+        >>> model = GritLM.from_pretrained("model")
+        >>> documents = ["list.sort sorts a list in place", "str.split splits a string"]
+        >>> vectors = model.encode(documents)
+        >>> query = model.encode("How is a list sorted?", instruction="Find the documentation")
+        >>> vectors.shape, (query @ vectors.T).argmax().item()
+        ((2, 192), 0)
         """
         encoded = self.encoder.encode(
             [texts] if isinstance(texts, str) else texts,
@@ -275,6 +282,11 @@ class GritLM:
           GritError: a prompt that is neither, a conversation that does not end with the user's
             turn, a sampling value of another type or out of range, a prompt that with its new
             tokens is longer than the model's context, or logits that are not finite.
+
+        >>> model = GritLM.from_pretrained("model")
+        >>> answers = model.generate(["What does `list.sort` do?", "Who?"], max_new_tokens=4)
+        >>> [isinstance(answer, str) for answer in answers]
+        [True, True]
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, ignore_eos)
         ids = self.prompt_ids(prompts)

@@ -210,6 +210,9 @@ def preset(name: str) -> ModelConfig:
 
     Raises:
       GritError: an unknown name; the message lists the known ones.
+
+    >>> preset("mistral_7b").num_hidden_layers
+    32
     """
     if name not in PRESETS:
         raise GritError(f"no preset {name!r}; known: {', '.join(PRESETS)}")

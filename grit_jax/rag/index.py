@@ -119,6 +119,13 @@ class Index:
 
         Raises:
           GritError: a query or a stored vector that is not finite (the message names the document).
+
+        >>> from grit_jax import GritLM
+        >>> model = GritLM.from_pretrained("model")
+        >>> index = Index.open("index", model)
+        >>> result = index.search(model.encode(["list.sort sorts a list in place"]), k=1)
+        >>> [index.documents[row]["id"] for row in result.rows[0].tolist()]
+        ['list.sort']
         """
         try:
             return self._search.search(queries, k)

@@ -63,7 +63,13 @@ class ChatFormat:
 
     def embed_prompt(self, instruction: str = "") -> str:
         """What stands before an embedding text, `bos` included; it is attended to but not
-        pooled."""
+        pooled.
+
+        >>> GRIT.embed_prompt("Find the answer")
+        '<s><|user|>\\nFind the answer\\n<|embed|>\\n'
+        >>> GRIT.embed_prompt()
+        '<s><|embed|>\\n'
+        """
         return "".join(piece.text for piece in self.embed_parts(instruction, ""))
 
     def embed_parts(self, instruction: str, text: str) -> list[PromptPart]:

@@ -63,6 +63,12 @@ def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = 
 
     Raises:
       GritError: an unknown mode, or one that needs documents when there are none.
+
+    >>> layout = compose("doc", "Who built it?", ["Eiffel built the tower."])
+    >>> [text.text for text in layout.cached]
+    ['Eiffel built the tower.']
+    >>> compose("none", "Who built it?", []).text
+    '<s><|user|>\\nWho built it?\\n<|assistant|>\\n'
     """
     if mode not in MODES:
         raise GritError(f"unknown RAG mode '{mode}'; known: {', '.join(MODES)}")
