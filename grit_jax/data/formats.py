@@ -1,6 +1,6 @@
-"""Lines of data files: what they look like, and what is wrong with one that does not.
+"""The line formats of data files, and errors that say what is wrong with a line.
 
-Three kinds, told apart by their keys (texts are strings, or `[instruction, text]`):
+There are three kinds, distinguished by their keys (texts are strings, or `[instruction, text]`):
 
     embedding   {"query": text, "pos": [text, ...], "neg": [text, ...]}
     generative  {"text": "a document"} or {"text": [user, assistant, user, assistant, ...]}
@@ -82,7 +82,7 @@ class LineError(GritError):
 
 
 def kind_of(data: dict[str, Any]) -> Kind | None:
-    """The kind that the keys of a line say, or None."""
+    """The kind of a line by its keys, None if it has none of the known ones."""
     if "query" in data:
         return "embedding"
     if "docs" in data:

@@ -22,13 +22,13 @@ OnError: TypeAlias = Literal["stop", "skip"]
 # From this many lines on, checking a file takes seconds and shows its progress.
 _MANY_LINES = 200_000
 
-# A further look at a good example: a reason to leave it out, None to keep it; raises LineError if
-# it is a mistake.
+# A further check of a valid example and its `file:line`. Returns a reason to leave the example out,
+# or None to keep it; raises LineError for a mistake.
 Check: TypeAlias = Callable[[Example, str], "str | None"]
 
 
 class Source(Protocol):
-    """Random access to the examples of one dataset; `where(i)` is the place of example `i` for
+    """Random access to the examples of one dataset; `where(i)` is where example `i` comes from, for
     messages."""
 
     name: str
@@ -116,11 +116,9 @@ def _scan(file: BinaryIO, path: Path, blank_lines: bool) -> tuple[np.ndarray, np
 
 
 class LineSource:
-    """A `Source` over numbered lines (a JsonlFile, or a prepared dataset), all checked when it is
-    opened.
+    """A `Source` over the lines of a JsonlFile or a prepared dataset.
 
-    Checking first costs one pass, and a bad line stops a run before it starts, not in its last
-    hour.
+    All lines are checked when it is opened, so that a bad line stops a run before it starts.
 
     Attributes:
       num_lines: all lines, those that are left out included.
@@ -140,36 +138,36 @@ class LineSource:
         self._lines = lines
         self.skipped: collections.Counter[str] = collections.Counter()
         self.filtered: collections.Counter[str] = collections.Counter()
-        first: str | None = None
+        first_problem: str | None = None
         good: list[int] = []
-        found = kind
+        line_kind = kind
         content = hashlib.blake2b(digest_size=16)
         shown = progress(lines, f"checking {name}", "lines", quiet=len(lines) < _MANY_LINES)
         for index, line in enumerate(shown):
             content.update(line.rstrip(b"\r\n") + b"\n")
-            where = lines.where(index)
+            place = lines.where(index)
             try:
-                example = parse_line(line, where)
+                example = parse_line(line, place)
                 example_kind = KIND_OF_TYPE[type(example)]
-                if found is not None and example_kind != found:
-                    raise LineError(where, f"{_a(example_kind)} example in {_a(found)} file")
-                found = example_kind
-                reason = check(example, where) if check else None
+                if line_kind is not None and example_kind != line_kind:
+                    raise LineError(place, f"{_a(example_kind)} example in {_a(line_kind)} file")
+                line_kind = example_kind
+                reason = check(example, place) if check else None
             except LineError as error:
                 if on_error == "stop":
                     raise
                 self.skipped[error.reason] += 1
-                first = first or str(error)
+                first_problem = first_problem or str(error)
                 continue
             if reason:
                 self.filtered[reason] += 1
-                first = first or f"{where}: {reason}"
+                first_problem = first_problem or f"{place}: {reason}"
                 continue
             good.append(index)
         if not good:
-            raise GritError(f"{name}: no usable line; the first problem: {first}")
-        assert found is not None
-        self.kind: Kind = found
+            raise GritError(f"{name}: no usable line; the first problem: {first_problem}")
+        assert line_kind is not None
+        self.kind: Kind = line_kind
         self.num_lines, self.digest = len(lines), content.hexdigest()
         self._good = np.asarray(good, np.int64)
 
@@ -198,10 +196,10 @@ def read_examples(
     """The examples of a JSONL file, each line checked.
 
     Args:
-      kind: what the lines must be; None takes the first line's.
+      kind: what all lines must be; None: what the first line is.
       on_error: "stop" raises at the first bad line; "skip" leaves it out and counts its reason in
         `.skipped`.
-      check: says which good examples to leave out as well; they are counted in `.filtered`.
+      check: a further check; the examples that it leaves out are counted in `.filtered`.
 
     Raises:
       GritError: an unreadable file, a bad line (`file:line: what is wrong`), or no good line at

@@ -37,9 +37,11 @@ def read_texts(path: Path, file_format: TextFormat = "auto") -> list[str]:
       GritError: no such file, an empty or binary one, or a line without a text (with `file:line`).
     """
     plain = file_format == "txt" or file_format == "auto" and is_text_file(path)
+    # Of a pipe, or of a name without a suffix, the format is not known.
+    hint = "" if path.suffix else "; for files with a text a line: --input-format txt"
     texts = []
     for line, place in _lines(path, blank_lines=plain):
-        text = line.rstrip("\r\n") if plain else _field(line, ("text",), place)
+        text = line.rstrip("\r\n") if plain else _field(line, ("text",), place, hint)
         texts.append(_unicode(text, place))
     return texts
 
@@ -87,11 +89,13 @@ def _lines(path: Path, *, blank_lines: bool = False) -> Iterator[tuple[str, str]
             ) from None
 
 
-def _field(line: str, names: tuple[str, ...], place: str) -> Any:
+def _field(line: str, names: tuple[str, ...], place: str, hint: str = "") -> Any:
     try:
         value = json.loads(line.strip())
     except json.JSONDecodeError as error:
-        raise GritError(f"{place}: not valid JSON: {error.msg} at column {error.colno}") from None
+        raise GritError(
+            f"{place}: not valid JSON: {error.msg} at column {error.colno}{hint}"
+        ) from None
     except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
         raise GritError(f"{place}: not usable JSON: {error}") from None
     if isinstance(value, str):

@@ -42,6 +42,10 @@ def test_the_format_follows_the_name_unless_given(tmp_path):
     assert not any(
         is_text_file(tmp_path / name) for name in ("a.jsonl", "txt", "a.txt.jsonl", "gz")
     )
+    path = tmp_path / "pipe"
+    path.write_text("a text\n")
+    with pytest.raises(GritError, match=r"pipe:1: not valid JSON.*--input-format txt"):
+        read_texts(path)
     path = tmp_path / "f.dat"
     path.write_text('"a"\n\n{"text": ""}\n')
     assert read_texts(path) == ["a", ""]
