@@ -102,22 +102,22 @@ class ModelSection:
     def __post_init__(self) -> None:
         if self.path is None and self.shape is None and self.preset is None:
             raise ValueError(
-                "model needs 'path' (a model directory or hub id), or 'shape' or 'preset' (for"
-                " random weights)"
+                "model: set model.path (a model directory or hub id), or, for random weights,"
+                " model.shape or model.preset"
             )
         if self.shape is not None and self.preset is not None:
             raise ValueError(
-                "model.shape and model.preset both say what the model's shape is; leave one out"
+                "model.shape and model.preset both give the model's shape; leave one of them out"
             )
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(
-                f"model.preset: '{self.preset}' is unknown; known: {', '.join(PRESETS)}"
+                f"model.preset: must be one of {', '.join(PRESETS)}, got '{self.preset}'"
             )
         if self.attention not in ATTENTION_CODES:
             known = ", ".join(ATTENTION_CODES)
-            raise ValueError(f"model.attention must be one of {known}, is '{self.attention}'")
+            raise ValueError(f"model.attention: must be one of {known}, got '{self.attention}'")
         if self.projection is not None and self.projection < 1:
-            raise ValueError(f"model.projection must be at least 1, is {self.projection}")
+            raise ValueError(f"model.projection: must be at least 1, got {self.projection}")
 
     @property
     def known_shape(self) -> ModelConfig | None:
@@ -143,7 +143,7 @@ class TokenizerSection:
     def __post_init__(self) -> None:
         if self.chat not in FORMATS:
             raise ValueError(
-                f"tokenizer.chat must be one of {', '.join(FORMATS)}, is '{self.chat}'"
+                f"tokenizer.chat: must be one of {', '.join(FORMATS)}, got '{self.chat}'"
             )
 
 
@@ -191,16 +191,16 @@ class TrainSection:
             ("keep_checkpoints", 1),
         ):
             if getattr(self, key) < least:
-                raise ValueError(f"train.{key} must be at least {least}, is {getattr(self, key)}")
+                raise ValueError(f"train.{key}: must be at least {least}, got {getattr(self, key)}")
         for key in CHUNKS:
             if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ValueError(f"train.{key} must be at least 1 row, is {getattr(self, key)}")
+                raise ValueError(f"train.{key}: must be at least 1 row, got {getattr(self, key)}")
         if self.eval_every < 0:
-            raise ValueError(f"train.eval_every must be at least 0, is {self.eval_every}")
+            raise ValueError(f"train.eval_every: must be at least 0, got {self.eval_every}")
         if self.backward == "split" and self.gradient != "both":
             raise ValueError(
-                "train.backward: split adds up both sides' gradients, train.gradient is"
-                f" {self.gradient}; use backward: separate with it"
+                "train.backward: split needs train.gradient: both, got"
+                f" {self.gradient}; set train.backward: separate"
             )
 
 
@@ -219,7 +219,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
-            raise ValueError("lora adapts a model that has learned something: it needs model.path")
+            raise ValueError("lora: adapters need a trained model; set model.path")
 
 
 def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -250,6 +250,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         # Settings of the run, which take the place of the shape's own.
         run = ("dtype", "remat", "scan_layers", "architecture")
         tree["model"]["shape"] = {k: v for k, v in to_dict(shape).items() if k not in run}
+    if config.lora is not None:
+        tree["lora"]["targets"] = sorted(config.lora.targets)  # their order has no effect
     flatten("", tree)
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
 
@@ -279,8 +281,7 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:
     for key, length in lengths.items():
         if length % ways:
             raise GritError(
-                f"data.{key} is {length} tokens, which mesh.context: {ways} does not divide; make"
-                " it a multiple of that"
+                f"data.{key}: must be a multiple of mesh.context ({ways}), got {length} tokens"
             )
     for key in CHUNKS:
         if (chunk := getattr(train, key)) and chunk % parts:

@@ -240,17 +240,17 @@ def test_another_base_is_refused_by_name(folder, half, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"lora__base": "int8"}, "lora.base int4, now it is int8"),
-        ({"lora__alpha": "16"}, "lora.alpha 8.0, now it is 16.0"),
+        ({"lora__base": "int8"}, "lora.base int4, this configuration has int8"),
+        ({"lora__alpha": "16"}, "lora.alpha 8.0, this configuration has 16.0"),
         (
             {"optimizer__name": "adafactor"},
             "the state of adamw with float32 moments, .* has adafactor; set optimizer.name",
         ),
         ({"lora": "null"}, "holds adapters .* trains all weights"),
-        ({"lora__rank": "2"}, "lora.rank 4, now it is 2"),
+        ({"lora__rank": "2"}, "lora.rank 4, this configuration has 2"),
         (
             {"lora__targets": "[q_proj, o_proj]"},
-            r"lora.targets \[.*\], now it is \['o_proj', 'q_proj'\]",
+            r"lora.targets \[.*\], this configuration has \[\"o_proj\", \"q_proj\"\]",
         ),
     ],
 )
@@ -263,11 +263,14 @@ def test_other_adapters_are_refused(folder, half, change, words):
     "change, words",
     [
         ({"lora__targets": "[w1]"}, "lora.targets"),
-        ({"lora__rank": "0"}, "lora.rank must be at least 1"),
+        ({"lora__rank": "0"}, "lora.rank: must be at least 1"),
         ({"lora__base": "int2"}, "lora.base: expected one of full, int8, int4, got 'int2'"),
-        ({"model__preset": "gpt_5"}, "model.preset: 'gpt_5' is unknown; known: mistral_7b"),
+        ({"model__preset": "gpt_5"}, "model.preset: must be one of mistral_7b, .*, got 'gpt_5'"),
         ({"lora__rnak": "3"}, "did you mean 'lora.rank'"),
-        ({"model__path": "null", "model__preset": "qwen3_0_6b"}, "it needs model.path"),
+        (
+            {"model__path": "null", "model__preset": "qwen3_0_6b"},
+            "adapters need a trained model; set model.path",
+        ),
     ],
 )
 def test_a_bad_configuration_is_refused_by_key(folder, change, words):

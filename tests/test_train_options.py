@@ -299,23 +299,23 @@ def test_one_side_alone_trains(folder):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ({"model.attention": "bccb"}, "model.attention must be one of bbcc, .*, bc, is 'bccb'"),
-        ({"model.projection": 0}, "model.projection must be at least 1, is 0"),
-        ({"train.embedding_chunk": 0}, "train.embedding_chunk must be at least 1 row"),
+        ({"model.attention": "bccb"}, "model.attention: must be one of bbcc, .*, bc, got 'bccb'"),
+        ({"model.projection": 0}, "model.projection: must be at least 1, got 0"),
+        ({"train.embedding_chunk": 0}, "train.embedding_chunk: must be at least 1 row"),
         (
             {"train.gradient": "query", "train.backward": "split"},
-            "train.backward: split adds up both sides",
+            "train.backward: split needs train.gradient: both",
         ),
         (
             {"train.gradient": "queries"},
             "train.gradient: expected one of both, query, passage, got 'queries'",
         ),
         ({"train.backward": "twice"}, "train.backward: expected one of joint, separate, split"),
-        ({"train.eval_every": -1}, "train.eval_every must be at least 0"),
+        ({"train.eval_every": -1}, "train.eval_every: must be at least 0"),
         ({"data.positives_per_query": 0}, "data.positives_per_query: must be at least 1"),
         (
             {"train.loss.matryoshka_dims": [4, 4]},
-            "train.loss.matryoshka_dims must be different numbers",
+            "train.loss.matryoshka_dims: must be different numbers",
         ),
         (
             {"train.loss.false_negatives": "all"},

@@ -56,11 +56,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"lora.rank must be at least 1, is {self.rank}")
+            raise ValueError(f"lora.rank: must be at least 1, got {self.rank}")
         if self.alpha <= 0:
-            raise ValueError(f"lora.alpha must be above 0, is {self.alpha}")
+            raise ValueError(f"lora.alpha: must be above 0, got {self.alpha}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout must be at least 0 and below 1, is {self.dropout}")
+            raise ValueError(f"lora.dropout: must be at least 0 and below 1, got {self.dropout}")
         unknown = [name for name in self.targets if name not in TARGETS]
         if unknown or not self.targets:
             raise ValueError(f"lora.targets: {unknown or 'none'}; known: {', '.join(TARGETS)}")

@@ -58,16 +58,20 @@ class LossConfig:
     def __post_init__(self) -> None:
         for key in ("temperature", "distillation_temperature"):
             if not 0 < getattr(self, key) < math.inf:
-                raise ValueError(f"train.loss.{key} must be above 0, is {getattr(self, key)}")
+                raise ValueError(
+                    f"train.loss.{key}: must be a finite number above 0, got {getattr(self, key)}"
+                )
         for key in ("generative_factor", "cached_factor", "distillation_factor", "emb_grad_scale"):
             if not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"train.loss.{key} must not be negative, is {getattr(self, key)}")
+                raise ValueError(
+                    f"train.loss.{key}: must be a finite number >= 0, got {getattr(self, key)}"
+                )
         for key in ("mix_group_size", "similarity_block", "logits_block"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ValueError(f"train.loss.{key} must be at least 1, is {getattr(self, key)}")
+                raise ValueError(f"train.loss.{key}: must be at least 1, got {getattr(self, key)}")
         if not math.isfinite(self.false_negative_margin):
             raise ValueError(
-                "train.loss.false_negative_margin must be a number, is"
+                "train.loss.false_negative_margin: must be a finite number, got"
                 f" {self.false_negative_margin}"
             )
         if self.false_negative_margin and self.false_negatives == "none":
@@ -78,7 +82,7 @@ class LossConfig:
         dims, weights = self.matryoshka_dims, self.matryoshka_weights
         if any(d < 1 for d in dims) or len(set(dims)) != len(dims):
             raise ValueError(
-                f"train.loss.matryoshka_dims must be different numbers from 1 on, is {dims}"
+                f"train.loss.matryoshka_dims: must be different numbers of at least 1, got {dims}"
             )
         if weights and len(weights) != len(dims):
             raise ValueError(
@@ -86,4 +90,6 @@ class LossConfig:
                 f" {len(dims)}; give one for each, or none"
             )
         if any(not 0 <= w < math.inf for w in weights):
-            raise ValueError(f"train.loss.matryoshka_weights must not be negative, is {weights}")
+            raise ValueError(
+                f"train.loss.matryoshka_weights: must be finite numbers >= 0, got {weights}"
+            )

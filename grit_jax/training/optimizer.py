@@ -66,28 +66,27 @@ class OptimizerConfig:
         for key in ("lr", "final_lr_fraction", "weight_decay", "eps"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(
-                    f"optimizer.{key} must be a finite number, not negative, is"
-                    f" {getattr(self, key)}"
+                    f"optimizer.{key}: must be a finite number >= 0, got {getattr(self, key)}"
                 )
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(
-                f"optimizer.warmup_fraction must be between 0 and 1, is {self.warmup_fraction}"
+                f"optimizer.warmup_fraction: must be between 0 and 1, got {self.warmup_fraction}"
             )
         for key in ("b1", "b2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(
-                    f"optimizer.{key} must be at least 0 and below 1, is {getattr(self, key)}"
+                    f"optimizer.{key}: must be at least 0 and below 1, got {getattr(self, key)}"
                 )
         if (
             self.clip_norm is not None and not 0 < self.clip_norm < math.inf
         ):  # a negative one turns the gradient round
             raise ValueError(
-                f"optimizer.clip_norm must be above 0 and finite, or null, is {self.clip_norm}"
+                f"optimizer.clip_norm: must be above 0 and finite, or null, got {self.clip_norm}"
             )
         if self.name not in ("adamw", "adafactor"):
-            raise ValueError(f"optimizer.name must be adamw or adafactor, is {self.name}")
+            raise ValueError(f"optimizer.name: must be adamw or adafactor, got {self.name}")
         if self.moments not in ("float32", "bfloat16"):
-            raise ValueError(f"optimizer.moments must be float32 or bfloat16, is {self.moments}")
+            raise ValueError(f"optimizer.moments: must be float32 or bfloat16, got {self.moments}")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for key in ADAMW_ONLY if self.name == "adafactor" else ():
             if getattr(self, key) != defaults[key]:

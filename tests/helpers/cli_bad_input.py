@@ -373,21 +373,21 @@ CASES = {
     f"{TRAIN} --train.steps": "--train.steps needs a value",
     f"{TRAIN} --train.steps --mesh.data 1": "--train.steps needs a value",
     f"{TRAIN} --train.steps many": ("command line: train.steps: expected an integer, got 'many'"),
-    f"{TRAIN} --train.steps 0": "train.steps must be at least 1, is 0",
-    f"{TRAIN} --train.steps -3": "train.steps must be at least 1, is -3",
+    f"{TRAIN} --train.steps 0": "train.steps: must be at least 1, got 0",
+    f"{TRAIN} --train.steps -3": "train.steps: must be at least 1, got -3",
     f"{TRAIN} --train.steps=[1": "command line: --train.steps '\\[1' cannot be read",
     f"{TRAIN} --train 5": "command line: key 'train' expects a mapping",
     f"{TRAIN} --model null": "command line: key 'model' has no value",
-    f"{TRAIN} --train.seed -1": "train.seed must be at least 0, is -1",
-    f"{TRAIN} --train.checkpoint_every 0": "train.checkpoint_every must be at least 1",
+    f"{TRAIN} --train.seed -1": "train.seed: must be at least 0, got -1",
+    f"{TRAIN} --train.checkpoint_every 0": "train.checkpoint_every: must be at least 1",
     f"{TRAIN} --profile nonsense": (
         "--profile: expected START:STOP, two step numbers such as 10:15, got 'nonsense'"
     ),
     f"{TRAIN} --profile 5:2": "--profile: expected START:STOP",
     f"{TRAIN} --profile 1:20": "--profile 1:20: this run goes from step 0 to 2",
-    f"{TRAIN} --optimizer.lr -1": "optimizer.lr must be a finite number, not negative, is -1.0",
+    f"{TRAIN} --optimizer.lr -1": "optimizer.lr: must be a finite number >= 0, got -1.0",
     f"{TRAIN} --optimizer.clip_norm -1": (
-        "optimizer.clip_norm must be above 0 and finite, or null, is -1.0"
+        "optimizer.clip_norm: must be above 0 and finite, or null, got -1.0"
     ),
     f"{TRAIN} --optimizer.schedule wobbly": (
         "optimizer.schedule: expected one of linear, cosine, constant"

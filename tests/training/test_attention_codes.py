@@ -238,7 +238,7 @@ def test_codes():
         code: (modes.embedding, modes.generation) for code, modes in ATTENTION_CODES.items()
     } == meant
     for wrong in ("", "b", "bccc", "bbbb", "bbcb", "xx"):
-        with pytest.raises(ValueError, match="model.attention must be one of bbcc, "):
+        with pytest.raises(ValueError, match="model.attention: must be one of bbcc, "):
             ModelSection(path="m", attention=wrong)
 
 

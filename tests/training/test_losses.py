@@ -10,21 +10,24 @@ from grit_jax.training.losses import LossConfig
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"temperature": 0.0}, "train.loss.temperature must be above 0"),
+        ({"temperature": 0.0}, "train.loss.temperature: must be a finite number above 0"),
         ({"temperature": float("nan")}, "train.loss.temperature"),
-        ({"distillation_temperature": -1.0}, "train.loss.distillation_temperature must be above 0"),
-        ({"generative_factor": -1.0}, "train.loss.generative_factor must not be negative"),
+        (
+            {"distillation_temperature": -1.0},
+            "train.loss.distillation_temperature: must be a finite number above 0",
+        ),
+        ({"generative_factor": -1.0}, "train.loss.generative_factor: must be"),
         ({"distillation_factor": float("inf")}, "train.loss.distillation_factor"),
         ({"emb_grad_scale": -0.5}, "train.loss.emb_grad_scale"),
-        ({"mix_group_size": 0}, "train.loss.mix_group_size must be at least 1, is 0"),
-        ({"similarity_block": 0}, "train.loss.similarity_block must be at least 1"),
+        ({"mix_group_size": 0}, "train.loss.mix_group_size: must be at least 1, got 0"),
+        ({"similarity_block": 0}, "train.loss.similarity_block: must be at least 1"),
         (
             {"false_negatives": "relative", "false_negative_margin": float("nan")},
-            "false_negative_margin must be a number",
+            "false_negative_margin: must be a finite number",
         ),
         ({"false_negative_margin": 0.1}, "no effect with train.loss.false_negatives: none"),
-        ({"matryoshka_dims": [64, 0]}, "matryoshka_dims must be different numbers from 1 on"),
-        ({"matryoshka_dims": [64, 64]}, "matryoshka_dims must be different"),
+        ({"matryoshka_dims": [64, 0]}, "matryoshka_dims: must be different numbers of at least 1"),
+        ({"matryoshka_dims": [64, 64]}, "matryoshka_dims: must be different"),
         (
             {"matryoshka_dims": [64, 32], "matryoshka_weights": [1.0]},
             "has 1 numbers, matryoshka_dims 2",
@@ -32,7 +35,7 @@ from grit_jax.training.losses import LossConfig
         ({"matryoshka_weights": [1.0]}, "has 1 numbers, matryoshka_dims 0"),
         (
             {"matryoshka_dims": [64], "matryoshka_weights": [-1.0]},
-            "matryoshka_weights must not be negative",
+            "matryoshka_weights: must be",
         ),
     ],
 )

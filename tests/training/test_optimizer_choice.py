@@ -197,8 +197,8 @@ def test_the_state_of_another_optimizer_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     "how, words",
     [
-        ({"name": "sgd"}, "optimizer.name must be adamw or adafactor"),
-        ({"moments": "int8"}, "optimizer.moments must be"),
+        ({"name": "sgd"}, "optimizer.name: must be adamw or adafactor"),
+        ({"moments": "int8"}, "optimizer.moments: must be"),
         ({"name": "adafactor", "moments": "bfloat16"}, "optimizer.moments has no effect"),
         ({"name": "adafactor", "b2": 0.99}, "optimizer.b2 has no effect"),
     ],
@@ -224,7 +224,7 @@ NONSENSE = {
 @pytest.mark.parametrize("key", NONSENSE)
 def test_numbers_that_no_optimizer_can_have(key):
     for value in NONSENSE[key]:
-        with pytest.raises(ValueError, match=rf"^optimizer\.{key} must be .*, is {value}$"):
+        with pytest.raises(ValueError, match=rf"^optimizer\.{key}: must be .*, got {value}$"):
             OptimizerConfig(**{key: value})
 
 
