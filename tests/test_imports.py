@@ -4,9 +4,13 @@ other."""
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
+
+import grit_jax
 
 PACKAGE = Path(__file__).parent.parent / "grit_jax"
 # The rooms from the highest to the lowest, as ARCHITECTURE.md draws them. A room imports from lower
@@ -120,3 +124,21 @@ def test_a_file_holds_one_idea():
         if (n := len(p.read_text().splitlines())) > 500
     }
     assert not long
+
+
+PACKAGES = ["grit_jax"] + [
+    module.name for module in pkgutil.walk_packages(grit_jax.__path__, "grit_jax.") if module.ispkg
+]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_listed_name_exists(name):
+    package = importlib.import_module(name)
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    names = getattr(package, "__all__", ())
+    assert names, f"{name} lists no public names"
+    # A module sets an attribute of its package when it is imported, and would hide the name.
+    assert not modules & set(names)
+    for public in names:
+        assert getattr(package, public) is not None
+        assert public in dir(package)

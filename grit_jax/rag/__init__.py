@@ -13,7 +13,6 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Index": "index",
         "IndexOptions": "build",
         "IndexSummary": "build",
-        "Reader": "reading",
         "build_index": "build",
     },
 )

@@ -11,7 +11,6 @@ __all__, __getattr__, __dir__ = lazy_names(
         "StepConfig": "joint",
         "TrainState": "state",
         "contrastive_loss": "contrastive",
-        "cross_entropy": "losses",
         "init_state": "state",
         "joint_gradient": "gradients",
         "joint_loss": "joint",
