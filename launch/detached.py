@@ -1,7 +1,7 @@
-"""A run on a worker that outlives the connection which started it: started, asked about, stopped.
+"""Starts, reports and stops a run on a worker that outlives the ssh connection.
 
-Everything of it lies in `$GRIT_HOME/run`: what was asked for, pid, log, exit status, and a lock
-that it holds while it lives, so that a run that was killed is told from one that goes on.
+Its files are in `$GRIT_HOME/run`: the request, pid, log and exit status, and a lock that the run
+holds while it lives, which tells a killed run from a running one.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ RUN = HOME / "run"
 INSTALLED = HOME / "venv" / "grit-installed"
 WORKER = Path(__file__).with_name("worker.py")
 STOP_WITHIN_S = 120
-LOCK_TRIES = (
-    600  # of 0.05 s: `running` holds the lock for an instant, on a busy machine for a long one
-)
+# Of 0.05 s each: `running` holds the lock for an instant, which is long on a busy machine.
+LOCK_TRIES = 600
 MISTAKE, INTERRUPTED = 2, 143
 
 Request = dict[str, Any]  # config, output, direct, overrides, as the command line has them
 
 
 def start(request: Request, dry_run: bool = False) -> int:
-    """Starts the run apart from the connection and returns once it holds the lock."""
+    """Starts the run detached from the connection, and returns once it holds the lock."""
     words = [
         request["config"],
         request["output"],
@@ -51,7 +50,7 @@ def start(request: Request, dry_run: bool = False) -> int:
             print(f"running already: {request['config']}")
             return 0
         print(
-            "worker.py start: another run is under way here; stop it first (tpu.py stop)",
+            "worker.py start: another run is active here; stop it first (tpu.py stop)",
             file=sys.stderr,
         )
         return MISTAKE
@@ -73,16 +72,16 @@ def start(request: Request, dry_run: bool = False) -> int:
     if (RUN / "pid").exists():
         print(f"started: {request['config']}")
         return 0
-    print(f"worker.py start: it ended at once; see {RUN / 'log'}", file=sys.stderr)
+    print(f"worker.py start: the run ended immediately; see {RUN / 'log'}", file=sys.stderr)
     return 1
 
 
 def supervise(run: Callable[[], int]) -> int:
-    """`run` with its pid and its exit status on disk, and the lock held until this process ends,
-    however it ends."""
+    """Calls `run` with its pid and its exit status on disk, and holds the lock until this process
+    ends, however it ends."""
     _lock = take_lock()
     write(RUN / "pid", str(os.getpid()))
-    code = 1  # of a bug of ours
+    code = 1  # for an exception, which is a bug
     try:
         code = run()
     finally:
@@ -91,7 +90,7 @@ def supervise(run: Callable[[], int]) -> int:
 
 
 def status() -> int:
-    """One line: what the run does, or how it ended."""
+    """Prints one line: what the run is doing, or how it ended."""
     state, note = "absent", ""
     if INSTALLED.exists():
         state = "idle"
@@ -102,13 +101,13 @@ def status() -> int:
     elif (RUN / "exit").exists():
         state, note = f"exited {(RUN / 'exit').read_text()}", last_line(RUN / "log")
     elif (RUN / "request").exists() and state == "idle":
-        state = "lost"  # the machine went down, or somebody killed it
+        state = "lost"  # the machine went down, or the run was killed
     print(f"grit-worker {host()} {state}{' | ' + note if note else ''}")
     return 0
 
 
 def stop(dry_run: bool = False) -> int:
-    """SIGTERM to the run, and patience; then SIGKILL."""
+    """Sends SIGTERM to the run, waits, and kills what is left."""
     if dry_run:
         print(f'kill -TERM "$(cat {shlex.quote(str(RUN / "pid"))})"')
         return 0
@@ -124,7 +123,7 @@ def stop(dry_run: bool = False) -> int:
 
 
 def running() -> bool:
-    """Whether a run holds the lock. Several may look at once: the lock they try is a shared one."""
+    """Whether a run holds the lock. It tries a shared lock, so that several may look at once."""
     try:
         lock = (RUN / "lock").open("r+")
     except FileNotFoundError:
@@ -138,7 +137,7 @@ def running() -> bool:
 
 
 def take_lock() -> object:
-    """The lock of a run.
+    """Takes the lock of a run.
 
     Raises:
       BlockingIOError: another run holds it.
@@ -154,7 +153,7 @@ def take_lock() -> object:
 
 
 def kill_leftovers() -> None:
-    """Ends what a supervisor that was killed left behind: its `grit train` would hold the TPU."""
+    """Kills what a killed supervisor left running: its `grit train` would hold the TPU."""
     if not (RUN / "pid").exists():
         return
     group = int((RUN / "pid").read_text())
@@ -172,14 +171,14 @@ def host() -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """A file is there whole or not at all."""
+    """Writes a file whole or not at all."""
     half = path.with_suffix(".half")
     half.write_text(text)
     half.replace(path)
 
 
 def last_line(path: Path) -> str:
-    """The last thing that a log says, cut to a line of a terminal."""
+    """The last line of a log, cut to the width of a terminal."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))

@@ -1,4 +1,4 @@
-"""The same run as a workload on a GKE cluster that xpk made: build the image, push it, submit."""
+"""Runs the job as a workload on a GKE cluster made by xpk: build the image, push it, submit."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ IN_IMAGE = "/opt/grit"  # where the Dockerfile puts the checkout
 def submit(
     machine: Machine, job: Job, cluster: str, image: str, *, slices: int, build: bool, retries: int
 ) -> int:
-    """Submits a run on `slices` slices and returns; xpk says where to look. A preemption is the
-    cluster's to restart.
+    """Submits a run on `slices` slices and returns; xpk prints where to look. The cluster restarts
+    it after a preemption.
 
-    Status 2 of `grit train` (the person's mistake) is not restarted: xpk restarts on 42 and 127 to
-    255 alone.
+    Exit status 2 of `grit train`, a mistake in its input, is not restarted: xpk restarts on 42 and
+    127 to 255 only.
     """
     assert machine.accelerator is not None
     train = shlex.join(["python3", f"{IN_IMAGE}/launch/worker.py", "train", *job.words()])
-    build_it = [
-        "docker",
-        "build",
-        "--platform=linux/amd64",
-    ]  # of the TPU's hosts, wherever the image is built
+    # The platform of the TPU's hosts, wherever the image is built.
+    build_it = ["docker", "build", "--platform=linux/amd64"]
     build_it += ["--file", str(REPOSITORY / "launch" / "Dockerfile"), "--build-arg", "EXTRA=tpu"]
     workload = [
         "xpk",

@@ -1,5 +1,4 @@
-"""What is to run on a slice: a configuration, its output folder, and how the workers are told and
-asked."""
+"""The run on a slice: its configuration and output folder, and the commands to its workers."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import shlex
 from machine import REPOSITORY, UNDER_WAY, WORKER, Machine
 from shell import STEP_WITHIN_S, LaunchError, NotThere, StepFailed, Unreachable
 
-INTERRUPTED = 143  # SIGTERM: the machine goes down; the run goes on from its checkpoint
+INTERRUPTED = 143  # SIGTERM: the machine goes down; the run can resume
 UNSAVED = 75  # of worker.py: the run ended, but its output could not be copied to the bucket
 REPORT = re.compile(
     r"^grit-worker (\S+) (absent|idle|running|lost|stopped|exited (\d+))(?: \| (.*))?$",
@@ -29,25 +28,24 @@ class Job:
     config: str
     output: str
     overrides: tuple[str, ...] = ()
-    direct: bool = (
-        False  # `grit train` itself writes to the bucket: several hosts, one output folder
-    )
+    direct: bool = False  # `grit train` itself writes to the bucket, as several hosts need
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+", self.output):
             raise LaunchError(
-                f"--output {self.output}: wants gs://BUCKET/FOLDER; what is on the machine alone"
-                " dies with it"
+                f"--output: expected gs://BUCKET/FOLDER, got {self.output}; files that only the"
+                " machine has are lost with it"
             )
         if self.config.startswith("gs://"):
             if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+/[^/\s]+\.ya?ml", self.config):
                 raise LaunchError(
-                    f"{self.config}: wants gs://BUCKET/FOLDER/NAME.yaml; its whole folder goes"
-                    " along"
+                    f"expected gs://BUCKET/FOLDER/NAME.yaml, got {self.config}; its whole folder is"
+                    " copied to the workers"
                 )
             if f"{self.output.rstrip('/')}/".startswith(self.config.rpartition("/")[0] + "/"):
                 raise LaunchError(
-                    f"--output {self.output}: lies in the folder of {self.config}, which goes along"
+                    f"--output {self.output}: is inside the folder of {self.config}, which is"
+                    " copied to the workers; choose another one"
                 )
         elif not self.config.startswith("configs/"):
             raise LaunchError(
@@ -61,7 +59,7 @@ class Job:
             raise LaunchError(f"{own[0]} is set by the launcher; leave it out")
 
     def words(self) -> list[str]:
-        """As worker.py takes it."""
+        """The arguments of worker.py."""
         direct = ["--direct"] if self.direct else []
         return [
             self.config,
@@ -73,7 +71,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one worker says of its run: absent, idle, running, lost, stopped or exited."""
+    """The state of the run on one worker: absent, idle, running, lost, stopped or exited."""
 
     host: str
     state: str
@@ -82,14 +80,14 @@ class Report:
 
 
 class Workers:
-    """The workers of a machine, asked through ssh."""
+    """The workers of a machine, reached through ssh."""
 
     def __init__(self, machine: Machine, imagined: str = "absent"):
         self.machine = machine
-        self.imagined = imagined  # what every worker says in a dry run
+        self.imagined = imagined  # the state that a dry run assumes of every worker
 
     def reports(self) -> list[Report]:
-        """One from every worker.
+        """Reports of all workers.
 
         Raises:
           Unreachable: some worker cannot be reached.
@@ -104,45 +102,45 @@ class Workers:
             text = self.machine.shell.ask(
                 self.machine.on_workers(command), name=self.machine.name, imagined=imagined
             )
-        except NotThere as error:  # it was there when the cloud was asked, a moment ago
+        except NotThere as error:  # it existed a moment ago
             raise Unreachable(str(error)) from None
-        found: dict[str, Report] = {}
+        reports: dict[str, Report] = {}
         for host, state, status, note in REPORT.findall(text):
-            found[host] = Report(host, state.split()[0], int(status) if status else None, note)
-        if not found or (self.machine.accelerator and len(found) != hosts):
-            raise Unreachable(f"{self.machine.name}: {len(found)} of {hosts} workers answered")
-        return list(found.values())
+            reports[host] = Report(host, state.split()[0], int(status) if status else None, note)
+        if not reports or (self.machine.accelerator and len(reports) != hosts):
+            raise Unreachable(f"{self.machine.name}: {len(reports)} of {hosts} workers answered")
+        return list(reports.values())
 
     def install(self) -> None:
         self.machine.install()
         self.imagined = "idle"
 
     def start(self, job: Job) -> None:
-        """Starts the run on every worker, detached; where it runs already, nothing happens.
+        """Starts the run on every worker, detached, unless it runs there already.
 
         Raises:
           StepFailed: it failed on a worker, and may succeed another time.
-          LaunchError: another run is under way there.
+          LaunchError: another run is active there.
         """
-        self._tell(f"python3 {WORKER} start {shlex.join(job.words())}", "start")
+        self._on_all(f"python3 {WORKER} start {shlex.join(job.words())}", "start")
         self.imagined = "exited 0"
 
     def stop(self) -> None:
-        """SIGTERM to the run on every worker; returns when it has ended. A worker may have nothing
-        installed yet.
+        """Sends SIGTERM to the run on every worker and returns when it has ended. Workers without
+        an installation are skipped.
 
         Raises:
           StepFailed: it failed on a worker, and may succeed another time.
         """
-        self._tell(f"if [ -f {WORKER} ]; then python3 {WORKER} stop; fi", "stop")
+        self._on_all(f"if [ -f {WORKER} ]; then python3 {WORKER} stop; fi", "stop")
         self.imagined = "stopped"
 
-    def _tell(self, command: str, what: str) -> None:
+    def _on_all(self, command: str, step: str) -> None:
         if status := self.machine.shell.show(
             self.machine.on_workers(command), within_s=STEP_WITHIN_S
         ):
             failed = (
-                f"{self.machine.name}: {what} failed on a worker (status {status}; its output is"
+                f"{self.machine.name}: {step} failed on a worker (status {status}; its output is"
                 " above)"
             )
             raise LaunchError(failed, 1) if status == UNDER_WAY else StepFailed(failed)

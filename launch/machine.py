@@ -1,5 +1,5 @@
-"""One slice in the cloud: create it, look at it, copy to it, run commands on all of its workers,
-tear it down."""
+"""One slice in the cloud: create it, query it, copy to it, run commands on all of its workers,
+delete it."""
 
 from __future__ import annotations
 
@@ -25,31 +25,27 @@ SHIPPED = (
     "launch",
 )
 STARTUP = REPOSITORY / "launch" / "startup.sh"
-# on every worker, whoever calls from wherever: another user would have another home directory there
+# The user on every worker, whoever calls: another user would have another home directory.
 USER = "grit"
 CODE = "grit/code"  # on every worker, from its home directory
 WORKER = f"{CODE}/launch/worker.py"
-UNDER_WAY = 2  # of worker.py: another run is under way there, and is left alone
-ALIVE = "-oServerAliveInterval=30"  # ssh ends when the machine has been silent for three of them
+UNDER_WAY = 2  # of worker.py: another run is active there and stays
+ALIVE = "-oServerAliveInterval=30"  # ssh ends after three without an answer
 
 # States of a queued resource (tpu/v2 QueuedResourceState) and of a TPU VM (tpu/v2 Node.State), by
-# what they mean here.
+# their meaning for the launcher.
 ABSENT = "ABSENT"
 ACTIVE = ("ACTIVE", "READY")
 LOST = ("SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED", "HIDDEN")
-GOING = (
-    "DELETING",
-    "SUSPENDING",
-    "STOPPING",
-    "HIDING",
-)  # soon one of LOST, or gone; until then nothing can be done
-# All others are on their way: CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, STARTING,
-# RESTARTING, ...
+# Soon one of LOST, or gone; until then nothing can be done.
+GOING = ("DELETING", "SUSPENDING", "STOPPING", "HIDING")
+# All other states precede ACTIVE: CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING,
+# STARTING, RESTARTING, ...
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What the cloud says of a slice."""
+    """The state of a slice as the cloud reports it."""
 
     name: str
     reason: str = ""
@@ -81,31 +77,31 @@ class Machine:
     image: str | None = None
     service_account: str | None = None
     create_flags: tuple[str, ...] = ()
-    last_seen: str = ""  # the last state the cloud told
-    imagined: str = ABSENT  # the state that a dry run takes for granted
+    last_seen: str = ""  # the last state that the cloud reported
+    imagined: str = ABSENT  # the state that a dry run assumes
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.name):
             raise LaunchError(
-                f"{self.name}: names have lower-case letters, digits and dashes, and begin with a"
+                f"{self.name}: a name has lower-case letters, digits and dashes, and begins with a"
                 " letter"
             )
 
     def state(self) -> State:
-        """What the cloud says now; ABSENT when it knows no such name."""
+        """The current state; ABSENT when the cloud knows no such name."""
         imagined = json.dumps({"state": {"state": self.imagined} if self.queued else self.imagined})
         try:
             command = [*self._kind("describe"), "--format=json"]
-            told: dict[str, Any] = json.loads(
+            described: dict[str, Any] = json.loads(
                 self.shell.ask(command, name=self.name, imagined=imagined)
             )
         except NotThere:
             self.last_seen = ABSENT
             return State(ABSENT)
         if self.queued:
-            nodes = told.get("tpu", {}).get("nodeSpec") or [{}]
+            nodes = described.get("tpu", {}).get("nodeSpec") or [{}]
             node = nodes[0].get("node", {})
-            inner = told.get("state", {})
+            inner = described.get("state", {})
             error = inner.get("failedData", {}).get("error", {})
             state = State(
                 inner.get("state", "UNKNOWN"),
@@ -113,19 +109,21 @@ class Machine:
                 node.get("acceleratorType", ""),
             )
         else:
-            health = told.get("healthDescription", "")
-            state = State(told.get("state", "UNKNOWN"), health, told.get("acceleratorType", ""))
+            health = described.get("healthDescription", "")
+            state = State(
+                described.get("state", "UNKNOWN"), health, described.get("acceleratorType", "")
+            )
         self.last_seen = state.name
         return state
 
     def create(self, wait_hours: float | None = None) -> None:
-        """Asks for the slice; it is not there yet when this returns. With `wait_hours`, the queue
-        forgets it then."""
+        """Requests the slice; it is not ready when this returns. With `wait_hours`, the request
+        expires an hour after them."""
         assert self.accelerator is not None
         image = self.image or self.accelerator.image
         if image is None:
             raise LaunchError(
-                f"no image is known here for {self.accelerator.name}; name one with --image"
+                f"no default image for {self.accelerator.name}; give one with --image"
             )
         command = self._kind("create")
         command += [f"--node-id={self.name}"] if self.queued else []
@@ -134,15 +132,14 @@ class Machine:
         command += ["--spot"] if self.spot else ["--reserved"] if self.reserved else []
         command += ["--scopes=https://www.googleapis.com/auth/cloud-platform"]
         own = any(flag.startswith("--valid-until") for flag in self.create_flags)
-        if (
-            self.queued and wait_hours is not None and not own
-        ):  # an hour later, so that whoever waits gives up first
+        if self.queued and wait_hours is not None and not own:
+            # An hour later, so that a waiting launcher gives up first.
             command += [f"--valid-until-duration={math.ceil(60 * (wait_hours + 1))}m"]
         command += [f"--service-account={self.service_account}"] if self.service_account else []
         command += [f"--metadata-from-file=startup-script={STARTUP}", *self.create_flags]
         if not self.shell.dry_run:
-            say(f"{self.name}: asking for {self.accelerator} in {self.shell.zone}, image {image}")
-        self.last_seen = "CREATING"  # also when interrupted on the way: better a warning too many
+            say(f"{self.name}: requesting {self.accelerator} in {self.shell.zone}, image {image}")
+        self.last_seen = "CREATING"  # also if interrupted here: better one warning too many
         try:
             self.shell.ask(command, name=self.name)
         except LaunchError as error:
@@ -154,21 +151,21 @@ class Machine:
         self.imagined = ACTIVE[0 if self.queued else 1]
 
     def delete(self) -> None:
-        """Tears the slice down and waits until it is gone."""
+        """Deletes the slice and waits until it is gone."""
         command = [*self._kind("delete"), "--quiet"]
         try:
             self.shell.ask([*command, "--force"] if self.queued else command, name=self.name)
         except NotThere:
-            say(f"{self.name}: was gone already")
+            say(f"{self.name}: already gone")
         self.imagined = self.last_seen = ABSENT
 
     def install(self) -> None:
         """Copies this checkout to every worker and installs it there.
 
         Raises:
-          StepFailed: a step failed on a worker, and may succeed another time; what it said is on
-            the terminal.
-          LaunchError: a step failed here, or a run is under way there.
+          StepFailed: a step failed on a worker and may succeed later; its output is on the
+            terminal.
+          LaunchError: a step failed here, or a run is active there.
         """
         archive = Path(tempfile.gettempdir()) / f"grit-{self.name}.tgz"
         shipped = [part for part in SHIPPED if (REPOSITORY / part).exists()]
@@ -190,7 +187,7 @@ class Machine:
             "--worker=all",
             "--quiet",
         ]
-        # Beside what is there, which may be running; in its place once it is known that it is not.
+        # Unpacked beside the old code, which may be running, and moved in its place once it is not.
         new = f"{CODE}.new"
         unpack = f"(rm -rf {new} && mkdir -p {new} && tar -xzf grit-code.tgz -C {new}) || exit 1"
         swap = f"python3 {new}/launch/worker.py free && rm -rf {CODE} && mv {new} {CODE}"
@@ -206,10 +203,10 @@ class Machine:
                 raise LaunchError(failed, 1) if ours else StepFailed(failed)
 
     def on_workers(self, command: str, worker: str = "all") -> list[str]:
-        """The gcloud command that runs a shell command on the workers; its status is that of a
+        """The gcloud command that runs a shell command on the workers. It returns the status of a
         worker that failed."""
-        how = [f"--ssh-flag={ALIVE}", f"{USER}@{self.name}", f"--worker={worker}", "--quiet"]
-        return [*self._vm("ssh"), *how, f"--command={command}"]
+        options = [f"--ssh-flag={ALIVE}", f"{USER}@{self.name}", f"--worker={worker}", "--quiet"]
+        return [*self._vm("ssh"), *options, f"--command={command}"]
 
     def _kind(self, verb: str) -> list[str]:
         kind = "queued-resources" if self.queued else "tpu-vm"

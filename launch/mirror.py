@@ -1,10 +1,9 @@
-"""Keeps the output folder of a run in a bucket, and brings it back: what one machine leaves, the
-next one goes on from.
+"""Copies the output folder of a run to a bucket and back, so that another machine can resume it.
 
-`grit train` writes to a local folder. A checkpoint counts in the bucket once its
-`commit_success.txt` is there (Orbax's own mark, and the one it looks for in a bucket): that file
-goes up last and is removed first, and the metrics that lead to the checkpoint go up before it. So a
-machine that dies at any instant leaves whole checkpoints only.
+`grit train` writes to a local folder. A checkpoint in the bucket is complete once its
+`commit_success.txt` is there (Orbax's own marker, which it looks for in a bucket). That file is
+copied last and removed first, and the metrics up to the checkpoint are copied before it, so a
+machine that dies at any instant leaves complete checkpoints only.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 MARK = "commit_success.txt"
-KEEP = 2  # whole checkpoints in the bucket: should the newest be damaged, there is one before
-FINAL_ONLY = "model"  # written at the end; half of it would pass for a finished run's
-# What `gcloud storage rsync --exclude` takes: regular expressions over the path in the folder.
+KEEP = 2  # complete checkpoints in the bucket, in case the newest is damaged
+FINAL_ONLY = "model"  # copied at the end; a part of it would look like a finished run
+# For `gcloud storage rsync --exclude`: regular expressions over the path in the folder.
 NOT_RESTORED = r"^(checkpoints|model|logs)/.*"
 NOT_SYNCED = r"^(checkpoints|model)/.*|.*\.tmp$"
 
@@ -35,17 +34,17 @@ class Mirror:
     def __init__(self, local: Path, remote: str, run: Run):
         self.local, self.remote, self._run = local, remote.rstrip("/"), run
         self._held = local.with_name(f"{local.name}.copying")
-        self._whole: set[int] = set()  # checkpoints whole in the bucket
+        self._whole: set[int] = set()  # steps of the complete checkpoints in the bucket
 
     def restore(self) -> int | None:
-        """Brings the newest whole checkpoint here, with the metrics and the tokenizer, unless as
-        new a one is here.
+        """Copies the newest complete checkpoint here, with the metrics and the tokenizer, unless
+        the local one is as new.
 
         Returns:
-          its step, or None when there is nothing to go on from.
+          its step, or None when there is no checkpoint.
         """
         self._whole = self._list(f"*/{MARK}")
-        for step in sorted(self._list("") - self._whole):  # half of one, from a machine that died
+        for step in sorted(self._list("") - self._whole):  # incomplete, from a machine that died
             self._remove(step, marked=False)
         here = self._whole_here()
         newest = max(self._whole, default=0)
@@ -61,13 +60,12 @@ class Mirror:
         )
         self._storage("rsync", "--recursive", self._there(newest), str(half))
         if not (half / MARK).exists():
-            raise MirrorError(f"{self._there(newest)}: came back without {MARK}")
+            raise MirrorError(f"{self._there(newest)}: was restored without {MARK}")
         half.rename(target)
         return newest
 
     def sync(self, last: bool = False) -> None:
-        """Copies what is new to the bucket: the newest checkpoint, and all that is not a
-        checkpoint."""
+        """Copies what is new to the bucket: the newest checkpoint, and all other files."""
         step = self._hold()
         if step:
             self.copy_checkpoint(step)
@@ -81,17 +79,17 @@ class Mirror:
             self._remove(old)
 
     def copy_checkpoint(self, step: int | str) -> None:
-        """All of a checkpoint but its mark."""
+        """Copies a checkpoint without its marker."""
         self._storage(
             "rsync", "--recursive", f"--exclude=^{MARK}$", f"{self._held}/{step}", self._there(step)
         )
 
     def mark(self, step: int | str) -> None:
-        """Makes a copied checkpoint count."""
+        """Marks a copied checkpoint as complete."""
         self._storage("cp", f"{self._held}/{step}/{MARK}", f"{self._there(step)}/{MARK}")
 
     def copy_rest(self, model: bool) -> None:
-        """Metrics, configuration, tokenizer; at the end the model."""
+        """Copies metrics, configuration and tokenizer, and with `model` the model."""
         self._storage(
             "rsync", "--recursive", f"--exclude={NOT_SYNCED}", str(self.local), self.remote
         )
@@ -105,11 +103,11 @@ class Mirror:
         self._storage("cp", str(file), f"{self.remote}/{name}")
 
     def _hold(self) -> int | None:
-        """Hard links to the newest checkpoint, if the bucket lacks it: the run may drop it while it
-        is being copied.
+        """Hard-links the newest checkpoint if the bucket lacks it, as the run may delete it during
+        the copy.
 
-        A run drops the newest one never, so what was still the newest after the linking was linked
-        whole.
+        A run never deletes its newest checkpoint, so one that is still the newest after linking was
+        linked completely.
         """
         for _ in range(5):
             shutil.rmtree(self._held, ignore_errors=True)
@@ -127,8 +125,8 @@ class Mirror:
         return None
 
     def _remove(self, step: int, marked: bool = True) -> None:
-        """A checkpoint from the bucket. What stays there by some mishap costs little; the next
-        machine tries again."""
+        """Removes a checkpoint from the bucket. One that cannot be removed costs little, and the
+        next machine tries again."""
         with contextlib.suppress(MirrorError):
             if marked:
                 self._storage("rm", f"{self._there(step)}/{MARK}")
@@ -152,8 +150,7 @@ class Mirror:
         return f"{self.remote}/checkpoints/{step}"
 
     def _whole_here(self) -> set[int]:
-        """Steps of the whole checkpoints on this machine; one being written has another name
-        yet."""
+        """Steps of the complete local checkpoints. One that is being written has another name."""
         folders = (self.local / "checkpoints").glob("*")
         return {int(f.name) for f in folders if f.name.isdecimal() and (f / MARK).exists()}
 

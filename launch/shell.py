@@ -1,5 +1,4 @@
-"""Runs `gcloud` and its like, or only prints what would be run; failures become one line for the
-person."""
+"""Runs `gcloud` and other programs, or prints what would be run; a failure becomes one line."""
 
 from __future__ import annotations
 
@@ -9,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-GAVE_UP = 3  # exit status: out of retries, or of the time to wait
+GAVE_UP = 3  # exit status: no retries or no time left
 ANSWER_WITHIN_S = 900  # gcloud itself tries an unreachable worker for some minutes
-# installing takes some minutes; a machine that vanishes meanwhile must not hold us for ever
+# Installing takes some minutes; a machine that vanishes meanwhile must not block for ever.
 STEP_WITHIN_S = 3600
 
 
 class LaunchError(Exception):
-    """What the person can change: one line, and the exit status."""
+    """A failure that the user can do something about: one line, and the exit status."""
 
     def __init__(self, message: str, status: int = 2):
         super().__init__(message)
@@ -28,26 +27,26 @@ class NotThere(LaunchError):
 
 
 class NoCapacity(LaunchError):
-    """The zone has no such machine to give now."""
+    """The zone has no such machine available now."""
 
 
 class Unreachable(LaunchError):
-    """No answer, or one that nobody expects: worth another try."""
+    """No answer, or an unexpected one; worth another try."""
 
     def __init__(self, message: str, status: int = 1):
         super().__init__(message, status)
 
 
 class StepFailed(LaunchError):
-    """A step on the workers failed, and may succeed the next time: a machine that goes, a download,
-    the network."""
+    """A step on the workers failed and may succeed later: a lost machine, a download, the
+    network."""
 
     def __init__(self, message: str, status: int = 1):
         super().__init__(message, status)
 
 
-# What gcloud says on stderr -> what to say. The first that is found counts.
-SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
+# A pattern in the stderr of gcloud -> the error and its message. The first match counts.
+KNOWN_FAILURES: tuple[tuple[str, type[LaunchError], str], ...] = (
     (
         (
             r"do not currently have an active account|Reauthentication|invalid_grant|default"
@@ -64,12 +63,11 @@ SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
             " --project={project}"
         ),
     ),
-    # Not a quota of machines: too many questions in a minute, which RESOURCE_EXHAUSTED tells as
-    # well.
+    # Not a quota of machines but of requests, which is RESOURCE_EXHAUSTED as well.
     (
         r"per minute|rateLimitExceeded|quota metric",
         Unreachable,
-        "the cloud was asked too often ({detail})",
+        "too many requests to the cloud ({detail})",
     ),
     (
         r"SSH Key is not present in the SSH agent",
@@ -82,7 +80,7 @@ SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
     (
         r"no more capacity|STOCKOUT",
         NoCapacity,
-        "{zone} has none free now; try another zone, --spot, or the queue",
+        "{zone} has no free capacity now; try another zone, --spot, or the queue",
     ),
     (
         r"RESOURCE_EXHAUSTED|[Qq]uota (limit|.*exceeded)",
@@ -96,15 +94,15 @@ SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
         r"ALREADY_EXISTS|already exists",
         LaunchError,
         (
-            "{name} exists already in {zone}; choose another name, go on with it (tpu.py watch), "
-            "or tear it down (tpu.py delete)"
+            "{name} already exists in {zone}; choose another name, continue with it (tpu.py watch),"
+            " or delete it (tpu.py delete)"
         ),
     ),
     (
         r"[Ll]ocation .*(not found|unauthorized)",
         LaunchError,
         (
-            "{zone} is no zone with TPUs, or {project} may not use it; see"
+            "{zone} has no TPUs, or {project} may not use it; see"
             " https://cloud.google.com/tpu/docs/regions-zones"
         ),
     ),
@@ -126,8 +124,7 @@ SAYINGS: tuple[tuple[str, type[LaunchError], str], ...] = (
 
 
 class Shell:
-    """Where commands run: here, or (`dry_run`) nowhere, each printed as one line that can be
-    pasted."""
+    """Runs commands here or, with `dry_run`, prints each as one line to paste."""
 
     def __init__(self, project: str, zone: str, dry_run: bool = False):
         self.project, self.zone, self.dry_run = project, zone, dry_run
@@ -136,7 +133,7 @@ class Shell:
         """The stdout of a command; in a dry run `imagined`.
 
         Raises:
-          LaunchError: it failed; what gcloud said in plain words.
+          LaunchError: it failed; see `KNOWN_FAILURES`.
         """
         if self._only_print(command):
             return imagined
@@ -157,7 +154,7 @@ class Shell:
         return done.stdout
 
     def show(self, command: Sequence[str], within_s: float | None = None) -> int:
-        """Runs a command on the person's terminal and returns its exit status (0 in a dry run).
+        """Runs a command on the user's terminal and returns its exit status (0 in a dry run).
 
         Raises:
           Unreachable: it has not ended after `within_s` seconds.
@@ -172,19 +169,16 @@ class Shell:
             raise silent(command, within_s) from None
 
     def note(self, text: str) -> None:
-        """A remark in the output of a dry run."""
+        """Prints a remark in a dry run."""
         if self.dry_run:
             print(f"# {text}")
 
     def explain(self, command: Sequence[str], name: str, stderr: str) -> LaunchError:
-        """The error for what a command said before it failed."""
-        error = stderr[
-            max(0, stderr.find("ERROR:")) :
-        ]  # warnings come before it, and speak of quotas, too
-        detail = (
-            " ".join(re.sub(r"^ERROR: (\(\S+\) )?", "", error).split())[:300] or "it said nothing"
-        )
-        for pattern, kind, message in SAYINGS:
+        """The error for the stderr of a failed command."""
+        # Warnings come before it, and may mention quotas as well.
+        error = stderr[max(0, stderr.find("ERROR:")) :]
+        detail = " ".join(re.sub(r"^ERROR: (\(\S+\) )?", "", error).split())[:300] or "no message"
+        for pattern, kind, message in KNOWN_FAILURES:
             if re.search(pattern, error):
                 filled = message.format(
                     project=self.project, zone=self.zone, name=name or "that", detail=detail
@@ -211,9 +205,9 @@ def missing(program: str) -> LaunchError:
         "docker": "https://docs.docker.com/engine/install",
     }
     where = f"; see {places[program]}" if program in places else ""
-    return LaunchError(f"{program} is not installed, or not on PATH{where}")
+    return LaunchError(f"{program} is not installed or not on PATH{where}")
 
 
 def say(text: str) -> None:
-    """Progress, on stderr: stdout belongs to commands (dry run) and to what was asked for."""
+    """Prints progress on stderr; stdout is for results and, in a dry run, commands."""
     print(text, file=sys.stderr, flush=True)

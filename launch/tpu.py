@@ -21,11 +21,8 @@ from machine import ABSENT, ACTIVE, GOING, Machine, State
 from shell import LaunchError, Shell, say
 from watch import Policy, Watch, wait_until_active
 
-ENVIRONMENT = {
-    "project": "CLOUDSDK_CORE_PROJECT",
-    "zone": "CLOUDSDK_COMPUTE_ZONE",
-}  # as gcloud itself reads them
-
+# The variables that gcloud itself reads.
+ENVIRONMENT = {"project": "CLOUDSDK_CORE_PROJECT", "zone": "CLOUDSDK_COMPUTE_ZONE"}
 UNSET = {
     "type": None,
     "vm": False,
@@ -40,7 +37,7 @@ UNSET = {
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for what is wrong."""
+    """Reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -56,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     machine: Machine | None = None
     try:
         if after and args.verb not in ("run", "watch", "exec", "xpk"):
-            raise LaunchError(f"{args.verb} takes nothing after --")
+            raise LaunchError(f"{args.verb} takes no arguments after --")
         machine = make_machine(args)
         return VERBS[args.verb](args, machine)
     except LaunchError as error:
@@ -77,38 +74,36 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "name", metavar="NAME", help="of the slice (queued resource and node alike)"
     )
+    common.add_argument("--project", help="default: $CLOUDSDK_CORE_PROJECT, then gcloud's setting")
+    common.add_argument("--zone", help="default: $CLOUDSDK_COMPUTE_ZONE, then gcloud's setting")
     common.add_argument(
-        "--project", help="default: $CLOUDSDK_CORE_PROJECT, then what gcloud is set to"
-    )
-    common.add_argument(
-        "--zone", help="default: $CLOUDSDK_COMPUTE_ZONE, then what gcloud is set to"
-    )
-    common.add_argument(
-        "--dry-run", action="store_true", help="print the commands, one a line, and run nothing"
+        "--dry-run", action="store_true", help="print the commands, one per line, and run nothing"
     )
 
     queue = argparse.ArgumentParser(add_help=False)
     queue.add_argument(
-        "--vm", action="store_true", help="a TPU VM asked for directly, without the queue"
+        "--vm", action="store_true", help="request a TPU VM directly, without the queue"
     )
 
     what = argparse.ArgumentParser(add_help=False)
     what.add_argument("--type", required=True, help="the slice, such as v5litepod-8, v6e-8, v5p-8")
     what.add_argument(
-        "--spot", action="store_true", help="cheap, and can be taken away at any moment"
+        "--spot", action="store_true", help="cheaper, but can be preempted at any moment"
     )
     what.add_argument(
         "--create-flag",
         action="append",
         default=[],
         metavar="FLAG",
-        help="any other, as in --create-flag=--network=x",
+        help="another flag of gcloud, as in --create-flag=--network=x",
     )
 
     make = argparse.ArgumentParser(add_help=False, parents=[what])
     make.add_argument("--reserved", action="store_true", help="from your reservation")
-    make.add_argument("--image", help="runtime version; default: Google's for that generation")
-    make.add_argument("--service-account", metavar="EMAIL", help="whose rights the workers have")
+    make.add_argument("--image", help="runtime version (default: Google's for that generation)")
+    make.add_argument(
+        "--service-account", metavar="EMAIL", help="the account that the workers act as"
+    )
 
     job = argparse.ArgumentParser(add_help=False)
     job.add_argument(
@@ -127,18 +122,18 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=Policy.poll,
         metavar="SECONDS",
-        help="between looks (%(default)s)",
+        help="between status checks (default: %(default)s)",
     )
     pace.add_argument(
         "--wait-hours",
         type=float,
         default=Policy.wait_hours,
-        help="at most in the queue (%(default)s)",
+        help="at most in the queue (default: %(default)s)",
     )
 
     ending = argparse.ArgumentParser(add_help=False)
     ending.add_argument(
-        "--delete", action="store_true", help="tear the slice down when the run ends or is given up"
+        "--delete", action="store_true", help="delete the slice when the run ends or is given up"
     )
 
     def verb(name: str, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -146,31 +141,34 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=help, description=help, parents=list(parents), allow_abbrev=False
         )
 
-    verb("create", "ask for a slice; returns before it is there", common, queue, make)
-    verb("wait", "wait until the slice is there", common, queue, pace)
+    verb("create", "request a slice; returns before it is ready", common, queue, make)
+    verb("wait", "wait until the slice is ready", common, queue, pace)
     verb("install", "copy this checkout to all workers and install it", common)
-    words = "start a run on all workers and wait for its end; what follows -- goes to grit train"
+    words = "start a run on all workers and wait for its end; arguments after -- go to grit train"
     sub = verb("run", words, common, queue, job, pace, ending)
     sub.add_argument("--detach", action="store_true", help="return once it is started")
-    words = "all of it: create, install, run, and again after every preemption, until the end"
+    words = "everything: create, install, run, and again after every preemption, until the run ends"
     sub = verb("watch", words, common, queue, make, job, pace, ending)
     sub.add_argument(
-        "--retries", type=int, default=Policy.retries, help="new attempts in all (%(default)s)"
+        "--retries",
+        type=int,
+        default=Policy.retries,
+        help="new attempts in total (default: %(default)s)",
     )
     sub.add_argument(
         "--backoff",
         type=float,
         default=Policy.backoff,
-        help="seconds of the first pause; then doubled",
+        help="seconds before the first new attempt; doubled each time (default: %(default)s)",
     )
-    verb("status", "what the cloud and the workers say", common, queue)
+    verb("status", "the state of the slice and of the run on each worker", common, queue)
     sub = verb("logs", "the end of a worker's log", common)
     sub.add_argument("--worker", default="0")
     sub.add_argument("--lines", type=int, default=100)
     sub.add_argument("--follow", action="store_true")
     verb("exec", "run a command on all workers: exec NAME -- COMMAND", common)
     verb("stop", "end the run, keep the slice", common)
-    sub = verb("delete", "tear the slice down (asks)", common, queue)
+    sub = verb("delete", "delete the slice (asks first)", common, queue)
     sub.add_argument("--yes", action="store_true", help="do not ask")
     sub = verb(
         "xpk",
@@ -182,21 +180,20 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--cluster", required=True)
     sub.add_argument("--docker-image", required=True, metavar="REGISTRY/NAME:TAG")
     sub.add_argument(
-        "--slices", type=int, default=1, metavar="N", help="of that type; wants -- --mesh.data N"
+        "--slices", type=int, default=1, metavar="N", help="of that type; needs -- --mesh.data N"
     )
-    sub.add_argument("--no-build", action="store_true", help="the image is there already")
+    sub.add_argument("--no-build", action="store_true", help="use an image that is already pushed")
     sub.add_argument(
         "--retries",
         type=int,
         default=Policy.retries,
-        help="restarts after a preemption (%(default)s)",
+        help="restarts after a preemption (default: %(default)s)",
     )
     return parser
 
 
 def make_machine(args: argparse.Namespace) -> Machine:
-    """The slice that the command line names, its words checked before anything is asked or
-    rented."""
+    """The slice that the command line names, checked before anything is requested."""
     chosen = accelerator(args.type) if args.type else None
     project, zone = (setting(args, key) for key in ENVIRONMENT)
     machine = Machine(
@@ -212,7 +209,7 @@ def make_machine(args: argparse.Namespace) -> Machine:
         imagined=ABSENT if args.verb == "watch" else ACTIVE[args.vm],
     )
     if machine.spot and machine.reserved:
-        raise LaunchError("--spot or --reserved, not both")
+        raise LaunchError("give --spot or --reserved, not both")
     return machine
 
 
@@ -221,16 +218,16 @@ def setting(args: argparse.Namespace, key: str) -> str:
     if value := getattr(args, key) or os.environ.get(ENVIRONMENT[key]):
         return value
     section = "core" if key == "project" else "compute"
-    if not args.dry_run:  # which runs nothing, not even this
+    if not args.dry_run:  # a dry run runs nothing
         value = Shell("", "").ask(["gcloud", "config", "get-value", f"{section}/{key}"]).strip()
     if not value or value == "(unset)":
-        ways = f"--{key}, ${ENVIRONMENT[key]}, or: gcloud config set {section}/{key} VALUE"
-        raise LaunchError(f"no {key} is given; give it with {ways}")
+        choices = f"--{key}, ${ENVIRONMENT[key]}, or: gcloud config set {section}/{key} VALUE"
+        raise LaunchError(f"no {key} is given; use {choices}")
     return value
 
 
 def make_job(args: argparse.Namespace, machine: Machine) -> Job:
-    """The run that the command line asks for."""
+    """The run that the command line describes."""
     chosen = machine.accelerator
     return Job(
         args.config, args.output, tuple(args.after), direct=bool(chosen and chosen.hosts > 1)
@@ -249,25 +246,25 @@ def make_policy(args: argparse.Namespace) -> Policy:
 
 
 def leave(args: argparse.Namespace, machine: Machine | None) -> None:
-    """What state the slice is left in, what that costs, and how to be rid of it."""
+    """Says in which state the slice is left, whether it is billed, and how to delete it."""
     if machine is None or machine.shell.dry_run or machine.last_seen in ("", ABSENT):
         return
     state = State(machine.last_seen)
     if state.active:
-        what = "it stays, and is billed until it is torn down"
+        billing = "it stays, and is billed until it is deleted"
     elif state.name in GOING:
-        what = "it is billed until it is gone; look again"
+        billing = "it is billed until it is gone; check again"
     elif state.lost:
-        what = "it is not billed, but holds its name and perhaps quota"
+        billing = "it is not billed, but occupies its name and perhaps quota"
     else:
-        what = "it is billed from when it becomes ACTIVE"
-    say(f"{machine.name} was {state.name} when last seen: {what}")
+        billing = "it is billed once it becomes ACTIVE"
+    say(f"{machine.name} was {state.name} when last seen: {billing}")
     if args.verb in ("run", "watch"):
-        say("  a run under way on it goes on; the same command looks after it again")
-    say(f"  to tear it down: launch/tpu.py delete {machine.name} {where(args, machine)}")
+        say("  a run on it continues; the same command watches it again")
+    say(f"  to delete it: launch/tpu.py delete {machine.name} {location_flags(args, machine)}")
 
 
-def where(args: argparse.Namespace, machine: Machine) -> str:
+def location_flags(args: argparse.Namespace, machine: Machine) -> str:
     return (
         f"--project={machine.shell.project} --zone={machine.shell.zone}{' --vm' if args.vm else ''}"
     )
@@ -280,8 +277,8 @@ def create(args: argparse.Namespace, machine: Machine) -> int:
     machine.create()
     if not args.dry_run:
         say(
-            f"{machine.name}: asked for; next: launch/tpu.py wait {machine.name}"
-            f" {where(args, machine)}"
+            f"{machine.name}: requested; next: launch/tpu.py wait {machine.name}"
+            f" {location_flags(args, machine)}"
         )
     return 0
 
@@ -303,17 +300,14 @@ def run(args: argparse.Namespace, machine: Machine) -> int:
         return watch.until_end()
     watch.until_started()
     if not args.dry_run:
-        say(
-            f"{machine.name}: started; it goes on without this terminal (status, logs, stop, watch)"
-        )
+        say(f"{machine.name}: started; it continues without this terminal (see status, logs, stop)")
     return 0
 
 
 def watch(args: argparse.Namespace, machine: Machine) -> int:
     job = make_job(args, machine)
     machine.shell.note(
-        "the way without a setback; on SUSPENDED or FAILED: delete, create, and on from the"
-        " checkpoint,"
+        "without a failure; on SUSPENDED or FAILED: delete, create, and resume from the checkpoint,"
     )
     machine.shell.note(
         f"at most {args.retries} times, first after {args.backoff:g} s, then twice as long each"
@@ -362,31 +356,29 @@ def delete(args: argparse.Namespace, machine: Machine) -> int:
         return 0
     if not (args.yes or args.dry_run):
         if not sys.stdin.isatty():
-            raise LaunchError("nobody to ask; --yes tears it down without asking")
-        answer = input(
-            f"Tear down {machine.name} ({state.name}) and everything on its disks? [y/N] "
-        )
+            raise LaunchError("stdin is not a terminal; --yes deletes without asking")
+        answer = input(f"Delete {machine.name} ({state.name}) and everything on its disks? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
-            say("nothing done")
+            say("nothing was deleted")
             return 1
     machine.delete()
     if not args.dry_run:
-        say(f"{machine.name}: gone; nothing of it is billed any more (the bucket is)")
+        say(f"{machine.name}: deleted; it is no longer billed (the bucket still is)")
     return 0
 
 
 def xpk(args: argparse.Namespace, machine: Machine) -> int:
     assert machine.accelerator is not None
     if args.slices < 1:
-        raise LaunchError(f"--slices {args.slices}: wants one at least")
+        raise LaunchError(f"--slices: must be at least 1, got {args.slices}")
     job = Job(
         args.config,
         args.output,
         tuple(args.after),
         direct=args.slices * machine.accelerator.hosts_on_gke > 1,
     )
-    how = {"slices": args.slices, "build": not args.no_build, "retries": args.retries}
-    return submit(machine, job, args.cluster, args.docker_image, **how)
+    options = {"slices": args.slices, "build": not args.no_build, "retries": args.retries}
+    return submit(machine, job, args.cluster, args.docker_image, **options)
 
 
 VERBS = {

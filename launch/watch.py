@@ -1,9 +1,9 @@
-"""Keeps a run going until it ends: creates the slice, installs, starts, looks, and begins anew
+"""Keeps a run going until it ends: creates the slice, installs, starts, checks, and starts again
 after a preemption.
 
-A loop that compares what is with what should be, and does the next missing thing. It keeps nothing
-between two rounds but its counts, so it can be interrupted at any moment and started again, on
-another computer, too.
+A loop that compares the actual state with the wanted one and does the next missing step. Between
+two rounds it keeps only counters, so it can be interrupted at any moment and started again, also on
+another computer.
 """
 
 from __future__ import annotations
@@ -19,27 +19,24 @@ from shell import GAVE_UP, LaunchError, NoCapacity, StepFailed, Unreachable, say
 
 LONGEST_PAUSE_S = 900.0
 NOTE_EVERY_S = 300.0
-UNHEARD = (
-    5  # looks at an ACTIVE machine that answered before and is silent now, until it counts as lost
-)
-NEVER_HEARD_S = 1200.0  # that an ACTIVE machine may take to answer at all: it boots in minutes
-GOING_S = 3600.0  # that a slice may take to be deleted, or suspended
-DELETE_TRIES = 5  # at the end: what stays is billed
-PATIENCE = 40  # looks in a row without any answer: about nine hours at the longest pause
+# Checks without an answer after which an ACTIVE machine that answered before counts as lost.
+UNHEARD = 5
+NEVER_HEARD_S = 1200.0  # for an ACTIVE machine to answer at all: it boots in minutes
+GOING_S = 3600.0  # for a slice to be deleted or suspended
+DELETE_TRIES = 5  # at the end, since a slice that stays is billed
+PATIENCE = 40  # checks in a row without any answer: about nine hours at the longest pause
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """How long, how often, how many times."""
+    """Waiting times and numbers of attempts."""
 
-    poll: float = 30.0  # seconds between two looks
-    backoff: float = (
-        30.0  # seconds before the first new attempt, doubled for each further one in a row
-    )
-    retries: int = 10  # new attempts in all: recreations and restarts
+    poll: float = 30.0  # seconds between two checks
+    backoff: float = 30.0  # seconds before the first new attempt, doubled for each in a row
+    retries: int = 10  # new attempts in total: recreations and restarts
     wait_hours: float = 48.0  # in the queue, each time
     recreate: bool = True  # whether to create the slice at all
-    delete: bool = False  # tear it down when the run has ended
+    delete: bool = False  # delete the slice when the run has ended
 
 
 class Watch:
@@ -49,23 +46,23 @@ class Watch:
         self.machine, self.workers, self.job, self.policy = machine, workers, job, policy
         self.attempts = 0  # retries used
         self.in_a_row = 0  # attempts since the run was last seen running
-        self.silent = 0  # looks in a row that got no answer
-        # of those, the ones at a machine that is ACTIVE: the cloud answered, the workers did not
+        self.silent = 0  # checks in a row without an answer
+        # Of those, checks of an ACTIVE machine: the cloud answered, the workers did not.
         self.unheard = 0
         self.created = False  # whether it was created from here
         self.heard = False  # whether this machine ever answered
         self.active_since: float | None = None  # when it was first found ACTIVE
         self.started = False  # whether the run was started on it, or found there
         self.waiting_since: float | None = None
-        self.going: tuple[str, float] | None = None  # the state of GOING it is in, and since when
-        self.told = ""
+        self.going: tuple[str, float] | None = None  # its state among GOING, and since when
+        self.last_said = ""
         self.noted = -NOTE_EVERY_S
 
     def until_end(self) -> int:
         """Returns the exit status of the run.
 
         Raises:
-          LaunchError: it cannot go on, the person's matter or out of retries (status 3).
+          LaunchError: it cannot continue: a mistake, or no retries left (status 3).
         """
         try:
             while (status := self._round()) is None:
@@ -74,16 +71,16 @@ class Watch:
             if error.status == GAVE_UP and self.policy.delete and self._ours():
                 try:
                     self._tear_down()
-                except LaunchError as another:  # what we gave up for matters more
-                    say(f"{self.machine.name}: could not be torn down: {another}")
+                except LaunchError as another:  # the first error matters more
+                    say(f"{self.machine.name}: could not be deleted: {another}")
             raise
         return self._end(status)
 
     def _ours(self) -> bool:
-        """Whether what is there may be torn down by one who gives up.
+        """Whether the slice may be deleted when the launcher gives up.
 
-        A machine that was ACTIVE before and never answered may run well: the way from here to it
-        can be closed.
+        A machine that was ACTIVE before and never answered may be working: perhaps only the network
+        between here and there is closed.
         """
         seen = self.machine.last_seen
         return seen not in ("", ABSENT) and (self.created or self.heard or seen not in ACTIVE)
@@ -106,14 +103,14 @@ class Watch:
             if not self.policy.recreate:
                 raise
             self.silent = self.unheard = 0  # the workers had answered
-            self._again(str(error).removeprefix(f"{self.machine.name}: "))
+            self._count_attempt(str(error).removeprefix(f"{self.machine.name}: "))
         except Unreachable as error:
-            self._bear(error, active=state is not None and state.active)
+            self._no_answer(error, active=state is not None and state.active)
         return None
 
     def _act(self, state: State) -> int | None:
-        """Does the next missing thing; returns the run's status once it has ended."""
-        self._tell(str(state))
+        """Does the next missing step; returns the run's status once it has ended."""
+        self._say_once(str(state))
         self._compare_type(state)
         if not state.active:
             self.heard, self.active_since, self.unheard = False, None, 0
@@ -132,10 +129,10 @@ class Watch:
         elif state.lost or self._stuck(state):
             if not self.policy.recreate:
                 raise LaunchError(
-                    f"{self.machine.name} is {state.name}; tpu.py watch would create it anew",
+                    f"{self.machine.name} is {state.name}; tpu.py watch would create it again",
                     GAVE_UP,
                 )
-            self._again(f"is {state.name}")
+            self._count_attempt(f"is {state.name}")
             self.machine.delete()
         elif not state.active:
             self._wait(state)
@@ -145,7 +142,7 @@ class Watch:
         return None
 
     def _look(self) -> int | None:
-        """The run on a machine that is there."""
+        """Checks the run on an ACTIVE machine, and starts what is missing."""
         reports = self.workers.reports()
         self.heard = True
         kinds = {report.state for report in reports}
@@ -153,20 +150,20 @@ class Watch:
         if "absent" in kinds or not self.started:
             if (
                 "running" in kinds and len(kinds) > 1
-            ):  # half of a run: the others wait for the lost ones, for ever
+            ):  # the others would wait for lost hosts for ever
                 self.workers.stop()
             if "absent" in kinds:
                 self.workers.install()
                 self.started = False
-            else:  # what an earlier watch saw the end of is begun again, from its checkpoint
+            else:  # a run that ended under an earlier watch resumes from its checkpoint
                 self.workers.start(self.job)
                 self.started = True
         elif failed:
-            if "running" in kinds:  # the other hosts wait for the failed one, for ever
+            if "running" in kinds:  # the other hosts would wait for the failed one for ever
                 self.workers.stop()
             return failed[0]
         elif "stopped" in kinds:
-            say(f"{self.machine.name}: the run was stopped on purpose")
+            say(f"{self.machine.name}: the run was stopped by a command")
             return INTERRUPTED
         elif all(report.status == 0 for report in reports):
             return 0
@@ -175,23 +172,23 @@ class Watch:
             self._note(reports)
             time.sleep(self.policy.poll)
         else:
-            self._again("lost its run")
-            self.started = False  # should the start fail, the stop was not a person's
+            self._count_attempt("lost its run")
+            self.started = False  # if the start fails, this stop was not the user's
             self.workers.stop()
             self.workers.start(self.job)
             self.started = True
         return None
 
     def _compare_type(self, state: State) -> None:
-        """The slice that is there must be the one that is wanted; where none is named, it is what
-        is there."""
+        """Checks that the existing slice has the wanted type, or takes its type where none is
+        given."""
         machine = self.machine
         if machine.accelerator is None and state.type:
             machine.accelerator = accelerator(state.type)
             self.job = dataclasses.replace(self.job, direct=machine.accelerator.hosts > 1)
         elif machine.accelerator and state.type and state.type != machine.accelerator.name:
             raise LaunchError(
-                f"{machine.name} exists already, as {state.type}, not {machine.accelerator.name};"
+                f"{machine.name} already exists as {state.type}, not {machine.accelerator.name};"
                 " choose another name"
             )
 
@@ -200,10 +197,10 @@ class Watch:
             self.machine.create(self.policy.wait_hours)
             self.created = True
         except NoCapacity as error:
-            self._again(str(error))
+            self._count_attempt(str(error))
 
     def _wait(self, state: State) -> None:
-        """In the queue, or on the way out of it."""
+        """Waits for a slice in the queue, or for one that is being deleted."""
         if state.name not in GOING:
             now = time.monotonic()
             self.waiting_since = now if self.waiting_since is None else self.waiting_since
@@ -217,10 +214,10 @@ class Watch:
         time.sleep(self.policy.poll)
 
     def _stuck(self, state: State) -> bool:
-        """Whether the slice has been going away for too long to wait for it any further.
+        """Whether the slice has been on its way out for too long to wait any longer.
 
         Raises:
-          LaunchError: it is being deleted, so that deleting it once more is no help.
+          LaunchError: it is being deleted, so that deleting it again does not help.
         """
         if self.going is None or time.monotonic() - self.going[1] <= GOING_S:
             return False
@@ -235,18 +232,16 @@ class Watch:
 
     # ---- setbacks --------------------------------------------------------------------------------
 
-    def _bear(self, error: Unreachable, active: bool) -> None:
-        """No answer, of the cloud or (`active`) of a machine that is there. The network here may be
-        down, too."""
+    def _no_answer(self, error: Unreachable, active: bool) -> None:
+        """Counts a check without an answer from the cloud or, with `active`, an ACTIVE machine. The
+        local network may be down as well."""
         self.silent += 1
         self.unheard += active
         if self.silent == 1:
             say(f"{self.machine.name}: {error}; trying again")
         if active and self.heard and self.policy.recreate and self.unheard >= UNHEARD:
-            self._again(f"does not answer, though it is {self.machine.last_seen}")
-            with contextlib.suppress(
-                Unreachable
-            ):  # the next round finds it as it is, and tries again
+            self._count_attempt(f"does not answer, though it is {self.machine.last_seen}")
+            with contextlib.suppress(Unreachable):  # the next round tries again
                 self.machine.delete()
                 self.heard, self.active_since = False, None
                 self.silent = self.unheard = 0
@@ -265,7 +260,7 @@ class Watch:
     def _active_for(self) -> float:
         return 0.0 if self.active_since is None else time.monotonic() - self.active_since
 
-    def _again(self, why: str) -> None:
+    def _count_attempt(self, why: str) -> None:
         """Counts an attempt and pauses before it, longer each time."""
         self.waiting_since = None
         if self.attempts >= self.policy.retries:
@@ -286,15 +281,15 @@ class Watch:
     def _pause(first: float, doublings: int) -> float:
         return min(first * 2.0 ** min(doublings, 20), LONGEST_PAUSE_S)
 
-    # ---- talk ------------------------------------------------------------------------------------
+    # ---- messages --------------------------------------------------------------------------------
 
-    def _tell(self, text: str) -> None:
-        if text != self.told and not self.machine.shell.dry_run:
+    def _say_once(self, text: str) -> None:
+        if text != self.last_said and not self.machine.shell.dry_run:
             say(f"{self.machine.name}: {text}")
-        self.told = text
+        self.last_said = text
 
     def _note(self, reports: list[Report]) -> None:
-        """The last line of the run's log, now and then."""
+        """Prints the last line of the run's log from time to time."""
         if time.monotonic() - self.noted > NOTE_EVERY_S:
             self.noted = time.monotonic()
             say(f"{self.machine.name}: running{': ' + reports[0].note if reports[0].note else ''}")
@@ -305,18 +300,18 @@ class Watch:
             text = f"the run has finished; its model is in {output}/model"
         elif status == UNSAVED:
             text = (
-                f"the run's output could not be copied to {output}; it is on the machine alone,"
+                f"the run's output could not be copied to {output}; it exists on the machine only,"
                 " which is kept"
             )
         else:
             text = f"the run ended with status {status}; its log is in {output}/logs"
-        self._tell(text)
+        self._say_once(text)
         if self.policy.delete and status != UNSAVED:
             self._tear_down()
         return status
 
     def _tear_down(self) -> None:
-        """Gives the slice back, patiently: nobody looks after it from now on, and it is billed."""
+        """Deletes the slice with several tries: nobody watches it from now on, and it is billed."""
         for attempt in range(DELETE_TRIES):
             try:
                 self.machine.delete()
@@ -326,11 +321,11 @@ class Watch:
                     raise
                 say(f"{self.machine.name}: {error}; trying again")
                 time.sleep(self._pause(self.policy.poll, attempt))
-        self._tell("torn down")
+        self._say_once("deleted")
 
 
 def wait_until_active(machine: Machine, policy: Policy) -> None:
-    """Returns when the slice is there.
+    """Returns when the slice is ready.
 
     Raises:
       LaunchError: there is none of that name, it failed, or it took too long (status 3).

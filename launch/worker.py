@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""What runs on a worker: install, start, status, stop, and the run itself with its output kept in a
+"""Runs on a worker: install, start, status, stop, and the run itself with its output copied to a
 bucket.
 
     worker.py install --extra tpu
-    worker.py start CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (detached; survives the ssh
-    connection) worker.py train CONFIG gs://BUCKET/FOLDER -- --train.steps 100     (here; for
-    containers and batch systems) worker.py status | stop | free
-    (free: status 2 while a run is under way)
+    worker.py start CONFIG gs://BUCKET/FOLDER -- --train.steps 100
+        detached, survives the ssh connection
+    worker.py train CONFIG gs://BUCKET/FOLDER -- --train.steps 100
+        in the foreground, for containers and batch systems
+    worker.py status | stop | free
+        free: exit status 2 while a run is active
 
-Needs the system's Python (3.10 or newer) and gcloud only. Everything lies in $GRIT_HOME (~/grit):
+Needs only the system's Python (3.10 or newer) and gcloud. Everything is in $GRIT_HOME (~/grit):
 `venv/`, `inputs/`, `output/`, and in `run/` the pid, the log and the exit status of the run.
 """
 
@@ -34,8 +36,8 @@ CODE = Path(__file__).resolve().parent.parent
 VENV = HOME / "venv"
 SYNC_EVERY_S = float(os.environ.get("GRIT_SYNC_SECONDS", "60"))
 UV = "uv==0.13.9"
-PYTHON = "3.11"  # requirements.lock was measured with it; the images' own Python is older
-PLATFORMS = {"tpu": "tpu,cpu", "cuda": "cuda,cpu"}  # of the extra that is installed, for JAX
+PYTHON = "3.11"  # that of requirements.lock; the images' own Python is older
+PLATFORMS = {"tpu": "tpu,cpu", "cuda": "cuda,cpu"}  # JAX_PLATFORMS by the installed extra
 UNSAVED = 75  # the run ended, but its output could not be copied to the bucket
 
 
@@ -82,12 +84,12 @@ def main(argv: list[str] | None = None) -> int:
     }
     if args.verb == "start":
         return detached.start(request, args.dry_run)
-    run = lambda: told(lambda: train(request, args.dry_run))
+    run = lambda: report_failure(lambda: train(request, args.dry_run))
     return detached.supervise(run) if args.supervised else run()
 
 
-def told(run: Callable[[], int]) -> int:
-    """The status of `run`; what its surroundings lack is told in a line."""
+def report_failure(run: Callable[[], int]) -> int:
+    """The status of `run`; a failed copy or a missing program becomes one line."""
     try:
         return run()
     except MirrorError as error:
@@ -95,7 +97,7 @@ def told(run: Callable[[], int]) -> int:
     except FileNotFoundError as error:
         if error.filename not in ("gcloud", "grit"):
             raise
-        line = f"{error.filename} is not installed, or not on PATH"
+        line = f"{error.filename} is not installed or not on PATH"
     print(f"worker.py train: {line}", file=sys.stderr)
     return MISTAKE
 
@@ -104,19 +106,20 @@ def told(run: Callable[[], int]) -> int:
 
 
 def free() -> int:
-    """0 where nothing runs; asked before anything of a run is replaced."""
+    """Exit status 0 if nothing runs here. Called before any file of a run is replaced."""
     if not detached.running():
         return 0
-    print("worker.py: a run is under way here; stop it first (tpu.py stop)", file=sys.stderr)
+    print("worker.py: a run is active here; stop it first (tpu.py stop)", file=sys.stderr)
     return MISTAKE
 
 
 def install(extra: str, dry_run: bool = False) -> int:
-    """This checkout and what it needs, into `venv/`, at the versions of requirements.lock."""
+    """Installs this checkout and its dependencies in `venv/`, at the versions of
+    requirements.lock."""
     if not dry_run and free():
         return MISTAKE
     uv = HOME / "uv" / "bin" / "uv"
-    what = f"{CODE}[gcs]" if extra == "cpu" else f"{CODE}[{extra},gcs]"
+    package = f"{CODE}[gcs]" if extra == "cpu" else f"{CODE}[{extra},gcs]"
     commands = [
         [
             "python3",
@@ -140,7 +143,7 @@ def install(extra: str, dry_run: bool = False) -> int:
             "--constraint",
             str(CODE / "requirements.lock"),
             "--editable",
-            what,
+            package,
         ],
         [str(VENV / "bin" / "grit"), "--version"],
     ]
@@ -152,7 +155,7 @@ def install(extra: str, dry_run: bool = False) -> int:
                 f"worker.py install: {shlex.join(command)} failed with status {code}",
                 file=sys.stderr,
             )
-            return 1  # whatever it said: uv's 2 is no run under way, and worth another try
+            return 1  # not uv's own status: 2 would mean an active run
     if not dry_run:
         INSTALLED.write_text(f"{extra}\n")
     return 0
@@ -162,14 +165,13 @@ def install(extra: str, dry_run: bool = False) -> int:
 
 
 def train(request: Request, dry_run: bool = False) -> int:
-    """`grit train` with its inputs from a bucket and its output kept there; returns its exit
+    """Runs `grit train` with its inputs from a bucket and its output copied there; returns its exit
     status.
 
     143 when SIGTERM came, 75 when the run ended but its output could not be copied.
     """
-    if (
-        not dry_run
-    ):  # comes along with SIGTERM when a session ends, and would kill before anything is saved
+    if not dry_run:
+        # It arrives with SIGTERM when a session ends, and would kill before anything is saved.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     tell = (
         (lambda text: None) if dry_run else (lambda text: print(f"worker.py: {text}", flush=True))
@@ -181,9 +183,9 @@ def train(request: Request, dry_run: bool = False) -> int:
         inputs = HOME / "inputs" / as_name(folder)
         if not dry_run:
             inputs.mkdir(parents=True, exist_ok=True)
-        # what was removed from the bucket since must not be read here
-        alike = "--delete-unmatched-destination-objects"
-        run(["gcloud", "storage", "rsync", "--recursive", alike, folder, str(inputs)])
+        # Files removed from the bucket since must not be read here.
+        mirror_exactly = "--delete-unmatched-destination-objects"
+        run(["gcloud", "storage", "rsync", "--recursive", mirror_exactly, folder, str(inputs)])
         config = str(inputs / name)
     elif not Path(config).is_absolute():
         config = str(CODE / config)
@@ -195,7 +197,7 @@ def train(request: Request, dry_run: bool = False) -> int:
         if not dry_run:
             local.mkdir(parents=True, exist_ok=True)
         step = mirror.restore()
-        tell(f"goes on from step {step}" if step else "starts from the beginning")
+        tell(f"resuming from step {step}" if step else "starting from step 0")
         output = str(local)
 
     installed = VENV / "bin" / "grit"
@@ -211,9 +213,8 @@ def train(request: Request, dry_run: bool = False) -> int:
         return 0
     code = run_mirrored(command, mirror, tell)
     tell(f"grit train ended with status {code}")
-    if (
-        output.startswith("gs://") and (RUN / "log").exists()
-    ):  # the run writes there itself, all but this
+    # With --direct the run writes to the bucket itself, but for this log.
+    if output.startswith("gs://") and (RUN / "log").exists():
         try:
             run(
                 [
@@ -230,20 +231,20 @@ def train(request: Request, dry_run: bool = False) -> int:
 
 
 def run_mirrored(command: Sequence[str], mirror: Mirror | None, tell) -> int:
-    """Runs the command, copying its output now and then; SIGTERM is handed on to it."""
+    """Runs the command, copies its output regularly and forwards SIGTERM to it."""
     children: list[subprocess.Popen] = []
     interrupted: list[int] = []
 
-    def hand_on(number: int, frame: object) -> None:
+    def forward(number: int, frame: object) -> None:
         interrupted.append(number)
         for child in children:
             child.terminate()
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         child = subprocess.Popen(command, env=environment())
         children.append(child)
-        if interrupted:  # on the way
+        if interrupted:  # before the child was listed
             child.terminate()
         while True:
             try:
@@ -264,19 +265,19 @@ def run_mirrored(command: Sequence[str], mirror: Mirror | None, tell) -> int:
 
 
 def environment() -> dict[str, str]:
-    """With the platform that was installed for: JAX, left to choose, warns when it cannot be had,
-    and takes the CPU."""
+    """The environment with the installed platform. Without it, JAX warns when the platform is
+    missing, and uses the CPU."""
     extra = INSTALLED.read_text().strip() if INSTALLED.exists() else ""
     return {**({"JAX_PLATFORMS": PLATFORMS[extra]} if extra in PLATFORMS else {}), **os.environ}
 
 
 def as_name(url: str) -> str:
-    """A bucket's folder as the name of one here."""
+    """The name of the local folder for a bucket's."""
     return re.sub(r"[^-\w.]+", "_", url.removeprefix("gs://").rstrip("/"))
 
 
 def save_last(mirror: Mirror, code: int, tell) -> int:
-    """The last copy, which must succeed: the machine may be gone in a minute."""
+    """Copies the output once more, with retries: the machine may be gone in a minute."""
     for attempt in range(3):
         try:
             keep(mirror, last=code == 0)
@@ -289,14 +290,14 @@ def save_last(mirror: Mirror, code: int, tell) -> int:
 
 
 def keep(mirror: Mirror, last: bool = False) -> None:
-    """What is new to the bucket, the log of a detached run included."""
+    """Copies what is new to the bucket, with the log of a detached run."""
     mirror.sync(last)
     if (RUN / "log").exists():
         mirror.add(RUN / "log", f"logs/{detached.host()}.log")
 
 
 def run_quietly(command: Sequence[str]) -> str:
-    """Runs a command and returns its stdout; what it said goes into the error."""
+    """Runs a command and returns its stdout; its stderr goes into the error."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         raise MirrorError(

@@ -15,7 +15,7 @@ def one_line(said, status: int) -> str:
     lines = [
         line
         for line in said.err.splitlines()
-        if ": asking for " not in line and line != "demo: ABSENT"
+        if ": requesting " not in line and line != "demo: ABSENT"
     ]
     assert said.status == status, said
     assert len(lines) == 1 and "Traceback" not in said.err, said.err
@@ -43,7 +43,7 @@ def one_line(said, status: int) -> str:
         ),
         (
             [*CREATE[:2], "--type=tpu7x-8", *WHERE],
-            "no image is known here for tpu7x-8; name one with --image",
+            "no default image for tpu7x-8; give one with --image",
         ),
         (
             [*CREATE, "--project=my-project", "--zone=us-west4"],
@@ -53,40 +53,40 @@ def one_line(said, status: int) -> str:
         (
             [*CREATE, "--zone=us-west4-a"],
             (
-                "no project is given; give it with --project, $CLOUDSDK_CORE_PROJECT, or: gcloud"
+                "no project is given; use --project, $CLOUDSDK_CORE_PROJECT, or: gcloud"
                 " config set core/project"
             ),
         ),
         (
             [*CREATE, "--project=my-project"],
             (
-                "no zone is given; give it with --zone, $CLOUDSDK_COMPUTE_ZONE, or: gcloud config"
+                "no zone is given; use --zone, $CLOUDSDK_COMPUTE_ZONE, or: gcloud config"
                 " set compute/zone"
             ),
         ),
         (
             ["create", "Demo", "--type=v5litepod-8", *WHERE],
-            "Demo: names have lower-case letters, digits and dashes",
+            "Demo: a name has lower-case letters, digits and dashes",
         ),
         ([*CREATE, "--spot", "--reserved", *WHERE], "--spot or --reserved, not both"),
-        ([*CREATE, *WHERE, "--", "x"], "create takes nothing after --"),
+        ([*CREATE, *WHERE, "--", "x"], "create takes no arguments after --"),
         (["exec", "demo", *WHERE], "nothing to run: exec NAME -- COMMAND"),
         (["create", "demo", *WHERE], "the following arguments are required: --type"),
         (["creat", "demo"], "invalid choice: 'creat'"),
         ([*WATCH[:2], "my.yaml", *WATCH[3:]], "put the file and its data in a bucket"),
         ([*WATCH[:2], "configs/none.yaml", *WATCH[3:]], "configs/none.yaml: no such file"),
-        ([*WATCH[:2], "gs://bucket/my.yaml", *WATCH[3:]], "wants gs://BUCKET/FOLDER/NAME.yaml"),
+        ([*WATCH[:2], "gs://bucket/my.yaml", *WATCH[3:]], "expected gs://BUCKET/FOLDER/NAME.yaml"),
         (
             [*WATCH[:3], "--output=runs/mine", *WATCH[4:]],
-            "wants gs://BUCKET/FOLDER; what is on the machine alone dies with it",
+            "expected gs://BUCKET/FOLDER, got",
         ),
         (
             [*WATCH[:3], "--output=gs://bucket/in/out", *WATCH[4:]],
-            "lies in the folder of gs://bucket/in/my.yaml",
+            "is inside the folder of gs://bucket/in/my.yaml",
         ),
         (
             [*WATCH[:3], "--output=gs://bucket/in", *WATCH[4:]],
-            "lies in the folder of gs://bucket/in/my.yaml",
+            "is inside the folder of gs://bucket/in/my.yaml",
         ),
         (
             [
@@ -99,7 +99,7 @@ def one_line(said, status: int) -> str:
                 "--docker-image=i",
                 *WHERE,
             ],
-            "--slices 0: wants one at least",
+            "--slices: must be at least 1, got 0",
         ),
         ([*WATCH, "--", "--output", "x"], "--output is set by the launcher"),
     ],
@@ -151,7 +151,7 @@ def test_what_was_typed(played, words, line):
         (
             "NOT_FOUND: Location us-west4-a is not found or access is unauthorized.",
             2,
-            "us-west4-a is no zone with TPUs, or my-project",
+            "us-west4-a has no TPUs, or my-project",
         ),
         (
             "CONSUMER_INVALID: Project 'my-project' not found or deleted.",
@@ -163,7 +163,11 @@ def test_what_was_typed(played, words, line):
             2,
             "types that us-west4-a has: v5litepod-4, v5litepod-8",
         ),
-        ('There is no more capacity in the zone "us-west4-a"', 2, "us-west4-a has none free now"),
+        (
+            'There is no more capacity in the zone "us-west4-a"',
+            2,
+            "us-west4-a has no free capacity now",
+        ),
         (
             (
                 'SSH Key is not present in the SSH agent. Please run "ssh-add'
@@ -178,7 +182,7 @@ def test_what_was_typed(played, words, line):
                 " 'Read requests per minute'"
             ),
             1,
-            "asked too often",
+            "too many requests",
         ),
         (
             "INTERNAL: a server error\nnobody has seen before",
@@ -201,10 +205,10 @@ def test_a_name_that_exists(played):
     assert played.tpu(*CREATE, *WHERE).status == 0
     line = one_line(played.tpu(*CREATE, *WHERE), 2)
     assert line.startswith(
-        "tpu.py create: demo exists already in us-west4-a; choose another name, go on with it"
+        "tpu.py create: demo already exists in us-west4-a; choose another name, continue with it"
     )
     said = played.tpu(*[word.replace("v5litepod-8", "v5litepod-4") for word in WATCH])
-    assert said.status == 2 and "demo exists already, as v5litepod-8, not v5litepod-4" in said.err
+    assert said.status == 2 and "demo already exists as v5litepod-8, not v5litepod-4" in said.err
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,7 @@ def test_no_gcloud(cloud, monkeypatch, words):
     monkeypatch.setenv("PATH", "/nowhere")
     line = one_line(cloud.tpu(*words), 2)
     assert line.endswith(
-        "gcloud is not installed, or not on PATH; see https://cloud.google.com/sdk/docs/install"
+        "gcloud is not installed or not on PATH; see https://cloud.google.com/sdk/docs/install"
     )
 
 
@@ -242,4 +246,4 @@ def test_a_step_of_the_installation_fails(played):
     assert (
         said.status == 1 and "demo: could not install (status 1; its output is above)" in said.err
     )
-    assert "it stays, and is billed until it is torn down" in said.err
+    assert "it stays, and is billed until it is deleted" in said.err

@@ -70,13 +70,13 @@ def test_a_step_that_always_fails_uses_up_the_retries_and_the_slice_is_given_bac
     played.play(status=["absent"], fail={"scp": ["1|lost connection"] * 9})
     said = played.tpu(*WATCH, "--retries=2", "--delete")
     assert said.status == 3 and "2 retries are used up (--retries)" in said.err
-    assert said.err.count("could not copy the code") == 3 and "demo: torn down" in said.err
+    assert said.err.count("could not copy the code") == 3 and "demo: deleted" in said.err
     assert steps(played) == ["create", "scp", "scp", "scp", "delete"] and "billed" not in said.err
 
 
 def test_another_run_there_is_left_alone(played):
     """Status 2 of a worker: no retry, and no deletion of what is another's."""
-    played.play(status=["idle"], fail={"start": ["2|another run is under way here"]})
+    played.play(status=["idle"], fail={"start": ["2|another run is active here"]})
     said = played.tpu(*WATCH, "--delete")
     assert (
         said.status == 1
@@ -147,7 +147,7 @@ def test_a_cloud_that_was_asked_too_often_does_not_cost_the_machine(played):
     said = played.tpu(*WATCH)
     assert said.status == 0, said.err
     assert (
-        "the cloud was asked too often (RESOURCE_EXHAUSTED: Quota exceeded for quota metric"
+        "too many requests to the cloud (RESOURCE_EXHAUSTED: Quota exceeded for quota metric"
         in said.err
     )
     assert steps(played) == ["create", "scp", "install", "start"]
@@ -165,7 +165,7 @@ def test_a_machine_that_never_answered_is_not_blamed(played, clock, delete):
     )
     assert 1200 < sum(clock) < 2400
     assert steps(played) == ["create", *["delete"] * delete]
-    assert ("is billed until it is torn down" in said.err) is not delete
+    assert ("is billed until it is deleted" in said.err) is not delete
 
 
 def test_a_machine_that_was_there_before_is_not_torn_down_unheard(played, clock):
@@ -176,7 +176,7 @@ def test_a_machine_that_was_there_before_is_not_torn_down_unheard(played, clock)
     assert (
         said.status == 3
         and "never answered ssh" in said.err
-        and "is billed until it is torn down" in said.err
+        and "is billed until it is deleted" in said.err
     )
     assert steps(played) == ["create"]
 
@@ -195,7 +195,7 @@ def test_a_slow_cloud_gives_a_new_machine_its_time_all_the_same(played, clock):
 def test_the_slice_is_given_back_at_the_end_whatever_the_cloud_says_first(played):
     played.play(status=DONE, fail={"delete": ["INTERNAL: not now", TOO_OFTEN]})
     said = played.tpu(*WATCH, "--delete")
-    assert said.status == 0 and said.err.endswith("demo: torn down\n")
+    assert said.status == 0 and said.err.endswith("demo: deleted\n")
     assert sum("delete demo" in call for call in played.calls) == 3
 
 

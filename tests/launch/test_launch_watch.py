@@ -36,7 +36,7 @@ def test_from_nothing_through_a_failure_and_a_preemption_to_the_end(cloud):
     assert cloud.trace() == expected_trace()
     assert (cloud.bucket("runs/mine/model/grit.json")).exists()
     log = cloud.bucket("runs/mine/logs/w0.log").read_text()
-    assert "goes on from step 4" in log and "training: 1/8" not in log
+    assert "resuming from step 4" in log and "training: 1/8" not in log
     states = [line.removeprefix("demo: ") for line in said.err.splitlines()]
     assert [s for s in states if s.split(":")[0].isupper()] == [
         "ABSENT",
@@ -56,7 +56,7 @@ def test_from_nothing_through_a_failure_and_a_preemption_to_the_end(cloud):
     )
     assert states[-2:] == [
         "the run has finished; its model is in gs://bucket/runs/mine/model",
-        "torn down",
+        "deleted",
     ]
 
 
@@ -149,7 +149,7 @@ def test_a_real_run_is_preempted_and_its_losses_are_those_of_a_whole_one(
     said = cloud.tpu(*WATCH, "--poll=0.5")
     assert said.status == 0, said.err
     assert cloud.story.count("create") == 2
-    assert "goes on from step 40" in cloud.bucket("runs/mine/logs/w0.log").read_text()
+    assert "resuming from step 40" in cloud.bucket("runs/mine/logs/w0.log").read_text()
     clock = ("seconds", "tokens_per_s", "data_wait_s")
     whole = [
         json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
@@ -172,21 +172,19 @@ def test_a_run_fails_another_is_left_alone_and_stopped(cloud, monkeypatch):
     assert cloud.tpu(*RUN, "--detach", "--", "--train.steps", "100").status == 0
     log = cloud.root / "vm1" / "w0" / "grit" / "run" / "log"
     until(lambda: "training: 7/100" in log.read_text())
-    assert "goes on from step 2" in log.read_text() and "training: 1/100" not in log.read_text()
+    assert "resuming from step 2" in log.read_text() and "training: 1/100" not in log.read_text()
     # From another computer, with another name there: the same run, in the same home directory.
     monkeypatch.setenv("USER", "another")
     assert "worker w0: running | training: 7/100" in cloud.tpu("status", "demo", *WHERE).out
     again = cloud.tpu(*RUN, "--detach", "--", "--train.steps", "9")
     assert again.status == 1 and "start failed on a worker (status 2" in again.err
-    assert "another run is under way" in (cloud.root / "ssh.log").read_text()
+    assert "another run is active" in (cloud.root / "ssh.log").read_text()
     # Its code is not touched either.
     mark = cloud.root / "vm1" / "w0" / "grit" / "code" / "mark"
     mark.touch()
     refused = cloud.tpu("install", "demo", *WHERE)
     assert refused.status == 1 and "could not install (status 2" in refused.err and mark.exists()
-    assert (
-        "worker.py: a run is under way here; stop it first" in (cloud.root / "ssh.log").read_text()
-    )
+    assert "worker.py: a run is active here; stop it first" in (cloud.root / "ssh.log").read_text()
     assert cloud.tpu("stop", "demo", *WHERE).status == 0
     assert "worker w0: stopped" in cloud.tpu("status", "demo", *WHERE).out
     assert "grit train ended with status 143" in cloud.tpu("logs", "demo", "--lines=1", *WHERE).out
@@ -354,11 +352,12 @@ def test_output_that_is_on_the_machine_alone_keeps_it(played, pauses):
     played.play(status=["absent", "idle", "exited 75"])
     said = played.tpu(*WATCH, "--delete")
     assert said.status == 75 and "delete" not in played.story
-    assert "on the machine alone, which is kept" in said.err
+    assert "on the machine only, which is kept" in said.err
 
 
 @pytest.mark.parametrize(
-    "state, costs", [("ACTIVE", "is billed until"), ("WAITING_FOR_RESOURCES", "billed from when")]
+    "state, costs",
+    [("ACTIVE", "is billed until"), ("WAITING_FOR_RESOURCES", "billed once it becomes")],
 )
 def test_an_interrupt_says_what_is_left_and_how_to_be_rid_of_it(played, monkeypatch, state, costs):
     def interrupt(seconds):
@@ -369,7 +368,7 @@ def test_an_interrupt_says_what_is_left_and_how_to_be_rid_of_it(played, monkeypa
     said = played.tpu(*WATCH)
     assert said.status == 130
     assert f"demo was {state} when last seen" in said.err and costs in said.err
-    assert "a run under way on it goes on" in said.err
+    assert "a run on it continues" in said.err
     assert "launch/tpu.py delete demo --project=my-project --zone=us-west4-a" in said.err
     assert "delete" not in played.story
 
@@ -407,7 +406,7 @@ def test_run_neither_creates_nor_recreates(played, pauses):
     )
     played.tpu("create", "demo", "--type=v5litepod-8", *WHERE)
     said = played.tpu(*RUN)
-    assert said.status == 3 and "tpu.py watch would create it anew" in said.err
+    assert said.status == 3 and "tpu.py watch would create it again" in said.err
     assert played.story.count("create") == 1 and "delete" not in played.story
 
 

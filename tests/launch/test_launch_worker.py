@@ -51,7 +51,7 @@ def test_sigterm_is_handed_on_and_what_was_done_is_kept(cloud, worker):
     assert "grit train ended with status 143" in said
     assert max(int(folder.name) for folder in cloud.bucket("runs/mine/checkpoints").iterdir()) == 4
     again = worker("train", "gs://bucket/in/my.yaml", OUTPUT)
-    assert again.returncode == 0 and "goes on from step 4" in again.stdout
+    assert again.returncode == 0 and "resuming from step 4" in again.stdout
     assert cloud.trace() == expected_trace()
 
 
@@ -81,7 +81,7 @@ def test_a_session_that_ends_as_a_whole_is_saved(cloud, worker, tmp_path):
     program(tmp_path / "bin" / "grit", f"#!{sys.executable}\n{SAVES}")
     child = worker("train", "gs://bucket/in/my.yaml", OUTPUT, wait=False)
     assert (
-        child.stdout.readline().startswith("worker.py: starts")
+        child.stdout.readline().startswith("worker.py: starting")
         and child.stdout.readline() == "ready\n"
     )
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -108,7 +108,7 @@ def test_a_run_that_ends_by_itself_at_sigterm_is_an_interrupted_one(worker, tmp_
     program(tmp_path / "bin" / "grit", f"#!{sys.executable}\n{ENDS_WITH_42}")
     child = worker("train", "gs://bucket/in/my.yaml", OUTPUT, wait=False)
     assert (
-        child.stdout.readline().startswith("worker.py: starts")
+        child.stdout.readline().startswith("worker.py: starting")
         and child.stdout.readline() == "ready\n"
     )
     child.send_signal(signal.SIGTERM)
