@@ -136,10 +136,14 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class KV:
-    """Keys (before rotary embedding) and values of the tokens of one forward pass."""
+    """Keys (before rotary embedding) and values of the tokens of one forward pass.
 
-    k: Float[Array, "L B T K H"]
-    v: Float[Array, "L B T K H"]
+    Head by head in the axis order of the cache (`cache.KVCache`): tokens are last in the keys, and
+    before the head dimension in the values. A layer of them is `[B K H T]` and `[B K T H]`.
+    """
+
+    k: Float[Array, "L B K H T"]
+    v: Float[Array, "L B K T H"]
 
 
 @jax.tree_util.register_dataclass
@@ -187,12 +191,12 @@ class ModelOutput:
 
 @dataclasses.dataclass
 class DocumentKV:
-    """What one encoding pass leaves behind of a text: host arrays, keys before rotary embedding.
+    """A text's keys (before rotary embedding) and values from one encoding pass, in host arrays.
 
-    The same record serves every layout: inserting it into a working cache rotates it to the place
-    it gets.
+    The same record serves every RAG layout: inserting it into a working cache rotates its keys to
+    their positions there. The axes are those of `KV`.
     """
 
     tokens: Int[np.ndarray, " T"]
-    k: Float[np.ndarray, "L T K H"]
-    v: Float[np.ndarray, "L T K H"]
+    k: Float[np.ndarray, "L K H T"]
+    v: Float[np.ndarray, "L K T H"]

@@ -19,7 +19,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from grit_jax.errors import GritError
-from grit_jax.inference.records import Codec, KVRecord, PackedRecord, is_finite
+from grit_jax.inference.records import (
+    Codec,
+    KVRecord,
+    PackedRecord,
+    is_finite,
+    token_axes,
+    token_span,
+)
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, RowBatch, pack_rows
 from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
@@ -406,9 +413,13 @@ class _Texts:
         # whole batch alive.
         named = {"k": result.kv.k, "v": result.kv.v} if isinstance(result.kv, KV) else result.kv
         arrays = {name: to_host(array) for name, array in named.items()}
+        axes = token_axes(self.codec)
         for row, texts in enumerate(batch.texts):
             for i, start, stop in self._spans(texts):
-                own = {name: array[:, row, start:stop].copy() for name, array in arrays.items()}
+                own = {
+                    name: array[(slice(None), row, *token_span(axes[name], start, stop))].copy()
+                    for name, array in arrays.items()
+                }
                 tokens = np.asarray(self.ids[i], np.int32)
                 self.caches[i] = (
                     DocumentKV(tokens, **own)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 import jax
@@ -40,12 +40,16 @@ class Codec(Protocol):
 
     A pytree: its calibration is an argument of the compiled programs.
 
-    Packed arrays that are named `k...` and `v...` have heads `[L B T K ...]`: a layer of them is
-    stored and read as a cache holds keys and values (`token_axis`).
+    Attributes:
+      token_axes: for each packed array by name, the axis of the tokens in one layer of one text (so
+        2 for an array `[L B K H T]`, whose layer is `[K H T]`).
     """
 
+    @property
+    def token_axes(self) -> Mapping[str, int]: ...
+
     def pack(self, kv: KV) -> dict[str, Array]:
-        """Arrays `[L B T ...]` by name, as they are to be stored."""
+        """Arrays `[L B ...]` by name, in the order in which they are stored."""
         ...
 
     def expand(self, arrays: dict[str, Array]) -> KV:
@@ -53,15 +57,13 @@ class Codec(Protocol):
         ...
 
     def expand_layer(self, arrays: dict[str, Array], layer: Int[Array, ""]) -> KV:
-        """Those of one layer, by head: `[B K H T]` and `[B K T H]`, from arrays that are stored
-        so."""
+        """Those of one layer, `[B K H T]` and `[B K T H]`, from that layer of the arrays."""
         ...
 
 
 @dataclasses.dataclass
 class PackedRecord:
-    """A text's keys (before rotary embedding) and values, packed: host arrays `[L T ...]` by
-    name."""
+    """A text's keys (before rotary embedding) and values, packed: host arrays `[L ...]` by name."""
 
     tokens: Int[np.ndarray, " T"]
     arrays: dict[str, np.ndarray]
@@ -69,14 +71,13 @@ class PackedRecord:
 
 
 class StreamedRecord(Protocol):
-    """A record on its way: its tokens are known, its layers come one after the other."""
+    """A record that is being loaded: its tokens are known, its layers arrive one by one."""
 
     tokens: Int[np.ndarray, " T"]
     codec: Codec | None  # None: plain
 
     def layer(self, layer: int) -> dict[str, np.ndarray]:
-        """The arrays of a layer, waited for: `k` `[K H T]` and `v` `[K T H]`, or those of the
-        codec.
+        """Waits for the arrays of a layer: `k` `[K H T]` and `v` `[K T H]`, or those of the codec.
 
         Raises:
           GritError: they cannot be used.
@@ -84,10 +85,17 @@ class StreamedRecord(Protocol):
         ...
 
 
-def token_axis(name: str) -> int:
-    """Where the tokens stand in a layer's array `name`: keys are by head with tokens last `[K X
-    T]`, values `[K T X]`, and what belongs to both is `[T ...]`."""
-    return {"k": 2, "v": 1}.get(name[0], 0)
+PLAIN_TOKEN_AXES = {"k": 2, "v": 1}  # of keys [K H T] and values [K T H]
+
+
+def token_axes(codec: Codec | None) -> Mapping[str, int]:
+    """The axis of the tokens in each array of a layer, by name (see `Codec`)."""
+    return PLAIN_TOKEN_AXES if codec is None else codec.token_axes
+
+
+def token_span(axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    """An index of the tokens `start` to `stop` of an array whose axis `axis` they are."""
+    return (*(slice(None),) * axis, slice(start, stop))
 
 
 KVRecord: TypeAlias = "DocumentKV | PackedRecord | StreamedRecord"
@@ -209,54 +217,53 @@ class _Group:
     def lay_out(self, layer: int) -> dict[str, np.ndarray]:
         """The arrays of one layer."""
         B, S = self.positions.shape
+        axes, plain_dtype = token_axes(self.codec), np.dtype(jnp.dtype(self.config.dtype))
         arrays: dict[str, np.ndarray] = {}
         for r, row in enumerate(self.rows):
             start = 0
             for placed in row:
-                T = len(placed.record.tokens)
+                stop = start + len(placed.record.tokens)
                 for name, array in _layer_of(placed.record, layer).items():
-                    axis = token_axis(name)
+                    axis = axes[name]
                     if name not in arrays:
-                        dtype = (
-                            array.dtype
-                            if self.codec is not None
-                            else np.dtype(jnp.dtype(self.config.dtype))
-                        )
+                        dtype = array.dtype if self.codec is not None else plain_dtype
                         shape = (*array.shape[:axis], S, *array.shape[axis + 1 :])
                         arrays[name] = _aligned_zeros((B, *shape), dtype)
-                    np.moveaxis(arrays[name][r], axis, 0)[start : start + T] = np.moveaxis(
-                        array, axis, 0
-                    )
-                start += T
+                    arrays[name][r][token_span(axis, start, stop)] = array
+                start = stop
         return arrays
 
 
 def _layer_of(record: KVRecord, layer: int) -> dict[str, np.ndarray]:
     if isinstance(record, DocumentKV):
-        arrays = {"k": record.k, "v": record.v}
-    elif isinstance(record, PackedRecord):
-        arrays = record.arrays
-    else:
-        return record.layer(layer)
-    return {name: np.moveaxis(array[layer], 0, token_axis(name)) for name, array in arrays.items()}
+        return {"k": record.k[layer], "v": record.v[layer]}
+    if isinstance(record, PackedRecord):
+        return {name: array[layer] for name, array in record.arrays.items()}
+    return record.layer(layer)
 
 
 def _check_shape(record: KVRecord, config: ModelConfig, name: str) -> None:
     """Checks layers, tokens and heads of a whole record; whoever made a streamed one has checked
     it."""
-    expected: tuple[int, ...] = (config.num_hidden_layers, len(record.tokens))
+    c, T = config, len(record.tokens)
     if isinstance(record, DocumentKV):
-        expected = (*expected, config.num_key_value_heads, config.head_dim)
-        arrays = [record.k, record.v]
-    else:
-        arrays = list(record.arrays.values()) if isinstance(record, PackedRecord) else []
-    for array in arrays:
-        shape = array.shape[: len(expected)]
-        if shape != expected or (isinstance(record, DocumentKV) and array.ndim != 4):
-            raise GritError(
-                f"{name}: its cache has shape {array.shape}, this model's would have {expected}; it"
-                " was made by another model: encode it again"
-            )
+        heads = (c.num_hidden_layers, c.num_key_value_heads)
+        shapes = [(record.k, (*heads, c.head_dim, T)), (record.v, (*heads, T, c.head_dim))]
+        for array, expected in shapes:
+            if array.shape != expected:
+                raise _other_model(name, array, f"{expected}")
+    elif isinstance(record, PackedRecord):
+        axes = token_axes(record.codec)
+        for key, array in record.arrays.items():
+            if len(array) != c.num_hidden_layers or array.shape[1 + axes[key]] != T:
+                raise _other_model(name, array, f"{c.num_hidden_layers} layers of {T} tokens")
+
+
+def _other_model(name: str, array: np.ndarray, expected: str) -> GritError:
+    return GritError(
+        f"{name}: its cache has shape {array.shape}, this model's would have {expected}; it was"
+        " made by another model: encode it again"
+    )
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

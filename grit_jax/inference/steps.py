@@ -224,13 +224,12 @@ def prefill_layer(
         stack_indices=stack_indices,
         mode=prompt_mode,
     )
-    own_k, own_v = out.kv.k.transpose(0, 2, 3, 1), out.kv.v.swapaxes(1, 2)
-    keys = place_keys(own_k, state.positions, state.segments, config, local=kind.local_rope)
+    keys = place_keys(out.kv.k, state.positions, state.segments, config, local=kind.local_rope)
     return dataclasses.replace(
         state,
         x=out.x,
         records=_constrained(records),
-        prompt_kv=_constrained(write_layer(state.prompt_kv, layer, keys, own_v)),
+        prompt_kv=_constrained(write_layer(state.prompt_kv, layer, keys, out.kv.v)),
     )
 
 

@@ -1,8 +1,12 @@
 """The working cache that generation reads and appends to, and how documents get into it.
 
-Every forward pass returns keys *before* rotary embedding. `insert` rotates them once to the place
-they get; a document's record is therefore valid at any offset, in any order, beside any other
-document.
+Every forward pass returns keys *before* rotary embedding. `insert` rotates them once, to their
+positions in the cache; a document's record is therefore valid at any offset, in any order, beside
+any other document.
+
+Keys and values have one axis order from the forward pass that makes them to the cache, in records
+and on disk: head by head, keys `[... K H S]` and values `[... K S H]`. A decoded token's products
+with all keys, and the weighted sum of all values, then run along memory.
 """
 
 from __future__ import annotations
@@ -14,9 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from grit_jax.errors import GritError
-from grit_jax.models.attention import finite_or_zero, finite_tokens
+from grit_jax.models.attention import finite_or_zero
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.rotary import Rotation, depends_on_length, rotate, rotation
+from grit_jax.models.rotary import Rotation, depends_on_length, rotation
 from grit_jax.types import KV
 
 INT8, TINY = 127, 1e-12  # largest code, smallest scale
@@ -25,15 +29,15 @@ INT8, TINY = 127, 1e-12  # largest code, smallest scale
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class KVCache:
-    """Rotated keys and values of `S` slots in each of `B` rows, head by head.
+    """Rotated keys and values of `S` slots in each of `B` rows.
 
-    Slots come last in the keys, so that a decoded token's products with all of them run along
-    memory.
-
-    With scales they are int8: a key channel is worth its `k_scale`, a value its `v_scale`; such a
-    cache is only read. A slot's `segments` entry says which queries see it (0: empty; below 0: a
-    token that was not finite, see `mark_nonfinite`), its `positions` entry where it stands.
-    `cursor` is the next free slot, the same in every row; ragged rows leave empty slots behind.
+    Attributes:
+      positions: of the token in each slot.
+      segments: the queries that see a slot are those of the same segment; 0 is an empty slot, and
+        a negative number a token that was not finite (see `mark_nonfinite`).
+      cursor: the next free slot, the same in every row; ragged rows leave empty slots behind.
+      k_scale, v_scale: of an int8 cache, which is only read: codes of a key channel are multiplied
+        by its `k_scale`, those of a value by its `v_scale`.
     """
 
     k: Float[Array, "L B K H S"]
@@ -53,7 +57,7 @@ class KVCache:
 def empty_cache(
     config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype | None = None
 ) -> KVCache:
-    """A cache with room for `slots` tokens in each row; int8 brings scales."""
+    """A cache with room for `slots` tokens in each row; an int8 one has scales."""
     L, K, H = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     dtype = dtype or jnp.dtype(config.dtype)
     marks = jnp.zeros((rows, slots), jnp.int32)
@@ -68,36 +72,40 @@ def empty_cache(
 
 def rotate_keys(
     kv: KV, positions: Int[Array, "B T"], segments: Int[Array, "B T"], config: ModelConfig
-) -> Float[Array, "L B T K H"]:
-    """The keys of a pass rotated to `positions`, each layer's about its own base."""
-    by = {
-        local: rotation(config, positions, segments, local=local) for local in set(_local(config))
-    }
+) -> Float[Array, "L B K H T"]:
+    """The keys of a pass rotated to `positions`, each layer's with its own base."""
+    local_layers = [kind.local_rope for kind in config.layer_kinds]
+    by = {local: rotation(config, positions, segments, local=local) for local in set(local_layers)}
     if len(by) == 1:
-        return rotate(kv.k, by.popitem()[1])
-    which = jnp.asarray(_local(config), jnp.int32)
-    pick = lambda full, local: jnp.stack([full, local])[which]
-    return rotate(
-        kv.k, Rotation(pick(by[False].cos, by[True].cos), pick(by[False].sin, by[True].sin))
-    )
+        (chosen,) = by.values()
+    else:
+        layers = jnp.asarray(local_layers, jnp.int32)
+        pick = lambda full, local: jnp.stack([full, local])[layers]
+        chosen = Rotation(pick(by[False].cos, by[True].cos), pick(by[False].sin, by[True].sin))
+    return jnp.concatenate(_rotated_halves(kv.k, chosen), axis=-2).astype(kv.k.dtype)
 
 
-def _local(config: ModelConfig) -> list[bool]:
-    return [kind.local_rope for kind in config.layer_kinds]
+def _rotated_halves(
+    k: Float[Array, "*B K H T"], by: Rotation
+) -> tuple[Float[Array, "*B K H/2 T"], Float[Array, "*B K H/2 T"]]:
+    """Both halves of the channels of keys, rotated in float32 (see `rotary.rotate`)."""
+    cos, sin = (a.swapaxes(-1, -2)[..., None, :, :] for a in (by.cos, by.sin))
+    first, second = jnp.split(k.astype(jnp.float32), 2, axis=-2)
+    return first * cos - second * sin, second * cos + first * sin
 
 
 def check_records(config: ModelConfig) -> None:
-    """Whether records of documents can serve at all.
+    """Checks that this model's documents can be cached.
 
     Raises:
-      GritError: the rotary scaling depends on the length of the whole text, which a document's
-        record cannot know.
+      GritError: the rotary scaling depends on the length of the whole text, which is not known when
+        a document is encoded.
     """
     if depends_on_length(config):
         raise GritError(
-            "rotary scaling 'dynamic' turns a key by the length of the whole text, so cached"
-            " documents cannot serve with it; use a layout that reads documents as text, or a"
-            " checkpoint with linear, llama3 or yarn scaling"
+            "rotary scaling 'dynamic' rotates keys by the length of the whole text, so documents"
+            " cannot be cached; use a layout that reads documents as text, or a checkpoint with"
+            " linear, llama3 or yarn scaling"
         )
 
 
@@ -111,8 +119,8 @@ def cache_from(
     """
     check_records(config)
     kv, marked = mark_nonfinite(kv, segments)
-    by_head = _by_head(KV(rotate_keys(kv, positions, segments, config), kv.v))
-    return KVCache(by_head.k, by_head.v, positions, marked, jnp.asarray(kv.k.shape[2], jnp.int32))
+    k = rotate_keys(kv, positions, segments, config)
+    return KVCache(k, kv.v, positions, marked, jnp.asarray(positions.shape[1], jnp.int32))
 
 
 def mark_nonfinite(kv: KV, segments: Int[Array, "B T"]) -> tuple[KV, Int[Array, "B T"]]:
@@ -122,7 +130,7 @@ def mark_nonfinite(kv: KV, segments: Int[Array, "B T"]) -> tuple[KV, Int[Array, 
     Attention gives NaN for the text that reads a marked token, and for no other (a kernel
     multiplies what a query does not see by zero, and zero times NaN is NaN).
     """
-    finite = finite_tokens(kv.k, kv.v).all(axis=0)
+    finite = jnp.isfinite(kv.k).all(axis=(0, 2, 3)) & jnp.isfinite(kv.v).all(axis=(0, 2, 4))
     return KV(finite_or_zero(kv.k), finite_or_zero(kv.v)), jnp.where(finite, segments, -segments)
 
 
@@ -136,35 +144,32 @@ def insert(
     """Writes `T` tokens (documents, a prompt, or the token just decoded) at the cursor, rotated to
     `positions`.
 
-    The caller sees to it that `cursor + T <= S`; XLA would clamp the write otherwise.
+    The caller ensures `cursor + T <= S`, because XLA would clamp the write otherwise.
     """
     at = cache.cursor
     write = jax.lax.dynamic_update_slice
     kv, marked = mark_nonfinite(kv, segments)
-    by_head = _by_head(KV(rotate_keys(kv, positions, segments, config), kv.v))
+    k = rotate_keys(kv, positions, segments, config)
     return KVCache(
-        k=write(cache.k, by_head.k.astype(cache.k.dtype), (0, 0, 0, 0, at)),
-        v=write(cache.v, by_head.v.astype(cache.v.dtype), (0, 0, 0, at, 0)),
+        k=write(cache.k, k.astype(cache.k.dtype), (0, 0, 0, 0, at)),
+        v=write(cache.v, kv.v.astype(cache.v.dtype), (0, 0, 0, at, 0)),
         positions=write(cache.positions, positions.astype(jnp.int32), (0, at)),
         segments=write(cache.segments, marked.astype(jnp.int32), (0, at)),
-        cursor=at + kv.k.shape[2],
+        cursor=at + positions.shape[1],
     )
 
 
 def place_keys(
-    k: Float[Array, "B K H P"],
-    positions: Int[Array, "B P"],
-    segments: Int[Array, "B P"],
+    k: Float[Array, "B K H S"],
+    positions: Int[Array, "B S"],
+    segments: Int[Array, "B S"],
     config: ModelConfig,
     *,
     local: bool,
-) -> tuple[Float[Array, "B K H/2 P"], Float[Array, "B K H/2 P"]]:
-    """One layer's keys of a record rotated to `positions` (`local`: see `rotation`): each half of
-    the channels."""
-    by = rotation(config, positions, segments, local=local)
-    cos, sin = (a.swapaxes(1, 2)[:, None] for a in (by.cos, by.sin))
-    first, second = jnp.split(k.astype(jnp.float32), 2, axis=2)
-    return first * cos - second * sin, second * cos + first * sin
+) -> tuple[Float[Array, "B K H/2 S"], Float[Array, "B K H/2 S"]]:
+    """One layer's keys rotated to `positions` (`local`: see `rotation`), in two halves of the
+    channels."""
+    return _rotated_halves(k, rotation(config, positions, segments, local=local))
 
 
 def write_layer(
@@ -173,11 +178,11 @@ def write_layer(
     halves: tuple[Float[Array, "B K H/2 T"], Float[Array, "B K H/2 T"]],
     v: Float[Array, "B K T H"],
 ) -> KVCache:
-    """Rotated keys (from `place_keys`) and values of one layer in the first slots, as int8 where
-    the cache is.
+    """Writes one layer's rotated keys (from `place_keys`) and values into the first slots, as int8
+    where the cache is int8.
 
-    The halves are written one by one: joined first, they would cost XLA's CPU backend more than
-    everything else here. The marks of the slots are the caller's.
+    The halves are written one by one, because XLA's CPU backend takes longer to join them than for
+    everything else here. Positions and segments are left to the caller.
     """
 
     def write(whole: Array, part: Array, channel: int = 0) -> Array:
@@ -186,17 +191,12 @@ def write_layer(
 
     k, v_cache, k_scale, v_scale = cache.k, cache.v, cache.k_scale, cache.v_scale
     if v_scale is not None:
-        worth = jnp.maximum(jnp.abs(v).max(3) / INT8, TINY)
-        v_scale, v = write(v_scale, worth), jnp.round(v / worth[..., None])
+        scale = jnp.maximum(jnp.abs(v).max(3) / INT8, TINY)
+        v_scale, v = write(v_scale, scale), jnp.round(v / scale[..., None])
     for number, half in enumerate(halves):
         channel = number * half.shape[2]
         if k_scale is not None:
-            worth = jnp.maximum(jnp.abs(half).max(3) / INT8, TINY)
-            k_scale, half = write(k_scale, worth, channel), jnp.round(half / worth[..., None])
+            scale = jnp.maximum(jnp.abs(half).max(3) / INT8, TINY)
+            k_scale, half = write(k_scale, scale, channel), jnp.round(half / scale[..., None])
         k = write(k, half, channel)
     return dataclasses.replace(cache, k=k, v=write(v_cache, v), k_scale=k_scale, v_scale=v_scale)
-
-
-def _by_head(kv: KV) -> KV:
-    """`[L B T K H]` as a cache has them."""
-    return KV(kv.k.transpose(0, 1, 3, 4, 2), kv.v.transpose(0, 1, 3, 2, 4))

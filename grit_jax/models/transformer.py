@@ -61,7 +61,7 @@ REMAT_POLICIES = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class LayerOutput:
-    """A layer's output, and its tokens' own keys (unrotated) and values `[B T K H]`."""
+    """A layer's output, and its tokens' own keys `[B K H T]` (unrotated) and values `[B K T H]`."""
 
     x: Float[Array, "B T D"]
     kv: KV
@@ -314,6 +314,5 @@ def _layer(
     else:
         out = gated_mlp(h, layer, c.hidden_act)
     x = x + (norm(out, "mlp_post_norm") if c.post_norms else out)
-    return (constrain(x, ("rows", "tokens", None)), router), (
-        KV(k, v) if forward.return_kv else None
-    )
+    kv = KV(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)) if forward.return_kv else None
+    return (constrain(x, ("rows", "tokens", None)), router), kv

@@ -3,9 +3,9 @@
     magic (8) | header length (4) | CRC-32 of header and tokens (4) | header (JSON) | token ids |
     zeros to a multiple of 64 | layer 0: array, array, ..., zeros to a multiple of 8 | layer 1: ...
 
-Plain records have the arrays `k` `[K H T]` and `v` `[K T H]`, packed ones those of their codec, as
-a cache holds them, too (`records.token_axis`). Numbers are little-endian. Each layer has a checksum
-of its own, so that it can be read, checked and used before the next one has come.
+Plain records have the arrays `k` `[K H T]` and `v` `[K T H]`, the axis order of the cache; packed
+ones have those of their codec. Numbers are little-endian. Each layer has a checksum of its own, so
+that it can be read, checked and used while the next one is being loaded.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.records import Codec, KVRecord, PackedRecord, token_axis
+from grit_jax.inference.records import Codec, KVRecord, PackedRecord, token_axes
 from grit_jax.types import DocumentKV
 
 FORMAT_VERSION = 3
 MAGIC = b"GRITKV3\n"
 PREFIX = struct.Struct("<8sII")
 ALIGNMENT, LAYER_ALIGNMENT = 64, 8
-NATIVE = "native"  # keys and values in the type in which the model computes
+NATIVE = "native"  # keys and values in the dtype of the computation
 DTYPES = {
     dtype.name: dtype
     for dtype in map(
@@ -43,7 +43,11 @@ DTYPES = {
 
 
 class RecordError(GritError):
-    """A record that must not be used: absent, damaged, or another model's. `key` says which."""
+    """A record that cannot be used: absent, damaged, or another model's.
+
+    Attributes:
+      key: of the record.
+    """
 
     def __init__(self, key: str, message: str):
         super().__init__(message)
@@ -52,14 +56,13 @@ class RecordError(GritError):
 
 @dataclasses.dataclass(frozen=True)
 class RecordIdentity:
-    """What a record depends on beside the document's tokens.
+    """Everything that a record depends on except the document's tokens.
 
     Attributes:
       weights: `GritLM.weights_hash`, which covers the configuration.
       chat: the strings of the chat format.
       attention: the mode of the encoding pass.
-      compression: how keys and values are written: `native`, or a codec's name, version and
-        calibration.
+      compression: of keys and values: `native`, or a codec's name, version and calibration.
     """
 
     weights: str
@@ -75,19 +78,18 @@ class RecordIdentity:
         return cls(model.weights_hash, chat, model.mode.value, compression)
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written into manifests."""
+        """In the form of manifests."""
         return {**dataclasses.asdict(self), "chat": dict(self.chat)}
 
     def to_header(self) -> dict[str, Any]:
-        """As it is written into records: the chat format as a hash."""
+        """In the form of records' headers: the chat format as a hash."""
         return {
             **dataclasses.asdict(self),
             "chat": _digest(json.dumps(dict(self.chat)).encode())[:16],
         }
 
     def difference(self, other: dict[str, Any]) -> str | None:
-        """How `other` (from `to_json` or `to_header`) differs, in words for the person; None where
-        it does not."""
+        """How `other` (from `to_json` or `to_header`) differs, for an error message, or None."""
         mine = self.to_json() if isinstance(other.get("chat"), dict) else self.to_header()
         names = {
             "format": "another version of the format",
@@ -98,7 +100,7 @@ class RecordIdentity:
                 f"another compression ({other.get('compression')}, not {self.compression})"
             ),
         }
-        return next((what for name, what in names.items() if other.get(name) != mine[name]), None)
+        return next((text for name, text in names.items() if other.get(name) != mine[name]), None)
 
 
 def document_key(tokens: Sequence[int], identity: RecordIdentity) -> str:
@@ -117,11 +119,12 @@ def _digest(data: bytes) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where things stand in a record, read from its header and checked against what it must be.
+    """The layout of a record's bytes, read from its header and checked against its identity.
 
     Attributes:
       arrays: name, dtype and shape of the arrays of a layer, in order.
-      start: of layer 0.
+      checksums: CRC-32 of each layer.
+      start: offset of layer 0.
     """
 
     tokens: np.ndarray
@@ -155,13 +158,13 @@ def encode_record(document: KVRecord, identity: RecordIdentity) -> bytes:
     arrays = (
         {"k": document.k, "v": document.v} if isinstance(document, DocumentKV) else document.arrays
     )
-    T, L = len(document.tokens), len(next(iter(arrays.values())))
-    for name, array in arrays.items():
-        if array.shape[:2] != (L, T) or array.dtype.name not in DTYPES:
-            raise ValueError(f"{T} tokens, {L} layers, array {name} {array.dtype}{array.shape}")
-    arrays = {name: np.moveaxis(array, 1, 1 + token_axis(name)) for name, array in arrays.items()}
     if (identity.compression == NATIVE) != isinstance(document, DocumentKV):
         raise ValueError(f"compression {identity.compression!r} of a {type(document).__name__}")
+    T, L = len(document.tokens), len(next(iter(arrays.values())))
+    axes = token_axes(None if isinstance(document, DocumentKV) else document.codec)
+    for name, array in arrays.items():
+        if len(array) != L or array.shape[1 + axes[name]] != T or array.dtype.name not in DTYPES:
+            raise ValueError(f"{T} tokens, {L} layers, array {name} {array.dtype}{array.shape}")
     layers = [
         b"".join(np.ascontiguousarray(array[layer]).tobytes() for array in arrays.values())
         for layer in range(L)
@@ -187,11 +190,11 @@ def encode_record(document: KVRecord, identity: RecordIdentity) -> bytes:
 
 
 def read_layout(blob: bytes, key: str, identity: RecordIdentity, name: str) -> Layout:
-    """What the beginning of a record says.
+    """Reads the beginning of a record.
 
     Args:
       blob: the record, or its beginning (as much as header and tokens take).
-      key, identity: what the record must be.
+      key, identity: that the record must have.
       name: of the document, for messages.
 
     Raises:
@@ -236,7 +239,7 @@ class RecordBody:
         }
 
     def fill(self, first: int, data: bytes) -> None:
-        """Takes the bytes of layers from `first` on.
+        """Fills in the bytes of whole layers, from layer `first` on.
 
         Raises:
           RecordError: damaged, or cut short.
@@ -248,26 +251,23 @@ class RecordBody:
                 raise RecordError(
                     self.key, f"{self._name}: its record is damaged (checksum of layer {layer})"
                 )
-            at = 0
+            offset = 0
             for array, dtype, shape in self.layout.arrays:
                 count = math.prod(shape)
-                self.arrays[array][layer] = np.frombuffer(part, dtype, count, at).reshape(shape)
-                at += count * dtype.itemsize
+                numbers = np.frombuffer(part, dtype, count, offset)
+                self.arrays[array][layer] = numbers.reshape(shape)
+                offset += count * dtype.itemsize
 
     def document(self, codec: Codec | None) -> KVRecord:
-        """The document, once every layer is there."""
-        arrays = {
-            name: np.moveaxis(array, 1 + token_axis(name), 1) for name, array in self.arrays.items()
-        }
+        """The document, once every layer is filled in."""
         if codec is None:
-            return DocumentKV(self.layout.tokens, arrays["k"], arrays["v"])
-        return PackedRecord(self.layout.tokens, arrays, codec)
+            return DocumentKV(self.layout.tokens, self.arrays["k"], self.arrays["v"])
+        return PackedRecord(self.layout.tokens, self.arrays, codec)
 
 
 @dataclasses.dataclass
 class StreamedDocument:
-    """A long record whose parts, of `together` layers each, are on their way (a
-    `StreamedRecord`)."""
+    """A long record that is read in parts of `together` layers each (a `StreamedRecord`)."""
 
     tokens: np.ndarray
     codec: Codec | None
@@ -276,7 +276,7 @@ class StreamedDocument:
     parts: list[Future[None]]
 
     def layer(self, layer: int) -> dict[str, np.ndarray]:
-        """The arrays of a layer, waited for.
+        """Waits for the arrays of a layer.
 
         Raises:
           RecordError: it cannot be read, or is damaged.
@@ -285,7 +285,7 @@ class StreamedDocument:
         return {name: array[layer] for name, array in self.body.arrays.items()}
 
     def whole(self) -> KVRecord:
-        """The document with all its layers; errors as `layer`."""
+        """Waits for the whole document; errors as `layer`."""
         for part in self.parts:
             part.result()
         return self.body.document(self.codec)
@@ -297,11 +297,10 @@ def decode_record(
     """The document in a whole record.
 
     Args:
-      codec: what its arrays are packed with; None for a plain one.
+      codec: that its arrays are packed with; None for a plain one.
 
     Raises:
-      RecordError: as `read_layout`, a layer is damaged, or the record has not the length that its
-        header says.
+      RecordError: as `read_layout`, a damaged layer, or a length other than the header's.
     """
     layout = read_layout(blob, key, identity, name)
     if len(blob) != layout.size:

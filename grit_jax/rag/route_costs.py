@@ -148,10 +148,9 @@ def _quickest(once: Callable[[], float]) -> float:
 
 def _zero_record(model: GritLM, tokens: int) -> DocumentKV:
     c = model.config
-    kv = np.zeros(
-        (c.num_hidden_layers, tokens, c.num_key_value_heads, c.head_dim), jnp.dtype(c.dtype)
-    )
-    return DocumentKV(np.zeros(tokens, np.int32), kv, kv)
+    heads = (c.num_hidden_layers, c.num_key_value_heads)
+    k = np.zeros((*heads, c.head_dim, tokens), jnp.dtype(c.dtype))
+    return DocumentKV(np.zeros(tokens, np.int32), k, k.swapaxes(2, 3))
 
 
 def _machine(model: GritLM) -> str:

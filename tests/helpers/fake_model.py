@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from grit_jax.inference.encoder import Encoded, FormattedTexts
-from grit_jax.inference.records import PackedRecord
+from grit_jax.inference.records import PackedRecord, token_span
 from grit_jax.models.config import ModelConfig
 from grit_jax.rag.build import IndexOptions, build_index
 from grit_jax.rag.index_files import IndexWriter
@@ -38,9 +38,9 @@ CONFIG = ModelConfig(
 def document_kv(ids, config: ModelConfig = CONFIG) -> DocumentKV:
     """Arrays that only these ids have."""
     rng = np.random.default_rng(list(ids))
-    shape = (config.num_hidden_layers, len(ids), config.num_key_value_heads, config.head_dim)
+    shape = (config.num_hidden_layers, config.num_key_value_heads, len(ids), config.head_dim)
     k, v = rng.standard_normal((2, *shape)).astype(np.float32)
-    return DocumentKV(np.asarray(ids, np.int32), k, v)
+    return DocumentKV(np.asarray(ids, np.int32), np.ascontiguousarray(k.swapaxes(2, 3)), v)
 
 
 def packed(document: DocumentKV, codec) -> DocumentKV | PackedRecord:
@@ -48,13 +48,15 @@ def packed(document: DocumentKV, codec) -> DocumentKV | PackedRecord:
     if codec is None:
         return document
     T = len(document.tokens)
-    wide = lambda a: np.pad(
-        a[:, None], ((0, 0), (0, 0), (0, -T % 128), (0, 0), (0, 0))
-    )  # few shapes to compile
-    arrays = codec.pack(KV(wide(document.k), wide(document.v)))
-    return PackedRecord(
-        document.tokens, {name: np.asarray(a)[:, 0, :T] for name, a in arrays.items()}, codec
-    )
+    more = (0, -T % 128)  # few shapes to compile
+    k = np.pad(document.k, ((0, 0), (0, 0), (0, 0), more))
+    v = np.pad(document.v, ((0, 0), (0, 0), more, (0, 0)))
+    arrays = codec.pack(KV(k[:, None], v[:, None]))
+    own = {
+        name: np.asarray(array)[(slice(None), 0, *token_span(codec.token_axes[name], 0, T))]
+        for name, array in arrays.items()
+    }
+    return PackedRecord(document.tokens, own, codec)
 
 
 def vector(ids) -> np.ndarray:

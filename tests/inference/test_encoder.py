@@ -75,7 +75,7 @@ def test_prefix_mode_is_a_causal_instruction_before_a_bidirectional_text(
             tiny_params, encoder.config, ids, formatted.prompt, "mean", "prefix"
         )
         np.testing.assert_allclose(vector, expected, atol=1e-5)
-    first, other = (cache.k[:, : formatted.prompt] for cache in found.caches[:2])
+    first, other = (cache.k[..., : formatted.prompt] for cache in found.caches[:2])
     np.testing.assert_allclose(first, other, atol=1e-5)  # the same instruction, whatever follows
     whole = encoder.encode(sentences[:6], "Find the sentence")
     assert (whole.vectors * found.vectors).sum(1).max() < 0.999
@@ -257,7 +257,7 @@ def test_mistakes_are_named(encoder, texts, instruction, max_length, words):
 
 def test_a_cache_owns_its_memory(encoder, sentences):
     cache = encoder.encode(sentences[:40], return_cache=True).caches[3]
-    assert cache.k.base is None and cache.k.shape[1] == len(cache.tokens)
+    assert cache.k.base is None and cache.k.shape[-1] == len(cache.tokens)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -4,6 +4,7 @@ reading."""
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,19 +29,20 @@ class Halves:
 
     factor: jax.Array
 
-    def pack(self, kv: KV) -> dict[str, jax.Array]:
-        return {"both": jnp.stack([jnp.round(kv.k), jnp.round(kv.v)], 3) / self.factor}
+    # Named as no other array is, with the tokens in the middle: a layer is [2 K T H].
+    token_axes: ClassVar[dict[str, int]] = {"both": 2}
 
-    def at(self, layer: jax.Array) -> Halves:
-        return self
+    def pack(self, kv: KV) -> dict[str, jax.Array]:
+        both = jnp.stack([jnp.round(kv.k).swapaxes(-1, -2), jnp.round(kv.v)], 2)
+        return {"both": both / self.factor}
 
     def expand(self, arrays: dict[str, jax.Array]) -> KV:
         both = arrays["both"] * self.factor
-        return KV(both[:, :, :, 0], both[:, :, :, 1])
+        return KV(both[:, :, 0].swapaxes(-1, -2), both[:, :, 1])
 
     def expand_layer(self, arrays: dict[str, jax.Array], layer: jax.Array) -> KV:
         kv = self.expand({"both": arrays["both"][None]})
-        return KV(kv.k[0].transpose(0, 2, 3, 1), kv.v[0].swapaxes(1, 2))
+        return KV(kv.k[0], kv.v[0])
 
 
 CODEC, OTHER = Halves(jnp.asarray(2.0)), Halves(jnp.asarray(4.0))
@@ -76,7 +78,7 @@ def test_the_encoder_packs_each_text_by_itself(encoder, texts, plain, packed):
         assert one.codec is CODEC and list(one.arrays) == ["both"]
         np.testing.assert_array_equal(one.tokens, document.tokens)
         # At .5 the rounding may go either way: the two are passes of different programs.
-        both = np.stack([document.k, document.v], 2)
+        both = np.stack([document.k.swapaxes(2, 3), document.v], 1)
         np.testing.assert_allclose(2 * one.arrays["both"], both, atol=0.501)
         assert (np.abs(2 * one.arrays["both"] - np.round(both)) > 0).mean() < 1e-3
 
@@ -90,7 +92,7 @@ def test_rows_of_packed_and_plain_pieces(tiny_config, plain, packed):
     join = lambda name, axis: np.stack(
         [np.concatenate([getattr(kv, name) for kv in layer], axis) for layer in expanded]
     )
-    kv = KV(join("k", 3).transpose(0, 1, 4, 2, 3), join("v", 2).transpose(0, 1, 3, 2, 4))
+    kv = KV(join("k", 3), join("v", 2))
     codecs = [group.codec for group in loaded.groups]
     assert len(codecs) == 3 and codecs[-1] is None
     for r, row in enumerate(rows):
@@ -107,11 +109,13 @@ def test_rows_of_packed_and_plain_pieces(tiny_config, plain, packed):
             expected = expected if isinstance(piece, DocumentKV) else rounded(expected)
             slots = [found[position + t] for t in range(len(piece.tokens))]
             np.testing.assert_allclose(
-                kv.k[:, r, slots], expected.k, atol=1e-5 if isinstance(piece, DocumentKV) else 1.01
+                kv.k[:, r, :, :, slots].transpose(1, 2, 3, 0),
+                expected.k,
+                atol=1e-5 if isinstance(piece, DocumentKV) else 1.01,
             )
             if isinstance(piece, PackedRecord):
                 whole = piece.arrays["both"] * np.asarray(piece.codec.factor)
-                np.testing.assert_array_equal(kv.v[:, r, slots], whole[:, :, 1])
+                np.testing.assert_array_equal(kv.v[:, r][:, :, slots], whole[:, 1])
             position += len(piece.tokens)
     assert not loaded.segments[1].any() and not loaded.segments[3].any()
     colliding = load_records(rows, tiny_config, 4, "colliding")
@@ -132,7 +136,9 @@ def test_answers_over_packed_records_are_those_over_their_expansion(
         piece
         if isinstance(piece, DocumentKV)
         else DocumentKV(
-            piece.tokens, piece.arrays["both"][:, :, 0] * 2, piece.arrays["both"][:, :, 1] * 2
+            piece.tokens,
+            piece.arrays["both"][:, 0].swapaxes(2, 3) * 2,
+            piece.arrays["both"][:, 1] * 2,
         )
         for piece in pieces
     ]
@@ -204,8 +210,8 @@ def test_a_layer_computes_before_the_next_one_has_come(
         def layer(self, layer):
             order.append(f"came {layer}")
             return {
-                "k": self.whole.k[layer].transpose(1, 2, 0),
-                "v": self.whole.v[layer].transpose(1, 0, 2),
+                "k": self.whole.k[layer],
+                "v": self.whole.v[layer],
             }
 
     def spy(params, state, layer, *args, **options):

@@ -313,8 +313,10 @@ def test_a_cached_token_that_is_not_finite_reaches_its_own_readers_alone(
     read = compiled(BIDIRECTIONAL)
 
     def run(k, v):
-        kv, marked = mark_nonfinite(KV(k[None], v[None]), cached.segments)
-        keys = KeyValues(kv.k[0], kv.v[0], cached.positions, marked)
+        by_head = KV(k.transpose(0, 2, 3, 1)[None], v.swapaxes(1, 2)[None])
+        kv, marked = mark_nonfinite(by_head, cached.segments)
+        tokens_first = kv.k[0].transpose(0, 3, 1, 2), kv.v[0].swapaxes(1, 2)
+        keys = KeyValues(*tokens_first, cached.positions, marked)
         return read(q, own, keys)
 
     expected = run(cached.k, cached.v)

@@ -139,7 +139,12 @@ jit_insert = jax.jit(insert, static_argnames="config")
 def record(kv, document):
     """The record of one document out of a packed pass."""
     start = sum(LENGTHS[:document])
-    return jax.tree.map(lambda x: x[:, :, start : start + LENGTHS[document]], kv)
+    return part(kv, start, start + LENGTHS[document])
+
+
+def part(kv, start, stop):
+    """The tokens `start` to `stop` of a pass."""
+    return KV(kv.k[..., start:stop], kv.v[..., start:stop, :])
 
 
 def fill(kv, order, slots, config=CONFIG):
@@ -244,16 +249,16 @@ def test_keys_are_rotated_once(params, texts):
     cache, _ = fill(kv, (1, 2), 10)
     frequencies = CONFIG.rope_theta ** (-np.arange(0, 8, 2) / 8)
     angles = np.arange(3, 7)[:, None, None] * frequencies  # document 2 stands at 3 ... 6
-    a, b = np.split(np.asarray(record(kv, 2).k)[:, 0], 2, axis=-1)
+    a, b = np.split(np.moveaxis(np.asarray(record(kv, 2).k)[:, 0], -1, 1), 2, axis=-1)
     turned = np.concatenate(
         [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1
     )
     np.testing.assert_allclose(jnp.moveaxis(cache.k, -1, 2)[:, 0, 3:7], turned, atol=1e-5)
-    np.testing.assert_array_equal(jnp.moveaxis(cache.v, 3, 2)[:, 0, 3:7], record(kv, 2).v[:, 0])
+    np.testing.assert_array_equal(cache.v[:, 0, :, 3:7], record(kv, 2).v[:, 0])
     np.testing.assert_array_equal(cache.positions[0, :7], np.arange(7))
     np.testing.assert_array_equal(cache.segments[0], [1] * 7 + [0] * 3)
 
-    more = jax.tree.map(lambda x: x[:, :, :3], kv)
+    more = part(kv, 0, 3)
     later = jit_insert(
         cache, more, jnp.arange(7, 10)[None], jnp.ones((1, 3), jnp.int32), config=CONFIG
     )
@@ -281,14 +286,14 @@ def test_cache_dtype_follows_the_computation():
         and cache.v.shape == (2, 2, 2, 3, 8)
         and cache.k.shape == (2, 2, 2, 8, 3)
     )
-    ones = jnp.ones((2, 2, 1, 2, 8), jnp.bfloat16)
+    k, v = jnp.ones((2, 2, 2, 8, 1), jnp.bfloat16), jnp.ones((2, 2, 2, 1, 8), jnp.bfloat16)
     marks = jnp.ones((2, 1), jnp.int32)
-    assert insert(cache, KV(ones, ones), marks, marks, narrow).k.dtype == jnp.float32
+    assert insert(cache, KV(k, v), marks, marks, narrow).k.dtype == jnp.float32
 
 
 def test_documents_cannot_be_cached_under_scaling_by_length():
     config = dataclasses.replace(CONFIG, rope_scaling=RopeScaling("dynamic", 2.0))
-    kv = KV(jnp.zeros((2, 1, 3, 2, 8)), jnp.zeros((2, 1, 3, 2, 8)))
+    kv = KV(jnp.zeros((2, 1, 2, 8, 3)), jnp.zeros((2, 1, 2, 3, 8)))
     marks = jnp.ones((1, 3), jnp.int32)
-    with pytest.raises(GritError, match="dynamic.*cached documents"):
+    with pytest.raises(GritError, match="dynamic.*documents cannot be cached"):
         cache_from(kv, marks, marks, config)

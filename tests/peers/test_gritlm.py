@@ -138,9 +138,9 @@ def test_caches(peer, texts, attn, instruction):
             :, 0
         ]
         for layer, part in enumerate(cache.layers):
-            # [K T H] there, [T K H] here.
-            keys, values = (x[i, :, :T].transpose(0, 1).numpy() for x in (part.keys, part.values))
-            np.testing.assert_allclose(rotated[layer], keys, atol=2e-5)
+            # Both are [K T H] there; here keys are [K H T].
+            keys, values = (x[i, :, :T].numpy() for x in (part.keys, part.values))
+            np.testing.assert_allclose(rotated[layer].swapaxes(1, 2), keys, atol=2e-5)
             np.testing.assert_allclose(record.v[layer], values, atol=2e-5)
         assert np.abs(record.k - rotated).max() > 0.1
     assert len(set(lengths)) > 4 and cache.layers[0].keys.shape[2] == max(lengths)

@@ -1,14 +1,12 @@
-"""Compressed caches: which codecs there are, how they are calibrated for a model, and how a
-calibration is kept.
+"""The codecs of compressed caches: which there are, and how one is calibrated and stored.
 
-`int8`, `int4` (`scalar.py`): one code a number, 1.9 and 3.6 times smaller than bfloat16 with all
-that belongs to them. `pca2` (`transform.py`): two bits a number on principal axes, 8 times smaller
-and nearer to native than int4.
+`int8`, `int4` (`scalar.py`): one code a number, 1.9 and 3.6 times smaller than bfloat16, their
+ranges included. `pca2` (`pca.py`): two bits a number on principal axes, 8 times smaller and closer
+to native than int4.
 
-What a codec must know of keys and values (ranges of channels, principal axes) does not come from
-the document, whose record would have to carry it: documents are short. It is calibrated once, on a
-sample of the corpus, and kept in the store. A calibration is part of the identity of the records
-that it packs.
+A codec's parameters (ranges of channels, principal axes) are calibrated once, on a sample of the
+corpus, and kept in the store: documents are short, and a record with its own would be larger. The
+calibration is part of the identity of the records that it packs.
 """
 
 from __future__ import annotations
@@ -33,11 +31,10 @@ from grit_jax.types import KV, DocumentKV
 
 VERSION = 1  # of all codecs; a part of the identity of records
 KINDS = (NATIVE, "int8", "int4", "pca2")
-SAMPLE_TOKENS = 8192  # to calibrate on, at least,
-TOKENS_PER_DIMENSION = (
-    32  # and for a transform so many for each number of a token and layer: its axes must not be
-)
-# those of the sample alone
+SAMPLE_TOKENS = 8192  # to calibrate on, at least
+# Tokens to calibrate a transform on, for each number of a token and layer: with fewer, its axes
+# would fit the sample alone.
+TOKENS_PER_DIMENSION = 32
 
 
 class StoredCodec(Codec, Protocol):
@@ -67,22 +64,27 @@ def calibrate(kind: str, sample: Sequence[DocumentKV]) -> StoredCodec:
     Raises:
       GritError: the numbers of a token do not fill whole bytes.
     """
-    L, _, K, H = sample[0].k.shape
+    L, K, H, _ = sample[0].k.shape
     if (kind == "int4" and H % 2) or (kind == "pca2" and 2 * K * H % AXES):
         raise GritError(
-            f"--kv {kind}: {K} heads of {H} dimensions do not fill whole bytes; take int8"
+            f"--kv {kind}: {K} heads of {H} dimensions do not fill whole bytes; use --kv int8"
         )
-    join = lambda name, layer: np.concatenate(
-        [getattr(one, name)[layer].astype(np.float32) for one in sample]
+    # Layer by layer, all tokens of the sample first: [N K H].
+    join = lambda arrays: np.concatenate([np.asarray(a, np.float32) for a in arrays])
+    layers = (
+        KV(
+            join(document.k[layer].transpose(2, 0, 1) for document in sample),
+            join(document.v[layer].swapaxes(0, 1) for document in sample),
+        )
+        for layer in range(L)
     )
-    layers = (KV(join("k", layer), join("v", layer)) for layer in range(L))
     return (
         calibrate_transform(layers) if kind == "pca2" else calibrate_scalar(int(kind[3:]), layers)
     )
 
 
 def compression_of(kind: str, codec: StoredCodec | None) -> str:
-    """What an identity says of it: kind, version and a hash of the calibration."""
+    """Its name in a record's identity: kind, version and a hash of the calibration."""
     return (
         f"{kind}-{VERSION}-{hashlib.sha256(to_bytes(codec)).hexdigest()[:16]}"
         if codec is not None
@@ -91,12 +93,12 @@ def compression_of(kind: str, codec: StoredCodec | None) -> str:
 
 
 def kind_of(compression: str) -> str:
-    """The kind in what `compression_of` says."""
+    """The kind in a name from `compression_of`."""
     return compression.partition("-")[0]
 
 
 def to_bytes(codec: StoredCodec | None) -> bytes:
-    """A calibration as it is kept; nothing where there is none."""
+    """A calibration as bytes; none for native records."""
     return (
         save({name: np.asarray(array) for name, array in codec.arrays().items()})
         if codec is not None
@@ -104,8 +106,11 @@ def to_bytes(codec: StoredCodec | None) -> bytes:
     )
 
 
-def codec_from_bytes(data: bytes, compression: str, where: str) -> StoredCodec | None:
-    """The codec of `compression` from what `to_bytes` gave; None for native records.
+def codec_from_bytes(data: bytes, compression: str, path: str) -> StoredCodec | None:
+    """The codec named `compression` from the bytes of `to_bytes`; None for native records.
+
+    Args:
+      path: of the store, for messages.
 
     Raises:
       GritError: an unknown kind or version, or a calibration that is damaged or another one.
@@ -115,16 +120,16 @@ def codec_from_bytes(data: bytes, compression: str, where: str) -> StoredCodec |
     kind, known = kind_of(compression), f"{kind_of(compression)}-{VERSION}-"
     if kind not in KINDS or not compression.startswith(known):
         raise GritError(
-            f"{where}: compression {compression!r} is unknown to this version; make the index again"
+            f"{path}: compression {compression!r} is unknown to this version; make the index again"
         )
     if known + hashlib.sha256(data).hexdigest()[:16] != compression:
         raise GritError(
-            f"{where}: the calibration of its compression is damaged; make the index again"
+            f"{path}: the calibration of its compression is damaged; make the index again"
         )
     try:
         arrays = {name: jnp.asarray(array) for name, array in load(data).items()}
     except SafetensorError as error:
         raise GritError(
-            f"{where}: the calibration of its compression is damaged ({error})"
+            f"{path}: the calibration of its compression is damaged ({error})"
         ) from None
     return (Transform if kind == "pca2" else Scalar).from_arrays(arrays)

@@ -1,16 +1,17 @@
 """pca2: transform coding of keys and values at two bits a number (after KVTC, arXiv 2511.01815).
 
 A layer's keys and values of a token, side by side, are projected on the principal axes of a sample.
-Most of their variance lies on few axes; the bits go where they save most of it, several to the
-first axes and none to the last ones. The axes of keys and values together say much more than those
-of each: both are views of the same hidden state.
+Most of the variance lies on few axes, so the first axes get several bits and the last ones none.
+Keys and values are projected together, because both are linear maps of the same hidden state and
+share much of their variance.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,11 @@ from grit_jax.rag.codecs.scalar import best_ranges
 from grit_jax.types import KV
 
 BITS = 2  # a number, on average
-AXES = 8  # share a number of bits: one bit of each of their codes is a byte
-# an error in a key counts as one so many times as large in a value: answers change more with it
-KEY_WEIGHT = 2.0
+AXES = 8  # consecutive axes with the same number of bits: one bit of each of their codes is a byte
+KEY_WEIGHT = 2.0  # an error in a key weighs this many times that in a value: answers change more
 SMALLEST_SCALE = 1e-6
-# What uniform codes of so many bits leave of the variance of a Gaussian (J. Max, Quantizing for
-# minimum distortion, 1960): what a bit more is worth.
+# The fraction of a Gaussian's variance that uniform codes of 0, 1, 2, ... bits lose (J. Max,
+# Quantizing for minimum distortion, 1960).
 LEFT = (1.0, 0.3634, 0.1188, 0.03744, 0.01154, 0.00349, 0.00104, 0.000304, 0.0000869)
 
 
@@ -38,7 +38,7 @@ class Transform:
     Attributes:
       heads: `K` and `H`.
       mean, scale: of a layer's keys and values side by side.
-      axes: what they are projected on when the mean is taken off and the scale divided out.
+      axes: that they are projected on after subtracting the mean and dividing by the scale.
       low, step, bits: of the codes on each axis.
       group, order: which eight axes a byte belongs to, and which bit of their codes it holds.
     """
@@ -55,6 +55,8 @@ class Transform:
     vectors: Float[Array, "L 8n D"]
     heads: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
+    token_axes: ClassVar[Mapping[str, int]] = {"bits": 0}  # a layer's array is [T n]
+
     @classmethod
     def from_arrays(cls, arrays: dict[str, Array]) -> Transform:
         """The codec of a calibration."""
@@ -67,13 +69,13 @@ class Transform:
             for layer in widths.tolist()
         ]
         group, order = np.moveaxis(np.asarray(places, np.int32), -1, 0)
-        # Of a byte's eight bits: the axes' vectors times what the bit is worth.
+        # Of a byte's eight bits: the vector of the bit's axis times the value of the bit.
         axis = group[..., None] * AXES + np.arange(AXES)  # L n 8
-        worth = np.take_along_axis(a["step"][:, None], axis, -1) * 2.0 ** order[..., None]
+        value = np.take_along_axis(a["step"][:, None], axis, -1) * 2.0 ** order[..., None]
         vectors = np.stack(
-            [layer.T[where.reshape(-1)] for layer, where in zip(back, axis, strict=True)]
+            [layer.T[axes.reshape(-1)] for layer, axes in zip(back, axis, strict=True)]
         )
-        vectors *= worth.reshape(len(back), -1, 1)
+        vectors *= value.reshape(len(back), -1, 1)
         kept = {name: array for name, array in arrays.items() if name != "heads"}
         expanding = {
             name: jnp.asarray(array, jnp.float32)
@@ -96,13 +98,16 @@ class Transform:
 
     def pack(self, kv: KV) -> dict[str, Array]:
         """The codes' bits."""
-        L, B, T, K, H = kv.k.shape
+        L, B, K, H, T = kv.k.shape
+        tokens_first = (kv.k.transpose(0, 1, 4, 2, 3), kv.v.swapaxes(2, 3))
         x = jnp.concatenate(
-            [a.reshape(L, B, T, K * H).astype(jnp.float32) for a in (kv.k, kv.v)], -1
+            [a.reshape(L, B, T, K * H).astype(jnp.float32) for a in tokens_first], -1
         )
         each = lambda a: a[:, None, None]  # a layer's, for all rows and tokens
-        found = jnp.einsum("lbtd,ldr->lbtr", (x - each(self.mean)) / each(self.scale), self.axes)
-        codes = jnp.round((found - each(self.low)) / each(self.step))
+        projected = jnp.einsum(
+            "lbtd,ldr->lbtr", (x - each(self.mean)) / each(self.scale), self.axes
+        )
+        codes = jnp.round((projected - each(self.low)) / each(self.step))
         codes = jnp.clip(codes, 0, 2.0 ** each(self.bits) - 1).astype(jnp.int32)
         codes = jnp.take_along_axis(
             codes.reshape(L, B, T, -1, AXES), each(self.group)[..., None], axis=3
@@ -111,31 +116,31 @@ class Transform:
         return {"bits": (bits << jnp.arange(AXES)).sum(-1).astype(jnp.uint8)}
 
     def expand(self, arrays: dict[str, Array]) -> KV:
-        """The keys and values again, nearly."""
+        """The keys and values again, approximately."""
         packed = arrays["bits"]
-        L, B, P, n = packed.shape
+        L, B, T, n = packed.shape
         bits = packed[..., None] >> jnp.arange(AXES, dtype=jnp.uint8) & 1
         x = jnp.einsum(
-            "lbpn,lnd->lbpd", bits.reshape(L, B, P, n * AXES).astype(jnp.float32), self.vectors
+            "lbtn,lnd->lbtd", bits.reshape(L, B, T, n * AXES).astype(jnp.float32), self.vectors
         )
-        x = (x + self.base[:, None, None]).reshape(L, B, P, 2, *self.heads)
-        return KV(x[..., 0, :, :], x[..., 1, :, :])
+        x = (x + self.base[:, None, None]).reshape(L, B, T, 2, *self.heads)
+        return KV(x[..., 0, :, :].transpose(0, 1, 3, 4, 2), x[..., 1, :, :].swapaxes(2, 3))
 
     def expand_layer(self, arrays: dict[str, Array], layer: Int[Array, ""]) -> KV:
-        """Those of one layer by head."""
-        one = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer), self)
-        kv = one.expand({name: array[None] for name, array in arrays.items()})
-        return KV(kv.k[0].transpose(0, 2, 3, 1), kv.v[0].swapaxes(1, 2))
+        """Those of one layer."""
+        codec = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer), self)
+        kv = codec.expand({name: array[None] for name, array in arrays.items()})
+        return KV(kv.k[0], kv.v[0])
 
 
 def calibrate_transform(sample: Iterable[KV]) -> Transform:
-    """Principal axes of a sample, given layer by layer (`[N K H]`), and the bits of each, as many
-    in every layer."""
+    """The codec of a sample that is given layer by layer (`[N K H]`); every layer gets as many
+    bits."""
     layers = []
     for kv in sample:
         N, K, H = kv.k.shape
         k, v = (np.asarray(part).reshape(N, -1) for part in (kv.k, kv.v))
-        # Alike in size, but for the weight of the keys.
+        # Scaled to the same size, apart from the weight of the keys.
         sizes = (k.std() / KEY_WEIGHT, v.std())
         scale = np.concatenate([np.full(K * H, max(size, SMALLEST_SCALE)) for size in sizes])
         x = np.concatenate([k, v], 1) / scale
@@ -169,7 +174,7 @@ def _principal_axes(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _allocate(variances: np.ndarray, count: int) -> np.ndarray:
-    """Bits for each variance, `count` in all, one after the other to where it takes most away."""
+    """Bits for each variance, `count` in all: each goes where it reduces the error most."""
     bits = np.zeros(len(variances), np.int64)
     gain = lambda i: variances[i] * (LEFT[bits[i]] - LEFT[bits[i] + 1])
     heap = [(-gain(i), i) for i in range(len(variances))]

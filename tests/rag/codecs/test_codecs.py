@@ -3,13 +3,14 @@ calibrations that last."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from grit_jax.errors import GritError
-from grit_jax.inference.records import token_axis
 from grit_jax.models.config import ModelConfig
 from grit_jax.rag.codecs.codecs import (
     KINDS,
@@ -39,22 +40,41 @@ def sample(tokens: int = T, seed: int = 1) -> DocumentKV:
     k = k * np.exp(ways.standard_normal(K * H)) + 5 * ways.standard_normal(K * H)
     v += 0.05 * rng.standard_normal(v.shape)
     shape = (L, tokens, K, H)
-    return DocumentKV(
+    return Document(
         np.arange(tokens), k.reshape(shape).astype(np.float32), v.reshape(shape).astype(np.float32)
     )
+
+
+@dataclasses.dataclass
+class Document:
+    """A document in the axis order that the arithmetic below is written in: `[L T K H]`."""
+
+    tokens: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+
+    @property
+    def record(self) -> DocumentKV:
+        """In the axis order of the cache: `[L K H T]` and `[L K T H]`."""
+        return DocumentKV(self.tokens, self.k.transpose(0, 2, 3, 1), self.v.swapaxes(1, 2))
 
 
 SAMPLE, OTHER = sample(), sample(300, 2)
 
 
-def kv(document: DocumentKV) -> KV:
-    return KV(document.k[:, None], document.v[:, None])
+def kv(document: Document) -> KV:
+    record = document.record
+    return KV(record.k[:, None], record.v[:, None])
 
 
-def through(kind: str, document: DocumentKV = OTHER, **change) -> tuple[np.ndarray, np.ndarray]:
-    codec = calibrate(kind, [SAMPLE])
-    found = jax.jit(lambda c, x: c.expand(c.pack(x)))(codec, kv(document))
-    return np.asarray(found.k)[:, 0], np.asarray(found.v)[:, 0]
+def tokens_first(kv: KV) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of row 0 as `[L T K H]`."""
+    return np.asarray(kv.k)[:, 0].transpose(0, 3, 1, 2), np.asarray(kv.v)[:, 0].swapaxes(1, 2)
+
+
+def through(kind: str, document: Document = OTHER) -> tuple[np.ndarray, np.ndarray]:
+    codec = calibrate(kind, [SAMPLE.record])
+    return tokens_first(jax.jit(lambda c, x: c.expand(c.pack(x)))(codec, kv(document)))
 
 
 def loss(found: np.ndarray, array: np.ndarray) -> float:
@@ -66,9 +86,13 @@ def loss(found: np.ndarray, array: np.ndarray) -> float:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_scalar_codes_are_the_nearest(bits):
-    codec = calibrate(f"int{bits}", [SAMPLE])
+    codec = calibrate(f"int{bits}", [SAMPLE.record])
     low, step = np.asarray(codec.low)[:, None], np.asarray(codec.step)[:, None]
+    # As the expressions below have them: tokens before heads.
     arrays = {name: np.asarray(array)[:, 0] for name, array in codec.pack(kv(OTHER)).items()}
+    arrays = {
+        name: np.moveaxis(array, 1 + codec.token_axes[name], 1) for name, array in arrays.items()
+    }
     codes = lambda a: a if bits == 8 else np.concatenate([a & 15, a >> 4], -1)
     expected = np.clip(np.rint((OTHER.k - low) / step), 0, 2**bits - 1)
     assert (np.abs(codes(arrays["k"]) - expected) > 0).mean() < 1e-3  # halves may round either way
@@ -118,7 +142,7 @@ def test_axes_lose_less_with_fewer_bits():
 def test_axes_and_bits_of_a_transform():
     """Uncorrelated projections with most bits where the variance is; what a byte holds, bit by
     bit."""
-    codec = calibrate("pca2", [SAMPLE])
+    codec = calibrate("pca2", [SAMPLE.record])
     D = 2 * K * H
     bits, axes = np.asarray(codec.bits), np.asarray(codec.axes)
     assert (np.diff(bits, axis=1) <= 0).all() and (
@@ -200,10 +224,10 @@ def test_bytes_of_a_short_document(config, kind, most):
 
     rng = np.random.default_rng(0)
     shape = lambda n: (config.num_hidden_layers, n, config.num_key_value_heads, config.head_dim)
-    make = lambda n: DocumentKV(
+    make = lambda n: Document(
         np.arange(n) % 2048, *(rng.standard_normal(shape(n)).astype(np.float32) for _ in "kv")
     )
-    codec, document = calibrate(kind, [make(40)]), make(110)
+    codec, document = calibrate(kind, [make(40).record]), make(110).record
     identity = RecordIdentity.of(fake_model("f" * 32), compression_of(kind, codec))
     size = len(encode_record(packed(document, codec), identity))
     assert size <= most * 2 * 2 * np.prod(shape(110))
@@ -211,7 +235,7 @@ def test_bytes_of_a_short_document(config, kind, most):
 
 @pytest.mark.parametrize("kind", CODECS)
 def test_a_calibration_survives(kind):
-    codec = calibrate(kind, [SAMPLE])
+    codec = calibrate(kind, [SAMPLE.record])
     compression = compression_of(kind, codec)
     assert kind_of(compression) == kind and compression.startswith(f"{kind}-1-")
     again = codec_from_bytes(to_bytes(codec), compression, "here")
@@ -222,13 +246,13 @@ def test_a_calibration_survives(kind):
     assert compression_of(kind, again) == compression
     # The same sample in pieces gives the same; another one does not.
     parts = [
-        DocumentKV(SAMPLE.tokens[a], SAMPLE.k[:, a], SAMPLE.v[:, a])
+        Document(SAMPLE.tokens[a], SAMPLE.k[:, a], SAMPLE.v[:, a]).record
         for a in (slice(0, 300), slice(300, T))
     ]
     assert compression_of(kind, calibrate(kind, parts)) == compression
-    assert compression_of(kind, calibrate(kind, [OTHER])) != compression
+    assert compression_of(kind, calibrate(kind, [OTHER.record])) != compression
     with pytest.raises(GritError, match="here: the calibration"):
-        codec_from_bytes(to_bytes(calibrate(kind, [OTHER])), compression, "here")
+        codec_from_bytes(to_bytes(calibrate(kind, [OTHER.record])), compression, "here")
 
 
 @pytest.mark.parametrize("kind", CODECS)
@@ -237,41 +261,39 @@ def test_extremes(kind):
     codec = calibrate(
         kind,
         [
-            DocumentKV(
+            Document(
                 np.arange(64),
                 np.zeros((L, 64, K, H), np.float32),
                 np.ones((L, 64, K, H), np.float32),
-            )
+            ).record
         ],
     )
-    zeros = np.zeros((L, 1, 1, K, H), np.float32)
-    found = codec.expand(codec.pack(KV(zeros, zeros + 1)))
+    zeros = np.zeros((L, 1, K, H), np.float32)
+    found = codec.expand(codec.pack(kv(Document(np.arange(1), zeros, zeros + 1))))
     np.testing.assert_allclose(found.k, 0, atol=1e-5)
     np.testing.assert_allclose(found.v, 1, atol=0.02)
-    huge = DocumentKV(SAMPLE.tokens, SAMPLE.k * 1e8, SAMPLE.v * 1e8)
-    found = calibrate(kind, [huge])
+    huge = Document(SAMPLE.tokens, SAMPLE.k * 1e8, SAMPLE.v * 1e8)
+    found = calibrate(kind, [huge.record])
     out = found.expand(found.pack(kv(huge)))
-    assert np.isfinite(out.k).all() and loss(np.asarray(out.v)[:, 0], huge.v) < 0.3
+    assert np.isfinite(out.k).all() and loss(tokens_first(out)[1], huge.v) < 0.3
 
 
 def test_an_odd_head_is_told():
     for kind in ("int4", "pca2"):
-        odd = DocumentKV(np.arange(9), *np.ones((2, L, 9, K, 3), np.float32))
+        odd = Document(np.arange(9), *np.ones((2, L, 9, K, 3), np.float32))
         with pytest.raises(GritError, match=f"--kv {kind}: 2 heads of 3 dimensions.*int8"):
-            calibrate(kind, [odd])
+            calibrate(kind, [odd.record])
     assert sample_tokens("pca2", ModelConfig(num_key_value_heads=8, head_dim=128)) == 32 * 2048
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "pca2"])
-def test_a_layer_by_head_is_what_the_whole_expansion_has(kind):
-    codec = calibrate(kind, [SAMPLE])
+def test_a_layer_by_itself_is_that_of_the_whole_expansion(kind):
+    codec = calibrate(kind, [SAMPLE.record])
     packed = codec.pack(kv(OTHER))
     whole = codec.expand(packed)
     for layer in range(len(whole.k)):
-        stored = {
-            name: jnp.moveaxis(array[layer], 1, 1 + token_axis(name))
-            for name, array in packed.items()
-        }
-        found = codec.expand_layer(stored, jnp.asarray(layer))
-        np.testing.assert_allclose(found.k.transpose(0, 3, 1, 2), whole.k[layer], atol=1e-6)
-        np.testing.assert_allclose(found.v.swapaxes(1, 2), whole.v[layer], atol=1e-6)
+        arrays = {name: array[layer] for name, array in packed.items()}
+        assert all(array.shape[1 + codec.token_axes[name]] == 300 for name, array in arrays.items())
+        found = codec.expand_layer(arrays, jnp.asarray(layer))
+        np.testing.assert_allclose(found.k, whole.k[layer], atol=1e-6)
+        np.testing.assert_allclose(found.v, whole.v[layer], atol=1e-6)
