@@ -42,7 +42,7 @@ from grit_jax.inference.steps import (
     prefill_start_step,
     prefill_step,
 )
-from grit_jax.models.cache import KVCache
+from grit_jax.models.cache import KVCache, check_records
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.finite import describe_cause
 from grit_jax.models.parameters import stack_indices
@@ -186,6 +186,8 @@ def _requests(
         raise ValueError(
             f"{len(prompts)} prompts, {len(settings)} samplings, {len(records)} lists of records"
         )
+    if any(len(before) for before in records):
+        check_records(config)
     requests = []
     for i, (prompt, before, setting) in enumerate(zip(prompts, records, settings, strict=True)):
         if not len(prompt):

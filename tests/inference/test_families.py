@@ -72,12 +72,12 @@ def test_scaling_by_length_has_no_records(tiny_config, tiny_params, tiny_tokeniz
     ).vectors  # without records it embeds, each text by its own length
     alone = encoder.encode(sentences[3:4]).vectors
     np.testing.assert_allclose(together[3], alone[0], atol=1e-5)
-    with pytest.raises(GritError, match="dynamic.*cached documents"):
+    with pytest.raises(GritError, match="dynamic.*documents cannot be cached"):
         encoder.encode(sentences[:2], return_cache=True)
     record = Encoder(tiny_config, tiny_params, tiny_tokenizer, encoder.chat).encode(
         sentences[:1], return_cache=True
     )
-    with pytest.raises(GritError, match="dynamic.*cached documents"):
+    with pytest.raises(GritError, match="dynamic.*documents cannot be cached"):
         generate(
             tiny_params, config, [[5, 6]], records=[record.caches], sampling=Sampling(2), eos_ids=[]
         )
