@@ -1,5 +1,4 @@
-"""What no implementation goes below: the bytes that an answer has to read, at the rates at which
-this machine reads."""
+"""A lower bound of an answer's latency: the bytes that it has to read, at this machine's rates."""
 
 from __future__ import annotations
 
@@ -19,26 +18,26 @@ from grit_jax.models.transformer import Params
 from grit_jax.rag.page_cache import drop_page_cache
 
 REPEATS = 5
-COLUMNS = 1024  # of a matrix that is as large as what a token reads
-CHUNK, READERS = 4 << 20, 8  # of files: bytes at a time, and how many at once
+COLUMNS = 1024  # of a matrix as large as the weights that decoding reads for a token
+CHUNK, READERS = 4 << 20, 8  # files are read in chunks of so many bytes, by so many threads
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Bytes a second: from the device's memory into its arithmetic units, and from the store's
-    files into memory."""
+    """Bytes per second: `memory` from the device's memory into its arithmetic units, `store` from
+    the store's files into memory."""
 
     memory: float
     store: float
 
 
 def measure_rates(store: str | Path, token_bytes: int) -> Rates:
-    """The best of several: a vector times a matrix, as in decoding; the files of a store, read from
-    the disk.
+    """Measures a vector times a matrix, as in decoding, and reading a store's files from disk; the
+    best of several times.
 
     Args:
-      token_bytes: what decoding reads for a token; a small model's weights stay in the processor's
-        caches.
+      token_bytes: bytes that decoding reads for a token. The matrix has as many, because a small
+        model's weights stay in the processor's caches.
     """
     rows = max(1, token_bytes // (4 * COLUMNS))
     matrix, vector = jnp.ones((rows, COLUMNS), jnp.float32), jnp.ones(rows, jnp.float32)
@@ -53,8 +52,8 @@ def measure_rates(store: str | Path, token_bytes: int) -> Rates:
 
 
 def weight_bytes(params: Params, config: ModelConfig) -> int:
-    """Bytes of the weights that every token reads: all but a table of embeddings that is no output
-    layer, too."""
+    """Bytes of the weights that every token reads: all except an embedding table that is not also
+    the output layer."""
     used = {
         name: value
         for name, value in params.items()
@@ -64,7 +63,7 @@ def weight_bytes(params: Params, config: ModelConfig) -> int:
 
 
 def kv_bytes(config: ModelConfig, tokens: int) -> int:
-    """Bytes of the keys and values of so many tokens in the cache that decoding reads."""
+    """Bytes of the keys and values of `tokens` tokens in the cache that decoding reads."""
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return tokens * numbers * np.dtype(jnp.dtype(config.dtype)).itemsize
 

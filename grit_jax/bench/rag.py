@@ -119,60 +119,83 @@ class _Run:
     cold: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class RagBenchOptions:
+    """What `bench_rag` measures.
+
+    Attributes:
+      kv: how the index keeps documents' records.
+      tokens: of the long side of a sample.
+      new_tokens: of an answer.
+      repeats: answers that are timed, after one that compiles.
+      seed: of the texts.
+      curve: measure shorter samples too, down to a sixteenth of `tokens`.
+    """
+
+    kv: str = "native"
+    tokens: int = 4000
+    new_tokens: int = 16
+    repeats: int = 3
+    seed: int = 0
+    curve: bool = False
+
+
 def bench_rag(
     model: GritLM,
-    kv: str = "native",
+    options: RagBenchOptions = RagBenchOptions(),
     *,
-    tokens: int = 4000,
-    new_tokens: int = 16,
-    repeats: int = 3,
-    seed: int = 0,
-    curve: bool = False,
     folder: Path | None = None,
     quiet: bool = False,
 ) -> RagBench:
-    """Times every layout and `auto` on both samples; what is compiled is compiled before.
+    """Times every layout and `auto` on both samples; programs are compiled before.
 
-    Repeats go round all layouts and lengths, so that a slow moment of the machine hits all of them
-    alike.
+    Repeats go round all layouts and lengths, so that a slow moment of the machine affects all of
+    them alike.
 
     Args:
-      kv: how the index keeps documents' records.
-      tokens: of the long side of a sample.
-      curve: shorter ones, too, down to a sixteenth.
-      folder: where the indices stand while this runs; None: where the system keeps temporary files.
+      folder: where the indexes are while this runs; None: the system's folder for temporary files.
 
     Raises:
       GritError: more tokens than the model reads, or a tokenizer that cannot make such texts.
     """
-    texts = TextMaker(model, seed)
-    check_length(model, texts, tokens, new_tokens)
-    lengths = [tokens >> i for i in reversed(range(CURVE if curve else 1)) if tokens >> i]
+    texts, tokens = TextMaker(model, options.seed), options.tokens
+    check_length(model, texts, tokens, options.new_tokens)
+    shortest = CURVE if options.curve else 1
+    lengths = [tokens >> i for i in reversed(range(shortest)) if tokens >> i]
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as scratch:
         samples = [
-            _sample(model, texts, kv, shape, long, Path(scratch))
+            _sample(model, texts, options.kv, shape, long, Path(scratch))
             for long in lengths
             for shape in SHAPES
         ]
-        cases = [(sample, mode) for sample in samples for mode in MEASURED]
-        runs: dict[tuple[_Sample, str], list[_Run]] = {case: [] for case in cases}
-        with progress(len(cases) * (repeats + 1), "bench rag", "answers", quiet=quiet) as bar:
-            for turn in range(repeats + 1):
-                for sample, mode in cases[::-1] if turn % 2 else cases:
-                    run = _answer(model, sample, mode, new_tokens)
-                    if turn:  # in the first one programs are compiled
-                        runs[sample, mode].append(run)
-                    bar.update(1, f"{mode} {sample.shape} {sample.long}")
+        runs = _run_all(model, samples, options, quiet)
         largest = max(samples, key=lambda sample: sample.doc_tokens)
         weights = weight_bytes(model.params, model.config)
         context = kv_bytes(model.config, tokens)
         rates = measure_rates(Index.open(largest.index, model).store.path, weights + context)
         timings = [
-            _timing(model, kv, sample, mode, runs[sample, mode], rates, weights)
-            for sample, mode in cases
+            _timing(model, options.kv, sample, mode, of_sample, rates, weights)
+            for (sample, mode), of_sample in runs.items()
         ]
     table = [timing for timing in timings if max(timing.query_tokens, timing.doc_tokens) == tokens]
-    return RagBench(table, timings if curve else [], rates, weights)
+    return RagBench(table, timings if options.curve else [], rates, weights)
+
+
+def _run_all(
+    model: GritLM, samples: Sequence[_Sample], options: RagBenchOptions, quiet: bool
+) -> dict[tuple[_Sample, str], list[_Run]]:
+    """The timed answers of each sample and layout."""
+    pairs = [(sample, mode) for sample in samples for mode in MEASURED]
+    runs: dict[tuple[_Sample, str], list[_Run]] = {pair: [] for pair in pairs}
+    turns = options.repeats + 1
+    with progress(len(pairs) * turns, "bench rag", "answers", quiet=quiet) as bar:
+        for turn in range(turns):
+            for sample, mode in pairs[::-1] if turn % 2 else pairs:
+                run = _answer(model, sample, mode, options.new_tokens)
+                if turn:  # programs are compiled in the first turn
+                    runs[sample, mode].append(run)
+                bar.update(1, f"{mode} {sample.shape} {sample.long}")
+    return runs
 
 
 def _sample(

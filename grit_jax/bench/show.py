@@ -1,5 +1,4 @@
-"""The measurements of `grit bench rag` for a person: tables in Markdown, and the curve over
-lengths."""
+"""The measurements of `grit bench rag` as Markdown tables, and as a plot over lengths."""
 
 from __future__ import annotations
 
@@ -30,14 +29,14 @@ HEAD = (
 
 
 def markdown(bench: RagBench, model: GritLM) -> str:
-    """Both tables, what they say, and what they were measured on."""
+    """The conditions of the measurement, and for each sample a table and its findings."""
     parts = [_conditions(bench, model)]
     for shape in SHAPES:
         rows = {timing.mode: timing for timing in bench.table if timing.shape == shape}
-        one = rows["doc"]
+        timing = rows["doc"]
         parts.append(
-            f"**{shape}**: a question of {_count(one.query_tokens)}, a document of"
-            f" {_count(one.doc_tokens)}, {one.new_tokens} new tokens;"
+            f"**{shape}**: a question of {_count(timing.query_tokens)}, a document of"
+            f" {_count(timing.doc_tokens)}, {timing.new_tokens} new tokens;"
             f" seconds\n\n{_table([rows[mode] for mode in MEASURED])}\n\n{_findings(rows)}"
         )
     return "\n\n".join(parts) + "\n"
@@ -118,8 +117,8 @@ def _table(rows: list[RagTiming]) -> str:
 
 
 def _findings(rows: dict[str, RagTiming]) -> str:
-    """What the targets are about: cached against read, against no document, and the router against
-    the best."""
+    """The ratios of interest: a cached document to one that is read and to none, and the router to
+    the best layout."""
     doc, none = rows["doc"], rows["none"]
     plain = min(rows["query-then-doc"].total_s, rows["doc-then-query"].total_s)
     best = min(

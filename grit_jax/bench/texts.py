@@ -11,13 +11,13 @@ import numpy as np
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 
-CANDIDATES = 4000  # ids looked at for words
+CANDIDATES = 4000  # ids that are tried as words
 ATTEMPTS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class _Vocabulary:
-    """Words that are one token at the beginning of a text, others that are one after a word and a
+    """Words that are one token: `first` at the beginning of a text, `next` after a word and the
     separator."""
 
     first: list[str]
@@ -26,23 +26,23 @@ class _Vocabulary:
 
 
 class TextMaker:
-    """Makes texts that a model reads as so many tokens, tags of the embedding format apart; the
-    same for a seed."""
+    """Makes texts of an exact number of tokens, not counting the tags of the embedding format; the
+    same seed gives the same texts."""
 
     def __init__(self, model: GritLM, seed: int = 0):
         self._model, self._seed = model, seed
 
     def text(self, tokens: int, name: str = "") -> str:
-        """A text of exactly `tokens` tokens; another one for another name.
+        """A text of exactly `tokens` tokens; a different one for each name.
 
         Raises:
-          GritError: the tokenizer has no words of one token of which such a text could be made.
+          GritError: the tokenizer has no words of one token to make such a text from.
         """
         vocabulary = self._vocabulary
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng([self._seed, tokens, attempt, *name.encode()])
             words = [rng.choice(vocabulary.first), *rng.choice(vocabulary.next, tokens - 1)]
-            for _ in range(ATTEMPTS):  # words may merge with their neighbours
+            for _ in range(ATTEMPTS):  # words can merge with their neighbours into fewer tokens
                 text = vocabulary.separator.join(words)
                 more = tokens - self.count([text])[0]
                 if not more:
@@ -58,8 +58,8 @@ class TextMaker:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts as the model embeds them, without its tags."""
-        found = self._model.encoder.format(texts, max_length=self._model.config.context_length)
-        return [len(ids) - found.prompt for ids in found.ids]
+        formatted = self._model.encoder.format(texts, max_length=self._model.config.context_length)
+        return [len(ids) - formatted.prompt for ids in formatted.ids]
 
     @functools.cached_property
     def _vocabulary(self) -> _Vocabulary:
@@ -73,6 +73,6 @@ class TextMaker:
             if found := [word for word, n in zip(words, counts, strict=True) if n == 2]:
                 return _Vocabulary(first, found, separator)
         raise GritError(
-            "this model's tokenizer has no words that are one token, to make texts of a given"
-            " length of"
+            "this model's tokenizer has no words that are one token; texts of a given length cannot"
+            " be made"
         )

@@ -1,5 +1,4 @@
-"""`grit bench encode|decode|train`: tokens a second of the three things that a model does, on
-random token ids."""
+"""`grit bench encode|decode|train`: tokens per second on random token ids."""
 
 from __future__ import annotations
 
@@ -40,8 +39,8 @@ Results = dict[str, dict[str, Any]]
 def bench_encode(
     model: GritLM, *, batch_tokens: int = 4096, repeats: int = 3, seed: int = 0
 ) -> Results:
-    """Short texts, long ones, texts of all lengths, and long ones whose keys and values are wanted,
-    too."""
+    """Encodes short texts, long texts, texts of all lengths, and long texts with their keys and
+    values."""
     rng = np.random.default_rng(seed)
     lengths = {
         "queries": [QUERY] * -(-batch_tokens // QUERY),
@@ -58,10 +57,9 @@ def bench_encode(
 
 
 def bench_decode(model: GritLM, *, repeats: int = 3, seed: int = 0) -> Results:
-    """Answers of 64 tokens to prompts of 128, one alone and eight together; the end of sequence is
-    ignored.
+    """Decodes answers of 64 tokens to prompts of 128, one row and eight rows; EOS is ignored.
 
-    `tokens_per_s` and `seconds` are those of decoding alone, `prefill_tokens_per_s` of reading the
+    `tokens_per_s` and `seconds` are of decoding alone, `prefill_tokens_per_s` is of reading the
     prompts.
     """
     rng, sampling = np.random.default_rng(seed), Sampling(max_new_tokens=NEW, ignore_eos=True)
@@ -71,10 +69,10 @@ def bench_decode(model: GritLM, *, repeats: int = 3, seed: int = 0) -> Results:
         timings = [
             model.generate_ids(prompts, sampling=sampling).timings for _ in range(repeats + 1)
         ][1:]
-        prefill = rows * PROMPT / statistics.median(one.prefill for one in timings)
+        prefill = rows * PROMPT / statistics.median(timing.prefill for timing in timings)
         results[f"rows_{rows}"] = _rates(
             rows * (NEW - 1),
-            [one.decode for one in timings],  # the first new token comes with the prompt
+            [timing.decode for timing in timings],  # the first new token comes with the prompt
             rows=rows,
             prefill_tokens_per_s=round(prefill, 1),
         )
@@ -84,8 +82,8 @@ def bench_decode(model: GritLM, *, repeats: int = 3, seed: int = 0) -> Results:
 def bench_train(
     model: GritLM, *, batch_tokens: int = 4096, repeats: int = 3, seed: int = 0
 ) -> Results:
-    """Optimizer steps from these weights, with both losses and with each alone, as `grit train`
-    runs them."""
+    """Runs optimizer steps from these weights, as `grit train` does, with both losses and with each
+    alone."""
     rng, mesh = np.random.default_rng(seed), make_mesh(MeshConfig())
     config = dataclasses.replace(model.config, remat="full")
     schedule = make_schedule(OptimizerConfig(), 1000)
@@ -123,7 +121,7 @@ def bench_train(
 
 
 def lines(results: Results) -> Iterator[str]:
-    """For the person."""
+    """The results as lines of text."""
     for name, values in results.items():
         more = "".join(
             f", {key} {value}"
@@ -136,7 +134,7 @@ def lines(results: Results) -> Iterator[str]:
 
 
 def _seconds(work: Callable[[], Any], repeats: int) -> list[float]:
-    """Of each of several, after one that compiles."""
+    """Seconds of each of several calls, after one that compiles."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

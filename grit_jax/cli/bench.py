@@ -78,7 +78,7 @@ def _rag_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
-    from grit_jax.bench.rag import bench_rag
+    from grit_jax.bench.rag import RagBenchOptions, bench_rag
     from grit_jax.bench.show import markdown, write
     from grit_jax.bench.throughput import bench_decode, bench_encode, bench_train, lines
     from grit_jax.runtime.files import writable_folder
@@ -101,13 +101,15 @@ def bench(args: argparse.Namespace) -> None:
     if args.kind in ("rag", "all"):
         latencies = bench_rag(
             model,
-            args.kv,
-            tokens=args.tokens,
-            new_tokens=args.new_tokens,
-            curve=output is not None,
+            RagBenchOptions(
+                kv=args.kv,
+                tokens=args.tokens,
+                new_tokens=args.new_tokens,
+                repeats=args.repeats,
+                seed=args.seed,
+                curve=output is not None,
+            ),
             folder=output,
-            repeats=args.repeats,
-            seed=args.seed,
         )
         if output is not None:
             write(latencies, model, output)

@@ -114,7 +114,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_rag(args: argparse.Namespace) -> None:
-    from grit_jax.evaluation.rag_table import evaluate_table
+    from grit_jax.evaluation.rag import AnswerSettings
+    from grit_jax.evaluation.rag_table import RagSweep, evaluate_table
     from grit_jax.rag.index import Index
     from grit_jax.runtime.files import writable_folder
 
@@ -125,15 +126,11 @@ def _evaluate_rag(args: argparse.Namespace) -> None:
     table = evaluate_table(
         model,
         args.input,
-        args.modes,
-        args.k,
-        args.kv,
-        args.positions,
+        RagSweep(args.modes, args.k, args.kv, args.positions),
         corpus=args.corpus,
-        seed=args.seed,
         index=Index.open(args.index, model, search) if args.index else None,
-        instruction=args.instruction,
-        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+        settings=AnswerSettings(args.max_new_tokens, instruction=args.instruction),
     )
     if args.output is not None:
         table.write(args.output)

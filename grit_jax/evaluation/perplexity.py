@@ -23,6 +23,7 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.row_packing import bucket
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.finite import describe_cause
 from grit_jax.models.losses import token_losses
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.runtime.progress import progress, say
@@ -31,6 +32,7 @@ from grit_jax.types import AttentionMode, GenerativeBatch
 
 TOKENS_PER_CALL = 8192
 SHORTEST_ROW = 256
+MOST_MEAN = 700.0  # of a mean loss: exp() of more overflows
 LOGIT_BLOCK = 1024  # tokens whose logits exist at a time
 
 
@@ -54,7 +56,7 @@ def evaluate_perplexity(
       raw_strings: documents stay bare, as `data.raw_strings` in training.
 
     Raises:
-      GritError: an unreadable file, a bad line, or nothing to predict.
+      GritError: an unreadable file, a bad line, nothing to predict, or a loss that is not finite.
     """
     if isinstance(examples, (str, Path)):
         source = read_examples(examples, "generative")
@@ -80,7 +82,11 @@ def evaluate_perplexity(
             total += _nll(model, batch)
             count += float(np.sum(batch.targets))
             bar.update(int(np.sum(np.asarray(batch.rows.segments) > 0)))
-    return math.exp(total / count)
+    mean = total / count
+    if not math.isfinite(mean) or mean > MOST_MEAN:
+        cause = describe_cause(model.params, model.config.dtype)
+        raise GritError(f"perplexity: the mean loss is {mean}: {cause}")
+    return math.exp(mean)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mode"))

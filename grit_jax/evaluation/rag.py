@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +18,16 @@ from grit_jax.inference.decode import ROWS_PER_CALL
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import Codec, KVRecord
 from grit_jax.inference.sampling import Sampling
-from grit_jax.pydocs.questions import normalise
-from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
-from grit_jax.runtime.progress import Progress, progress
+from grit_jax.rag.generator import (
+    DOCUMENT_CACHES,
+    QUERY_CACHES,
+    DocumentsRead,
+    RagGenerator,
+    RagPrompt,
+)
+from grit_jax.runtime.progress import Progress, progress, say
+from grit_jax.text.answer_matching import score_answer
+from grit_jax.text.length import MAX_LENGTH
 from grit_jax.text.rag_layouts import MODES, RagMode
 
 if TYPE_CHECKING:
@@ -33,52 +39,44 @@ ATTEMPTS = 3  # for a batch during which nothing was compiled
 
 
 @dataclasses.dataclass(frozen=True)
-class AnswerScore:
-    """SQuAD's scores of one answer; `match` is the paper's: the gold answer stands in the answer,
-    both normalised."""
+class AnswerSettings:
+    """How answers are generated when they are scored; greedily.
 
-    match: float
-    exact_match: float
-    f1: float
+    Attributes:
+      max_new_tokens: tokens of an answer.
+      max_length: tokens of a document (an index has its own).
+      instruction: of the search query, where documents are retrieved.
+    """
 
-
-def score_answer(answer: str, gold: str) -> AnswerScore:
-    """Scores of one answer (`gritlm: rag/eval.py`, after SQuAD's evaluation script)."""
-    said, wanted = normalise(answer), normalise(gold)
-    common = sum((Counter(said.split()) & Counter(wanted.split())).values())
-    f1 = 2 * common / (len(said.split()) + len(wanted.split())) if common else 0.0
-    # Two answers of which nothing is left after normalisation agree.
-    return AnswerScore(float(wanted in said), float(said == wanted), f1 if said or wanted else 1.0)
+    max_new_tokens: int = 16
+    max_length: int = MAX_LENGTH
+    instruction: str = ""
 
 
 def evaluate_rag(
     model: GritLM,
     examples: str | Path | Iterable[CachedExample],
     modes: Sequence[RagMode] = MODES,
-    k: int = 1,
-    index: Index | None = None,
-    max_new_tokens: int = 16,
     *,
-    instruction: str = "",
-    max_length: int = 512,
+    index: Index | None = None,
+    k: int = 1,
+    settings: AnswerSettings = AnswerSettings(),
     quiet: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """`{mode: {"match", "exact_match", "f1", "seconds"}}`: scores as fractions, seconds a question,
-    compiling left out.
+    """`{mode: {"match", "exact_match", "f1", "seconds"}}`: scores as fractions, and seconds per
+    question without compilation.
 
-    Without an index the documents are those of each row: reading is measured apart from search, and
-    `seconds` goes from the question's text to the answer, documents' records at hand (they are made
-    at index time) and the query's record made anew. With an index `k` documents are retrieved for
-    each question, and `seconds` counts that too. Questions are answered in batches; their seconds
-    are shares of the batch's.
+    Without an index the documents are those of each row: reading is measured apart from search.
+    `seconds` then runs from the question's text to the answer, with the documents' records ready
+    (they are made at index time) and the query's record made anew. With an index `k` documents are
+    retrieved for each question, and `seconds` includes that. Questions are answered in batches;
+    their seconds are shares of the batch's.
 
     Args:
       examples: a JSONL file of `{"docs", "text": [question, answer]}`, or its examples.
-      instruction: of the search query.
-      max_length: tokens of a document (an index brings its own).
 
     Raises:
-      GritError: an unreadable file, a bad line, no example, an unknown mode, an index of another
+      GritError: an unreadable file, a bad line, no example, an unknown mode, or an index of another
         model.
     """
     rows = read_questions(examples)
@@ -89,19 +87,17 @@ def evaluate_rag(
     scores: dict[RagMode, list[np.ndarray]] = {mode: [] for mode in modes}
     with progress(len(rows) * len(modes), "rag", "answers", quiet=quiet) as bar:
         for start in range(0, len(rows), WINDOW):
-            part = rows[start : start + WINDOW]
+            window = rows[start : start + WINDOW]
             if index is None:
-                records = (
-                    document_records(model, part, max_length)
-                    if set(modes) & set(DOCUMENT_CACHES)
-                    else {}
-                )
-                answer = from_rows(RagGenerator(model, max_length), part, records, max_new_tokens)
+                read = set(modes) & set(DOCUMENT_CACHES)
+                records = document_records(model, window, settings.max_length) if read else {}
+                generator = RagGenerator(model, settings.max_length)
+                answer = from_rows(generator, window, records, settings.max_new_tokens)
             else:
-                answer = from_index(model, index, part, max_new_tokens, k, instruction)
+                answer = from_index(model, index, window, k, settings)
             for mode in modes:
-                scores[mode].append(score_answers(part, mode, answer, bar))
-    return {mode: means(np.concatenate(found)) for mode, found in scores.items()}
+                scores[mode].append(score_answers(window, mode, answer, bar))
+    return {mode: means(np.concatenate(parts)) for mode, parts in scores.items()}
 
 
 def read_questions(examples: str | Path | Iterable[CachedExample]) -> list[CachedExample]:
@@ -124,7 +120,7 @@ def means(scores: np.ndarray) -> dict[str, float]:
     return dict(zip(SCORES, scores.mean(axis=0).tolist(), strict=True))
 
 
-# Numbers of questions of one window, and a layout, to their answers.
+# Numbers of questions of a window, and a layout, to the answers.
 Answers = Callable[[Sequence[int], RagMode], list[str]]
 
 
@@ -133,7 +129,7 @@ def score_answers(
 ) -> np.ndarray:
     """Match, exact match, F1 and seconds of each question, `[len(rows), 4]`."""
     scores = np.zeros((len(rows), len(SCORES)))
-    # Those of a length together: a batch is as long as its longest.
+    # Questions of similar length together: a batch is as long as its longest.
     order = sorted(
         range(len(rows)), key=lambda i: len(rows[i].question) + sum(map(len, rows[i].docs))
     )
@@ -145,8 +141,7 @@ def score_answers(
             seconds = time.perf_counter() - began
             if _compilations() == compiled:
                 break
-            # A shape seen for the first time was compiled: that is no part of answering, so it is
-            # answered again.
+            # A new shape was compiled, which is no part of answering: the batch is timed again.
         for i, text in zip(numbers, answers, strict=True):
             score = score_answer(text, rows[i].answer)
             scores[i] = score.match, score.exact_match, score.f1, seconds / len(numbers)
@@ -172,12 +167,14 @@ def from_rows(
     records: dict[str, KVRecord],
     max_new_tokens: int,
 ) -> Answers:
-    """Answers over the rows' own documents; `records` are theirs, where a layout reads them."""
+    """Answers over the rows' own documents; `records` are theirs, by text, for the layouts that
+    read them. Documents that do not fit the context are left out or cut, with a warning."""
+    shortened: set[int] = set()
 
     def answer(numbers: Sequence[int], mode: RagMode) -> list[str]:
         questions = [rows[i].question for i in numbers]
         queries = generator.records(questions) if mode in QUERY_CACHES else [None] * len(numbers)
-        rag_prompts = [
+        prompts = [
             RagPrompt(
                 mode,
                 rows[i].question,
@@ -187,30 +184,38 @@ def from_rows(
             )
             for i, query in zip(numbers, queries, strict=True)
         ]
-        return generator.generate(rag_prompts, Sampling(max_new_tokens=max_new_tokens)).answers
+        generated = generator.generate(prompts, Sampling(max_new_tokens=max_new_tokens))
+        for i, prompt, read in zip(numbers, prompts, generated.read, strict=True):
+            if read != DocumentsRead(len(prompt.documents)) and i not in shortened:
+                if not shortened:
+                    say(
+                        f"warning: question {rows[i].question!r:.60}: its documents do not fit the"
+                        f" model's context of {generator.context} tokens; the last ones are left"
+                        " out or cut (further questions are not named)"
+                    )
+                shortened.add(i)
+        return generated.answers
 
     return answer
 
 
 def from_index(
-    model: GritLM,
-    index: Index,
-    rows: Sequence[CachedExample],
-    max_new_tokens: int,
-    k: int,
-    instruction: str,
+    model: GritLM, index: Index, rows: Sequence[CachedExample], k: int, settings: AnswerSettings
 ) -> Answers:
-    """Answers over retrieved documents."""
+    """Answers over `k` retrieved documents."""
     from grit_jax.rag.answer import Asker
 
     asker = Asker(model, index)
 
     def answer(numbers: Sequence[int], mode: RagMode) -> list[str]:
-        questions = [rows[i].question for i in numbers]
         answers = asker.ask(
-            questions, mode=mode, k=k, instruction=instruction, max_new_tokens=max_new_tokens
+            [rows[i].question for i in numbers],
+            mode=mode,
+            k=k,
+            instruction=settings.instruction,
+            max_new_tokens=settings.max_new_tokens,
         )
-        return [found.answer for found in answers]
+        return [answer.answer for answer in answers]
 
     return answer
 

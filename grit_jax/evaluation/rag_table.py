@@ -21,6 +21,7 @@ from grit_jax.data.formats import CachedExample
 from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import (
     WINDOW,
+    AnswerSettings,
     document_records,
     from_index,
     from_rows,
@@ -46,9 +47,9 @@ PLACEMENTS: tuple[Positions, ...] = ("running", "colliding")
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class RagVariant:
     """One way to answer. What makes no difference to a layout is None: `k` without documents, `kv`
-    without documents' records, `positions` with one record or none."""
+    without documents' records, `positions` with fewer than two records."""
 
     mode: RagMode
     k: int | None
@@ -56,18 +57,61 @@ class Case:
     positions: Positions | None
 
 
+@dataclasses.dataclass(frozen=True)
+class RagSweep:
+    """What a table varies: layouts, numbers of documents, compressions of records (`codecs.KINDS`)
+    and placements of records side by side."""
+
+    modes: Sequence[RagMode] = MODES
+    ks: Sequence[int] = (1,)
+    kvs: Sequence[str] = (NATIVE,)
+    placements: Sequence[Positions] = ("running",)
+
+    def check(self) -> None:
+        """Raises GritError for an unknown name."""
+        for name, values, known in (
+            ("mode", self.modes, MODES),
+            ("--kv", self.kvs, KINDS),
+            ("--positions", self.placements, PLACEMENTS),
+        ):
+            for value in values:
+                if value not in known:
+                    raise GritError(f"rag: unknown {name} '{value}'; known: {', '.join(known)}")
+
+    def variants(self, own: int = 1) -> list[RagVariant]:
+        """The different variants among all combinations, in the order of the table: by layout,
+        number of documents, compression, placement.
+
+        Args:
+          own: the most documents that a row has of its own.
+        """
+        variants: dict[RagVariant, None] = {}
+        for mode in self.modes:
+            for k in self.ks if mode != "none" else [None]:
+                for kv in self.kvs if mode in DOCUMENT_CACHES else [None]:
+                    documents = max(k or 0, own)
+                    records = {"doc": documents, "query": 1}.get(mode, documents + 1)
+                    several = mode in CACHED_MODES and records > 1
+                    for positions in self.placements if several else [None]:
+                        variants[RagVariant(mode, k, kv, positions)] = None
+        return list(variants)
+
+
 @dataclasses.dataclass
 class RagTable:
-    """Match, exact match, F1 and seconds of each case and question, `[questions, 4]`."""
+    """Match, exact match, F1 and seconds of each variant and question, `[questions, 4]`."""
 
-    scores: dict[Case, np.ndarray]
-    corpus: int | None  # documents that distractors come from
+    scores: dict[RagVariant, np.ndarray]
+    corpus: int | None  # documents that distractors come from; None: there are none
     seed: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """`{mode, k, kv, positions, match, exact_match, f1, seconds}` of each case, as
+        """`{mode, k, kv, positions, match, exact_match, f1, seconds}` of each variant, as
         `evaluate_rag` has them."""
-        return [{**dataclasses.asdict(case), **means(found)} for case, found in self.scores.items()]
+        return [
+            {**dataclasses.asdict(variant), **means(scores)}
+            for variant, scores in self.scores.items()
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -80,16 +124,18 @@ class RagTable:
         }
 
     def by_mode(self) -> dict[str, dict[str, float]]:
-        """`{mode: scores}`, where each layout has one case."""
-        return {case.mode: means(found) for case, found in self.scores.items()}
+        """`{mode: scores}`, where each layout has one variant."""
+        return {variant.mode: means(scores) for variant, scores in self.scores.items()}
 
     def markdown(self) -> str:
         """The table for a person."""
         head = ["layout", "k", "kv", "positions", "match", "exact", "F1", "seconds"]
         rows = [head, ["---"] * 4 + ["---:"] * 4]
-        for case, found in self.scores.items():
-            names = [str(value) if value is not None else "" for value in dataclasses.astuple(case)]
-            match, exact, f1, seconds = means(found).values()
+        for variant, scores in self.scores.items():
+            names = [
+                str(value) if value is not None else "" for value in dataclasses.astuple(variant)
+            ]
+            match, exact, f1, seconds = means(scores).values()
             rows.append([*names, f"{match:.3f}", f"{exact:.3f}", f"{f1:.3f}", f"{seconds:.4f}"])
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         pad = lambda i, cell: cell.rjust(widths[i]) if i > 3 else cell.ljust(widths[i])
@@ -109,135 +155,126 @@ class RagTable:
         write_json(folder / "rag.json", self.to_dict())
 
 
-def cases(
-    modes: Sequence[RagMode],
-    ks: Sequence[int],
-    kvs: Sequence[str],
-    placements: Sequence[Positions],
-    own: int = 1,
-) -> list[Case]:
-    """What is different among all combinations, in the order of the table: by layout, number of
-    documents, compression, placement; `own` are the most documents that a row brings itself."""
-    found: dict[Case, None] = {}
-    for mode in modes:
-        for k in ks if mode != "none" else [None]:
-            for kv in kvs if mode in DOCUMENT_CACHES else [None]:
-                documents = max(k or 0, own)
-                several = (
-                    mode in CACHED_MODES
-                    and {"doc": documents, "query": 1}.get(mode, documents + 1) > 1
-                )
-                for positions in placements if several else [None]:
-                    found[Case(mode, k, kv, positions)] = None
-    return list(found)
-
-
 def evaluate_table(
     model: GritLM,
     examples: str | Path | Iterable[CachedExample],
-    modes: Sequence[RagMode] = MODES,
-    ks: Sequence[int] = (1,),
-    kvs: Sequence[str] = (NATIVE,),
-    placements: Sequence[Positions] = ("running",),
+    sweep: RagSweep = RagSweep(),
     *,
     corpus: str | Path | Sequence[str] | None = None,
     index: Index | None = None,
     seed: int = 0,
-    instruction: str = "",
-    max_new_tokens: int = 16,
-    max_length: int = 512,
+    settings: AnswerSettings = AnswerSettings(),
     quiet: bool = False,
 ) -> RagTable:
-    """Scores of every different case; greedy.
+    """Scores of every variant of a sweep.
 
     Args:
       examples: as for `evaluate_rag`. A row with more documents than a `k` keeps them all.
-      kvs: of `compress.KINDS`.
-      corpus: what distractors come from and codecs are calibrated on: JSONL of `{"id", "title"?,
-        "text"}`, or texts; None: the documents of all rows.
+      corpus: where distractors come from and what codecs are calibrated on: JSONL of `{"id",
+        "title"?, "text"}`, or texts; None: the documents of all rows.
       index: `k` documents are retrieved from here instead, and read from its records.
       seed: of the places of the rows' own documents.
-      instruction: of the search query.
-      max_length: tokens of a document (an index brings its own).
 
     Raises:
       GritError: an unreadable file, a bad line, no example, too few documents, an unknown mode or
-        compression, an index together with compressions, placements or a corpus.
+        compression, or an index together with compressions, placements or a corpus.
     """
-    for name, value, known in (
-        ("mode", modes, MODES),
-        ("--kv", kvs, KINDS),
-        ("--positions", placements, PLACEMENTS),
-    ):
-        for one in value:
-            if one not in known:
-                raise GritError(f"rag: unknown {name} '{one}'; known: {', '.join(known)}")
+    sweep.check()
     rows = read_questions(examples)
     if index is not None:
-        if corpus is not None or list(kvs) != [NATIVE] or list(placements) != ["running"]:
+        alone = RagSweep(sweep.modes, sweep.ks)
+        if corpus is not None or (list(sweep.kvs), list(sweep.placements)) != (
+            list(alone.kvs),
+            list(alone.placements),
+        ):
             raise GritError(
                 "--kv, --positions and --corpus are for the rows' own documents; with --index its"
                 " records are read as they are"
             )
-        return _over_index(model, rows, modes, ks, index, instruction, max_new_tokens, quiet)
+        return _over_index(model, rows, sweep, index, settings, quiet)
     if corpus is None:
         texts = list(dict.fromkeys(text for row in rows for text in row.docs))
     else:
         texts = corpus_texts(corpus) if isinstance(corpus, (str, Path)) else list(corpus)
     own = [len(row.docs) for row in rows]
-    wanted = cases(modes, ks, kvs, placements, max(own))
-    found: dict[Case, list[np.ndarray]] = {case: [] for case in wanted}
-    read = set(modes) & set(DOCUMENT_CACHES)
-    codecs: dict[str, Codec | None] = {
-        kv: (
-            None
-            if kv == NATIVE
-            else calibrated(kv, model, len(texts), texts.__getitem__, max_length)
-        )
-        for kv in (kvs if read else ())
+    more = max(sweep.ks) > min(own) and set(sweep.modes) != {"none"}
+    scores = _over_rows(
+        model,
+        rows,
+        sweep.variants(max(own)),
+        _codecs(model, sweep, texts, settings.max_length),
+        Distractors(texts, seed) if more else None,
+        settings,
+        quiet,
+    )
+    return RagTable(scores, len(texts) if more else None, seed)
+
+
+def _codecs(
+    model: GritLM, sweep: RagSweep, texts: Sequence[str], max_length: int
+) -> dict[str, Codec | None]:
+    """The codec of each compression, calibrated on the texts."""
+    if not set(sweep.modes) & set(DOCUMENT_CACHES):
+        return {}
+    return {
+        kv: None
+        if kv == NATIVE
+        else calibrated(kv, model, len(texts), texts.__getitem__, max_length)
+        for kv in sweep.kvs
     }
-    more = max(ks) > min(own) and set(modes) != {"none"}
-    distractors = Distractors(texts, seed) if more else None
-    with progress(len(rows) * len(wanted), "rag", "answers", quiet=quiet) as bar:
-        # One number of documents and one compression at a time, so that few records are in memory.
-        for k in dict.fromkeys(case.k for case in wanted):
-            window = max(WINDOW // (k or 1), 1)
-            for start in range(0, len(rows), window):
-                part = rows[start : start + window]
+
+
+def _over_rows(
+    model: GritLM,
+    rows: Sequence[CachedExample],
+    variants: Sequence[RagVariant],
+    codecs: dict[str, Codec | None],
+    distractors: Distractors | None,
+    settings: AnswerSettings,
+    quiet: bool,
+) -> dict[RagVariant, np.ndarray]:
+    """Scores of answers over the rows' own documents, among distractors.
+
+    One number of documents and one compression at a time, so that few records are in memory.
+    """
+    parts: dict[RagVariant, list[np.ndarray]] = {variant: [] for variant in variants}
+    with progress(len(rows) * len(variants), "rag", "answers", quiet=quiet) as bar:
+        for k in dict.fromkeys(variant.k for variant in variants):
+            size = max(WINDOW // (k or 1), 1)
+            for start in range(0, len(rows), size):
+                window = rows[start : start + size]
                 if distractors is not None and k is not None:
-                    part = [distractors.among(row, k) for row in part]
-                for kv in dict.fromkeys(case.kv for case in wanted if case.k == k):
+                    window = [distractors.among(row, k) for row in window]
+                for kv in dict.fromkeys(variant.kv for variant in variants if variant.k == k):
                     records = (
-                        document_records(model, part, max_length, codecs[kv])
+                        document_records(model, window, settings.max_length, codecs[kv])
                         if kv is not None
                         else {}
                     )
-                    for case in wanted:
-                        if (case.k, case.kv) == (k, kv):
-                            generator = RagGenerator(
-                                model, max_length, positions=case.positions or "running"
-                            )
-                            answer = from_rows(generator, part, records, max_new_tokens)
-                            found[case].append(score_answers(part, case.mode, answer, bar))
-    scores = {case: np.concatenate(parts) for case, parts in found.items()}
-    return RagTable(scores, len(texts) if more else None, seed)
+                    for variant in variants:
+                        if (variant.k, variant.kv) != (k, kv):
+                            continue
+                        generator = RagGenerator(
+                            model, settings.max_length, positions=variant.positions or "running"
+                        )
+                        answer = from_rows(generator, window, records, settings.max_new_tokens)
+                        parts[variant].append(score_answers(window, variant.mode, answer, bar))
+    return {variant: np.concatenate(scores) for variant, scores in parts.items()}
 
 
 def _over_index(
     model: GritLM,
     rows: Sequence[CachedExample],
-    modes: Sequence[RagMode],
-    ks: Sequence[int],
+    sweep: RagSweep,
     index: Index,
-    instruction: str,
-    max_new_tokens: int,
+    settings: AnswerSettings,
     quiet: bool,
 ) -> RagTable:
     """Answers over what an index finds, read from its records."""
-    wanted = cases(modes, ks, [index.kv], ["running"])
-    scores: dict[Case, np.ndarray] = {}
-    with progress(len(rows) * len(wanted), "rag", "answers", quiet=quiet) as bar:
-        for case in wanted:
-            answer = from_index(model, index, rows, max_new_tokens, case.k or 1, instruction)
-            scores[case] = score_answers(rows, case.mode, answer, bar)
+    variants = RagSweep(sweep.modes, sweep.ks, [index.kv]).variants()
+    scores: dict[RagVariant, np.ndarray] = {}
+    with progress(len(rows) * len(variants), "rag", "answers", quiet=quiet) as bar:
+        for variant in variants:
+            answer = from_index(model, index, rows, variant.k or 1, settings)
+            scores[variant] = score_answers(rows, variant.mode, answer, bar)
     return RagTable(scores, None, 0)

@@ -18,6 +18,7 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.rag.search.exact import ExactSearch, SearchSettings
 from grit_jax.runtime.progress import progress
+from grit_jax.text.length import MAX_LENGTH
 
 NDCG_AT = 10
 
@@ -64,7 +65,7 @@ def evaluate_retrieval(
     examples: Examples,
     ks: Sequence[int] = (1, 10),
     *,
-    max_length: int = 512,
+    max_length: int = MAX_LENGTH,
     search: SearchSettings = SearchSettings(),
     quiet: bool = False,
 ) -> dict[str, float]:
@@ -83,10 +84,10 @@ def evaluate_retrieval(
     search.check(model.embedding_width)
     pool = pool_of(examples)
     vectors = _encode(model, [*pool.queries, *pool.texts], max_length, quiet)
-    found = ExactSearch(vectors[len(pool.queries) :], model.mesh, settings=search).search(
+    result = ExactSearch(vectors[len(pool.queries) :], model.mesh, settings=search).search(
         vectors[: len(pool.queries)], max(*ks, NDCG_AT)
     )
-    return score_rankings(found.rows.tolist(), pool.relevant, ks)
+    return score_rankings(result.rows.tolist(), pool.relevant, ks)
 
 
 def bm25_retrieval(
@@ -138,9 +139,14 @@ def _encode(model: GritLM, texts: Sequence[Text], max_length: int, quiet: bool) 
         by_instruction[text.instruction or ""].append(i)
     vectors = np.zeros((len(texts), model.embedding_width), np.float32)
     for instruction, numbers in by_instruction.items():
-        vectors[numbers] = model.encode(
-            [texts[i].text for i in numbers], instruction, max_length, progress=not quiet
+        encoded = model.encoder.encode(
+            [texts[i].text for i in numbers],
+            instruction,
+            max_length,
+            names=[f"text {texts[i].text!r:.60}" for i in numbers],
+            progress=not quiet,
         )
+        vectors[numbers] = encoded.vectors
     return vectors
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from grit_jax.errors import GritError
-from grit_jax.evaluation.rag_table import PLACEMENTS, evaluate_table
+from grit_jax.evaluation.rag import AnswerSettings
+from grit_jax.evaluation.rag_table import PLACEMENTS, RagSweep, evaluate_table
 from grit_jax.evidence.joint import spread, table
 from grit_jax.evidence.recipes import CACHED_MODELS, PLAIN_LAYOUTS
 from grit_jax.inference.model import GritLM
@@ -74,12 +75,9 @@ def score(folder: Path, held_out: Path) -> list[dict[str, Any]]:
             scored = evaluate_table(
                 model,
                 held_out / "rag.jsonl",
-                modes,
-                ks,
-                kvs,
-                placements,
+                RagSweep(modes, ks, kvs, placements),
                 corpus=held_out / "documents.jsonl",
-                max_new_tokens=ANSWER_TOKENS,
+                settings=AnswerSettings(max_new_tokens=ANSWER_TOKENS),
             )
             hits = (
                 "".join(str(int(match)) for match in scores[:, 0])

@@ -33,12 +33,12 @@ from grit_jax.pydocs.questions import (
     Question,
     RandomNames,
     best_constant,
-    normalise,
     questions_about,
     randomised,
 )
 from grit_jax.runtime.files import read_json, write_json, write_jsonl
 from grit_jax.runtime.progress import say
+from grit_jax.text.answer_matching import normalise_answer
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -199,10 +199,10 @@ class _Negatives:
 def summary_rows(documents: Sequence[Document], known: Sequence[Document] = ()) -> list[dict]:
     """Embedding examples whose query is the first sentence of a document and whose positive is the
     document without it. Sentences that begin a document of `known` are left out."""
-    seen = {normalise(d.summary) for d in known}
+    seen = {normalise_answer(d.summary) for d in known}
     usable = []
     for document in documents:
-        key = normalise(document.summary)
+        key = normalise_answer(document.summary)
         # A sentence shared by two documents has no single right answer.
         if (
             len(document.rest) >= MIN_REST
@@ -370,7 +370,7 @@ def heldout_questions(documents: Sequence[Document], seed: int) -> list[Question
         for kind in sorted(by_kind):
             while by_kind[kind]:
                 question = by_kind[kind].pop()
-                key = normalise(question.answer)
+                key = normalise_answer(question.answer)
                 if used[question.id] < QUESTIONS_PER_DOCUMENT and answers[key] < cap:
                     chosen.append(question)
                     used[question.id] += 1
@@ -383,7 +383,7 @@ def heldout_questions(documents: Sequence[Document], seed: int) -> list[Question
         constant, score = best_constant([q.row() for q in chosen])
         if score * len(chosen) <= max(1, MAX_SHARE * len(chosen)):
             break
-        del chosen[max(i for i, q in enumerate(chosen) if normalise(q.answer) in constant)]
+        del chosen[max(i for i, q in enumerate(chosen) if normalise_answer(q.answer) in constant)]
     return chosen
 
 
@@ -392,7 +392,7 @@ def capped(asked: Sequence[Question], limit: int) -> list[Question]:
     seen: Counter[str] = Counter()
     kept = []
     for question in asked:
-        key = normalise(question.answer)
+        key = normalise_answer(question.answer)
         seen[key] += 1
         if seen[key] <= max(limit, 1):
             kept.append(question)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 
@@ -22,6 +21,7 @@ from grit_jax.pydocs.documents import (
     render_signature,
     split_of,
 )
+from grit_jax.text.answer_matching import normalise_answer
 
 MAX_ANSWER = 60  # characters: about 20 tokens
 CONTINUATION_WORDS = 3
@@ -65,13 +65,6 @@ class Question:
         return {"docs": [self.document], "text": [self.text, self.answer]}
 
 
-def normalise(answer: str) -> str:
-    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles,
-    single spaces."""
-    kept = "".join(c for c in answer.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
-
-
 def best_constant(rows: Sequence[dict]) -> tuple[str, float]:
     """The answer that scores best when given to every question of `rows`, and its score.
 
@@ -79,7 +72,7 @@ def best_constant(rows: Sequence[dict]) -> tuple[str, float]:
     normalised constant. The constants tried are the gold answers themselves. `("", 0.0)` without
     rows.
     """
-    golds = Counter(normalise(row["text"][1]) for row in rows)
+    golds = Counter(normalise_answer(row["text"][1]) for row in rows)
     best, best_count = "", 0
     for constant in sorted(golds):
         inside = {
@@ -93,8 +86,8 @@ def best_constant(rows: Sequence[dict]) -> tuple[str, float]:
 
 def guessable(question: Question) -> bool:
     """Whether an empty or one-letter answer, or the question itself, would count as right."""
-    answer = normalise(question.answer)
-    return len(answer) < 2 or f" {answer} " in f" {normalise(question.text)} "
+    answer = normalise_answer(question.answer)
+    return len(answer) < 2 or f" {answer} " in f" {normalise_answer(question.text)} "
 
 
 def questions_about(document: Document, generator: random.Random) -> dict[str, Question]:

@@ -24,7 +24,7 @@ from grit_jax.config import dump_yaml
 from grit_jax.data.lines import read_examples
 from grit_jax.errors import GritError
 from grit_jax.evaluation.perplexity import evaluate_perplexity
-from grit_jax.evaluation.rag import evaluate_rag
+from grit_jax.evaluation.rag import AnswerSettings, evaluate_rag
 from grit_jax.evaluation.retrieval import bm25_retrieval, evaluate_retrieval, pool_of
 from grit_jax.inference.model import GritLM
 from grit_jax.models.parameters import num_parameters
@@ -113,7 +113,7 @@ def run_quickstart(out: Path, settings: QuickstartSettings = QuickstartSettings(
     # --- answers over given documents; then an index of all held-out ones, and answers over what a
     # search in it finds ---
     with clock("answers"):
-        rag = evaluate_rag(model, held_out["rag"], MODES, max_new_tokens=ANSWER_TOKENS)
+        rag = evaluate_rag(model, held_out["rag"], MODES, settings=AnswerSettings(ANSWER_TOKENS))
     with clock("index"):
         summary = build_index(model, held_out["documents"], out / "index")
     with clock("search and answers"):
@@ -123,8 +123,7 @@ def run_quickstart(out: Path, settings: QuickstartSettings = QuickstartSettings(
             held_out["rag"],
             LAYOUTS,
             index=index,
-            max_new_tokens=ANSWER_TOKENS,
-            instruction=QUESTION_INSTRUCTION,
+            settings=AnswerSettings(ANSWER_TOKENS, instruction=QUESTION_INSTRUCTION),
         )
         samples = _samples(model, index, held_out["rag"])
 

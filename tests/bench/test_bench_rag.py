@@ -12,7 +12,7 @@ from cli_world import run
 
 from grit_jax.bench import lower_bound as floor
 from grit_jax.bench import rag, show
-from grit_jax.bench.rag import MEASURED, bench_rag, check_length
+from grit_jax.bench.rag import MEASURED, RagBenchOptions, bench_rag, check_length
 from grit_jax.bench.texts import TextMaker
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
@@ -58,7 +58,10 @@ def run_bench(model, folder, curve):
         patch.setattr(costs, "measure_costs", lambda *_: PROCESSOR)
         patch.setattr(rag, "CURVE", 2)
         found = bench_rag(
-            model, tokens=TOKENS, new_tokens=NEW, repeats=2, curve=curve, folder=folder, quiet=True
+            model,
+            RagBenchOptions(tokens=TOKENS, new_tokens=NEW, repeats=2, curve=curve),
+            folder=folder,
+            quiet=True,
         )
         assert not list(folder.iterdir())  # indices are gone
         return found
@@ -184,7 +187,11 @@ def test_the_curve_is_measured_and_drawn(model, tmp_path_factory, tmp_path):
 def test_the_verb(bench, model, tmp_path, monkeypatch, capsys):
     asked = {}
     monkeypatch.setattr(
-        rag, "bench_rag", lambda model, kv, **how: asked.update(kv=kv, **how) or bench
+        rag,
+        "bench_rag",
+        lambda model, options, folder: (
+            asked.update(dataclasses.asdict(options), folder=folder) or bench
+        ),
     )
     model.save_pretrained(tmp_path / "model")
     said = run(
@@ -216,7 +223,7 @@ def test_more_than_the_model_reads(model):
         model.chat,
     )
     with pytest.raises(GritError, match="this model reads 100; take --tokens") as error:
-        bench_rag(short, tokens=4000, quiet=True)
+        bench_rag(short, RagBenchOptions(tokens=4000), quiet=True)
     most = int(str(error.value).split("--tokens ")[-1].split()[0])
     texts, tags = TextMaker(short), short.encoder.format([""]).prompt
     check_length(short, texts, most, 16)

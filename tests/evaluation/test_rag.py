@@ -11,10 +11,10 @@ import pytest
 
 from grit_jax.data.formats import CachedExample
 from grit_jax.errors import GritError
-from grit_jax.evaluation.rag import evaluate_rag, score_answer
-from grit_jax.pydocs.questions import normalise
+from grit_jax.evaluation.rag import AnswerSettings, evaluate_rag
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
+from grit_jax.text.answer_matching import normalise_answer, score_answer
 from grit_jax.text.rag_layouts import MODES
 
 NEW = 4
@@ -54,7 +54,7 @@ def test_normalisation_is_squads():
         "NONE",
         "x\u00a0y",
     ]:
-        assert normalise(text) == squad_normalise(text)
+        assert normalise_answer(text) == squad_normalise(text)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,9 @@ def test_every_layout_over_the_rows_own_documents(tiny_model, rows, tmp_path, mo
     path = tmp_path / "rag.jsonl"
     lines = [{"docs": list(row.docs), "text": [row.question, row.answer]} for row in rows]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = evaluate_rag(tiny_model, path, modes, max_new_tokens=NEW, quiet=True)
+    found = evaluate_rag(
+        tiny_model, path, modes, settings=AnswerSettings(max_new_tokens=NEW), quiet=True
+    )
     assert list(found) == list(modes)
     asker = Asker(tiny_model)
     for mode, scores in found.items():
@@ -132,10 +134,9 @@ def test_documents_from_an_index(tiny_model, rows, sentences, tmp_path):
         tiny_model,
         rows,
         ["doc", "auto"],
+        settings=AnswerSettings(max_new_tokens=NEW, instruction="Find"),
         k=2,
         index=index,
-        max_new_tokens=NEW,
-        instruction="Find",
         quiet=True,
     )
     answers = Asker(tiny_model, index).ask(
@@ -149,9 +150,13 @@ def test_documents_from_an_index(tiny_model, rows, sentences, tmp_path):
 def test_windows_do_not_matter(tiny_model, rows, monkeypatch):
     import grit_jax.evaluation.rag as module
 
-    whole = evaluate_rag(tiny_model, rows, ["doc"], max_new_tokens=NEW, quiet=True)["doc"]
+    whole = evaluate_rag(
+        tiny_model, rows, ["doc"], settings=AnswerSettings(max_new_tokens=NEW), quiet=True
+    )["doc"]
     monkeypatch.setattr(module, "WINDOW", 7)
-    parts = evaluate_rag(tiny_model, rows, ["doc"], max_new_tokens=NEW, quiet=True)["doc"]
+    parts = evaluate_rag(
+        tiny_model, rows, ["doc"], settings=AnswerSettings(max_new_tokens=NEW), quiet=True
+    )["doc"]
     for name in ("match", "exact_match", "f1"):
         assert parts[name] == pytest.approx(whole[name])
 

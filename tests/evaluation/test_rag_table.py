@@ -11,12 +11,13 @@ import pytest
 from grit_jax.data.distractors import Distractors
 from grit_jax.data.formats import CachedExample
 from grit_jax.errors import GritError
-from grit_jax.evaluation.rag import evaluate_rag, score_answer
-from grit_jax.evaluation.rag_table import Case, cases, evaluate_table
+from grit_jax.evaluation.rag import AnswerSettings, evaluate_rag
+from grit_jax.evaluation.rag_table import RagSweep, RagVariant, evaluate_table
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.generator import RagGenerator, RagPrompt
 from grit_jax.rag.index import Index, IndexOptions, build_index
+from grit_jax.text.answer_matching import score_answer
 from grit_jax.text.rag_layouts import MODES
 
 NEW = 4
@@ -48,7 +49,7 @@ def scores_of(rows, answers) -> np.ndarray:
 
 
 def test_cases_that_differ():
-    everything = cases(MODES, (1, 3), ("native", "int8"), ("running", "colliding"))
+    everything = RagSweep(MODES, (1, 3), ("native", "int8"), ("running", "colliding")).variants()
     assert len(set(everything)) == len(everything)
     of = lambda mode: [
         (case.k, case.kv, case.positions) for case in everything if case.mode == mode
@@ -66,17 +67,23 @@ def test_cases_that_differ():
     assert (
         len(of("query-doc")) == len(of("doc-query")) == 8
     )  # a query and a document are two records
-    assert cases(["doc"], (1,), ("native",), ("running", "colliding"), own=2) == [
-        Case("doc", 1, "native", "running"),
-        Case("doc", 1, "native", "colliding"),
+    assert RagSweep(["doc"], (1,), ("native",), ("running", "colliding")).variants(2) == [
+        RagVariant("doc", 1, "native", "running"),
+        RagVariant("doc", 1, "native", "colliding"),
     ]
-    assert [case.mode for case in cases(MODES, (1,), ("native",), ("running",))] == list(MODES)
+    assert [
+        case.mode for case in RagSweep(MODES, (1,), ("native",), ("running",)).variants()
+    ] == list(MODES)
 
 
 def test_one_case_a_layout_is_what_evaluate_rag_says(tiny_model, rows):
     modes = ("none", "doc")
-    table = evaluate_table(tiny_model, rows, modes, max_new_tokens=NEW, quiet=True)
-    expected = evaluate_rag(tiny_model, rows, modes, max_new_tokens=NEW, quiet=True)
+    table = evaluate_table(
+        tiny_model, rows, RagSweep(modes), settings=AnswerSettings(max_new_tokens=NEW), quiet=True
+    )
+    expected = evaluate_rag(
+        tiny_model, rows, modes, settings=AnswerSettings(max_new_tokens=NEW), quiet=True
+    )
     found = table.by_mode()
     assert list(found) == list(modes) and table.corpus is None
     for mode in modes:
@@ -89,8 +96,8 @@ def test_one_case_a_layout_is_what_evaluate_rag_says(tiny_model, rows):
 def test_distractors_and_placements(tiny_model, rows, pool):
     """Golds are what the cases say in turn, so that each has its own score."""
     wanted = [
-        Case("none", None, None, None),
-        *cases(["query-doc"], (1, 3), ("native",), ("running", "colliding")),
+        RagVariant("none", None, None, None),
+        *RagSweep(["query-doc"], (1, 3), ("native",), ("running", "colliding")).variants(),
     ]
     distractors, answers = Distractors(pool, 2), {}
     for case in wanted:
@@ -112,12 +119,9 @@ def test_distractors_and_placements(tiny_model, rows, pool):
     table = evaluate_table(
         tiny_model,
         rows,
-        ("none", "query-doc"),
-        (1, 3),
-        ("native",),
-        ("running", "colliding"),
+        RagSweep(("none", "query-doc"), (1, 3), ("native",), ("running", "colliding")),
+        settings=AnswerSettings(max_new_tokens=NEW),
         corpus=pool,
-        max_new_tokens=NEW,
         seed=2,
         quiet=True,
     )
@@ -149,7 +153,12 @@ def test_compressed_records_are_those_of_an_index(tiny_model, rows, pool, tmp_pa
     keys = {pool[i]: line["key"] for i, line in enumerate(index.documents)}
     records = dict(zip(keys, index.store.fetch(list(keys.values())), strict=True))
     table = evaluate_table(
-        tiny_model, rows, ["doc"], kvs=["native", kv], corpus=corpus, max_new_tokens=NEW, quiet=True
+        tiny_model,
+        rows,
+        RagSweep(["doc"], kvs=["native", kv]),
+        settings=AnswerSettings(max_new_tokens=NEW),
+        corpus=corpus,
+        quiet=True,
     )
     rag_prompts = [
         RagPrompt("doc", row.question, row.docs, tuple(records[text] for text in row.docs))
@@ -157,7 +166,7 @@ def test_compressed_records_are_those_of_an_index(tiny_model, rows, pool, tmp_pa
     ]
     answers = RagGenerator(tiny_model).generate(rag_prompts, Sampling(NEW)).answers
     np.testing.assert_allclose(
-        table.scores[Case("doc", 1, kv, None)][:, :3], scores_of(rows, answers)
+        table.scores[RagVariant("doc", 1, kv, None)][:, :3], scores_of(rows, answers)
     )
     assert [case.kv for case in table.scores] == ["native", kv]
 
@@ -170,11 +179,16 @@ def test_an_index_brings_its_documents(tiny_model, rows, pool, tmp_path):
     build_index(tiny_model, corpus, tmp_path / "index", quiet=True)
     index = Index.open(tmp_path / "index", tiny_model)
     table = evaluate_table(
-        tiny_model, rows, ["doc"], (1, 2), index=index, max_new_tokens=NEW, quiet=True
+        tiny_model,
+        rows,
+        RagSweep(["doc"], (1, 2)),
+        settings=AnswerSettings(max_new_tokens=NEW),
+        index=index,
+        quiet=True,
     )
     assert list(table.scores) == [
-        Case("doc", 1, "native", None),
-        Case("doc", 2, "native", "running"),
+        RagVariant("doc", 1, "native", None),
+        RagVariant("doc", 2, "native", "running"),
     ]
     for case, found in table.scores.items():
         answers = Asker(tiny_model, index).ask(
@@ -183,11 +197,17 @@ def test_an_index_brings_its_documents(tiny_model, rows, pool, tmp_path):
         np.testing.assert_allclose(
             found[:, :3], scores_of(rows, [answer.answer for answer in answers])
         )
-    for how in ({"kvs": ["int8"]}, {"placements": ["colliding"]}, {"corpus": corpus}):
+    for varied, corpus_path in (
+        ({"kvs": ["int8"]}, None),
+        ({"placements": ["colliding"]}, None),
+        ({}, corpus),
+    ):
         with pytest.raises(
             GritError, match="--kv, --positions and --corpus are for the rows' own documents"
         ):
-            evaluate_table(tiny_model, rows, ["doc"], index=index, **how)
+            evaluate_table(
+                tiny_model, rows, RagSweep(["doc"], **varied), index=index, corpus=corpus_path
+            )
 
 
 @pytest.mark.slow
@@ -196,7 +216,12 @@ def test_windows_of_few_documents(tiny_model, rows, pool, monkeypatch):
 
     run = lambda: (
         evaluate_table(
-            tiny_model, rows, ["doc"], (1, 3), corpus=pool, max_new_tokens=NEW, quiet=True
+            tiny_model,
+            rows,
+            RagSweep(["doc"], (1, 3)),
+            settings=AnswerSettings(max_new_tokens=NEW),
+            corpus=pool,
+            quiet=True,
         ).scores
     )
     whole = run()
@@ -207,7 +232,12 @@ def test_windows_of_few_documents(tiny_model, rows, pool, monkeypatch):
 
 def test_table_for_a_person(tiny_model, rows, pool, tmp_path):
     table = evaluate_table(
-        tiny_model, rows, ["none", "query"], (1, 2), corpus=pool, max_new_tokens=NEW, quiet=True
+        tiny_model,
+        rows,
+        RagSweep(["none", "query"], (1, 2)),
+        settings=AnswerSettings(max_new_tokens=NEW),
+        corpus=pool,
+        quiet=True,
     )
     lines = table.markdown().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:5]]
@@ -221,7 +251,7 @@ def test_table_for_a_person(tiny_model, rows, pool, tmp_path):
         and "8 questions" in lines[-1]
         and "those of 20" in lines[-1]
     )
-    match = table.scores[Case("query", 2, None, None)][:, 0].mean()
+    match = table.scores[RagVariant("query", 2, None, None)][:, 0].mean()
     assert cells[4][4] == f"{match:.3f}"
     table.write(tmp_path)
     assert (tmp_path / "table.md").read_text() == table.markdown()
@@ -232,13 +262,13 @@ def test_table_for_a_person(tiny_model, rows, pool, tmp_path):
 
 
 def test_mistakes_are_named(tiny_model, rows, sentences):
-    for how, words in (
+    for varied, words in (
         ({"modes": ["auto"]}, "unknown mode 'auto'"),
         ({"kvs": ["int5"]}, "unknown --kv 'int5'; known: native, int8"),
         ({"placements": ["apart"]}, "unknown --positions 'apart'"),
-        ({"ks": (4,), "corpus": sentences[:2]}, "documents beside its own"),
+        ({"ks": (4,)}, "documents beside its own"),
     ):
         with pytest.raises(GritError, match=words):
-            evaluate_table(tiny_model, rows, **how)
+            evaluate_table(tiny_model, rows, RagSweep(**varied), corpus=sentences[:2])
     with pytest.raises(GritError, match="no question"):
         evaluate_table(tiny_model, [])

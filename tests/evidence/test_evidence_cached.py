@@ -15,7 +15,7 @@ from evidence_rows import QUESTIONS, rows
 from grit_jax.config import build
 from grit_jax.data.pipeline import JointBatches
 from grit_jax.errors import GritError
-from grit_jax.evaluation.rag_table import Case, RagTable, cases
+from grit_jax.evaluation.rag_table import RagTable, RagVariant
 from grit_jax.evidence import cached, recipes
 from grit_jax.run_config import RunConfig
 
@@ -24,7 +24,7 @@ def run(matched):
     return {"steps": 4, "seconds": 1.0, "questions": QUESTIONS, "rows": rows(matched)}
 
 
-def trained(case: Case) -> int:
+def trained(case: RagVariant) -> int:
     """120 of 200 questions, more or less."""
     by_mode = {"none": 10, "doc-then-query": 122, "doc": 121, "query-doc": 117, "doc-query": 118}
     found = by_mode.get(case.mode, 120)
@@ -33,7 +33,7 @@ def trained(case: Case) -> int:
     return found - (40 if case.positions == "colliding" else 0)
 
 
-def untrained(case: Case) -> int:
+def untrained(case: RagVariant) -> int:
     return trained(case) - (60 if case.mode in ("doc", "query", "query-doc", "doc-query") else -2)
 
 
@@ -145,11 +145,11 @@ def test_scoring_goes_on_after_the_last_whole_sweep(tmp_path, monkeypatch):
     interruption."""
     asked = []
 
-    def table(model, questions, modes, ks, kvs, placements, **how):
-        asked.append(kvs)
+    def table(model, questions, sweep, **others):
+        asked.append(sweep.kvs)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        wanted = cases(modes, ks, kvs, placements)
+        wanted = sweep.variants()
         return RagTable({case: np.array([[1, 0, 0, 0.1], [0, 0, 0, 0.1]]) for case in wanted}, 9, 0)
 
     monkeypatch.setattr(cached, "evaluate_table", table)

@@ -19,11 +19,11 @@ transformers = pytest.importorskip("transformers")
 import original  # noqa: E402
 
 from grit_jax.data.formats import document_text  # noqa: E402
-from grit_jax.evaluation.rag import score_answer  # noqa: E402
 from grit_jax.inference.sampling import Sampling  # noqa: E402
 from grit_jax.models.cache import empty_cache, insert  # noqa: E402
 from grit_jax.models.transformer import Transformer  # noqa: E402
 from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt  # noqa: E402
+from grit_jax.text.answer_matching import score_answer  # noqa: E402
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES, compose  # noqa: E402
 from grit_jax.types import KV, AttentionMode, DocumentKV  # noqa: E402
 

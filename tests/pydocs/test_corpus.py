@@ -17,6 +17,7 @@ from grit_jax.pydocs import corpus
 from grit_jax.pydocs import questions as spans
 from grit_jax.pydocs.corpus import best_constant, write_corpus
 from grit_jax.pydocs.documents import Document, document_string, parse_signature, split_of
+from grit_jax.text.answer_matching import normalise_answer
 
 FILES = {
     "train": {
@@ -156,7 +157,7 @@ def test_frequent_answers_are_capped():
         for i in range(300)
     ]
     chosen = corpus.heldout_questions(documents, 0)
-    answers = Counter(spans.normalise(q.answer) for q in chosen)
+    answers = Counter(normalise_answer(q.answer) for q in chosen)
     assert len(chosen) > 100 and max(answers.values()) <= max(1, corpus.MAX_SHARE * len(chosen))
 
 

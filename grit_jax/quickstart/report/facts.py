@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from grit_jax.evaluation.rag import score_answer
 from grit_jax.quickstart.report.contents import Report, Sample
 from grit_jax.quickstart.report.wording import (
     count,
@@ -17,6 +16,7 @@ from grit_jax.quickstart.report.wording import (
     score,
     size,
 )
+from grit_jax.text.answer_matching import score_answer
 
 
 @dataclasses.dataclass(frozen=True)

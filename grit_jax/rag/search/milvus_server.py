@@ -1,5 +1,5 @@
-"""A connection to Milvus: a file of this index, served inside this process, or a server or cluster
-by its URI."""
+"""A connection to Milvus: embedded (a file of the index, served by this process), or a server or
+cluster by its URI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _embedded: collections.Counter[str] = collections.Counter()  # connections of th
 
 
 class MilvusServer:
-    """A connection to Milvus; its errors are `GritError`s that name the place."""
+    """A connection to Milvus. Its errors are raised as GritError with the file or the URI."""
 
     def __init__(self, folder: Path, uri: str | None):
         self.place = uri or str(folder / EMBEDDED)
@@ -63,7 +63,7 @@ class MilvusServer:
         self.close()
 
     def close(self) -> None:
-        """Lets go of Milvus; with the last connection of this process an embedded one ends."""
+        """Closes the connection; the last one of this process ends an embedded Milvus."""
         self._client.close()
         if self._file:
             _embedded[self._file] -= 1
@@ -73,12 +73,13 @@ class MilvusServer:
                 server_manager_instance.release_server(self._file)
 
     def call(self, name: str, *args: Any, timeout: float | None = SECONDS, **kwargs: Any) -> Any:
-        """A method of the client."""
+        """Calls a method of the client."""
         with self._errors():
             return getattr(self._client, name)(*args, timeout=timeout, **kwargs)
 
     def create(self, name: str, dim: int) -> None:
-        """An empty collection. Without an index, or each flush would begin to build one."""
+        """Creates an empty collection. It has no index yet, or each flush would start to build
+        one."""
         types, client = self._pymilvus.DataType, self._client
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field(ROW, types.INT64, is_primary=True)
@@ -86,7 +87,7 @@ class MilvusServer:
         self.call("create_collection", name, schema=schema, consistency_level="Strong")
 
     def finish(self, name: str) -> None:
-        """Makes what has been written ready to be searched."""
+        """Makes what has been written searchable."""
         self.call("flush", name, timeout=None)
         if not self.call("list_indexes", name):
             index = self._client.prepare_index_params()
@@ -95,13 +96,13 @@ class MilvusServer:
         self.call("load_collection", name, timeout=None)
 
     def fits(self, name: str, dim: int) -> bool:
-        """Whether a collection has our fields."""
+        """Whether a collection has the fields that `create` gives it."""
         fields = {f["name"]: f for f in self.call("describe_collection", name)["fields"]}
         return fields.keys() == {ROW, VECTOR} and int(fields[VECTOR]["params"].get("dim", 0)) == dim
 
-    def query(self, name: str, **how: Any) -> list[dict[str, Any]]:
-        """What is there, with all that has been written before."""
-        return list(self.call("query", name, consistency_level="Strong", **how))
+    def query(self, name: str, **arguments: Any) -> list[dict[str, Any]]:
+        """Rows of a collection, including everything written before."""
+        return list(self.call("query", name, consistency_level="Strong", **arguments))
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -136,9 +137,9 @@ def refuse_a_second_process(file: str) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GritError(
-                f"{file}: another process has it open (or an Index of this one), and an embedded"
-                " Milvus serves one at a time; wait until it is done, or move to a server: grit"
-                " index ... --milvus http://host:19530"
+                f"{file}: another process has it open (or an Index of this process), and an"
+                " embedded Milvus serves one at a time; wait until it is done, or move to a server"
+                " with: grit index ... --milvus http://host:19530"
             ) from None
 
 
@@ -149,10 +150,10 @@ def checked_uri(uri: str) -> str | None:
     parts = urlsplit(uri)
     if parts.scheme not in SCHEMES or not (parts.netloc or parts.path):
         raise GritError(
-            f"--milvus must be {EMBEDDED_URI} or a URI like http://host:19530, is {uri!r}"
+            f"--milvus: expected {EMBEDDED_URI} or a URI like http://host:19530, got {uri!r}"
         )
     if "@" in parts.netloc:
         raise GritError(
-            f"--milvus: credentials belong into the environment variable {TOKEN}, not into the URI"
+            f"--milvus: put credentials into the environment variable {TOKEN}, not into the URI"
         )
     return uri

@@ -195,7 +195,9 @@ def test_an_index_is_searched_as_it_is_opened(tmp_path):
         row | {"text": "changed " + row["id"]} if i % 10 == 0 else row for i, row in enumerate(rows)
     ][20:]
     build(rows)
-    assert len(np.load(path / VECTORS)) == 400 + 38  # dead rows are in the file, and in no result
+    assert (
+        len(np.load(path / VECTORS)) == 400 + 38
+    )  # deleted rows are in the file, and in no result
     wanted = np.stack([vector([256, *row["text"].encode()]) for row in rows])
     ids = [row["id"] for row in rows]
     queries = wanted[:30]
@@ -207,7 +209,7 @@ def test_an_index_is_searched_as_it_is_opened(tmp_path):
         assert [index.documents[row]["id"] for row in found.rows[:, 0]] == ids[:30]
         with pytest.raises(GritError, match=r"query vectors: expected shape \[Q, 8\]"):
             index.search(queries[:, :5], 1)
-        assert "vectors" not in vars(index)  # a copy without the dead rows, made for who asks
+        assert "vectors" not in vars(index)  # a copy without the deleted rows, made on demand
         np.testing.assert_array_equal(np.sort(index.vectors, 0), np.sort(wanted, 0))
     with pytest.raises(GritError, match="cannot search 9 dimensions: the vectors have 8"):
         Index.open(path, model, SearchSettings(dim=9))

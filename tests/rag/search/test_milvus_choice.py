@@ -37,7 +37,7 @@ def corpus(tmp_path):
         ({"milvus": "http://h:1", "vectors": "exact"}, "needs --vectors milvus"),
         (
             {"milvus": "milvus.db", "vectors": "milvus"},
-            "embedded or a URI like http://host:19530, is 'milvus.db'",
+            "embedded or a URI like http://host:19530, got 'milvus.db'",
         ),
         ({"milvus": "http://root:pw@h:1", "vectors": "milvus"}, "MILVUS_TOKEN, not into the URI"),
     ],
