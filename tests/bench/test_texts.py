@@ -23,7 +23,7 @@ KINDS = sorted(
 def model_with(tokenizer: Tokenizer, config):
     """What a maker of texts needs of a model."""
     encoder = Encoder(config, {}, tokenizer, tokenizer.format(GRIT))
-    return types.SimpleNamespace(tokenizer=tokenizer, encoder=encoder)
+    return types.SimpleNamespace(tokenizer=tokenizer, encoder=encoder, config=config)
 
 
 @pytest.mark.parametrize("kind", KINDS)
