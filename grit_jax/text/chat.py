@@ -1,4 +1,4 @@
-"""How texts are wrapped before the model reads them: templates as data, rendered as pieces.
+"""How texts are wrapped before the model reads them: templates as data, rendered as parts.
 
 A template is a `ChatFormat`: strings, no code. Rendering gives `PromptPart`s rather than one
 string, so that each part is tokenised exactly once, and a mask over token ids follows from which
@@ -22,9 +22,11 @@ INSTRUCTION_STRIP = "\t\n :"
 class PromptPart:
     """A part of a prompt.
 
-    `is_answer`: its tokens are to be predicted. `is_template`: the special tokens written in it
-    (`<s>`) are the real ones; everywhere else such a string is ordinary text, so a user cannot type
-    an end of sequence. `is_document`: may be cut from the right to make the example fit.
+    Attributes:
+      is_answer: its tokens are predicted.
+      is_template: special tokens spelled in it (`<s>`) are the real ones. Everywhere else such a
+        string is ordinary text, so that a user cannot type an end of sequence.
+      is_document: may be cut from the right to make the example fit.
     """
 
     text: str
@@ -70,10 +72,10 @@ class ChatFormat:
         >>> GRIT.embed_prompt()
         '<s><|embed|>\\n'
         """
-        return "".join(piece.text for piece in self.embed_parts(instruction, ""))
+        return "".join(part.text for part in self.embed_parts(instruction, ""))
 
     def embed_parts(self, instruction: str, text: str) -> list[PromptPart]:
-        """An embedding text as pieces; the last piece is the text itself, which pooling
+        """An embedding text as parts; the last one is the text itself, which pooling
         averages."""
         instruction = instruction.strip(INSTRUCTION_STRIP)
         if not instruction:
@@ -86,23 +88,23 @@ class ChatFormat:
         ]
 
     def render_turns(self, turns: Sequence[str], *, continues: bool = False) -> list[PromptPart]:
-        """A conversation `[user, assistant, user, ...]` as pieces.
+        """A conversation `[user, assistant, user, ...]` as parts.
 
         An odd number of turns ends with the assistant's tag: the prompt of an answer to be
         generated. `continues` renders a turn after something already read (a cache):
         `turn_separator` in the place of `bos`.
         """
-        pieces: list[PromptPart] = []
+        parts: list[PromptPart] = []
         opening = self.turn_separator if continues else self.bos
         for number, turn in enumerate(turns):
             if number % 2 == 0:
-                pieces.append(PromptPart(opening + self.user, is_template=True))
-                pieces.append(PromptPart(turn))
-                pieces.append(PromptPart(self.assistant, is_template=True))
+                parts.append(PromptPart(opening + self.user, is_template=True))
+                parts.append(PromptPart(turn))
+                parts.append(PromptPart(self.assistant, is_template=True))
                 opening = self.turn_separator
             else:
-                pieces += self.answer_parts(turn)
-        return pieces
+                parts += self.answer_parts(turn)
+        return parts
 
     def answer_parts(self, answer: str) -> list[PromptPart]:
         """`{answer.strip()}` and the end of sequence: what a language loss trains."""
@@ -258,7 +260,7 @@ def turns_of(messages: Sequence[Mapping[str, str]]) -> list[str]:
         role, content = message.get("role"), message.get("content")
         if not isinstance(content, str):
             raise GritError(
-                f"messages[{number}]: 'content' must be a string, found {type(content).__name__}"
+                f"messages[{number}]: 'content' must be a string, got {type(content).__name__}"
             )
         if role == "system":
             system += content + "\n\n"

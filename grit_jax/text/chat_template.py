@@ -1,11 +1,11 @@
 """Chat templates that come with a model: jinja2 code, rendered as transformers does, to token ids
 that are safe.
 
-A template writes one string, special tokens and messages in it alike. Which is which must not get
-lost, or a user who types `<|im_end|>` ends a turn. So whatever in a message is the spelling of a
-special token, or could become one beside something else, is put between two marks, characters that
-occur nowhere else; the marks that come out of the template say what a user typed, and there special
-tokens are text. All else has the ids of the whole string.
+A template writes special tokens and messages into one string. A user who types `<|im_end|>` must
+not end a turn, so the two have to be distinguished: whatever in a message spells a special token, or
+could become one beside other text, is put between two marks, characters that occur nowhere else. In
+the rendered string, special tokens between marks are text; everything else has the ids of the whole
+string.
 
 Rendering happens in a process of its own, bounded in time, memory and output
 (`chat_template_worker.py`).
@@ -118,11 +118,11 @@ class ChatTemplate:
         marked = self._mark(plain, *marks)
         typed: list[tuple[int, int]] = []
         if marked != plain:
-            rest, typed = _unmark(self._render(marked, add_generation_prompt), *marks)
+            rest, typed = _without_marks(self._render(marked, add_generation_prompt), *marks)
             if rest != text:
                 raise GritError(
                     f"{self.where}: a message spells a special token, and the template treats it"
-                    " such that it cannot be told from one of its own; remove it from the message"
+                    " so that it cannot be told from one of its own; remove it from the message"
                 )
         return self.tokenizer.encode_rendered(text, typed)
 
@@ -208,7 +208,7 @@ class _Worker:
             raise GritError(
                 f"{where}: the template took longer than {SECONDS:g} s, and was stopped"
             )
-        raise GritError(f"{where}: the template brought its process to an end")
+        raise GritError(f"{where}: the process that renders the template died")
 
     def close(self) -> None:
         """Ends the process; the next request starts another one."""
@@ -316,9 +316,9 @@ def _unused(messages: list[dict[str, Any]], source: str) -> tuple[str, str]:
     return left, right
 
 
-def _unmark(text: str, left: str, right: str) -> tuple[str, list[tuple[int, int]]]:
-    """A rendered text without its marks, and what stood between two. (A mark that has lost its
-    fellow says nothing.)"""
+def _without_marks(text: str, left: str, right: str) -> tuple[str, list[tuple[int, int]]]:
+    """A rendered text without its marks, and the spans between pairs of them. A single mark counts
+    for nothing."""
     parts: list[str] = []
     typed: list[tuple[int, int]] = []
     length, opened = 0, None

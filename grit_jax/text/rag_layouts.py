@@ -1,4 +1,4 @@
-"""The seven ways to put a query and documents before an answer: what is cached, what is read anew.
+"""The seven ways to put a query and documents before an answer: what is cached, what is read.
 
 Templates are the original's word for word (`rag/eval.py` of ContextualAI/gritlm, without `The
 answer is`, which its evaluation appends). What is cached is encoded in the embedding format,
@@ -52,7 +52,7 @@ class Layout:
     @property
     def text(self) -> str:
         """The continuation as one string."""
-        return "".join(piece.text for piece in self.continuation)
+        return "".join(part.text for part in self.continuation)
 
 
 def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = GRIT) -> Layout:
@@ -117,9 +117,9 @@ def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = 
 
 
 def _paragraphs(documents: Sequence[str]) -> list[PromptPart]:
-    pieces: list[PromptPart] = []
+    parts: list[PromptPart] = []
     for number, document in enumerate(documents):
         if number:
-            pieces.append(PromptPart("\n\n"))
-        pieces.append(PromptPart(document, is_document=True))
-    return pieces
+            parts.append(PromptPart("\n\n"))
+        parts.append(PromptPart(document, is_document=True))
+    return parts

@@ -1,10 +1,9 @@
 """Texts to token ids and back, with whatever tokenizer a directory has.
 
-`Tokenizer` wraps `tokenizers.Tokenizer` and settles three things that callers should not have to
-know: text typed by a user never becomes a special token, pieces of one prompt are tokenised once
-each, and the dummy prefix that Llama-like tokenizers put before a text appears only where the
-tokenisation of the whole string would have it. Which files a directory has is the matter of
-`tokenizer_files.py`.
+`Tokenizer` wraps `tokenizers.Tokenizer` and takes care of three things: text typed by a user never
+becomes a special token, each part of a prompt is tokenised once, and the dummy prefix that
+Llama-like tokenizers put before a text appears only where the tokenisation of the whole string has
+it. `tokenizer_files.py` reads the files of a directory.
 
 "Never a special token" means the tokens that the files call special, `<s>` or `<|im_end|>`: a text
 that holds their spelling has the ids that transformers gives it with `split_special_tokens=True`,
@@ -28,7 +27,7 @@ from tokenizers import pre_tokenizers
 from grit_jax.errors import GritError
 from grit_jax.text import tokenizer_files
 from grit_jax.text.chat import GRIT, ChatFormat, PromptPart
-from grit_jax.text.prompt_encoding import StretchEncoder, unicode_text
+from grit_jax.text.prompt_encoding import PartEncoder, unicode_text
 
 # Precedes a text that continues a prompt; a newline ends every tag and merges with nothing in
 # Llama-like vocabularies.
@@ -56,7 +55,7 @@ class Tokenizer:
         config: dict[str, Any] | None = None,
         model: bytes | None = None,
     ):
-        # Two readers of one file: in `_plain` special tokens are text like any other.
+        # Two copies of one tokenizer; `_plain` reads special tokens as ordinary text.
         self._json = tokenizer_json
         self._template = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._plain = tokenizers.Tokenizer.from_str(tokenizer_json)
@@ -88,7 +87,7 @@ class Tokenizer:
             and self._raw(self._template, special + "a")[1:] == self._raw(self._plain, "a")
         )
         self._template_ids = functools.lru_cache(maxsize=4096)(self._encode_template)
-        self._stretches = StretchEncoder(self._plain, self._template, self.encode_batch)
+        self._parts = PartEncoder(self._plain, self._template, self.encode_batch)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Tokenizer:
@@ -163,8 +162,7 @@ class Tokenizer:
             raise
         if not cut:
             return [item.ids for item in encoded]
-        # A vocabulary may merge the anchor with what follows; then the text by itself is the best
-        # there is.
+        # A vocabulary may merge the anchor with the text; such a text is tokenised by itself.
         return [
             (
                 ids[cut:]
@@ -175,25 +173,25 @@ class Tokenizer:
         ]
 
     def encode_parts(self, prompts: Sequence[Sequence[PromptPart]]) -> list[list[list[int]]]:
-        """Ids of every piece of every prompt; concatenated they are the prompt.
+        """Ids of every part of every prompt; concatenated they are the prompt.
 
-        They are those of the whole string tokenised at once, typed special tokens apart
-        (`stretches.py` says at which borders they may not be). Templates are cached and texts go
-        through two batch calls, so this is the fast way for many prompts.
+        They equal those of the whole string tokenised at once, except for typed special tokens and
+        at the borders that `prompt_encoding.py` names. Templates are cached and texts go through
+        two batch calls, so this is the fast way for many prompts.
         """
         if not self._has_prefix:
-            return self._stretches.encode(prompts)
-        # With a dummy prefix a stretch cannot be told where it stands; such vocabularies have no
-        # token across a line break either.
+            return self._parts.encode(prompts)
+        # A tokenizer with a dummy prefix adds one to every run; but its vocabulary has no token
+        # across a line break, so that the parts can be tokenised one by one.
         result: list[list[list[int]]] = [[[] for _ in prompt] for prompt in prompts]
         queue: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])  # by `continues`
         for row, prompt in enumerate(prompts):
-            inside = False  # whether the next piece stands inside running text
-            for column, piece in enumerate(prompt):
-                if not piece.text:
+            inside = False  # whether the next part stands inside running text
+            for column, part in enumerate(prompt):
+                if not part.text:
                     continue
-                if piece.is_template:
-                    ids = self._template_ids(piece.text, inside)
+                if part.is_template:
+                    ids = self._template_ids(part.text, inside)
                     result[row][column] = list(ids)
                     inside = not (
                         ids and ids[-1] in self._special_ids and self._prefix_after_special
@@ -204,30 +202,30 @@ class Tokenizer:
         for continues, places in enumerate(queue):
             texts = [prompts[row][column].text for row, column in places]
             encoded = self.encode_batch(texts, continues=bool(continues))
-            for (row, column), found in zip(places, encoded, strict=True):
-                result[row][column] = found
+            for (row, column), text_ids in zip(places, encoded, strict=True):
+                result[row][column] = text_ids
         return result
 
     def encode_rendered(self, text: str, typed: Sequence[tuple[int, int]] = ()) -> list[int]:
-        """Ids of a text that a chat template wrote: the special tokens in it are real, but for
-        those in `typed`.
+        """Ids of a text that a chat template wrote, tokenised as one string.
 
-        `typed` are (start, end) of what a user wrote. The ids are those of the whole string
-        tokenised at once.
+        Args:
+          typed: (start, end) of what a user wrote; special tokens spelled there are text, all
+            others are real.
 
         Raises:
           GritError: half of a surrogate pair.
         """
         if not typed:
             return self._raw(self._template, unicode_text(text))
-        # Found in a text where what was typed is crossed out, cut out of the real one.
+        # Special tokens are found in a copy in which the typed text is replaced by "x".
         crossed = list(unicode_text(text))
         for start, end in typed:
             crossed[start:end] = "x" * (end - start)
-        found = self._template.encode("".join(crossed), add_special_tokens=False)
+        encoding = self._template.encode("".join(crossed), add_special_tokens=False)
         ids: list[int] = []
         place, continues = 0, False
-        for i, (start, end) in zip(found.ids, found.offsets, strict=True):
+        for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if i in self._special_ids:
                 ids += self.encode(text[place:start], continues=continues)
                 ids.append(i)

@@ -116,7 +116,7 @@ def test_system_text_leads_the_next_user_turn():
         ),
         ([("user", "x"), ("user", "y")], r"messages\[1\]: roles must alternate"),
         ([("tool", "x")], "unknown role 'tool'; known: system, user, assistant"),
-        ([("user", None)], "'content' must be a string, found NoneType"),
+        ([("user", None)], "'content' must be a string, got NoneType"),
     ],
 )
 def test_messages_that_are_no_conversation(messages, message):
