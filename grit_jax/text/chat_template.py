@@ -2,10 +2,10 @@
 that are safe.
 
 A template writes special tokens and messages into one string. A user who types `<|im_end|>` must
-not end a turn, so the two have to be distinguished: whatever in a message spells a special token, or
-could become one beside other text, is put between two marks, characters that occur nowhere else. In
-the rendered string, special tokens between marks are text; everything else has the ids of the whole
-string.
+not end a turn, so the two have to be distinguished: whatever in a message spells a special token,
+or could become one beside other text, is put between two marks, characters that occur nowhere else.
+In the rendered string, special tokens between marks are text; everything else has the ids of the
+whole string.
 
 Rendering happens in a process of its own, bounded in time, memory and output
 (`chat_template_worker.py`).
