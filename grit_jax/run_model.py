@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from grit_jax.data.formats import document_text
-from grit_jax.data.sources import open_lines
+from grit_jax.data.sources import iter_documents
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.opening import modules_of
@@ -59,7 +58,8 @@ def load_tokenizer(config: RunConfig, output: RunFolder) -> Tokenizer:
         return Tokenizer.from_pretrained(huggingface.resolve(section.path))
     if section.train_on:
         if is_first() and not (kept / "tokenizer.json").exists():
-            tokenizer = train_tokenizer(_texts(section.train_on), section.vocab_size)
+            texts = itertools.chain.from_iterable(map(iter_documents, section.train_on))
+            tokenizer = train_tokenizer(texts, section.vocab_size)
             tokenizer.save(kept, FORMATS[section.chat])
             output.copy()
         wait_for_all("tokenizer")
@@ -71,18 +71,6 @@ def load_tokenizer(config: RunConfig, output: RunFolder) -> Tokenizer:
         "tokenizer: set tokenizer.path, or tokenizer.train_on, or start from a model.path that"
         " has one"
     )
-
-
-def _texts(sources: list[str]) -> Iterator[str]:
-    """The texts of corpus lines `{"id", "title"?, "text"}`."""
-    for source in sources:
-        lines = open_lines(source)
-        for index in range(len(lines)):
-            where = lines.where(index)
-            try:
-                yield document_text(json.loads(lines[index]), where)
-            except ValueError as error:
-                raise GritError(f"{where}: not valid JSON: {error}") from None
 
 
 def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> LoadedModel:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from grit_jax.data.bm25 import BM25
-from grit_jax.data.formats import CachedExample, document_text
+from grit_jax.data.formats import CachedExample
 from grit_jax.data.lines import read_examples
-from grit_jax.data.sources import open_lines
+from grit_jax.data.sources import iter_documents
 from grit_jax.errors import GritError
 from grit_jax.runtime.files import refuse_same_file, write_jsonl
 from grit_jax.runtime.progress import progress
@@ -68,13 +67,7 @@ def corpus_texts(path: str | Path) -> list[str]:
     Raises:
       GritError: an unreadable file or a bad line (`file:line`).
     """
-    lines, texts = open_lines(path), []
-    for i in range(len(lines)):
-        try:
-            texts.append(document_text(json.loads(lines[i]), lines.where(i)))
-        except ValueError as error:
-            raise GritError(f"{lines.where(i)}: not valid JSON: {error}") from None
-    return texts
+    return list(iter_documents(path))
 
 
 def write_rows(

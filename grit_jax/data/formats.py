@@ -227,11 +227,16 @@ def _cached(data: dict[str, Any], place: str) -> CachedExample:
     )
 
 
-def _load(line: str | bytes, place: str) -> dict[str, Any]:
+def parse_json(line: str | bytes, place: str) -> Any:
+    """The JSON value of a line.
+
+    Raises:
+      LineError (a GritError): it is not UTF-8 or not JSON.
+    """
     try:
         # Not json's own guess of an encoding: it takes two odd bytes for UTF-16.
         text = line.decode("utf-8") if isinstance(line, bytes) else line
-        data = json.loads(
+        return json.loads(
             text.rstrip()
         )  # or a line that is cut short would be wrong at column 1 of the next
     except UnicodeDecodeError as error:
@@ -245,6 +250,10 @@ def _load(line: str | bytes, place: str) -> dict[str, Any]:
         raise LineError(place, f"not valid JSON: {what}") from None
     except RecursionError:
         raise LineError(place, "not usable JSON: nested too deeply") from None
+
+
+def _load(line: str | bytes, place: str) -> dict[str, Any]:
+    data = parse_json(line, place)
     if not isinstance(data, dict):
         raise LineError(place, f"expected a JSON object, found {_type(data)}")
     return data

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from grit_jax.data.formats import Kind
+from grit_jax.data.formats import Kind, document_text, parse_json
 from grit_jax.data.lines import Check, JsonlFile, LineSource, OnError
 from grit_jax.errors import GritError
 from grit_jax.runtime.progress import progress, say
@@ -159,6 +159,18 @@ def _identity(name: str) -> Any:
         return status.st_dev, status.st_ino
     except OSError:
         return name
+
+
+def iter_documents(name: str | Path) -> Iterator[str]:
+    """The texts, as they are encoded, of the corpus lines `{"id", "title"?, "text"}` behind a name.
+
+    Raises:
+      GritError: nothing is there, or a line is not a document (`file:line: what is wrong`).
+    """
+    lines = open_lines(name)
+    for index, line in enumerate(lines):
+        place = lines.where(index)
+        yield document_text(parse_json(line, place), place)
 
 
 class Lines:

@@ -6,12 +6,11 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from grit_jax.data.formats import LineError, check_unicode, document_text, titled
+from grit_jax.data.formats import LineError, check_unicode, document_text, parse_json, titled
 from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
 from grit_jax.runtime.progress import progress
@@ -119,10 +118,7 @@ def parse_document(line: str | bytes, place: str) -> CorpusDocument:
     Raises:
       LineError (a GritError): `place: what is wrong`.
     """
-    try:
-        data = json.loads(line.decode("utf-8") if isinstance(line, bytes) else line)
-    except (ValueError, RecursionError) as error:
-        raise LineError(place, f"not valid JSON: {error}") from None
+    data = parse_json(line, place)
     if not isinstance(data, dict):
         raise LineError(place, f"expected a JSON object, found {type(data).__name__}")
     id = data.get("id", data.get("_id"))  # BEIR's corpora write `_id`
