@@ -485,6 +485,27 @@ def test_mistakes(config, tiny_tokenizer, change, message):
         JointBatches(dataclasses.replace(config, **change), tiny_tokenizer)
 
 
+def test_no_example_meets_itself_through_overlapping_globs(tiny_tokenizer, tmp_path):
+    """Without a look at the files, a batch of 8 of these 8 examples read twice has some twice."""
+    for part in ("a", "b"):
+        rows = [{"query": f"{part} {n}", "pos": ["p"], "neg": ["n"]} for n in range(4)]
+        write(tmp_path / f"{part}.jsonl", rows)
+    names = [f"{tmp_path}/*.jsonl", f"{tmp_path}/a.jsonl"]
+    batches = JointBatches(DataConfig(embedding=names, embedding_batch=8), tiny_tokenizer)
+    for step in range(6):
+        assert len(set(batches.ids(step)["embedding"])) == 8
+    with pytest.raises(GritError, match="data.embedding: .*a.jsonl is listed twice"):
+        JointBatches(DataConfig(embedding=[names[1]] * 2, embedding_batch=4), tiny_tokenizer)
+    covered = DataConfig(
+        generative=[f"{tmp_path}/a*", f"{tmp_path}/[a]*"],
+        generative_batch=1,
+        num_samples={f"{tmp_path}/[a]*": 2},
+    )
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(GritError, match="data.num_samples: other entries of data.generative read"):
+        JointBatches(covered, tiny_tokenizer)
+
+
 def test_no_negatives_is_a_clear_error(tiny_tokenizer, tmp_path):
     path = write(tmp_path / "f.jsonl", [{"query": f"q{n}", "pos": [f"p{n}"]} for n in range(8)])
     config = DataConfig(embedding=[path], embedding_batch=4)
