@@ -228,10 +228,11 @@ def _open_output(address: str) -> RunFolder:
             if is_first() and not output.remote:
                 writable_folder(output.local)
             output.begin()
-            output.lock()
-        output.copy_now_and_then()
         if not output.remote:
             check_same_folder(output.local)
+        with errors_together():
+            output.lock()
+        output.copy_now_and_then()
     except GritError:
         output.close()
         raise

@@ -1,8 +1,8 @@
 """One run on several hosts: every process runs the same program over one mesh, and process 0 writes
-what all agree on.
+the output.
 
-Hosts find each other by jax.distributed: as a TPU slice or Slurm says, or by three environment
-variables,
+Processes find each other through jax.distributed, from the environment of a TPU slice or of Slurm,
+or from three environment variables:
 
     GRIT_COORDINATOR=HOST:PORT GRIT_NUM_PROCESSES=4 GRIT_PROCESS_ID=0 grit train CONFIG
     (process 0 runs on HOST)
@@ -38,17 +38,18 @@ VARIABLES = ("GRIT_COORDINATOR", "GRIT_NUM_PROCESSES", "GRIT_PROCESS_ID")
 
 
 def asks_for_hosts(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment tells of other processes, or may do so."""
+    """Whether this process may be one of several, judged by the environment."""
     names = {name for name in (*VARIABLES, "JAX_COORDINATOR_ADDRESS") if name in environment}
     alone = names == {"GRIT_NUM_PROCESSES"} and environment["GRIT_NUM_PROCESSES"] == "1"
     return bool(names) and not alone or _in_a_cluster(environment)
 
 
 def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the other processes of the run, where the environment tells of any; before JAX is used.
+    """Joins the other processes of the run, if the environment names any. Call it before JAX is
+    used.
 
     Raises:
-      GritError: the variables contradict each other, or the others cannot be reached.
+      GritError: the variables are incomplete or wrong, or the other processes cannot be reached.
     """
     arguments = _explicit(environment)
     if arguments is None and not _in_a_cluster(environment):
@@ -62,7 +63,7 @@ def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
         )
     elif address := environment.get("JAX_COORDINATOR_ADDRESS"):
         coordinator.resolve("JAX_COORDINATOR_ADDRESS", address)
-    # SIGTERM is heard by `preemption`, and the hosts agree on it by `Agreement`.
+    # `preemption` handles SIGTERM, and `Agreement` tells the other hosts.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -119,22 +120,21 @@ def _in_a_cluster(environment: Mapping[str, str]) -> bool:
 
 
 def is_first() -> bool:
-    """True in process 0, which writes and speaks."""
+    """True in process 0, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def wait_for_all(where: str) -> None:
-    """Returns once every process has come here; `where` is a name for the place. Devices are not
+    """A barrier named `where`: returns once every process has reached it. Devices are not
     involved."""
     multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * WAIT_SECONDS)
 
 
 def all_say(word: str) -> list[str]:
-    """What every process says, in their order, this one's `word` among them; all of them ask
-    together.
+    """Gathers a text from every process, in order of their numbers. All processes must call it.
 
     Raises:
-      GritError: a process does not say anything.
+      GritError: nothing came from a process in time.
     """
     if jax.process_count() == 1:
         return [word]
@@ -143,18 +143,18 @@ def all_say(word: str) -> list[str]:
 
 
 def fail_together(message: str) -> NoReturn:
-    """Raises `GritError` in every process, in process 0 last: with its end, JAX aborts those that
-    are still there."""
+    """Raises `GritError`; called by every process. Process 0 does so last, since JAX aborts the
+    others when it ends."""
     if jax.process_count() > 1 and is_first():
         time.sleep(1)
     raise GritError(message)
 
 
 def check_hosts_agree(values: Mapping[str, Any], names: Mapping[str, str] = {}) -> None:
-    """Compares what every process has under each key; all come here together, and hear the same.
+    """Compares a value for each key among all processes. All processes must call it.
 
     Args:
-      names: what stands behind a key in messages, such as the name of a file. It may differ.
+      names: a text to show after a key, such as the name of a file. These are not compared.
 
     Raises:
       GritError: a value differs; the message names the keys, the values and the processes.
@@ -189,8 +189,8 @@ def _shown(value: Any) -> str:
 
 @contextlib.contextmanager
 def errors_together() -> Iterator[None]:
-    """A `GritError` of the block in one process is raised in all of them. No process may wait for
-    another inside it.
+    """Raises a `GritError` of one process in all of them. All processes must enter it, and none may
+    wait for another inside.
 
     Raises:
       GritError: this process's own, or that of the first process that has one.
@@ -209,12 +209,11 @@ def errors_together() -> Iterator[None]:
 
 
 def check_same_folder(folder: Path) -> None:
-    """Looks in every process for a file that process 0 writes; all come here together, and hear the
-    same.
+    """Checks that all processes see one folder, by a file that process 0 writes to it. All processes
+    must call it.
 
     Raises:
-      GritError: `folder` is another one to some of them, whose parts of a checkpoint would be
-        missing in it.
+      GritError: some see another folder; their parts of a checkpoint would be missing.
     """
     if jax.process_count() == 1:
         return
@@ -234,7 +233,7 @@ def check_same_folder(folder: Path) -> None:
 
 
 def _appears(file: Path) -> bool:
-    """Network file systems may show a file of another host late."""
+    """Waits for a file: network file systems may show one of another host late."""
     ends = time.monotonic() + FOLDER_SECONDS
     while not os.path.exists(file):
         if time.monotonic() > ends:
@@ -244,21 +243,22 @@ def _appears(file: Path) -> bool:
 
 
 def wait_for_peer_failure() -> None:
-    """After a failure of JAX: another process may be the cause, and then this one is aborted within
-    a heartbeat."""
+    """Waits after an error of JAX. If the loss of another process caused it, JAX aborts this process
+    meanwhile."""
     if jax.process_count() > 1:
         time.sleep(HEARTBEAT_SECONDS + 10)
 
 
 class Exchange:
-    """Letters among the hosts by way of process 0, from any thread and in any order; devices are
-    not involved.
+    """Sends messages between hosts through the key-value store of process 0. It may be used from any
+    thread; devices are not involved.
 
     Attributes:
-      number: of this host, from 0, among so many `hosts`.
+      number: this process's number.
+      hosts: how many processes there are.
     """
 
-    _opened = itertools.count()  # every process opens the same ones in the same order
+    _opened = itertools.count()  # every process creates the same exchanges in the same order
 
     def __init__(self) -> None:
         self.number, self.hosts = jax.process_index(), jax.process_count()
@@ -266,11 +266,10 @@ class Exchange:
         self._name, self._closed = f"grit/{next(self._opened)}", False
 
     def __call__(self, key: str, letters: Sequence[bytes]) -> list[bytes]:
-        """Sends each host its letter and returns theirs, in their order, this host's own among
-        them.
+        """Sends `letters[i]` to host `i` and returns what each host sent to this one.
 
         Raises:
-          GritError: another host's does not come.
+          GritError: nothing came from a host in time.
         """
         if self._closed:
             raise Closed(key)
@@ -286,11 +285,11 @@ class Exchange:
         return received
 
     def close(self) -> None:
-        """Nobody waits any longer: those who do get `Closed`."""
+        """Ends all waiting calls with `Closed`."""
         self._closed = True
 
     def _others(self) -> list[int]:
-        # Each begins with the next one, so that they do not all ask for the same one.
+        # Each host starts with its neighbour, so that they do not all ask for the same message.
         return [(self.number + i) % self.hosts for i in range(1, self.hosts)]
 
     def _letter(self, place: str, host: int) -> bytes:
@@ -303,21 +302,19 @@ class Exchange:
             if self._closed:
                 raise Closed(place)
         raise GritError(
-            f"process {host} of this run has been silent for {WAIT_SECONDS} s; look at its own"
-            " output"
+            f"nothing came from process {host} of this run for {WAIT_SECONDS} s; see its own output"
         )
 
 
 class Closed(Exception):
-    """The run has ended while batches that it will not need were being prepared."""
+    """The run ended while batches that it does not need were being prepared."""
 
 
 class Agreement:
-    """Whether any process of the run was told to stop: the same answer in all of them, in the same
-    step.
+    """Whether any process requests a stop: the same answer in all processes after the same step.
 
-    It is that of the call before, so that the question travels while a step computes. Alone, a
-    process need not ask.
+    With several processes it answers the request made at the call before, so that the reduction
+    overlaps with a step.
     """
 
     def __init__(self, told: Callable[[], bool], mesh: Mesh):

@@ -1,5 +1,5 @@
-"""SIGTERM, by which a machine is taken away: a training run ends its step, saves, and says so by
-its exit status."""
+"""SIGTERM, the notice that a machine is taken away: a training run finishes its step, saves, and
+exits with a status of its own."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import threading
 import time
 from collections.abc import Iterator
 
-PREEMPTED = (
-    143  # exit status, as a shell has it of SIGTERM: nothing is lost, the same command goes on
-)
-# A machine that goes down signals every process of a session, and parents hand on what they get:
-# one notice comes as several signals. Those within this time of the first are the same one.
+# Exit status, the one that shells use for SIGTERM: nothing is lost, the same command resumes.
+PREEMPTED = 143
+# A machine that shuts down signals every process of a session, and parents pass signals on, so that
+# one notice arrives as several signals. Those within this time of the first count as the same one.
 SAME_NOTICE_S = 5.0
 
 
 class Preempted(BaseException):
-    """SIGTERM came, and what was to be saved is saved. No mistake of anybody's: `except Exception`
-    lets it pass.
+    """SIGTERM arrived, and the run's state is saved. It is not an error, so `except Exception` does
+    not catch it.
 
     Attributes:
-      together: every process of the run ends with it, in the same step. Otherwise the others know
-        nothing of it yet.
+      together: every process of the run raises it after the same step. Otherwise the others do not
+        know of it yet.
     """
 
     def __init__(self, message: str, *, together: bool = False):
@@ -33,12 +32,12 @@ class Preempted(BaseException):
 
 
 class Notice:
-    """Whether SIGTERM has come.
+    """Whether SIGTERM has arrived.
 
     Attributes:
-      arrived: it has.
-      held: it is left at that; whoever looks at `arrived` will act. Otherwise it raises `Preempted`
-        where it strikes.
+      arrived: True after the first SIGTERM.
+      held: SIGTERM only sets `arrived`, which the caller checks. Otherwise the signal handler
+        raises `Preempted`.
     """
 
     arrived = False
@@ -46,7 +45,7 @@ class Notice:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """For work that must come to a good end first."""
+        """Postpones SIGTERM while the block runs: see `held`."""
         self.held = True
         try:
             yield
@@ -56,10 +55,10 @@ class Notice:
 
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[Notice]:
-    """Notes the first SIGTERM; one that comes more than `SAME_NOTICE_S` later ends the process at
+    """Handles the first SIGTERM; another one more than `SAME_NOTICE_S` later ends the process at
     once.
 
-    Only the main thread hears signals; elsewhere this does nothing.
+    Only the main thread can handle signals; in other threads this does nothing.
     """
     notice = Notice()
     if threading.current_thread() is not threading.main_thread():
@@ -84,5 +83,5 @@ def on_sigterm() -> Iterator[Notice]:
     try:
         yield notice
     finally:
-        # None: a handler that Python does not know of, such as the one of jax.distributed.
+        # None: a handler that was not installed from Python, such as that of jax.distributed.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -30,12 +30,14 @@ from grit_jax.runtime.hosts import is_first
 from grit_jax.runtime.progress import say
 from grit_jax.runtime.run_lock import MARKER, StoreMarker, folder_lock
 
-SCHEMES = {"gs": "gcs"}  # of addresses, and the extra of this package that has their client
+SCHEMES = {
+    "gs": "gcs"
+}  # scheme of an address -> the extra of this package that installs its client
 COPY_SECONDS = 60  # between copies of what has changed
 RENEWALS = 3  # of a marker in a store, each with a copy; a run without one in that time has ended
 PAUSES = (1.0, 5.0)  # seconds before a store that failed is asked again
 CHECKPOINTS, MODEL = "checkpoints", "model"
-# What a run that goes on has no need of here.
+# Not needed on this machine by a run that resumes.
 NOT_FETCHED = (CHECKPOINTS, MODEL, "profile", "tensorboard", "wandb", "logs", MARKER)
 
 
@@ -43,18 +45,17 @@ class RunFolder:
     """A run's output folder.
 
     Args:
-      reads: nothing is written to the address, where a run may be under way, on this machine as
-        well. `local` is then a temporary folder if the output is not one itself; `close` removes
-        it.
+      reads: open the output for reading only, since a run may be writing to it. A remote output
+        gets a temporary `local` folder, which `close` removes.
 
     Attributes:
-      address: what the user calls it.
-      local: the folder on this machine that all but checkpoints is written to: the output itself,
-        where it is one.
-      remote: whether it is not.
+      address: the output as the user named it.
+      local: the folder on this machine for everything but checkpoints; of a local output, the
+        output itself.
+      remote: whether the output is in an object store.
 
     Raises:
-      GritError: the address is none, or the client of its store is not installed.
+      GritError: not a folder or a known kind of address, or the store's client is not installed.
     """
 
     def __init__(self, address: str | Path, *, reads: bool = False):
@@ -72,7 +73,7 @@ class RunFolder:
             return
         if scheme not in SCHEMES or not re.fullmatch(r"[a-z0-9]+://[^/\s]+/\S+", text):
             wanted = ", ".join(f"{known}://BUCKET/FOLDER" for known in SCHEMES)
-            raise GritError(f"output {text}: wants a folder, or {wanted}")
+            raise GritError(f"output {text}: expected a folder, or {wanted}")
         self.address = text.rstrip("/")
         self.checkpoints = f"{self.address}/{CHECKPOINTS}"
         self._copied: dict[str, tuple[int, int]] = {}
@@ -83,7 +84,7 @@ class RunFolder:
         self.local = Path(self._temporary.name) if self._temporary else _scratch(self.address)
 
     def begin(self) -> None:
-        """Makes `local` what the store has, large things left out.
+        """Makes `local` a copy of the store, without checkpoints and other large folders.
 
         Raises:
           GritError: the store cannot be read.
@@ -115,14 +116,14 @@ class RunFolder:
         self._marker = marker
 
     def copy_now_and_then(self) -> None:
-        """From now until `close`, process 0 copies what is written to `local`; a copy that fails is
-        told in a line."""
+        """Starts a thread in process 0 that copies changed files of `local` to the store until
+        `close`. A failed copy is reported and tried again."""
         if self._writes():
             self._copier = threading.Thread(target=self._copy_until_closed, daemon=True)
             self._copier.start()
 
     def fetch(self) -> None:
-        """Brings what the store has and this machine lacks.
+        """Copies files of the store that are missing in `local`.
 
         Raises:
           GritError: the store cannot be read.
@@ -137,10 +138,10 @@ class RunFolder:
                 self._ask("read", self._store.get_file, path, str(target))
 
     def copy(self) -> None:
-        """Copies what has changed, the model left out; in process 0 alone, which wrote it.
+        """Copies changed files to the store, the model left out; only in process 0.
 
         Raises:
-          GritError: the store does not take it.
+          GritError: the store cannot be written.
         """
         if not self._writes():
             return
@@ -160,11 +161,11 @@ class RunFolder:
                     self._copied[name] = mark
 
     def copy_model(self, last: str) -> None:
-        """Copies the model's directory; its file `last`, without which it is none, after all
-        others.
+        """Copies the model's directory. The file `last`, which marks a complete model, is copied after
+        all others.
 
         Raises:
-          GritError: the store does not take it.
+          GritError: the store cannot be written.
         """
         if not self._writes():
             return
@@ -172,7 +173,7 @@ class RunFolder:
             self._ask("written", self._store.put_file, str(file), f"{self._root}/{MODEL}/{name}")
 
     def has_model(self, mark: str) -> bool:
-        """Whether the model's directory is whole: has its file `mark`.
+        """Whether the model's directory is complete, that is, has its file `mark`.
 
         Raises:
           GritError: the store cannot be read.
@@ -182,20 +183,20 @@ class RunFolder:
         return bool(self._ask("read", self._store.exists, f"{self._root}/{MODEL}/{mark}"))
 
     def unmark_model(self, mark: str) -> None:
-        """Takes `mark` out of the model's directory.
+        """Removes the file `mark` from the model's directory, which is then incomplete.
 
         Raises:
-          GritError: the store does not let it go.
+          GritError: the store cannot be written.
         """
         (self.local / MODEL / mark).unlink(missing_ok=True)
         if self._writes():
             self._ask("written", self._remove, f"{self._root}/{MODEL}/{mark}")
 
     def close(self) -> None:
-        """Copies the last changes; what reads leaves nothing behind on this machine.
+        """Copies the last changes, and releases the folder. A reader removes its temporary folder.
 
         Raises:
-          GritError: the store does not take them.
+          GritError: the store cannot be written.
         """
         if self._held:
             self._held.close()
@@ -211,7 +212,7 @@ class RunFolder:
             self._marker.release()
 
     def under(self, name: str) -> str | Path:
-        """What the user calls something in it."""
+        """The name of a file in the output, as the user would write it."""
         return f"{self.address}/{name}".rstrip("/") if self.remote else self.local / name
 
     def __str__(self) -> str:
@@ -245,8 +246,11 @@ class RunFolder:
             self._store.rm_file(path)
 
     def _ask(self, what: str, action: Callable[..., Any], *arguments: Any) -> Any:
-        """The store's answer; its failures as a line. Its client has many kinds of them, of
-        libraries of its own."""
+        """Calls the store's client, again where it fails.
+
+        Raises:
+          GritError: it fails three times. Clients raise exceptions of many libraries.
+        """
         for pause in (*PAUSES, None):
             try:
                 return action(*arguments)

@@ -1,9 +1,9 @@
-"""A process of a run of several, watched by a parent: when another is lost, this one ends soon, and
-says what happened.
+"""Runs one process of a multi-process run in a child, so that the loss of another process ends in a
+message and an exit status.
 
-JAX learns of a lost process by its missing heartbeat, and ends the others by abort(), which Python
-cannot hear. So such a run is done in a child, and the parent turns that end into a line and the
-exit status of a run that can go on.
+JAX detects a lost process by its missing heartbeat and ends the others with abort(), which Python
+cannot catch. The parent sees that the child aborted, prints a line, and exits with the status of a
+run that can be resumed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,22 @@ from grit_jax.runtime.preemption import PREEMPTED, Preempted
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_in_company = mmap.mmap(
-    -1, 1
-)  # one byte that parent and child share: whether the run has other processes
+# One byte shared by parent and child: whether the child has joined other processes.
+_has_joined = mmap.mmap(-1, 1)
 
 
 def joined_others() -> None:
-    """Said in the child: from now on an abort means that another process was lost, not a bug
-    here."""
-    _in_company[0] = 1
+    """Called in the child: from now on an abort means that another process was lost."""
+    _has_joined[0] = 1
 
 
 def watched(work: Callable[[], None]) -> None:
-    """Does `work` in a child process. Here, exits as the child did; in the child, returns when
-    `work` does.
+    """Runs `work` in a child process. The parent exits with the child's status; the child returns
+    when `work` does.
 
     Raises:
-      SystemExit: the child's status; `PREEMPTED` where it was aborted for the loss of another
-        process.
+      SystemExit: the child's status, or `PREEMPTED` where JAX aborted it because another process
+        was lost.
     """
     # A terminal that closes sends SIGHUP to all processes. The child ignores it, or it would end
     # unsaved, and the parent passes it on as SIGTERM. Under nohup both ignore it.
@@ -63,7 +61,7 @@ def watched(work: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child, too
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status == -signal.SIGABRT and _in_company[0]:
+    if status == -signal.SIGABRT and _has_joined[0]:
         print(
             "grit train: another process of this run was lost, or the network between them (JAX's"
             " message is above; the output of the others may say why); the same command goes on"
@@ -79,7 +77,7 @@ def watched(work: Callable[[], None]) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Where the parent is killed, this process is, too."""
+    """Has the system kill this process when its parent ends."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # gone already
@@ -87,13 +85,13 @@ def _end_with(parent: int) -> None:
 
 
 def _leave_at_once(work: Callable[[], None]) -> None:
-    """A process that ends alone does not wait for the others at its end, as JAX would: they wait
-    for it."""
+    """Runs `work`. A process that fails alone exits without JAX's shutdown, which would wait for the
+    others while they wait for this one."""
     try:
         work()
     except SystemExit as end:
         if end.code in (None, 0) or end.code == PREEMPTED and not _preempted_alone(end):
-            raise  # all of them end like this
+            raise  # all processes exit this way
         _exit(end.code if isinstance(end.code, int) else 1)
     except BaseException:
         traceback.print_exc()
@@ -101,10 +99,10 @@ def _leave_at_once(work: Callable[[], None]) -> None:
 
 
 def _preempted_alone(end: SystemExit) -> bool:
-    """Whether the others go on, and are to lose this process by its heartbeat: SIGTERM struck
-    outside the loop."""
+    """Whether the other processes keep running and are to detect by the heartbeat that this one is
+    gone: SIGTERM arrived outside the loop."""
     together = isinstance(end.__cause__, Preempted) and end.__cause__.together
-    return bool(_in_company[0]) and not together
+    return bool(_has_joined[0]) and not together
 
 
 def _exit(status: int) -> None:

@@ -281,7 +281,9 @@ def test_a_folder_that_is_read_stays(tmp_path):
     "address", ["gs://bucket", "gs:/bucket/run", "ftp://host/run", "gs:///run", "s3://bucket/run"]
 )
 def test_addresses_that_are_none(address):
-    with pytest.raises(GritError, match=f"output {address}: wants a folder, or gs://BUCKET/FOLDER"):
+    with pytest.raises(
+        GritError, match=f"output {address}: expected a folder, or gs://BUCKET/FOLDER"
+    ):
         RunFolder(address)
 
 
