@@ -209,7 +209,7 @@ def errors_together() -> Iterator[None]:
 
 
 def check_same_folder(folder: Path) -> None:
-    """Checks that all processes see one folder, by a file that process 0 writes to it. All processes
+    """Checks that all processes see one folder, by a file that process 0 writes there. All of them
     must call it.
 
     Raises:
@@ -243,15 +243,15 @@ def _appears(file: Path) -> bool:
 
 
 def wait_for_peer_failure() -> None:
-    """Waits after an error of JAX. If the loss of another process caused it, JAX aborts this process
+    """Waits after an error. If the loss of another process caused it, JAX aborts this process
     meanwhile."""
     if jax.process_count() > 1:
         time.sleep(HEARTBEAT_SECONDS + 10)
 
 
 class Exchange:
-    """Sends messages between hosts through the key-value store of process 0. It may be used from any
-    thread; devices are not involved.
+    """Sends messages between hosts through the key-value store of process 0. It may be used from
+    any thread; devices are not involved.
 
     Attributes:
       number: this process's number.

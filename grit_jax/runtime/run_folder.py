@@ -161,7 +161,7 @@ class RunFolder:
                     self._copied[name] = mark
 
     def copy_model(self, last: str) -> None:
-        """Copies the model's directory. The file `last`, which marks a complete model, is copied after
+        """Copies the model's directory. The file `last`, which marks a complete model, comes after
         all others.
 
         Raises:

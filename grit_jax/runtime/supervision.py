@@ -85,8 +85,8 @@ def _end_with(parent: int) -> None:
 
 
 def _leave_at_once(work: Callable[[], None]) -> None:
-    """Runs `work`. A process that fails alone exits without JAX's shutdown, which would wait for the
-    others while they wait for this one."""
+    """Runs `work`. A process that fails alone exits without JAX's shutdown, which would wait for
+    the others while they wait for this one."""
     try:
         work()
     except SystemExit as end:

@@ -19,6 +19,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.hosts import wait_for_peer_failure
 from grit_jax.training.run_record import RunRecord
 from grit_jax.training.state import TrainState
 
@@ -193,12 +194,14 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A full disk is told here, whichever of Orbax's writers met it; they give it no errno."""
+        """Reports a full disk, whichever of Orbax's writers met it; they give it no errno."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                 raise  # other processes, not the disk
+            if isinstance(error, TimeoutError) or "timed out" in str(error):
+                wait_for_peer_failure()  # a part of the save that another process was to write
             raise GritError(
                 f"{self.directory}: a checkpoint cannot be written ({_short(error)}); make room,"
                 " and the same command goes on from the one before"
