@@ -1,8 +1,10 @@
 """Batches and results that several rooms share: plain dataclasses, registered as JAX pytrees.
 
-Axis letters are those of the whole package: `R` rows, `T` tokens of a row, `S` key tokens,
-`Q` queries, `P` passages. Row arrays are packed: a row holds several texts, told apart by
-`segments` (1, 2, ... in each row; 0 is padding).
+Axis letters are those of the whole package: `B` rows, `T` query tokens, `S` key tokens, `D` model,
+`N` query heads, `K` key/value heads, `G` query heads for each of those, `H` head dimension, `F`
+feed-forward, `V` vocabulary, `L` layers, `E` experts, `M` segments (texts) in a row, `Q` queries
+and `P` passages of a contrastive batch. Row arrays are packed: a row holds several texts, which
+`segments` tells apart (1, 2, ... in each row; 0 is padding).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class AttentionMode(enum.Enum):
-    """Who sees whom inside a segment. Static: each mode is a compiled program of its own.
+    """Which tokens of a segment see which. Static: each mode compiles to its own program.
 
     >>> AttentionMode("causal")
     <AttentionMode.CAUSAL: 'causal'>
@@ -30,8 +32,8 @@ class AttentionMode(enum.Enum):
     PREFIX = "prefix"  # causal, but for the blocks of `Rows.blocks`
 
 
-# One mode for all rows, or blocks of (mode, number of rows) that follow one another and repeat over
-# all rows.
+# One mode for all rows, or blocks of (mode, number of rows) that follow one another and repeat until
+# all rows have one.
 Mode: TypeAlias = "AttentionMode | tuple[tuple[AttentionMode, int], ...]"
 
 
@@ -56,10 +58,10 @@ class Rows:
     [7, 8]
     """
 
-    tokens: Int[Array, "R T"]
-    positions: Int[Array, "R T"]
-    segments: Int[Array, "R T"]
-    blocks: Int[Array, "R T"] | None = None
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    blocks: Int[Array, "B T"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -67,18 +69,22 @@ class Rows:
 class EmbeddingBatch:
     """All texts of a contrastive batch, queries and passages packed into the same rows.
 
-    `pool` marks the tokens that mean pooling averages (instruction and tags excluded).
-    `queries[i]` and `passages[j]` say where a text is: `row * segments_per_row + segment - 1`.
-    Passages of query `i` stand at `i * group_size ...`, its `positives` (static) first.
-    `segments_per_row` is static: it is the `G` of the pooled array.
-    The first `query_rows` (static) rows hold the queries and the others the passages; 0: any row
-    holds both. `texts` numbers the passages, equal ones (token for token) alike. Where queries may
-    have fewer positives than others, `present` is False in the places left empty. `scores` are a
-    teacher's, where the run distils one.
+    Attributes:
+      pool: the tokens that mean pooling averages (instruction and tags excluded).
+      queries: where each query is: `row * segments_per_row + segment - 1`.
+      passages: where each passage is; those of query `i` stand at `i * group_size ...`, its
+        positives first.
+      segments_per_row: `M` of the pooled array; static.
+      query_rows: how many of the first rows hold the queries, the others the passages; 0 where any
+        row holds both; static.
+      positives: how many of each query's passages are positives; static.
+      texts: a number for each passage, the same for passages that are equal token for token.
+      present: False where a query has fewer positives than others; None where all have as many.
+      scores: a teacher's, where the run distils one.
     """
 
     rows: Rows
-    pool: Bool[Array, "R T"]
+    pool: Bool[Array, "B T"]
     queries: Int[Array, " Q"]
     passages: Int[Array, " P"]
     segments_per_row: int = dataclasses.field(metadata={"static": True}, default=1)
@@ -94,39 +100,46 @@ class EmbeddingBatch:
 class GenerativeBatch:
     """Packed sequences for the language loss.
 
-    `targets[r, t]` is 1 where token `t` is to be predicted (from `t - 1`): answers and their
-    end-of-sequence. `sequence[r, t]` numbers the example a token belongs to, 0 ... in batch order
-    (0 at padding, where `targets` is 0); `sequences` is how many there are (static).
+    Attributes:
+      targets: 1 where a token is to be predicted (from the one before it): answers and their end of
+        sequence.
+      sequence: the number of the example that a token belongs to, 0 ... in batch order (0 at
+        padding, where `targets` is 0).
+      sequences: how many examples there are; static.
     """
 
     rows: Rows
-    targets: Float[Array, "R T"]
-    sequence: Int[Array, "R T"]
+    targets: Float[Array, "B T"]
+    sequence: Int[Array, "B T"]
     sequences: int = dataclasses.field(metadata={"static": True}, default=1)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class CachedBatch:
-    """Sequences that continue after cached pieces (documents, or a query in the embedding format).
+    """Sequences that continue after cached texts (documents, or a query in the embedding format).
 
-    `pieces` are encoded bidirectionally, each its own segment, blind to the others. Row `r` of
-    `text` reads the pieces of row `r`: a piece token belongs to the text segment `piece_owner[r,
-    s]` (0 is padding) and gets the rotary position `piece_positions[r, s]` when inserted into the
-    cache. A row may hold several examples; an example without pieces (a layout without cache) is
-    just text.
+    A row may hold several examples; an example without cached texts (a layout without cache) is
+    just its text.
+
+    Attributes:
+      cached_texts: encoded bidirectionally, each its own segment, blind to the others; row `i` of
+        `text` reads those of row `i`.
+      cached_owner: the segment of `text` that a cached token belongs to; 0 is padding.
+      cached_positions: the rotary position of a cached token in the cache.
+      text: what continues after them.
     """
 
-    pieces: Rows
-    piece_owner: Int[Array, "R S"]
-    piece_positions: Int[Array, "R S"]
+    cached_texts: Rows
+    cached_owner: Int[Array, "B S"]
+    cached_positions: Int[Array, "B S"]
     text: GenerativeBatch
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Batch:
-    """What one optimizer step sees. A part that the run does not train is None."""
+    """The data of one optimizer step. A part that the run does not train is None."""
 
     embedding: EmbeddingBatch | None = None
     generative: GenerativeBatch | None = None
@@ -149,10 +162,12 @@ class KV:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class RouterStats:
-    """How the tokens of a pass were spread over experts, averaged over layers; padding left out.
+    """How the tokens of a pass were spread over experts, averaged over layers and over tokens that
+    are not padding.
 
-    `chosen`: how many of its choices a token gave an expert; `probability`: what its router said
-    before choosing.
+    Attributes:
+      chosen: how many of a token's choices fell on each expert.
+      probability: the router's, before the choice.
     """
 
     chosen: Float[Array, " E"]

@@ -61,7 +61,7 @@ def linear(
     backward pass of the flat product 2.7 times as fast as that of the batched one.
 
     Args:
-      group_sizes: for the weights of experts `[E D F]`: the rows of `x` `[M D]`, sorted by expert,
+      group_sizes: for the weights of experts `[E D F]`: the rows of `x` `[n D]`, sorted by expert,
         that each one gets.
     """
     weight = weights[name]

@@ -27,8 +27,8 @@ _WEIGHTS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
 
 
 def grouped_product(
-    x: Float[Array, "M D"], weight: Float[Array, "E D F"], sizes: Int[Array, " E"]
-) -> Float[Array, "M F"]:
+    x: Float[Array, "n D"], weight: Float[Array, "E D F"], sizes: Int[Array, " E"]
+) -> Float[Array, "n F"]:
     """The first `sizes[0]` rows by the first expert's weights, and so on; what rows behind the last
     give is undefined.
 
@@ -63,8 +63,8 @@ _on_tpu.defvjp(_forward, _backward)
 
 
 def weight_gradient(
-    x: Float[Array, "M D"],
-    given: Float[Array, "M F"],
+    x: Float[Array, "n D"],
+    given: Float[Array, "n F"],
     sizes: Int[Array, " E"],
     *,
     interpret: bool = False,
@@ -80,15 +80,15 @@ def weight_gradient(
     from jax.experimental.pallas import tpu as pltpu
     from jax.experimental.pallas.ops.tpu.megablox.gmm import make_group_metadata
 
-    (M, D), F, E = x.shape, given.shape[1], len(sizes)
+    (n, D), F, E = x.shape, given.shape[1], len(sizes)
     side = TILE_BYTES // x.dtype.itemsize
-    m, d, f = next(n for n in ROW_TILES if M % n == 0), min(D, side), min(F, side)
-    everything = jnp.append(sizes, M - sizes.sum()).astype(
+    m, d, f = next(tile for tile in ROW_TILES if n % tile == 0), min(D, side), min(F, side)
+    everything = jnp.append(sizes, n - sizes.sum()).astype(
         jnp.int32
     )  # rows of no expert are a group, left out
     (starts, groups, tiles), steps = make_group_metadata(
         group_sizes=everything,
-        m=M,
+        m=n,
         tm=m,
         start_group=jnp.zeros((), jnp.int32),
         num_nonzero_groups=E,

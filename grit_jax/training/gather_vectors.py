@@ -15,16 +15,16 @@ BLOCK = 4096  # vectors that travel at a time
 
 
 def gather_vectors(
-    vectors: Float[Array, "n c G d"], slots: Int[Array, " N"]
+    vectors: Float[Array, "n c M d"], slots: Int[Array, " N"]
 ) -> Float[Array, "N d"]:
-    """The vectors of slots, in their order: slot `(i * c + k) * G + g` is `vectors[i, k, g]`.
+    """The vectors of slots, in their order: slot `(i * c + k) * M + m` is `vectors[i, k, m]`.
 
     Over a mesh the rows `c` of each chunk are split, and so are the results. Every device then
     picks what it has of a block of results, zeros elsewhere, and the sum over devices leaves each
     with its part: what is sent is the result, once, where XLA's own way would give all of it to
     every device (and its gradient, likewise).
     """
-    n, c, G, d = vectors.shape
+    n, c, M, d = vectors.shape
     mesh, axes = jax.sharding.get_abstract_mesh(), mesh_axes("rows")
     ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
     if ways == 1 or c % ways or len(slots) % ways:
@@ -35,15 +35,15 @@ def gather_vectors(
     blocks = wanted.reshape(ways, -1, each).swapaxes(0, 1).reshape(-1, ways * each)
     rows = jax.sharding.PartitionSpec
 
-    def local(mine: Float[Array, "n b G d"], blocks: Int[Array, "m w*e"]) -> Float[Array, "m*e d"]:
+    def local(mine: Float[Array, "n b M d"], blocks: Int[Array, "t w*e"]) -> Float[Array, "t*e d"]:
         b, device = c // ways, jax.lax.axis_index(axes)
         flat = mine.reshape(-1, d)
 
         def block(_: None, slot: Int[Array, " w*e"]) -> tuple[None, Float[Array, "e d"]]:
-            row, segment = jnp.divmod(slot, G)
+            row, segment = jnp.divmod(slot, M)
             chunk, k = jnp.divmod(row, c)
             here = (slot >= 0) & (k // b == device)
-            found = flat[jnp.where(here, (chunk * b + k % b) * G + segment, 0)]
+            found = flat[jnp.where(here, (chunk * b + k % b) * M + segment, 0)]
             found = jnp.where(here[:, None], found, 0)
             return None, jax.lax.psum_scatter(found, axes, scatter_dimension=0, tiled=True)
 

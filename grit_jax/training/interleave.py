@@ -24,8 +24,8 @@ def num_blocks(first: int, second: int) -> int:
 
 
 def interleave(
-    first: Float[Array, "R ..."], second: Float[Array, "Q ..."]
-) -> Float[Array, "R+Q ..."]:
+    first: Float[Array, "B1 ..."], second: Float[Array, "B2 ..."]
+) -> Float[Array, "B1+B2 ..."]:
     """The rows of both, interleaved as `num_blocks` says."""
     n = num_blocks(len(first), len(second))
     fold = lambda x: x.reshape(n, len(x) // n, *x.shape[1:])
@@ -33,7 +33,7 @@ def interleave(
     return _spread(both.reshape(-1, *first.shape[1:]))
 
 
-def deinterleave(both: Float[Array, "R+Q ..."], first: int, second: int) -> tuple[Array, Array]:
+def deinterleave(both: Float[Array, "B1+B2 ..."], first: int, second: int) -> tuple[Array, Array]:
     """What `interleave` joined: `first` rows and `second` rows."""
     n = num_blocks(first, second)
     folded = both.reshape(n, len(both) // n, *both.shape[1:])
@@ -57,5 +57,5 @@ def joined_rows(first: Rows, second: Rows) -> Rows:
     )
 
 
-def _spread(x: Float[Array, "R T ..."]) -> Float[Array, "R T ..."]:
+def _spread(x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
     return constrain(x, ("rows", "tokens", *[None] * x.ndim)[: x.ndim])

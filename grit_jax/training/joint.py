@@ -78,7 +78,7 @@ class Sides:
 
 
 def in_chunks(tree, chunk: int):
-    """Arrays `[R, ...]` as `[chunks, chunk, ...]`, empty rows at the end; each chunk spread over
+    """Arrays `[B, ...]` as `[chunks, chunk, ...]`, empty rows at the end; each chunk spread over
     all devices."""
 
     def split(x: jax.Array) -> jax.Array:
@@ -160,7 +160,7 @@ def embed_sides(params: Params, batch: EmbeddingBatch, config: StepConfig) -> Si
 
 
 def pick_sides(
-    vectors: Float[Array, "n c G d"], batch: EmbeddingBatch, config: StepConfig
+    vectors: Float[Array, "n c M d"], batch: EmbeddingBatch, config: StepConfig
 ) -> Sides:
     """Queries and passages among the representations of all segments, the fixed side as a
     constant."""
@@ -228,7 +228,7 @@ def generative_pass(
 
 def _token_losses(
     model: Transformer, hidden: jax.Array, tokens: jax.Array, config: StepConfig
-) -> Float[Array, "R T"]:
+) -> Float[Array, "B T"]:
     cap, block = config.model.final_logit_softcapping, config.loss.logits_block
     return token_losses(hidden, tokens, model.params(), softcap=cap, block=block)
 
@@ -240,7 +240,7 @@ def fused_pass(
     segments_per_row: int,
     batch: GenerativeBatch,
     config: StepConfig,
-) -> tuple[Float[Array, "R G d"], LanguagePass]:
+) -> tuple[Float[Array, "B M d"], LanguagePass]:
     """The representations of embedding rows and the language loss of generative rows, from one
     forward pass.
 
@@ -266,19 +266,19 @@ def fused_pass(
 def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> LanguagePass:
     """Language loss of answers over cached documents, with gradients through the documents' caches.
 
-    The same two passes that serve: pieces as they are embedded and blind to each other, then the
-    text on their cache.
+    The same two passes as in serving: the cached texts as they are embedded, blind to each other,
+    then the text on their cache.
     """
-    model, pieces = Transformer(config.model, config.weights_of(params)), batch.pieces
+    model, texts = Transformer(config.model, config.weights_of(params)), batch.cached_texts
     kv = model(
-        pieces.tokens,
-        pieces.positions,
-        pieces.segments,
+        texts.tokens,
+        texts.positions,
+        texts.segments,
         mode=config.embedding_mode,
-        blocks=pieces.blocks,
+        blocks=texts.blocks,
         return_kv=True,
     ).kv
-    cache = cache_from(kv, batch.piece_positions, batch.piece_owner, config.model)
+    cache = cache_from(kv, batch.cached_positions, batch.cached_owner, config.model)
     return generative_pass(params, batch.text, config, cache)
 
 

@@ -69,7 +69,7 @@ def model_flops(batch: Batch, config: StepConfig) -> int:
             model, config.lora, batch.generative.rows, config.generation_mode, head=True
         )
     if batch.cached is not None:
-        total += _pass_flops(model, config.lora, batch.cached.pieces, config.embedding_mode)
+        total += _pass_flops(model, config.lora, batch.cached.cached_texts, config.embedding_mode)
         total += _pass_flops(
             model, config.lora, batch.cached.text.rows, config.generation_mode, head=True
         )
@@ -104,8 +104,8 @@ def _pass_flops(
 
 
 def _cached_attention(model: ModelConfig, batch: CachedBatch) -> int:
-    """Scores and weighted values of texts over their cached pieces, forward."""
-    owned, lengths = _text_lengths(batch.piece_owner), _text_lengths(batch.text.rows.segments)
+    """Scores and weighted values of texts over the texts cached for them, forward."""
+    owned, lengths = _text_lengths(batch.cached_owner), _text_lengths(batch.text.rows.segments)
     width = max(owned.shape[1], lengths.shape[1])
     owned, lengths = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (owned, lengths))
     pairs = sum(
@@ -126,5 +126,5 @@ def _text_lengths(segments: np.ndarray) -> np.ndarray:
 def _all_rows(batch: Batch) -> list[Rows]:
     rows = [batch.embedding.rows] if batch.embedding is not None else []
     rows += [batch.generative.rows] if batch.generative is not None else []
-    rows += [batch.cached.pieces, batch.cached.text.rows] if batch.cached is not None else []
+    rows += [batch.cached.cached_texts, batch.cached.text.rows] if batch.cached is not None else []
     return rows

@@ -209,8 +209,8 @@ def test_prefixes_as_blocks():
             tokens, _, here = segment(rows, r, number)
             assert rows.blocks[r, here].tolist() == expected[tokens[0]]
         assert not rows.blocks[rows.segments == 0].any()
-    here = cached.pieces.segments > 0
-    assert (cached.pieces.blocks[here] == (cached.pieces.positions[here] >= 2)).all()
+    here = cached.cached_texts.segments > 0
+    assert (cached.cached_texts.blocks[here] == (cached.cached_texts.positions[here] >= 2)).all()
     assert generative_batch(texts, GenerativePacking(row_length=16)).rows.blocks is None
 
 
@@ -241,8 +241,8 @@ def test_cached_batch():
     batch = cached_batch(
         examples, CachedPacking(cached_row_length=128, row_length=64, row_multiple=8)
     )
-    assert batch.pieces.tokens.shape[0] == batch.text.rows.tokens.shape[0]
-    assert batch.pieces.tokens.shape[1] == 128 and batch.text.rows.tokens.shape[1] == 64
+    assert batch.cached_texts.tokens.shape[0] == batch.text.rows.tokens.shape[0]
+    assert batch.cached_texts.tokens.shape[1] == 128 and batch.text.rows.tokens.shape[1] == 64
     for i, example in enumerate(examples):
         r = int(
             np.flatnonzero(((batch.text.sequence == i) & (batch.text.rows.segments > 0)).any(1))[0]
@@ -252,21 +252,21 @@ def test_cached_batch():
         assert batch.text.rows.tokens[r, here].tolist() == list(example.text.ids)
         assert batch.text.targets[r, here].tolist() == list(map(float, example.text.targets))
         # Its pieces: in order, each a segment of its own, at the positions of the composed prompt.
-        mine = np.flatnonzero(batch.piece_owner[r] == owner)
+        mine = np.flatnonzero(batch.cached_owner[r] == owner)
         total = sum(map(len, example.cached_texts))
-        assert batch.pieces.tokens[r, mine].tolist() == [
+        assert batch.cached_texts.tokens[r, mine].tolist() == [
             i for piece in example.cached_texts for i in piece
         ]
-        assert batch.piece_positions[r, mine].tolist() == list(range(total))
-        assert batch.pieces.positions[r, mine].tolist() == [
+        assert batch.cached_positions[r, mine].tolist() == list(range(total))
+        assert batch.cached_texts.positions[r, mine].tolist() == [
             p for piece in example.cached_texts for p in range(len(piece))
         ]
         lengths = [len(list(piece)) for piece in example.cached_texts]
-        ids = batch.pieces.segments[r, mine]
+        ids = batch.cached_texts.segments[r, mine]
         assert np.unique(ids, return_counts=True)[1].tolist() == lengths
         positions = batch.text.rows.positions[r, here].tolist()
         assert positions == list(range(total, total + len(example.text.ids)))
-    assert ((batch.piece_owner > 0) == (batch.pieces.segments > 0)).all()
+    assert ((batch.cached_owner > 0) == (batch.cached_texts.segments > 0)).all()
 
 
 @pytest.mark.parametrize(

@@ -158,15 +158,15 @@ def test_all_layouts_are_drawn(config, tiny_tokenizer):
         only = JointBatches(
             dataclasses.replace(config, layouts=[mode]), tiny_tokenizer, seed=3, num_steps=9
         )
-        counts[mode] = int((only[0].cached.pieces.segments > 0).sum())
+        counts[mode] = int((only[0].cached.cached_texts.segments > 0).sum())
     mixed = JointBatches(
         dataclasses.replace(config, layouts=["none", "doc"]), tiny_tokenizer, num_steps=30
     )
     with_pieces = [
         len(
             np.unique(
-                mixed[s].cached.piece_owner * 100
-                + np.arange(len(mixed[s].cached.piece_owner))[:, None]
+                mixed[s].cached.cached_owner * 100
+                + np.arange(len(mixed[s].cached.cached_owner))[:, None]
             )
         )
         for s in range(30)
@@ -352,14 +352,15 @@ def test_what_attention_and_gradients_ask_for(config, tiny_tokenizer):
         )
         answers = (other.cached.text.rows.segments > 0) & (other.cached.text.rows.blocks == 0)
         np.testing.assert_array_equal(answers, other.cached.text.targets > 0)
-        tags = (other.cached.pieces.segments > 0) & (other.cached.pieces.blocks == 0)
+        tags = (other.cached.cached_texts.segments > 0) & (other.cached.cached_texts.blocks == 0)
         np.testing.assert_array_equal(
-            tags, (other.cached.pieces.segments > 0) & (other.cached.pieces.positions < 2)
+            tags,
+            (other.cached.cached_texts.segments > 0) & (other.cached.cached_texts.positions < 2),
         )
         assert (
             one.embedding.rows.blocks
             is one.generative.rows.blocks
-            is one.cached.pieces.blocks
+            is one.cached.cached_texts.blocks
             is None
         )
         shapes.add((other.embedding.query_rows, len(other.embedding.pool)))

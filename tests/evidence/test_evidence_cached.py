@@ -223,7 +223,10 @@ def test_cached_models_answer_the_same_questions_in_the_same_order(
         for kind in ("embedding", "generative"):
             jax.tree.map(np.testing.assert_array_equal, getattr(mine, kind), getattr(theirs, kind))
         # Not a token of a cache in the one, some in the other; the answers are the same.
-        assert not theirs.cached.pieces.segments.any() and mine.cached.pieces.segments.any()
+        assert (
+            not theirs.cached.cached_texts.segments.any()
+            and mine.cached.cached_texts.segments.any()
+        )
         answers = [
             sorted(
                 one.text.rows.tokens[(one.text.sequence == i) & (one.text.targets > 0)].tolist()

@@ -186,7 +186,10 @@ def test_the_largest_batch_holds_every_text_at_its_limit():
     )  # 16 passages, and 4 queries in each of two more rows
     assert batch.embedding.queries.shape == (8,) and batch.embedding.passages.shape == (16,)
     assert batch.generative.rows.tokens.shape == (4, 256)
-    assert batch.cached.pieces.tokens.shape == (2, 428) and batch.cached.text.rows.tokens.shape == (
+    assert batch.cached.cached_texts.tokens.shape == (
+        2,
+        428,
+    ) and batch.cached.text.rows.tokens.shape == (
         2,
         256,
     )

@@ -148,8 +148,8 @@ def test_training_and_serving_compute_what_the_letters_say(code, tiny_model, tin
     losses = []
     examples = [CachedExample(tuple(line["docs"]), *line["text"]) for line in data["cached"]]
     for text in reader.cached(examples, ["doc"] * 4):
-        lengths = [len(piece) for piece in text.pieces]
-        ids = np.array([i for piece in text.pieces for i in piece] + list(text.text.ids))
+        lengths = [len(piece) for piece in text.cached_texts]
+        ids = np.array([i for piece in text.cached_texts for i in piece] + list(text.text.ids))
         mask, start = np.tril(np.ones((len(ids), len(ids)), bool)), 0
         for length in (
             lengths

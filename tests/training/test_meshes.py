@@ -149,7 +149,7 @@ def test_the_batch_has_what_it_should(batch):
         not embedding.present.all()
         and len(set(embedding.texts.tolist())) < embedding.present.sum() + 1
     )
-    assert batch.generative.rows.blocks.any() and batch.cached.pieces.blocks.any()
+    assert batch.generative.rows.blocks.any() and batch.cached.cached_texts.blocks.any()
     assert all(
         len(leaf) >= 16 for leaf in jax.tree.leaves(dataclasses.replace(batch, embedding=None))
     )

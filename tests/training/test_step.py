@@ -196,15 +196,17 @@ def test_gradients_flow_through_the_documents_cache(config, batch):
     params, only = init_params(config, jax.random.key(0)), Batch(cached=batch.cached)
     gradient = jax.grad(lambda p: joint_loss(p, only, StepConfig(config, LossConfig()))[0])(params)
     text = set(np.asarray(batch.cached.text.rows.tokens).ravel().tolist())
-    pieces = np.asarray(batch.cached.pieces.tokens)[np.asarray(batch.cached.pieces.segments) > 0]
+    pieces = np.asarray(batch.cached.cached_texts.tokens)[
+        np.asarray(batch.cached.cached_texts.segments) > 0
+    ]
     alone = [token for token in set(pieces.tolist()) if token not in text]
     if alone:
         assert np.abs(np.asarray(gradient["embed"])[alone]).max() > 0
     # A second way, which does not hang on the draw of tokens: change a document, look at the loss.
-    tokens = np.array(batch.cached.pieces.tokens)
+    tokens = np.array(batch.cached.cached_texts.tokens)
     tokens[0, 0] = tokens[0, 0] % 60 + 1
-    pieces_changed = dataclasses.replace(batch.cached.pieces, tokens=tokens)
-    changed = Batch(cached=dataclasses.replace(batch.cached, pieces=pieces_changed))
+    pieces_changed = dataclasses.replace(batch.cached.cached_texts, tokens=tokens)
+    changed = Batch(cached=dataclasses.replace(batch.cached, cached_texts=pieces_changed))
     losses = [
         joint_loss(params, one, StepConfig(config, LossConfig()))[0] for one in (only, changed)
     ]
@@ -214,7 +216,7 @@ def test_gradients_flow_through_the_documents_cache(config, batch):
 def test_pieces_are_blind_to_each_other(config, batch):
     """Changing one piece leaves the keys of the row's other pieces as they are."""
     model = Transformer(config, init_params(config, jax.random.key(0)))
-    pieces = batch.cached.pieces
+    pieces = batch.cached.cached_texts
     tokens = np.array(pieces.tokens)
     tokens[:, 0] = (tokens[:, 0] + 7) % 60 + 1  # the first token of the first piece
     run_one = lambda t: model(
