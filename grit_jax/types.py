@@ -32,8 +32,8 @@ class AttentionMode(enum.Enum):
     PREFIX = "prefix"  # causal, but for the blocks of `Rows.blocks`
 
 
-# One mode for all rows, or blocks of (mode, number of rows) that follow one another and repeat until
-# all rows have one.
+# One mode for all rows, or blocks of (mode, number of rows) that follow one another and repeat
+# until all rows have one.
 Mode: TypeAlias = "AttentionMode | tuple[tuple[AttentionMode, int], ...]"
 
 
