@@ -18,13 +18,9 @@ STDOUT = "standard output"
 def print_text(text: str = "", end: str = "\n") -> None:
     """Prints and flushes, so that a full disk or a closed pipe is an error of this line.
 
-    Characters that the encoding of standard output lacks become escapes such as `\\u2713`.
-
     Raises:
       OSError: with `STDOUT` as its file name.
     """
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, end=end, flush=True)
     except OSError as error:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from grit_jax.cli.output import print_json, print_result, print_text
+from grit_jax.cli.output import escape_unprintable, print_json, print_result, print_text
 from grit_jax.errors import GritError
 
 
@@ -40,6 +40,7 @@ def test_a_number_that_json_cannot_hold_is_named(number, capsys):
 def test_an_encoding_without_a_character_escapes_it(encoding, printed, monkeypatch):
     stream = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding=encoding))
+    escape_unprintable()
     print_text("caf\u00e9 \u2713", end="")
     assert stream.getvalue() == printed
     print_text("\ud800", end="")
