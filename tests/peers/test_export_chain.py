@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 gritlm = pytest.importorskip("gritlm")
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
-from conftest import open_both  # noqa: E402
+from peer_models import open_both  # noqa: E402
 
 from grit_jax.cli.main import main  # noqa: E402
 from grit_jax.inference.model import GritLM  # noqa: E402

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import original  # noqa: E402
-from conftest import load_make_golden, open_both  # noqa: E402
+from peer_models import load_make_golden, open_both  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 from grit_jax.data.example_tokenizer import ExampleTokenizer, LengthLimits  # noqa: E402

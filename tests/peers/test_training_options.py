@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import original  # noqa: E402
-from conftest import load_make_golden  # noqa: E402
+from peer_models import load_make_golden  # noqa: E402
 
 from grit_jax.models.hf.directory import read_model_directory  # noqa: E402
 from grit_jax.models.projection import PROJECTION, PROJECTION_BIAS  # noqa: E402
