@@ -375,3 +375,29 @@ def test_writers_killed_at_any_moment_lose_nothing(tmp_path, kv, kills):
         model, turns[0][0], path, IndexOptions(kv=kv, update=True, delete_missing=True), quiet=True
     )
     assert state(path, model) == turns[0][1]
+
+
+@pytest.mark.parametrize("kv", ["native", "int8"])
+def test_updates_over_equal_texts_end_as_an_index_made_from_scratch(model, tmp_path, kv):
+    """Texts that several documents share come, go and change hands; records are counted once."""
+    versions = [
+        [("a", "same"), ("b", "same"), ("c", "other"), ("d", "same")],
+        [("a", "other"), ("b", "same"), ("e", "same"), ("f", "new")],
+        [("f", "same"), ("a", "same"), ("g", "new"), ("h", "new")],
+    ]
+    path, options = tmp_path / "index", IndexOptions(kv=kv, update=True, delete_missing=True)
+    for number, version in enumerate(versions):
+        rows = [{"id": id, "text": f"{text} text"} for id, text in version]
+        build_index(model, write(tmp_path / "c.jsonl", rows), path, options, quiet=True)
+        build_index(model, tmp_path / "c.jsonl", tmp_path / str(number), options, quiet=True)
+        updated, fresh = Index.open(path, model), Index.open(tmp_path / str(number), model)
+        assert state(path, model) == state(tmp_path / str(number), model)
+        assert (
+            updated.store.size.records
+            == fresh.store.size.records
+            == len({text for _, text in version})
+        )
+        assert updated.manifest.tokens == fresh.manifest.tokens
+        order = {updated.documents[i]["id"]: i for i in range(len(updated))}
+        rows_of = [order[fresh.documents[i]["id"]] for i in range(len(fresh))]
+        np.testing.assert_array_equal(updated.vectors[rows_of], fresh.vectors)
