@@ -206,7 +206,7 @@ CASES = {
     ),
     "index model --input corpus.jsonl --output x --milvus http://h:1": "needs --vectors milvus",
     "index model --input corpus.jsonl --output x --vectors milvus --milvus h": (
-        "a URI like http://host:19530, is 'h'"
+        "a URI like http://host:19530, got 'h'"
     ),
     "index model --input corpus.jsonl --output x --max-length 0": (
         "--max-length: must be at least 1, got 0"
@@ -237,7 +237,7 @@ CASES = {
     "ask model --index index q --k 0": "--k: must be at least 1, got 0",
     "ask model --index index q --max-new-tokens -1": "--max-new-tokens: must be at least 1, got -1",
     "ask model --index index q --max-new-tokens 100000": (
-        "the model reads 32768; ask for fewer documents"
+        "does not fit the model's context of 32768 tokens, even without documents"
     ),
     "ask model --index index q --search-precision int4": (
         "--search-precision: invalid choice: 'int4'"
@@ -310,7 +310,7 @@ CASES = {
         "i-other: this index was made by another model"
     ),
     "eval rag model --input rag.jsonl --modes none --max-new-tokens 100000": (
-        "the model reads 32768"
+        "does not fit the model's context of 32768 tokens"
     ),
     # ---- bench
     "bench": "required: encode\\|decode\\|train\\|rag\\|all",
