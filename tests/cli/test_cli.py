@@ -163,7 +163,9 @@ def test_index_and_ask(capsys, texts, tmp_path):
     assert (made["documents"], made["encoded"], made["skipped"], made["kv"]) == (9, 9, 0, "native")
     assert made["bytes_kv"] > 0 and made["vectors"] == "exact"
     again = run(capsys, index).out
-    assert again.startswith("9 documents (0 tokens encoded in ") and "9 were indexed before" in again
+    assert (
+        again.startswith("9 documents (0 tokens encoded in ") and "9 were indexed before" in again
+    )
 
     ask = f"ask model --index {tmp_path}/index '{texts[4]}' --max-new-tokens 4"
     said = run(capsys, f"{ask} --mode doc --k 2 --json")
