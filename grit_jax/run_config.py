@@ -296,7 +296,12 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:
 
 
 def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:
-    """What the compiled step depends on."""
+    """What the compiled step depends on.
+
+    Raises:
+      GritError: a `data.*_max_length` is beyond the model's context.
+    """
+    config.data.check_lengths(model_config.context_length)
     train, modes = config.train, config.model.modes
     return StepConfig(
         model_config,

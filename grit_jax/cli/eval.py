@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from grit_jax.cli import flags
@@ -107,10 +108,11 @@ def evaluate(args: argparse.Namespace) -> None:
             "bm25": bm25_retrieval(args.input),
         }
     else:
-        from grit_jax.evaluation.perplexity import evaluate_perplexity
+        from grit_jax.evaluation.perplexity import score_perplexity
 
-        scores = {"perplexity": evaluate_perplexity(model, args.input)}
-    print_result(scores, args.json, _score_lines(scores))
+        scores = dataclasses.asdict(score_perplexity(model, args.input))
+    text = _score_lines({name: value for name, value in scores.items() if name != "truncated"})
+    print_result(scores, args.json, text)
 
 
 def _evaluate_rag(args: argparse.Namespace) -> None:

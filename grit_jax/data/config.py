@@ -7,6 +7,7 @@ from typing import Literal
 
 from grit_jax.data.example_tokenizer import LengthLimits
 from grit_jax.errors import GritError
+from grit_jax.text.length import length_limit
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES
 
 
@@ -135,6 +136,24 @@ class DataConfig:
                 "data: every batch size is 0; set data.embedding_batch, data.generative_batch or"
                 " data.cached_batch"
             )
+
+    def check_lengths(self, context: int) -> None:
+        """Checks that the model reads texts of the lengths that a run trains on.
+
+        Args:
+          context: tokens that the model reads (`ModelConfig.context_length`).
+
+        Raises:
+          GritError: a `data.*_max_length` of a kind that is trained is beyond it.
+        """
+        keys = {
+            "query_max_length": self.embedding_batch or self.cached_batch,
+            "passage_max_length": self.embedding_batch,
+            "generative_max_length": self.generative_batch,
+            "document_max_length": self.cached_batch,
+        }
+        for key in (key for key, used in keys.items() if used):
+            length_limit(getattr(self, key), context, f"data.{key}")
 
     def limits(self) -> LengthLimits:
         """The token limits, with the defaults of those that are None."""

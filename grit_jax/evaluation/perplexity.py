@@ -4,10 +4,12 @@ language loss sees them."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,22 +30,39 @@ from grit_jax.models.losses import token_losses
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.runtime.progress import progress, say
 from grit_jax.sharding import put_rows
+from grit_jax.text.length import DefaultLength, length_limit, warn_truncated
 from grit_jax.types import AttentionMode, GenerativeBatch
 
 TOKENS_PER_CALL = 8192
 SHORTEST_ROW = 256
 MOST_MEAN = 700.0  # of a mean loss: exp() of more overflows
 LOGIT_BLOCK = 1024  # tokens whose logits exist at a time
+MAX_LENGTH = DefaultLength(2048)  # tokens of a sequence
+
+
+@dataclasses.dataclass
+class PerplexityScore:
+    """The perplexity of a file's answers, and how many of its examples were cut to `max_length`."""
+
+    perplexity: float
+    truncated: int
 
 
 def evaluate_perplexity(
+    model: GritLM, examples: str | Path | Iterable[GenerativeExample], **options: Any
+) -> float:
+    """`score_perplexity(...).perplexity`."""
+    return score_perplexity(model, examples, **options).perplexity
+
+
+def score_perplexity(
     model: GritLM,
     examples: str | Path | Iterable[GenerativeExample],
     *,
-    max_length: int = 2048,
+    max_length: int = MAX_LENGTH,
     raw_strings: bool = False,
     quiet: bool = False,
-) -> float:
+) -> PerplexityScore:
     """`exp` of the mean negative log-likelihood of all tokens to be predicted (token level, not
     text by text).
 
@@ -52,22 +71,34 @@ def evaluate_perplexity(
 
     Args:
       examples: a JSONL file in the generative format, or its examples.
-      max_length: tokens of a sequence; what goes beyond is cut off.
+      max_length: tokens of a sequence; the rest is cut off, counted and warned about. The default
+        is lowered to the model's context where that is shorter.
       raw_strings: documents stay bare, as `data.raw_strings` in training.
 
     Raises:
-      GritError: an unreadable file, a bad line, nothing to predict, or a loss that is not finite.
+      GritError: an unreadable file, a bad line, nothing to predict, a `max_length` beyond the
+        model's context, or a loss that is not finite.
     """
     if isinstance(examples, (str, Path)):
         source = read_examples(examples, "generative")
         examples = [source[i] for i in range(len(source))]  # type: ignore[misc]
-    limits = LengthLimits(max_length, max_length, max_length, max_length, max_length, max_length)
+    examples = list(examples)
+    max_length = length_limit(max_length, model.config.context_length)
     prefix = model.generation_mode is AttentionMode.PREFIX
-    tokenise = ExampleTokenizer(
-        model.tokenizer, model.chat, limits, raw_strings=raw_strings, last_answer_only=prefix
+    tokenizer = lambda length: ExampleTokenizer(
+        model.tokenizer,
+        model.chat,
+        LengthLimits(*[length] * len(dataclasses.fields(LengthLimits))),
+        raw_strings=raw_strings,
+        last_answer_only=prefix,
     )
+    every = tokenizer(max_length).generative(examples)
+    # An example that fills the limit was cut if it has one token more.
+    full = [e for e, text in zip(examples, every, strict=True) if len(text.ids) == max_length]
+    longer = tokenizer(max_length + 1).generative(full)
+    truncated = sum(len(text.ids) > max_length for text in longer)
+    warn_truncated(truncated, len(every), max_length)
     # The first token of a sequence has none before it to predict it.
-    every = tokenise.generative(list(examples))
     texts = [text for text in every if any(text.targets[1:])]
     if not texts:
         raise GritError("perplexity: no example has a token to predict within max_length")
@@ -86,7 +117,7 @@ def evaluate_perplexity(
     if not math.isfinite(mean) or mean > MOST_MEAN:
         cause = describe_cause(model.params, model.config.dtype)
         raise GritError(f"perplexity: the mean loss is {mean}: {cause}")
-    return math.exp(mean)
+    return PerplexityScore(math.exp(mean), truncated)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mode"))

@@ -248,7 +248,7 @@ def test_eval(capsys):
         assert scores.keys() == {"recall@1", "recall@10", "ndcg@10"}
         assert all(0 <= score <= 1 for score in scores.values())
     found = run(capsys, "eval perplexity model --input generative.jsonl --json").json
-    assert found.keys() == {"perplexity"} and found["perplexity"] > 1
+    assert found.keys() == {"perplexity", "truncated"} and found["perplexity"] > 1
     rag = "eval rag model --input rag.jsonl --modes none --max-new-tokens 2"
     found = run(capsys, f"{rag} --json").json
     assert found.keys() == {"none"} and found["none"].keys() == {

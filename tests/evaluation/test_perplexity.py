@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 
 import dense_reference as dense
@@ -10,7 +12,7 @@ import pytest
 
 from grit_jax.data.formats import GenerativeExample
 from grit_jax.errors import GritError
-from grit_jax.evaluation.perplexity import evaluate_perplexity
+from grit_jax.evaluation.perplexity import evaluate_perplexity, score_perplexity
 
 
 def reference(model, rows, limit: int = 10**9) -> float:
@@ -131,3 +133,25 @@ def test_mistakes_are_named(tiny_model, tmp_path):
         evaluate_perplexity(tiny_model, [GenerativeExample(("word " * 50, "x"))], max_length=20)
     with pytest.raises(GritError, match="predict"):
         evaluate_perplexity(tiny_model, [])
+
+
+def test_what_is_cut_is_counted_and_the_context_is_the_limit(tiny_model, rows):
+    examples = [GenerativeExample(tuple(row)) for row in rows if not isinstance(row, str)]
+    lengths = [len(dense_ids(tiny_model, row)) for row in rows if not isinstance(row, str)]
+    assert min(lengths) < 24 < max(lengths)
+    with pytest.warns(UserWarning, match=f"of {len(examples)} texts .* cut to 24 tokens"):
+        score = score_perplexity(tiny_model, examples, max_length=24, quiet=True)
+    assert score.truncated == sum(length > 24 for length in lengths)
+    assert score_perplexity(tiny_model, examples, quiet=True).truncated == 0
+    short = copy.copy(tiny_model)
+    short.config = dataclasses.replace(tiny_model.config, max_position_embeddings=24)
+    with pytest.warns(UserWarning, match="cut to 24 tokens"):
+        assert score_perplexity(short, examples, quiet=True) == score
+    with pytest.raises(GritError, match="max_length is 25 tokens.*context is 24"):
+        score_perplexity(short, examples, max_length=25)
+
+
+def dense_ids(model, row):
+    """Ids of a whole conversation in the chat format."""
+    parts = model.chat.render_turns(list(row))
+    return [i for part in model.tokenizer.encode_parts([parts])[0] for i in part]
