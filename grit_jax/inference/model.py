@@ -165,7 +165,7 @@ class GritLM:
 
         `dtype` None keeps that of the computation.
         """
-        directory = Path(directory)
+        directory = Path(directory).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(
             directory, None if self.template else self.chat, architecture=self.config.architecture
