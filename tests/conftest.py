@@ -38,6 +38,14 @@ from grit_jax.text.chat import GRIT
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.text.train_tokenizer import train_tokenizer
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-n`, a file's tests run in one process: its fixtures are made and its programs compiled
+    once, not in every process."""
+    if getattr(config.option, "dist", None) == "load":
+        config.option.dist = "loadfile"
+
+
 _WORDS = """
     river stone paper amber quiet engine window forest copper lantern orbit meadow signal velvet harbor thunder
     pepper candle mirror ribbon desert glacier novel anchor basket cipher dragon ember falcon garden

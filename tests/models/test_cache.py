@@ -207,8 +207,10 @@ def test_several_examples_in_a_row_and_ragged_rows(params, texts):
         start += length
 
 
+# "gemma3" has full layers, too: it is the sample of the default suite.
 @pytest.mark.parametrize(
-    "name", ["full", pytest.param("experts", marks=pytest.mark.slow), "gemma3"]
+    "name",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "experts")), "gemma3"],
 )
 def test_gradients_reach_the_documents(texts, name):
     config, (documents, continuation) = CONFIGS[name], texts
