@@ -24,7 +24,7 @@ Layer = Callable[[Any, tuple[Mapping[str, Any], Any]], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class LayerGroup:
     """`repeats` times the same `period` layers, from layer `start` on."""
 
     start: int
@@ -33,34 +33,34 @@ class Run:
 
     @property
     def layers(self) -> int:
-        """How many they are."""
+        """The number of layers in the group."""
         return self.period * self.repeats
 
 
-def plan_runs(kinds: Sequence[LayerKind]) -> tuple[Run, ...]:
-    """Splits a stack into runs: from each place on the pattern that covers most layers, the
+def group_layers(kinds: Sequence[LayerKind]) -> tuple[LayerGroup, ...]:
+    """Splits a stack into groups: from each layer on, the pattern that covers most layers, the
     shortest of those.
 
-    A remainder shorter than a pattern before it is one run without repeats. Each scan has gradients
+    A remainder shorter than a pattern before it is one group without repeats. Each scan has gradients
     of the whole stack of its own, which are then added up; those of layers written out are added
     where they belong.
     """
-    runs: list[Run] = []
+    groups: list[LayerGroup] = []
     start = 0
     while start < len(kinds):
         rest = kinds[start:]
-        best = Run(start, 1, 1)
+        best = LayerGroup(start, 1, 1)
         for period in range(1, len(rest) // 2 + 1):
             repeats = 1
             while rest[repeats * period : (repeats + 1) * period] == rest[:period]:
                 repeats += 1
             if repeats > 1 and period * repeats > best.layers:
-                best = Run(start, period, repeats)
-        if len(rest) < max((run.period for run in runs), default=0):
-            best = Run(start, len(rest), 1)
-        runs.append(best)
+                best = LayerGroup(start, period, repeats)
+        if len(rest) < max((group.period for group in groups), default=0):
+            best = LayerGroup(start, len(rest), 1)
+        groups.append(best)
         start += best.layers
-    return tuple(runs)
+    return tuple(groups)
 
 
 def run_layers(
@@ -91,9 +91,9 @@ def run_layers(
     if scan and len(set(kinds)) == 1:
         return jax.lax.scan(make_layer(kinds[0], lambda picked: picked), carry, stacked)
 
-    def picker(run: Run, place: int) -> Callable[[Any], Any]:
+    def picker(group: LayerGroup, place: int) -> Callable[[Any], Any]:
         """Picks layer `place + i * period` out of the stacks, given `(i, (weights, cached))`."""
-        end, mine = place + run.period, {}
+        end, mine = place + group.period, {}
         for name, layers in own.items():
             if place in layers:
                 mine[name] = (layers.index(place), sum(place <= layer < end for layer in layers))
@@ -104,16 +104,16 @@ def run_layers(
                 lambda a: _index(a, first + i * stride), tree
             )
             return {n: take(weights[n], *where) for n, where in mine.items()}, take(
-                cached, place, run.period
+                cached, place, group.period
             )
 
         return pick
 
     outputs = []
-    for run in plan_runs(kinds) if scan else [Run(i, 1, 1) for i in range(len(kinds))]:
-        places = range(run.start, run.start + run.period)
-        picks = [picker(run, place) for place in places]
-        if run.repeats == 1:
+    for group in group_layers(kinds) if scan else [LayerGroup(i, 1, 1) for i in range(len(kinds))]:
+        places = range(group.start, group.start + group.period)
+        picks = [picker(group, place) for place in places]
+        if group.repeats == 1:
             found = []
             for place, pick in zip(places, picks, strict=True):
                 carry, output = make_layer(kinds[place], lambda picked: picked)(
@@ -133,7 +133,7 @@ def run_layers(
 
         # The stacks stay whole outside and are picked from inside: a scanned slice of them would be
         # a copy.
-        carry, output = jax.lax.scan(body, carry, jnp.arange(run.repeats))
+        carry, output = jax.lax.scan(body, carry, jnp.arange(group.repeats))
         outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), output))
     return carry, jax.tree.map(lambda *a: jnp.concatenate(a), *outputs)
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
-TEMPERATURE = 0.02  # grit.md 1.6: scores are divided by it
+TEMPERATURE = 0.02  # of the original's runs; similarities are divided by it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from compilation import fully_compiled
 
 from grit_jax.models.config import FULL, SLIDING, ModelConfig
-from grit_jax.models.layer_stack import Run, plan_runs
+from grit_jax.models.layer_stack import LayerGroup, group_layers
 from grit_jax.models.parameters import layers_with, parameter_shapes
 from grit_jax.models.transformer import Transformer
 from grit_jax.types import AttentionMode
@@ -59,12 +59,12 @@ def with_layers(letters, **changes):
     ],
 )
 def test_runs(letters, runs):
-    found = plan_runs(with_layers(letters).layer_kinds)
+    found = group_layers(with_layers(letters).layer_kinds)
     if letters == "glgGg":  # nothing repeats: every layer by itself
         runs = [(i, 1, 1) for i in range(5)]
     assert [dataclasses.astuple(run) for run in found] == runs
     assert sum(run.layers for run in found) == len(letters) and all(
-        isinstance(run, Run) for run in found
+        isinstance(run, LayerGroup) for run in found
     )
 
 
