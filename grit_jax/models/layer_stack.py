@@ -41,8 +41,8 @@ def group_layers(kinds: Sequence[LayerKind]) -> tuple[LayerGroup, ...]:
     """Splits a stack into groups: from each layer on, the pattern that covers most layers, the
     shortest of those.
 
-    A remainder shorter than a pattern before it is one group without repeats. Each scan has gradients
-    of the whole stack of its own, which are then added up; those of layers written out are added
+    A remainder shorter than a pattern before it is one group without repeats. Each scan has
+    gradients of the whole stack of its own, which are then added up; those of layers written out are added
     where they belong.
     """
     groups: list[LayerGroup] = []

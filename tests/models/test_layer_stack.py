@@ -124,7 +124,7 @@ def test_scanned_patterns_equal_layers_one_by_one(letters):
     mask = np.tril(np.ones((T, T), bool))
     expected = dense.forward(params, config, TOKENS[0], np.arange(T), mask).logits
     np.testing.assert_allclose(plain[1][0][0], expected, atol=1e-4)
-    assert plain[1][1].k.shape == (len(letters), 1, T, 1, 8)
+    assert plain[1][1].k.shape == (len(letters), 1, 1, 8, T)
 
 
 def test_a_pattern_with_a_remainder_copies_no_weights():
