@@ -42,8 +42,8 @@ def group_layers(kinds: Sequence[LayerKind]) -> tuple[LayerGroup, ...]:
     shortest of those.
 
     A remainder shorter than a pattern before it is one group without repeats. Each scan has
-    gradients of the whole stack of its own, which are then added up; those of layers written out are added
-    where they belong.
+    gradients of its own for the whole stack, which are then added up; those of layers written out
+    are added where they belong.
     """
     groups: list[LayerGroup] = []
     start = 0
