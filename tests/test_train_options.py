@@ -207,7 +207,7 @@ def test_every_option_at_once(folder):
     found = {
         entry["kind"]: entry for entry in json.loads((output / "data_summary.json").read_text())
     }
-    assert found["generative"]["skipped"] == {'"text" must be a string, found null': 1}
+    assert found["generative"]["skipped"] == {'"text" must be a string, got null': 1}
     assert found["cached"]["used"] == found["cached"]["examples"] == 30
 
 

@@ -141,7 +141,7 @@ def document_text(document: Any, place: str, name: str = "document") -> str:
     if isinstance(document, dict):
         title, text = document.get("title") or "", document.get("text")
         if not isinstance(title, str):
-            raise LineError(place, f"the title of {name} must be a string, found {_type(title)}")
+            raise LineError(place, f"the title of {name} must be a string, got {_type(title)}")
         check_unicode(title, place, f"the title of {name}")
         if not (title.strip() and isinstance(text, str) and not text.strip()):
             text = _string(text, place, f"the text of {name}")
@@ -162,7 +162,7 @@ def _embedding(data: dict[str, Any], place: str) -> EmbeddingExample:
         value = data.get(key)
         value = [] if value is None else value
         if not isinstance(value, list):
-            raise LineError(place, f'"{key}" must be a list of texts, found {_type(value)}')
+            raise LineError(place, f'"{key}" must be a list of texts, got {_type(value)}')
         lists[key] = tuple(_text(item, place, f"{key}[{i}]") for i, item in enumerate(value))
     if not lists["pos"]:
         raise LineError(place, '"pos" is empty; a query needs at least one positive')
@@ -178,7 +178,7 @@ def _scores(value: Any, place: str, count: int) -> tuple[float, ...] | None:
     if not isinstance(value, list) or len(value) != count:
         raise LineError(
             place,
-            f'"scores" must be a list of {count} numbers, one for each of "pos" and "neg", found'
+            f'"scores" must be a list of {count} numbers, one for each of "pos" and "neg", got'
             f" {_type(value)}",
         )
     for i, score in enumerate(value):
@@ -188,7 +188,7 @@ def _scores(value: Any, place: str, count: int) -> tuple[float, ...] | None:
             or not isinstance(score, (int, float))
             or not -MOST_SCORE < score < MOST_SCORE
         ):
-            raise LineError(place, f"scores[{i}] must be a finite number, found {_type(score)}")
+            raise LineError(place, f"scores[{i}] must be a finite number, got {_type(score)}")
     return tuple(float(score) for score in value)
 
 
@@ -215,11 +215,9 @@ def _cached(data: dict[str, Any], place: str) -> CachedExample:
         )
     docs, text = data["docs"], data["text"]
     if not isinstance(docs, list) or not docs:
-        raise LineError(
-            place, f'"docs" must be a list of at least one document, found {_type(docs)}'
-        )
+        raise LineError(place, f'"docs" must be a list of at least one document, got {_type(docs)}')
     if not isinstance(text, list) or len(text) != 2:
-        raise LineError(place, f'"text" must be [question, answer], found {_type(text)}')
+        raise LineError(place, f'"text" must be [question, answer], got {_type(text)}')
     return CachedExample(
         tuple(document_text(d, place, f"docs[{i}]") for i, d in enumerate(docs)),
         _string(text[0], place, "the question"),
@@ -255,7 +253,7 @@ def parse_json(line: str | bytes, place: str) -> Any:
 def _load(line: str | bytes, place: str) -> dict[str, Any]:
     data = parse_json(line, place)
     if not isinstance(data, dict):
-        raise LineError(place, f"expected a JSON object, found {_type(data)}")
+        raise LineError(place, f"expected a JSON object, got {_type(data)}")
     return data
 
 
@@ -263,12 +261,12 @@ def _text(value: Any, place: str, name: str) -> Text:
     if isinstance(value, list):
         if len(value) != 2:
             raise LineError(
-                place, f"{name} must be a string or [instruction, text], found {_type(value)}"
+                place, f"{name} must be a string or [instruction, text], got {_type(value)}"
             )
         instruction = value[0]
         if not isinstance(instruction, str):
             raise LineError(
-                place, f"the instruction of {name} must be a string, found {_type(instruction)}"
+                place, f"the instruction of {name} must be a string, got {_type(instruction)}"
             )
         check_unicode(instruction, place, f"the instruction of {name}")
         return Text(instruction, _string(value[1], place, f"the text of {name}"))
@@ -277,7 +275,7 @@ def _text(value: Any, place: str, name: str) -> Text:
 
 def _string(value: Any, place: str, name: str) -> str:
     if not isinstance(value, str):
-        raise LineError(place, f"{name} must be a string, found {_type(value)}")
+        raise LineError(place, f"{name} must be a string, got {_type(value)}")
     if not value.strip():
         raise LineError(place, f"{name} is empty")
     check_unicode(value, place, name)

@@ -103,14 +103,14 @@ def _field(line: str, names: tuple[str, ...], place: str, hint: str = "") -> Any
     wanted = " or ".join(f"'{name}'" for name in names)
     if not isinstance(value, dict):
         raise GritError(
-            f"{place}: expected a string or an object with {wanted}, found {type(value).__name__}"
+            f"{place}: expected a string or an object with {wanted}, got {type(value).__name__}"
         )
     for name in names:
         if name in value:
             if not isinstance(value[name], list if name == "messages" else str):
                 kind = "list" if name == "messages" else "string"
                 raise GritError(
-                    f"{place}: '{name}' must be a {kind}, found {type(value[name]).__name__}"
+                    f"{place}: '{name}' must be a {kind}, got {type(value[name]).__name__}"
                 )
             return value[name]
     raise GritError(f"{place}: no {wanted} in this line")

@@ -43,11 +43,11 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.factor < 1:
-            raise ValueError(f"model.rope_scaling.factor must be at least 1, is {self.factor}")
+            raise ValueError(f"model.rope_scaling.factor: must be at least 1, got {self.factor}")
         length = self.original_max_position_embeddings
         if length is not None and length < 1:
             raise ValueError(
-                f"model.rope_scaling.original_max_position_embeddings must be positive, is {length}"
+                f"model.rope_scaling.original_max_position_embeddings: must be positive, got {length}"
             )
         if self.high_freq_factor <= self.low_freq_factor:
             raise ValueError(
@@ -139,7 +139,7 @@ class ModelConfig:
             "max_position_embeddings",
         ):
             if getattr(self, key) < 1:
-                raise ValueError(f"model.{key} must be at least 1, is {getattr(self, key)}")
+                raise ValueError(f"model.{key}: must be at least 1, got {getattr(self, key)}")
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.num_attention_heads % self.num_key_value_heads:
@@ -149,7 +149,7 @@ class ModelConfig:
             )
         if self.head_dim < 1 or self.head_dim % 2:
             raise ValueError(
-                f"model.head_dim must be even and positive for rotary embedding, is {self.head_dim}"
+                f"model.head_dim: must be even and positive for rotary embedding, got {self.head_dim}"
             )
         for key in (
             "sliding_window",
@@ -160,13 +160,13 @@ class ModelConfig:
         ):
             value = getattr(self, key)
             if value is not None and value <= 0:
-                raise ValueError(f"model.{key} must be positive or null, is {value}")
+                raise ValueError(f"model.{key}: must be positive or null, got {value}")
         self._check_layer_types()
         self._check_experts()
         scaling = self.rope_scaling
         if scaling and scaling.rope_type == "dynamic" and self.head_dim < 4:
             raise ValueError(
-                "model.rope_scaling: dynamic needs a model.head_dim of at least 4, is"
+                "model.rope_scaling: dynamic needs a model.head_dim of at least 4, got"
                 f" {self.head_dim}"
             )
         if (
@@ -205,12 +205,12 @@ class ModelConfig:
             return
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise ValueError(
-                "model.num_experts_per_tok must be from 1 to model.num_experts"
-                f" ({self.num_experts}), is {self.num_experts_per_tok}"
+                "model.num_experts_per_tok: must be from 1 to model.num_experts"
+                f" ({self.num_experts}), got {self.num_experts_per_tok}"
             )
         if self.decoder_sparse_step < 1:
             raise ValueError(
-                f"model.decoder_sparse_step must be at least 1, is {self.decoder_sparse_step}"
+                f"model.decoder_sparse_step: must be at least 1, got {self.decoder_sparse_step}"
             )
         object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
         if not self.moe_intermediate_size:

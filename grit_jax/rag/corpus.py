@@ -120,7 +120,7 @@ def parse_document(line: str | bytes, place: str) -> CorpusDocument:
     """
     data = parse_json(line, place)
     if not isinstance(data, dict):
-        raise LineError(place, f"expected a JSON object, found {type(data).__name__}")
+        raise LineError(place, f"expected a JSON object, got {type(data).__name__}")
     id = data.get("id", data.get("_id"))  # BEIR's corpora write `_id`
     if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)

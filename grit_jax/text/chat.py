@@ -268,8 +268,7 @@ def turns_of(messages: Sequence[Mapping[str, str]]) -> list[str]:
             if (role == "user") != (len(turns) % 2 == 0):
                 expected = "user" if len(turns) % 2 == 0 else "assistant"
                 raise GritError(
-                    f"messages[{number}]: roles must alternate, expected '{expected}', found"
-                    f" '{role}'"
+                    f"messages[{number}]: roles must alternate, expected '{expected}', got '{role}'"
                 )
             turns.append(system + content if role == "user" else content)
             system = "" if role == "user" else system

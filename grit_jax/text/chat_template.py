@@ -89,7 +89,7 @@ class ChatTemplate:
         if source is None:
             return None
         if not isinstance(source, str):
-            raise GritError(f"{where} must be a string or a list of named ones, is {source!r:.60}")
+            raise GritError(f"{where} must be a string or a list of named ones, got {source!r:.60}")
         return cls(source, tokenizer, where)
 
     def render(
@@ -262,19 +262,19 @@ def _plain(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise GritError(
-            f"messages must be a list of {{'role', 'content'}} objects, is {messages!r:.60}"
+            f"messages must be a list of {{'role', 'content'}} objects, got {messages!r:.60}"
         )
     plain = []
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise GritError(
-                f"messages[{number}]: expected an object with 'role' and 'content', found"
+                f"messages[{number}]: expected an object with 'role' and 'content', got"
                 f" {message!r:.60}"
             )
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
-                found = type(message.get(key)).__name__
-                raise GritError(f"messages[{number}]: '{key}' must be a string, found {found}")
+                kind = type(message.get(key)).__name__
+                raise GritError(f"messages[{number}]: '{key}' must be a string, got {kind}")
         try:
             plain.append(
                 json.loads(json.dumps({k: v for k, v in message.items() if v is not None}))

@@ -186,7 +186,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise GritError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise GritError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise GritError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -236,7 +236,7 @@ def _content(value: Any, where: str) -> str | None:
         return None
     if not isinstance(content, str):
         raise GritError(
-            f"{where} must be a token (a string, or an object with 'content'), is {value!r:.60}"
+            f"{where} must be a token (a string, or an object with 'content'), got {value!r:.60}"
         )
     return content
 
@@ -263,7 +263,7 @@ def _add_tokens(
         for text, number in read_object(directory / ADDED).items():
             if not isinstance(number, int):
                 raise GritError(
-                    f"{directory / ADDED}: the id of '{text}' must be a number, is {number!r:.40}"
+                    f"{directory / ADDED}: the id of '{text}' must be a number, got {number!r:.40}"
                 )
             special = text in named
             numbered[number] = AddedToken(text, normalized=not special, special=special)

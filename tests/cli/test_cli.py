@@ -328,7 +328,7 @@ def test_train_and_export(capsys, tmp_path, monkeypatch):
     )
     reasons = {
         "skipped": {
-            "\"text\" must be a string, found int ('5')": 1,
+            "\"text\" must be a string, got int ('5')": 1,
             "turn 2 is empty": 1,
             "an embedding example in a generative file": 1,
             "not valid JSON: Expecting ',' delimiter at column 14": 1,

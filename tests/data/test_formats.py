@@ -60,23 +60,23 @@ BAD = [
     ('{"query": "q"\n', "not valid JSON: Expecting ',' delimiter at column 14"),
     (b"\xff\xfe", "not UTF-8 text"),
     ("[" * 100_000, "nested too deeply"),
-    ("[1]", "expected a JSON object, found a list of 1"),
+    ("[1]", "expected a JSON object, got a list of 1"),
     ("{}", "no known key; expected"),
     ('{"txt": "a", "id": 1}', 'no known key; .* found "txt", "id"'),
     ('{"query": "q"}', 'the key "pos" is missing; found "query"'),
-    ('{"query": "q", "pos": "p"}', '"pos" must be a list of texts, found str'),
+    ('{"query": "q", "pos": "p"}', '"pos" must be a list of texts, got str'),
     ('{"query": "q", "pos": []}', '"pos" is empty'),
     ('{"query": "", "pos": ["p"]}', "query is empty"),
-    ('{"query": null, "pos": ["p"]}', "query must be a string, found null"),
+    ('{"query": null, "pos": ["p"]}', "query must be a string, got null"),
     (
         '{"query": ["i", "q", "x"], "pos": ["p"]}',
-        r"query must be a string or \[instruction, text\], found a list of 3",
+        r"query must be a string or \[instruction, text\], got a list of 3",
     ),
-    ('{"query": [1, "q"], "pos": ["p"]}', "the instruction of query must be a string, found int"),
+    ('{"query": [1, "q"], "pos": ["p"]}', "the instruction of query must be a string, got int"),
     ('{"query": "q", "pos": ["p", " \\n"]}', r"pos\[1\] is empty"),
     (
         '{"query": "q", "pos": ["p"], "neg": [["", 3]]}',
-        r"the text of neg\[0\] must be a string, found int \('3'\)",
+        r"the text of neg\[0\] must be a string, got int \('3'\)",
     ),
     ('{"query": "q", "pos": ["p"], "neg": "n"}', '"neg" must be a list'),
     (
@@ -85,35 +85,35 @@ BAD = [
     ),
     (
         '{"query": "q", "pos": ["p"], "scores": 1}',
-        '"scores" must be a list of 1 numbers, .* found int',
+        '"scores" must be a list of 1 numbers, .* got int',
     ),
     (
         '{"query": "q", "pos": ["p"], "scores": ["1"]}',
-        r"scores\[0\] must be a finite number, found str",
+        r"scores\[0\] must be a finite number, got str",
     ),
     (
         '{"query": "q", "pos": ["p"], "scores": [true]}',
-        r"scores\[0\] must be a finite number, found bool",
+        r"scores\[0\] must be a finite number, got bool",
     ),
     (
         '{"query": "q", "pos": ["p"], "neg": ["n"], "scores": [1, NaN]}',
         r"scores\[1\] must be a finite number",
     ),
     ('{"query": "q", "pos": ["p"], "scores": [1e99]}', r"scores\[0\] must be a finite number"),
-    ('{"query": "q", "pos": [null]}', r"pos\[0\] must be a string, found null"),
-    ('{"query": ["find", null], "pos": ["p"]}', "the text of query must be a string, found null"),
+    ('{"query": "q", "pos": [null]}', r"pos\[0\] must be a string, got null"),
+    ('{"query": ["find", null], "pos": ["p"]}', "the text of query must be a string, got null"),
     (
         '{"query": [null, "q"], "pos": ["p"]}',
-        "the instruction of query must be a string, found null",
+        "the instruction of query must be a string, got null",
     ),
-    ('{"text": ["u", null]}', "turn 2 must be a string, found null"),
-    ('{"docs": ["d"], "text": ["q", null]}', "the answer must be a string, found null"),
-    ('{"text": null}', '"text" must be a string, found null'),
+    ('{"text": ["u", null]}', "turn 2 must be a string, got null"),
+    ('{"docs": ["d"], "text": ["q", null]}', "the answer must be a string, got null"),
+    ('{"text": null}', '"text" must be a string, got null'),
     ('{"text": ""}', '"text" is empty'),
     ('{"text": []}', '"text" has no turns'),
     ('{"text": ["u"]}', r'"text" has an odd number of turns \(1\)'),
     ('{"text": ["u", " "]}', "turn 2 is empty"),
-    ('{"text": ["u", {"a": 1}]}', "turn 2 must be a string, found an object of 1"),
+    ('{"text": ["u", {"a": 1}]}', "turn 2 must be a string, got an object of 1"),
     ('{"docs": ["d"]}', r'the key "text" \(\[question, answer\]\) is missing'),
     ('{"docs": [], "text": ["q", "a"]}', '"docs" must be a list of at least one document'),
     ('{"docs": "d", "text": ["q", "a"]}', '"docs" must be a list of at least one document'),
@@ -122,7 +122,7 @@ BAD = [
     ('{"docs": [["find", "d"]], "text": ["q", "a"]}', r"docs\[0\] has an instruction"),
     (
         '{"docs": [{"title": "t"}], "text": ["q", "a"]}',
-        r"the text of docs\[0\] must be a string, found null",
+        r"the text of docs\[0\] must be a string, got null",
     ),
     ('{"text": "half \\ud800 pair"}', "half of a surrogate pair"),
     ('{"text": ["q", "\\udfff"]}', "turn 2 holds half of a surrogate pair"),
@@ -155,5 +155,5 @@ def test_documents():
     assert document_text({"id": 1, "title": "T", "text": "d"}, "f:1") == "T d"
     for text in ("", " \n"):  # a row of BEIR's FiQA has a title alone
         assert document_text({"id": 1, "title": "T", "text": text}, "f:1") == "T"
-    with pytest.raises(GritError, match="f:1: the title of document must be a string, found int"):
+    with pytest.raises(GritError, match="f:1: the title of document must be a string, got int"):
         document_text({"title": 3, "text": "d"}, "f:1")

@@ -152,7 +152,7 @@ def test_skip_counts_by_reason(tmp_path):
     assert source.line(1) == b'{"text": "b"}'
     assert dict(source.skipped) == {
         "not valid JSON: Expecting value at column 1": 2,
-        "\"text\" must be a string, found int ('3')": 1,
+        "\"text\" must be a string, got int ('3')": 1,
         "an embedding example in a generative file": 1,
     }
 

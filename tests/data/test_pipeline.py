@@ -410,7 +410,7 @@ def test_summary_is_told_and_written(files, tiny_tokenizer, tmp_path, capsys):
     batches.report_summary(tmp_path / "summary.json")
     told = "".join(capsys.readouterr())
     assert (
-        '2 of 4 generative examples; 1 "text" must be a string, found null; 1 the first user turn'
+        '2 of 4 generative examples; 1 "text" must be a string, got null; 1 the first user turn'
         " fills" in told
     )
     assert "7 of 21 generative examples; 14 not among the data.num_samples" in told
@@ -423,7 +423,7 @@ def test_summary_is_told_and_written(files, tiny_tokenizer, tmp_path, capsys):
         )
         assert entry["used"] + left_out == entry["examples"]
     assert (
-        found[0]["skipped"] == {'"text" must be a string, found null': 1}
+        found[0]["skipped"] == {'"text" must be a string, got null': 1}
         and found[1]["not_sampled"] == 14
     )
 

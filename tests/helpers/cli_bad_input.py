@@ -26,10 +26,10 @@ CASES = {
     "encode model --input latin1 --output x.npy": "latin1:1: not UTF-8 text",
     "encode model --input broken --output x.npy": "broken:2: not valid JSON: .* at column 20",
     "encode model --input list --output x.npy": (
-        "list:1: expected a string or an object with 'text', found list"
+        "list:1: expected a string or an object with 'text', got list"
     ),
     "encode model --input strange --output x.npy": "strange:1: no 'text' in this line",
-    "encode model --input number --output x.npy": "number:1: 'text' must be a string, found int",
+    "encode model --input number --output x.npy": "number:1: 'text' must be a string, got int",
     "encode model --input surrogate --output x.npy": "surrogate:1: holds half of a surrogate pair",
     "encode model --input folder --output x.npy": "folder: a folder, not a JSONL file",
     "encode model --input texts.txt --output folder": "folder: is a folder; name a file",
@@ -97,7 +97,7 @@ CASES = {
         "'model.embed_tokens.weight' has shape"
     ),
     "encode m-zero-heads --input texts.txt --output x.npy": (
-        "num_key_value_heads must be at least 1, is 0"
+        "num_key_value_heads: must be at least 1, got 0"
     ),
     "encode m-small-vocabulary --input texts.txt --output x.npy": (
         "'model.embed_tokens.weight' has shape"
@@ -132,19 +132,19 @@ CASES = {
     "generate model --input latin1": "latin1:1: not UTF-8 text",
     "generate model --input broken": "broken:2: not valid JSON",
     "generate model --input strange": "strange:1: no 'prompt' or 'text' or 'messages' in this line",
-    "generate model --input number": "number:1: 'prompt' must be a string, found int",
+    "generate model --input number": "number:1: 'prompt' must be a string, got int",
     "generate model --input roles": "roles:1: the last message must be the user's",
-    "generate model --input messages": "messages:1: 'messages' must be a list, found str",
+    "generate model --input messages": "messages:1: 'messages' must be a list, got str",
     # ---- index
     "index model --input absent --output x": "absent: no such file",
     "index model --input empty --output x": "empty: empty",
     "index model --input binary --output x": "binary: binary data",
     "index model --input latin1 --output x": "latin1:1: ",
     "index model --input broken --output x": "broken:2: not valid JSON",
-    "index model --input list --output x": "list:1: expected a JSON object, found list",
+    "index model --input list --output x": "list:1: expected a JSON object, got list",
     "index model --input strange --output x": 'strange:1: expected .*"id"',
     "index model --input number --output x": (
-        "number:1: the text of the document must be a string, found int"
+        "number:1: the text of the document must be a string, got int"
     ),
     "index model --input twice --output x": (
         "twice:2: the id 'a' stands at twice:1 already; ids must differ"
@@ -409,7 +409,7 @@ CASES = {
     f"{TRAIN} --data.generative [cut.jsonl]": (
         "cut.jsonl:2: not valid JSON: Expecting ',' delimiter at column 14"
     ),
-    f"{TRAIN} --data.generative [typed.jsonl]": "typed.jsonl:1: turn 2 must be a string, found int",
+    f"{TRAIN} --data.generative [typed.jsonl]": "typed.jsonl:1: turn 2 must be a string, got int",
     f"{TRAIN} --data.generative [blank.jsonl]": "blank.jsonl:1: turn 2 is empty",
     f"{TRAIN} --data.generative [turn.jsonl]": (
         "no usable line; the first problem: turn.jsonl:1: the first user turn fills"
@@ -436,7 +436,7 @@ CASES = {
         "architecture 'MambaForCausalLM' is not supported"
     ),
     f"{TRAIN} --model.shape null --model.path m-pickle": "m-pickle: only pickled weights",
-    f"{TRAIN} --model.shape.num_key_value_heads 0": "num_key_value_heads must be at least 1, is 0",
+    f"{TRAIN} --model.shape.num_key_value_heads 0": "num_key_value_heads: must be at least 1, got 0",
     f"{TRAIN} --model.shape.hidden_size big": (
         "model.shape.hidden_size: expected an integer, got 'big'"
     ),

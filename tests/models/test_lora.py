@@ -265,7 +265,7 @@ def test_without_a_key_or_with_a_rate_of_zero_there_is_no_dropout():
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"rank": 0}, "lora.rank must be at least 1, is 0"),
+        ({"rank": 0}, "lora.rank: must be at least 1, got 0"),
         ({"alpha": 0.0}, "lora.alpha"),
         ({"dropout": 1.0}, "lora.dropout"),
         ({"targets": ("w1",)}, r"lora.targets: \['w1'\]; known: q_proj"),

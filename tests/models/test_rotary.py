@@ -124,7 +124,7 @@ def test_rotations_add_up():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: scaled("linear", 0.5), "factor must be at least 1"),
+        (lambda: scaled("linear", 0.5), "factor: must be at least 1"),
         (
             lambda: scaled("llama3", 2.0, low_freq_factor=4.0, high_freq_factor=4.0),
             "high_freq_factor .* low_freq_factor",

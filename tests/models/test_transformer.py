@@ -217,7 +217,7 @@ def test_the_module_is_its_parameters(params):
             {"layer_types": ("full_attention", "sliding_attention"), "sliding_window": None},
             "layer_types .*sliding_window",
         ),
-        ({"sliding_window": 0}, "sliding_window must be positive"),
+        ({"sliding_window": 0}, "sliding_window: must be positive"),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok"),
         ({"num_experts": 2, "decoder_sparse_step": 0}, "decoder_sparse_step"),
         ({"num_experts": 2, "mlp_only_layers": (0, 1)}, "mlp_only_layers"),

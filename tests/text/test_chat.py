@@ -112,7 +112,7 @@ def test_system_text_leads_the_next_user_turn():
         ([("system", "x")], "no user message"),
         (
             [("assistant", "x")],
-            r"messages\[0\]: roles must alternate, expected 'user', found 'assistant'",
+            r"messages\[0\]: roles must alternate, expected 'user', got 'assistant'",
         ),
         ([("user", "x"), ("user", "y")], r"messages\[1\]: roles must alternate"),
         ([("tool", "x")], "unknown role 'tool'; known: system, user, assistant"),

@@ -274,7 +274,7 @@ def test_which_template_of_a_directory(qwen, tmp_path):
     with pytest.raises(GritError, match=r"none of its templates is named 'default' \(tool_use\)"):
         find(named[:1])
     with pytest.raises(
-        GritError, match="chat_template must be a string or a list of named ones, is 3"
+        GritError, match="chat_template must be a string or a list of named ones, got 3"
     ):
         find(3)
     with pytest.raises(GritError, match="longer than"):
@@ -379,7 +379,7 @@ def test_two_threads_share_it(qwen):
         ([], "messages must be a list"),
         ("Hello", "messages must be a list"),
         (["Hello"], r"messages\[0\]: expected an object"),
-        ([{"role": "user"}], r"messages\[0\]: 'content' must be a string, found NoneType"),
+        ([{"role": "user"}], r"messages\[0\]: 'content' must be a string, got NoneType"),
         (
             [{"role": "user", "content": "a"}, {"role": 3, "content": "a"}],
             r"messages\[1\]: 'role' must be a string",

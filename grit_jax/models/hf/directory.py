@@ -236,20 +236,20 @@ def _read_grit(
         value = grit.get(key, known[0])
         if value not in known:
             raise GritError(
-                f"{path}: '{key}' must be one of {', '.join(map(str, known))}, is {value!r}"
+                f"{path}: '{key}' must be one of {', '.join(map(str, known))}, got {value!r}"
             )
         return value
 
     chat_format = grit.get("chat_format")
     if chat_format is not None and not isinstance(chat_format, str):
-        raise GritError(f"{path}: 'chat_format' must be the name of a format, is {chat_format!r}")
+        raise GritError(f"{path}: 'chat_format' must be the name of a format, got {chat_format!r}")
     folders = grit.get("projection") or []
     folders = [folders] if isinstance(folders, str) else folders
     if not isinstance(folders, list) or not all(
         isinstance(folder, str) and re.fullmatch(r"\d+_Dense", folder) for folder in folders
     ):
         raise GritError(
-            f"{path}: 'projection' must be a folder like 2_Dense or a list of them, is"
+            f"{path}: 'projection' must be a folder like 2_Dense or a list of them, got"
             f" {grit['projection']!r}"
         )
     settings = DirectorySettings(
@@ -284,7 +284,7 @@ def _warn_of_differences(settings: DirectorySettings) -> None:
     """Warns of what other libraries will compute differently from the directory."""
     if settings.pooling not in get_args(PoolingMethod):
         raise GritError(
-            f"pooling must be one of {', '.join(get_args(PoolingMethod))}, is {settings.pooling!r}"
+            f"pooling must be one of {', '.join(get_args(PoolingMethod))}, got {settings.pooling!r}"
         )
     if settings.pooling == "weightedmean" and not (
         settings.sentence and settings.sentence.include_prompt

@@ -36,25 +36,25 @@ class _Reader:
     def integer(self, key: str, default: int | None) -> int | None:
         value = self.tree.get(key, default)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise GritError(f"{self.where}: '{key}' must be a whole number, is {value!r}")
+            raise GritError(f"{self.where}: '{key}' must be a whole number, got {value!r}")
         return value
 
     def required(self, key: str, default: int | None = None) -> int:
         value = self.integer(key, default)
         if value is None:
-            raise GritError(f"{self.where}: '{key}' must be a whole number, is null")
+            raise GritError(f"{self.where}: '{key}' must be a whole number, got null")
         return value
 
     def optional_number(self, key: str, default: float | None) -> float | None:
         value = self.tree.get(key, default)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise GritError(f"{self.where}: '{key}' must be a number, is {value!r}")
+            raise GritError(f"{self.where}: '{key}' must be a number, got {value!r}")
         return None if value is None else float(value)
 
     def number(self, key: str, default: float) -> float:
         value = self.optional_number(key, default)
         if value is None:
-            raise GritError(f"{self.where}: '{key}' must be a number, is None")
+            raise GritError(f"{self.where}: '{key}' must be a number, got null")
         return value
 
     def token(self, key: str, default: int | None) -> int | None:
@@ -64,7 +64,7 @@ class _Reader:
     def flag(self, key: str, default: bool) -> bool:
         value = self.tree.get(key, default)
         if value is not None and not isinstance(value, bool):
-            raise GritError(f"{self.where}: '{key}' must be true or false, is {value!r}")
+            raise GritError(f"{self.where}: '{key}' must be true or false, got {value!r}")
         return bool(value)
 
 
@@ -128,7 +128,7 @@ def token_ids(value: Any, where: str) -> tuple[int, ...]:
     """
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-        raise GritError(f"{where} must be a token id, a list of them or null, is {value!r}")
+        raise GritError(f"{where} must be a token id, a list of them or null, got {value!r}")
     return tuple(ids)
 
 
@@ -139,7 +139,7 @@ def _text_part(hf: dict[str, Any], where: str) -> dict[str, Any]:
         return hf
     text = hf.get("text_config", {})
     if not isinstance(text, dict):
-        raise GritError(f"{where}: 'text_config' must be a mapping, is {text!r}")
+        raise GritError(f"{where}: 'text_config' must be a mapping, got {text!r}")
     above = {
         key: hf[key]
         for key in ("eos_token_id", "tie_word_embeddings", "quantization_config")
@@ -212,7 +212,7 @@ def _windows(read: _Reader, family: Family, layers: int) -> dict[str, Any]:
     """`sliding_window` and `layer_types`."""
     window = read.integer("sliding_window", family.sliding_window)
     if window is not None and window < 1:
-        raise GritError(f"{read.where}: 'sliding_window' must be at least 1 or null, is {window}")
+        raise GritError(f"{read.where}: 'sliding_window' must be at least 1 or null, got {window}")
     switched = family.windows in ("switched", "switched layers")
     if (
         family.windows == "none"
@@ -222,7 +222,7 @@ def _windows(read: _Reader, family: Family, layers: int) -> dict[str, Any]:
         return {}
     types = read.tree.get("layer_types")
     if types is not None and not isinstance(types, list):
-        raise GritError(f"{read.where}: 'layer_types' must be a list, is {types!r}")
+        raise GritError(f"{read.where}: 'layer_types' must be a list, got {types!r}")
     if family.windows in ("all", "switched"):
         if types is not None and set(types) != {SLIDING}:
             raise GritError(
@@ -268,7 +268,7 @@ def _experts(read: _Reader, name: str) -> dict[str, Any]:
             isinstance(i, bool) or not isinstance(i, int) for i in dense
         ):
             raise GritError(
-                f"{read.where}: 'mlp_only_layers' must be a list of layer numbers, is {dense!r}"
+                f"{read.where}: 'mlp_only_layers' must be a list of layer numbers, got {dense!r}"
             )
         experts |= {
             "moe_intermediate_size": read.required("moe_intermediate_size", 768),

@@ -38,7 +38,7 @@ def rope_from_hf(hf: dict[str, Any], family: Family, max_positions: int, where: 
     for key in ("rope_parameters", "rope_scaling"):
         rope = hf.get(key) or {}
         if not isinstance(rope, dict):
-            raise GritError(f"{where}: '{key}' must be a mapping, is {rope!r}")
+            raise GritError(f"{where}: '{key}' must be a mapping, got {rope!r}")
         by_layer = {name: value for name, value in rope.items() if isinstance(value, dict)}
         if by_layer:
             if family.rope_local_base_freq is None or not by_layer.keys() <= {FULL, SLIDING}:
@@ -130,7 +130,7 @@ def _scaling(rope: dict[str, Any], max_positions: int, where: str) -> RopeScalin
         original = values.get("original_max_position_embeddings", max_positions)
         if original != int(original):
             raise GritError(
-                f"{where}: 'original_max_position_embeddings' must be a whole number, is {original}"
+                f"{where}: 'original_max_position_embeddings' must be a whole number, got {original}"
             )
         values["original_max_position_embeddings"] = int(original)
         if kind == "yarn" and "factor" not in values:
@@ -152,7 +152,7 @@ def _number(tree: dict[str, Any], key: str, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise GritError(f"{where}: '{key}' must be a positive number, is {value!r}")
+        raise GritError(f"{where}: '{key}' must be a positive number, got {value!r}")
     return float(value)
 
 

@@ -225,7 +225,7 @@ def write_tensors(
       GritError: a dtype other than float32 and bfloat16.
     """
     if dtype not in DTYPES:
-        raise GritError(f"dtype must be one of {', '.join(DTYPES)}, is {dtype!r}")
+        raise GritError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(tensors, DTYPES[dtype].itemsize, max_shard_bytes))

@@ -237,7 +237,7 @@ def _pooling(path: Path) -> tuple[PoolingMethod, bool]:
         )
     include_prompt = config.get("include_prompt", True)
     if not isinstance(include_prompt, bool):
-        raise GritError(f"{path}: 'include_prompt' must be true or false, is {include_prompt!r}")
+        raise GritError(f"{path}: 'include_prompt' must be true or false, got {include_prompt!r}")
     if modes[0] == "cls" and not include_prompt:
         raise GritError(
             f"{path}: cls pooling of the first token after the prompt is not supported; ours is"
@@ -258,7 +258,7 @@ def read_dense(directory: Path, folder: str) -> Dense:
     sizes = [config.get(key) for key in ("in_features", "out_features")]
     for key, size in zip(("in_features", "out_features"), sizes, strict=True):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise GritError(f"{path}: '{key}' must be a number of dimensions, is {size!r}")
+            raise GritError(f"{path}: '{key}' must be a number of dimensions, got {size!r}")
     if config.get("use_residual"):
         raise GritError(
             f"{path}: 'use_residual' is true; a Dense module with a residual connection is not"
@@ -292,12 +292,12 @@ def _prompts(path: Path) -> tuple[dict[str, str], str | None]:
         )
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict):
-        raise GritError(f"{path}: 'prompts' must be an object of name to text, is {prompts!r:.60}")
+        raise GritError(f"{path}: 'prompts' must be an object of name to text, got {prompts!r:.60}")
     # A kind without a prompt may stand there as null.
     prompts = {name: "" if text is None else text for name, text in prompts.items()}
     for name, text in prompts.items():
         if not isinstance(text, str):
-            raise GritError(f"{path}: the prompt '{name}' must be a string, is {text!r:.60}")
+            raise GritError(f"{path}: the prompt '{name}' must be a string, got {text!r:.60}")
     if default is not None and default not in prompts:
         raise GritError(
             f"{path}: 'default_prompt_name' is {default!r}, but 'prompts' has only"

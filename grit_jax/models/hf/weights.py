@@ -102,7 +102,7 @@ def load_params(
         both.
     """
     if dtype not in DTYPES:
-        raise GritError(f"dtype must be one of {', '.join(DTYPES)}, is {dtype!r}")
+        raise GritError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     params: Params = {}
     with TensorFiles(directory) as files:
         prefix = next((p for p in _PREFIXES if p + "embed_tokens.weight" in files), _PREFIXES[0])

@@ -217,7 +217,7 @@ def test_an_index_is_searched_as_it_is_opened(tmp_path):
 
 def test_settings_say_what_is_wrong():
     for wrong, words in (
-        ({"precision": "int4"}, "must be float32, bfloat16, int8, is 'int4'"),
+        ({"precision": "int4"}, "expected float32, bfloat16, int8, got 'int4'"),
         ({"dim": 0}, "at least 1"),
         ({"oversampling": 0}, "at least 1"),
     ):
