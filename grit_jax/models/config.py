@@ -47,7 +47,8 @@ class RopeScaling:
         length = self.original_max_position_embeddings
         if length is not None and length < 1:
             raise ValueError(
-                f"model.rope_scaling.original_max_position_embeddings: must be positive, got {length}"
+                "model.rope_scaling.original_max_position_embeddings: must be positive, got"
+                f" {length}"
             )
         if self.high_freq_factor <= self.low_freq_factor:
             raise ValueError(
@@ -149,7 +150,8 @@ class ModelConfig:
             )
         if self.head_dim < 1 or self.head_dim % 2:
             raise ValueError(
-                f"model.head_dim: must be even and positive for rotary embedding, got {self.head_dim}"
+                "model.head_dim: must be even and positive for rotary embedding, got"
+                f" {self.head_dim}"
             )
         for key in (
             "sliding_window",

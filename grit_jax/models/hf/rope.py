@@ -130,7 +130,8 @@ def _scaling(rope: dict[str, Any], max_positions: int, where: str) -> RopeScalin
         original = values.get("original_max_position_embeddings", max_positions)
         if original != int(original):
             raise GritError(
-                f"{where}: 'original_max_position_embeddings' must be a whole number, got {original}"
+                f"{where}: 'original_max_position_embeddings' must be a whole number, got"
+                f" {original}"
             )
         values["original_max_position_embeddings"] = int(original)
         if kind == "yarn" and "factor" not in values:
