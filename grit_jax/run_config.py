@@ -92,9 +92,8 @@ class ModelSection:
     pooling: PoolingMethod = "mean"
     attention: str = "bbcc"
     projection: int | None = None
-    dtype: Literal["float32", "bfloat16"] = (
-        "bfloat16"  # of the computation; weights and moments are float32
-    )
+    # The dtype of the computation; weights and moments are float32.
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Remat = "full"  # see models/transformer.py: REMAT_POLICIES
     scan_layers: bool = True
     export_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -126,7 +125,7 @@ class ModelSection:
 
     @property
     def modes(self) -> AttentionModes:
-        """What `attention` means."""
+        """The attention modes that the code in `attention` stands for."""
         return ATTENTION_CODES[self.attention]
 
 
@@ -149,22 +148,21 @@ class TokenizerSection:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSection:
-    """How long, how often, and with which losses and gradients.
+    """Length of the run, checkpoints, evaluation, losses, and how gradients are computed.
 
     Attributes:
-      embedding_chunk, generative_chunk, cached_chunk: rows of a batch taken at a time (gradient
-        accumulation), a multiple of the devices that they are split over or the next one; the
-        numbers stay the same, memory is that of a chunk. The update is that of the whole batch for
-          every loss: a query's negatives are all of the batch's, and
-        a token weighs what it does in the batch, however many targets its chunk has. Embedding
-        chunks cost a second forward pass (GradCache), the others none.
-      backward: "joint" is one backward pass for all losses, "separate" one for each in turn,
-        "split" beside it one for the queries' and one for the passages' side of the contrastive
-        loss; the gradient is the same.
-      gradient: "query" or "passage" trains one side of the contrastive loss alone, the other being
-        held fixed.
-      tensorboard, wandb: show what metrics.jsonl has there, too: event files in the output folder,
-        and a W&B project.
+      embedding_chunk, generative_chunk, cached_chunk: rows of a batch that are computed at a time
+        (gradient accumulation), rounded up to a multiple of the devices that rows are split over.
+        This bounds memory and does not change the update: a query's negatives are those of the
+        whole batch, and a token's weight does not depend on its chunk. Embedding chunks cost a
+        second forward pass (GradCache); the others cost nothing.
+      backward: "joint" runs one backward pass for all losses, "separate" one for each loss in turn,
+        "split" also separates the queries' and the passages' side of the contrastive loss. The
+        gradient is the same.
+      gradient: "query" or "passage" trains one side of the contrastive loss only; the other is held
+        fixed.
+      tensorboard, wandb: also write the numbers of metrics.jsonl to TensorBoard event files in the
+        output folder, or to the W&B project of this name.
     """
 
     steps: int = 1000
@@ -261,7 +259,7 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:
     rows are split into (or each device would compute them all). The numbers of a step stay what
     they are.
 
-    A chunk that has to grow is told of: by less than a row on each device.
+    Prints a line for each chunk that has to be rounded up (by less than a row on each device).
 
     Raises:
       GritError: rows of a length that the devices of `mesh.context` do not divide.

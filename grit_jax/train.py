@@ -44,11 +44,11 @@ from grit_jax.run_model import (
 from grit_jax.runtime.files import new_folder, writable_folder, write_text
 from grit_jax.runtime.hosts import (
     Exchange,
-    all_say,
     check_hosts_agree,
     check_same_folder,
     errors_together,
     fail_together,
+    gather_text,
     is_first,
     wait_for_all,
     wait_for_peer_failure,
@@ -242,7 +242,7 @@ def _open_output(address: str) -> RunFolder:
 def _starting_step(checkpoints: Checkpoints, output: RunFolder) -> int:
     """The step of the newest checkpoint; 0: there is none."""
     latest = checkpoints.latest()
-    seen = all_say(str(latest or "none"))
+    seen = gather_text(str(latest or "none"))
     if number := next((number for number, other in enumerate(seen) if other != seen[0]), 0):
         fail_together(
             f"{output.checkpoints}: the newest checkpoint is {seen[0]} on process 0 and"

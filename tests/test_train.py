@@ -209,7 +209,7 @@ def test_a_step_that_does_not_fit_the_devices_says_what_makes_it_smaller(folder,
 
 def test_hosts_that_see_different_checkpoints_do_not_begin(folder, monkeypatch):
     """They would wait for each other in different steps."""
-    monkeypatch.setattr(grit_jax.train, "all_say", lambda word: [word, "none", "4"])
+    monkeypatch.setattr(grit_jax.train, "gather_text", lambda word: [word, "none", "4"])
     config = read_run_config(folder / "config.yaml", {"output": str(folder / "seen")})
     with pytest.raises(
         GritError,

@@ -38,7 +38,7 @@ VARIABLES = ("GRIT_COORDINATOR", "GRIT_NUM_PROCESSES", "GRIT_PROCESS_ID")
 
 
 def asks_for_hosts(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process may be one of several, judged by the environment."""
+    """True if the environment says that this process may be one of several."""
     names = {name for name in (*VARIABLES, "JAX_COORDINATOR_ADDRESS") if name in environment}
     alone = names == {"GRIT_NUM_PROCESSES"} and environment["GRIT_NUM_PROCESSES"] == "1"
     return bool(names) and not alone or _in_a_cluster(environment)
@@ -79,7 +79,10 @@ def join_hosts(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def _explicit(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the three variables say; {} where JAX's own variables are to be used; None: nothing."""
+    """Arguments of `jax.distributed.initialize` from the three variables.
+
+    {} where JAX reads its own variables instead; None where none is set.
+    """
     given = {name: environment[name] for name in VARIABLES if name in environment}
     if not given:
         return {} if "JAX_COORDINATOR_ADDRESS" in environment else None
@@ -105,8 +108,8 @@ def _explicit(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _in_a_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether this is a task of a Slurm step of several, or a host with TPU chips (of a slice of
-    several, maybe)."""
+    """True for a task of a Slurm step with several tasks, and for a host with TPU chips (which may
+    belong to a slice of several hosts)."""
     if environment.get("GRIT_NUM_PROCESSES") == "1":
         return False
     if "SLURM_STEP_NODELIST" in environment:
@@ -124,22 +127,22 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_all(where: str) -> None:
-    """A barrier named `where`: returns once every process has reached it. Devices are not
-    involved."""
-    multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * WAIT_SECONDS)
+def wait_for_all(barrier: str) -> None:
+    """Returns once every process has reached the barrier of this name. Devices are not involved."""
+    multihost.get_barrier_sync_fn()(key=barrier, timeout_ms=1000 * WAIT_SECONDS)
 
 
-def all_say(word: str) -> list[str]:
-    """Gathers a text from every process, in order of their numbers. All processes must call it.
+def gather_text(text: str) -> list[str]:
+    """Gathers a text from every process, ordered by process number. All processes must call it.
 
     Raises:
       GritError: nothing came from a process in time.
     """
     if jax.process_count() == 1:
-        return [word]
+        return [text]
     exchange = Exchange()
-    return [letter.decode() for letter in exchange("word", [word.encode()] * exchange.hosts)]
+    messages = [text.encode()] * exchange.hosts
+    return [message.decode() for message in exchange("text", messages)]
 
 
 def fail_together(message: str) -> NoReturn:
@@ -161,7 +164,7 @@ def check_hosts_agree(values: Mapping[str, Any], names: Mapping[str, str] = {}) 
     """
     if jax.process_count() == 1:
         return
-    seen = [json.loads(word) for word in all_say(json.dumps(dict(values)))]
+    seen = [json.loads(text) for text in gather_text(json.dumps(dict(values)))]
     differences: dict[str, str] = {}
     for key in [key for host in seen for key in host]:
         groups: dict[str, list[int]] = {}
@@ -203,7 +206,7 @@ def errors_together() -> Iterator[None]:
             raise
         message = str(error)
     if jax.process_count() > 1:
-        messages = all_say(message)
+        messages = gather_text(message)
         if failed := [number for number, other in enumerate(messages) if other]:
             fail_together(message or f"process {failed[0]}: {messages[failed[0]]}")
 
@@ -221,7 +224,7 @@ def check_same_folder(folder: Path) -> None:
     try:
         if is_first():
             mark.touch()
-        seen = all_say("yes" if _appears(folder / all_say(mark.name)[0]) else "no")
+        seen = gather_text("yes" if _appears(folder / gather_text(mark.name)[0]) else "no")
     finally:
         if is_first():
             mark.unlink(missing_ok=True)
@@ -233,7 +236,7 @@ def check_same_folder(folder: Path) -> None:
 
 
 def _appears(file: Path) -> bool:
-    """Waits for a file: network file systems may show one of another host late."""
+    """Waits for a file that another host wrote: network file systems may show it late."""
     ends = time.monotonic() + FOLDER_SECONDS
     while not os.path.exists(file):
         if time.monotonic() > ends:
@@ -265,8 +268,8 @@ class Exchange:
         self._client = multihost.get_jax_distributed_client() if self.hosts > 1 else None
         self._name, self._closed = f"grit/{next(self._opened)}", False
 
-    def __call__(self, key: str, letters: Sequence[bytes]) -> list[bytes]:
-        """Sends `letters[i]` to host `i` and returns what each host sent to this one.
+    def __call__(self, key: str, messages: Sequence[bytes]) -> list[bytes]:
+        """Sends `messages[i]` to host `i` and returns what each host sent to this one.
 
         Raises:
           GritError: nothing came from a host in time.
@@ -276,11 +279,11 @@ class Exchange:
         place = lambda to, sender: f"{self._name}/{key}/{to}/{sender}"
         for host in self._others():
             self._client.key_value_set_bytes(
-                place(host, self.number), letters[host], allow_overwrite=True
+                place(host, self.number), messages[host], allow_overwrite=True
             )
-        received = list(letters)
+        received = list(messages)
         for host in self._others():
-            received[host] = self._letter(place(self.number, host), host)
+            received[host] = self._receive(place(self.number, host), host)
         self._client.key_value_delete(f"{self._name}/{key}/{self.number}/")
         return received
 
@@ -292,7 +295,7 @@ class Exchange:
         # Each host starts with its neighbour, so that they do not all ask for the same message.
         return [(self.number + i) % self.hosts for i in range(1, self.hosts)]
 
-    def _letter(self, place: str, host: int) -> bytes:
+    def _receive(self, place: str, host: int) -> bytes:
         for _ in range(WAIT_SECONDS):
             try:
                 return self._client.blocking_key_value_get_bytes(place, 1000)
@@ -311,23 +314,26 @@ class Closed(Exception):
 
 
 class Agreement:
-    """Whether any process requests a stop: the same answer in all processes after the same step.
+    """True in all processes after the same step, once any of them has requested a stop.
 
-    With several processes it answers the request made at the call before, so that the reduction
-    overlaps with a step.
+    With several processes a call returns the requests made before the previous call, so that the
+    reduction overlaps with a step.
+
+    Args:
+      requested: whether this process requests a stop.
     """
 
-    def __init__(self, told: Callable[[], bool], mesh: Mesh):
-        self._told, self._asked = told, None
+    def __init__(self, requested: Callable[[], bool], mesh: Mesh):
+        self._requested, self._pending = requested, None
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self) -> bool:
         if jax.process_count() == 1:
-            return self._told()
-        answer = self._asked is not None and bool(self._asked)
-        mine = np.full(self._split.mesh.size, self._told())
-        self._asked = self._any(
+            return self._requested()
+        answer = self._pending is not None and bool(self._pending)
+        mine = np.full(self._split.mesh.size, self._requested())
+        self._pending = self._any(
             jax.make_array_from_callback(mine.shape, self._split, lambda index: mine[index])
         )
         return answer

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a step, always parsable, cut back on resume."""
+"""metrics.jsonl: one JSON object for each step, always parsable, cut back on resume."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from grit_jax.runtime.files import json_text, write_text
 
 
 class MetricsFile:
-    """Appends one line a step; `start_step` cuts everything from that step on, and half-written
-    lines.
+    """Appends one line for each step.
 
-    After a kill the file holds exactly one line for each step that the restored run has behind it.
+    Opening removes the lines from `start_step` on, and half-written lines, so that a resumed run's
+    file has exactly one line for each step that was completed before.
 
     Attributes:
-      last: the line written last, or kept of an earlier run; {}: there is none.
+      last: the values of the last line; {} if there is none.
     """
 
     def __init__(self, path: Path, start_step: int = 0):
@@ -27,9 +27,9 @@ class MetricsFile:
         self.last: dict[str, Any] = kept[-1] if kept else {}
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes a step's values; numbers that JSON has no name for (nan) become null.
+        """Writes a step's values; numbers that are not finite become null, since JSON has none.
 
-        Further values of the last step join its line.
+        Values for the step written last are added to its line.
         """
         plain = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
@@ -50,7 +50,7 @@ class MetricsFile:
         self._file.close()
 
     def _put(self, text: str) -> None:
-        """Makes `text` the file, whole at any instant, and goes on behind it."""
+        """Replaces the file by `text` in one atomic step and reopens it for appending."""
         write_text(self.path, text)
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -60,8 +60,8 @@ def _text(line: dict[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file, one a step (the last one written wins); [] when there
-    is none."""
+    """The complete lines of a metrics file, one for each step (the last one written wins); [] if
+    there is no file."""
     lines: dict[int, dict[str, Any]] = {}
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():

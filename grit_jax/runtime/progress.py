@@ -1,8 +1,6 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, a log line now and then when there
-is none.
+"""Progress of long work: a bar with rate and ETA on a terminal, a log line every 10 s without one.
 
-Everything goes to stderr, so that `--json` keeps stdout to itself. Process 0 speaks, the others are
-silent.
+Everything goes to stderr, since `--json` needs stdout for itself. Only process 0 prints.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ LOG_EVERY = 10.0  # seconds between two log lines where there is no terminal
 
 
 class Progress(Generic[T]):
-    """A counter that shows itself; iterate over it, or call `update` by hand. See `progress`."""
+    """A progress counter: iterate over it, or call `update`. Made by `progress`."""
 
     def __init__(
         self,
@@ -31,7 +29,7 @@ class Progress(Generic[T]):
         initial: int = 0,
     ) -> None:
         self._items, self._total, self._description, self._unit = items, total, description, unit
-        self._silent = quiet or not _speaks()
+        self._silent = quiet or not _is_process_zero()
         self._bar = None
         self._done = self._initial = initial
         self._note = ""
@@ -62,7 +60,7 @@ class Progress(Generic[T]):
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
         elif not self._silent and time.monotonic() - self._last >= LOG_EVERY:
-            self._last, self._said = time.monotonic(), self._done
+            self._last, self._logged = time.monotonic(), self._done
             say(self.line())
 
     def line(self) -> str:
@@ -80,12 +78,12 @@ class Progress(Generic[T]):
         return head + (f", {self._note}" if self._note else "")
 
     def close(self) -> None:
-        """Ends the bar; the line stays. Without a terminal, work that had a log line gets a last
-        one."""
+        """Ends the bar and leaves it on the screen. Without a terminal, prints a last log line if
+        there was one before."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        elif not self._silent and self._last != self._start and self._said != self._done:
+        elif not self._silent and self._last != self._start and self._logged != self._done:
             say(self.line())
         self._silent = True
 
@@ -118,7 +116,7 @@ def progress(
     initial: int = 0,
     quiet: bool = False,
 ) -> Progress[T]:
-    """Shows how far a loop is.
+    """Shows the progress of a loop.
 
     Args:
       work: what to iterate over, or a number of units to be counted with `update` (None: not
@@ -126,7 +124,7 @@ def progress(
       unit: what is counted, plural (`texts`, `tokens`, `steps`).
       total: length of an iterable that has no `len`.
       initial: units that an earlier run has done.
-      quiet: says nothing at all.
+      quiet: prints nothing.
     """
     if work is None or isinstance(work, int):
         return Progress(None, total if work is None else work, description, unit, quiet, initial)
@@ -136,8 +134,8 @@ def progress(
 
 
 def say(message: str) -> None:
-    """A line for the person on stderr; from process 0 only."""
-    if _speaks():
+    """Prints a line to stderr, in process 0 only."""
+    if _is_process_zero():
         print(message, file=sys.stderr, flush=True)
 
 
@@ -151,9 +149,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _speaks() -> bool:
-    """True in process 0. JAX is asked only where it is in use: a progress bar must not start a
-    backend."""
+def _is_process_zero() -> bool:
+    """True in process 0. Looks at JAX only if it is imported and distributed: a progress bar must
+    not start a backend."""
     jax = sys.modules.get("jax")
     if jax is None:
         return True

@@ -1,5 +1,4 @@
-"""Where else a run's numbers go while it runs: TensorBoard and Weights & Biases, where they are
-asked for."""
+"""Experiment trackers: a run's metrics in TensorBoard and in Weights & Biases, if configured."""
 
 from __future__ import annotations
 
@@ -11,11 +10,11 @@ from typing import Any, Protocol
 from grit_jax.errors import GritError
 from grit_jax.runtime.files import write_text
 
-WANDB_ID_FILE = "wandb_id"  # in the output folder: a run that goes on is the same one there, too
+WANDB_ID_FILE = "wandb_id"  # in the output folder, so that a resumed run continues its W&B run
 
 
 class Tracker(Protocol):
-    """Takes the numbers of each step."""
+    """Receives the metrics of each step."""
 
     def write(self, step: int, values: dict[str, Any]) -> None: ...
 
@@ -30,11 +29,12 @@ def open_trackers(
     wandb: str | None = None,
     config: Any = None,
 ) -> list[Tracker]:
-    """Those that are asked for, ready to go on at `first_step`.
+    """Opens the configured trackers; the first step that they receive is `first_step`.
 
     Args:
-      wandb: the project's name. Its environment variables are heard (`WANDB_MODE=offline`).
-      config: what W&B shows as the run's configuration.
+      tensorboard: write event files to `output/tensorboard`.
+      wandb: the name of a W&B project; W&B's environment variables apply (`WANDB_MODE=offline`).
+      config: shown by W&B as the run's configuration.
 
     Raises:
       GritError: a library is not installed, or W&B has no access.
@@ -48,14 +48,14 @@ def open_trackers(
 
 
 class _TensorBoard:
-    """Event files in `output/tensorboard`; steps that are taken again replace those of before."""
+    """Event files in `output/tensorboard`; repeated steps replace the earlier ones."""
 
     def __init__(self, directory: Path, first_step: int):
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise _not_installed("train.tensorboard", "tensorboard") from None
-        # A file of its own each time: the library names them by the second.
+        # The suffix keeps file names distinct: the library names them by the second.
         self._writer = SummaryWriter(
             str(directory), purge_step=first_step or None, filename_suffix=f".from{first_step:08d}"
         )
@@ -69,8 +69,8 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """One W&B run an output folder. Steps that are taken again are the same numbers; W&B keeps
-    those it has."""
+    """One W&B run for each output folder. Repeated steps have the same values; W&B keeps the
+    first."""
 
     def __init__(self, project: str, output: Path, config: Any):
         try:
@@ -103,7 +103,7 @@ class _Wandb:
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """What can be drawn."""
+    """The finite numbers among the values."""
     return {
         name: value
         for name, value in values.items()

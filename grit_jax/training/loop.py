@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 from jax.sharding import Mesh
 
-from grit_jax.runtime.hosts import Agreement, all_say, wait_for_all
+from grit_jax.runtime.hosts import Agreement, gather_text, wait_for_all
 from grit_jax.runtime.preemption import Preempted
 from grit_jax.sharding import put_rows
 from grit_jax.training.state import TrainState
@@ -106,7 +106,7 @@ def run_loop(
     for hook in hooks:
         if not (info.done and hook.missing and hook.due(info)):
             continue
-        if all_say("missing" if hook.missing() else "there")[0] == "missing":
+        if gather_text("missing" if hook.missing() else "there")[0] == "missing":
             hook.run(info)
     # The step is compiled side by side: where one host has to wait, some transports time out.
     wait_for_all("first step")

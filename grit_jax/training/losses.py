@@ -1,4 +1,4 @@
-"""The options of the losses, and what they may be."""
+"""The configuration of the losses (`train.loss`), checked."""
 
 from __future__ import annotations
 
@@ -6,34 +6,39 @@ import dataclasses
 import math
 from typing import Literal
 
-TEMPERATURE = 0.02  # of the original's runs; similarities are divided by it
+TEMPERATURE = 0.02  # similarities are divided by it; the value of the original's runs
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """How the losses are formed and added: `contrastive + generative_factor * language +
+    """The losses and their weights. The total is `contrastive + generative_factor * language +
     cached_factor * cached`.
 
     Attributes:
-      generative: the language loss over tokens: "token" sums over tokens and divides by sequences;
-        "mixed" is the mean over tokens of each group of `mix_group_size` sequences (None: the whole
-        batch), averaged over groups.
-      emb_grad_scale: parity only: the original's effective gradient is 1/devices of the true one.
-      symmetric: also the positives' direction, each positive against all queries; the mean of both
-        directions.
-      false_negatives: leaves out a negative that is too similar to the query to be one: by
-        "absolute", its similarity is above `s - false_negative_margin`, `s` being that of the
-        positive; by "relative", above `s - false_negative_margin * |s|`. A margin below 0 leaves
-        out only what exceeds the positive by so much.
-      mask_duplicates: leaves out a passage that is, token for token, one of the query's own
+      temperature: similarities are divided by it.
+      generative: how the language loss is averaged: "token" sums over all tokens and divides by the
+        number of sequences; "mixed" takes the mean over the tokens of each group of
+        `mix_group_size` sequences (None: the whole batch), then the mean over groups.
+      emb_grad_scale: scales the gradient of the contrastive loss. For parity only: the original's
+        effective gradient is 1/devices of the true one.
+      symmetric: adds the other direction, each positive against all queries, and takes the mean of
+        both directions.
+      false_negatives: leaves out negatives that are too similar to the query. "absolute" leaves out
+        those with a similarity above `s - false_negative_margin`, where `s` is the similarity of
+        the positive; "relative" those above `s - false_negative_margin * |s|`. A negative margin
+        leaves out only negatives that exceed the positive by more than it.
+      mask_duplicates: leaves out passages that equal, token for token, one of the query's own
         positives.
-      matryoshka_dims: the contrastive loss is the sum, by `matryoshka_weights` (none: 1 each), of
-        those of the first `d` dimensions of the vectors, normalised anew. Empty: the whole vector
-          alone.
-      distillation_factor: adds so much of the divergence KL(teacher, student) over the passages of
-        a query: the teacher's is the softmax of the row's `scores / distillation_temperature`, the
-          student's that of the
-        similarities over `temperature`. Above 0, every embedding row needs `scores`.
+      matryoshka_dims: computes the contrastive loss over the first `d` dimensions of the vectors,
+        normalised anew, for each `d`, and adds these losses with `matryoshka_weights` (default: 1
+        each). Empty: over the whole vectors only.
+      distillation_factor: weight of the divergence KL(teacher, student) over the passages of each
+        query. The teacher is the softmax of the row's `scores / distillation_temperature`, the
+        student the softmax of the similarities over `temperature`. Above 0, every embedding row
+        needs `scores`.
+      similarity_block: bounds memory: no more similarities exist at a time than those of this many
+        queries to all passages.
+      logits_block: likewise, no more logits than those of this many tokens over the vocabulary.
     """
 
     temperature: float = TEMPERATURE
@@ -50,10 +55,8 @@ class LossConfig:
     matryoshka_weights: list[float] = dataclasses.field(default_factory=list)
     distillation_factor: float = 0.0
     distillation_temperature: float = 1.0
-    similarity_block: int = (
-        4096  # a block of the similarity matrix has as many numbers as so many queries' rows of it
-    )
-    logits_block: int = 4096  # and one of the logits as many as those of so many tokens
+    similarity_block: int = 4096
+    logits_block: int = 4096
 
     def __post_init__(self) -> None:
         for key in ("temperature", "distillation_temperature"):

@@ -129,11 +129,11 @@ def two(monkeypatch):
     def become(number: int, *words: str) -> list[str]:
         said, others = [], iter(words)
 
-        def all_say(word):
+        def gather_text(word):
             said.append(word)
             return [word, next(others)] if number == 0 else [next(others), word]
 
-        monkeypatch.setattr(hosts, "all_say", all_say)
+        monkeypatch.setattr(hosts, "gather_text", gather_text)
         monkeypatch.setattr(jax, "process_count", lambda: 2)
         monkeypatch.setattr(jax, "process_index", lambda: number)
         monkeypatch.setattr(hosts, "FOLDER_SECONDS", 0.3)
@@ -182,7 +182,7 @@ def test_a_file_that_shows_late_is_waited_for(two, tmp_path, monkeypatch):
 def test_what_the_processes_have_is_compared(monkeypatch, values, line):
     monkeypatch.setattr(jax, "process_count", lambda: len(values))
     monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(hosts, "all_say", lambda word: [json.dumps(value) for value in values])
+    monkeypatch.setattr(hosts, "gather_text", lambda word: [json.dumps(value) for value in values])
     raises = pytest.raises(GritError, match=f"^the processes of this run differ: .*{line}")
     with raises if line else contextlib.nullcontext():
         hosts.check_hosts_agree(values[0], {"a": "file.jsonl"})
@@ -193,7 +193,7 @@ def test_what_the_processes_have_is_compared(monkeypatch, values, line):
 def test_an_error_of_one_process_is_raised_by_all(monkeypatch, mine, other):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(hosts, "all_say", lambda word: [word, other])
+    monkeypatch.setattr(hosts, "gather_text", lambda word: [word, other])
     expected = mine or (other and f"process 1: {other}")
     raises = pytest.raises(GritError, match=f"^{expected}$")
     with raises if expected else contextlib.nullcontext(), hosts.errors_together():

@@ -54,7 +54,7 @@ def test_quiet_and_other_processes_say_nothing(capsys, clock, monkeypatch):
             bar.update(5)
         assert bar.done == 5
         assert capsys.readouterr().err == ""
-        monkeypatch.setattr(module, "_speaks", lambda: False)
+        monkeypatch.setattr(module, "_is_process_zero", lambda: False)
     say("hello")
     assert capsys.readouterr().err == ""
 
