@@ -17,17 +17,16 @@ import optax
 from jax.sharding import Mesh
 
 from grit_jax.config import dump_yaml
+from grit_jax.data.abstract_batch import abstract_batch
 from grit_jax.data.multihost import HostGroup
 from grit_jax.data.pipeline import JointBatches, make_iterator
 from grit_jax.errors import GritError, out_of_memory
-from grit_jax.evaluation.perplexity import evaluate_perplexity
-from grit_jax.evaluation.retrieval import evaluate_retrieval
+from grit_jax.evaluation.held_out import make_evaluation
 from grit_jax.inference.model import GritLM
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.run_config import (
     PATH_KEYS,
     RunConfig,
-    TrainSection,
     batch_needs,
     fit_to_mesh,
     read_run_config,
@@ -63,8 +62,8 @@ from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.training.checkpoint import Checkpoints
 from grit_jax.training.contrastive import check_dimensions
 from grit_jax.training.finite_weights import check_finite
+from grit_jax.training.gradient_plan import gradient_plan
 from grit_jax.training.hooks import (
-    Evaluate,
     evaluate_held_out,
     profile_steps,
     save_checkpoints,
@@ -189,6 +188,8 @@ def _run(run: _Run, profile: tuple[int, int] | None, notice: Notice) -> TrainRes
     # The model of a shorter run would pass for this one's, were this one killed before its export.
     output.unmark_model(huggingface.GRIT_FILE)
     with jax.set_mesh(mesh):
+        largest = abstract_batch(fitted.data, batch_needs(fitted))
+        say(f"gradient: {gradient_plan(largest, compiled)}")
         state = _first_state(run, model, optimizer, iterator, mesh)
         program = Program(
             make_step(compiled, optimizer, schedule), iterator, mesh, run.start, steps
@@ -420,25 +421,6 @@ def _export_model(model: GritLM, config: RunConfig, output: RunFolder) -> None:
     else:
         huggingface.read_along(model.params, model.config)
     wait_for_all("model written")
-
-
-def make_evaluation(section: TrainSection, wrap: Callable[[TrainState], GritLM]) -> Evaluate | None:
-    """The evaluation that the loop calls: retrieval and perplexity on the held-out files, or
-    None."""
-    if not (section.eval_embedding or section.eval_generative):
-        return None
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        model = wrap(state)
-        scores: dict[str, float] = {}
-        if section.eval_embedding:
-            retrieval = evaluate_retrieval(model, section.eval_embedding)
-            scores |= {f"eval_{name}": value for name, value in retrieval.items()}
-        if section.eval_generative:
-            scores["eval_perplexity"] = evaluate_perplexity(model, section.eval_generative)
-        return scores
-
-    return evaluate
 
 
 def export_checkpoint(

@@ -15,6 +15,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.run_config import RunConfig, batch_needs, step_config
 from grit_jax.run_model import model_settings
+from grit_jax.training.joint import StepConfig
 from grit_jax.training.state import TrainState, abstract_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
 from grit_jax.types import Batch
@@ -23,9 +24,10 @@ from grit_jax.types import Batch
 @dataclasses.dataclass
 class AbstractStep:
     """A training step and the shapes of its arguments: `jax.eval_shape(step, state, batch)` traces
-    it."""
+    it. `config` is what the step was made of."""
 
     model: ModelConfig
+    config: StepConfig
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
     state: TrainState
     batch: Batch
@@ -50,9 +52,11 @@ def abstract_step(config: RunConfig) -> AbstractStep:
     model_config = dataclasses.replace(shape, **model_settings(section))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
+    compiled = step_config(config, model_config)
     return AbstractStep(
         model_config,
-        make_step(step_config(config, model_config), optimizer, schedule),
+        compiled,
+        make_step(compiled, optimizer, schedule),
         abstract_state(model_config, optimizer, section.projection, config.lora),
         abstract_batch(config.data, batch_needs(config)),
     )

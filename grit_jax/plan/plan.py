@@ -80,6 +80,7 @@ class Plan:
       parameter_bytes, optimizer_bytes: on one chip.
       flops_per_step: model FLOPs of one optimizer step over all chips.
       programs: by name: "train" and, unless left out, "encode", "prefill_layer" and "decode".
+      gradient: the backward passes of a step, in words (`training/gradient_plan.py`).
     """
 
     topology: str
@@ -91,6 +92,7 @@ class Plan:
     flops_per_step: int
     programs: dict[str, CompiledProgram]
     slices: int = 1
+    gradient: str = ""
 
     @property
     def chips(self) -> int:
@@ -121,6 +123,7 @@ class Plan:
             "accelerator_type": self.accelerator_type,
             "chips": self.chips,
             "mesh": self.mesh,
+            "gradient": self.gradient,
             "hbm_bytes_per_chip": self.chip.memory,
             "parameter_bytes_per_chip": self.parameter_bytes,
             "optimizer_bytes_per_chip": self.optimizer_bytes,
@@ -173,6 +176,7 @@ def plan_on_mesh(config: RunConfig, slices: Slices, mesh: Mesh, *, serving: bool
         flops_per_step=step_flops(config, train.model),
         programs=programs,
         slices=slices.count,
+        gradient=str(train.gradient),
     )
 
 
@@ -245,6 +249,7 @@ def plan_table(plan: Plan) -> str:
     lines = [
         f"{several}{plan.topology}, {rented}: {plan.chips} chips of {gib(plan.chip.memory)}",
         f"mesh: {mesh}",
+        f"gradient: {plan.gradient}",
         "",
         (
             "program    fits   peak per chip arguments   temporaries   at least   bound by    "

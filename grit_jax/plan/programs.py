@@ -43,6 +43,7 @@ from grit_jax.sharding import (
     row_shardings,
     tree_shardings,
 )
+from grit_jax.training.gradient_plan import GradientPlan, gradient_plan
 from grit_jax.training.state import HOST, TrainState, state_shardings
 from grit_jax.types import AttentionMode, Batch, Rows
 
@@ -57,10 +58,12 @@ class LoweredProgram:
 
 @dataclasses.dataclass
 class LoweredTrainStep(LoweredProgram):
-    """The step that `grit train` runs, and the shapes and shardings of its state."""
+    """The step that `grit train` runs, the shapes and shardings of its state, and the backward
+    passes that its gradient takes."""
 
     model: ModelConfig
     state: TrainState
+    gradient: GradientPlan
 
 
 @dataclasses.dataclass
@@ -95,8 +98,10 @@ def lower_train(config: RunConfig, mesh: Mesh) -> LoweredTrainStep:
     """The training step on a mesh. Raises: see `train_shapes`."""
     shapes = train_shapes(config, mesh)
     program = _lower(shapes.abstract.step, mesh, shapes.state, shapes.batch)
+    with jax.set_mesh(mesh):
+        gradient = gradient_plan(shapes.batch, shapes.abstract.config)
     return LoweredTrainStep(
-        program.lowered, program.argument_bytes, shapes.abstract.model, shapes.state
+        program.lowered, program.argument_bytes, shapes.abstract.model, shapes.state, gradient
     )
 
 
