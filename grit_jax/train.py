@@ -178,7 +178,7 @@ def _run(run: _Run, profile: tuple[int, int] | None, notice: Notice) -> TrainRes
         fitted.data, tokenizer, seed=config.train.seed, num_steps=steps, batches=batches
     )
     model = load_model(config, tokenizer, mesh)
-    run.checkpoints.base, run.checkpoints.optimizer = model.base, config.optimizer.keeps
+    run.checkpoints.base, run.checkpoints.optimizer = model.base, config.optimizer.state_kind
     schedule = make_schedule(config.optimizer, steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     compiled = step_config(fitted, model.config)

@@ -1,9 +1,8 @@
-"""Running a stack of layers that may differ: repeating patterns are scanned, what remains is a
-short stack of its own.
+"""Running a stack of layers that may differ: repeating patterns of layers are scanned.
 
-Gemma 3 (five layers with a window, one without, again and again, and a remainder) is one scan whose
-body holds six layers, and a scan over the remainder; Qwen2 with `max_window_layers` is two scans;
-layers that are all alike are one.
+Layers that are all alike are one scan. Gemma 3 repeats five layers with a window and one without:
+it is one scan with a body of six layers, and then the remaining layers. Qwen2 with
+`max_window_layers` is two scans.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ import jax.numpy as jnp
 from grit_jax.models.config import LayerKind
 from grit_jax.models.parameters import layers_with
 
-# (carry, (the layer's weights, the layer's slice of the cache or None)) -> (carry, the layer's
-# output or None)
+# (carry, (the layer's weights, its slice of the cache or None)) -> (carry, its output or None)
 Layer = Callable[[Any, tuple[Mapping[str, Any], Any]], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerGroup:
-    """`repeats` times the same `period` layers, from layer `start` on."""
+    """A pattern of `period` layers, repeated `repeats` times, from layer `start` on."""
 
     start: int
     period: int
@@ -38,12 +36,12 @@ class LayerGroup:
 
 
 def group_layers(kinds: Sequence[LayerKind]) -> tuple[LayerGroup, ...]:
-    """Splits a stack into groups: from each layer on, the pattern that covers most layers, the
-    shortest of those.
+    """Splits a stack into groups: each time the pattern that covers most layers, the shortest of
+    those.
 
-    A remainder shorter than a pattern before it is one group without repeats. Each scan has
-    gradients of its own for the whole stack, which are then added up; those of layers written out
-    are added where they belong.
+    A remainder that is shorter than an earlier pattern becomes one group without repeats: each scan
+    makes gradients for the whole stack, which must be added up, while those of unrolled layers are
+    added in place.
     """
     groups: list[LayerGroup] = []
     start = 0
@@ -75,35 +73,35 @@ def run_layers(
     """Applies the layers first to last.
 
     Args:
-      make_layer: the layer of a kind. It first applies the function it is given, which picks the
-        weights and the cache of one layer out of what it gets, so that a recomputed layer picks
-        anew instead of keeping a copy.
-      carry: what goes from layer to layer.
+      make_layer: makes the function of a layer of a kind. That function must first apply the given
+        one to its second argument, which picks the layer's weights and cache out of the stacks: so
+        a rematerialised layer picks again instead of keeping a copy.
+      carry: passed from layer to layer.
       weights: by name, each stacked over the layers that have it (`parameters.layers_with`).
       cached: arrays stacked over all layers, or None.
-      scan: False writes every layer out.
+      scan: False unrolls all layers.
 
     Returns:
-      The last carry, and the layers' outputs stacked over all of them (None where they are None).
+      The last carry, and the outputs stacked over all layers (None where they are None).
     """
     stacked = (dict(weights), cached)
-    own = {name: layers_with(name, kinds) for name in weights}
+    layers_of = {name: layers_with(name, kinds) for name in weights}
     if scan and len(set(kinds)) == 1:
         return jax.lax.scan(make_layer(kinds[0], lambda picked: picked), carry, stacked)
 
     def picker(group: LayerGroup, place: int) -> Callable[[Any], Any]:
         """Picks layer `place + i * period` out of the stacks, given `(i, (weights, cached))`."""
-        end, mine = place + group.period, {}
-        for name, layers in own.items():
+        end, slots = place + group.period, {}  # name -> first index in its stack, and stride
+        for name, layers in layers_of.items():
             if place in layers:
-                mine[name] = (layers.index(place), sum(place <= layer < end for layer in layers))
+                slots[name] = (layers.index(place), sum(place <= layer < end for layer in layers))
 
-        def pick(given: Any) -> Any:
-            i, (weights, cached) = given
+        def pick(repeat: Any) -> Any:
+            i, (weights, cached) = repeat
             take = lambda tree, first, stride: jax.tree.map(
                 lambda a: _index(a, first + i * stride), tree
             )
-            return {n: take(weights[n], *where) for n, where in mine.items()}, take(
+            return {n: take(weights[n], *slot) for n, slot in slots.items()}, take(
                 cached, place, group.period
             )
 
@@ -114,31 +112,30 @@ def run_layers(
         places = range(group.start, group.start + group.period)
         picks = [picker(group, place) for place in places]
         if group.repeats == 1:
-            found = []
+            layer_outputs = []
             for place, pick in zip(places, picks, strict=True):
                 carry, output = make_layer(kinds[place], lambda picked: picked)(
                     carry, pick((0, stacked))
                 )
-                found.append(output)
-            outputs.append(jax.tree.map(lambda *a: jnp.stack(a), *found))
+                layer_outputs.append(output)
+            outputs.append(jax.tree.map(lambda *a: jnp.stack(a), *layer_outputs))
             continue
         layers = [make_layer(kinds[place], pick) for place, pick in zip(places, picks, strict=True)]
 
         def body(carry: Any, i: Any, layers: list[Layer] = layers) -> tuple[Any, Any]:
-            found = []
+            layer_outputs = []
             for layer in layers:
                 carry, output = layer(carry, (i, stacked))  # type: ignore[arg-type]
-                found.append(output)
-            return carry, jax.tree.map(lambda *a: jnp.stack(a), *found)
+                layer_outputs.append(output)
+            return carry, jax.tree.map(lambda *a: jnp.stack(a), *layer_outputs)
 
-        # The stacks stay whole outside and are picked from inside: a scanned slice of them would be
-        # a copy.
+        # The stacks are closed over and picked from inside: scanning over them would copy slices.
         carry, output = jax.lax.scan(body, carry, jnp.arange(group.repeats))
         outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), output))
     return carry, jax.tree.map(lambda *a: jnp.concatenate(a), *outputs)
 
 
 def _index(a: Any, i: Any) -> Any:
-    """`a[i]`; for a number a slice, whose gradient is put in its place and added to the others
-    without a copy."""
+    """`a[i]`. A Python int becomes a static slice, whose gradient is added in place, without a
+    copy."""
     return jax.lax.index_in_dim(a, i, keepdims=False) if isinstance(i, int) else a[i]

@@ -1,8 +1,8 @@
-"""LoRA: a frozen weight with a trained low-rank addition (arXiv 2106.09685), over any base,
-quantised too (QLoRA).
+"""LoRA: frozen weights with trained low-rank additions (arXiv 2106.09685), also over a quantised
+base (QLoRA).
 
-An adapted weight is a pytree that stands where the array stood, as a quantised one does.
-`layers.linear` is where both come into a product.
+An adapted weight is a pytree that takes the place of the weight's array, as a quantised weight
+does. `layers.linear` takes plain, quantised and adapted weights alike.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Int, Key
 from grit_jax.errors import GritError
 from grit_jax.models.quantise import BLOCK, Axes, Quantised, storage_axes
 
-# What Hugging Face (and so PEFT) calls a linear map -> its weights here, in dense layers and in
-# each expert.
+# Name of a linear map in Hugging Face's models (and so in PEFT) -> our weights, of dense layers and
+# of experts.
 TARGETS: dict[str, tuple[str, ...]] = {
     "q_proj": ("query",),
     "k_proj": ("key",),
@@ -31,26 +31,31 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "up_proj": ("up", "expert_up"),
     "down_proj": ("down", "expert_down"),
 }
-MATRICES = tuple(
-    name for names in TARGETS.values() for name in names
-)  # all that can be adapted, or quantised
-A, B = "_lora_a", "_lora_b"  # an adapter's two factors are called as their weight and this
+# The weights that can be adapted or quantised.
+MATRICES = tuple(name for names in TARGETS.values() for name in names)
+A, B = "_lora_a", "_lora_b"  # appended to a weight's name, the names of its adapter's two factors
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which weights get an adapter, and in what precision the frozen ones lie in memory.
+    """Which weights have adapters, and the precision of the frozen weights.
 
-    `base` "full" keeps them in `model.dtype`; "int8" and "int4" quantise every linear map of the
-    layers, adapted or not. The embedding, norms, routers and head are never quantised. Adapters of
-    experts have no dropout (nor have PEFT's: `peft: src/peft/tuners/lora/layer.py`, ParamWrapper).
+    Attributes:
+      rank: rank of the addition.
+      alpha: the addition is scaled by `alpha / rank`.
+      dropout: of an adapter's input, in training. Adapters of experts have none, as in PEFT (`peft:
+        src/peft/tuners/lora/layer.py`, ParamWrapper).
+      targets: the linear maps with an adapter, by PEFT's names.
+      base: "full" keeps the frozen weights in `model.dtype`; "int8" and "int4" quantise every
+        linear map of the layers, adapted or not. The embedding, norms, routers and head are never
+        quantised.
     """
 
     rank: int = 16
-    alpha: float = 64.0  # the addition is scaled by alpha / rank
-    dropout: float = 0.1  # of what goes into an adapter, in training
+    alpha: float = 64.0
+    dropout: float = 0.1
     targets: tuple[str, ...] = tuple(TARGETS)
     base: Literal["full", "int8", "int4"] = "full"
 
@@ -67,12 +72,12 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of the two factors is multiplied by."""
+        """The factor of the low-rank addition."""
         return self.alpha / self.rank
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What trained adapters mean nothing without."""
+        """The settings that trained adapters depend on: they are valid with these only."""
         return {
             "base": self.base,
             "rank": self.rank,
@@ -87,8 +92,8 @@ class AdaptedWeight:
     """`base + scale * a @ b`, never formed in training.
 
     Attributes:
-      keys: of the dropout: one for each layer, later one for each row of a batch; None is no
-        dropout.
+      keys: random keys of the dropout, one for each layer, then for each row of a batch
+        (`row_keys`); None: no dropout.
     """
 
     base: Array | Quantised
@@ -100,16 +105,16 @@ class AdaptedWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the weight."""
+        """The shape of the weight."""
         return self.base.shape
 
     def __getitem__(self, place: Any) -> Float[Array, "D F"]:
-        """The plain weight of a layer (and expert) in float32, as of an array: what is written to
-        disk."""
+        """The merged weight of a layer (and expert) in float32, to be written to disk; indexed like
+        an array."""
         return _merge(jax.tree.map(lambda part: part[place], dataclasses.replace(self, keys=None)))
 
     def drop(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What goes into the adapter: `x` after dropout, a mask of its own for each row."""
+        """The adapter's input: `x` after dropout, with a separate mask for each row."""
         if self.keys is None:
             return x
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(
@@ -118,7 +123,7 @@ class AdaptedWeight:
         return jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
 
     def axes(self, axes: Axes) -> AdaptedWeight:
-        """Logical axes of the parts where the array had `axes`."""
+        """Logical axes of the parts, given those of the weight's array."""
         *leading, inputs, outputs = axes
         return dataclasses.replace(
             self,
@@ -129,11 +134,11 @@ class AdaptedWeight:
 
 
 def adapter_shapes(config: LoraConfig, weights: Shapes) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the adapters' factors for weights of these shapes: A `[L D r]` and B `[L r
-    F]`.
+    """Names and shapes of the adapters' factors, A `[L D r]` and B `[L r F]`, for weights of these
+    shapes.
 
     Raises:
-      GritError: a target that this model does not have.
+      GritError: the model has no weight for a target.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for target in config.targets:
@@ -151,20 +156,21 @@ def adapter_shapes(config: LoraConfig, weights: Shapes) -> dict[str, tuple[int, 
 
 
 def adapter_axes(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Logical axes of the adapters of every weight that may have one: those of the weight, the rank
-    not split."""
-    found: dict[str, Axes] = {}
+    """Logical axes of the adapters of every weight that can have one. The rank is not sharded."""
+    adapters: dict[str, Axes] = {}
     for name in MATRICES:
         if name in axes:
             *leading, inputs, outputs = axes[name]
-            found |= {name + A: (*leading, inputs, None), name + B: (*leading, None, outputs)}
-    return found
+            adapters |= {name + A: (*leading, inputs, None), name + B: (*leading, None, outputs)}
+    return adapters
 
 
 def init_adapters(config: LoraConfig, weights: Shapes, key: jax.Array) -> dict[str, Array]:
-    """New adapters in float32, which change nothing yet: A is Kaiming-uniform with a = sqrt(5),
-    that is uniform within `1 / sqrt(inputs)`, and B is 0 (`peft: src/peft/tuners/lora/layer.py`,
-    reset_lora_parameters)."""
+    """New adapters in float32, whose addition is zero.
+
+    A is Kaiming-uniform with a = sqrt(5), which is uniform within `1 / sqrt(inputs)`, and B is 0
+    (`peft: src/peft/tuners/lora/layer.py`, reset_lora_parameters).
+    """
     adapters = {}
     for name, shape in adapter_shapes(config, weights).items():
         if name.endswith(A):
@@ -186,7 +192,7 @@ def attach(
     """The weights of the adapted model; with the `key` of a training step, its adapters have
     dropout.
 
-    What there is among the `adapters` beside them (a projection) is a weight as it is.
+    Other trained weights among the `adapters` (a projection) are passed on unchanged.
     """
     weights = dict(base) | {
         name: weight for name, weight in adapters.items() if not name.endswith((A, B))
@@ -204,18 +210,17 @@ def attach(
 
 
 def row_keys(weights: Mapping[str, Any], tokens: Int[Array, "B T"]) -> dict[str, Any]:
-    """`weights` with a dropout key for each row of `tokens`, made from the row itself.
+    """`weights` with a dropout key for each row of `tokens`, derived from the row's tokens.
 
-    So the masks of a step's passes differ, and a pass that is run again (for the backward pass, or
-    in chunks of other sizes, or on another mesh) meets the same ones.
+    So the passes of a step have different masks, and a pass that is run again (for the backward
+    pass, in chunks of another size, or on another mesh) has the same ones.
     """
-    places = jnp.arange(1, 2 * tokens.shape[1], 2, dtype=jnp.uint32) * jnp.uint32(
-        2654435761
-    )  # odd, all 32 bits
-    rows = (tokens.astype(jnp.uint32) * places).sum(axis=1, dtype=jnp.uint32)
-    each_row = jax.vmap(
-        jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None)
-    )  # layers, then rows
+    # Hash multipliers: odd numbers of 32 bits, one for each place in a row.
+    odd = jnp.arange(1, 2 * tokens.shape[1], 2, dtype=jnp.uint32)
+    multipliers = odd * jnp.uint32(2654435761)
+    rows = (tokens.astype(jnp.uint32) * multipliers).sum(axis=1, dtype=jnp.uint32)
+    # Over layers, then over rows.
+    each_row = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
     return {
         name: (
             dataclasses.replace(weight, keys=each_row(weight.keys, rows))
@@ -227,7 +232,7 @@ def row_keys(weights: Mapping[str, Any], tokens: Int[Array, "B T"]) -> dict[str,
 
 
 def check_quantisable(weights: Shapes, base: str) -> None:
-    """Raises GritError where a weight's inputs do not divide into the blocks of a 4-bit base."""
+    """Raises GritError if a weight's inputs do not divide into the blocks of a 4-bit base."""
     for name in MATRICES:
         if base == "int4" and name in weights and weights[name][-2] % BLOCK:
             key = {
@@ -249,5 +254,5 @@ def _merge(weight: AdaptedWeight) -> Array:
 
 
 def _named(key: jax.Array, name: str) -> jax.Array:
-    """A key of its own for each name, whichever others there are."""
+    """A random key that depends on the name only, not on the other weights."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -1,9 +1,8 @@
-"""Mixture of experts without dropped tokens: tokens sorted by expert, one ragged matrix product a
-weight.
+"""Dropless mixture of experts: tokens are sorted by expert, with one ragged product per weight.
 
-Along the mesh axis that splits experts every device has all of its tokens: it computes what its own
-experts have to say to them, and one sum joins the shares. No token is sent, none is dropped,
-whatever the load of an expert.
+Along the mesh axis that shards experts, every device has all tokens. It computes the output of its
+own experts, and one sum over the axis joins the shares. No token is sent to another device and none
+is dropped, whatever the load of an expert.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from grit_jax.models.quantise import Quantised, storage_axes
 from grit_jax.sharding import fitted_spec
 from grit_jax.types import RouterStats
 
-# Logical axes of a layer's expert weights as they are used: whole along D (stored, it is split).
+# Logical axes of a layer's expert weights in use: not sharded along D, although they are stored so.
 _AXES = {
     "expert_gate": ("experts", None, "ffn"),
     "expert_up": ("experts", None, "ffn"),
@@ -31,12 +30,12 @@ _AXES = {
 def expert_mlp(
     x: Float[Array, "B T D"], segments: Int[Array, "B T"], layer: Weights, config: ModelConfig
 ) -> tuple[Float[Array, "B T D"], RouterStats]:
-    """Each token through the experts that its router chose, and how the choice was spread (padding
-    left out).
+    """The output of the experts that the router chooses for each token, and the router's
+    statistics (without padding).
 
-    The softmax goes over all experts, then the best `num_experts_per_tok` are taken, their weights
-    normalised where `norm_topk_prob` says so (`transformers:
-    models/qwen3_moe/modeling_qwen3_moe.py`; Mixtral always does).
+    The softmax is over all experts. The best `num_experts_per_tok` are used, with weights
+    normalised if `norm_topk_prob` (`transformers: models/qwen3_moe/modeling_qwen3_moe.py`; always
+    true for Mixtral).
     """
     E, k = config.num_experts, config.num_experts_per_tok
     probabilities = jax.nn.softmax(linear(x, layer, "router").astype(jnp.float32), axis=-1)
@@ -54,8 +53,8 @@ def expert_mlp(
 
 
 def router_aux_loss(stats: RouterStats, num_experts: int) -> Float[Array, ""]:
-    """Load-balancing loss: `E * sum(share of tokens * mean probability)` over experts, `top_k` when
-    balanced.
+    """Load-balancing loss: `E * sum(share of tokens * mean probability)` over experts, which is
+    `num_experts_per_tok` when balanced.
 
     Equal to transformers' over the concatenated layers (`load_balancing_loss_func`; arXiv
     2101.03961, eq. 4 to 6).
@@ -64,16 +63,19 @@ def router_aux_loss(stats: RouterStats, num_experts: int) -> Float[Array, ""]:
 
 
 def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[Array, "B T D"]:
-    """`_experts` on the mesh in use: rows and experts (or else the width of each expert) split over
-    its devices."""
+    """`_experts` on the mesh in use, with rows and experts (or else the width of each expert)
+    sharded over its devices."""
     experts = {name: layer[name] for name in layer if name.startswith("expert_")}
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _experts(x, weights, chosen, experts, activation, None, ())
     is_quantised = lambda value: isinstance(value, Quantised)
-    # Quantised experts are spread as wholes only: what shares a scale may lie across their width.
-    in_blocks = any(map(is_quantised, jax.tree.leaves(experts, is_leaf=is_quantised)))
-    axes = {name: (of[0], None, None) if in_blocks else of for name, of in _AXES.items()}
+    # A quantised expert is never split: weights that share a scale may lie across its width.
+    quantised = any(map(is_quantised, jax.tree.leaves(experts, is_leaf=is_quantised)))
+    axes = {
+        name: (expert_axes[0], None, None) if quantised else expert_axes
+        for name, expert_axes in _AXES.items()
+    }
     spec = lambda part, axes: fitted_spec(axes, part.shape, mesh)
     specs = {
         name: jax.tree.map(spec, value, storage_axes(value, axes[name]))
@@ -84,12 +86,11 @@ def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[
     rows = fitted_spec(("rows", "tokens", None), x.shape, mesh)
 
     def local(x, weights, chosen, experts):
-        # Said outright, for the sake of gradients: jax 0.10's argsort forgets over which axes its
-        # argument varies, and a gather by what it gives would not sum up what the devices of an
-        # axis send back.
+        # The casts are needed for gradients: argsort of jax 0.10 loses the axes that its argument
+        # varies over, and the gradient of a gather by its result would not be summed over them.
         if split:
             x, weights = (jax.lax.pcast(a, split, to="varying") for a in (x, weights))
-        if rows[0]:  # as rows do: `grouped_product` has gradients of its own
+        if rows[0]:  # as rows do, since `grouped_product` has custom gradients
             experts = jax.tree.map(lambda a: jax.lax.pcast(a, rows[0], to="varying"), experts)
         return _experts(x, weights, chosen, experts, activation, by_expert, split)
 
@@ -107,11 +108,11 @@ def _experts(
     by_expert: str | tuple[str, ...] | None,
     split: str | tuple[str, ...],
 ) -> Float[Array, "B T D"]:
-    """What the experts at hand add to each token.
+    """The output of this device's experts for each token.
 
     Args:
-      by_expert: mesh axis over which the experts are spread, None where all of them are here.
-      split: mesh axis over which shares of the result are to be added, empty for none.
+      by_expert: mesh axis that the experts are sharded over; None: all of them are here.
+      split: mesh axes to sum the result over; empty for none.
     """
     B, T, D = x.shape
     k, here = chosen.shape[-1], experts["expert_down"].shape[0]

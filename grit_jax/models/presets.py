@@ -1,7 +1,7 @@
-"""Published shapes by name: what their config.json says, as `ModelConfig`.
+"""Shapes of published models by name: their config.json as `ModelConfig`.
 
-For random initialisation at a real size, for planning, and as a reference. `num_parameters` of each
-is the number that its publisher counts (tied embeddings once); tests hold them to it.
+For random initialisation at a real size, for planning, and as a reference. Tests check that
+`num_parameters` of each is the publisher's number (tied embeddings counted once).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _with(base: ModelConfig, **changes) -> ModelConfig:
 
 
 def _gemma2(D: int, F: int, L: int, N: int, K: int, **changes) -> ModelConfig:
-    """Every other layer, the first one included, has a window of 4096."""
+    """Every other layer, beginning with the first, has a window of 4096."""
     return _with(
         _GEMMA,
         architecture="gemma2",
@@ -76,7 +76,7 @@ def _gemma2(D: int, F: int, L: int, N: int, K: int, **changes) -> ModelConfig:
 
 
 def _gemma3(D: int, F: int, L: int, N: int, K: int, window: int, **changes) -> ModelConfig:
-    """Five layers with a window and a rotary base of 10,000, then one that sees everything, and so
+    """Five layers with a window and a rotary base of 10,000, then one with full attention, and so
     on."""
     return _with(
         _GEMMA,

@@ -1,7 +1,7 @@
-"""Frozen weights in 8 or 4 bits, and how they come back: the base model under LoRA adapters.
+"""Weights quantised to 8 or 4 bits: the frozen base model of LoRA adapters.
 
-A quantised weight is a pytree that stands where the array stood, its leading axes untouched:
-`lax.scan` slices a layer off it as off an array, and only that layer is ever dequantised.
+A quantised weight is a pytree that takes the place of the weight's array and keeps its leading
+axes, so that `lax.scan` slices a layer off it as off an array and only that layer is dequantised.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float32, Int8, UInt8
 Precision = Literal["int8", "int4"]
 Axes: TypeAlias = "tuple[str | None, ...]"
 
-# weights that share a scale in 4 bits; they are consecutive inputs of one output (QLoRA, section 3)
+# 4-bit weights that share a scale: consecutive inputs of one output (QLoRA, section 3).
 BLOCK = 64
 SCALE_GROUP = 256  # 4-bit scales that share a scale of their own (double quantisation)
 # Quantiles of the normal distribution, normalised to [-1, 1], zero among them: QLoRA (arXiv
@@ -42,24 +42,24 @@ NF4_CODES = (
 
 
 class Quantised:
-    """What the kinds of quantised weights have in common."""
+    """Base class of quantised weights."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the weight."""
+        """The shape of the weight."""
         raise NotImplementedError
 
     def dequantise(self, dtype: jnp.dtype) -> Float[Array, "... D F"]:
-        """The weight, computed in float32."""
+        """The weight, computed in float32 and cast to `dtype`."""
         raise NotImplementedError
 
     def axes(self, axes: Axes) -> Any:
-        """Logical axes of the parts where the array had `axes`."""
+        """Logical axes of the parts, given those of the weight's array."""
         raise NotImplementedError
 
     def __getitem__(self, place: Any) -> Float[Array, "D F"]:
-        """The plain weight of a layer (and expert) in float32, as of an array: what is written to
-        disk."""
+        """The plain weight of a layer (and expert) in float32, to be written to disk; indexed like
+        an array."""
         return _dequantise(jax.tree.map(lambda part: part[place], self))
 
 
@@ -87,13 +87,13 @@ class Int8Weight(Quantised):
 class NF4Weight(Quantised):
     """4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314), 4.13 bits a weight.
 
-    A weight is `NF4_CODES[code] * scale` of its block. The scales are stored as `mean + step *
-    code` in 8 bits, the step shared by `SCALE_GROUP` outputs. (QLoRA has an 8-bit float there.
-    Scales of a matrix lie close together, so that evenly spaced values serve them no worse.)
+    A weight is `NF4_CODES[code] * scale`, with one scale per block. Scales are stored in 8 bits as
+    `mean + step * code`, with one step for `SCALE_GROUP` outputs. (QLoRA stores an 8-bit float.
+    The scales of a matrix are close together, so that evenly spaced values are as good.)
 
     Attributes:
-      codes: two in a byte, inputs `i` (high) and `i + 32` of a block together, so that a block
-        unpacks in one piece.
+      codes: two in a byte: inputs `i` (high bits) and `i + 32` of a block, so that a block unpacks
+        by one concatenation.
     """
 
     codes: UInt8[Array, "... D/64 32 F"]
@@ -125,7 +125,7 @@ class NF4Weight(Quantised):
 
 
 def quantise(weight: Float[Array, "... D F"], precision: Precision) -> Quantised:
-    """The nearest quantised weight; the same weight gives the same codes.
+    """Quantises a weight to the nearest codes. Deterministic.
 
     Raises:
       ValueError: the inputs do not divide into 4-bit blocks.
@@ -155,7 +155,7 @@ def quantise(weight: Float[Array, "... D F"], precision: Precision) -> Quantised
 
 
 def storage_axes(weight: Any, axes: Axes) -> Any:
-    """Logical axes of each array that a weight is stored in, where the plain weight has `axes`."""
+    """Logical axes of each array that a weight is stored in, given those of the plain weight."""
     return weight.axes(axes) if hasattr(weight, "axes") else axes
 
 
@@ -165,8 +165,8 @@ def _dequantise(weight: Quantised) -> Float[Array, "... D F"]:
 
 
 def _nf4_values(codes: UInt8[Array, "*any"]) -> Float32[Array, "*any"]:
-    """The code book by a tree of choices: element by element, so that every backend fuses it, which
-    a gather is not."""
+    """Looks codes up by a tree of `where`: elementwise, so that every backend fuses it, unlike a
+    gather."""
 
     def choose(first: int, count: int) -> jax.Array:
         if count == 1:
@@ -178,5 +178,5 @@ def _nf4_values(codes: UInt8[Array, "*any"]) -> Float32[Array, "*any"]:
 
 
 def _positive(scales: jax.Array) -> jax.Array:
-    """Zero weights have no scale; any will do."""
+    """Scales with 0 replaced by 1: where all weights are zero, any scale will do."""
     return jnp.where(scales > 0, scales, 1.0)

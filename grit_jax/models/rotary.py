@@ -1,7 +1,7 @@
 """Rotary embedding: the frequencies of every scaling, and the rotation itself.
 
-Keys are stored unrotated and rotated once, when they get their place; so whatever a scaling does to
-queries and keys (yarn multiplies both) happens here and nowhere else.
+Keys are stored before rotation and rotated once, when their position is known. Everything that a
+scaling does to queries and keys (yarn also multiplies both) happens here and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from grit_jax.models.config import ModelConfig, RopeScaling
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Rotation:
-    """Cosines and sines, float32, of the angle of each token and frequency; scaled where the
-    scaling asks for it."""
+    """float32 cosines and sines of the angle of each token and frequency, times yarn's attention
+    factor."""
 
     cos: Float[Array, "*B T H/2"]
     sin: Float[Array, "*B T H/2"]
@@ -37,9 +37,9 @@ def rotation(
     """The rotation of every token.
 
     Args:
-      segments: whose largest position is the length that dynamic scaling goes by; no other looks at
-        them.
-      local: with the base of the layers that have a window, where those have one of their own.
+      segments: used by dynamic scaling only: the length of a text is the largest position of its
+        segment, plus 1.
+      local: use the base of layers with a sliding window (`rope_local_base_freq`).
     """
     scaling = config.rope_scaling
     if scaling is not None and scaling.rope_type == "dynamic" and not local:
@@ -54,8 +54,7 @@ def rotation(
 def rotate(x: Float[Array, "... B T N H"], by: Rotation) -> Float[Array, "... B T N H"]:
     """Rotary embedding in the half-split layout of Hugging Face checkpoints, computed in float32.
 
-    Rotations about the same frequencies add up, so a key rotated once to its place is right for
-    good.
+    A key rotated to its position needs no further rotation, wherever later queries are.
     """
     cos, sin = by.cos[..., None, :], by.sin[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -65,7 +64,7 @@ def rotate(x: Float[Array, "... B T N H"], by: Rotation) -> Float[Array, "... B 
 
 
 def inverse_frequencies(config: ModelConfig, *, local: bool = False) -> Float[np.ndarray, " H/2"]:
-    """Radians a position, float32: `theta^(-2i/H)`, scaled (`transformers:
+    """Radians per position, float32: `theta^(-2i/H)`, scaled (`transformers:
     modeling_rope_utils.py`)."""
     if local:
         assert config.rope_local_base_freq is not None
@@ -81,8 +80,7 @@ def inverse_frequencies(config: ModelConfig, *, local: bool = False) -> Float[np
 
 
 def attention_factor(scaling: RopeScaling | None) -> float:
-    """What rotated queries and keys are multiplied by: yarn's, else 1 (arXiv 2309.00071, section
-    3.4)."""
+    """The factor of rotated queries and keys: yarn's (arXiv 2309.00071, section 3.4), else 1."""
     if scaling is None or scaling.rope_type != "yarn":
         return 1.0
     if scaling.attention_factor is not None:
@@ -97,8 +95,8 @@ def attention_factor(scaling: RopeScaling | None) -> float:
 
 
 def depends_on_length(config: ModelConfig) -> bool:
-    """Whether a token's rotation depends on how long its text is, so that no record of it can serve
-    everywhere."""
+    """True if a token's rotation depends on the length of its text (dynamic scaling): then its
+    cached keys cannot be used beside other texts."""
     return config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic"
 
 
@@ -107,7 +105,7 @@ def _unscaled(theta: float, head_dim: int) -> Float[np.ndarray, " H/2"]:
 
 
 def _llama3(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Long wavelengths divided by the factor, short ones kept, a ramp between the two."""
+    """Divides low frequencies by the factor, keeps high ones, and interpolates between the two."""
     length = scaling.original_max_position_embeddings
     assert length is not None
     turns = length * frequencies / (2 * np.pi)  # in the original length
@@ -117,8 +115,8 @@ def _llama3(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def _yarn(frequencies: np.ndarray, config: ModelConfig, scaling: RopeScaling) -> np.ndarray:
-    """Dimensions that turn often in the original length kept, those that turn little divided, a
-    ramp between."""
+    """Keeps dimensions that turn often within the original length, divides those that turn little
+    by the factor, and interpolates between the two."""
     length, H = scaling.original_max_position_embeddings, config.head_dim
     assert length is not None
 
@@ -139,11 +137,10 @@ def _dynamic_frequencies(
     positions: Int[Array, "B T"],
     segments: Int[Array, "B T"],
 ) -> Float[Array, "B T H/2"]:
-    """NTK scaling: the base grows with the length of the text, once that is beyond
-    `max_position_embeddings`.
+    """NTK scaling: the base grows with the length of a text beyond `max_position_embeddings`.
 
-    transformers goes by the longest text of a batch; here each text goes by itself, whoever shares
-    its call.
+    transformers uses the length of the longest text of a batch; here each text has its own, so that
+    its numbers do not depend on the others.
     """
     H, limit = config.head_dim, config.max_position_embeddings
     same = segments[:, :, None] == segments[:, None, :]

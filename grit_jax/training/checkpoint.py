@@ -49,7 +49,7 @@ class Checkpoints:
     Attributes:
       base: what is frozen under the adapters of a run; a checkpoint holds them and names it. None:
         all is trained.
-      optimizer: whose state it is (`OptimizerConfig.keeps`); None: it is not asked.
+      optimizer: whose state it is (`OptimizerConfig.state_kind`); None: it is not asked.
       record: what the run was made of; it is kept in every checkpoint.
     """
 

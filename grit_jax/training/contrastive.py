@@ -1,8 +1,7 @@
-"""The contrastive loss over the global batch and its options, and distillation; never more of Q x P
-than a block.
+"""The contrastive loss over the global batch with its options, and distillation.
 
-Queries and passages stay spread over the devices; passages are gathered block by block (see
-`models.losses.cross_entropy`).
+Queries and passages stay sharded over the devices; passages are gathered block by block, so that
+the Q x P similarities never exist at once (see `models.losses.cross_entropy`).
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from grit_jax.runtime.progress import say
 from grit_jax.sharding import constrain
 from grit_jax.training.losses import LossConfig
 
-# Numbers of a block's candidates -> those of them that are none of an anchor's negatives, for each
-# anchor.
+# From the numbers of a block's candidates to a mask `[n, m]`: True where a candidate is not a
+# negative of the anchor. None: all are.
 Exclude = Callable[[jax.Array], "jax.Array | None"]
 
 
@@ -39,15 +38,15 @@ def contrastive_loss(
     """InfoNCE over the global batch (`gritlm: gritlm/training/model.py:36-47`), averaged over
     queries.
 
-    Representations come normalised. Query `i` has the passages `i * (P // Q) ...`, its `positives`
-    first; every other passage of the batch is a negative. Of several positives each makes a pair
-    with the query, the others left out of its negatives, and the query's loss is the mean over its
-    pairs. What `config` beside says (symmetric, false negatives, duplicates, Matryoshka) is
-    described there; the rules for false negatives are those of sentence-transformers'
-    CachedGISTEmbedLoss, by the similarity of the whole vectors.
+    Representations must be normalised. Query `i` has the passages `i * (P // Q) ...`, its
+    `positives` first; every other passage of the batch is a negative. With several positives, each
+    makes a pair with the query, the other positives are left out of its negatives, and the query's
+    loss is the mean over its pairs. `LossConfig` describes the options (symmetric, false negatives,
+    duplicates, Matryoshka). The rules for false negatives are those of sentence-transformers'
+    CachedGISTEmbedLoss, applied to the similarity of the whole vectors.
 
     Args:
-      present: False where a query has fewer passages than the others; such a place counts nowhere.
+      present: False where a query has fewer passages than the others; such a place is ignored.
       texts: equal numbers for equal texts; needed by `mask_duplicates`.
 
     Raises:
@@ -55,41 +54,43 @@ def contrastive_loss(
     """
     Q, P = queries.shape[0], passages.shape[0]
     group = P // Q
-    number = np.repeat(np.arange(Q), positives)  # the query of each pair
-    place = number * group + np.tile(np.arange(positives), Q)  # and its positive
+    query_of = np.repeat(np.arange(Q), positives)  # the number of each pair's query
+    positive_of = query_of * group + np.tile(np.arange(positives), Q)  # and of its positive
     if config.mask_duplicates and texts is None:
         raise ValueError("mask_duplicates needs the passages' `texts`")
-    # Numbers of the passages' texts, and of each query's positives; an empty place has none.
-    kinds = jnp.zeros(P, jnp.int32) if texts is None else jnp.asarray(texts)
-    kinds = kinds if present is None else jnp.where(present, kinds, -1)
+    # Equal for equal texts, -1 where there is no passage; and those of each query's positives.
+    text_ids = jnp.zeros(P, jnp.int32) if texts is None else jnp.asarray(texts)
+    text_ids = text_ids if present is None else jnp.where(present, text_ids, -1)
     own = (
-        [kinds.reshape(Q, group)[:, k] for k in range(positives)] if config.mask_duplicates else []
+        [text_ids.reshape(Q, group)[:, k] for k in range(positives)]
+        if config.mask_duplicates
+        else []
     )
-    there = jnp.ones(P, bool) if present is None else jnp.asarray(present)
+    exists = jnp.ones(P, bool) if present is None else jnp.asarray(present)
 
     def not_negatives(passage: jax.Array) -> jax.Array | None:
-        masks = [kinds[passage][None, :] == kind[number][:, None] for kind in own]
+        masks = [text_ids[passage][None, :] == ids[query_of][:, None] for ids in own]
         if positives > 1:
             masks.append(
-                (passage % group < positives)[None, :] & (passage // group == number[:, None])
+                (passage % group < positives)[None, :] & (passage // group == query_of[:, None])
             )
         if present is not None:
-            masks.append(~there[passage][None, :])
+            masks.append(~exists[passage][None, :])
         return _any(masks)
 
     def not_other_queries(query: jax.Array) -> jax.Array | None:
-        return _any([kind[query][None, :] == kinds[place][:, None] for kind in own])
+        return _any([ids[query][None, :] == text_ids[positive_of][:, None] for ids in own])
 
     queries, passages = (constrain(x, ("rows", None)) for x in (queries, passages))
     anchors = queries if positives == 1 else jnp.repeat(queries, positives, axis=0)
-    mine = passages.reshape(Q, group, -1)[:, :positives].reshape(anchors.shape)
-    losses = _directed_losses(anchors, mine, passages, place, not_negatives, config)
+    targets = passages.reshape(Q, group, -1)[:, :positives].reshape(anchors.shape)
+    losses = _directed_losses(anchors, targets, passages, positive_of, not_negatives, config)
     if config.symmetric:
-        back = _directed_losses(mine, anchors, queries, number, not_other_queries, config)
-        losses = (losses + back) / 2
+        reverse = _directed_losses(targets, anchors, queries, query_of, not_other_queries, config)
+        losses = (losses + reverse) / 2
     if present is None:
         return losses.mean()
-    counts = there[place].astype(jnp.float32).reshape(Q, positives)
+    counts = exists[positive_of].astype(jnp.float32).reshape(Q, positives)
     return (
         losses.reshape(Q, positives) * counts / jnp.maximum(counts.sum(1, keepdims=True), 1.0)
     ).sum() / Q
@@ -107,13 +108,13 @@ def distillation_loss(
     2010.11386).
 
     The teacher is `softmax(scores / distillation_temperature)`, the student the softmax of the
-    cosines over `temperature`. With Matryoshka dimensions, their weighted sum as in the contrastive
-    loss.
+    cosines over `temperature`. With Matryoshka dimensions it is a weighted sum, as in the
+    contrastive loss.
     """
     Q, P = queries.shape[0], passages.shape[0]
     grouped = lambda x: x.reshape(Q, P // Q)
-    there = jnp.ones((Q, P // Q), bool) if present is None else grouped(present)
-    softmax_of = lambda x: jax.nn.log_softmax(jnp.where(there, x, -jnp.inf), axis=-1)
+    exists = jnp.ones((Q, P // Q), bool) if present is None else grouped(present)
+    softmax_of = lambda x: jax.nn.log_softmax(jnp.where(exists, x, -jnp.inf), axis=-1)
     teacher = softmax_of(grouped(scores) / config.distillation_temperature)
     total = jnp.zeros((), jnp.float32)
     for dim, weight in matryoshka_views(config, queries.shape[-1]):
@@ -121,16 +122,16 @@ def distillation_loss(
         cosines = jnp.einsum(
             "qd,qgd->qg", q, p.reshape(Q, P // Q, dim), precision=jax.lax.Precision.HIGHEST
         )
-        difference = jnp.where(there, teacher - softmax_of(cosines / config.temperature), 0.0)
+        difference = jnp.where(exists, teacher - softmax_of(cosines / config.temperature), 0.0)
         total += weight * (jnp.exp(teacher) * difference).sum(axis=-1).mean()
     return total
 
 
 def matryoshka_views(config: LossConfig, width: int) -> list[tuple[int, float]]:
-    """The dimensions that the embedding loss is taken at, with their weights.
+    """The dimensions at which the embedding loss is computed, with their weights.
 
     Raises:
-      GritError: one of them is more than the vectors have.
+      GritError: a dimension is larger than the vectors' width.
     """
     dims = config.matryoshka_dims or [width]
     if max(dims) > width:
@@ -142,8 +143,8 @@ def matryoshka_views(config: LossConfig, width: int) -> list[tuple[int, float]]:
 
 
 def check_dimensions(config: LossConfig, width: int) -> None:
-    """Looks at the Matryoshka dimensions before a run: GritError as `matryoshka_views`, a warning
-    where the whole vector is not among them."""
+    """Checks the Matryoshka dimensions before a run: raises as `matryoshka_views`, and warns if the
+    whole vector is not among them."""
     dims = [dim for dim, _ in matryoshka_views(config, width)]
     if width not in dims:
         say(
@@ -160,36 +161,41 @@ def _directed_losses(
     exclude: Exclude,
     config: LossConfig,
 ) -> Float[Array, " n"]:
-    """Cross-entropy of each anchor's target among the candidates, less those that are none of its
-    negatives.
+    """Cross-entropy of each anchor's target among the candidates.
 
     Args:
-      targets, target: the targets themselves, and their numbers among the candidates.
+      targets, target: the targets' vectors, and their numbers among the candidates.
+      exclude: masks candidates that are not negatives of an anchor.
     """
     views = matryoshka_views(config, anchors.shape[-1])
-    lines = [_view(anchors, dim) for dim, _ in views]
+    anchor_views = [_view(anchors, dim) for dim, _ in views]
     limit = None
     if config.false_negatives != "none":
         limit = jax.lax.stop_gradient(_highest_similarity(anchors, targets, config))
 
     def scores(
-        lines: list[jax.Array], part: jax.Array, candidate: jax.Array
+        anchor_views: list[jax.Array], part: jax.Array, candidate: jax.Array
     ) -> tuple[list[jax.Array], jax.Array]:
         own = candidate == target[:, None]
         masks = [exclude(candidate)]
         if limit is not None:
             masks.append(_cosines(anchors, part) > limit[:, None])
-        none = _any([mask for mask in masks if mask is not None])
-        found = [
+        excluded = _any([mask for mask in masks if mask is not None])
+        similarities = [
             _cosines(a, _view(part, dim)) / config.temperature
-            for a, (dim, _) in zip(lines, views, strict=True)
+            for a, (dim, _) in zip(anchor_views, views, strict=True)
         ]
-        if none is not None:  # the target itself always counts
-            found = [jnp.where(none & ~own, -jnp.inf, x) for x in found]
-        return found, own
+        if excluded is not None:  # the target itself is never excluded
+            similarities = [jnp.where(excluded & ~own, -jnp.inf, x) for x in similarities]
+        return similarities, own
 
     losses = cross_entropy(
-        scores, lines, candidates, config.similarity_block, row_axes=("rows",), axes=("rows", None)
+        scores,
+        anchor_views,
+        candidates,
+        config.similarity_block,
+        row_axes=("rows",),
+        axes=("rows", None),
     )
     return functools.reduce(
         jnp.add, [weight * loss for (_, weight), loss in zip(views, losses, strict=True)]
@@ -199,7 +205,7 @@ def _directed_losses(
 def _highest_similarity(
     anchors: Float[Array, "n D"], targets: Float[Array, "n D"], config: LossConfig
 ) -> Array:
-    """Of a negative: above it, it is too similar to be one (sentence-transformers:
+    """The similarity above which a candidate counts as a false negative (sentence-transformers:
     losses/cached_gist_embed.py)."""
     positive = jnp.einsum("nd,nd->n", anchors, targets, precision=jax.lax.Precision.HIGHEST)
     size = jnp.abs(positive) if config.false_negatives == "relative" else 1.0
@@ -207,18 +213,17 @@ def _highest_similarity(
 
 
 def _view(x: Float[Array, "n D"], dim: int) -> Float[Array, "n d"]:
-    """The first dimensions, normalised anew where that is not all of them."""
+    """The first `dim` dimensions, normalised anew if that is not all of them."""
     return x if dim == x.shape[-1] else normalize(x[:, :dim])
 
 
 def _cosines(a: Float[Array, "n D"], b: Float[Array, "m D"]) -> Float[Array, "n m"]:
-    # The highest precision: at temperature 0.02 a similarity rounded to bfloat16 is off by a tenth
-    # of a logit.
+    # At temperature 0.02 a similarity rounded to bfloat16 would be off by a tenth of a logit.
     return jnp.einsum(
         "nd,md->nm", a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
 
 
 def _any(masks: list[jax.Array]) -> jax.Array | None:
-    """Their union; None of none."""
+    """The union of the masks; None if there are none."""
     return functools.reduce(jnp.logical_or, masks) if masks else None

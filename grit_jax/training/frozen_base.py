@@ -1,5 +1,4 @@
-"""The frozen base under LoRA adapters: read weight by weight, quantised, put on its devices, and
-known by its hash."""
+"""Loading the frozen base of LoRA adapters: weight by weight, quantised, hashed and sharded."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from grit_jax.sharding import fitted_sharding
 
 
 def freeze(name: str, weight: jax.Array, config: ModelConfig, lora: LoraConfig) -> Any:
-    """A weight as it lies frozen in memory: quantised, or in the dtype of the computation."""
+    """A weight as the frozen base stores it: quantised, or in the dtype of the computation."""
     if lora.base != "full" and name in MATRICES:
         return quantise(weight, lora.base)
     return weight.astype(jnp.dtype(config.dtype))
@@ -32,24 +31,23 @@ def freeze(name: str, weight: jax.Array, config: ModelConfig, lora: LoraConfig) 
 def load_base(
     directory: Path, config: ModelConfig, lora: LoraConfig, mesh: Mesh
 ) -> tuple[Params, str]:
-    """The weights of a model directory, frozen, and the hash that they have in
-    `GritLM.weights_hash`.
+    """The frozen weights of a model directory, and their hash as in `GritLM.weights_hash`.
 
-    Host memory holds one weight at a time in its stored precision, and no device a whole one: what
-    is quantised goes through a device layer by layer, what is not is cast on the host. The same
-    files give the same bits.
+    Host memory holds one unquantised weight at a time, and no device holds a whole one: weights are
+    quantised on a device layer by layer, the others are cast on the host. The same files give the
+    same bits.
 
     Raises:
-      GritError: a damaged directory, or weights that 4-bit blocks do not divide.
+      GritError: a damaged directory, or weights whose inputs do not divide into 4-bit blocks.
     """
     check_quantisable(parameter_shapes(config), lora.base)
     digest = WeightsHash(config)
-    one = jax.jit(functools.partial(freeze, config=config, lora=lora), static_argnums=0)
+    freeze_layer = jax.jit(functools.partial(freeze, config=config, lora=lora), static_argnums=0)
 
     def place(name: str, array: np.ndarray) -> Any:
         digest.add(name, array)
         if lora.base != "full" and name in MATRICES:
-            layers = [jax.device_get(one(name, layer)) for layer in array]
+            layers = [jax.device_get(freeze_layer(name, layer)) for layer in array]
             frozen = jax.tree.map(lambda *parts: np.stack(parts), *layers)
         else:
             frozen = array.astype(jnp.dtype(config.dtype))
@@ -61,8 +59,8 @@ def load_base(
 
 
 def frozen_shardings(frozen: Params, mesh: Mesh) -> Any:
-    """Shardings of frozen weights (or their shapes): each part of a quantised one lies as the
-    weight would."""
+    """Shardings of frozen weights (or their shapes): each array of a quantised weight is sharded
+    like the weight itself."""
     axes_of = PARAMETER_AXES | PROJECTION_AXES
     sharding = lambda part, axes: fitted_sharding(axes, part.shape, mesh)
     return {

@@ -1,11 +1,10 @@
-"""The joint gradient in chunks: rows of both losses through the layers together, as many as memory
-allows.
+"""The joint gradient in chunks: each chunk passes rows of both losses through the layers together.
 
-First all texts are embedded without a gradient, and the contrastive loss is differentiated by their
-representations alone. Then each chunk of rows is run once more with a gradient: embedding rows are
-drawn by what was found for their representations (GradCache, arXiv 2101.06983), generative rows by
-their share of the language loss, and both kinds share one pass. Weights that are split over devices
-are so gathered for a chunk and not for a loss.
+First all texts are embedded without gradients, and the contrastive loss is differentiated with
+respect to their representations only. Then each chunk of rows is run again with gradients: those of
+embedding rows start from the representations' gradients (GradCache, arXiv 2101.06983), those of
+generative rows from their share of the language loss. Since both kinds share one pass, weights that
+are sharded over devices are gathered once for each chunk, not once for each loss.
 """
 
 from __future__ import annotations
@@ -33,32 +32,36 @@ from grit_jax.types import Batch
 
 
 def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
-    """The loss with its parts and its gradient, as `jax.value_and_grad` gives them.
+    """The loss, its parts and its gradient, as `jax.value_and_grad` returns them.
 
-    For a batch that `gradient_plan.can_fuse` takes, without a mixture of experts (whose routers are
-    balanced over the whole batch). Chunks of the kind that has more of them are run alone where the
-    other has ended.
+    For batches that `gradient_plan.can_fuse` accepts, without a mixture of experts (whose routers
+    are balanced over the whole batch). If one kind has more chunks than the other, the rest of them
+    run alone.
     """
-    one, text = batch.embedding, batch.generative
-    assert one is not None and text is not None
-    vectors = embed_in_chunks(params, one.rows, one.pool, one.segments_per_row, config)
-    contrastive = lambda vectors: embedding_losses(pick_sides(vectors, one, config), one, config)
+    embed, text = batch.embedding, batch.generative
+    assert embed is not None and text is not None
+    vectors = embed_in_chunks(params, embed.rows, embed.pool, embed.segments_per_row, config)
+    contrastive = lambda vectors: embedding_losses(
+        pick_sides(vectors, embed, config), embed, config
+    )
     (share, parts), pull = jax.value_and_grad(contrastive, has_aux=True)(vectors)
 
-    # Tokens get their weights from the whole batch, so that the language loss is the sum over
-    # chunks.
+    # Token weights come from the whole batch, so that the language loss is a sum over chunks.
     text = dataclasses.replace(text, targets=token_weights(text, config.loss), sequences=1)
     token_sum = dataclasses.replace(config.loss, generative="token")
     summed = dataclasses.replace(config, embedding_chunk=None, loss=token_sum)
-    rows, texts = one.pool.shape[0], text.targets.shape[0]
-    embedding = (*in_chunks((one.rows, one.pool), min(config.embedding_chunk or rows, rows)), pull)
+    rows, texts = embed.pool.shape[0], text.targets.shape[0]
+    embedding = (
+        *in_chunks((embed.rows, embed.pool), min(config.embedding_chunk or rows, rows)),
+        pull,
+    )
     generative = in_chunks(text, min(config.generative_chunk or texts, texts))
     factor = config.loss.generative_factor
     pairs = min(len(embedding[1]), len(generative.targets))
 
     def of_embedding(params: Params, part: Any) -> tuple[Any, Any]:
         rows, mask, pull = part
-        vectors = embed_in_chunks(params, rows, mask, one.segments_per_row, summed)
+        vectors = embed_in_chunks(params, rows, mask, embed.segments_per_row, summed)
         return (vectors[0] * pull).sum(), jnp.zeros(())
 
     def of_generative(params: Params, part: Any) -> tuple[Any, Any]:
@@ -67,7 +70,7 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
 
     def of_both(params: Params, parts: Any) -> tuple[Any, Any]:
         (rows, mask, pull), part = parts
-        vectors, language = fused_pass(params, rows, mask, one.segments_per_row, part, summed)
+        vectors, language = fused_pass(params, rows, mask, embed.segments_per_row, part, summed)
         return (vectors * pull).sum() + factor * language.loss, language.loss
 
     first = lambda tree: jax.tree.map(lambda x: x[:pairs], tree)
@@ -84,7 +87,7 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
 def _summed(
     function: Callable[[Params, Any], tuple[Any, Any]], params: Params, chunks: Any
 ) -> tuple[Any, Params]:
-    """The sums over chunks of what `function` gives beside, and of its gradient."""
+    """Sums over chunks: of the second result of `function`, and of the gradient of the first."""
 
     def gradient(part: Any) -> tuple[Any, Params]:
         (_, loss), gradient = jax.value_and_grad(function, has_aux=True)(params, part)

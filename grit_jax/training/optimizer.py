@@ -1,4 +1,4 @@
-"""Optimizers: how fast they go, and what they keep of each weight between steps."""
+"""Optimizers (AdamW, Adafactor), their learning rate schedules, and the state that they keep."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from grit_jax.models.lora import adapter_axes
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES
 
-TRAINED_AXES = (
-    PARAMETER_AXES | PROJECTION_AXES | adapter_axes(PARAMETER_AXES)
-)  # of everything that can be trained
+# Logical axes of everything that can be trained.
+TRAINED_AXES = PARAMETER_AXES | PROJECTION_AXES | adapter_axes(PARAMETER_AXES)
 ADAMW_ONLY = ("b1", "b2", "eps", "moments")
-# Adafactor's bound on the root mean square of a matrix's update (arXiv 1804.04235, section 6)
+# Adafactor: bound on the root mean square of a matrix's update (arXiv 1804.04235, section 6).
 UPDATE_CLIP = 1.0
-LEAST_FACTORED = 128  # a matrix with a smaller side keeps its mean squares whole
-ROUNDING_KEY = 0x0BF1  # of the noise that moments are rounded with; the step is folded in
+LEAST_FACTORED = 128  # a matrix with a smaller side is not factored
+ROUNDING_KEY = 0x0BF1  # seed of the stochastic rounding of moments; the step is folded in
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Adafactor, with warmup and a linear or cosine decay to `final_lr_fraction` of the
-    peak.
+    """AdamW or Adafactor with a linear warmup, then a linear, cosine or constant schedule.
 
     Attributes:
-      name: "adamw" keeps two moments of every weight; "adafactor" (arXiv 1804.04235) only the mean
-        squares of the rows and of the columns of a matrix (0.01 bytes a parameter or less), and no
-        first moment. `lr` is the size of a step in both: Adafactor's is not multiplied by the
-          weight's own, as `transformers` has it with
-        `scale_parameter=False`.
-      moments: AdamW's as they lie between steps: "float32" (8 bytes a parameter) or "bfloat16" (4).
-        Narrow ones are rounded up or down at random, or a second moment would never fall (at b2 =
-        0.999 it changes by less than a bfloat16 resolves); they are right on average. What is lost
-        is precision: noise of 0.3% of a moment at each step, which at b2 = 0.999 amounts to some 4%
-          of a second moment and 2% of a weight's step.
-      offload: moments lie in the memory of the host between steps (pinned, each device's share with
-        its own host), and come to the devices once a step, when the activations are gone.
-      clip_norm: the largest global norm of a gradient; None: it is not clipped.
+      lr: the peak learning rate.
+      schedule: the shape of the decay after the warmup.
+      warmup_fraction: share of the steps that are warmup.
+      final_lr_fraction: the learning rate at the end, as a fraction of the peak.
+      b1, b2, eps: AdamW's.
+      clip_norm: the largest global norm of the gradient; None: no clipping.
+      name: "adamw" keeps two moments for every weight. "adafactor" (arXiv 1804.04235) keeps only
+        the mean squares of a matrix's rows and columns (0.01 bytes a parameter or less), and no
+        first moment. Its `lr` is not multiplied by the size of the weight, as in `transformers`
+        with `scale_parameter=False`.
+      moments: dtype of AdamW's moments between steps: "float32" (8 bytes a parameter) or "bfloat16"
+        (4). bfloat16 moments are rounded stochastically: with rounding to nearest a second moment
+        would never decrease, since at b2 = 0.999 it changes by less than bfloat16 resolves. They
+        are unbiased, but noisy: 0.3% of a moment at each step, which at b2 = 0.999 adds up to about
+        4% of a second moment and 2% of a weight's update.
+      offload: keeps the moments in pinned host memory between steps (each device's share on its own
+        host). They are copied to the devices once a step, after the activations are freed.
 
     Raises:
-      ValueError: a number that no optimizer can have; the message names its key.
+      ValueError: a value out of range; the message names its key.
     """
 
     lr: float = 2e-5
@@ -62,7 +64,7 @@ class OptimizerConfig:
     offload: bool = False
 
     def __post_init__(self) -> None:
-        # Asked so that nan is refused, too: every comparison with it is false.
+        # Written so that NaN is refused, too: every comparison with it is false.
         for key in ("lr", "final_lr_fraction", "weight_decay", "eps"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(
@@ -77,9 +79,8 @@ class OptimizerConfig:
                 raise ValueError(
                     f"optimizer.{key}: must be at least 0 and below 1, got {getattr(self, key)}"
                 )
-        if (
-            self.clip_norm is not None and not 0 < self.clip_norm < math.inf
-        ):  # a negative one turns the gradient round
+        # A negative norm would reverse the gradient.
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(
                 f"optimizer.clip_norm: must be above 0 and finite, or null, got {self.clip_norm}"
             )
@@ -95,13 +96,13 @@ class OptimizerConfig:
                 )
 
     @property
-    def keeps(self) -> str:
-        """What its state is, in words: a checkpoint of one optimizer is none of another."""
+    def state_kind(self) -> str:
+        """The kind of its state, in words. A checkpoint can only be resumed with the same kind."""
         return "adafactor" if self.name == "adafactor" else f"adamw with {self.moments} moments"
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate as a function of the step: linear warmup, then the decay."""
+    """The learning rate as a function of the step: linear warmup, then the decay."""
     warmup = max(1, round(config.warmup_fraction * steps)) if config.warmup_fraction else 0
     rest = max(1, steps - warmup)
     end = config.lr * config.final_lr_fraction
@@ -113,7 +114,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         decay = optax.constant_schedule(config.lr)
     if not warmup:
         return decay
-    # The first step already moves: 1/warmup of the peak, not zero.
+    # The first step has 1/warmup of the peak, not zero.
     rise = optax.linear_schedule(config.lr / warmup, config.lr, max(1, warmup - 1))
     return optax.join_schedules([rise, decay], [warmup])
 
@@ -121,8 +122,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Gradient clipping by the global norm, then the optimizer; norms and biases are not
-    decayed."""
+    """Gradient clipping by the global norm, then the optimizer. Norms and biases have no weight
+    decay."""
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     if config.name == "adafactor":
         parts.append(optax.scale_by_factored_rms(min_dim_size_to_factor=LEAST_FACTORED))
@@ -138,14 +139,14 @@ def make_optimizer(
 
 
 class OnHost(NamedTuple):
-    """The state of an optimizer whose arrays lie in host memory (`training.state` puts them there);
-    scalars do not."""
+    """Optimizer state with its arrays in host memory (`training.state` puts them there); scalars
+    stay on the device."""
 
     state: Any
 
 
 def _kept_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer whose state is brought to the device for an update, and back."""
+    """Keeps the state of an optimizer on the host and copies it to the device for each update."""
 
     def to(space: jax.memory.Space, state: Any) -> Any:
         return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, state)
@@ -160,9 +161,11 @@ def _kept_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTran
 
 
 def _clip_each_matrix(threshold: float) -> optax.GradientTransformation:
-    """Scales an update whose root mean square exceeds the threshold down to it, each layer's and
-    each expert's of a stack by itself (`optax.clip_by_block_rms` would take the stack for one
-    matrix)."""
+    """Scales each matrix's update down to a root mean square of at most `threshold`.
+
+    Each layer and expert of a stacked weight is a matrix of its own. (`optax.clip_by_block_rms`
+    would treat the whole stack as one.)
+    """
 
     def clip(name: str, x: jax.Array) -> jax.Array:
         stacked = sum(axis in ("layers", "experts") for axis in TRAINED_AXES[name])
@@ -173,13 +176,13 @@ def _clip_each_matrix(threshold: float) -> optax.GradientTransformation:
 
 
 def _kept_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Adam whose moments are bfloat16 between steps; it computes in float32."""
+    """Stores Adam's moments in bfloat16 between steps; updates are computed in float32."""
 
     def narrow(state: Any, store: Any) -> Any:
         pairs = zip(jax.tree.leaves(state.mu), jax.tree.leaves(state.nu), strict=True)
-        found = [store(place, *pair) for place, pair in enumerate(pairs)]
+        stored = [store(leaf, *pair) for leaf, pair in enumerate(pairs)]
         tree = jax.tree.structure(state.mu)
-        mu, nu = (jax.tree.unflatten(tree, [pair[side] for pair in found]) for side in (0, 1))
+        mu, nu = (jax.tree.unflatten(tree, [pair[i] for pair in stored]) for i in (0, 1))
         return state._replace(mu=mu, nu=nu)
 
     def init(params: Any) -> Any:
@@ -194,20 +197,20 @@ def _kept_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTrans
         )
         key = jax.random.fold_in(jax.random.key(ROUNDING_KEY), state.count)
 
-        def store(place: int, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
-            noise = jax.random.bits(jax.random.fold_in(key, place), mu.shape, jnp.uint32)
-            return _at_random(mu, noise & 0xFFFF), _at_random(nu, noise >> 16)
+        def store(leaf: int, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
+            noise = jax.random.bits(jax.random.fold_in(key, leaf), mu.shape, jnp.uint32)
+            return _round_at_random(mu, noise & 0xFFFF), _round_at_random(nu, noise >> 16)
 
         return updates, narrow(state, store)
 
     return optax.GradientTransformation(init, update)
 
 
-def _at_random(x: jax.Array, noise: jax.Array) -> jax.Array:
-    """Float32 to bfloat16, up or down with probabilities that make `x` the mean.
+def _round_at_random(x: jax.Array, noise: jax.Array) -> jax.Array:
+    """Rounds float32 to bfloat16 stochastically, so that the expected value is `x`.
 
-    A bfloat16 is the upper half of a float32; noise of 16 bits added to the lower half carries over
-    as often as it is large.
+    A bfloat16 is the upper half of a float32. Adding 16 random bits to the lower half carries into
+    the upper one with a probability proportional to the lower half.
     """
     bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
     return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and how it is made sharded from the start."""
+"""The state of a training run: step, weights and optimizer state, created in their shardings."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ __all__ = [
     "make_schedule",
     "state_shardings",
 ]
-HOST = "pinned_host"  # JAX's name for host memory that devices copy from by themselves
-PROJECTION_KEY = 0xD3  # beyond the numbers of the other weights
+HOST = "pinned_host"  # JAX's name for host memory that devices can access directly
+PROJECTION_KEY = 0xD3  # folded into the seed; above the numbers of the other weights
 
 
 @jax.tree_util.register_dataclass
@@ -48,8 +48,8 @@ class TrainState:
     """Step counter, weights and optimizer state; every array carries its sharding.
 
     Attributes:
-      params: what is trained: the weights, or the adapters to `frozen` ones.
-      frozen: weights that stay as they are and have no optimizer state (none: all are trained).
+      params: the trained weights, or the adapters to `frozen` ones.
+      frozen: weights that are not trained and have no optimizer state; empty without adapters.
     """
 
     step: jax.Array
@@ -58,17 +58,14 @@ class TrainState:
     frozen: Params = dataclasses.field(default_factory=dict)
 
     def weights(self, lora: LoraConfig | None, key: jax.Array | None = None) -> Params:
-        """The weights of the model as it stands; with the `key` of a step, adapters have
-        dropout."""
+        """The model's current weights; with the `key` of a step, its adapters have dropout."""
         return self.params if lora is None else attach(self.frozen, self.params, lora, key)
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Shardings of a TrainState (or its shapes): moments lie like their weights, scalars are
-    replicated.
+    """Shardings of a TrainState (or its shapes): moments as their weights, scalars replicated.
 
-    Of Adafactor's moments, those of a matrix's rows lie as its rows do, those of its columns as its
-    columns.
+    Adafactor's row and column statistics are sharded like the rows and columns of their matrix.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     like_params = lambda node: tree_shardings(node, TRAINED_AXES, mesh)
@@ -107,8 +104,11 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 def _axes_without(
     name: str, shape: tuple[int, ...], kept: tuple[int, ...], dropped: int
 ) -> tuple[str | None, ...]:
-    """Logical axes of what a factored optimizer keeps of a weight: all of it, one number, or all
-    but its largest axis (`dropped` -1) or its second largest (-2), as optax counts them."""
+    """Logical axes of a factored optimizer's statistics of a weight.
+
+    They have the weight's shape, or are a single number, or lack the weight's largest axis
+    (`dropped` -1) or its second largest (-2), as in optax.
+    """
     axes = TRAINED_AXES[name]
     if kept == shape:
         return axes
@@ -127,17 +127,16 @@ def init_state(
     projection: int | None = None,
     lora: LoraConfig | None = None,
 ) -> TrainState:
-    """A new state, each array made directly in its sharding: none is whole on a device, not on the
-    way either.
+    """A new state. Each array is created in its sharding, so that no device ever holds a whole one.
 
     Args:
       params: start from these weights instead of random ones.
-      projection: add a new head of so many dimensions to weights that have none.
-      lora: train new adapters (and the projection); `params` are the frozen base, in place (see
-        `training.base`).
+      projection: adds a new projection head with this many dimensions to weights that have none.
+      lora: train new adapters (and the projection); `params` are then the frozen base, already on
+        the devices (see `training.frozen_base`).
 
     Raises:
-      GritError: optimizer state in host memory, where devices have no way to it.
+      GritError: optimizer state is to lie in host memory, and the devices have none.
     """
     given, frozen = params, {}
     if lora is not None:
@@ -168,8 +167,8 @@ def abstract_state(
     projection: int | None = None,
     lora: LoraConfig | None = None,
 ) -> TrainState:
-    """Shapes and dtypes of what `init_state` makes, the frozen base included; nothing is
-    computed."""
+    """Shapes and dtypes of the state that `init_state` makes, the frozen base included. Computes
+    nothing."""
     state = jax.eval_shape(_creation(config, optimizer, jax.random.key(0), projection, lora), None)
     if lora is None:
         return state
@@ -187,7 +186,7 @@ def _creation(
     projection: int | None,
     lora: LoraConfig | None,
 ) -> Callable[[Params | None], TrainState]:
-    """The function that makes what is trained, from given weights or without."""
+    """The function that makes the trained part of the state, from given weights or random ones."""
 
     def create(given: Params | None) -> TrainState:
         weights = {name: weight.astype(jnp.float32) for name, weight in (given or {}).items()}

@@ -169,7 +169,8 @@ def test_adapters_have_either_state():
 def test_the_state_of_another_optimizer_is_refused_by_name(tmp_path):
     state = TrainState(jnp.zeros((), jnp.int32), {"final_norm": jnp.ones(4)}, ())
     one, other = (
-        OptimizerConfig(**how).keeps for how in ({"moments": "bfloat16"}, {"name": "adafactor"})
+        OptimizerConfig(**how).state_kind
+        for how in ({"moments": "bfloat16"}, {"name": "adafactor"})
     )
     checkpoints = Checkpoints(tmp_path, every=1)
     checkpoints.optimizer = one
