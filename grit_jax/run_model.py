@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from grit_jax.data.sources import iter_documents
 from grit_jax.errors import GritError
-from grit_jax.inference.model import GritLM
+from grit_jax.inference.model import GritLM, ModelOptions
 from grit_jax.inference.opening import modules_of
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
@@ -160,15 +160,14 @@ def public_model(
 ) -> Callable[[TrainState], GritLM]:
     """The function from a state of training to the model that users know."""
     chat = tokenizer.format(FORMATS[config.tokenizer.chat])
-    modes, pooling = config.model.modes, config.model.pooling
+    modes = config.model.modes
+    options = ModelOptions(config.model.pooling, modes.embedding, modes.generation)
     return lambda state: GritLM(
         model_config,
         state.weights(config.lora),
         tokenizer,
         chat,
-        pooling,
-        mode=modes.embedding,
-        generation_mode=modes.generation,
+        options,
         mesh=mesh if mesh.size > 1 else None,
     )
 

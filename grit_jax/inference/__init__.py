@@ -11,6 +11,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Generation": "decode",
         "GritLM": "model",
         "KVRecord": "records",
+        "ModelOptions": "model",
         "Sampling": "sampling",
         "encode_file": "files",
         "generate": "decode",

@@ -101,6 +101,22 @@ class EncodedRows:
     kv: KV | dict[str, Array] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class EncodeOptions:
+    """What `encode_step` is compiled for, beside the model's configuration and the shapes.
+
+    Attributes:
+      pooling, mode: how the model embeds.
+      segments_per_row: an upper bound of the texts in a row.
+      return_kv: return the keys and values, too.
+    """
+
+    pooling: PoolingMethod
+    mode: AttentionMode
+    segments_per_row: int
+    return_kv: bool = False
+
+
 def _encode_rows(
     params: Params,
     rows: Rows,
@@ -108,10 +124,7 @@ def _encode_rows(
     codec: Codec | None = None,
     *,
     config: ModelConfig,
-    pooling: PoolingMethod,
-    mode: AttentionMode,
-    segments_per_row: int,
-    return_kv: bool = False,
+    options: EncodeOptions,
 ) -> EncodedRows:
     """`models.embedding.embed_rows`, and its keys and values packed by a codec."""
     embedded = embed_rows(
@@ -119,18 +132,16 @@ def _encode_rows(
         params,
         rows,
         mask,
-        mode=mode,
-        pooling=pooling,
-        segments_per_row=segments_per_row,
-        return_kv=return_kv,
+        mode=options.mode,
+        pooling=options.pooling,
+        segments_per_row=options.segments_per_row,
+        return_kv=options.return_kv,
     )
     kv = embedded.kv
     return EncodedRows(embedded.vectors, kv if codec is None or kv is None else codec.pack(kv))
 
 
-encode_step = jax.jit(
-    _encode_rows, static_argnames=("config", "pooling", "mode", "segments_per_row", "return_kv")
-)
+encode_step = jax.jit(_encode_rows, static_argnames=("config", "options"))
 
 
 class Encoder:
@@ -323,6 +334,12 @@ class Encoder:
     def _dispatch(self, batch: RowBatch, texts: _Texts) -> EncodedRows:
         """Starts the computation of a batch without waiting for it."""
         rows, pooled = texts.lay_out(batch, self.tokenizer.pad_id)
+        options = EncodeOptions(
+            self.pooling,
+            self.mode,
+            batch.length // TOKENS_PER_SEGMENT,
+            return_kv=texts.caches is not None,
+        )
         # In prefix mode the pooled tokens are a block that sees all of itself, after a causal
         # instruction.
         if self.mode is AttentionMode.PREFIX:
@@ -336,10 +353,7 @@ class Encoder:
                 pooled,
                 texts.codec,
                 config=self.config,
-                pooling=self.pooling,
-                mode=self.mode,
-                segments_per_row=batch.length // TOKENS_PER_SEGMENT,
-                return_kv=texts.caches is not None,
+                options=options,
             )
 
     def _check_finite(self, texts: _Texts, batch: RowBatch, names: Sequence[str]) -> None:

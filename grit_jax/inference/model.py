@@ -62,17 +62,42 @@ def logits_step(
     return Transformer(config, params).logits(hidden)
 
 
-class GritLM:
-    """A model, its tokenizer, its format and its pooling.
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """How a model embeds and how it generates.
 
     Attributes:
-      config, params, tokenizer, chat, pooling, mesh: as given.
+      pooling: mean, weightedmean, lasttoken or cls.
       mode: attention of the embedding pass.
       generation_mode: causal; or prefix, which reads a prompt bidirectionally before it answers.
-      stop_ids: token ids that end an answer.
+      stop_ids: token ids that end an answer, beside the end of sequence.
       template: the directory's own chat template, where it is none of our formats: prompts use it,
-        while embeddings and RAG layouts use `chat`.
+        while embeddings and RAG layouts use the model's `ChatFormat`.
       sentence: how sentence-transformers embeds with the model, where texts are read its way.
+    """
+
+    pooling: PoolingMethod = "mean"
+    mode: AttentionMode = AttentionMode.BIDIRECTIONAL
+    generation_mode: AttentionMode = AttentionMode.CAUSAL
+    stop_ids: Sequence[int] = ()
+    template: ChatTemplate | None = None
+    sentence: SentenceModules | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling not in get_args(PoolingMethod):
+            raise GritError(
+                f"pooling must be one of {', '.join(get_args(PoolingMethod))}, got"
+                f" {self.pooling!r:.60}"
+            )
+
+
+class GritLM:
+    """A model, its tokenizer and its format. `from_pretrained` opens one from a directory.
+
+    Attributes:
+      config, params, tokenizer, chat, mesh: as given.
+      pooling, mode, generation_mode, template, sentence: as in the given `ModelOptions`.
+      stop_ids: token ids that end an answer.
       encoder: texts to vectors and caches, with all its options.
     """
 
@@ -82,34 +107,27 @@ class GritLM:
         params: Params,
         tokenizer: Tokenizer,
         chat: ChatFormat,
-        pooling: PoolingMethod = "mean",
+        options: ModelOptions = ModelOptions(),
         *,
-        mode: AttentionMode = AttentionMode.BIDIRECTIONAL,
-        generation_mode: AttentionMode = AttentionMode.CAUSAL,
-        stop_ids: Sequence[int] = (),
         mesh: Mesh | None = None,
-        template: ChatTemplate | None = None,
     ):
-        if pooling not in get_args(PoolingMethod):
-            raise GritError(
-                f"pooling must be one of {', '.join(get_args(PoolingMethod))}, got {pooling!r}"
-            )
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
         # NumPy arrays are copied, because the caller may change them later.
         own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
         names = [*parameter_shapes(config), *(name for name in PROJECTION_AXES if name in params)]
         self.params: Params = {name: _place(name, own(params[name]), mesh) for name in names}
-        self.tokenizer, self.chat, self.mode, self.mesh = tokenizer, chat, mode, mesh
-        self.generation_mode = generation_mode
-        self.pooling: PoolingMethod = pooling
-        self.template = template
-        self.sentence: SentenceModules | None = None
+        self.tokenizer, self.chat, self.mesh = tokenizer, chat, mesh
+        self.pooling, self.mode = options.pooling, options.mode
+        self.generation_mode = options.generation_mode
+        self.template, self.sentence = options.template, options.sentence
         end = tokenizer.encode_parts([chat.answer_parts("")[1:]])[0][0]
         ends = [end[0]] if len(end) == 1 else []
         self.stop_ids = tuple(
-            dict.fromkeys(i for i in (*ends, tokenizer.eos_id, *stop_ids) if i is not None)
+            dict.fromkeys(i for i in (*ends, tokenizer.eos_id, *options.stop_ids) if i is not None)
         )
-        self.encoder = Encoder(self.config, self.params, tokenizer, chat, pooling, mode, mesh)
+        self.encoder = Encoder(
+            self.config, self.params, tokenizer, chat, self.pooling, self.mode, mesh
+        )
 
     @classmethod
     def from_pretrained(
@@ -135,27 +153,22 @@ class GritLM:
         if dtype not in ("float32", "bfloat16"):
             raise GritError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r:.60}")
         path = huggingface.resolve(source)
-        found = huggingface.read_model_directory(
+        opened = huggingface.read_model_directory(
             path, dtype, place=functools.partial(_place, mesh=mesh)
         )
         tokenizer = Tokenizer.from_pretrained(path)
-        tokenizer.check_fits(found.config.vocab_size, str(path))
-        settings, formats = found.settings, formats_of(path, found.settings, tokenizer)
-        assert found.params is not None
-        model = cls(
-            found.config,
-            found.params,
-            tokenizer,
-            formats.chat,
+        tokenizer.check_fits(opened.config.vocab_size, str(path))
+        settings, formats = opened.settings, formats_of(path, opened.settings, tokenizer)
+        assert opened.params is not None
+        options = ModelOptions(
             pooling or settings.pooling,
-            mode=settings.embedding_mode,
-            generation_mode=settings.generation_mode,
-            stop_ids=settings.stop_token_ids,
-            mesh=mesh,
-            template=formats.template,
+            settings.embedding_mode,
+            settings.generation_mode,
+            settings.stop_token_ids,
+            formats.template,
+            formats.sentence,
         )
-        model.sentence = formats.sentence
-        return model
+        return cls(opened.config, opened.params, tokenizer, formats.chat, options, mesh=mesh)
 
     def save_pretrained(
         self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None

@@ -18,7 +18,7 @@ from grit_jax.inference.decode import (
     SLOTS,
     cache_fits,
 )
-from grit_jax.inference.encoder import TOKENS_PER_CALL, encode_step
+from grit_jax.inference.encoder import TOKENS_PER_CALL, EncodeOptions, encode_step
 from grit_jax.inference.records import SHORTEST_RECORDS, LayerRecords
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
 from grit_jax.inference.sampling import GREEDY, sampling_rows
@@ -142,10 +142,9 @@ class ServingPrograms:
             self.params,
             *_placed(batch, row_shardings(batch, self.mesh)),
             config=self.model,
-            pooling=self.config.model.pooling,
-            mode=mode,
-            segments_per_row=T // TOKENS_PER_SEGMENT,
-            return_kv=True,
+            options=EncodeOptions(
+                self.config.model.pooling, mode, T // TOKENS_PER_SEGMENT, return_kv=True
+            ),
         )
 
     def prefill_layer(self) -> LoweredProgram:

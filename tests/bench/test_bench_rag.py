@@ -15,7 +15,7 @@ from grit_jax.bench import rag, show
 from grit_jax.bench.rag import MEASURED, RagBenchOptions, bench_rag, check_length
 from grit_jax.bench.texts import TextMaker
 from grit_jax.errors import GritError
-from grit_jax.inference.model import GritLM
+from grit_jax.inference.model import GritLM, ModelOptions
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag import route_costs as costs
 from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
@@ -49,7 +49,7 @@ def model(tiny_config, tiny_params, tiny_tokenizer, tiny_model):
         tiny_params,
         tiny_tokenizer,
         tiny_model.chat,
-        stop_ids=range(tiny_config.vocab_size),
+        ModelOptions(stop_ids=range(tiny_config.vocab_size)),
     )
 
 

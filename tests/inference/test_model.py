@@ -15,6 +15,7 @@ import tokenizer_kinds
 
 from grit_jax import GritLM
 from grit_jax.errors import GritError
+from grit_jax.inference.model import ModelOptions
 from grit_jax.models.transformer import Transformer, init_params
 from grit_jax.text.chat import GRIT
 from grit_jax.text.chat_template import ChatTemplate
@@ -51,7 +52,11 @@ def test_pooling_mode_and_dtype_survive(
     tiny_model, tiny_config, tiny_params, tiny_tokenizer, tmp_path
 ):
     model = GritLM(
-        tiny_config, tiny_params, tiny_tokenizer, GRIT, "lasttoken", mode=AttentionMode.CAUSAL
+        tiny_config,
+        tiny_params,
+        tiny_tokenizer,
+        GRIT,
+        ModelOptions("lasttoken", AttentionMode.CAUSAL),
     )
     model.save_pretrained(tmp_path / "new" / "folder", dtype="bfloat16")
     again = GritLM.from_pretrained(tmp_path / "new" / "folder", dtype="bfloat16")
@@ -301,7 +306,7 @@ def test_weights_hash_follows_the_weights_and_nothing_else(
         tiny_params,
         tiny_tokenizer,
         GRIT,
-        "cls",
+        ModelOptions("cls"),
     )
     assert (
         same.weights_hash
@@ -360,3 +365,8 @@ def test_html_tags_do_not_end_an_answer(tiny_config, tiny_params, tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ids = template.prompt_ids(turns, add_generation_prompt=False)
     assert (ids[0], ids[-1]) == (2, 1)
+
+
+def test_an_unknown_pooling_is_one_error():
+    with pytest.raises(GritError, match="pooling must be one of mean, .*cls, got 'max'"):
+        ModelOptions("max")

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 gritlm = pytest.importorskip("gritlm")
 
 from grit_jax.data.formats import document_text  # noqa: E402
-from grit_jax.inference.model import GritLM  # noqa: E402
+from grit_jax.inference.model import GritLM, ModelOptions  # noqa: E402
 from grit_jax.models.cache import rotate_keys  # noqa: E402
 from grit_jax.types import KV, AttentionMode  # noqa: E402
 
@@ -35,7 +35,7 @@ def theirs(peer, pooling="mean", attn="bbcc", mode="embedding", **how):
 
 def ours(peer, pooling="mean", attn="bbcc"):
     m = peer.ours
-    return GritLM(m.config, m.params, m.tokenizer, m.chat, pooling, mode=MODES[attn])
+    return GritLM(m.config, m.params, m.tokenizer, m.chat, ModelOptions(pooling, MODES[attn]))
 
 
 def cosines(a, b):

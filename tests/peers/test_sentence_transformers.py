@@ -21,6 +21,7 @@ from sentence_models import (  # noqa: E402
 
 from grit_jax import GritLM  # noqa: E402
 from grit_jax.errors import GritError  # noqa: E402
+from grit_jax.inference.model import ModelOptions  # noqa: E402
 
 pytestmark = pytest.mark.peers
 Identity, Tanh, GELU = torch.nn.Identity, torch.nn.Tanh, torch.nn.GELU
@@ -135,8 +136,7 @@ def test_our_export_saved_again_by_sentence_transformers(tiny_model, tmp_path, p
         tiny_model.params,
         tiny_model.tokenizer,
         tiny_model.chat,
-        pooling,
-        mode=AttentionMode(mode),
+        ModelOptions(pooling, AttentionMode(mode)),
     )
     ours.save_pretrained(tmp_path / "ours")
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), device="cpu")

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from grit_jax.inference.model import GritLM  # noqa: E402
+from grit_jax.inference.model import GritLM, ModelOptions  # noqa: E402
 from grit_jax.inference.sampling import Sampling  # noqa: E402
 from grit_jax.models.config import RopeScaling  # noqa: E402
 from grit_jax.models.hf.directory import read_model_directory, write_model_directory  # noqa: E402
@@ -330,9 +330,9 @@ def test_sentence_transformers_embeds_as_we_do(exported, sentences):
         cosines(peer.encode(texts, prompt=prompt), model.encode(texts, INSTRUCTION)).min() > 0.99999
     )
     # Not by chance: the same texts embedded causally are others.
-    causal = GritLM(model.config, model.params, model.tokenizer, model.chat, mode=CAUSAL).encode(
-        texts
-    )
+    causal = GritLM(
+        model.config, model.params, model.tokenizer, model.chat, ModelOptions(mode=CAUSAL)
+    ).encode(texts)
     assert cosines(theirs, causal).min() < 0.999
 
 
@@ -342,7 +342,7 @@ def test_sentence_transformers_embeds_as_we_do(exported, sentences):
 def test_sentence_transformers_with_other_poolings(tmp_path, tiny_model, sentences, pooling, mode):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     m = tiny_model
-    model = GritLM(m.config, m.params, m.tokenizer, m.chat, pooling, mode=mode)
+    model = GritLM(m.config, m.params, m.tokenizer, m.chat, ModelOptions(pooling, mode))
     model.save_pretrained(tmp_path)
     peer = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
     assert cosines(peer.encode(sentences[:6]), model.encode(sentences[:6])).min() > 0.99999

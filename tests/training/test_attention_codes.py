@@ -15,7 +15,7 @@ from grit_jax.data.example_tokenizer import ExampleTokenizer
 from grit_jax.data.formats import CachedExample, GenerativeExample
 from grit_jax.data.pipeline import JointBatches
 from grit_jax.evaluation.perplexity import evaluate_perplexity
-from grit_jax.inference.model import GritLM
+from grit_jax.inference.model import GritLM, ModelOptions
 from grit_jax.inference.sampling import Sampling
 from grit_jax.run_config import ATTENTION_CODES, ModelSection, RunConfig, batch_needs, step_config
 from grit_jax.text.chat import GRIT
@@ -73,8 +73,7 @@ def model_of(code, tiny_model, tiny_config):
         m.params,
         m.tokenizer,
         m.chat,
-        mode=modes.embedding,
-        generation_mode=modes.generation,
+        ModelOptions(mode=modes.embedding, generation_mode=modes.generation),
     )
 
 

@@ -37,6 +37,24 @@ class Bar:
 
 
 @dataclasses.dataclass(frozen=True)
+class BarStyle:
+    """The frame of a bar chart.
+
+    Attributes:
+      width: of the whole chart, in units of its view box.
+      label_width: of the names at the left.
+      axis: values of the grid lines, from zero on. axis_texts: what stands below each.
+      mono: names in the typeface of code.
+    """
+
+    width: float
+    label_width: float
+    axis: Sequence[float]
+    axis_texts: Sequence[str]
+    mono: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Reference:
     """A vertical line across a bar chart."""
 
@@ -189,16 +207,12 @@ def bars(
     identity: str,
     title: str,
     rows: Sequence[Bar],
-    *,
-    width: float,
-    label_width: float,
-    axis: Sequence[float],
-    axis_texts: Sequence[str],
+    style: BarStyle,
     references: Sequence[Reference] = (),
-    mono: bool = False,
 ) -> markupsafe.Markup:
-    """Horizontal bars from `axis[0]` (zero) to `axis[-1]`, names at the left, numbers at the bars'
-    ends."""
+    """Horizontal bars from zero to the last value of the axis, names at the left, numbers at the
+    bars' ends."""
+    width, label_width, axis = style.width, style.label_width, style.axis
     row_height, group_height, bar_height, right = 23.0, 25.0, 13.0, 58.0
     groups = [
         row.group if row.group and (i == 0 or rows[i - 1].group != row.group) else ""
@@ -214,7 +228,7 @@ def bars(
     body = "".join(_line(x(t), top, x(t), height + 3, "grid") for t in axis)
     body += "".join(
         _text(x(t), height + 17, text, "tick", "middle")
-        for t, text in zip(axis, axis_texts, strict=True)
+        for t, text in zip(axis, style.axis_texts, strict=True)
     )
     boxes = texts = ""
     lines = [x(r.value) for r in references]
@@ -226,7 +240,7 @@ def bars(
         middle, end = y + row_height / 2, x(row.value)
         tip = f"<title>{escape(row.tip or f'{row.label}: {row.text}')}</title>"
         texts += _text(
-            label_width - 8, middle + 4, row.label, "label mono" if mono else "label", "end"
+            label_width - 8, middle + 4, row.label, "label mono" if style.mono else "label", "end"
         )
         boxes += (
             f'<rect x="{_number(x(0.0))}" y="{_number(middle - bar_height / 2)}" '

@@ -7,6 +7,7 @@ charts and a few filters.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from markupsafe import Markup
 from grit_jax.quickstart.report import facts, wording
 from grit_jax.quickstart.report.charts import (
     Bar,
+    BarStyle,
     Reference,
     bars,
     curve,
@@ -34,8 +36,9 @@ from grit_jax.runtime.files import write_text
 
 _SYSTEM_KINDS = {"trained": "main", "base": "soft", "untrained": "plain", "bm25": "other"}
 _GROUP_KINDS = {facts.CLOSED: "plain", facts.READ: "other", facts.CACHED: "main"}
-_UNIT: Any = {"axis": (0.0, 0.25, 0.5, 0.75, 1.0), "axis_texts": ("0", "", "0.5", "", "1")}
-_MODE_BARS: Any = {"width": 370, "label_width": 112, "mono": True}
+_UNIT_AXIS, _UNIT_TEXTS = (0.0, 0.25, 0.5, 0.75, 1.0), ("0", "", "0.5", "", "1")
+_SEARCH_BARS = BarStyle(280, 66, _UNIT_AXIS, _UNIT_TEXTS)
+_MODE_BARS = BarStyle(370, 112, _UNIT_AXIS, _UNIT_TEXTS, mono=True)
 
 
 def write_html(
@@ -118,7 +121,7 @@ def _retrieval_charts(report: Report) -> list[tuple[str, Markup]]:
             for value in [getattr(report.retrieval, system)[key]]
         ]
         identity = f"chart-{key.replace('@', '-')}"
-        drawing = bars(identity, f"Search, {name}", rows, width=280, label_width=66, **_UNIT)
+        drawing = bars(identity, f"Search, {name}", rows, _SEARCH_BARS)
         charts.append((name, drawing))
     return charts
 
@@ -154,7 +157,7 @@ def _references(report: Report) -> list[Reference]:
 def _match_chart(report: Report, references: Sequence[Reference]) -> Markup:
     rows = _mode_rows(report, lambda scores: scores.match, score, markers=True)
     title = "Match score by mode"
-    return bars("chart-match", title, rows, references=references, **_MODE_BARS, **_UNIT)
+    return bars("chart-match", title, rows, _MODE_BARS, references)
 
 
 def _seconds_chart(report: Report) -> Markup:
@@ -163,7 +166,8 @@ def _seconds_chart(report: Report) -> Markup:
     texts = tick_texts(axis, " s") if longest >= 1 else tick_texts([1e3 * t for t in axis], " ms")
     rows = _mode_rows(report, lambda scores: scores.seconds, latency)
     title = "Seconds per question by mode"
-    return bars("chart-seconds", title, rows, axis=axis, axis_texts=texts, **_MODE_BARS)
+    style = dataclasses.replace(_MODE_BARS, axis=axis, axis_texts=texts)
+    return bars("chart-seconds", title, rows, style)
 
 
 def _mode_rows(

@@ -16,6 +16,7 @@ from sentence_models import PROMPTS, TEXTS
 
 from grit_jax import GritLM
 from grit_jax.errors import GritError
+from grit_jax.inference.model import ModelOptions
 from grit_jax.models.hf.directory import read_model_directory
 from grit_jax.models.hf.sentence_transformers import read_modules
 from grit_jax.models.projection import ACTIVATIONS, layers_of, project, read_projection
@@ -64,8 +65,7 @@ def test_an_export_without_grit_json_is_the_same_model(tiny_model, tmp_path, sen
                 tiny_model.params,
                 tiny_model.tokenizer,
                 tiny_model.chat,
-                pooling,
-                mode=mode,
+                ModelOptions(pooling, mode),
             )
             if pooling == "weightedmean":
                 with pytest.warns(UserWarning, match="weightedmean"):
