@@ -238,7 +238,7 @@ def check_length(model: GritLM, texts: TextMaker, tokens: int, new_tokens: int) 
         longest = max(
             longest, prompt + records * (tags + SHORT_SIDE) + tokens - SHORT_SIDE + new_tokens
         )
-    most = model.config.max_position_embeddings
+    most = model.config.context_length
     if longest > most:
         raise GritError(
             f"--tokens {tokens} and --new-tokens {new_tokens} make {longest} tokens with the"

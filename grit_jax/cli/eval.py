@@ -101,18 +101,18 @@ def evaluate(args: argparse.Namespace) -> None:
         return _evaluate_rag(args)
     model = load_model(args)
     if args.kind == "retrieval":
-        from grit_jax.evaluation.retrieval import bm25_retrieval, evaluate_retrieval
+        from grit_jax.evaluation.retrieval import bm25_retrieval, score_retrieval
 
+        score = score_retrieval(model, args.input, search=search_settings(args))
         scores: dict[str, Any] = {
-            "model": evaluate_retrieval(model, args.input, search=search_settings(args)),
+            "model": {**score.scores, "truncated": score.truncated},
             "bm25": bm25_retrieval(args.input),
         }
     else:
         from grit_jax.evaluation.perplexity import score_perplexity
 
         scores = dataclasses.asdict(score_perplexity(model, args.input))
-    text = _score_lines({name: value for name, value in scores.items() if name != "truncated"})
-    print_result(scores, args.json, text)
+    print_result(scores, args.json, _score_lines(scores))
 
 
 def _evaluate_rag(args: argparse.Namespace) -> None:
@@ -143,11 +143,14 @@ def _evaluate_rag(args: argparse.Namespace) -> None:
 
 
 def _score_lines(scores: dict[str, Any]) -> str:
-    """A line for each name: its scores."""
+    """A line for each name: its scores. A warning names the number of texts that were cut."""
     lines = []
     for name, value in scores.items():
-        metrics = value.items() if isinstance(value, dict) else [("", value)]
-        lines.append(f"{name:16s}" + "  ".join(f"{key} {number:.4f}" for key, number in metrics))
+        if name == "truncated":
+            continue
+        metrics = value if isinstance(value, dict) else {"": value}
+        shown = [f"{key} {number:.4f}" for key, number in metrics.items() if key != "truncated"]
+        lines.append(f"{name:16s}" + "  ".join(shown))
     return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ from grit_jax.rag.generator import (
 )
 from grit_jax.runtime.progress import Progress, progress, say
 from grit_jax.text.answer_matching import score_answer
-from grit_jax.text.length import MAX_LENGTH
+from grit_jax.text.length import MAX_LENGTH, warn_truncated
 from grit_jax.text.rag_layouts import MODES, RagMode
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def evaluate_rag(
         model.
     """
     rows = read_questions(examples)
+    lengths = LengthCount()
     known = MODES if index is None else (*MODES, "auto")
     for mode in modes:
         if mode not in known:
@@ -89,14 +90,18 @@ def evaluate_rag(
         for start in range(0, len(rows), WINDOW):
             window = rows[start : start + WINDOW]
             if index is None:
-                read = set(modes) & set(DOCUMENT_CACHES)
-                records = document_records(model, window, settings.max_length) if read else {}
                 generator = RagGenerator(model, settings.max_length)
-                answer = from_rows(generator, window, records, settings.max_new_tokens)
+                documents = row_documents(
+                    generator, window, records=bool(set(modes) & set(DOCUMENT_CACHES))
+                )
+                if set(modes) != {"none"}:
+                    lengths.add(documents)
+                answer = from_rows(generator, window, documents, settings.max_new_tokens)
             else:
                 answer = from_index(model, index, window, k, settings)
             for mode in modes:
                 scores[mode].append(score_answers(window, mode, answer, bar))
+    lengths.warn()
     return {mode: means(np.concatenate(parts)) for mode, parts in scores.items()}
 
 
@@ -117,18 +122,27 @@ def read_questions(examples: str | Path | Iterable[CachedExample]) -> list[Cache
 
 def means(scores: np.ndarray) -> dict[str, float]:
     """`{"match", "exact_match", "f1", "seconds"}` of what `score_answers` gives."""
-    return dict(zip(SCORES, scores.mean(axis=0).tolist(), strict=True))
+    return dict(zip(SCORES, scores[:, : len(SCORES)].mean(axis=0).tolist(), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerBatch:
+    """Answers to some questions, and whether the documents of each were cut or left out."""
+
+    answers: list[str]
+    truncated: list[bool]
 
 
 # Numbers of questions of a window, and a layout, to the answers.
-Answers = Callable[[Sequence[int], RagMode], list[str]]
+Answers = Callable[[Sequence[int], RagMode], AnswerBatch]
 
 
 def score_answers(
     rows: Sequence[CachedExample], mode: RagMode, answer: Answers, bar: Progress
 ) -> np.ndarray:
-    """Match, exact match, F1 and seconds of each question, `[len(rows), 4]`."""
-    scores = np.zeros((len(rows), len(SCORES)))
+    """Match, exact match, F1 and seconds of each question, and 1 where its documents were cut or
+    left out, `[len(rows), 5]`."""
+    scores = np.zeros((len(rows), len(SCORES) + 1))
     # Questions of similar length together: a batch is as long as its longest.
     order = sorted(
         range(len(rows)), key=lambda i: len(rows[i].question) + sum(map(len, rows[i].docs))
@@ -137,41 +151,90 @@ def score_answers(
         numbers = order[start : start + ROWS_PER_CALL]
         for _ in range(ATTEMPTS):
             compiled, began = _compilations(), time.perf_counter()
-            answers = answer(numbers, mode)
+            batch = answer(numbers, mode)
             seconds = time.perf_counter() - began
             if _compilations() == compiled:
                 break
             # A new shape was compiled, which is no part of answering: the batch is timed again.
-        for i, text in zip(numbers, answers, strict=True):
+        for i, text, truncated in zip(numbers, batch.answers, batch.truncated, strict=True):
             score = score_answer(text, rows[i].answer)
-            scores[i] = score.match, score.exact_match, score.f1, seconds / len(numbers)
+            share = seconds / len(numbers)
+            scores[i] = score.match, score.exact_match, score.f1, share, truncated
         bar.update(len(numbers), mode)
     return scores
 
 
-def document_records(
-    model: GritLM, rows: Sequence[CachedExample], max_length: int, codec: Codec | None = None
-) -> dict[str, KVRecord]:
-    """The records of the rows' documents by text, all distinct ones encoded once, packed by `codec`
-    if there is one."""
+@dataclasses.dataclass(frozen=True)
+class RowDocuments:
+    """The distinct documents of some rows.
+
+    Attributes:
+      texts: the documents.
+      truncated: those of them that are longer than `max_length` and lose their end in every layout.
+      max_length: the limit that was applied.
+      records: by text; none where no layout reads records.
+    """
+
+    texts: list[str]
+    truncated: frozenset[str]
+    max_length: int
+    records: dict[str, KVRecord]
+
+
+def row_documents(
+    generator: RagGenerator,
+    rows: Sequence[CachedExample],
+    codec: Codec | None = None,
+    *,
+    records: bool = True,
+) -> RowDocuments:
+    """The rows' documents, cut to the generator's length, and (`records`) their records, packed by
+    `codec` if there is one."""
     texts = list(dict.fromkeys(text for row in rows for text in row.docs))
-    formatted = model.encoder.format(texts, max_length=max_length)
-    records = model.encoder.encode_ids(formatted.ids, return_cache=True, codec=codec).caches
-    assert records is not None
-    return dict(zip(texts, records, strict=True))
+    encoder = generator.model.encoder
+    formatted = encoder.format(texts, max_length=generator.max_length)
+    caches: Sequence[KVRecord] = ()
+    if records:
+        encoded = encoder.encode_ids(formatted.ids, return_cache=True, codec=codec)
+        assert encoded.caches is not None
+        caches = encoded.caches
+    return RowDocuments(
+        texts,
+        frozenset(texts[i] for i in formatted.truncated),
+        formatted.max_length,
+        dict(zip(texts, caches, strict=True)) if records else {},
+    )
+
+
+class LengthCount:
+    """Counts the distinct documents of all windows that were cut, for one warning at the end."""
+
+    def __init__(self) -> None:
+        self._texts: set[str] = set()
+        self._truncated: set[str] = set()
+        self._max_length = 0
+
+    def add(self, documents: RowDocuments) -> None:
+        self._texts.update(documents.texts)
+        self._truncated |= documents.truncated
+        self._max_length = documents.max_length
+
+    def warn(self) -> None:
+        warn_truncated(len(self._truncated), len(self._texts), self._max_length)
 
 
 def from_rows(
     generator: RagGenerator,
     rows: Sequence[CachedExample],
-    records: dict[str, KVRecord],
+    documents: RowDocuments,
     max_new_tokens: int,
 ) -> Answers:
-    """Answers over the rows' own documents; `records` are theirs, by text, for the layouts that
-    read them. Documents that do not fit the context are left out or cut, with a warning."""
+    """Answers over the rows' own documents. Those that do not fit the context are left out or cut,
+    with a warning."""
     shortened: set[int] = set()
+    records = documents.records
 
-    def answer(numbers: Sequence[int], mode: RagMode) -> list[str]:
+    def answer(numbers: Sequence[int], mode: RagMode) -> AnswerBatch:
         questions = [rows[i].question for i in numbers]
         queries = generator.records(questions) if mode in QUERY_CACHES else [None] * len(numbers)
         prompts = [
@@ -185,8 +248,11 @@ def from_rows(
             for i, query in zip(numbers, queries, strict=True)
         ]
         generated = generator.generate(prompts, Sampling(max_new_tokens=max_new_tokens))
+        truncated = []
         for i, prompt, read in zip(numbers, prompts, generated.read, strict=True):
-            if read != DocumentsRead(len(prompt.documents)) and i not in shortened:
+            whole = read == DocumentsRead(len(prompt.documents))
+            truncated.append(not whole or not documents.truncated.isdisjoint(prompt.documents))
+            if not whole and i not in shortened:
                 if not shortened:
                     say(
                         f"warning: question {rows[i].question!r:.60}: its documents do not fit the"
@@ -194,7 +260,7 @@ def from_rows(
                         " out or cut (further questions are not named)"
                     )
                 shortened.add(i)
-        return generated.answers
+        return AnswerBatch(generated.answers, truncated)
 
     return answer
 
@@ -207,7 +273,7 @@ def from_index(
 
     asker = Asker(model, index)
 
-    def answer(numbers: Sequence[int], mode: RagMode) -> list[str]:
+    def answer(numbers: Sequence[int], mode: RagMode) -> AnswerBatch:
         answers = asker.ask(
             [rows[i].question for i in numbers],
             mode=mode,
@@ -215,7 +281,9 @@ def from_index(
             instruction=settings.instruction,
             max_new_tokens=settings.max_new_tokens,
         )
-        return [answer.answer for answer in answers]
+        return AnswerBatch(
+            [answer.answer for answer in answers], [answer.truncated for answer in answers]
+        )
 
     return answer
 

@@ -22,11 +22,12 @@ from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import (
     WINDOW,
     AnswerSettings,
-    document_records,
+    LengthCount,
     from_index,
     from_rows,
     means,
     read_questions,
+    row_documents,
     score_answers,
 )
 from grit_jax.inference.model import GritLM
@@ -99,17 +100,17 @@ class RagSweep:
 
 @dataclasses.dataclass
 class RagTable:
-    """Match, exact match, F1 and seconds of each variant and question, `[questions, 4]`."""
+    """Scores of each variant and question, `[questions, 5]`, as of `score_answers`."""
 
     scores: dict[RagVariant, np.ndarray]
     corpus: int | None  # documents that distractors come from; None: there are none
     seed: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """`{mode, k, kv, positions, match, exact_match, f1, seconds}` of each variant, as
-        `evaluate_rag` has them."""
+        """`{mode, k, kv, positions, match, exact_match, f1, seconds, truncated}` of each variant:
+        scores as of `evaluate_rag`, and of how many questions documents were cut or left out."""
         return [
-            {**dataclasses.asdict(variant), **means(scores)}
+            {**dataclasses.asdict(variant), **_scores_and_count(scores)}
             for variant, scores in self.scores.items()
         ]
 
@@ -124,8 +125,8 @@ class RagTable:
         }
 
     def by_mode(self) -> dict[str, dict[str, float]]:
-        """`{mode: scores}`, where each layout has one variant."""
-        return {variant.mode: means(scores) for variant, scores in self.scores.items()}
+        """`{mode: scores and truncated}` as in `rows`, where each layout has one variant."""
+        return {variant.mode: _scores_and_count(scores) for variant, scores in self.scores.items()}
 
     def markdown(self) -> str:
         """The table for a person."""
@@ -153,6 +154,10 @@ class RagTable:
         """`table.md` and `rag.json`."""
         write_text(folder / "table.md", self.markdown())
         write_json(folder / "rag.json", self.to_dict())
+
+
+def _scores_and_count(scores: np.ndarray) -> dict[str, float]:
+    return {**means(scores), "truncated": int(scores[:, -1].sum())}
 
 
 def evaluate_table(
@@ -238,6 +243,7 @@ def _over_rows(
     One number of documents and one compression at a time, so that few records are in memory.
     """
     parts: dict[RagVariant, list[np.ndarray]] = {variant: [] for variant in variants}
+    lengths = LengthCount()
     with progress(len(rows) * len(variants), "rag", "answers", quiet=quiet) as bar:
         for k in dict.fromkeys(variant.k for variant in variants):
             size = max(WINDOW // (k or 1), 1)
@@ -246,19 +252,23 @@ def _over_rows(
                 if distractors is not None and k is not None:
                     window = [distractors.among(row, k) for row in window]
                 for kv in dict.fromkeys(variant.kv for variant in variants if variant.k == k):
-                    records = (
-                        document_records(model, window, settings.max_length, codecs[kv])
-                        if kv is not None
-                        else {}
+                    documents = row_documents(
+                        RagGenerator(model, settings.max_length),
+                        window,
+                        codecs[kv] if kv is not None else None,
+                        records=kv is not None,
                     )
+                    if k is not None:  # else no layout reads documents
+                        lengths.add(documents)
                     for variant in variants:
                         if (variant.k, variant.kv) != (k, kv):
                             continue
                         generator = RagGenerator(
                             model, settings.max_length, positions=variant.positions or "running"
                         )
-                        answer = from_rows(generator, window, records, settings.max_new_tokens)
+                        answer = from_rows(generator, window, documents, settings.max_new_tokens)
                         parts[variant].append(score_answers(window, variant.mode, answer, bar))
+    lengths.warn()
     return {variant: np.concatenate(scores) for variant, scores in parts.items()}
 
 

@@ -7,7 +7,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.rag.search.exact import ExactSearch, SearchSettings
 from grit_jax.runtime.progress import progress
-from grit_jax.text.length import MAX_LENGTH
+from grit_jax.text.length import MAX_LENGTH, length_limit, warn_truncated
 
 NDCG_AT = 10
 
@@ -60,34 +60,52 @@ def pool_of(examples: Examples) -> Pool:
     return Pool([row.query for row in rows], list(numbers), relevant)
 
 
-def evaluate_retrieval(
+@dataclasses.dataclass(frozen=True)
+class RetrievalScore:
+    """`{"recall@1", "recall@10", "ndcg@10"}`, and how many of the queries and passages were cut to
+    `max_length`."""
+
+    scores: dict[str, float]
+    truncated: int
+
+
+def evaluate_retrieval(model: GritLM, examples: Examples, **options: Any) -> dict[str, float]:
+    """`score_retrieval(...).scores`."""
+    return score_retrieval(model, examples, **options).scores
+
+
+def score_retrieval(
     model: GritLM,
     examples: Examples,
-    ks: Sequence[int] = (1, 10),
     *,
+    ks: Sequence[int] = (1, 10),
     max_length: int = MAX_LENGTH,
     search: SearchSettings = SearchSettings(),
     quiet: bool = False,
-) -> dict[str, float]:
-    """`{"recall@1", "recall@10", "ndcg@10"}` of a model, fractions from 0 to 1 (the recalls are
-    those of `ks`).
+) -> RetrievalScore:
+    """Recall and nDCG of a model, fractions from 0 to 1 (the recalls are those of `ks`).
 
     Args:
       examples: a JSONL file in the embedding format, or its examples.
-      max_length: tokens of a text, instruction and tags included.
+      max_length: tokens of a text, instruction and tags included; the rest is cut off, counted and
+        warned about. The default is lowered to the model's context where that is shorter.
       search: in which precision and how many dimensions the passages are searched.
 
     Raises:
-      GritError: an unreadable file, a bad line, no example, an instruction longer than
-        `max_length`, or fewer dimensions than `search` asks for.
+      GritError: an unreadable file, a bad line, no example, a `max_length` beyond the model's
+        context, an instruction longer than `max_length`, a vector that is not finite, or fewer
+        dimensions than `search` asks for.
     """
     search.check(model.embedding_width)
     pool = pool_of(examples)
-    vectors = _encode(model, [*pool.queries, *pool.texts], max_length, quiet)
+    max_length = length_limit(max_length, model.config.context_length)
+    texts = [*pool.queries, *pool.texts]
+    vectors, truncated = _encode(model, texts, max_length, quiet)
+    warn_truncated(truncated, len(texts), max_length)
     result = ExactSearch(vectors[len(pool.queries) :], model.mesh, settings=search).search(
         vectors[: len(pool.queries)], max(*ks, NDCG_AT)
     )
-    return score_rankings(result.rows.tolist(), pool.relevant, ks)
+    return RetrievalScore(score_rankings(result.rows.tolist(), pool.relevant, ks), truncated)
 
 
 def bm25_retrieval(
@@ -132,22 +150,25 @@ def ndcg(ranking: Sequence[int], relevant: frozenset[int], k: int) -> float:
     return gain / sum(_discount(place) for place in range(min(k, len(relevant))))
 
 
-def _encode(model: GritLM, texts: Sequence[Text], max_length: int, quiet: bool) -> np.ndarray:
-    """Vectors of texts, those of one instruction together."""
+def _encode(
+    model: GritLM, texts: Sequence[Text], max_length: int, quiet: bool
+) -> tuple[np.ndarray, int]:
+    """Vectors of texts, those of one instruction together, and how many texts were cut."""
     by_instruction: dict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(texts):
         by_instruction[text.instruction or ""].append(i)
     vectors = np.zeros((len(texts), model.embedding_width), np.float32)
+    truncated = 0
     for instruction, numbers in by_instruction.items():
-        encoded = model.encoder.encode(
-            [texts[i].text for i in numbers],
-            instruction,
-            max_length,
+        formatted = model.encoder.format([texts[i].text for i in numbers], instruction, max_length)
+        truncated += len(formatted.truncated)
+        vectors[numbers] = model.encoder.encode_ids(
+            formatted.ids,
+            [formatted.pool_start] * len(numbers),
             names=[f"text {texts[i].text!r:.60}" for i in numbers],
             progress=not quiet,
-        )
-        vectors[numbers] = encoded.vectors
-    return vectors
+        ).vectors
+    return vectors, truncated
 
 
 @functools.cache

@@ -70,6 +70,7 @@ class Answer:
       timings: seconds by stage.
       warnings: what was read differently than asked for, and why.
       new_tokens: tokens generated, without the end of sequence.
+      truncated: whether documents were cut or left out because they did not fit the context.
     """
 
     answer: str
@@ -78,6 +79,7 @@ class Answer:
     timings: dict[str, float]
     warnings: list[str]
     new_tokens: int
+    truncated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `grit ask`."""
@@ -200,6 +202,10 @@ class Asker:
                     self._replace(error, batch, records)
         for name in ("load", "prefill", "decode"):
             setattr(timings, name, getattr(timings, name) + getattr(generated.timings, name))
+        truncated = [
+            read != DocumentsRead(len(documents))
+            for read, documents in zip(generated.read, batch.documents, strict=True)
+        ]
         for i, read in enumerate(generated.read):
             self._limit_documents(batch, i, read, sampling.max_new_tokens)
         return [
@@ -210,6 +216,7 @@ class Asker:
                 {},
                 batch.warnings[i],
                 len(generated.tokens[i]),
+                truncated[i],
             )
             for i, text in enumerate(generated.answers)
         ]

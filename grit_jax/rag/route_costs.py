@@ -60,7 +60,7 @@ def measure_costs(model: GritLM, index: Index) -> RouteCosts:
     """Measures reading a short and a long prompt, and loading a short and a long record."""
     work = PassWork.of(model.config)
     long = LONG.get(jax.devices()[0].platform, LONG["gpu"])
-    long = min(long, max(SHORT + 1, model.config.max_position_embeddings - 1))
+    long = min(long, max(SHORT + 1, model.config.context_length - 1))
     short = _read(model, SHORT)
     # Noise may hide the difference; the cost is never 0.
     seconds = max(_read(model, long) - short, 1e-6)

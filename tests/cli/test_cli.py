@@ -244,6 +244,7 @@ def test_an_index_without_records(capsys, tmp_path):
 def test_eval(capsys):
     found = run(capsys, "eval retrieval model --input embedding.jsonl --json").json
     assert found.keys() == {"model", "bm25"}
+    assert found["model"].pop("truncated") == 0
     for scores in found.values():
         assert scores.keys() == {"recall@1", "recall@10", "ndcg@10"}
         assert all(0 <= score <= 1 for score in scores.values())
@@ -256,6 +257,7 @@ def test_eval(capsys):
         "exact_match",
         "f1",
         "seconds",
+        "truncated",
     }
     shown = run(capsys, rag).out
     assert shown.startswith("none  ") and "match 0." in shown and len(shown.splitlines()) == 1

@@ -13,6 +13,7 @@ from grit_jax.data.formats import CachedExample
 from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import AnswerSettings, evaluate_rag
 from grit_jax.evaluation.rag_table import RagSweep, RagVariant, evaluate_table
+from grit_jax.inference.model import GritLM
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.generator import RagGenerator, RagPrompt
@@ -87,7 +88,7 @@ def test_one_case_a_layout_is_what_evaluate_rag_says(tiny_model, rows):
     found = table.by_mode()
     assert list(found) == list(modes) and table.corpus is None
     for mode in modes:
-        assert {k: v for k, v in found[mode].items() if k != "seconds"} == {
+        assert {k: v for k, v in found[mode].items() if k not in ("seconds", "truncated")} == {
             k: v for k, v in expected[mode].items() if k != "seconds"
         }
     assert 0 < found["doc"]["match"] <= 1
@@ -208,6 +209,51 @@ def test_an_index_brings_its_documents(tiny_model, rows, pool, tmp_path):
             evaluate_table(
                 tiny_model, rows, RagSweep(["doc"], **varied), index=index, corpus=corpus_path
             )
+
+
+def test_questions_whose_documents_are_cut_are_counted(tiny_model, sentences):
+    """Two of four questions have a document that is longer than `max_length`, one of them two."""
+    long, short = [" ".join(sentences[i : i + 6]) for i in (0, 6, 12)], sentences[20:22]
+    rows = [
+        CachedExample((long[0], long[1]), "What is it?", "x"),
+        CachedExample((short[0], short[1]), "Who is it?", "x"),
+        CachedExample((long[0], short[0]), "Where is it?", "x"),
+        CachedExample((short[1], short[0]), "When is it?", "x"),
+    ]
+    settings = AnswerSettings(max_new_tokens=1, max_length=64)
+    with pytest.warns(UserWarning, match=r"^2 of 4 texts were cut to 64 tokens") as warned:
+        table = evaluate_table(
+            tiny_model, rows, RagSweep(["none", "doc", "query"]), settings=settings, quiet=True
+        )
+    assert len(warned) == 1
+    assert [scores["truncated"] for scores in table.by_mode().values()] == [0, 2, 2]
+    assert [row["truncated"] for row in table.to_dict()["rows"]] == [0, 2, 2]
+    assert table.scores[RagVariant("doc", 1, "native", "running")][:, -1].tolist() == [1, 0, 1, 0]
+    with pytest.warns(UserWarning, match=r"^2 of 4 texts were cut to 64 tokens"):
+        evaluate_rag(tiny_model, rows, ["query"], settings=settings, quiet=True)
+
+
+def test_documents_that_exceed_the_context_are_counted(tiny_model, sentences, tmp_path):
+    """The context holds one of two documents beside the question: given with the row, or found in
+    an index."""
+    documents = [" ".join(sentences[i : i + 4]) for i in (0, 4)]
+    length = max(len(ids) for ids in tiny_model.encoder.format(documents).ids)
+    config = dataclasses.replace(tiny_model.config, max_position_embeddings=length + 80)
+    short = GritLM(config, tiny_model.params, tiny_model.tokenizer, tiny_model.chat)
+    rows = [CachedExample(tuple(documents), sentences[0][:20], "x")]
+    settings = AnswerSettings(max_new_tokens=1)
+    table = evaluate_table(short, rows, RagSweep(["doc"]), settings=settings, quiet=True)
+    assert table.by_mode()["doc"]["truncated"] == 1
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text(
+        "".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(documents))
+    )
+    build_index(short, corpus, tmp_path / "index", IndexOptions(max_length=length), quiet=True)
+    index = Index.open(tmp_path / "index", short)
+    table = evaluate_table(
+        short, rows, RagSweep(["doc"], (1, 2)), settings=settings, index=index, quiet=True
+    )
+    assert [row["truncated"] for row in table.rows()] == [0, 1]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from grit_jax.evaluation.retrieval import (
     pool_of,
     recall,
     score_rankings,
+    score_retrieval,
 )
 from grit_jax.rag.search.exact import SearchSettings
 
@@ -93,6 +94,28 @@ def test_against_plain_numpy(tiny_model, sentences, tmp_path):
     # A query that is its own passage is found.
     same = [example(text, [text], [sentences[60 + i]]) for i, text in enumerate(sentences[:5])]
     assert evaluate_retrieval(tiny_model, same, quiet=True)["recall@1"] == 1.0
+
+
+def test_texts_that_are_cut_are_counted(tiny_model, sentences):
+    """Of two instructions: the query has one, its passages have none; a passage of two rows counts
+    once."""
+    long = " ".join(sentences[:6])
+    rows = [
+        example(("Find", long), [sentences[10], long], [sentences[11]]),
+        example(("Find", sentences[12]), [long], [" ".join(sentences[6:12])]),
+    ]
+    tokens = lambda instruction, text: len(
+        tiny_model.tokenizer.encode_parts([tiny_model.chat.embed_parts(instruction, text)])[0][-1]
+    )
+    assert tokens("", long) > 64 > max(tokens("Find", text) for text in sentences[10:13]) + 12
+    with pytest.warns(UserWarning, match=r"^3 of 6 texts were cut to 64 tokens") as warned:
+        score = score_retrieval(tiny_model, rows, max_length=64, quiet=True)
+    assert score.truncated == 3 and len(warned) == 1
+    whole = score_retrieval(tiny_model, rows, quiet=True)
+    assert whole.truncated == 0
+    assert whole.scores == evaluate_retrieval(tiny_model, rows, quiet=True)
+    with pytest.raises(GritError, match="max_length is 40000 tokens, but this model's context"):
+        score_retrieval(tiny_model, rows, max_length=40000)
 
 
 def test_bm25_finds_words(tmp_path):

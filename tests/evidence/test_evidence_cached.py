@@ -150,7 +150,9 @@ def test_scoring_goes_on_after_the_last_whole_sweep(tmp_path, monkeypatch):
         if len(asked) == 2:
             raise KeyboardInterrupt
         wanted = sweep.variants()
-        return RagTable({case: np.array([[1, 0, 0, 0.1], [0, 0, 0, 0.1]]) for case in wanted}, 9, 0)
+        return RagTable(
+            {case: np.array([[1, 0, 0, 0.1, 0], [0, 0, 0, 0.1, 1]]) for case in wanted}, 9, 0
+        )
 
     monkeypatch.setattr(cached, "evaluate_table", table)
     monkeypatch.setattr(cached.GritLM, "from_pretrained", lambda folder: None)
