@@ -17,6 +17,7 @@ from grit_jax.bench.texts import TextMaker
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM, ModelOptions
 from grit_jax.inference.sampling import Sampling
+from grit_jax.models.config import RopeScaling
 from grit_jax.rag import route_costs as costs
 from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
 from grit_jax.rag.router import PassWork, RouteCosts
@@ -214,10 +215,15 @@ def test_the_verb(bench, model, tmp_path, monkeypatch, capsys):
     assert shown.out == show.markdown(bench, model) and not asked["curve"]
 
 
-def test_more_than_the_model_reads(model):
-    """The most tokens that the message allows fit in every layout, one more does not."""
+@pytest.mark.parametrize(
+    "scaling", [None, RopeScaling("yarn", 2.0, original_max_position_embeddings=50)]
+)
+def test_more_than_the_model_reads(model, scaling):
+    """The most tokens that the message allows fit in every layout, one more does not. Scaling
+    extends 50 positions to 100."""
+    positions = 100 if scaling is None else 50
     short = GritLM(
-        dataclasses.replace(model.config, max_position_embeddings=100),
+        dataclasses.replace(model.config, max_position_embeddings=positions, rope_scaling=scaling),
         model.params,
         model.tokenizer,
         model.chat,

@@ -3,17 +3,18 @@ once."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 
 import pytest
 
-from grit_jax.models.config import ModelConfig
+from grit_jax.models.config import ModelConfig, RopeScaling
 from grit_jax.rag import route_costs as measuring
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
-from grit_jax.rag.route_costs import load_costs
+from grit_jax.rag.route_costs import load_costs, measure_costs
 from grit_jax.rag.router import ROUTED, TEMPLATE_TOKENS, PassWork, RouteCosts, route
 from grit_jax.text.rag_layouts import MODES
 
@@ -193,14 +194,32 @@ def test_the_first_measurement_counts(tiny_model, index, monkeypatch):
     assert load_costs(tiny_model, index).flops == COSTS.flops
 
 
-def test_an_index_that_cannot_be_written_is_measured_each_time(tiny_model, index, monkeypatch):
-    monkeypatch.setattr(
-        measuring.tempfile,
-        "TemporaryDirectory",
-        lambda **_: (_ for _ in ()).throw(PermissionError()),
+def test_an_index_that_cannot_be_written_is_measured_each_time(
+    tiny_model, index, monkeypatch, tmp_path
+):
+    """Nothing can be created below a file, whoever runs the test."""
+    locked = copy.copy(index)
+    locked.path = tmp_path / "file"
+    locked.path.write_text("")
+    measured = []
+    monkeypatch.setattr(measuring, "measure_costs", lambda *_: measured.append(1) or COSTS)
+    assert load_costs(tiny_model, locked) is COSTS
+    assert load_costs(tiny_model, locked) is COSTS and len(measured) == 2
+
+
+def test_the_long_prompt_goes_by_the_context_that_scaling_extends(tiny_model, index, monkeypatch):
+    """yarn extends 100 positions four times: 400 tokens, so that 256 fit."""
+    yarn = RopeScaling("yarn", 4.0, original_max_position_embeddings=100)
+    extended = copy.copy(tiny_model)
+    extended.config = dataclasses.replace(
+        tiny_model.config, max_position_embeddings=100, rope_scaling=yarn
     )
-    monkeypatch.setattr(measuring, "measure_costs", lambda *_: COSTS)
-    assert load_costs(tiny_model, index) is COSTS and not kept(index)
+    lengths = []
+    monkeypatch.setattr(
+        measuring, "_read", lambda model, n, pieces=(): lengths.append(n) or n / 1000
+    )
+    measure_costs(extended, index)
+    assert max(lengths) == 256
 
 
 def test_records_that_cannot_be_loaded_are_not_counted_on(tiny_model, index, monkeypatch):
