@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, Union
 import yaml
 
 from grit_jax.errors import GritError
-from grit_jax.runtime.files import expand_home
+from grit_jax.runtime.files import expand_home, home_path
 
 C = TypeVar("C")
 COMMAND_LINE = "command line"
@@ -80,6 +80,7 @@ def load_config(
     Traceback (most recent call last):
     grit_jax.config.ConfigError: command line: ...group_size...
     """
+    path = home_path(path) if path else None
     source = str(path) if path else COMMAND_LINE
     tree = read_yaml(path) if path else {}
     _check_keys(cls, tree, source)

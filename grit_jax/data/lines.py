@@ -15,6 +15,7 @@ import numpy as np
 from grit_jax.data.formats import KIND_OF_TYPE, Example, Kind, LineError, parse_line
 from grit_jax.data.spool import spooled
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import home_path
 from grit_jax.runtime.progress import progress
 
 OnError: TypeAlias = Literal["stop", "skip"]
@@ -57,7 +58,7 @@ class JsonlFile:
     """
 
     def __init__(self, path: str | Path, *, blank_lines: bool = False):
-        self.path = Path(path)
+        self.path = home_path(path)
         try:
             self._spool = spooled(self.path)
             with self._open() as file:

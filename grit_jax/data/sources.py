@@ -23,6 +23,7 @@ import numpy as np
 from grit_jax.data.formats import Kind, document_text, parse_json
 from grit_jax.data.lines import Check, JsonlFile, LineSource, OnError
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import expand_home, home_path
 from grit_jax.runtime.progress import progress, say
 
 _TFDS = "tfds:"
@@ -83,7 +84,7 @@ def open_lines(name: str | Path, skip: Set[Path] = frozenset()) -> Any:
     Args:
       skip: files to leave out of those that a glob matches.
     """
-    text = str(name)
+    text = expand_home(str(name))
     if text.startswith(_TFDS):
         return PreparedLines(text.removeprefix(_TFDS))
     path = Path(text)
@@ -267,7 +268,7 @@ def prepare(
       GritError: a bad line, sources of different kinds, or an `output` that already holds a
         dataset.
     """
-    output = Path(output)
+    output = home_path(output)
     if output.exists() and not output.is_dir():
         raise GritError(f"{output}: a file; name a folder for the prepared dataset")
     if output.is_dir() and any(output.glob("**/dataset_info.json")):

@@ -33,6 +33,7 @@ from grit_jax.rag.manifest import keeps_records_inside, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search.milvus import choose, fill
 from grit_jax.rag.store import DocumentStore, claim_store, remove_store, store_owner
+from grit_jax.runtime.files import home_path
 from grit_jax.runtime.progress import progress, say
 from grit_jax.text.length import length_limit
 
@@ -184,7 +185,7 @@ def build_index(
     start = time.perf_counter()
     if options.kv not in (*KINDS, "none"):
         raise GritError(f"--kv: expected {', '.join(KINDS)} or none, got {options.kv!r}")
-    source, output = Corpus(corpus, options.on_error), Path(output)
+    source, output = Corpus(corpus, options.on_error), home_path(output)
     if source.skipped:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in source.skipped.items())
         say(f"{corpus}: {source.skipped.total()} lines are skipped: {reasons:.300}")

@@ -24,6 +24,7 @@ from grit_jax.rag.search.exact import (
 )
 from grit_jax.rag.search.milvus import MilvusSearch
 from grit_jax.rag.store import DocumentStore
+from grit_jax.runtime.files import home_path
 from grit_jax.runtime.progress import say
 
 __all__ = ["Index", "IndexOptions", "IndexSummary", "SearchSettings", "build_index"]
@@ -70,7 +71,7 @@ class Index:
             format, pooling or format version, it has fewer dimensions than `search` asks for, or
             its Milvus collection cannot be reached or differs from it.
         """
-        path = Path(path)
+        path = home_path(path)
         manifest = read_manifest(path)
         difference = RecordIdentity.of(model).difference(manifest.model)
         if difference is not None:

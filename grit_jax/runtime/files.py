@@ -256,6 +256,15 @@ def expand_home(name: str) -> str:
     return f"{scheme}{colon}{os.path.expanduser(rest)}" if scheme in ("", "tfds") else name
 
 
+def home_path(name: str | Path) -> Path:
+    """The path of a name that a caller of the Python interface gives, `~` expanded as above.
+
+    >>> home_path("folder/~")
+    PosixPath('folder/~')
+    """
+    return Path(expand_home(str(name)))
+
+
 # ---- streams -------------------------------------------------------------------------------------
 
 

@@ -14,9 +14,11 @@ import pytest
 import tokenizer_kinds
 
 from grit_jax import GritLM
+from grit_jax.data.sources import open_source, prepare
 from grit_jax.errors import GritError
 from grit_jax.inference.model import ModelOptions
 from grit_jax.models.transformer import Transformer, init_params
+from grit_jax.rag.index import Index, build_index
 from grit_jax.text.chat import GRIT
 from grit_jax.text.chat_template import ChatTemplate
 from grit_jax.text.tokenizer import Tokenizer
@@ -365,6 +367,25 @@ def test_html_tags_do_not_end_an_answer(tiny_config, tiny_params, tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ids = template.prompt_ids(turns, add_generation_prompt=False)
     assert (ids[0], ids[-1]) == (2, 1)
+
+
+def test_a_tilde_is_the_home_folder(tiny_model, tmp_path, monkeypatch):
+    """In every path of the Python interface; nothing is made in the working directory."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    tiny_model.save_pretrained("~/model")
+    model = GritLM.from_pretrained("~/model")
+    (tmp_path / "home/c.jsonl").write_text('{"id": "a", "text": "a river"}\n')
+    build_index(model, "~/c.jsonl", "~/index", quiet=True)
+    assert [document["id"] for document in Index.open("~/index", model).documents] == ["a"]
+    (tmp_path / "home/g.jsonl").write_text('{"text": ["Where?", "Here."]}\n')
+    prepare(["~/g.jsonl"], "~/set")
+    assert len(open_source("~/set")) == len(open_source("~/*g.jsonl")) == 1
+    home = {path.name for path in (tmp_path / "home").iterdir()}
+    assert home == {"model", "c.jsonl", "index", "g.jsonl", "set"}
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_an_unknown_pooling_is_one_error():
