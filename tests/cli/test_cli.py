@@ -4,6 +4,7 @@ else."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -361,8 +362,11 @@ def test_train_and_export(capsys, tmp_path, monkeypatch):
     assert run(capsys, f"export {run_folder} {tmp_path}/out").status == 2  # never over something
 
     # Killed on the way to more steps, a run does not pass the model of fewer for its own.
+    def interrupted(*_, **options):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(grit_jax.train, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(grit_jax.train, "run_loop", interrupted)
         assert run(capsys, f"{train} --train.steps 3").status == 130
     assert not (run_folder / "model" / "grit.json").exists()
 
@@ -386,6 +390,12 @@ def test_import_there_and_back(capsys, tiny_model, texts, tmp_path):
 
 def test_data(capsys, tmp_path, monkeypatch):
     said = run(capsys, f"data prepare embedding.jsonl embedding.jsonl --output {tmp_path}/set")
+    assert said.status == 2 and "embedding.jsonl is listed twice; list it once" in said.err
+    shutil.copy("embedding.jsonl", tmp_path / "copy.jsonl")
+    said = run(
+        capsys, f"data prepare embedding.jsonl {tmp_path}/copy.jsonl --output {tmp_path}/set"
+    )
+    assert "hold the same 8 lines" in said.err
     assert said.out == f"16 embedding examples in {tmp_path}/set\n"
     assert len(open_source(tmp_path / "set")) == 16
 

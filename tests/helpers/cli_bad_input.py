@@ -294,7 +294,7 @@ CASES = {
     ),
     "eval rag model --input rag.jsonl --output texts.txt": "texts.txt: is a file; name a folder",
     "data distractors --input rag.jsonl --output x.jsonl --rows 9": (
-        "expected at least 9 questions (--rows), got 3"
+        r"expected at least 9 questions \(--rows\), got 3"
     ),
     "data distractors --input rag.jsonl --output x.jsonl --k 9": (
         "expected 8 documents beside its own, got 2"

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from grit_jax.errors import GritError
-from grit_jax.inference.files import is_text_file, read_prompts, read_texts, write_npy
+from grit_jax.inference.files import (
+    is_text_file,
+    quantize,
+    read_prompts,
+    read_texts,
+    write_npy,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +74,14 @@ def test_an_array_is_written_as_numpy_writes_it(dtype):
     write_npy(ours, array)
     np.save(theirs, array)
     assert ours.getvalue() == theirs.getvalue()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "binary"])
+def test_a_vector_that_is_not_finite_is_not_quantised(precision, value):
+    """int8 and binary have no number for it and would store a valid vector."""
+    vectors = np.eye(4, dtype=np.float32)
+    quantize(vectors, precision)
+    vectors[2, 1] = value
+    with pytest.raises(GritError, match="vector 2 is not finite"):
+        quantize(vectors, precision)

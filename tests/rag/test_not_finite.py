@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_model
 import jax
@@ -14,8 +15,10 @@ import pytest
 from grit_jax.errors import GritError
 from grit_jax.rag.index import Index, IndexOptions, SearchSettings, build_index
 from grit_jax.rag.index_files import NPY_HEADER, VECTORS
-from grit_jax.rag.manifest import read_manifest
+from grit_jax.rag.manifest import MilvusCollection, read_manifest
 from grit_jax.rag.search.exact import ExactSearch, NonFiniteRows
+from grit_jax.rag.search.milvus import MilvusSearch, _send
+from grit_jax.rag.search.milvus_server import ROW, VECTOR
 from grit_jax.sharding import MeshConfig, make_mesh
 
 ROWS = [{"id": f"d{i}", "text": f"text number {i}"} for i in range(40)]
@@ -115,3 +118,47 @@ def test_scores_that_overflow_rank_rows_and_never_padding(settings):
     found = ExactSearch(vectors, settings=settings).search(vectors[:1], 5)
     assert sorted(found.rows[0].tolist()) == [0, 1, 2, 3, 4] and found.rows[0, -1] == 4
     assert not np.isnan(found.scores).any()
+
+
+class MilvusThatKeepsVectors:
+    """What `MilvusSearch` and `fill` ask of a server: `upsert` and `search`, by inner product with
+    NaN first, as an engine may have it."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def call(self, method, name, *, data, limit=0, **_):
+        if method == "upsert":
+            self.rows.update((row[ROW], row[VECTOR]) for row in data)
+            return None
+        numbers, vectors = list(self.rows), np.stack(list(self.rows.values()))
+        order = np.argsort(-np.nan_to_num(data @ vectors.T, nan=np.inf), axis=1)[:, :limit]
+        return [[{ROW: numbers[i]} for i in row] for row in order]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_milvus_search_refuses_candidates_and_queries_that_are_not_finite(value):
+    """A collection of an earlier version: the candidates' vectors in the files decide."""
+    vectors = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+    vectors[7, 2] = value
+    search = object.__new__(MilvusSearch)
+    search._stored, search._rows, search._name = vectors, np.arange(500), "name"
+    search._settings, search._server = SearchSettings(), MilvusThatKeepsVectors()
+    search._server.rows = dict(enumerate(vectors))
+    queries = np.eye(8, dtype=np.float32)
+    with pytest.raises(NonFiniteRows) as raised:
+        search.search(queries[2:3], 3)
+    assert raised.value.rows == [7]
+    queries[1, 5] = value
+    with pytest.raises(GritError, match="query vector 1 is not finite"):
+        search.search(queries, 3)
+
+
+def test_milvus_is_sent_no_vector_that_is_not_finite():
+    server = MilvusThatKeepsVectors()
+    vectors = np.eye(8, dtype=np.float32)
+    vectors[5, 2] = np.nan
+    writer = SimpleNamespace(manifest=SimpleNamespace(milvus=MilvusCollection(None, "c", 0), dim=8))
+    with pytest.raises(NonFiniteRows) as raised:
+        _send(server, "c_0", writer, np.arange(8), vectors, quiet=True)
+    assert raised.value.rows == [5] and not server.rows
