@@ -70,17 +70,20 @@ def test_splash_with_split_queries(monkeypatch, mode, window):
     [
         (
             {"embedding_batch": 8, "passage_max_length": 258},
-            "data.row_length is 258 tokens, which mesh.context: 4",
+            r"data.row_length: must be a multiple of mesh.context \(4\), got 258 tokens",
         ),
         (
             {"generative_batch": 8, "generative_row_length": 2050},
-            "data.generative_row_length is 2050 tokens",
+            "data.generative_row_length: must be a multiple .*, got 2050 tokens",
         ),
         (
             {"cached_batch": 8, "pieces_row_length": 2306},
-            "data.pieces_row_length is 2306 .* a multiple of that",
+            "data.pieces_row_length: must be a multiple .*, got 2306 tokens",
         ),
-        ({"cached_batch": 8, "cached_row_length": 2049}, "data.cached_row_length is 2049"),
+        (
+            {"cached_batch": 8, "cached_row_length": 2049},
+            "data.cached_row_length: must be .*, got 2049 tokens",
+        ),
     ],
 )
 def test_lengths_that_do_not_divide_are_refused_by_key(data, words):

@@ -66,9 +66,9 @@ def test_a_pass_at_full_size_in_the_abstract(name):
     assert out.kv.k.shape == (
         config.num_hidden_layers,
         2,
-        256,
         config.num_key_value_heads,
         config.head_dim,
+        256,
     )
 
 

@@ -128,7 +128,7 @@ def test_blocks_of_rows_in_different_modes(params, rows):
             mixed[row][valid[row]], apart[row][0][row][valid[row]], atol=1e-5
         )
         np.testing.assert_allclose(
-            kv.k[:, row][:, valid[row]], apart[row][1].k[:, row][:, valid[row]], atol=1e-5
+            kv.k[:, row][..., valid[row]], apart[row][1].k[:, row][..., valid[row]], atol=1e-5
         )
 
 
@@ -136,11 +136,13 @@ def test_returned_keys_are_before_rotary_embedding(params, rows):
     """So the same text elsewhere (positions shifted by 100) leaves the same record behind."""
     _, kv = forward(params, rows, mode=BIDIRECTIONAL)
     first = rms_norm(params["embed"][rows[0]], params["attention_norm"][0], CONFIG.rms_norm_eps)
-    np.testing.assert_allclose(kv.k[0].reshape(B, T, -1), first @ params["key"][0], atol=1e-5)
-    np.testing.assert_allclose(kv.v[0].reshape(B, T, -1), first @ params["value"][0], atol=1e-5)
+    by_token = kv.k[0].transpose(0, 3, 1, 2), kv.v[0].transpose(0, 2, 1, 3)  # [B T K H]
+    for part, weight in zip(by_token, ("key", "value"), strict=True):
+        np.testing.assert_allclose(part.reshape(B, T, -1), first @ params[weight][0], atol=1e-5)
     _, moved = forward(params, (rows[0], rows[1] + 100, rows[2]), mode=BIDIRECTIONAL)
     valid = np.asarray(rows[2]) > 0
-    np.testing.assert_allclose(kv.k[:, valid], moved.k[:, valid], atol=1e-4)
+    keys, keys_moved = (np.moveaxis(np.asarray(x.k), -1, 2)[:, valid] for x in (kv, moved))
+    np.testing.assert_allclose(keys, keys_moved, atol=1e-4)
 
 
 def test_bfloat16_computes_near_float32(params, rows):
