@@ -11,7 +11,7 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.rag.build import IndexOptions, IndexSummary, build_index
 from grit_jax.rag.corpus import CorpusDocument
-from grit_jax.rag.index_files import IndexedDocuments, kept_vectors
+from grit_jax.rag.index_files import IndexedDocuments, kept_vectors, non_finite_documents
 from grit_jax.rag.manifest import AGAIN, IndexManifest, read_manifest, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search.exact import (
@@ -131,12 +131,7 @@ class Index:
         try:
             return self._search.search(queries, k)
         except NonFiniteRows as error:
-            ids = ", ".join(repr(self.documents[row]["id"]) for row in error.rows[:3])
-            more = f" and {len(error.rows) - 3} more" if len(error.rows) > 3 else ""
-            raise GritError(
-                f"{self.path}: the vectors of documents {ids}{more} are not finite (NaN or"
-                f" infinity); {AGAIN}, into a new folder"
-            ) from None
+            raise non_finite_documents(self.path, self.documents, error) from None
 
     def text(self, document: int | str) -> str:
         """A document, by row or id, as it is encoded: `{title} {text}`."""

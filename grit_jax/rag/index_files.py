@@ -42,7 +42,7 @@ from grit_jax.rag.manifest import (
     store_path,
     write_manifest,
 )
-from grit_jax.rag.search.exact import StoredVectors
+from grit_jax.rag.search.exact import NonFiniteRows, StoredVectors
 from grit_jax.rag.store import store_owner
 from grit_jax.runtime.files import LOCK, is_temporary, lock_folder, write_file
 
@@ -464,4 +464,16 @@ def npy_header(count: int, dim: int) -> bytes:
         + (NPY_HEADER - 10).to_bytes(2, "little")
         + text.ljust(NPY_HEADER - 11).encode()
         + b"\n"
+    )
+
+
+def non_finite_documents(
+    path: Path, documents: IndexedDocuments, error: NonFiniteRows
+) -> GritError:
+    """The error that names the documents of an index whose vectors are not finite."""
+    ids = ", ".join(repr(documents[row]["id"]) for row in error.rows[:3])
+    more = f" and {len(error.rows) - 3} more" if len(error.rows) > 3 else ""
+    return GritError(
+        f"{path}: the vectors of documents {ids}{more} are not finite (NaN or infinity); {AGAIN},"
+        " into a new folder"
     )

@@ -27,9 +27,17 @@ from typing import Any
 import numpy as np
 
 from grit_jax.errors import GritError
-from grit_jax.rag.index_files import IndexWriter, deleted_rows, kept_rows, kept_vectors
+from grit_jax.rag.index_files import (
+    IndexedDocuments,
+    IndexWriter,
+    deleted_rows,
+    kept_rows,
+    kept_vectors,
+    non_finite_documents,
+)
 from grit_jax.rag.manifest import IndexManifest, MilvusCollection
 from grit_jax.rag.search.exact import (
+    NonFiniteRows,
     SearchResult,
     SearchSettings,
     StoredVectors,
@@ -95,8 +103,8 @@ def fill(writer: IndexWriter, quiet: bool = False) -> None:
     """Brings the collection of an index to what its files hold, from where an earlier call stopped.
 
     Raises:
-      GritError: Milvus cannot be reached or refuses, or does not hold afterwards what was sent.
-      NonFiniteRows: a vector holds NaN or infinity.
+      GritError: Milvus cannot be reached or refuses, or does not hold afterwards what was sent; or
+        a vector holds NaN or infinity (the message names the document).
     """
     manifest, collection = writer.manifest, writer.manifest.milvus
     if collection is None:
@@ -122,7 +130,11 @@ def fill(writer: IndexWriter, quiet: bool = False) -> None:
                 )
             elif collection.generation != manifest.generation:
                 writer.commit(milvus=empty)
-            collection = _send(server, name, writer, rows, stored, quiet)
+            try:
+                collection = _send(server, name, writer, rows, stored, quiet)
+            except NonFiniteRows as error:
+                documents = IndexedDocuments(writer.path, manifest)
+                raise non_finite_documents(writer.path, documents, error) from None
             for start in range(collection.deleted, len(deleted), DELETED_TOGETHER):
                 server.call("delete", name, ids=deleted[start : start + DELETED_TOGETHER].tolist())
             server.finish(name)

@@ -21,7 +21,7 @@ from fake_model import vector
 from grit_jax.errors import GritError
 from grit_jax.rag import index_files
 from grit_jax.rag.index import Index, IndexOptions, SearchSettings, build_index
-from grit_jax.rag.index_files import IndexSettings, writing
+from grit_jax.rag.index_files import NPY_HEADER, VECTORS, IndexSettings, writing
 from grit_jax.rag.manifest import MANIFEST, read_manifest
 from grit_jax.rag.search import milvus
 from grit_jax.rag.search.milvus import MilvusSearch, choose, fill
@@ -184,6 +184,32 @@ def test_many_clustered_vectors(tmp_path):
             SearchSettings(oversampling=1),
         )
         searching.search(queries, 16385)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_neither_sent_nor_found(model, tmp_path, value):
+    """Of an index by an earlier version, which stored them, before and after Milvus has it."""
+    path = tmp_path / "index"
+
+    def spoil(number):
+        vectors = np.memmap(path / VECTORS, "<f4", "r+", NPY_HEADER, (400, 8))
+        vectors[7, 2] = number
+        vectors.flush()
+        return number
+
+    build(model, path, ROWS)
+    good = np.load(path / VECTORS)[7, 2]
+    spoil(value)
+    with pytest.raises(GritError, match="vectors of documents 'd7' are not finite.*grit index"):
+        build(model, path, ROWS, vectors="milvus")
+    spoil(good)
+    build(model, path, ROWS, vectors="milvus")
+    index = Index.open(path, model)
+    query = index.vectors[7:8].copy()
+    assert 7 in index.search(query, 3).rows
+    spoil(value)
+    with pytest.raises(GritError, match="vectors of documents 'd7' are not finite.*grit index"):
+        index.search(query, 3)
 
 
 # ---- a server ----
