@@ -63,10 +63,11 @@ def open_sources(
     Raises:
       GritError: the same file or dataset is listed twice by name, or see `open_source`.
     """
+    names = [expand_home(str(name)) for name in names]
     opened: list[LineSource] = []
     for name, skip in zip(names, _repeated_files(names, key), strict=True):
         if skip is not None:
-            opened.append(LineSource(str(name), open_lines(name, skip), kind, on_error, check))
+            opened.append(LineSource(name, open_lines(name, skip), kind, on_error, check))
             kind = opened[0].kind
     for number, source in enumerate(opened):
         for other in opened[:number]:

@@ -381,7 +381,7 @@ def test_a_tilde_is_the_home_folder(tiny_model, tmp_path, monkeypatch):
     build_index(model, "~/c.jsonl", "~/index", quiet=True)
     assert [document["id"] for document in Index.open("~/index", model).documents] == ["a"]
     (tmp_path / "home/g.jsonl").write_text('{"text": ["Where?", "Here."]}\n')
-    prepare(["~/g.jsonl"], "~/set")
+    prepare(["~/*g.jsonl"], "~/set")
     assert len(open_source("~/set")) == len(open_source("~/*g.jsonl")) == 1
     home = {path.name for path in (tmp_path / "home").iterdir()}
     assert home == {"model", "c.jsonl", "index", "g.jsonl", "set"}
