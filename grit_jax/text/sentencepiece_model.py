@@ -40,13 +40,13 @@ class SentencePieceModel:
     pad_token: str | None
 
 
-def convert(model: bytes, where: str) -> SentencePieceModel:
+def convert(model: bytes, location: str) -> SentencePieceModel:
     """Reads a model file's bytes; `where` is its name in messages.
 
     Raises:
       GritError: not a SentencePiece model, or a kind of one that no language model of ours uses.
     """
-    proto = _parse(model, where)
+    proto = _parse(model, location)
     kind, spec = proto.trainer_spec.model_type, proto.normalizer_spec
     refused = (
         f"a {_MODELS[kind]} model"
@@ -61,7 +61,7 @@ def convert(model: bytes, where: str) -> SentencePieceModel:
     )
     if refused:
         raise GritError(
-            f"{where}: SentencePiece with {refused} is not supported, only BPE and unigram with"
+            f"{location}: SentencePiece with {refused} is not supported, only BPE and unigram with"
             " U+2581"
         )
     unknown = next((i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN), 0)
@@ -89,7 +89,7 @@ def convert(model: bytes, where: str) -> SentencePieceModel:
         core.normalizer = _normalizer(spec)
     except Exception as error:  # the library raises a bare Exception
         raise GritError(
-            f"{where}: damaged: its normalizer cannot be read ({error}); fetch it again"
+            f"{location}: damaged: its normalizer cannot be read ({error}); fetch it again"
         ) from None
     core.decoder = _decoder(prefix=spec.add_dummy_prefix)
     core.add_tokens(
@@ -136,7 +136,7 @@ def llama_spaces(core: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
     core.decoder = _decoder(prefix=prefix)
 
 
-def _parse(model: bytes, where: str) -> Any:
+def _parse(model: bytes, location: str) -> Any:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
@@ -156,7 +156,7 @@ def _parse(model: bytes, where: str) -> Any:
         and len(set(pieces)) == len(pieces)
     )
     if not sound:
-        raise GritError(f"{where}: damaged, or no SentencePiece model; fetch it again")
+        raise GritError(f"{location}: damaged, or no SentencePiece model; fetch it again")
     return proto
 
 

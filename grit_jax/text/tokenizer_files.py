@@ -161,7 +161,7 @@ def _is_qwen2(tokenizer_json: str) -> bool:
     )
 
 
-def parse(text: str, where: str) -> tokenizers.Tokenizer:
+def parse(text: str, location: str) -> tokenizers.Tokenizer:
     """The tokenizer of a tokenizer.json.
 
     Raises:
@@ -170,7 +170,7 @@ def parse(text: str, where: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises a bare Exception
-        raise GritError(f"{where}: not a tokenizer.json ({error}); fetch it again") from None
+        raise GritError(f"{location}: not a tokenizer.json ({error}); fetch it again") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -229,14 +229,14 @@ def _template_files(directory: Path) -> dict[str, Any]:
     return {"chat_template": [{"name": name, "template": text} for name, text in texts.items()]}
 
 
-def _content(value: Any, where: str) -> str | None:
+def _content(value: Any, location: str) -> str | None:
     """A token as the files write it: null, a string, or an object with `content`."""
     content = value.get("content") if isinstance(value, dict) else value
     if content is None and not isinstance(value, dict):
         return None
     if not isinstance(content, str):
         raise GritError(
-            f"{where} must be a token (a string, or an object with 'content'), got {value!r:.60}"
+            f"{location} must be a token (a string, or an object with 'content'), got {value!r:.60}"
         )
     return content
 
@@ -297,7 +297,7 @@ def _named(config: dict[str, Any], fallback: dict[str, Any], directory: Path) ->
     """The special tokens that have a name (`bos_token`) or stand in a list of further ones."""
     for source, file in ((config, CONFIG), (fallback, SPECIAL_MAP)):
         for key, value in source.items():
-            where = f"{directory / file}: '{key}'"
+            location = f"{directory / file}: '{key}'"
             if re.fullmatch("(bos|eos|unk|sep|pad|cls|mask)_token", key):
                 values = [value]
             elif key in ("additional_special_tokens", "extra_special_tokens") and isinstance(
@@ -306,15 +306,15 @@ def _named(config: dict[str, Any], fallback: dict[str, Any], directory: Path) ->
                 values = list(value.values()) if isinstance(value, dict) else value
             else:
                 continue
-            yield from (text for text in (_content(item, where) for item in values) if text)
+            yield from (text for text in (_content(item, location) for item in values) if text)
 
 
-def _added_token(value: Any, where: Path) -> AddedToken:
+def _added_token(value: Any, location: Path) -> AddedToken:
     try:
         return AddedToken(**{key: item for key, item in value.items() if key != "__type"})
     except (AttributeError, TypeError) as error:
         raise GritError(
-            f"{where}: 'added_tokens_decoder' has {value!r:.80}, which is no token ({error})"
+            f"{location}: 'added_tokens_decoder' has {value!r:.80}, which is no token ({error})"
         ) from None
 
 

@@ -1,21 +1,23 @@
-"""The families of checkpoints: what transformers calls each, and what it assumes where config.json
-is silent."""
+"""The supported model families: the names of transformers, and its defaults for keys that are
+missing in config.json."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, Literal
 
-# How the layers of a family get their sliding windows: none has one; `sliding_window` counts for
-# all; the same, if `use_sliding_window`; so, and `layer_types` or `max_window_layers` say for
-# which; `layer_types` or a pattern do.
+# Which layers of a family have sliding windows:
+#   none: no layer.
+#   all: every layer, if `sliding_window` is set.
+#   switched: every layer, if `use_sliding_window` is true.
+#   switched layers: those that `layer_types` or `max_window_layers` says, if `use_sliding_window`.
+#   layers: those that `layer_types` or a repeating pattern says.
 Windows = Literal["none", "all", "switched", "switched layers", "layers"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Names, defaults, and the features of `ModelConfig` that every model of the family has and
-    others have not."""
+    """Names, defaults, and the features of `ModelConfig` that all models of the family share."""
 
     class_name: str
     windows: Windows
@@ -26,14 +28,13 @@ class Family:
     pad: int | None = None
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     sliding_window: int | None = None
-    full_every: int = 0  # without `layer_types`, every n-th layer sees everything
+    full_every: int = 0  # without `layer_types`, every n-th layer has full attention
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_local_base_freq: float | None = None
     tied: bool = False
-    sizes: dict[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # of keys that every other family must give
+    # Defaults of sizes that config.json must give in other families.
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     attn_softcap: float | None = None
     logit_softcap: float | None = None
     # Features.
@@ -124,7 +125,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def features(family: Family) -> dict[str, Any]:
-    """The values that `ModelConfig` has in every model of the family."""
+    """The fields of `ModelConfig` that are the same in every model of the family."""
     return {
         "attention_bias": family.attention_bias,
         "qk_norm": family.qk_norm,

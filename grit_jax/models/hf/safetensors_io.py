@@ -1,7 +1,7 @@
-"""Reading and writing the safetensors files of a model directory, tensor by tensor.
+"""Reading and writing the safetensors files of a model directory, one tensor at a time.
 
-The `safetensors` library checks a file's header before anything else is read. Reading and writing
-stream, one tensor in memory at a time. The same weights give the same bytes.
+The `safetensors` library validates a file's header before anything else is read. The same weights
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _CODES = {"float32": "F32", "bfloat16": "BF16"}
-PIECE = 1 << 24  # bytes compared at a time
-# What other dtypes there are come from quantisation and need its scales.
+COMPARE_BYTES = 1 << 24  # bytes compared at a time
+# Other dtypes come from quantisation and need its scales.
 _READABLE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """What a header says of a tensor: its place in the file in bytes, dtype code and shape."""
+    """A tensor in a file's header: its byte range in the file, dtype code and shape."""
 
     start: int
     stop: int
@@ -41,11 +41,10 @@ class _Entry:
 
 
 class TensorFiles:
-    """The tensors of a model directory by name, whichever shards they lie in. Use it in a `with`
-    statement.
+    """The tensors of a model directory by name, over all shards. Use it in a `with` statement.
 
-    Tensors are read from the file, not mapped: a mapped page stays in the process's memory, and
-    reading a model to its end would hold it twice.
+    Tensors are read, not memory-mapped: mapped pages would stay in the process's memory beside the
+    arrays made from them.
 
     Raises:
       GritError: no safetensors file (pickles are refused), a shard of the index missing, or a
@@ -77,7 +76,7 @@ class TensorFiles:
         return sorted(self._file_of)
 
     def path(self, name: str) -> Path:
-        """The file that a tensor lies in, or should lie in."""
+        """The file that holds a tensor, or that should."""
         fallback = SINGLE_FILE if (self.directory / SINGLE_FILE).is_file() else INDEX_FILE
         return self.directory / self._file_of.get(name, fallback)
 
@@ -103,16 +102,20 @@ class TensorFiles:
         return values.reshape(entry.shape)
 
     def same(self, first: str, second: str) -> bool:
-        """Whether two tensors hold the same bytes, compared in pieces."""
+        """True if two tensors have the same bytes."""
         a, b = self._entry(first), self._entry(second)
         if (a.code, a.shape) != (b.code, b.shape):
             return False
         return all(
             np.array_equal(
-                self._bytes(self.path(first), a.start + at, min(a.start + at + PIECE, a.stop)),
-                self._bytes(self.path(second), b.start + at, min(b.start + at + PIECE, b.stop)),
+                self._bytes(
+                    self.path(first), a.start + at, min(a.start + at + COMPARE_BYTES, a.stop)
+                ),
+                self._bytes(
+                    self.path(second), b.start + at, min(b.start + at + COMPARE_BYTES, b.stop)
+                ),
             )
-            for at in range(0, a.stop - a.start, PIECE)
+            for at in range(0, a.stop - a.start, COMPARE_BYTES)
         )
 
     def _entry(self, name: str) -> _Entry:
@@ -130,20 +133,19 @@ class TensorFiles:
     @staticmethod
     def _bytes(path: Path, start: int, stop: int) -> np.ndarray:
         try:
-            found = np.fromfile(path, np.uint8, stop - start, offset=start)
+            values = np.fromfile(path, np.uint8, stop - start, offset=start)
         except OSError as error:
             raise GritError(f"{path}: cannot be read ({error.strerror or error})") from None
-        if len(found) != stop - start:
+        if len(values) != stop - start:
             raise GritError(f"{path}: became shorter while it was read; download or copy it again")
-        return found
+        return values
 
     def _header(self, file: str) -> dict[str, _Entry]:
         if file not in self._headers:
             path = self.directory / file
             try:
-                with safe_open(
-                    path, framework="numpy"
-                ):  # checks the whole header against the file's size
+                # Checks the whole header against the file's size.
+                with safe_open(path, framework="numpy"):
                     pass
                 with path.open("rb") as stream:
                     length = int.from_bytes(stream.read(8), "little")
@@ -199,7 +201,7 @@ class TensorFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor to be written: its values are asked for when its turn comes."""
+    """A tensor to write; `values` is called when the tensor is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -214,12 +216,11 @@ class Tensor:
 def write_tensors(
     directory: str | Path, tensors: Sequence[Tensor], dtype: str, max_shard_bytes: int
 ) -> None:
-    """Writes `model.safetensors`, or shards and an index where that would be larger than
-    `max_shard_bytes`.
+    """Writes `model.safetensors`, or shards with an index if it would exceed `max_shard_bytes`.
 
-    Every file appears whole or not at all. Over an older model, the entry point (single file or
-    index) goes first and comes back last: a directory whose writer was killed has no weights rather
-    than mixed ones.
+    Every file is written atomically. When an older model is replaced, its entry point (single file
+    or index) is removed first and written last: if the process is killed, the directory has no
+    weights instead of mixed ones.
 
     Raises:
       GritError: a dtype other than float32 and bfloat16.
@@ -258,8 +259,7 @@ def write_tensors(
 
 
 def _shards(tensors: Sequence[Tensor], itemsize: int, limit: int) -> Iterator[list[Tensor]]:
-    """Consecutive tensors of at most `limit` bytes together; a larger one has a shard of its
-    own."""
+    """Groups consecutive tensors to at most `limit` bytes; a larger tensor is a shard by itself."""
     shard: list[Tensor] = []
     filled = 0
     for tensor in tensors:
@@ -273,9 +273,9 @@ def _shards(tensors: Sequence[Tensor], itemsize: int, limit: int) -> Iterator[li
 
 
 def _write_shard(file: BinaryIO, tensors: Sequence[Tensor], dtype: str) -> None:
-    """The safetensors layout: length of the header in 8 bytes, the header (JSON), the values back
-    to back."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on this key
+    """Writes the safetensors layout: the header's length in 8 bytes, the header (JSON), the
+    values."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # required by transformers
     start = 0
     for tensor in tensors:
         end = start + tensor.size * DTYPES[dtype].itemsize

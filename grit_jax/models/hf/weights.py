@@ -1,5 +1,5 @@
-"""The weights of a checkpoint: Hugging Face's tensors on disk, stacked `[in, out]` layers in
-memory."""
+"""Loading and saving weights: Hugging Face's tensors on disk, `[in, out]` matrices stacked over
+layers in memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from grit_jax.sharding import to_host
 MAX_SHARD_BYTES = 5 * 10**9
 ALIGNMENT = 64  # bytes
 
-_DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store these; they follow from config.json
+_DERIVED = ".rotary_emb.inv_freq"  # stored by old checkpoints; config.json determines them
 _HEAD = "lm_head.weight"
-# What stands before the names of the text model: nothing in one saved without its head, more in a
+# Prefixes of the text model's tensor names: empty in a model saved without its head, longer in a
 # multimodal one.
 _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
 _IMAGES = (
@@ -34,10 +34,10 @@ _IMAGES = (
 
 
 def hf_names(config: ModelConfig) -> dict[str, tuple[str, bool]]:
-    """Our name -> Hugging Face's (`{layer}`, `{expert}`), and whether it is an nn.Linear weight.
+    """Our name -> Hugging Face's (with `{layer}`, `{expert}`), and True for weights of nn.Linear.
 
-    Those are `[out, in]` there and `[in, out]` here. Of experts it is the form on disk, one tensor
-    each.
+    Linear weights are `[out, in]` there and `[in, out]` here. Experts have one tensor each, as on
+    disk.
     """
     layer, c = "layers.{layer}.", config
     names = {
@@ -59,7 +59,7 @@ def hf_names(config: ModelConfig) -> dict[str, tuple[str, bool]]:
         "final_norm": ("norm.weight", False),
         "head": (_HEAD, True),
     }
-    # Gemma's norm after attention is called what the others call the one before the feed-forward
+    # Gemma's norm after attention has the name that other families use for the norm before the MLP.
     if c.post_norms:
         names |= {
             "attention_post_norm": (layer + "post_attention_layernorm.weight", False),
@@ -86,20 +86,17 @@ def load_params(
     *,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> Params:
-    """Reads the weights of `config` from safetensors files, stacked on the layer axis, as NumPy
-    arrays.
+    """Reads the weights of `config` from safetensors files as NumPy arrays, stacked over layers.
 
-    One tensor is in memory beside the result. Tensors that the model has no use for are named in a
-    warning.
+    Apart from the result, one tensor is in memory at a time. A warning names unused tensors.
 
     Args:
       dtype: float32 or bfloat16.
-      place: called with each finished weight (its name and array); what it returns stands in the
-        result. It can move the weight to its devices, so that the host never holds the whole model.
+      place: called with each complete weight (its name and array); its result takes the weight's
+        place. It can move the weight to the devices, so that the host never holds the whole model.
 
     Raises:
-      GritError: a file or tensor that is missing, damaged or of another shape; the message names
-        both.
+      GritError: a file or tensor is missing, damaged or of another shape; the message names both.
     """
     if dtype not in DTYPES:
         raise GritError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -110,13 +107,13 @@ def load_params(
         for name, shape in parameter_shapes(config).items():
             is_linear = names[name][1]
             array = _empty(shape, DTYPES[dtype])
-            for place_in_stack, hf_name in _tensors(name, config, prefix):
+            for index, hf_name in _tensors(name, config, prefix):
                 if name == "head" and hf_name not in files and prefix.startswith("language_model."):
                     hf_name = "language_model." + hf_name
                 used.add(hf_name)
-                one = shape[len(place_in_stack) :]
-                tensor = files.read(hf_name, one[::-1] if is_linear else one)
-                array[place_in_stack] = tensor.T if is_linear else tensor
+                tensor_shape = shape[len(index) :]
+                tensor = files.read(hf_name, tensor_shape[::-1] if is_linear else tensor_shape)
+                array[index] = tensor.T if is_linear else tensor
                 del tensor
             params[name] = place(name, array) if place else array
             del array
@@ -131,10 +128,11 @@ def save_params(
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes weights under Hugging Face's names; the same weights give the same bytes.
+    """Writes weights under Hugging Face's names. The same weights give the same bytes.
 
     Args:
-      params: NumPy or JAX arrays; of those that lie in several processes, the others `read_along`.
+      params: NumPy or JAX arrays. If they are sharded over several processes, process 0 calls this
+        function while the others call `read_along`.
       dtype: float32 or bfloat16 (rounded to nearest even).
       max_shard_bytes: a larger model is split into shards with an index.
     """
@@ -142,8 +140,7 @@ def save_params(
 
 
 def read_along(params: Mapping[str, Any], config: ModelConfig) -> None:
-    """What the other processes do while process 0 writes a model: one tensor after the other is
-    gathered from all."""
+    """Takes part in gathering each tensor; the other processes call it while process 0 saves."""
     for tensor in _to_write(params, config):
         tensor.values()
     for name in PROJECTION_AXES:
@@ -154,17 +151,17 @@ def read_along(params: Mapping[str, Any], config: ModelConfig) -> None:
 def _to_write(params: Mapping[str, Any], config: ModelConfig) -> list[Tensor]:
     tensors = []
     names, shapes = hf_names(config), parameter_shapes(config)
-    for name, place, hf_name in _on_disk_order(config):
+    for name, index, hf_name in _on_disk_order(config):
         is_linear = names[name][1]
-        shape = shapes[name][len(place) :]
+        shape = shapes[name][len(index) :]
 
         def values(
-            name: str = name, place: tuple[int, ...] = place, is_linear: bool = is_linear
+            name: str = name, index: tuple[int, ...] = index, is_linear: bool = is_linear
         ) -> np.ndarray:
             weight = params[name]
             if _on_host(weight):
-                weight = np.asarray(weight)  # no copy, and no program that takes a layer out
-            array = to_host(weight[place] if place else weight)
+                weight = np.asarray(weight)  # no copy, and no compiled program to slice a layer
+            array = to_host(weight[index] if index else weight)
             return array.T if is_linear else array
 
         tensors.append(Tensor(hf_name, shape[::-1] if is_linear else shape, values))
@@ -172,7 +169,7 @@ def _to_write(params: Mapping[str, Any], config: ModelConfig) -> list[Tensor]:
 
 
 def _tensors(name: str, config: ModelConfig, prefix: str) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Where in our stacked weight each of its tensors lies, and the tensor's name."""
+    """The index in our stacked weight, and the name, of each tensor of a weight."""
     template = hf_names(config)[name][0]
     template = template if name == "head" else prefix + template
     if "{layer}" not in template:
@@ -187,23 +184,22 @@ def _tensors(name: str, config: ModelConfig, prefix: str) -> Iterator[tuple[tupl
 
 
 def _on_disk_order(config: ModelConfig) -> list[tuple[str, tuple[int, ...], str]]:
-    """(Our name, place in it, tensor) as on disk: layer by layer, so that a shard holds
-    neighbouring layers."""
+    """(Our name, index, tensor's name), layer by layer, so that a shard holds neighbouring
+    layers."""
     entries = []
     for name in parameter_shapes(config):
         layers = layers_with(name, config.layer_kinds)
-        for place, hf_name in _tensors(name, config, _PREFIXES[0]):
-            # The table first; the final norm and the head, which have no layer, last.
+        for index, hf_name in _tensors(name, config, _PREFIXES[0]):
+            # The embedding table comes first, the final norm and the head last.
             layer = (
-                layers[place[0]] if place else -1 if name == "embed" else config.num_hidden_layers
+                layers[index[0]] if index else -1 if name == "embed" else config.num_hidden_layers
             )
-            entries.append((layer, (name, place, hf_name)))
+            entries.append((layer, (name, index, hf_name)))
     return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that JAX can take over without a copy where the host is the device: it asks for this
-    alignment."""
+    """An empty array with the alignment that JAX needs to use it without a copy on CPU."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -211,17 +207,17 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _on_host(weight: Any) -> bool:
-    """Whether a JAX array lies whole in the host's memory."""
+    """True if a JAX array is on one CPU device."""
     devices = weight.devices() if hasattr(weight, "devices") else ()
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def _report_unused(files: TensorFiles, names: set[str], config: ModelConfig, prefix: str) -> None:
-    """Warns of tensors that the model was not made of."""
+    """Warns of tensors that were not used."""
     names = {name for name in names if not name.endswith(_DERIVED)}
     head = next((name for name in names if name.endswith(_HEAD)), None)
     if config.tie_word_embeddings and head and files.same(head, prefix + "embed_tokens.weight"):
-        names.discard(head)  # harmless as long as it is the copy it claims to be
+        names.discard(head)  # a copy of the embedding table
     if images := {name for name in names if name.startswith(_IMAGES)}:
         names -= images
         warnings.warn(

@@ -13,12 +13,13 @@ from grit_jax.models.hf.rope import rope_to_hf
 def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """`ModelConfig` as the config.json that transformers, sentence-transformers and vLLM read.
 
-    `is_causal` stands there explicitly: sentence-transformers can only override a key that exists,
-    and would embed causally, silently, without it. Rotary embedding is written in the old spelling
+    `is_causal` is written explicitly: sentence-transformers can only override a key that exists,
+    and would silently embed causally without it. Rotary embedding is written in the old spelling
     and in the new one.
 
     Raises:
-      GritError: the config's architecture has no such feature in transformers (a window in Llama).
+      GritError: a feature that the architecture does not have in transformers (a sliding window in
+        Llama).
     """
     c, family = config, FAMILIES[config.architecture]
     _check_expressible(c, family)
@@ -53,7 +54,7 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     if c.architecture == "llama":
         hf["mlp_bias"] = False
     if c.architecture == "gemma3_text":
-        hf["use_bidirectional_attention"] = False  # sentence-transformers changes it, to embed
+        hf["use_bidirectional_attention"] = False  # sentence-transformers overrides it
     if family.gemma:
         hf["query_pre_attn_scalar"] = _whole(c.query_pre_attn_scalar or c.head_dim)
         hf["attn_logit_softcapping"] = c.attn_logit_softcapping
@@ -64,7 +65,9 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         hf["use_sliding_window"] = c.sliding_window is not None
     if family.windows in ("switched layers", "layers"):
         hf["layer_types"] = [FULL if kind.window is None else SLIDING for kind in c.layer_kinds]
-    if family.windows == "switched layers":  # older releases know only from which layer on
+    if (
+        family.windows == "switched layers"
+    ):  # older releases only read the first layer with a window
         full = hf["layer_types"].count(FULL)
         hf["max_window_layers"] = (
             full if hf["layer_types"][:full] == [FULL] * full else c.num_hidden_layers
@@ -91,7 +94,7 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
 
 
 def _check_expressible(config: ModelConfig, family: Family) -> None:
-    """Raises GritError for what transformers' class of the family does not have, or always has."""
+    """Raises GritError for a feature that transformers' class of the family never or always has."""
     c = config
     for key, needed in (
         ("num_experts", family.experts),
@@ -102,31 +105,31 @@ def _check_expressible(config: ModelConfig, family: Family) -> None:
                 f"model.{key} is {_yaml(getattr(c, key))}, but {family.class_name} always has it;"
                 " set it"
             )
-    must = features(family)
+    required = features(family)
     if not family.gemma:
-        must |= {"query_pre_attn_scalar": None, "final_logit_softcapping": None}
+        required |= {"query_pre_attn_scalar": None, "final_logit_softcapping": None}
     if not family.gemma or c.architecture == "gemma3_text":
-        must["attn_logit_softcapping"] = None
+        required["attn_logit_softcapping"] = None
     if not family.experts:
-        must["num_experts"] = 0
+        required["num_experts"] = 0
     if family.rope_local_base_freq is None:
-        must["rope_local_base_freq"] = None
+        required["rope_local_base_freq"] = None
     if c.architecture == "mixtral":
-        must |= {
+        required |= {
             "norm_topk_prob": True,
             "decoder_sparse_step": 1,
             "mlp_only_layers": (),
             "moe_intermediate_size": c.intermediate_size,
         }
-    for key, value in must.items():
-        found = getattr(c, key)
-        if found != value:
+    for key, value in required.items():
+        actual = getattr(c, key)
+        if actual != value:
             owner = next(
-                (name for name, f in FAMILIES.items() if features(f).get(key) == found), None
+                (name for name, f in FAMILIES.items() if features(f).get(key) == actual), None
             )
             fix = f"model.architecture: {owner}" if owner else f"model.{key}: {_yaml(value)}"
             raise GritError(
-                f"model.{key} is {_yaml(found)}, which {family.class_name} cannot have in"
+                f"model.{key} is {_yaml(actual)}, which {family.class_name} cannot have in"
                 f" transformers; set {fix}"
             )
     if c.sliding_window is not None and family.windows == "none":

@@ -280,7 +280,7 @@ def test_missing_keys_mean_what_they_mean_to_transformers():
                 rope_parameters={"rope_type": "linear", "factor": 2.0},
                 rope_scaling={"type": "linear", "factor": 3.0},
             ),
-            ("different things",),
+            ("contradict each other",),
         ),
         (
             hf(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
