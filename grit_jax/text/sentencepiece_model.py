@@ -1,10 +1,10 @@
-"""A SentencePiece `tokenizer.model` (BPE or unigram) as a tokenizer of the `tokenizers` library
-with the same ids.
+"""Converts a SentencePiece `tokenizer.model` (BPE or unigram) to a tokenizer of the `tokenizers`
+library with the same ids.
 
-What a piece may become is SentencePiece's own rule: control, unknown and byte pieces are never
-found in a text, however it is spelled. Merges of a BPE model follow its scores. Spaces follow the
-model's normalizer, applied to each stretch of text between two added tokens, unless the directory
-names a `LlamaTokenizer`: then they follow what transformers makes of it (`llama_spaces`). Sources:
+As in SentencePiece, control, unknown and byte pieces never match a text that spells them. Merges of
+a BPE model follow its scores. Spaces follow the model's normalizer, applied to each stretch of text
+between two added tokens, unless the directory names a `LlamaTokenizer`: then they follow the rules
+of transformers (`llama_spaces`). Sources:
 `sentencepiece: src/{bpe_model,unigram_model,normalizer}.cc`, `transformers:
 convert_slow_tokenizer.py, models/llama/tokenization_llama.py`.
 """
@@ -21,8 +21,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from grit_jax.errors import GritError
 
-SPACE = "\u2581"  # how pieces write a space
-# Below every real score: such a piece loses against the characters that spell it.
+SPACE = "\u2581"  # stands for a space in pieces
+# Below every real score, so that such a piece loses against the characters that spell it.
 NEVER = -10_000.0
 # Kinds of pieces and of models, as `sentencepiece: src/sentencepiece_model.proto` numbers them.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -32,7 +32,7 @@ _MODELS = {3: "WORD", 4: "CHAR"}
 
 @dataclasses.dataclass(frozen=True)
 class SentencePieceModel:
-    """The converted model and the special tokens that it names itself (None: it has none)."""
+    """The converted model and the special tokens that it defines (None: it has none)."""
 
     core: tokenizers.Tokenizer
     bos_token: str | None
@@ -41,10 +41,10 @@ class SentencePieceModel:
 
 
 def convert(model: bytes, location: str) -> SentencePieceModel:
-    """Reads a model file's bytes; `where` is its name in messages.
+    """Converts the bytes of a model file; `location` is its name in messages.
 
     Raises:
-      GritError: not a SentencePiece model, or a kind of one that no language model of ours uses.
+      GritError: not a SentencePiece model, or a kind of model that is not supported.
     """
     proto = _parse(model, location)
     kind, spec = proto.trainer_spec.model_type, proto.normalizer_spec
@@ -83,13 +83,13 @@ def convert(model: bytes, location: str) -> SentencePieceModel:
                 byte_fallback=proto.trainer_spec.byte_fallback,
             )
         )
-        if cuts := _cuts(proto.pieces):
-            core.pre_tokenizer = cuts
+        if splits := _splits(proto.pieces):
+            core.pre_tokenizer = splits
     try:
         core.normalizer = _normalizer(spec)
     except Exception as error:  # the library raises a bare Exception
         raise GritError(
-            f"{location}: damaged: its normalizer cannot be read ({error}); fetch it again"
+            f"{location}: damaged: its normalizer cannot be read ({error}); download it again"
         ) from None
     core.decoder = _decoder(prefix=spec.add_dummy_prefix)
     core.add_tokens(
@@ -98,8 +98,8 @@ def convert(model: bytes, location: str) -> SentencePieceModel:
             for piece in proto.pieces
             if piece.type in (UNKNOWN, CONTROL)
         ]
-        # Symbols such as Gemma's runs of spaces are met in the normalized text, the longest first.
-        # A normalizer with a dummy prefix would put it before the symbol, too, and never meet it.
+        # Symbols such as Gemma's runs of spaces match in the normalized text, the longest first. A
+        # normalizer with a dummy prefix would add it to the symbol, too, which could not match then.
         + [
             AddedToken(piece.piece, normalized=not spec.add_dummy_prefix, special=False)
             for piece in proto.pieces
@@ -107,24 +107,23 @@ def convert(model: bytes, location: str) -> SentencePieceModel:
         ]
     )
 
-    def named(number: int) -> str | None:
-        known = 0 <= number < len(proto.pieces) and proto.pieces[number].type in (
-            CONTROL,
-            USER_DEFINED,
-        )
-        return proto.pieces[number].piece if known else None
+    def token(number: int) -> str | None:
+        if not 0 <= number < len(proto.pieces):
+            return None
+        piece = proto.pieces[number]
+        return piece.piece if piece.type in (CONTROL, USER_DEFINED) else None
 
     ids = proto.trainer_spec
-    return SentencePieceModel(core, named(ids.bos_id), named(ids.eos_id), named(ids.pad_id))
+    return SentencePieceModel(core, token(ids.bos_id), token(ids.eos_id), token(ids.pad_id))
 
 
 def llama_spaces(core: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """Gives a tokenizer the space rules of transformers' `LlamaTokenizer`, which builds them anew
-    from the config.
+    """Gives a tokenizer the space rules of transformers' `LlamaTokenizer`, which depend on the
+    config only.
 
-    A text gets a dummy prefix unless it begins with a space; with `legacy: true` in
-    tokenizer_config.json so does every stretch after an added token. (SentencePiece itself prefixes
-    a text that begins with a space as well.)
+    A text gets a dummy prefix unless it begins with a space. With `legacy: true` in
+    tokenizer_config.json, every stretch of text after an added token gets one, too. (SentencePiece
+    itself also prefixes texts that begin with a space.)
     """
     prefix = config.get("add_prefix_space")
     prefix = True if prefix is None else bool(prefix)
@@ -145,33 +144,32 @@ def _parse(model: bytes, location: str) -> Any:
         proto.ParseFromString(model)
     except DecodeError:
         proto.Clear()
-    # Random bytes can parse to nothing, and a cut or altered file to less than it had, or to no
-    # text.
+    # Random bytes can parse as an empty message, a truncated or altered file as an incomplete one.
     pieces = [piece.piece for piece in proto.pieces]
-    sound = (
+    valid = (
         proto.trainer_spec.ByteSize() > 0
         and any(piece.type == UNKNOWN for piece in proto.pieces)
         and all(isinstance(text, str) and text for text in pieces)
         and all(map(math.isfinite, (piece.score for piece in proto.pieces)))
         and len(set(pieces)) == len(pieces)
     )
-    if not sound:
-        raise GritError(f"{location}: damaged, or no SentencePiece model; fetch it again")
+    if not valid:
+        raise GritError(f"{location}: damaged, or not a SentencePiece model; download it again")
     return proto
 
 
 def _merges(pieces: Any) -> list[tuple[str, str]]:
-    """Pairs in the order in which they merge: the best score of the result first, then as
-    transformers orders them."""
+    """Pairs in the order in which they are merged: by the score of the result, then as in
+    transformers."""
     ids = {p.piece: i for i, p in enumerate(pieces) if p.type in (NORMAL, USER_DEFINED)}
-    found: list[tuple[tuple[float, int, int, int, int], tuple[str, str]]] = []
+    merges: list[tuple[tuple[float, int, int, int, int], tuple[str, str]]] = []
     for text, i in ids.items():
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]
             if left in ids and right in ids:
                 key = (-pieces[i].score, i, len(left), ids[left], ids[right])
-                found.append((key, (left, right)))
-    return [pair for _, pair in sorted(found)]
+                merges.append((key, (left, right)))
+    return [pair for _, pair in sorted(merges)]
 
 
 def _scores(pieces: Any) -> list[tuple[str, float]]:
@@ -180,29 +178,30 @@ def _scores(pieces: Any) -> list[tuple[str, float]]:
     def score(piece: Any) -> float:
         if piece.type == NORMAL:
             return piece.score
-        # Always taken: SentencePiece counts such a symbol as if each of its bytes were the best
-        # piece.
+        # Always chosen: SentencePiece scores such a symbol as if each byte were the best piece.
         return len(piece.piece.encode()) * best - 0.1 if piece.type == USER_DEFINED else NEVER
 
     return [(piece.piece, score(piece)) for piece in pieces]
 
 
-def _cuts(pieces: Any) -> pre_tokenizers.PreTokenizer | None:
-    """Keeps control, unknown and byte pieces from being found in a text where their scores do not.
+def _splits(pieces: Any) -> pre_tokenizers.PreTokenizer | None:
+    """Keeps control, unknown and byte pieces from matching a text where `NEVER` does not.
 
-    That is where one has a character that no piece has by itself: unknown characters cost even more
-    than `NEVER`. The text is cut behind the first character of such a spelling.
+    A piece with a character that is no piece by itself would win, since unknown characters cost
+    even more than `NEVER`. The text is split after the first character of such a piece.
     """
     known = {p.piece for p in pieces if p.type == NORMAL}
-    found = {
+    spellings = {
         p.piece
         for p in pieces
         if p.type in (UNKNOWN, CONTROL, BYTE) and not known.issuperset(p.piece)
     }
-    if not found:
+    if not spellings:
         return None
-    cuts = "|".join(f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in sorted(found))
-    return pre_tokenizers.Split(Regex(cuts), behavior="merged_with_previous")
+    pattern = "|".join(
+        f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in sorted(spellings)
+    )
+    return pre_tokenizers.Split(Regex(pattern), behavior="merged_with_previous")
 
 
 def _normalizer(spec: Any) -> normalizers.Normalizer:

@@ -1,11 +1,10 @@
-"""The tokenizer files of a Hugging Face directory: which there are, what each adds, and how they
-are written.
+"""Reading and writing the tokenizer files of a Hugging Face directory.
 
-What counts is what transformers makes of them, since its ids are the ones that a published model
-was trained with: tokenizer.json, or tokenizer.model where there is none; the tokens that
-tokenizer_config.json, special_tokens_map.json and added_tokens.json add; and its `LlamaTokenizer`,
-which builds the space rules anew whatever tokenizer.json says. Source: `transformers:
-tokenization_utils_base.py, tokenization_utils_tokenizers.py, models/auto/tokenization_auto.py`.
+They are read as transformers does, since published models were trained with its ids:
+tokenizer.json, or tokenizer.model if there is none; the tokens that tokenizer_config.json,
+special_tokens_map.json and added_tokens.json add; and the space rules of its `LlamaTokenizer`,
+which override those of tokenizer.json. Source: `transformers: tokenization_utils_base.py,
+tokenization_utils_tokenizers.py, models/auto/tokenization_auto.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ SPECIAL_MAP, ADDED, TEMPLATE, TEMPLATES = (
     "chat_template.jinja",
     "additional_chat_templates",
 )
-# Their tokenizers are read as tokenizer.json says, whatever class tokenizer_config.json names.
+# Model types whose tokenizer.json is used as it is, whatever class tokenizer_config.json names.
 _READ_AS_WRITTEN = ("mistral", "mixtral")
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 _QWEN2_REGEX = (
@@ -46,14 +45,14 @@ _CONVERT = (
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerFiles:
-    """What a directory says.
+    """The tokenizer of a directory.
 
     Attributes:
-      tokenizer_json: text of a tokenizer.json with every token of the other files in it.
-      names: `bos`, `eos` and `pad` to the token, None where there is none.
-      config: tokenizer_config.json; `chat_template` is that of the template files where there are
+      tokenizer_json: text of a tokenizer.json that includes the tokens of the other files.
+      names: `bos`, `eos` and `pad` -> the token, or None if there is none.
+      config: tokenizer_config.json; its `chat_template` comes from the template files if there are
         any.
-      model: bytes of tokenizer.model, if the tokenizer came from it.
+      model: bytes of tokenizer.model, if the tokenizer was converted from it.
     """
 
     tokenizer_json: str
@@ -63,10 +62,10 @@ class TokenizerFiles:
 
 
 def read(directory: Path) -> TokenizerFiles:
-    """Reads a directory.
+    """Reads the tokenizer files of a directory.
 
     Raises:
-      GritError: no tokenizer that can be read, or a damaged file.
+      GritError: there is no tokenizer of a supported kind, or a file is damaged.
     """
     config = read_object(directory / CONFIG)
     config |= _template_files(directory)
@@ -79,20 +78,29 @@ def read(directory: Path) -> TokenizerFiles:
     if (directory / TOKENIZER).is_file():
         text = _text(directory / TOKENIZER)
         core = parse(text, str(directory / TOKENIZER))
-        written_anew = (
+        rebuild_spaces = (
             model_config.get("model_type") not in _READ_AS_WRITTEN and '"ByteLevel"' not in text
         )
     elif (directory / MODEL).is_file():
         model = _read(directory / MODEL)
         if _TIKTOKEN_LINE.match(model):
-            raise GritError(f"{directory / MODEL}: a tiktoken file, which is not read; {_CONVERT}")
-        found = sentencepiece_model.convert(model, str(directory / MODEL))
-        core, written_anew = found.core, True
-        own = {"bos": found.bos_token, "eos": found.eos_token, "pad": found.pad_token}
+            raise GritError(
+                f"{directory / MODEL}: a tiktoken file, which is not supported; {_CONVERT}"
+            )
+        converted = sentencepiece_model.convert(model, str(directory / MODEL))
+        core, rebuild_spaces = converted.core, True
+        own = {
+            "bos": converted.bos_token,
+            "eos": converted.eos_token,
+            "pad": converted.pad_token,
+        }
     else:
         raise GritError(_nothing(directory))
     before = None if model is not None else core.get_added_tokens_decoder()
-    if str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer" and written_anew:
+    if (
+        str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+        and rebuild_spaces
+    ):
         sentencepiece_model.llama_spaces(core, config)
         before = None
     _add_tokens(core, directory, config, fallback)
@@ -119,24 +127,24 @@ def read(directory: Path) -> TokenizerFiles:
 
 
 def write(directory: Path, files: TokenizerFiles, architecture: str | None = None) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and, where the tokenizer came from one,
+    """Writes tokenizer.json, tokenizer_config.json and, if the tokenizer was converted from one,
     tokenizer.model.
 
-    The config is made such that transformers takes tokenizer.json as it stands, beside a model of
-    `architecture`; files of an earlier tokenizer that would contradict it go.
+    The config makes transformers use tokenizer.json unchanged beside a model of `architecture`.
+    Files of an earlier tokenizer that would contradict it are removed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # What makes transformers build something else than tokenizer.json, or run code of the
+    # Keys that make transformers change the tokenizer of tokenizer.json, or run code of the
     # directory.
-    rebuilt = ("added_tokens_decoder", "auto_map", "add_prefix_space", "legacy", "sp_model_kwargs")
-    config = {key: value for key, value in files.config.items() if key not in rebuilt}
+    dropped = ("added_tokens_decoder", "auto_map", "add_prefix_space", "legacy", "sp_model_kwargs")
+    config = {key: value for key, value in files.config.items() if key not in dropped}
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config.setdefault("clean_up_tokenization_spaces", False)
     config |= {f"{kind}_token": token for kind, token in files.names.items()}
     if architecture == "qwen2" and not _is_qwen2(files.tokenizer_json):
-        # Its AutoTokenizer believes no class named in a qwen2 directory and makes a Qwen2Tokenizer
-        # of its vocabulary and merges, unless the class is said to be none of its own. There is
-        # none: `trust_remote_code` must be off.
+        # In a qwen2 directory, AutoTokenizer ignores the class named in the config and makes a
+        # Qwen2Tokenizer of the vocabulary and merges, unless `auto_map` says that the class is
+        # custom. There is no custom class here: `trust_remote_code` must be off.
         config["auto_map"] = {"AutoTokenizer": [None, None]}
     for name in (SPECIAL_MAP, ADDED, TEMPLATE, MODEL):
         (directory / name).unlink(missing_ok=True)
@@ -150,7 +158,7 @@ def write(directory: Path, files: TokenizerFiles, architecture: str | None = Non
 
 
 def _is_qwen2(tokenizer_json: str) -> bool:
-    """Whether a Qwen2Tokenizer made of a tokenizer's vocabulary and merges is that tokenizer."""
+    """True if a Qwen2Tokenizer of the same vocabulary and merges is the same tokenizer."""
     file = json.loads(tokenizer_json)
     splits = (file.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
     return (
@@ -162,22 +170,22 @@ def _is_qwen2(tokenizer_json: str) -> bool:
 
 
 def parse(text: str, location: str) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json.
+    """Parses the text of a tokenizer.json; `location` is its name in messages.
 
     Raises:
-      GritError: it is none.
+      GritError: the text is not a tokenizer.
     """
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises a bare Exception
-        raise GritError(f"{location}: not a tokenizer.json ({error}); fetch it again") from None
+        raise GritError(f"{location}: not a tokenizer.json ({error}); download it again") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file.
+    """Reads a JSON object; {} if there is no such file.
 
     Raises:
-      GritError: the file is something else.
+      GritError: the file is not a JSON object.
     """
     if not path.is_file():
         return {}
@@ -205,7 +213,7 @@ def _text(path: Path) -> str:
 
 
 def _nothing(directory: Path) -> str:
-    """What to say of a directory without a tokenizer that can be read."""
+    """The message for a directory without a supported tokenizer."""
     missing = f"{directory}: no {TOKENIZER} there, nor a {MODEL}"
     if not directory.is_dir():
         return missing
@@ -213,11 +221,11 @@ def _nothing(directory: Path) -> str:
     other = next(
         (path.name for pattern in others for path in sorted(directory.glob(pattern))), None
     )
-    return f"{missing}; it has {other}, which is not read: {_CONVERT}" if other else missing
+    return f"{missing}; it has {other}, which is not supported: {_CONVERT}" if other else missing
 
 
 def _template_files(directory: Path) -> dict[str, Any]:
-    """`chat_template` as the template files have it; they count before tokenizer_config.json."""
+    """`chat_template` from the template files, which override tokenizer_config.json."""
     files = {path.stem: path for path in sorted((directory / TEMPLATES).glob("*.jinja"))}
     if (directory / TEMPLATE).is_file():
         files["default"] = directory / TEMPLATE
@@ -230,7 +238,7 @@ def _template_files(directory: Path) -> dict[str, Any]:
 
 
 def _content(value: Any, location: str) -> str | None:
-    """A token as the files write it: null, a string, or an object with `content`."""
+    """The text of a token, which is null, a string, or an object with `content`."""
     content = value.get("content") if isinstance(value, dict) else value
     if content is None and not isinstance(value, dict):
         return None
@@ -244,8 +252,7 @@ def _content(value: Any, location: str) -> str | None:
 def _add_tokens(
     core: tokenizers.Tokenizer, directory: Path, config: dict[str, Any], fallback: dict[str, Any]
 ) -> None:
-    """Adds the tokens of the other files, in the order of transformers, and marks what they name as
-    special."""
+    """Adds the tokens of the other files in the order of transformers, and marks special tokens."""
     numbered: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
         file, source = CONFIG, config["added_tokens_decoder"]
@@ -259,24 +266,24 @@ def _add_tokens(
             if i.isdigit()
         }
     else:
-        file, named = ADDED, set(_named(config, fallback, directory))
+        file, special_tokens = ADDED, set(_special_tokens(config, fallback, directory))
         for text, number in read_object(directory / ADDED).items():
             if not isinstance(number, int):
                 raise GritError(
                     f"{directory / ADDED}: the id of '{text}' must be a number, got {number!r:.40}"
                 )
-            special = text in named
+            special = text in special_tokens
             numbered[number] = AddedToken(text, normalized=not special, special=special)
     core.add_tokens([token for _, token in sorted(numbered.items())])
     for number, token in numbered.items():
         if core.token_to_id(token.content) != number:
             raise GritError(
-                f"{directory / file}: says that '{token.content}' has id {number}, in the"
-                f" vocabulary it has {core.token_to_id(token.content)}; the files do not belong"
+                f"{directory / file}: '{token.content}' has id {number}, but"
+                f" {core.token_to_id(token.content)} in the vocabulary; the files do not belong"
                 " together"
             )
     known = {token.content: token for token in core.get_added_tokens_decoder().values()}
-    for text in _named(config, fallback, directory):
+    for text in _special_tokens(config, fallback, directory):
         token = known.get(text, AddedToken(text))
         if text not in known or not token.special:
             core.add_special_tokens(
@@ -293,8 +300,10 @@ def _add_tokens(
             )
 
 
-def _named(config: dict[str, Any], fallback: dict[str, Any], directory: Path) -> Iterator[str]:
-    """The special tokens that have a name (`bos_token`) or stand in a list of further ones."""
+def _special_tokens(
+    config: dict[str, Any], fallback: dict[str, Any], directory: Path
+) -> Iterator[str]:
+    """The special tokens that a key names (such as `bos_token`), and those in lists of others."""
     for source, file in ((config, CONFIG), (fallback, SPECIAL_MAP)):
         for key, value in source.items():
             location = f"{directory / file}: '{key}'"
@@ -314,15 +323,14 @@ def _added_token(value: Any, location: Path) -> AddedToken:
         return AddedToken(**{key: item for key, item in value.items() if key != "__type"})
     except (AttributeError, TypeError) as error:
         raise GritError(
-            f"{location}: 'added_tokens_decoder' has {value!r:.80}, which is no token ({error})"
+            f"{location}: 'added_tokens_decoder' has {value!r:.80}, which is not a token ({error})"
         ) from None
 
 
 def _begin_and_end(
     core: tokenizers.Tokenizer, config: dict[str, Any], names: dict[str, str | None]
 ) -> None:
-    """Has a tokenizer that came from tokenizer.model add begin and end of sequence for callers that
-    ask for it."""
+    """Makes a tokenizer converted from tokenizer.model add begin and end of sequence on request."""
     bos = names["bos"] if config.get("add_bos_token", True) else None
     eos = names["eos"] if config.get("add_eos_token", False) else None
     if not (bos or eos):

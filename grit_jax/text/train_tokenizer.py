@@ -1,10 +1,10 @@
-"""Training a tokenizer on the spot: SentencePiece unigram, written as a tokenizer.json.
+"""Trains a SentencePiece unigram tokenizer and converts it to a tokenizer.json.
 
-SentencePiece trains; its pieces become the `Unigram` model of the `tokenizers` library, which gives
-the same ids between tags and line breaks. Those are cut out first, the longest first, as
-SentencePiece does while it trains (when it encodes it weighs them against other pieces). Spaces
-stay spaces instead of its `U+2581` mark, so that a text with that mark in it also decodes to
-itself. Every byte is in the vocabulary: every text has ids and decodes exactly.
+The trained pieces become a `Unigram` model of the `tokenizers` library, which gives the same ids
+between tags and line breaks. Tags and line breaks are split off first, the longest first, as
+SentencePiece does in training (its encoder would weigh them against other pieces). Spaces stay
+spaces instead of becoming `U+2581`, so that a text that contains `U+2581` also decodes to itself.
+The vocabulary has every byte: any text can be encoded and decodes exactly.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 _NAMES = ("<|user|>", "<|embed|>", "<|assistant|>")
 # Each tag of the GRIT format is one token, line breaks included. Nothing merges across a tag or a
-# line break, so a prompt tokenised piece by piece has the same ids as the whole string has in
-# transformers or vLLM; but for a turn that ends in a line break, where the whole string has two
-# breaks as one token and the tag in pieces.
+# line break, so a prompt tokenised part by part has the ids that the whole string has in
+# transformers or vLLM. The exception is a turn that ends in a line break: in the whole string, two
+# line breaks are one token and the tag is split.
 TAGS = tuple(dict.fromkeys((GRIT.user, GRIT.embed, GRIT.embed_bare, GRIT.assistant, *_NAMES)))
-# A line break is a token, alone or with an indentation that is common in code.
+# Line breaks are tokens, alone and with the indentations that are common in code.
 LINE_BREAKS = ("\n", "\n\n", *("\n" + " " * width for width in (2, 3, 4, 8, 12, 16)))
 _SPACE = "\u2581"
 _ASCII = "".join(map(chr, range(33, 127)))
-# Below every real score: pieces such as `<0x0A>` must lose against their own characters when a text
-# spells them out.
+# Below every real score: where a text spells a piece such as `<0x0A>`, its characters must win.
 _NEVER = -10_000.0
 _SENTENCE_BYTES = 16_384
 
@@ -43,18 +42,19 @@ _SENTENCE_BYTES = 16_384
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 2048, *, seed: int = 0, max_characters: int = 3_000_000
 ) -> Tokenizer:
-    """Trains a tokenizer: `<pad>` 0, `<s>` 1, `</s>` 2, the GRIT tags, line breaks, all bytes, and
-    pieces.
+    """Trains a tokenizer with `<pad>` 0, `<s>` 1, `</s>` 2, the GRIT tags, line breaks, all bytes
+    and learned pieces.
 
     The same texts and seed give the same tokenizer on any machine.
 
     Args:
-      vocab_size: the size asked for; texts too uniform to fill it give a smaller vocabulary.
-      max_characters: a random subset of the texts of about this size is read, which bounds the
-        time.
+      texts: the texts to learn from.
+      vocab_size: the largest size; uniform texts may give a smaller vocabulary.
+      seed: of the choice of texts.
+      max_characters: bounds the time: a random subset of the texts of about this size is used.
 
     Raises:
-      GritError: no text at all, or more different characters than `vocab_size` has room for.
+      GritError: there is no text, or `vocab_size` is too small for the characters in it.
     """
     return from_sentencepiece(
         train_sentencepiece(texts, vocab_size, seed=seed, max_characters=max_characters)
@@ -91,7 +91,7 @@ def train_sentencepiece(
             eos_id=2,
             unk_id=3,
             max_sentence_length=2 * _SENTENCE_BYTES,
-            # fixed: partial sums, and so the last digits of the scores, depend on it
+            # Fixed, since the order of summation and so the last digits of the scores depend on it.
             num_threads=4,
             minloglevel=2,
         )
@@ -105,8 +105,8 @@ def train_sentencepiece(
 
 
 def from_sentencepiece(processor: sentencepiece.SentencePieceProcessor) -> Tokenizer:
-    """The `Tokenizer` with the ids of a unigram model (byte fallback, no normalisation, no dummy
-    prefix)."""
+    """Converts a unigram model (byte fallback, no normalisation, no dummy prefix), keeping its
+    ids."""
     size = processor.get_piece_size()
     vocabulary: list[tuple[str, float]] = []
     added: list[dict[str, Any]] = []
@@ -157,8 +157,8 @@ def from_sentencepiece(processor: sentencepiece.SentencePieceProcessor) -> Token
 
 
 def _sample(texts: list[str], seed: int, max_characters: int) -> list[str]:
-    """A random subset of about `max_characters`, in sentences that SentencePiece does not skip for
-    length."""
+    """A random subset of about `max_characters`, split into sentences short enough for
+    SentencePiece, which skips longer ones."""
     total = sum(map(len, texts))
     order = (
         np.random.default_rng(seed).permutation(len(texts))

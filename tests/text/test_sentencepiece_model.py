@@ -175,14 +175,14 @@ def model(**options):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "damaged, or no SentencePiece model"),
-        (b"\x00\x01\x02 not a model", "damaged, or no SentencePiece model"),
-        (b"<!DOCTYPE html><html>", "damaged, or no SentencePiece model"),
+        (b"", "damaged, or not a SentencePiece model"),
+        (b"\x00\x01\x02 not a model", "damaged, or not a SentencePiece model"),
+        (b"<!DOCTYPE html><html>", "damaged, or not a SentencePiece model"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 499723\n",
-            "damaged, or no SentencePiece",
+            "damaged, or not a SentencePiece",
         ),
-        (b"IQ== 0\nIg== 1\n", "a tiktoken file, which is not read; convert it once"),
+        (b"IQ== 0\nIg== 1\n", "a tiktoken file, which is not supported; convert it once"),
     ],
 )
 def test_files_that_are_no_model(tmp_path, content, message):

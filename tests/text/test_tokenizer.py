@@ -238,11 +238,11 @@ def test_what_a_directory_says_besides_is_kept(tmp_path):
         ({}, "no tokenizer.json there, nor a tokenizer.model$"),
         (
             {"tekken.json": "{}"},
-            "it has tekken.json, which is not read: convert it once: transformers' AutoTokenizer",
+            "it has tekken.json, which is not supported: convert it once: transformers' AutoTokenizer",
         ),
-        ({"qwen.tiktoken": "IQ== 0\n"}, "it has qwen.tiktoken, which is not read"),
-        ({"spiece.model": "x"}, "it has spiece.model, which is not read"),
-        ({"vocab.json": "{}", "merges.txt": ""}, "it has vocab.json, which is not read"),
+        ({"qwen.tiktoken": "IQ== 0\n"}, "it has qwen.tiktoken, which is not supported"),
+        ({"spiece.model": "x"}, "it has spiece.model, which is not supported"),
+        ({"vocab.json": "{}", "merges.txt": ""}, "it has vocab.json, which is not supported"),
         ({"tokenizer.json": "{}"}, r"tokenizer\.json: not a tokenizer\.json"),
         ({"tokenizer.json": "<html>"}, r"tokenizer\.json: not a tokenizer\.json"),
         ({"tokenizer.json": b"\xff\xfe"}, r"tokenizer\.json: not UTF-8 text"),
@@ -275,18 +275,18 @@ def test_what_a_directory_says_besides_is_kept(tmp_path):
         ),
         (
             {"tokenizer.json": ..., "tokenizer_config.json": {"added_tokens_decoder": {"9": "x"}}},
-            "which is no token",
+            "which is not a token",
         ),
         (
             {
                 "tokenizer.json": ...,
                 "tokenizer_config.json": {"added_tokens_decoder": {"5000": {"content": "<x>"}}},
             },
-            "says that '<x>' has id 5000, in the vocabulary it has 3",
+            "'<x>' has id 5000, but 3 in the vocabulary",
         ),
         (
             {"tokenizer.json": ..., "added_tokens.json": {"<x>": 9}},
-            "added_tokens.json: says that '<x>' has id 9",
+            "added_tokens.json: '<x>' has id 9",
         ),
         (
             {"tokenizer.json": ..., "added_tokens.json": {"<x>": "9"}},

@@ -55,7 +55,11 @@ def rope_from_hf(hf: dict[str, Any], family: Family, max_positions: int, locatio
                     f"{location}: '{key}' scales the layers with a window; not supported"
                 )
             local = _agree(
-                "rope_local_base_freq", local, _number(sliding, "rope_theta", location), key, location
+                "rope_local_base_freq",
+                local,
+                _number(sliding, "rope_theta", location),
+                key,
+                location,
             )
             rope = by_layer.get(FULL, {})
         theta = _agree("rope_theta", theta, _number(rope, "rope_theta", location), key, location)
