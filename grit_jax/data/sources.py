@@ -1,9 +1,8 @@
-"""Where examples come from: JSONL files, globs of them, and prepared tfds datasets, all read the
-same way.
+"""Sources of examples: JSONL files, globs of them, and prepared tfds datasets, with one interface.
 
-A prepared dataset is a TensorFlow Datasets folder of ArrayRecord files (random access, one file for
-each shard), written and read without TensorFlow. Each record holds a line of the original data and
-the place it came from.
+A prepared dataset is a TensorFlow Datasets folder of ArrayRecord files (random access, one file per
+shard), written and read without TensorFlow. Each record has a line of the original data and its
+place (`file:line`).
 """
 
 from __future__ import annotations
@@ -35,11 +34,14 @@ def open_source(
     on_error: OnError = "stop",
     check: Check | None = None,
 ) -> LineSource:
-    """The examples behind a name: a JSONL file, a glob (its files in alphabetical order are one
-    source), a folder made by `grit data prepare`, or `tfds:NAME` for one that tfds knows.
+    """Opens the examples that a name stands for.
+
+    Args:
+      name: a JSONL file, a glob (its files in alphabetical order form one source), a folder made by
+        `grit data prepare`, or `tfds:NAME` for a dataset that tfds knows.
 
     Raises:
-      GritError: nothing there, or a line in it that is not an example (see `read_examples`).
+      GritError: there is no such data, or a line is not an example (see `read_examples`).
     """
     return LineSource(str(name), open_lines(name), kind, on_error, check)
 
@@ -51,14 +53,14 @@ def open_sources(
     on_error: OnError = "stop",
     check: Check | None = None,
 ) -> list[LineSource]:
-    """The sources of a list, no file twice: one that is read twice would meet its own examples as
-    negatives in a contrastive batch.
+    """Opens the sources of a list and reads no file twice: a repeated example would become its own
+    negative in a contrastive batch.
 
-    Files that several globs match, or a glob and a name, are read once, with a warning. A glob of
-    which nothing is left is no source.
+    A file that several globs match, or a glob and a name, is read once, with a warning. A glob
+    whose files are all listed elsewhere is left out.
 
     Args:
-      key: what the list is called in messages.
+      key: the list's name in messages.
 
     Raises:
       GritError: the same file or dataset is listed twice by name, or see `open_source`.
@@ -80,10 +82,11 @@ def open_sources(
 
 
 def open_lines(name: str | Path, skip: Set[Path] = frozenset()) -> Any:
-    """Random access to the lines behind a name, unparsed: `len`, `[i]`, iteration and `where(i)`.
+    """Random access to the unparsed lines of a source: `len`, `[i]`, iteration and `where(i)`.
 
     Args:
-      skip: files to leave out of those that a glob matches.
+      name: as for `open_source`.
+      skip: files that a glob should leave out.
     """
     text = expand_home(str(name))
     if text.startswith(_TFDS):
@@ -114,10 +117,10 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _repeated_files(names: Sequence[str | Path], key: str) -> list[set[Path] | None]:
-    """For each name, the files that its glob matches and another entry reads; None: all of them."""
+    """For each name, the files of its glob that another entry reads; None: all of them."""
     reader: dict[Any, str] = {}  # identity of a file or dataset -> the entry that reads it
     skipped: dict[int, set[Path] | None] = {}
-    # Entries that name one file come first: of a glob, files can be left out.
+    # Entries that name one file come first, since only globs can leave files out.
     for number in sorted(range(len(names)), key=lambda i: _is_glob(str(names[i]))):
         name = str(names[number])
         if not _is_glob(name):
@@ -148,14 +151,14 @@ def _repeated_files(names: Sequence[str | Path], key: str) -> list[set[Path] | N
 
 
 def _target(name: str) -> Path:
-    """The file or the prepared dataset behind a name, links followed."""
+    """The file or prepared dataset that a name stands for, with links resolved."""
     path = Path(name.removeprefix(_TFDS))
     datasets = list(path.glob("**/dataset_info.json")) if path.is_dir() else []
     return (datasets[0].parent if len(datasets) == 1 else path).resolve()
 
 
 def _identity(name: str) -> Any:
-    """Equal for two names of one file or dataset, be they links or relative paths."""
+    """A key that is equal for two names of the same file or dataset (links, relative paths)."""
     try:
         status = _target(name).stat()
         return status.st_dev, status.st_ino
@@ -164,7 +167,7 @@ def _identity(name: str) -> Any:
 
 
 def iter_documents(name: str | Path) -> Iterator[str]:
-    """The texts, as they are encoded, of the corpus lines `{"id", "title"?, "text"}` behind a name.
+    """The texts, as they are encoded, of a source of corpus lines `{"id", "title"?, "text"}`.
 
     Raises:
       GritError: nothing is there, or a line is not a document (`file:line: what is wrong`).
@@ -176,7 +179,7 @@ def iter_documents(name: str | Path) -> Iterator[str]:
 
 
 class Lines:
-    """Several files as one."""
+    """The lines of several files as one sequence."""
 
     def __init__(self, files: Sequence[JsonlFile]):
         self.files = list(files)
@@ -196,6 +199,7 @@ class Lines:
         return file[i]
 
     def where(self, index: int) -> str:
+        """The line's file and number, for messages."""
         file, i = self._locate(index)
         return file.where(i)
 
@@ -207,11 +211,11 @@ class Lines:
 class PreparedLines:
     """The lines of a tfds dataset by number.
 
-    Records of `grit data prepare` hold a line each; those of another dataset (`text`, or `query`,
-    `pos`, `neg`) are turned into one.
+    Records written by `grit data prepare` have a line each. Those of other datasets (with `text`,
+    or `query`, `pos`, `neg`) are converted to a line.
 
     Args:
-      name: a folder (the dataset's own, or one that it lies under), or a name that tfds knows.
+      name: the dataset's folder, a folder above it, or a name that tfds knows.
     """
 
     def __init__(self, name: str):
@@ -228,7 +232,7 @@ class PreparedLines:
             self._data: Any = builder.as_data_source(split=split)
         except GritError:
             raise
-        except Exception as error:  # tfds has no common base class of its errors
+        except Exception as error:  # tfds errors have no common base class
             reason = str(error).strip().split("\n")[0][:200]
             raise GritError(
                 f"{_TFDS}{name}: cannot be opened as a tfds dataset ({reason})"
@@ -245,13 +249,12 @@ class PreparedLines:
         return record["line"] if "line" in record else json.dumps(_plain(record)).encode()
 
     def where(self, index: int) -> str:
-        """The line of the file that the record was made from; the record's number where that is not
-        known."""
+        """The file and line that the record was made from, or the record's number if unknown."""
         record = self._data[index]
         return record["where"].decode() if "where" in record else f"{self.name}: record {index}"
 
     def __reduce__(self):
-        return PreparedLines, (self.name,)  # open files do not travel to worker processes
+        return PreparedLines, (self.name,)  # open files cannot be sent to worker processes
 
 
 def prepare(
@@ -263,7 +266,7 @@ def prepare(
 ) -> LineSource:
     """Writes the examples of `sources`, in order, as one tfds dataset under `output`, and opens it.
 
-    Every line is checked first. The folder appears complete or not at all.
+    Checks every line first. The folder is written completely or not at all.
 
     Raises:
       GritError: a bad line, sources of different kinds, or an `output` that already holds a
@@ -283,13 +286,14 @@ def prepare(
     import tensorflow_datasets as tfds
 
     lines = ((source.line(i), source.where(i)) for source in opened for i in range(len(source)))
-    shown = progress(lines, f"writing {output}", "lines", total=sum(map(len, opened)))
+    shown_lines = progress(lines, f"writing {output}", "lines", total=sum(map(len, opened)))
     tfds.disable_progress_bar()
     try:
-        builder = _builder_class()(lines=shown, data_dir=str(output), file_format="array_record")
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # tfds talks of downloads; stdout belongs to the caller
+        builder = _builder_class()(
+            lines=shown_lines, data_dir=str(output), file_format="array_record"
+        )
+        # tfds prints about downloads; stdout belongs to the caller.
+        with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except OSError as error:
         raise GritError(f"{output}: cannot be written ({error.strerror or error})") from None
@@ -301,8 +305,7 @@ def prepare(
 
 @functools.cache
 def _builder_class() -> Any:
-    """The builder, defined once: tfds keeps a register of classes and importing it takes a
-    while."""
+    """The tfds builder class, defined once: tfds registers classes, and importing it is slow."""
     import tensorflow_datasets as tfds
 
     class GritDataset(tfds.core.GeneratorBasedBuilder):
@@ -321,7 +324,7 @@ def _builder_class() -> Any:
                 features=tfds.features.FeaturesDict(
                     {"line": tfds.features.Text(), "where": tfds.features.Text()}
                 ),
-                # the pipeline shuffles; here the order of the files is kept
+                # keep the order of the files; the pipeline shuffles
                 disable_shuffling=True,
             )
 
@@ -336,19 +339,19 @@ def _builder_class() -> Any:
 
 
 def _dataset_folder(path: Path) -> Path:
-    found = sorted(p.parent for p in path.glob("**/dataset_info.json"))
-    if len(found) != 1:
-        what = (
-            f"{len(found)} prepared datasets ({', '.join(map(str, found[:3]))})"
-            if found
+    folders = sorted(p.parent for p in path.glob("**/dataset_info.json"))
+    if len(folders) != 1:
+        contents = (
+            f"{len(folders)} prepared datasets ({', '.join(map(str, folders[:3]))})"
+            if folders
             else "no prepared dataset"
         )
-        raise GritError(f"{path}: holds {what}; name the folder of one")
-    return found[0]
+        raise GritError(f"{path}: holds {contents}; name the folder of one")
+    return folders[0]
 
 
 def _plain(value: Any) -> Any:
-    """A tfds record as JSON values."""
+    """Converts a tfds record to JSON values."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, dict):

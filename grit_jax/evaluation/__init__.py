@@ -1,4 +1,4 @@
-"""Evaluation room: retrieval, perplexity and RAG scores."""
+"""Evaluation: retrieval scores, perplexity, and answers over documents (RAG)."""
 
 from grit_jax.lazy import lazy_names
 

@@ -1,5 +1,5 @@
-"""Perplexity of a model over generative examples: answers and their end of sequence, as the
-language loss sees them."""
+"""Perplexity of a model over generative examples, on the tokens that the language loss trains:
+answers and their end of sequence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from grit_jax.types import AttentionMode, GenerativeBatch
 
 TOKENS_PER_CALL = 8192
 SHORTEST_ROW = 256
-MOST_MEAN = 700.0  # of a mean loss: exp() of more overflows
+MAX_MEAN_LOSS = 700.0  # exp() of more overflows
 LOGIT_BLOCK = 1024  # tokens whose logits exist at a time
 MAX_LENGTH = DefaultLength(2048)  # tokens of a sequence
 
@@ -63,17 +63,17 @@ def score_perplexity(
     raw_strings: bool = False,
     quiet: bool = False,
 ) -> PerplexityScore:
-    """`exp` of the mean negative log-likelihood of all tokens to be predicted (token level, not
-    text by text).
+    """`exp` of the mean negative log-likelihood over all predicted tokens of all texts.
 
-    Of a prefix language model those are the last answer's, read as it was trained: on a
+    A prefix language model is scored as it was trained: on the last answer of each example, after a
     bidirectional prompt.
 
     Args:
       examples: a JSONL file in the generative format, or its examples.
-      max_length: tokens of a sequence; the rest is cut off, counted and warned about. The default
-        is lowered to the model's context where that is shorter.
-      raw_strings: documents stay bare, as `data.raw_strings` in training.
+      max_length: tokens of a sequence; longer ones are truncated, counted and warned about. The
+        default is lowered to the model's context if that is shorter.
+      raw_strings: as `data.raw_strings` in training: documents get no format.
+      quiet: no progress bar.
 
     Raises:
       GritError: an unreadable file, a bad line, nothing to predict, a `max_length` beyond the
@@ -92,19 +92,19 @@ def score_perplexity(
         raw_strings=raw_strings,
         last_answer_only=prefix,
     )
-    every = tokenizer(max_length).generative(examples)
-    # An example that fills the limit was cut if it has one token more.
-    full = [e for e, text in zip(examples, every, strict=True) if len(text.ids) == max_length]
+    tokenized = tokenizer(max_length).generative(examples)
+    # An example that fills the limit was truncated if one more token makes it longer.
+    full = [e for e, text in zip(examples, tokenized, strict=True) if len(text.ids) == max_length]
     longer = tokenizer(max_length + 1).generative(full)
     truncated = sum(len(text.ids) > max_length for text in longer)
-    warn_truncated(truncated, len(every), max_length)
-    # The first token of a sequence has none before it to predict it.
-    texts = [text for text in every if any(text.targets[1:])]
+    warn_truncated(truncated, len(tokenized), max_length)
+    # The first token of a sequence is never predicted.
+    texts = [text for text in tokenized if any(text.targets[1:])]
     if not texts:
         raise GritError("perplexity: no example has a token to predict within max_length")
-    if left_out := len(every) - len(texts):
+    if left_out := len(tokenized) - len(texts):
         say(
-            f"perplexity: {left_out} of {len(every)} examples have nothing to predict within"
+            f"perplexity: {left_out} of {len(tokenized)} examples have nothing to predict within"
             f" {max_length} tokens"
         )
     total, count = 0.0, 0.0
@@ -114,7 +114,7 @@ def score_perplexity(
             count += float(np.sum(batch.targets))
             bar.update(int(np.sum(np.asarray(batch.rows.segments) > 0)))
     mean = total / count
-    if not math.isfinite(mean) or mean > MOST_MEAN:
+    if not math.isfinite(mean) or mean > MAX_MEAN_LOSS:
         cause = describe_cause(model.params, model.config.dtype)
         raise GritError(f"perplexity: the mean loss is {mean}: {cause}")
     return PerplexityScore(math.exp(mean), truncated)
@@ -147,7 +147,7 @@ def _nll(model: GritLM, batch: GenerativeBatch) -> float:
 
 
 def _batches(texts: list[TokenText], model: GritLM) -> Iterable[GenerativeBatch]:
-    """All texts packed once, in calls of one shape; the last one is filled up with empty rows."""
+    """Packs all texts into batches of one shape; the last one is padded with empty rows."""
     length = bucket(max(len(text.ids) for text in texts), SHORTEST_ROW)
     size = max(1, TOKENS_PER_CALL // length)
     if model.mesh is not None:
@@ -166,7 +166,7 @@ def _batches(texts: list[TokenText], model: GritLM) -> Iterable[GenerativeBatch]
     whole = jax.tree.map(fill, packed)
     for start in range(0, height, size):
         part = jax.tree.map(lambda a, start=start: a[start : start + size], whole)
-        # How many sequences a batch holds is static and of no use here: it would be compiled anew
-        # for every count.
+        # The number of sequences is a static field, not used here: setting it to a constant avoids
+        # a compilation for each count.
         part.sequences = 1
         yield part

@@ -1,4 +1,4 @@
-"""Answers over documents, layout by layout: how many are right and how long each takes."""
+"""Scores of generated answers over documents, for each RAG layout: matches and seconds."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from grit_jax.text.rag_layouts import MODES, RagMode
 if TYPE_CHECKING:
     from grit_jax.rag.index import Index
 
-WINDOW = 512  # questions whose documents' records are held at a time
+WINDOW = 512  # questions whose documents' records are in memory at a time
 SCORES = ("match", "exact_match", "f1", "seconds")
-ATTEMPTS = 3  # for a batch during which nothing was compiled
+ATTEMPTS = 3  # to time a batch without a compilation
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSettings:
-    """How answers are generated when they are scored; greedily.
+    """How answers are generated for scoring (always greedily).
 
     Attributes:
       max_new_tokens: tokens of an answer.
-      max_length: tokens of a document (an index has its own).
-      instruction: of the search query, where documents are retrieved.
+      max_length: tokens of a document; documents of an index were limited when it was built.
+      instruction: of the search query, if documents are retrieved.
     """
 
     max_new_tokens: int = 16
@@ -63,17 +63,20 @@ def evaluate_rag(
     settings: AnswerSettings = AnswerSettings(),
     quiet: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """`{mode: {"match", "exact_match", "f1", "seconds"}}`: scores as fractions, and seconds per
-    question without compilation.
+    """`{mode: {"match", "exact_match", "f1", "seconds"}}`: scores as fractions from 0 to 1, and
+    seconds per question without compilation.
 
-    Without an index the documents are those of each row: reading is measured apart from search.
-    `seconds` then runs from the question's text to the answer, with the documents' records ready
-    (they are made at index time) and the query's record made anew. With an index `k` documents are
-    retrieved for each question, and `seconds` includes that. Questions are answered in batches;
-    their seconds are shares of the batch's.
+    Without an index, each question has its row's documents, so that reading is measured apart from
+    search. `seconds` is then the time from the question's text to the answer, with the documents'
+    records given (they are made at index time) and the query's record computed. With an index, `k`
+    documents are retrieved for each question, and `seconds` includes the search. Questions are
+    answered in batches; a question's seconds are its share of the batch's.
 
     Args:
       examples: a JSONL file of `{"docs", "text": [question, answer]}`, or its examples.
+      modes: the layouts to score.
+      index: where to retrieve documents; None: the rows' own documents.
+      k: documents per question, with an index.
 
     Raises:
       GritError: an unreadable file, a bad line, no example, an unknown mode, or an index of another
@@ -121,29 +124,29 @@ def read_questions(examples: str | Path | Iterable[CachedExample]) -> list[Cache
 
 
 def means(scores: np.ndarray) -> dict[str, float]:
-    """`{"match", "exact_match", "f1", "seconds"}` of what `score_answers` gives."""
+    """`{"match", "exact_match", "f1", "seconds"}`: means over the rows of `score_answers`."""
     return dict(zip(SCORES, scores[:, : len(SCORES)].mean(axis=0).tolist(), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerBatch:
-    """Answers to some questions, and whether the documents of each were cut or left out."""
+    """Answers to some questions, and for each whether its documents were truncated or left out."""
 
     answers: list[str]
     truncated: list[bool]
 
 
-# Numbers of questions of a window, and a layout, to the answers.
+# (numbers of questions, layout) -> their answers
 Answers = Callable[[Sequence[int], RagMode], AnswerBatch]
 
 
 def score_answers(
     rows: Sequence[CachedExample], mode: RagMode, answer: Answers, bar: Progress
 ) -> np.ndarray:
-    """Match, exact match, F1 and seconds of each question, and 1 where its documents were cut or
-    left out, `[len(rows), 5]`."""
+    """Scores of each question, `[len(rows), 5]`: match, exact match, F1, seconds, and 1 if its
+    documents were truncated or left out."""
     scores = np.zeros((len(rows), len(SCORES) + 1))
-    # Questions of similar length together: a batch is as long as its longest.
+    # Questions of similar length are batched together: a batch is as long as its longest.
     order = sorted(
         range(len(rows)), key=lambda i: len(rows[i].question) + sum(map(len, rows[i].docs))
     )
@@ -155,7 +158,7 @@ def score_answers(
             seconds = time.perf_counter() - began
             if _compilations() == compiled:
                 break
-            # A new shape was compiled, which is no part of answering: the batch is timed again.
+            # A new shape was compiled, which does not count as answering: the batch is timed again.
         for i, text, truncated in zip(numbers, batch.answers, batch.truncated, strict=True):
             score = score_answer(text, rows[i].answer)
             share = seconds / len(numbers)
@@ -170,9 +173,9 @@ class RowDocuments:
 
     Attributes:
       texts: the documents.
-      truncated: those of them that are longer than `max_length` and lose their end in every layout.
+      truncated: the documents that are longer than `max_length`; every layout truncates them.
       max_length: the limit that was applied.
-      records: by text; none where no layout reads records.
+      records: the documents' records by text; empty if no layout reads records.
     """
 
     texts: list[str]
@@ -188,8 +191,12 @@ def row_documents(
     *,
     records: bool = True,
 ) -> RowDocuments:
-    """The rows' documents, cut to the generator's length, and (`records`) their records, packed by
-    `codec` if there is one."""
+    """The rows' documents, truncated to the generator's `max_length`.
+
+    Args:
+      codec: compresses the records; None: no compression.
+      records: also encode each document.
+    """
     texts = list(dict.fromkeys(text for row in rows for text in row.docs))
     encoder = generator.model.encoder
     formatted = encoder.format(texts, max_length=generator.max_length)
@@ -207,7 +214,7 @@ def row_documents(
 
 
 class LengthCount:
-    """Counts the distinct documents of all windows that were cut, for one warning at the end."""
+    """Counts the distinct truncated documents of all windows, for one warning at the end."""
 
     def __init__(self) -> None:
         self._texts: set[str] = set()
@@ -229,8 +236,10 @@ def from_rows(
     documents: RowDocuments,
     max_new_tokens: int,
 ) -> Answers:
-    """Answers over the rows' own documents. Those that do not fit the context are left out or cut,
-    with a warning."""
+    """A function that answers over the rows' own documents.
+
+    Documents that do not fit the model's context are left out or truncated, with a warning.
+    """
     shortened: set[int] = set()
     records = documents.records
 
@@ -268,7 +277,7 @@ def from_rows(
 def from_index(
     model: GritLM, index: Index, rows: Sequence[CachedExample], k: int, settings: AnswerSettings
 ) -> Answers:
-    """Answers over `k` retrieved documents."""
+    """A function that answers over `k` documents retrieved from an index."""
     from grit_jax.rag.answer import Asker
 
     asker = Asker(model, index)
@@ -300,5 +309,5 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 def _compilations() -> int:
-    """How many programs this process has compiled."""
+    """The number of programs that this process has compiled."""
     return _compiled

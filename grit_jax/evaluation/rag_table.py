@@ -1,10 +1,9 @@
-"""One table of answers over documents: every layout, numbers of documents, compressions and
-placements of caches.
+"""A table of RAG scores over layouts, numbers of documents, compressions and positions of caches.
 
-For more documents than a row has of its own, distractors join them (`data/distractors.py`).
-Documents' records go through the codec that `grit index` would write them with, calibrated on the
-same corpus, and are expanded on the device in the pass that reads them; a question's record is made
-at the question and stays plain.
+If a row has fewer documents than asked for, distractors are added (`data/distractors.py`).
+Documents' records are compressed by the codec that `grit index` would use, calibrated on the same
+corpus, and decompressed on the device in the pass that reads them. A question's record is computed
+when the question is asked and is not compressed.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ PLACEMENTS: tuple[Positions, ...] = ("running", "colliding")
 
 @dataclasses.dataclass(frozen=True)
 class RagVariant:
-    """One way to answer. What makes no difference to a layout is None: `k` without documents, `kv`
-    without documents' records, `positions` with fewer than two records."""
+    """One setting of the table. A value that has no effect on the layout is None: `k` without
+    documents, `kv` without documents' records, `positions` with fewer than two records."""
 
     mode: RagMode
     k: int | None
@@ -60,8 +59,14 @@ class RagVariant:
 
 @dataclasses.dataclass(frozen=True)
 class RagSweep:
-    """What a table varies: layouts, numbers of documents, compressions of records (`codecs.KINDS`)
-    and placements of records side by side."""
+    """The values that a table combines.
+
+    Attributes:
+      modes: layouts.
+      ks: numbers of documents.
+      kvs: compressions of records (`codecs.KINDS`).
+      placements: positions of several records beside each other.
+    """
 
     modes: Sequence[RagMode] = MODES
     ks: Sequence[int] = (1,)
@@ -80,11 +85,10 @@ class RagSweep:
                     raise GritError(f"rag: unknown {name} '{value}'; known: {', '.join(known)}")
 
     def variants(self, own: int = 1) -> list[RagVariant]:
-        """The different variants among all combinations, in the order of the table: by layout,
-        number of documents, compression, placement.
+        """The distinct variants, ordered by layout, number of documents, compression, placement.
 
         Args:
-          own: the most documents that a row has of its own.
+          own: the largest number of documents that a row has itself.
         """
         variants: dict[RagVariant, None] = {}
         for mode in self.modes:
@@ -100,22 +104,25 @@ class RagSweep:
 
 @dataclasses.dataclass
 class RagTable:
-    """Scores of each variant and question, `[questions, 5]`, as of `score_answers`."""
+    """Scores of each variant and question, `[questions, 5]`, as in `score_answers`."""
 
     scores: dict[RagVariant, np.ndarray]
-    corpus: int | None  # documents that distractors come from; None: there are none
+    corpus: int | None  # number of documents that distractors are chosen from; None: no distractors
     seed: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """`{mode, k, kv, positions, match, exact_match, f1, seconds, truncated}` of each variant:
-        scores as of `evaluate_rag`, and of how many questions documents were cut or left out."""
+        """`{mode, k, kv, positions, match, exact_match, f1, seconds, truncated}` of each variant.
+
+        Scores are those of `evaluate_rag`; `truncated` is the number of questions whose documents
+        were truncated or left out.
+        """
         return [
             {**dataclasses.asdict(variant), **_scores_and_count(scores)}
             for variant, scores in self.scores.items()
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The table as JSON."""
         questions = len(next(iter(self.scores.values())))
         return {
             "questions": questions,
@@ -125,11 +132,11 @@ class RagTable:
         }
 
     def by_mode(self) -> dict[str, dict[str, float]]:
-        """`{mode: scores and truncated}` as in `rows`, where each layout has one variant."""
+        """`{mode: scores}` as in `rows`, for tables with one variant per layout."""
         return {variant.mode: _scores_and_count(scores) for variant, scores in self.scores.items()}
 
     def markdown(self) -> str:
-        """The table for a person."""
+        """The table as Markdown."""
         head = ["layout", "k", "kv", "positions", "match", "exact", "F1", "seconds"]
         rows = [head, ["---"] * 4 + ["---:"] * 4]
         for variant, scores in self.scores.items():
@@ -142,16 +149,16 @@ class RagTable:
         pad = lambda i, cell: cell.rjust(widths[i]) if i > 3 else cell.ljust(widths[i])
         lines = [f"| {' | '.join(pad(*cell) for cell in enumerate(row))} |" for row in rows]
         questions = len(next(iter(self.scores.values())))
-        said = f"{questions} questions"
+        note = f"{questions} questions"
         if self.corpus is not None:
-            said += (
+            note += (
                 f"; over more documents than their own, those of {self.corpus} that BM25 finds"
                 f" first, the own ones at random places (seed {self.seed})"
             )
-        return "\n".join(lines) + f"\n\n{said}.\n"
+        return "\n".join(lines) + f"\n\n{note}.\n"
 
     def write(self, folder: Path) -> None:
-        """`table.md` and `rag.json`."""
+        """Writes `table.md` and `rag.json`."""
         write_text(folder / "table.md", self.markdown())
         write_json(folder / "rag.json", self.to_dict())
 
@@ -174,11 +181,11 @@ def evaluate_table(
     """Scores of every variant of a sweep.
 
     Args:
-      examples: as for `evaluate_rag`. A row with more documents than a `k` keeps them all.
-      corpus: where distractors come from and what codecs are calibrated on: JSONL of `{"id",
-        "title"?, "text"}`, or texts; None: the documents of all rows.
-      index: `k` documents are retrieved from here instead, and read from its records.
-      seed: of the places of the rows' own documents.
+      examples: as in `evaluate_rag`. A row with more documents than a `k` keeps them all.
+      corpus: the documents that distractors are chosen from and codecs are calibrated on: JSONL of
+        `{"id", "title"?, "text"}`, or texts. None: the documents of all rows.
+      index: retrieve `k` documents from it instead, and read its records.
+      seed: of the random places of the rows' own documents among the distractors.
 
     Raises:
       GritError: an unreadable file, a bad line, no example, too few documents, an unknown mode or
@@ -187,14 +194,14 @@ def evaluate_table(
     sweep.check()
     rows = read_questions(examples)
     if index is not None:
-        alone = RagSweep(sweep.modes, sweep.ks)
+        defaults = RagSweep(sweep.modes, sweep.ks)
         if corpus is not None or (list(sweep.kvs), list(sweep.placements)) != (
-            list(alone.kvs),
-            list(alone.placements),
+            list(defaults.kvs),
+            list(defaults.placements),
         ):
             raise GritError(
-                "--kv, --positions and --corpus are for the rows' own documents; with --index its"
-                " records are read as they are"
+                "--kv, --positions and --corpus apply to the rows' own documents only; leave them"
+                " out with --index, whose records are read as they are stored"
             )
         return _over_index(model, rows, sweep, index, settings, quiet)
     if corpus is None:
@@ -202,23 +209,23 @@ def evaluate_table(
     else:
         texts = corpus_texts(corpus) if isinstance(corpus, (str, Path)) else list(corpus)
     own = [len(row.docs) for row in rows]
-    more = max(sweep.ks) > min(own) and set(sweep.modes) != {"none"}
+    distract = max(sweep.ks) > min(own) and set(sweep.modes) != {"none"}
     scores = _over_rows(
         model,
         rows,
         sweep.variants(max(own)),
         _codecs(model, sweep, texts, settings.max_length),
-        Distractors(texts, seed) if more else None,
+        Distractors(texts, seed) if distract else None,
         settings,
         quiet,
     )
-    return RagTable(scores, len(texts) if more else None, seed)
+    return RagTable(scores, len(texts) if distract else None, seed)
 
 
 def _codecs(
     model: GritLM, sweep: RagSweep, texts: Sequence[str], max_length: int
 ) -> dict[str, Codec | None]:
-    """The codec of each compression, calibrated on the texts."""
+    """Compression -> its codec, calibrated on the texts; None for uncompressed records."""
     if not set(sweep.modes) & set(DOCUMENT_CACHES):
         return {}
     return {
@@ -238,9 +245,10 @@ def _over_rows(
     settings: AnswerSettings,
     quiet: bool,
 ) -> dict[RagVariant, np.ndarray]:
-    """Scores of answers over the rows' own documents, among distractors.
+    """Scores of answers over the rows' own documents, mixed with distractors.
 
-    One number of documents and one compression at a time, so that few records are in memory.
+    Processes one number of documents and one compression at a time, so that few records are in
+    memory.
     """
     parts: dict[RagVariant, list[np.ndarray]] = {variant: [] for variant in variants}
     lengths = LengthCount()
@@ -280,7 +288,7 @@ def _over_index(
     settings: AnswerSettings,
     quiet: bool,
 ) -> RagTable:
-    """Answers over what an index finds, read from its records."""
+    """The table of answers over documents retrieved from an index."""
     variants = RagSweep(sweep.modes, sweep.ks, [index.kv]).variants()
     scores: dict[RagVariant, np.ndarray] = {}
     with progress(len(rows) * len(variants), "rag", "answers", quiet=quiet) as bar:

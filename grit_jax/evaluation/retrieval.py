@@ -1,4 +1,4 @@
-"""Retrieval scores over an embedding file: queries against the pool of all its passages."""
+"""Retrieval scores on an embedding file: its queries against the pool of all its passages."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Examples: TypeAlias = str | Path | Iterable[EmbeddingExample]
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Queries, the distinct passages (`texts`) of all rows, and which of them answer each query
-    (their numbers)."""
+    """A retrieval task: queries, the distinct passages of all rows, and for each query the numbers
+    of the passages that answer it."""
 
     queries: list[Text]
     texts: list[Text]
@@ -50,7 +50,7 @@ def pool_of(examples: Examples) -> Pool:
     if not rows:
         raise GritError("retrieval: there is no example to evaluate")
     numbers: dict[Text, int] = {}
-    # A bare string and a text with an empty instruction are read alike.
+    # A bare string and a text with an empty instruction are the same passage.
     number = lambda text: numbers.setdefault(Text(text.instruction or "", text.text), len(numbers))
     relevant = []
     for row in rows:
@@ -62,8 +62,8 @@ def pool_of(examples: Examples) -> Pool:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalScore:
-    """`{"recall@1", "recall@10", "ndcg@10"}`, and how many of the queries and passages were cut to
-    `max_length`."""
+    """`{"recall@1", "recall@10", "ndcg@10"}`, and the number of queries and passages that were
+    truncated to `max_length`."""
 
     scores: dict[str, float]
     truncated: int
@@ -83,13 +83,13 @@ def score_retrieval(
     search: SearchSettings = SearchSettings(),
     quiet: bool = False,
 ) -> RetrievalScore:
-    """Recall and nDCG of a model, fractions from 0 to 1 (the recalls are those of `ks`).
+    """Recall at each of `ks` and nDCG at 10 of a model, as fractions from 0 to 1.
 
     Args:
       examples: a JSONL file in the embedding format, or its examples.
-      max_length: tokens of a text, instruction and tags included; the rest is cut off, counted and
-        warned about. The default is lowered to the model's context where that is shorter.
-      search: in which precision and how many dimensions the passages are searched.
+      max_length: tokens of a text, instruction and tags included; longer texts are truncated,
+        counted and warned about. The default is lowered to the model's context if that is shorter.
+      search: the precision and the number of dimensions of the search.
 
     Raises:
       GritError: an unreadable file, a bad line, no example, a `max_length` beyond the model's
@@ -111,12 +111,12 @@ def score_retrieval(
 def bm25_retrieval(
     examples: Examples, ks: Sequence[int] = (1, 10), *, quiet: bool = False
 ) -> dict[str, float]:
-    """The same scores of lexical search, over the texts without their instructions."""
+    """The same scores for BM25, over the texts without their instructions."""
     pool = pool_of(examples)
     index = BM25([text.text for text in pool.texts])
     k = max(*ks, NDCG_AT)
-    shown = progress([query.text for query in pool.queries], "bm25", "queries", quiet=quiet)
-    return score_rankings([index.search(query, k) for query in shown], pool.relevant, ks)
+    queries = progress([query.text for query in pool.queries], "bm25", "queries", quiet=quiet)
+    return score_rankings([index.search(query, k) for query in queries], pool.relevant, ks)
 
 
 def score_rankings(
@@ -131,8 +131,8 @@ def score_rankings(
         where there are so many.
       relevant: for each query, the passages that answer it.
     """
-    gold = [frozenset(numbers) for numbers in relevant]
-    pairs = list(zip(rankings, gold, strict=True))
+    sets = [frozenset(numbers) for numbers in relevant]
+    pairs = list(zip(rankings, sets, strict=True))
     scores = {f"recall@{k}": float(np.mean([recall(r, g, k) for r, g in pairs])) for k in ks}
     scores[f"ndcg@{NDCG_AT}"] = float(np.mean([ndcg(r, g, NDCG_AT) for r, g in pairs]))
     return scores
@@ -144,10 +144,10 @@ def recall(ranking: Sequence[int], relevant: frozenset[int], k: int) -> float:
 
 
 def ndcg(ranking: Sequence[int], relevant: frozenset[int], k: int) -> float:
-    """Normalised discounted cumulative gain at `k`, gains 0 and 1 (Järvelin and Kekäläinen 2002, as
-    trec_eval)."""
-    gain = sum(_discount(place) for place, number in enumerate(ranking[:k]) if number in relevant)
-    return gain / sum(_discount(place) for place in range(min(k, len(relevant))))
+    """Normalised discounted cumulative gain at `k` with gains 0 and 1, as trec_eval (Järvelin and
+    Kekäläinen 2002)."""
+    gain = sum(_discount(rank) for rank, number in enumerate(ranking[:k]) if number in relevant)
+    return gain / sum(_discount(rank) for rank in range(min(k, len(relevant))))
 
 
 def _encode(
@@ -172,5 +172,5 @@ def _encode(
 
 
 @functools.cache
-def _discount(place: int) -> float:
-    return 1 / float(np.log2(place + 2))
+def _discount(rank: int) -> float:
+    return 1 / float(np.log2(rank + 2))

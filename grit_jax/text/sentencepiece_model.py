@@ -99,7 +99,7 @@ def convert(model: bytes, location: str) -> SentencePieceModel:
             if piece.type in (UNKNOWN, CONTROL)
         ]
         # Symbols such as Gemma's runs of spaces match in the normalized text, the longest first. A
-        # normalizer with a dummy prefix would add it to the symbol, too, which could not match then.
+        # normalizer with a dummy prefix would prefix the symbol, too, so that it never matches.
         + [
             AddedToken(piece.piece, normalized=not spec.add_dummy_prefix, special=False)
             for piece in proto.pieces

@@ -204,7 +204,7 @@ def test_an_index_brings_its_documents(tiny_model, rows, pool, tmp_path):
         ({}, corpus),
     ):
         with pytest.raises(
-            GritError, match="--kv, --positions and --corpus are for the rows' own documents"
+            GritError, match="--kv, --positions and --corpus apply to the rows' own documents"
         ):
             evaluate_table(
                 tiny_model, rows, RagSweep(["doc"], **varied), index=index, corpus=corpus_path
