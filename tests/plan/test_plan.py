@@ -357,6 +357,16 @@ def test_a_search_compiles_nothing_in_vain(search_of, capsys):
         main(["plan", "run.yaml", "--topology", "v5e:2x4", "--tries", "0"])
 
 
+def test_documents_are_encoded_with_their_caches(config):
+    """Shapes of the program, lowered for simulated devices: no compiler is needed."""
+    run = read_run_config(config)
+    programs = ServingPrograms(run, run.model.known_shape, make_mesh(run.mesh, jax.devices()))
+    result = programs.encode().lowered.out_info
+    B, M, d = result.vectors.shape
+    assert B * 256 >= 32768 and (M * 4, d) == (256, 256)  # a text has 4 tokens at least
+    assert all(part.shape[:1] == (2,) for part in jax.tree.leaves(result.kv))  # layers
+
+
 # ---- with the compiler ---------------------------------------------------------------------------
 
 
