@@ -40,7 +40,7 @@ from grit_jax.run_model import (
     public_model,
     write_run_adapter,
 )
-from grit_jax.runtime.files import new_folder, writable_folder, write_text
+from grit_jax.runtime.files import home_path, new_folder, writable_folder, write_text
 from grit_jax.runtime.hosts import (
     Exchange,
     check_hosts_agree,
@@ -425,7 +425,7 @@ def _export_model(model: GritLM, config: RunConfig, output: RunFolder) -> None:
 
 def export_checkpoint(
     run: str | Path,
-    out: Path,
+    out: str | Path,
     dtype: Literal["float32", "bfloat16"] | None = None,
     *,
     adapter: bool = False,
@@ -441,7 +441,10 @@ def export_checkpoint(
         cannot be written.
     """
     # It may be one that trains here right now: its folder on this machine is not ours.
-    with new_folder(out) as folder, contextlib.closing(RunFolder(run, reads=True)) as output:
+    with (
+        new_folder(home_path(out)) as folder,
+        contextlib.closing(RunFolder(run, reads=True)) as output,
+    ):
         output.begin()
         return _export(output, folder, dtype, adapter)
 

@@ -171,6 +171,10 @@ def test_the_home_folder_is_expanded_everywhere(write, tmp_path, monkeypatch):
     typed = {"data.embedding": "[~/b.jsonl]", "name": "a~/b"}
     config = load_config(Config, path, typed, paths=PATHS)
     assert config.data.embedding == ["/home/ada/b.jsonl"] and config.name == "a~/b"
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert load_config(Config, f"~/{path.name}", paths=PATHS).data.weights == {
+        str(path.parent / "a.jsonl"): 2.0
+    }
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from grit_jax.errors import GritError
-from grit_jax.runtime.files import is_temporary
+from grit_jax.runtime.files import expand_home, is_temporary
 from grit_jax.runtime.hosts import is_first
 from grit_jax.runtime.progress import say
 from grit_jax.runtime.run_lock import MARKER, StoreMarker, folder_lock
@@ -65,7 +65,7 @@ class RunFolder:
         scheme = match[1] if (match := re.match(r"([a-z][a-z0-9+.-]*):/", text)) else None
         self.remote = scheme not in (None, "file")
         if not self.remote:
-            self.address = text.removeprefix("file://") if scheme else text
+            self.address = expand_home(text.removeprefix("file://") if scheme else text)
             self.local, self.checkpoints = (
                 Path(self.address),
                 os.path.join(self.address, CHECKPOINTS),

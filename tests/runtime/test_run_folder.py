@@ -78,6 +78,16 @@ def test_a_folder_is_the_output_itself(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    output = RunFolder("~/run")
+    assert output.local == tmp_path / "run" and not output.remote
+    assert (str(output), output.checkpoints) == (f"{tmp_path}/run", f"{tmp_path}/run/checkpoints")
+    with pytest.raises(GritError, match=f"^{tmp_path}/run: no config.yaml there"):
+        export_checkpoint("~/run", "~/out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_one_machine_leaves_the_next_one_has(store, tmp_path, monkeypatch):
     first = RunFolder("gs://bucket/run/")
     first.begin()
