@@ -91,7 +91,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
         raise GritError(
-            f"mesh: axes must be positive, at most one -1; got {dataclasses.asdict(config)}"
+            "mesh: every axis must be at least 1, or -1 for one of them, got"
+            f" {dataclasses.asdict(config)}"
         )
     fixed = int(np.prod([n for n in sizes if n != -1]))
     if -1 in sizes:
@@ -99,21 +100,23 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if int(np.prod(sizes)) != len(devices):
         raise GritError(
             f"mesh: {' x '.join(MESH_AXES)} = {' x '.join(map(str, sizes))} needs"
-            f" {int(np.prod(sizes))} devices, {len(devices)} are here; set"
-            f" {', '.join('mesh.' + axis for axis in MESH_AXES)} so that their product fits"
+            f" {int(np.prod(sizes))} devices, got {len(devices)}; set"
+            f" {', '.join('mesh.' + axis for axis in MESH_AXES)} to a product of {len(devices)}"
         )
     return Mesh(arrange(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def arrange(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
-    """Devices in the order of a mesh: neighbours along the last axes are neighbours on the
-    interconnect, and slices of TPUs (`slice_index` tells them apart) follow one another along the
-    first axis alone.
+    """Devices in the order of a mesh.
+
+    Neighbours along the last axes are neighbours on the interconnect. Only the first axis spans
+    several TPU slices (devices with different `slice_index`).
 
     Raises:
-      GritError: the first axis does not divide among the slices, or they are of different sizes.
+      GritError: the first axis is not a multiple of the number of slices, or the slices have
+        different sizes.
     """
-    # Of GPUs every host is a slice to JAX, and weights may well be split over hosts there.
+    # On GPUs JAX reports every host as a slice, but weights may be sharded over hosts there.
     tpu = devices[0].platform == "tpu"
     slices = collections.Counter(
         getattr(device, "slice_index", 0) if tpu else 0 for device in devices
@@ -122,13 +125,13 @@ def arrange(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
         return _on_torus(mesh_utils.create_device_mesh, tuple(sizes), devices=devices)
     if len(set(slices.values())) > 1:
         held = ", ".join(f"slice {number}: {count}" for number, count in sorted(slices.items()))
-        raise GritError(f"mesh: slices of different sizes make no mesh ({held} devices)")
+        raise GritError(f"mesh: all slices must have the same size, got {held} devices")
     first, *rest = sizes
     if first % len(slices):
         raise GritError(
-            f"mesh: {len(devices)} devices of {len(slices)} slices: mesh.data alone goes over"
-            f" slices (weights are not gathered over the network between them) and is {first}; make"
-            f" it {len(slices)} or a multiple"
+            f"mesh.data: must be a multiple of the number of slices ({len(slices)}), got {first};"
+            " no other axis can span slices (weights are not gathered over the network between"
+            " them)"
         )
     inside, across = (first // len(slices), *rest), (len(slices), *[1] * len(rest))
     return _on_torus(mesh_utils.create_hybrid_device_mesh, inside, across, devices=devices)

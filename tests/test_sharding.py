@@ -68,10 +68,10 @@ def test_one_device():
     [
         (
             MeshConfig(2, 2, 2),
-            "data x fsdp x context x tensor = 2 x 2 x 1 x 2 needs 8 devices, 1 are here",
+            "data x fsdp x context x tensor = 2 x 2 x 1 x 2 needs 8 devices, got 1",
         ),
-        (MeshConfig(-1, -1, 1), "at most one -1"),
-        (MeshConfig(0, 1, 1), "must be positive"),
+        (MeshConfig(-1, -1, 1), "-1 for one of them"),
+        (MeshConfig(0, 1, 1), "every axis must be at least 1"),
         (MeshConfig(3, -1, 1), "mesh.data"),
     ],
 )
@@ -121,9 +121,17 @@ def test_slices_follow_one_another_along_data_alone():
 @pytest.mark.parametrize(
     "devices, sizes, words",
     [
-        (chips(2, 4), (1, 8, 1, 1), r"8 devices of 2 slices: mesh.data alone .* is 1; make it 2"),
-        (chips(2, 4)[:-1], (7, 1, 1, 1), r"slices of different sizes .*slice 0: \d, slice 1: \d"),
-        (chips(4, 2), (2, 4, 1, 1), "make it 4 or a multiple"),
+        (
+            chips(2, 4),
+            (1, 8, 1, 1),
+            r"mesh.data: must be a multiple of the number of slices \(2\), got 1;",
+        ),
+        (
+            chips(2, 4)[:-1],
+            (7, 1, 1, 1),
+            r"slices must have the same size.*slice 0: \d, slice 1: \d",
+        ),
+        (chips(4, 2), (2, 4, 1, 1), r"multiple of the number of slices \(4\), got 2"),
     ],
 )
 def test_slices_that_make_no_mesh(devices, sizes, words):
@@ -142,7 +150,7 @@ def test_hosts_with_gpus_are_no_slices():
         (2, 1),
         (3, 1),
     ]
-    with pytest.raises(GritError, match="4 devices of 2 slices"):
+    with pytest.raises(GritError, match=r"the number of slices \(2\), got 1"):
         make_mesh(MeshConfig(), chips(2, 2))
 
 
@@ -161,7 +169,7 @@ try:
     make_mesh(MeshConfig(3, -1, 1))
     raise SystemExit("3 does not divide 8")
 except GritError as error:
-    assert "8 are here" in str(error)
+    assert "got 8" in str(error)
 
 config = ModelConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
                      num_attention_heads=4, num_key_value_heads=2, dtype="float32", remat="dots")

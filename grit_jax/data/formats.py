@@ -103,7 +103,7 @@ def parse_line(line: str | bytes, place: str) -> Example:
     (Text(instruction='', text='Eiffel.'),)
     >>> parse_line('{"query": "Who?"}', "pairs.jsonl:2")
     Traceback (most recent call last):
-    grit_jax.data.formats.LineError: pairs.jsonl:2: the key "pos" is missing; found "query"
+    grit_jax.data.formats.LineError: pairs.jsonl:2: the key "pos" is missing; got "query"
     """
     data = _load(line, place)
     kind = kind_of(data)
@@ -117,7 +117,7 @@ def parse_line(line: str | bytes, place: str) -> Example:
         place,
         'no known key; expected "query" and "pos" (embedding), "text" (generative) '
         'or "docs" and "text" (cached), '
-        f"found {_names(data)}",
+        f"got {_names(data)}",
     )
 
 
@@ -156,7 +156,7 @@ def document_text(document: Any, place: str, name: str = "document") -> str:
 
 def _embedding(data: dict[str, Any], place: str) -> EmbeddingExample:
     if "pos" not in data:
-        raise LineError(place, f'the key "pos" is missing; found {_names(data)}')
+        raise LineError(place, f'the key "pos" is missing; got {_names(data)}')
     lists: dict[str, tuple[Text, ...]] = {}
     for key in ("pos", "neg"):
         value = data.get(key)
@@ -211,7 +211,7 @@ def _generative(data: dict[str, Any], place: str) -> GenerativeExample:
 def _cached(data: dict[str, Any], place: str) -> CachedExample:
     if "text" not in data:
         raise LineError(
-            place, f'the key "text" ([question, answer]) is missing; found {_names(data)}'
+            place, f'the key "text" ([question, answer]) is missing; got {_names(data)}'
         )
     docs, text = data["docs"], data["text"]
     if not isinstance(docs, list) or not docs:

@@ -68,7 +68,10 @@ class LoraConfig:
             raise ValueError(f"lora.dropout: must be at least 0 and below 1, got {self.dropout}")
         unknown = [name for name in self.targets if name not in TARGETS]
         if unknown or not self.targets:
-            raise ValueError(f"lora.targets: {unknown or 'none'}; known: {', '.join(TARGETS)}")
+            raise ValueError(
+                f"lora.targets: expected some of {', '.join(TARGETS)}, got"
+                f" {', '.join(unknown) or 'none'}"
+            )
 
     @property
     def scale(self) -> float:

@@ -84,7 +84,7 @@ class Corpus:
             first = self._lines.where(self._numbers[document.id])
             error = LineError(
                 self._lines.where(number),
-                f"the id {document.id!r} stands at {first} already; ids must differ",
+                f"duplicate id {document.id!r}, first used at {first}; ids must be unique",
             )
             error.reason = "an id that stands in an earlier line"  # counted together
             raise error

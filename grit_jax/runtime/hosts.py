@@ -136,7 +136,7 @@ def gather_text(text: str) -> list[str]:
     """Gathers a text from every process, ordered by process number. All processes must call it.
 
     Raises:
-      GritError: nothing came from a process in time.
+      GritError: a process sent nothing in time.
     """
     if jax.process_count() == 1:
         return [text]
@@ -272,7 +272,7 @@ class Exchange:
         """Sends `messages[i]` to host `i` and returns what each host sent to this one.
 
         Raises:
-          GritError: nothing came from a host in time.
+          GritError: a host sent nothing in time.
         """
         if self._closed:
             raise Closed(key)
@@ -305,7 +305,7 @@ class Exchange:
             if self._closed:
                 raise Closed(place)
         raise GritError(
-            f"nothing came from process {host} of this run for {WAIT_SECONDS} s; see its own output"
+            f"no message from process {host} of this run for {WAIT_SECONDS} s; see its own output"
         )
 
 

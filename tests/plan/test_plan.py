@@ -499,5 +499,5 @@ def test_a_chip_is_one_device(name, chips):
 @pytest.mark.tpu
 @needs_compiler
 def test_a_mesh_that_does_not_fit_the_slice(config):
-    with pytest.raises(GritError, match="1 x 3 x 1 x 1 needs 3 devices, 4 are here"):
+    with pytest.raises(GritError, match="1 x 3 x 1 x 1 needs 3 devices, got 4"):
         make_plan(read_run_config(config, {"mesh.fsdp": "3"}), "v5e:2x2")

@@ -176,7 +176,7 @@ def test_without_caches(model, corpus, tmp_path):
         (r'{"id": "x", "title": "\udc00", "text": "a"}', r"c\.jsonl:2: the title .* holds half"),
         (r'{"id": "x", "text": "\ud83d"}', r"c\.jsonl:2: the text .* holds half"),
         ('{"id": "x", "title": [], "text": "a", "id2": 0}', None),
-        ('{"id": "a", "text": "other"}', r"c\.jsonl:2: .*'a' stands at .*c\.jsonl:1"),
+        ('{"id": "a", "text": "other"}', r"c\.jsonl:2: .*'a', first used at .*c\.jsonl:1"),
     ],
 )
 def test_a_bad_line_is_named_before_anything_is_encoded(model, tmp_path, line, message):

@@ -315,7 +315,7 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
     tokenizer).
 
     Raises:
-      GritError: absent model: no such directory, and not on the hub, or the hub cannot be reached.
+      GritError: the model is neither a directory nor on the hub, or the hub cannot be reached.
     """
     if not str(source).strip():
         raise GritError("the model's name is empty; give a model directory or a hub id")
@@ -327,7 +327,7 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
             f"{source}: a file; expected a model directory (with config.json in it) or a hub id"
         )
     if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", str(source)):
-        raise GritError(f"{source}: absent model: no such directory")
+        raise GritError(f"{source}: model not found: no such directory")
     import huggingface_hub  # slow to import, and a local directory does not need it
 
     try:
@@ -339,12 +339,10 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
             # with a number.
             ignore_patterns=["[!0-9]*/*.safetensors", "consolidated*"],
         )
-    except (
-        Exception
-    ) as error:  # many kinds: not found, gated, offline, no network; all mean the same here
+    except Exception as error:  # not found, gated, offline, no network: many classes
         reason = str(error).strip().partition("\n")[0]
         raise GritError(
-            f"{source}: absent model: no such directory, and the hub gave none"
+            f"{source}: model not found: no such directory, and no such model on the hub"
             f" ({type(error).__name__}: {reason}); check the name, the network, and HF_TOKEN for a"
             " gated model"
         ) from None

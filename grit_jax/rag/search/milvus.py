@@ -93,7 +93,7 @@ def choose(writer: IndexWriter, vectors: str | None, uri: str | None) -> None:
         with MilvusServer(writer.path, place):
             pass
     elif uri is not None:
-        raise GritError(f"--milvus {uri} names a Milvus; it needs --vectors milvus")
+        raise GritError(f"--milvus {uri}: needs --vectors milvus as well")
     if old is not None and new != old:
         _drop_collections(writer.path, old)
     writer.commit(milvus=new)

@@ -255,12 +255,12 @@ def test_resolve(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
     for name in (tmp_path / "absent", "./absent", "a/b/c", "~absent/x"):
-        with raises("absent model: no such directory$"):
+        with raises("model not found: no such directory$"):
             resolve(name)
     with raises("name is empty"):
         resolve("")
     assert not calls  # a path is never asked of the hub
-    with raises("some/model: absent model", r"FileNotFoundError: offline\)", "network"):
+    with raises("some/model: model not found", r"FileNotFoundError: offline\)", "network"):
         resolve("some/model", revision="v2")
     assert calls[0][0] == "some/model" and calls[0][1]["revision"] == "v2"
     assert not any(
