@@ -42,9 +42,10 @@ class AttentionModes:
     generation: AttentionMode
 
 
-# Four letters: instruction and sample when embedding, then when generating; `b` is bidirectional,
-# `c` causal (grit.md 2.2). Of two letters, "bc" (a prefix language model) speaks of generation and
-# leaves embedding bidirectional, the others speak of embedding and leave generation causal.
+# Four letters: instruction and sample when embedding, then prompt and answer when generating; `b` is
+# bidirectional, `c` causal (docs/method.md). Two letters set one side: "bc" (a prefix language
+# model) sets generation and leaves embedding bidirectional, the others set embedding and leave
+# generation causal.
 ATTENTION_CODES = {
     first + second: AttentionModes(embedding, generation)
     for first, embedding in _EMBEDDING.items()

@@ -84,3 +84,13 @@ def test_commands_parse(page, command):
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_documented(verb):
     assert f"`grit {verb}" in (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+
+
+def test_nothing_cites_what_a_clone_lacks():
+    """Design notes and references live beside the repository, and nobody who clones it has them."""
+    names = ("DESIGN", "grit" + ".md", "jax_idioms", "kv_" + "reuse.md", "ecosystem" + ".md")
+    for folder in ("grit_jax", "configs", "docs", "launch", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".yaml", ".sh", ".ipynb") and path != Path(__file__):
+                text = path.read_text(encoding="utf-8")
+                assert not [name for name in names if name in text], path

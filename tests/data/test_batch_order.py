@@ -120,7 +120,7 @@ def test_the_smaller_side_is_drawn_whole_and_once_an_epoch():
     before its turn.
 
     The original draws the smaller side by the larger one's index and never reaches what lies beyond
-    (grit.md 8).
+    (`gritlm: gritlm/training/data.py:92-98`).
     """
     contrastive, stream = ContrastiveOrder((7, 6), 5, seed=1), StreamOrder((101,), 3, seed=1)
     for plan, total, batch in ((contrastive, 13, 5), (stream, 101, 3)):

@@ -109,8 +109,8 @@ def test_only_the_last_answer_of_a_prefix_language_model(tiny_tokenizer):
 
 
 def test_padding_is_known_by_its_place_and_not_by_its_id(tiny_tokenizer):
-    """The original pads with the beginning of sequence and takes every such id for padding (grit.md
-    8)."""
+    """The original pads with the beginning of sequence and takes every such id for padding
+    (`gritlm: gritlm/training/data.py:257-259`)."""
     reader = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS)
     text, short = reader.generative(
         [GenerativeExample(("amber river", "stone")), GenerativeExample(("u", "a"))]

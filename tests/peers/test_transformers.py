@@ -274,8 +274,7 @@ GEMMA = dict(
     query_pre_attn_scalar=20.0,
     tie_word_embeddings=True,
     final_logit_softcapping=8.0,
-    # Wider than the texts: on a CPU transformers' own bidirectional window is one wider than ours
-    # (DESIGN, 4).
+    # Wider than the texts: on a CPU transformers' own bidirectional window is one wider than ours.
     sliding_window=512,
     layer_types=("sliding_attention", "full_attention", "sliding_attention"),
 )
