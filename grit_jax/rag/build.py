@@ -120,7 +120,7 @@ class IndexSummary:
             (self.replaced, "replaced"),
             (self.deleted, "deleted"),
             (self.documents_truncated, f"cut to {self.max_length} tokens"),
-            (sum(self.lines_skipped.values()), "lines of the corpus skipped"),
+            (sum(self.lines_skipped.values()), "corpus lines skipped"),
         )
         also = "".join(f", {count} {what}" for count, what in counts if count)
         kv = f"; {self.bytes_per_token_per_layer:g} bytes of cache per token and layer"
@@ -188,7 +188,7 @@ def build_index(
     source, output = Corpus(corpus, options.on_error), home_path(output)
     if source.skipped:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in source.skipped.items())
-        say(f"{corpus}: {source.skipped.total()} lines are skipped: {reasons:.300}")
+        say(f"warning: {corpus}: lines skipped: {source.skipped.total()} ({reasons:.300})")
     with writing(output, _settings(model, options)) as writer:
         choose(writer, options.vectors, options.milvus)
         contents = _compare(writer, source, options.update)

@@ -107,8 +107,8 @@ def test_lines_that_are_no_documents_can_be_skipped(model, tmp_path, capsys):
         summary.lines_skipped.values()
     ) == 5
     assert summary.to_dict()["lines_skipped"]["the text of the document is empty"] == 2
-    assert "5 lines of the corpus skipped" in str(summary)
-    assert "c.jsonl: 5 lines are skipped: 2 x the text" in capsys.readouterr().err
+    assert "5 corpus lines skipped" in str(summary)
+    assert "c.jsonl: lines skipped: 5 (2 x the text" in capsys.readouterr().err
     index = Index.open(tmp_path / "index", model)
     assert index.text("title") == "A title"
     row = {"id": "title", "title": "A title", "text": ""}
