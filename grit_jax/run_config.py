@@ -42,8 +42,8 @@ class AttentionModes:
     generation: AttentionMode
 
 
-# Four letters: instruction and sample when embedding, then prompt and answer when generating; `b` is
-# bidirectional and `c` causal (docs/method.md). Two letters set one side: "bc" (a prefix language
+# Four letters: instruction and sample when embedding, then prompt and answer when generating; `b`
+# is bidirectional and `c` causal (docs/method.md). Two letters set one side: "bc" (a prefix language
 # model) sets generation and leaves embedding bidirectional, the others set embedding and leave
 # generation causal.
 ATTENTION_CODES = {
