@@ -43,9 +43,9 @@ class AttentionModes:
 
 
 # Four letters: instruction and sample when embedding, then prompt and answer when generating; `b`
-# is bidirectional and `c` causal (docs/method.md). Two letters set one side: "bc" (a prefix language
-# model) sets generation and leaves embedding bidirectional, the others set embedding and leave
-# generation causal.
+# is bidirectional and `c` causal (docs/method.md). Two letters set one side: "bc" (a prefix
+# language model) sets generation and leaves embedding bidirectional, the others set embedding
+# and leave generation causal.
 ATTENTION_CODES = {
     first + second: AttentionModes(embedding, generation)
     for first, embedding in _EMBEDDING.items()
