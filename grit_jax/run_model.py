@@ -117,12 +117,12 @@ def model_settings(section: ModelSection) -> dict[str, Any]:
     return {"dtype": section.dtype, "remat": section.remat, "scan_layers": section.scan_layers}
 
 
-def check_shape(section: ModelSection, found: ModelConfig) -> None:
-    """Raises GritError where `model.shape` or `model.preset` and the config.json of `model.path`
-    differ."""
+def check_shape(section: ModelSection, loaded: ModelConfig) -> None:
+    """Raises GritError if `model.shape` or `model.preset` differs from the config.json of
+    `model.path`."""
     if section.known_shape is None:
         return
-    asked, has = dataclasses.asdict(section.known_shape), dataclasses.asdict(found)
+    asked, has = dataclasses.asdict(section.known_shape), dataclasses.asdict(loaded)
     free = {"dtype", "remat", "scan_layers", "initializer_range", "architecture"}
     for key in (key for key in asked if key not in free and not key.endswith("token_id")):
         if asked[key] != has[key]:
@@ -137,22 +137,22 @@ def check_shape(section: ModelSection, found: ModelConfig) -> None:
 
 
 def projection_width(section: ModelSection, params: Params | None) -> int | None:
-    """Dimensions of the run's projection: those of the model it starts from, or of a new one; None:
-    there is none.
+    """Dimensions of the run's projection, which is the loaded model's or a new one; None: it has no
+    projection.
 
     Raises:
-      GritError: the configuration asks for others than the model has.
+      GritError: the configured dimensions differ from the loaded model's.
     """
     layers = layers_of(params) if params is not None else []
-    there = layers[-1][0].shape[1] if layers else None
-    if there and section.projection not in (None, there):
+    width = layers[-1][0].shape[1] if layers else None
+    if width and section.projection not in (None, width):
         raise GritError(
-            f"model.projection is {section.projection}, but {section.path} has one of {there}"
-            " dimensions; leave the key out to train that"
+            f"model.projection is {section.projection}, but the projection of {section.path} has"
+            f" {width} dimensions; leave the key out to train that one"
         )
     if layers and PROJECTION not in (params or {}):
         return None  # Dense modules with activations, trained as they are
-    return there or section.projection
+    return width or section.projection
 
 
 def public_model(

@@ -330,12 +330,12 @@ def wait_until_active(machine: Machine, policy: Policy) -> None:
     Raises:
       LaunchError: there is none of that name, it failed, or it took too long (status 3).
     """
-    began, told = time.monotonic(), ""
+    began, printed = time.monotonic(), ""
     while True:
         state = machine.state()
-        if state.name != told and not machine.shell.dry_run:
+        if state.name != printed and not machine.shell.dry_run:
             say(f"{machine.name}: {state}")
-        told = state.name
+        printed = state.name
         if state.active:
             return
         if state.name == ABSENT:

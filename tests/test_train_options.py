@@ -261,7 +261,7 @@ def test_a_projection_is_trained_on_from_its_directory(embedding_run, more, tmp_
 
 def test_a_projection_of_another_width_is_refused(more, tmp_path):
     wrong = read_run_config(more, {"output": str(tmp_path / "wrong"), "model.projection": "16"})
-    with pytest.raises(GritError, match="model.projection is 16, but .* has one of 12 dimensions"):
+    with pytest.raises(GritError, match="model.projection is 16, but .* has 12 dimensions"):
         train(wrong)
 
 

@@ -70,8 +70,8 @@ class TextMaker:
         first = [word for word, n in zip(words, self.count(words), strict=True) if n == 1]
         for separator in (" ", "") if first else ():
             counts = self.count([f"{first[0]}{separator}{word}" for word in words])
-            if found := [word for word, n in zip(words, counts, strict=True) if n == 2]:
-                return _Vocabulary(first, found, separator)
+            if following := [word for word, n in zip(words, counts, strict=True) if n == 2]:
+                return _Vocabulary(first, following, separator)
         raise GritError(
             "this model's tokenizer has no words that are one token; texts of a given length cannot"
             " be made"

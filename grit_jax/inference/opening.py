@@ -94,6 +94,6 @@ def modules_of(chat: ChatFormat, pooling: PoolingMethod, tokenizer: Tokenizer) -
 
 def _same_texts(sentence: SentenceModules, begin: str, chat: ChatFormat) -> bool:
     """Whether sentence-transformers reads a text without an instruction as a format of ours."""
-    mine = of_format(sentence.pooling, sentence.default_prompt)
-    pooled = sentence.include_prompt == mine.include_prompt or sentence.pooling == "lasttoken"
+    ours = of_format(sentence.pooling, sentence.default_prompt)
+    pooled = sentence.include_prompt == ours.include_prompt or sentence.pooling == "lasttoken"
     return pooled and begin + sentence.default_prompt == chat.bos + chat.embed_bare

@@ -232,8 +232,8 @@ def _one_token_attention(
 
     def scores(keys: KeyValues) -> jax.Array:
         form = "bkgh,bkhs->bkgs" if keys.by_head else "bkgh,bskh->bkgs"
-        mine = q if keys.k_scale is None else (q * keys.k_scale[:, :, None]).astype(q.dtype)
-        s = jnp.einsum(form, mine, keys.k.astype(q.dtype), preferred_element_type=jnp.float32)
+        scaled = q if keys.k_scale is None else (q * keys.k_scale[:, :, None]).astype(q.dtype)
+        s = jnp.einsum(form, scaled, keys.k.astype(q.dtype), preferred_element_type=jnp.float32)
         mask = key_mask(queries, keys, window=window, symmetric_window=symmetric_window)
         return jnp.where(mask[:, None], soft_cap(s, softcap), MASKED)
 

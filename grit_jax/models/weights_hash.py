@@ -34,7 +34,7 @@ class WeightsHash:
 
     def hexdigest(self) -> str:
         """The hash, in hexadecimal."""
-        how = dataclasses.asdict(self._config)
+        settings = dataclasses.asdict(self._config)
         for key in (
             "dtype",
             "remat",
@@ -44,8 +44,8 @@ class WeightsHash:
             "pad_token_id",
             "router_aux_loss_coef",
         ):
-            how.pop(key, None)
-        total = hashlib.blake2b(repr(sorted(how.items())).encode(), digest_size=16)
+            settings.pop(key, None)
+        total = hashlib.blake2b(repr(sorted(settings.items())).encode(), digest_size=16)
         for name in sorted(self._digests):
             total.update(name.encode())
             total.update(self._digests[name])

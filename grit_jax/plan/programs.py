@@ -163,13 +163,13 @@ class ServingPrograms:
         start = _lower(prefill_start_step, self.mesh, self.params, *prompts, config=c, dtype=dtype)
         shape = (B, c.num_key_value_heads, P, c.head_dim)
         record = {"k": _shape((*shape[:2], c.head_dim, P), c.dtype), "v": _shape(shape, c.dtype)}
-        where = {name: _shape(()) for name in stack_indices(self.params, c.layer_kinds, 0)}
+        indices = {name: _shape(()) for name in stack_indices(self.params, c.layer_kinds, 0)}
         return _lower(
             prefill_layer_step,
             self.mesh,
             self.params,
             _result(start),
-            *self._whole((_shape(()), where, (LayerRecords(record, None),))),
+            *self._whole((_shape(()), indices, (LayerRecords(record, None),))),
             config=c,
             kind=c.layer_kinds[0],
             prompt_mode=AttentionMode.CAUSAL,

@@ -271,12 +271,12 @@ def _claim(out: Path, settings: QuickstartSettings) -> None:
             f"{out}: cannot be used as output folder ({error.strerror}); choose another --out"
         ) from None
     for field in dataclasses.fields(settings):
-        there, wanted = claimed.get(field.name), getattr(settings, field.name)
-        if there != wanted:
+        previous, current = claimed.get(field.name), getattr(settings, field.name)
+        if previous != current:
             flag = f"--{field.name.replace('_', '-')}"
             raise GritError(
-                f"{out} holds a quickstart {_flag_text(flag, there)}, not"
-                f" {_flag_text(flag, wanted)}; choose another --out or remove it"
+                f"{out} holds a quickstart {_flag_text(flag, previous)}, not"
+                f" {_flag_text(flag, current)}; choose another --out or remove it"
             )
 
 

@@ -389,13 +389,17 @@ def _claim(path: Path, settings: IndexSettings) -> IndexManifest:
 
 def _check_settings(path: Path, manifest: IndexManifest, settings: IndexSettings) -> None:
     for name in ("model", "pooling", "kv", "dim", "max_length"):
-        there, wanted = getattr(manifest, name), getattr(settings, name)
-        if wanted is None or there == wanted:
+        existing, requested = getattr(manifest, name), getattr(settings, name)
+        if requested is None or existing == requested:
             continue
-        what = (
-            "was made by another model" if name == "model" else f"has {name} {there}, not {wanted}"
+        difference = (
+            "was made by another model"
+            if name == "model"
+            else f"has {name} {existing}, not {requested}"
         )
-        raise GritError(f"{path}: the existing index {what}; remove it or choose another --output")
+        raise GritError(
+            f"{path}: the existing index {difference}; remove it or choose another --output"
+        )
 
 
 def _refuse_copy(path: Path, manifest: IndexManifest) -> None:

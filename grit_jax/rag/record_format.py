@@ -90,7 +90,7 @@ class RecordIdentity:
 
     def difference(self, other: dict[str, Any]) -> str | None:
         """How `other` (from `to_json` or `to_header`) differs, for an error message, or None."""
-        mine = self.to_json() if isinstance(other.get("chat"), dict) else self.to_header()
+        own = self.to_json() if isinstance(other.get("chat"), dict) else self.to_header()
         names = {
             "format": "another version of the format",
             "weights": "another model (its weights differ)",
@@ -100,7 +100,7 @@ class RecordIdentity:
                 f"another compression ({other.get('compression')}, not {self.compression})"
             ),
         }
-        return next((text for name, text in names.items() if other.get(name) != mine[name]), None)
+        return next((text for name, text in names.items() if other.get(name) != own[name]), None)
 
 
 def document_key(tokens: Sequence[int], identity: RecordIdentity) -> str:

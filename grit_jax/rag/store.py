@@ -246,7 +246,7 @@ class DocumentStore:
         """
         size = self.size
         together = max(1, COPY_BYTES * size.records // max(size.bytes, 1))
-        keys = [key for key, there in zip(keys, other.has_many(keys), strict=True) if not there]
+        keys = [key for key, stored in zip(keys, other.has_many(keys), strict=True) if not stored]
         for start in range(0, len(keys), together):
             part = keys[start : start + together]
             blobs = {}

@@ -39,7 +39,7 @@ def resolve(variable: str, address: str) -> None:
     """
     host, port = parse_address(variable, address)
     ends = time.monotonic() + NAME_SECONDS
-    said = False
+    printed = False
     while True:
         try:
             socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -51,9 +51,9 @@ def resolve(variable: str, address: str) -> None:
                     f"{variable}={address}: no host has the name {host} ({reason}); give the name"
                     " or the IP address of the machine that process 0 runs on"
                 ) from None
-            if not said:
+            if not printed:
                 say(f"{variable}={address}: {reason}; trying for {NAME_SECONDS} s")
-                said = True
+                printed = True
             time.sleep(RETRY_SECONDS)
 
 

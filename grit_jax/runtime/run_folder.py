@@ -6,8 +6,8 @@ knows how to do, and everything else is a file in a folder of this machine that 
 whole: before each checkpoint that counts on it, now and then in between, and at the end. The store
 is the truth: a run that goes on begins from what is there.
 
-Most failures of a store pass, so it is asked three times. A copy made now and then that still fails
-is told of and made up for by the next one; any other ends the run.
+Most failures of a store are temporary, so each request is tried three times. If a periodic copy
+still fails, a line is printed and the next copy includes its files; any other failure ends the run.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class RunFolder:
             self._held = folder_lock(self.local)
             return
         path = f"{self._root}/{MARKER}"
-        there = lambda: self._store.cat_file(path) if self._store.exists(path) else None
-        read = lambda: text if (text := self._ask("read", there)) is None else text.decode()
+        content = lambda: self._store.cat_file(path) if self._store.exists(path) else None
+        read = lambda: text if (text := self._ask("read", content)) is None else text.decode()
         write = lambda text: self._ask("written", self._store.pipe_file, path, text.encode())
         remove = lambda: self._ask("written", self._remove, path)
         marker = StoreMarker(self.address, read, write, remove)

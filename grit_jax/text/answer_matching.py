@@ -34,10 +34,12 @@ def score_answer(answer: str, expected: str) -> AnswerScore:
     >>> score_answer("It is the Nile.", "nile")
     AnswerScore(match=1.0, exact_match=0.0, f1=0.5)
     """
-    given, wanted = normalise_answer(answer), normalise_answer(expected)
-    common = sum((Counter(given.split()) & Counter(wanted.split())).values())
-    f1 = 2 * common / (len(given.split()) + len(wanted.split())) if common else 0.0
+    prediction, reference = normalise_answer(answer), normalise_answer(expected)
+    common = sum((Counter(prediction.split()) & Counter(reference.split())).values())
+    f1 = 2 * common / (len(prediction.split()) + len(reference.split())) if common else 0.0
     # Two answers of which nothing is left after normalisation agree.
     return AnswerScore(
-        float(wanted in given), float(given == wanted), f1 if given or wanted else 1.0
+        float(reference in prediction),
+        float(prediction == reference),
+        f1 if prediction or reference else 1.0,
     )

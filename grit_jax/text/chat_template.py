@@ -109,8 +109,8 @@ class ChatTemplate:
         """Token ids of a conversation; special tokens that a message spells are text.
 
         Raises:
-          GritError: as `render`, and a template that changes such a message so that it cannot be
-            told.
+          GritError: as `render`, or the template changes such a message, so that its tokens cannot
+            be distinguished from the template's own.
         """
         plain = _plain(messages)
         text = self._render(plain, add_generation_prompt)
@@ -121,8 +121,9 @@ class ChatTemplate:
             rest, typed = _without_marks(self._render(marked, add_generation_prompt), *marks)
             if rest != text:
                 raise GritError(
-                    f"{self.where}: a message spells a special token, and the template treats it"
-                    " so that it cannot be told from one of its own; remove it from the message"
+                    f"{self.where}: a message spells a special token, and the template changes it"
+                    " so that it cannot be distinguished from the template's own; remove it from"
+                    " the message"
                 )
         return self.tokenizer.encode_rendered(text, typed)
 

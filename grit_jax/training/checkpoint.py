@@ -153,18 +153,18 @@ class Checkpoints:
             self._checkpointer.close()
 
     def _check_owner(self, step: int) -> None:
-        """Moments mean nothing to another optimizer, adapters nothing over weights that they were
-        not trained for."""
+        """Raises GritError if a checkpoint has the state of another optimizer, or adapters of
+        another base model."""
         try:
             about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
             base = FrozenBase(**about["base"]) if "base" in about else None
         except (ValueError, KeyError, TypeError, OSError):
-            return  # damaged: reading it will say so
+            return  # damaged: reading it will raise the error
         which = f"{self.directory}: the checkpoint of step {step}"
-        theirs = about.get("optimizer", self.optimizer)
-        if self.optimizer and theirs != self.optimizer:
+        saved = about.get("optimizer", self.optimizer)
+        if self.optimizer and saved != self.optimizer:
             raise GritError(
-                f"{which} holds the state of {theirs}, this configuration has {self.optimizer}; set"
+                f"{which} holds the state of {saved}, this configuration has {self.optimizer}; set"
                 " optimizer.name and optimizer.moments back, or choose another output"
             )
         if base is None or self.base is None:
@@ -221,9 +221,9 @@ def _short(error: BaseException) -> str:
 
 
 def _quiet_orbax() -> None:
-    """Orbax narrates every save. When a read or write fails, it logs that and closes its event loop
-    while others are under way, each of which then comes with a traceback of its own. All of it is
-    raised, too, and told by us."""
+    """Silences Orbax's logging. It logs every save; and when a read or write fails, it closes its
+    event loop while others are under way, each of which logs a traceback. Errors are raised as
+    well, so that nothing is lost."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     before = sys.unraisablehook

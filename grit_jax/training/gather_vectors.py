@@ -31,8 +31,8 @@ def gather_vectors(
         return vectors.reshape(-1, d)[slots]
     share = len(slots) // ways
     each = min(share, max(1, BLOCK // ways))
-    wanted = jnp.pad(slots.reshape(ways, share), [(0, 0), (0, -share % each)], constant_values=-1)
-    blocks = wanted.reshape(ways, -1, each).swapaxes(0, 1).reshape(-1, ways * each)
+    padded = jnp.pad(slots.reshape(ways, share), [(0, 0), (0, -share % each)], constant_values=-1)
+    blocks = padded.reshape(ways, -1, each).swapaxes(0, 1).reshape(-1, ways * each)
     rows = jax.sharding.PartitionSpec
 
     def local(mine: Float[Array, "n b M d"], blocks: Int[Array, "t w*e"]) -> Float[Array, "t*e d"]:
@@ -43,9 +43,9 @@ def gather_vectors(
             row, segment = jnp.divmod(slot, M)
             chunk, k = jnp.divmod(row, c)
             here = (slot >= 0) & (k // b == device)
-            found = flat[jnp.where(here, (chunk * b + k % b) * M + segment, 0)]
-            found = jnp.where(here[:, None], found, 0)
-            return None, jax.lax.psum_scatter(found, axes, scatter_dimension=0, tiled=True)
+            gathered = flat[jnp.where(here, (chunk * b + k % b) * M + segment, 0)]
+            gathered = jnp.where(here[:, None], gathered, 0)
+            return None, jax.lax.psum_scatter(gathered, axes, scatter_dimension=0, tiled=True)
 
         return jax.lax.scan(jax.checkpoint(block), None, blocks)[1].reshape(-1, d)
 

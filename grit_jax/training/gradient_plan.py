@@ -66,7 +66,7 @@ class GradientPlan:
     def __str__(self) -> str:
         if len(self.passes) == 1:
             return f"one backward pass: {self.passes[0]}"
-        listed = "; ".join(f"({number}) {one}" for number, one in enumerate(self.passes, start=1))
+        listed = "; ".join(f"({i}) {backward}" for i, backward in enumerate(self.passes, start=1))
         return f"{len(self.passes)} backward passes, one after the other: {listed}"
 
 

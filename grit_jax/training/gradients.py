@@ -47,7 +47,7 @@ def joint_gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient
     passes = gradient_plan(batch, config).passes
     if not passes:
         raise ValueError("a batch without any part has no gradient")
-    gradients = [_pass_gradient(params, batch, config, one) for one in passes]
+    gradients = [_pass_gradient(params, batch, config, backward) for backward in passes]
     return functools.reduce(
         lambda a, b: jax.tree.map(jnp.add, _with_parts_of(a, b), _with_parts_of(b, a)), gradients
     )

@@ -292,12 +292,12 @@ def language_losses(
     scripts/modeling_mixtral_gritlm.py:1413-1430`).
     """
     factors = {"loss_gen": config.loss.generative_factor, "loss_cached": config.loss.cached_factor}
-    parts = {name: one.loss for name, one in passes.items()}
+    parts = {name: language.loss for name, language in passes.items()}
     total = sum((factors[name] * loss for name, loss in parts.items()), jnp.zeros((), jnp.float32))
     routers = [
-        router_aux_loss(one.router, config.model.num_experts)
-        for one in passes.values()
-        if one.router
+        router_aux_loss(language.router, config.model.num_experts)
+        for language in passes.values()
+        if language.router
     ]
     if routers:
         parts["loss_router"] = sum(routers, jnp.zeros(()))

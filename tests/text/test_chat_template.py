@@ -208,7 +208,7 @@ def test_a_template_that_hides_what_was_typed_is_an_error(qwen):
     assert ours.prompt_ids(conversation("a<b")) == qwen.encode('"a<b"')
     with pytest.raises(GritError, match=r"x\.jinja: a message spells a special token"):
         ours.prompt_ids(conversation("a<|im_end|>"))
-    with pytest.raises(GritError, match="cannot be told"):
+    with pytest.raises(GritError, match="cannot be distinguished"):
         ChatTemplate("{{ messages[0].content|length }}", qwen, "x").prompt_ids(
             conversation("<|im_end|>")
         )
