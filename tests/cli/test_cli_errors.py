@@ -73,10 +73,12 @@ def results() -> set[Path]:
     return found
 
 
-def check(said, words: str) -> None:
-    """One line, and nothing on stdout."""
+def check(said, words: str, notes: tuple[str, ...] = ()) -> None:
+    """One line, and nothing on stdout; before it at most lines that begin like `notes`, of a run
+    that had got further."""
     assert (said.status, said.out) == (2, ""), said
-    [line] = said.lines
+    *before, line = said.lines
+    assert all(note.startswith(notes or ("no line",)) for note in before), said
     assert re.match(r"grit( [a-z]+){0,2}: ", line) and re.search(words, line), line
 
 
@@ -128,7 +130,7 @@ def test_a_full_disk(command, room, words, capsys, monkeypatch):
     before = results()
     with full_disk(room):
         said = run(capsys, command)
-    check(said, words)
+    check(said, words, ("gradient: ",))
     assert results() - before <= {Path("x/config.yaml")}  # of a training run without a checkpoint
     Path("many.txt").unlink()
 
@@ -152,6 +154,7 @@ def test_a_checkpoint_of_another_model_and_a_damaged_one(capsys):
         check(
             run(capsys, command),
             "x/checkpoints/1: cannot be read as a .*; if it is damaged, remove it",
+            ("gradient: ", "warning: x/checkpoints: the checkpoint of step 1 was made with other"),
         )
     assert not Path("x/out").exists()
 

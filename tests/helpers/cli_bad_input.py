@@ -288,7 +288,7 @@ CASES = {
     ),
     "eval rag model --input rag.jsonl --corpus absent --k 2": "absent: no such file",
     "eval rag model --input rag.jsonl --index index --kv int8": (
-        "--kv, --positions and --corpus are for"
+        "--kv, --positions and --corpus apply to"
     ),
     "eval rag model --input rag.jsonl --output texts.txt": "texts.txt: is a file; name a folder",
     "data distractors --input rag.jsonl --output x.jsonl --rows 9": (
