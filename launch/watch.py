@@ -148,9 +148,8 @@ class Watch:
         kinds = {report.state for report in reports}
         failed = [r.status for r in reports if r.status not in (None, 0, INTERRUPTED)]
         if "absent" in kinds or not self.started:
-            if (
-                "running" in kinds and len(kinds) > 1
-            ):  # the others would wait for lost hosts for ever
+            if "running" in kinds and len(kinds) > 1:
+                # The others would wait for the lost hosts forever.
                 self.workers.stop()
             if "absent" in kinds:
                 self.workers.install()

@@ -234,9 +234,8 @@ def parse_json(line: str | bytes, place: str) -> Any:
     try:
         # Not json's own guess of an encoding: it takes two odd bytes for UTF-16.
         text = line.decode("utf-8") if isinstance(line, bytes) else line
-        return json.loads(
-            text.rstrip()
-        )  # or a line that is cut short would be wrong at column 1 of the next
+        # Stripped, or the error of a truncated line would be at column 1 of the next line.
+        return json.loads(text.rstrip())
     except UnicodeDecodeError as error:
         raise LineError(place, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
     except ValueError as error:

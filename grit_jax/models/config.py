@@ -6,10 +6,8 @@ import dataclasses
 from typing import Literal
 
 Remat = Literal["none", "full", "offload", "save_attention", "save_qkv", "dots"]
-FULL, SLIDING = (
-    "full_attention",
-    "sliding_attention",
-)  # what a layer's attention is called in `layer_types`
+# The names of a layer's attention in `layer_types`.
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,8 @@ from grit_jax.models.quantise import Quantised
 from grit_jax.models.ragged_matmul import grouped_product
 from grit_jax.sharding import num_shards
 
-Weights = Mapping[
-    str, Any
-]  # of one layer, or those outside the layers, by name; a matrix may be quantised or adapted
+# Weights by name: of one layer, or those outside the layers. A matrix may be quantised or adapted.
+Weights = Mapping[str, Any]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,

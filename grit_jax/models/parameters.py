@@ -13,15 +13,10 @@ from grit_jax.models.config import LayerKind, ModelConfig
 
 Params = dict[str, Any]  # parameter name -> array
 
-OUTSIDE_LAYERS = (
-    "embed",
-    "final_norm",
-    "head",
-)  # and what is added to them under names that begin so
-DENSE, EXPERTS = (
-    ("gate", "up", "down"),
-    ("router", "expert_"),
-)  # how the two kinds of feed-forward begin
+# Prefixes of the names of weights outside the layers, adapters included.
+OUTSIDE_LAYERS = ("embed", "final_norm", "head")
+# Prefixes of the names of dense feed-forward weights and of those of a mixture of experts.
+DENSE, EXPERTS = ("gate", "up", "down"), ("router", "expert_")
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

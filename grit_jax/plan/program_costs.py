@@ -337,10 +337,8 @@ def _memory_traffic(computation: Computation, instruction: Instruction) -> float
     ):
         return 0.0
     taken = computation.shapes_of(instruction)
-    if instruction.opcode in (
-        "slice-start",
-        "dynamic-slice-start",
-    ):  # results: operands, part, context
+    if instruction.opcode in ("slice-start", "dynamic-slice-start"):
+        # The results are the operands, the part and the context.
         part = instruction.shapes[len(taken)]
         return (part.bytes if taken[0].in_memory else 0.0) + _in_memory([part])
     if instruction.opcode in SLICES:

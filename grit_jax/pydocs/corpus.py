@@ -364,9 +364,8 @@ def heldout_questions(documents: Sequence[Document], seed: int) -> list[Question
     used: Counter[str] = Counter()
     answers: Counter[str] = Counter()
     cap = int(MAX_SHARE * HELD_OUT_QUESTIONS)
-    while (
-        by_kind and len(chosen) < HELD_OUT_QUESTIONS
-    ):  # in turn, so that the rarest kind is exhausted first
+    # The kinds take turns, so that the rarest kind is exhausted first.
+    while by_kind and len(chosen) < HELD_OUT_QUESTIONS:
         for kind in sorted(by_kind):
             while by_kind[kind]:
                 question = by_kind[kind].pop()

@@ -86,17 +86,14 @@ class _Module:
     name: str
     package: str  # the name given by the caller: numpy, orbax.checkpoint, python
     is_package: bool
-    documents: list[tuple[str, Document]] = dataclasses.field(
-        default_factory=list
-    )  # (name inside the module, ...)
+    # (name inside the module, document)
+    documents: list[tuple[str, Document]] = dataclasses.field(default_factory=list)
     defined: set[str] = dataclasses.field(default_factory=set)
-    imports: dict[str, tuple[str, str]] = dataclasses.field(
-        default_factory=dict
-    )  # local name -> (module, name)
+    # local name -> (module, name)
+    imports: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     stars: list[str] = dataclasses.field(default_factory=list)
-    exported: set[str] = dataclasses.field(
-        default_factory=set
-    )  # __all__, and what is imported `X as X`
+    # The names in `__all__`, and those imported as `X as X`.
+    exported: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def public(self) -> bool:
@@ -105,10 +102,8 @@ class _Module:
     def read(self, tree: ast.Module) -> None:
         doc = ast.get_docstring(tree) or ""
         head, _, tail = doc.partition("\n")
-        if head.strip(" .:") in (
-            self.name,
-            self.name.rpartition(".")[2],
-        ):  # its own name as a title is left out
+        # A title that only repeats the module's name is left out.
+        if head.strip(" .:") in (self.name, self.name.rpartition(".")[2]):
             doc = tail
         self._add("", "module", "", (), doc)
         self._block(tree.body, "")
@@ -128,9 +123,8 @@ class _Module:
                 self._function(node, owner)
             elif isinstance(node, ast.ClassDef):
                 self._class(node, owner)
-            elif isinstance(
-                node, (ast.If, ast.Try, ast.With)
-            ):  # definitions by version or platform
+            elif isinstance(node, (ast.If, ast.Try, ast.With)):
+                # Definitions may depend on the version or the platform.
                 for field in ("body", "orelse", "finalbody"):
                     self._block(getattr(node, field, []), owner)
                 for handler in getattr(node, "handlers", []):

@@ -25,9 +25,8 @@ from grit_jax.text.answer_matching import normalise_answer
 
 MAX_ANSWER = 60  # characters: about 20 tokens
 CONTINUATION_WORDS = 3
-TRIVIAL = frozenset(
-    ("None", "True", "False", "0", "1", "''", '""', "...")
-)  # defaults that are easily guessed
+# Defaults that are easily guessed.
+TRIVIAL = frozenset(("None", "True", "False", "0", "1", "''", '""', "..."))
 
 PHRASINGS = {
     "default": (
@@ -104,9 +103,8 @@ def questions_about(document: Document, generator: random.Random) -> dict[str, Q
     defaults = [
         (n, d) for n, d in plain if d is not None and d not in TRIVIAL and f"{n}={d}" in call
     ]
-    if (
-        not defaults and generator.random() < 0.15
-    ):  # some questions have easily guessed answers, too
+    if not defaults and generator.random() < 0.15:
+        # Some questions have easily guessed answers, too.
         defaults = [(n, d) for n, d in plain if d is not None and d != "..." and f"{n}={d}" in call]
     if defaults:
         candidates.append(("default", *generator.choice(defaults)))
@@ -212,9 +210,8 @@ def randomised(document: Document, random_names: RandomNames, generator: random.
     parent, _, own = document.id.rpartition(".")
     prefix = f"{parent}." if parent else ""
     names = {own: fresh()}
-    while (
-        split_of(prefix + names[own]) != "train"
-    ):  # a random name may be that of a held-out document
+    # A random name can be that of a held-out document.
+    while split_of(prefix + names[own]) != "train":
         names[own] = fresh()
     items: list[tuple[str, str | None]] = []
     values: dict[str, str | None] = {}
@@ -225,9 +222,8 @@ def randomised(document: Document, random_names: RandomNames, generator: random.
             name = name[: len(name) - len(bare)] + names[bare]
         if default is not None:
             value = random_names.value(generator)
-            values[default] = (
-                None if default in values else value
-            )  # None: several parameters have it, and the docstring may mean any
+            # None: several parameters have this default, and the docstring can mean any of them.
+            values[default] = None if default in values else value
             default = value
         items.append((name, default))
     if document.kind != "module":

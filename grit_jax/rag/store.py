@@ -43,9 +43,8 @@ from grit_jax.rag.record_format import (
 META, CALIBRATION, RECORDS = "meta", "calibration", "doc/"
 OWNER = "index-id"  # a file beside the database: the identity of the index that the store is of
 CONTEXT = {
-    "cache_pool": {
-        "total_bytes_limit": 64 << 20
-    },  # of the tree's nodes; records themselves are not kept in memory
+    # For the nodes of the database's tree; records are not cached.
+    "cache_pool": {"total_bytes_limit": 64 << 20},
     # Each file is written under a name of its own and renamed. With locks it would be written over
     # what a killed writer left under the lock's name, and keep the end of that where it is longer
     # (TensorStore 0.1.86). There is only one writer: the index sees to that.

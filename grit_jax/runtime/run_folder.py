@@ -30,9 +30,8 @@ from grit_jax.runtime.hosts import is_first
 from grit_jax.runtime.progress import say
 from grit_jax.runtime.run_lock import MARKER, StoreMarker, folder_lock
 
-SCHEMES = {
-    "gs": "gcs"
-}  # scheme of an address -> the extra of this package that installs its client
+# Scheme of an address -> the extra of this package that installs its client.
+SCHEMES = {"gs": "gcs"}
 COPY_SECONDS = 60  # between copies of what has changed
 RENEWALS = 3  # of a marker in a store, each with a copy; a run without one in that time has ended
 PAUSES = (1.0, 5.0)  # seconds before a store that failed is asked again
@@ -151,9 +150,7 @@ class RunFolder:
                     continue
                 try:
                     stat = file.stat()
-                except (
-                    FileNotFoundError
-                ):  # other libraries (W&B) write here, too, and take things away
+                except FileNotFoundError:  # other libraries (W&B) add and remove files here, too
                     continue
                 mark = (stat.st_mtime_ns, stat.st_size)
                 if self._copied.get(name) != mark:
@@ -235,9 +232,8 @@ class RunFolder:
     def _put_if_here(self, name: str, file: Path) -> None:
         try:
             self._store.put_file(str(file), f"{self._root}/{name}")
-        except (
-            FileNotFoundError
-        ):  # of a bucket that is none, unless the file has gone since it was looked at
+        except FileNotFoundError:
+            # There is no such bucket, unless the file has been removed meanwhile.
             if file.exists():
                 raise
 

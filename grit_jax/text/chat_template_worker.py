@@ -136,9 +136,7 @@ def main(packages: list[str]) -> None:
             return {"error": f"needs more than {MEMORY >> 20} MiB of memory"}
         except RecursionError:
             return {"error": "nests or calls itself too deep"}
-        except (
-            Exception
-        ) as error:  # whatever a template does to its values: TypeError, KeyError, ...
+        except Exception as error:  # a template can raise anything: TypeError, KeyError, ...
             lines = [
                 f.lineno
                 for f in traceback.extract_tb(error.__traceback__)

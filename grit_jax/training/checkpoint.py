@@ -118,9 +118,8 @@ class Checkpoints:
                 data.set_state(json.loads(place.read_text()))
         except (ValueError, KeyError, OSError, StopIteration) as error:
             cause: BaseException = error
-            while (
-                cause.__cause__ or cause.__context__
-            ):  # Orbax tells of all that it tried; the first has the reason
+            # Orbax chains an error for each attempt; the first one has the reason.
+            while cause.__cause__ or cause.__context__:
                 cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
             if "Requested shape" in str(cause):
                 raise GritError(

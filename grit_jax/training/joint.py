@@ -36,11 +36,8 @@ from grit_jax.types import (
 )
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
-FIXED = {
-    "both": (),
-    "query": ("passages",),
-    "passage": ("queries",),
-}  # by `gradient`: the sides without one
+# `gradient` -> the sides that get no gradient.
+FIXED = {"both": (), "query": ("passages",), "passage": ("queries",)}
 CHUNKS = ("embedding_chunk", "generative_chunk", "cached_chunk")
 Parts = dict[str, Float[Array, ""]]  # losses by name
 
@@ -62,9 +59,8 @@ class StepConfig:
     gradient: Literal["both", "query", "passage"] = "both"
     lora: LoraConfig | None = None
     seed: int = 0  # of the adapters' dropout, with the step
-    weights_of: Callable[[Params], Params] = lambda params: (
-        params
-    )  # what is trained -> the model's weights
+    # From the trained parameters to the model's weights.
+    weights_of: Callable[[Params], Params] = lambda params: params
     fuse: bool | None = None  # see `gradient_plan.can_fuse`
 
 

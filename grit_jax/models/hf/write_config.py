@@ -65,9 +65,8 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         hf["use_sliding_window"] = c.sliding_window is not None
     if family.windows in ("switched layers", "layers"):
         hf["layer_types"] = [FULL if kind.window is None else SLIDING for kind in c.layer_kinds]
-    if (
-        family.windows == "switched layers"
-    ):  # older releases only read the first layer with a window
+    if family.windows == "switched layers":
+        # Older releases only read the number of the first layer with a window.
         full = hf["layer_types"].count(FULL)
         hf["max_window_layers"] = (
             full if hf["layer_types"][:full] == [FULL] * full else c.num_hidden_layers

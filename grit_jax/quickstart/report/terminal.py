@@ -76,9 +76,8 @@ def folded(command: str) -> str:
 
 def _wrapped(text: str, indent: str = "") -> str:
     text = plain(text).strip()
-    width = max(
-        WIDTH // 2, WIDTH - max(columns(text) - len(text), 0)
-    )  # textwrap counts wide characters as one
+    # textwrap counts wide characters as one column.
+    width = max(WIDTH // 2, WIDTH - max(columns(text) - len(text), 0))
     return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
 
 

@@ -56,9 +56,9 @@ from grit_jax.rag.search.milvus_server import (
 from grit_jax.runtime.progress import progress, say
 
 MOST_RESULTS = 16384  # Milvus gives no more for a query
-BLOCK_BYTES = (
-    8 << 20
-)  # sent at once, and lost at most when a writer is killed; Milvus takes messages of up to 64 MB
+# Sent in one request, and the most that is lost when a writer is killed. Milvus accepts messages of
+# up to 64 MB.
+BLOCK_BYTES = 8 << 20
 DELETED_TOGETHER = 8192
 SAMPLE = 8  # vectors that are compared with the files when an index is opened
 

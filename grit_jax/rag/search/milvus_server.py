@@ -42,9 +42,7 @@ class MilvusServer:
                 " 'grit_jax[milvus]'"
             ) from None
         for logger in ("pymilvus", "milvus_lite", "grpc._server"):
-            logging.getLogger(logger).setLevel(
-                logging.CRITICAL
-            )  # errors are raised, and said in our words
+            logging.getLogger(logger).setLevel(logging.CRITICAL)  # errors are raised instead
         self._pymilvus = pymilvus
         if self._file and not _embedded[self._file]:
             refuse_a_second_process(self._file)
