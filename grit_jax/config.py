@@ -163,7 +163,7 @@ class _StrictLoader(yaml.SafeLoader):
             line = name.start_mark.line + 1
             if name.value in lines:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"key '{name.value}' stands in line {lines[name.value]} already",
+                    problem=f"duplicate key '{name.value}', first used in line {lines[name.value]}",
                     problem_mark=name.start_mark,
                 )
             lines[name.value] = line

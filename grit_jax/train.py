@@ -151,7 +151,7 @@ class _Run:
 
     Attributes:
       settings: see `settings_of`.
-      start: steps that the newest checkpoint has behind it; 0: there is none.
+      start: completed steps of the newest checkpoint; 0 without a checkpoint.
     """
 
     config: RunConfig
@@ -162,7 +162,7 @@ class _Run:
 
     @property
     def checkpoint(self) -> str:
-        """The checkpoint that it goes on from, in words."""
+        """The checkpoint that the run resumes from, as text for messages."""
         return f"{self.output.checkpoints}: the checkpoint of step {self.start}"
 
 
@@ -241,7 +241,7 @@ def _open_output(address: str) -> RunFolder:
 
 
 def _starting_step(checkpoints: Checkpoints, output: RunFolder) -> int:
-    """The step of the newest checkpoint; 0: there is none."""
+    """The step of the newest checkpoint; 0 without a checkpoint."""
     latest = checkpoints.latest()
     seen = gather_text(str(latest or "none"))
     if number := next((number for number, other in enumerate(seen) if other != seen[0]), 0):

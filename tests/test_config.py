@@ -234,7 +234,7 @@ def test_what_is_not_true_or_false(write, value):
 
 
 def test_a_key_that_stands_twice(write):
-    with pytest.raises(GritError, match=r"run.yaml:3: .*'steps' stands in line 1 already"):
+    with pytest.raises(GritError, match=r"run.yaml:3: .*'steps', first used in line 1"):
         load_config(Config, write("steps: 1\nname: a\nsteps: 2"))
 
 

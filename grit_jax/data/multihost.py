@@ -67,7 +67,7 @@ def tokenize_together(
 def deliver(
     group: HostGroup | None, key: str, texts: list[Text], rows: Int[np.ndarray, " M"], num_rows: int
 ) -> list[Text]:
-    """`texts` with the ids of all those that stand in this host's rows.
+    """`texts` with the token ids of those that are in this host's rows.
 
     Args:
       texts: as returned by `tokenize_together`.

@@ -243,8 +243,8 @@ def _layer_of(record: KVRecord, layer: int) -> dict[str, np.ndarray]:
 
 
 def _check_shape(record: KVRecord, config: ModelConfig, name: str) -> None:
-    """Checks layers, tokens and heads of a whole record; whoever made a streamed one has checked
-    it."""
+    """Checks layers, tokens and heads of a whole record. (Streamed records are checked when they
+    are made.)"""
     c, T = config, len(record.tokens)
     if isinstance(record, DocumentKV):
         heads = (c.num_hidden_layers, c.num_key_value_heads)

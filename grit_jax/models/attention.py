@@ -90,8 +90,8 @@ def finite_tokens(k: Float[Array, "... K H"], v: Float[Array, "... K H"]) -> Boo
 def finite_or_zero(x: Float[Array, ...]) -> Float[Array, ...]:
     """`x` with 0 where it is not finite.
 
-    The derivative is that of `x`: a selection would keep its condition for the backward pass, and
-    the loss of a text that is not finite is none either way.
+    The derivative is that of `x`: masking it would keep the condition for the backward pass, and a
+    text that is not finite has no finite loss either way.
     """
     return jnp.where(jnp.isfinite(x), x, 0)
 

@@ -100,7 +100,7 @@ def layers_with(name: str, kinds: Sequence[LayerKind]) -> tuple[int, ...]:
 
 
 def stack_indices(names: Iterable[str], kinds: Sequence[LayerKind], layer: int) -> dict[str, int]:
-    """Where the weights of a layer stand in their stacks; those that it does not have are left
+    """The index of each of a layer's weights in its stack; weights that the layer lacks are left
     out."""
     stacks = (
         (name, layers_with(name, kinds)) for name in names if not name.startswith(OUTSIDE_LAYERS)

@@ -1,9 +1,9 @@
-"""The projection head: what an embedding goes through after pooling.
+"""The projection head, applied to embeddings after pooling.
 
-Usually one linear map with a bias from the hidden size to the dimensions of an embedding. A model
-of sentence-transformers may have several Dense modules with activations between them; those that
-are linear are one linear map, and the others keep their places in the weights' names, so that
-whoever has the weights knows what to compute.
+Usually it is one linear map with a bias from the hidden size to the dimensions of an embedding. A
+model of sentence-transformers may have several Dense modules with activations between them. A
+linear module is merged with the next one. The names of the others' weights have their order and
+activation, so that the weights alone determine the computation.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def init_projection(hidden_size: int, width: int, key: jax.Array) -> dict[str, F
 
 
 def layers_of(params: Mapping[str, Any]) -> list[tuple[Any, Any, str]]:
-    """Weight, bias and activation of each layer of the projection, empty where there is none."""
+    """Weight, bias and activation of each layer of the projection; empty without a projection."""
     names = [(PROJECTION, PROJECTION_BIAS, "identity"), *_LAYERS]
     return [
         (params[weight], params[bias], activation)
@@ -97,7 +97,7 @@ def layers_of(params: Mapping[str, Any]) -> list[tuple[Any, Any, str]]:
 
 
 def project(params: Mapping[str, Any], pooled: Float[Array, "... D"]) -> Float[Array, "... d"]:
-    """The projection of pooled vectors in float32, or they themselves where there is none."""
+    """The projection of pooled vectors in float32; without a projection, the vectors themselves."""
     x = pooled.astype(jnp.float32)
     for weight, bias, activation in layers_of(params):
         x = jnp.einsum(

@@ -86,7 +86,7 @@ class Corpus:
                 self._lines.where(number),
                 f"duplicate id {document.id!r}, first used at {first}; ids must be unique",
             )
-            error.reason = "an id that stands in an earlier line"  # counted together
+            error.reason = "an id of an earlier line"  # counted together
             raise error
         self._numbers[document.id] = number
         self.digests[document.id] = document.digest

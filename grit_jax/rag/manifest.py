@@ -84,7 +84,7 @@ class IndexManifest:
 
     @property
     def relative_store_of_format_2(self) -> bool:
-        """Whether `store` is relative to a working directory that nobody knows any more."""
+        """True if `store` is relative to a working directory that is no longer known."""
         return (
             self.format == OLDEST_FORMAT
             and self.store is not None

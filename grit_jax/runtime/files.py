@@ -304,7 +304,7 @@ def is_stdout(path: str | Path) -> bool:
 
 
 def refuse_same_file(output: Path, *inputs: Path | None) -> None:
-    """Checks, before the work, that a file to write is none of those to read.
+    """Raises, before the work starts, if the output file is one of the inputs.
 
     Raises:
       GritError: it is one of them, under this name or another.

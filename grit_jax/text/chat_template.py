@@ -1,13 +1,12 @@
-"""Chat templates that come with a model: jinja2 code, rendered as transformers does, to token ids
-that are safe.
+"""Chat templates of models: jinja2 code, rendered as in transformers, then tokenised safely.
 
 A template writes special tokens and messages into one string. A user who types `<|im_end|>` must
-not end a turn, so the two have to be distinguished: whatever in a message spells a special token,
-or could become one beside other text, is put between two marks, characters that occur nowhere else.
-In the rendered string, special tokens between marks are text; everything else has the ids of the
-whole string.
+not end a turn, so the two have to be distinguished: everything in a message that spells a special
+token, or could become one beside other text, is put between two marks, characters that occur
+nowhere else. In the rendered string, special tokens between marks are text; everything else has the
+ids of the whole string.
 
-Rendering happens in a process of its own, bounded in time, memory and output
+Rendering happens in a separate process with limits on time, memory and output
 (`chat_template_worker.py`).
 """
 
@@ -30,25 +29,25 @@ from grit_jax.errors import GritError
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.text.tokenizer_files import CONFIG, TEMPLATE
 
-SECONDS = 10.0  # that one rendering may take; a real one takes a thousandth
+SECONDS = 10.0  # limit of one rendering; real templates take about 10 ms
 # Characters a template may add to a conversation, and how often it may repeat one.
 OUTPUT, REPEATS = 1 << 20, 16
 SOURCE = 1 << 20  # characters of a template
-_PRIVATE = range(0xF0000, 0xFFFFE)  # where marks are looked for
-# All that the process needs of the environment; a template shall not find anything else there.
+_PRIVATE = range(0xF0000, 0xFFFFE)  # private-use characters, of which two become marks
+# The environment variables that the process needs; templates must not see any others.
 _ENVIRONMENT = ("SYSTEMROOT", "LD_LIBRARY_PATH", "TZ")
 
 
 class ChatTemplate:
     """A template and the tokenizer whose special tokens it writes.
 
-    `where` is its file, named in every error.
+    `location` is its file, named in every error.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer, where: str):
+    def __init__(self, source: str, tokenizer: Tokenizer, location: str):
         if len(source) > SOURCE:
-            raise GritError(f"{where}: the chat template is longer than {SOURCE} characters")
-        self.source, self.tokenizer, self.where = source, tokenizer, where
+            raise GritError(f"{location}: the chat template is longer than {SOURCE} characters")
+        self.source, self.tokenizer, self.location = source, tokenizer, location
         config = tokenizer.config
         named = {key: _content(value) for key, value in config.items() if key.endswith("_token")}
         named |= {
@@ -68,11 +67,11 @@ class ChatTemplate:
         """The template of the directory from which `tokenizer` comes; None if it has none.
 
         Raises:
-          GritError: several templates, none of them the default, or something that is no template.
+          GritError: several templates and none is the default, or something that is not a template.
         """
         directory, source = Path(directory), tokenizer.config.get("chat_template")
         file = TEMPLATE if (directory / TEMPLATE).is_file() else CONFIG
-        where = f"{directory / file}: chat_template"
+        location = f"{directory / file}: chat_template"
         if isinstance(source, list):
             source = {
                 item.get("name"): item.get("template")
@@ -82,15 +81,17 @@ class ChatTemplate:
         if isinstance(source, Mapping):
             if "default" not in source:
                 raise GritError(
-                    f"{where}: none of its templates is named 'default'"
+                    f"{location}: none of its templates is named 'default'"
                     f" ({', '.join(map(str, source))})"
                 )
             source = source["default"]
         if source is None:
             return None
         if not isinstance(source, str):
-            raise GritError(f"{where} must be a string or a list of named ones, got {source!r:.60}")
-        return cls(source, tokenizer, where)
+            raise GritError(
+                f"{location} must be a string or a list of named ones, got {source!r:.60}"
+            )
+        return cls(source, tokenizer, location)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
@@ -98,8 +99,8 @@ class ChatTemplate:
         """A conversation as transformers' `apply_chat_template` writes it.
 
         Raises:
-          GritError: messages that are none, or a template that refuses them, has a mistake, or
-            finds no end.
+          GritError: invalid messages, or a template that refuses them, has a mistake, or does not
+            end.
         """
         return self._render(_plain(messages), add_generation_prompt)
 
@@ -121,8 +122,8 @@ class ChatTemplate:
             rest, typed = _without_marks(self._render(marked, add_generation_prompt), *marks)
             if rest != text:
                 raise GritError(
-                    f"{self.where}: a message spells a special token, and the template changes it"
-                    " so that it cannot be distinguished from the template's own; remove it from"
+                    f"{self.location}: a message spells a special token, and the template changes"
+                    " it so that it cannot be distinguished from the template's own; remove it from"
                     " the message"
                 )
         return self.tokenizer.encode_rendered(text, typed)
@@ -136,7 +137,7 @@ class ChatTemplate:
         }
         longest = OUTPUT + REPEATS * sum(map(len, _strings(messages)))
         answer = _WORKER.ask(
-            {"template": self.source, "variables": variables, "longest": longest}, self.where
+            {"template": self.source, "variables": variables, "longest": longest}, self.location
         )
         if "text" in answer:
             return answer["text"]
@@ -146,7 +147,7 @@ class ChatTemplate:
             if answer.get("refused")
             else "the template fails: "
         )
-        raise GritError(f"{self.where}{line}: {says}{answer['error']}")
+        raise GritError(f"{self.location}{line}: {says}{answer['error']}")
 
     def _mark(self, value: Any, left: str, right: str) -> Any:
         """Strings with marks around what a special token may be read from, alone or beside other
@@ -177,8 +178,8 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0  # the pipes of a forked process are those of its parent
 
-    def ask(self, request: dict[str, Any], where: str) -> dict[str, Any]:
-        """The answer to a request; `where` is the template's name in messages.
+    def ask(self, request: dict[str, Any], location: str) -> dict[str, Any]:
+        """The answer to a request; `location` is the template's name in messages.
 
         Raises:
           GritError: there was none in time, or the process died over it.
@@ -207,9 +208,9 @@ class _Worker:
             self.close()
         if late.is_set():
             raise GritError(
-                f"{where}: the template took longer than {SECONDS:g} s, and was stopped"
+                f"{location}: the template took longer than {SECONDS:g} s, and was stopped"
             )
-        raise GritError(f"{where}: the process that renders the template died")
+        raise GritError(f"{location}: the process that renders the template died")
 
     def close(self) -> None:
         """Ends the process; the next request starts another one."""

@@ -259,12 +259,11 @@ class Tokenizer:
             )
         return chat.with_tokens(self.bos_token, eos)
 
-    def check_fits(self, vocab_size: int, where: str) -> None:
-        """Raises GritError unless a model of `vocab_size` ids has a row for every one of the
-        tokenizer's.
+    def check_fits(self, vocab_size: int, location: str) -> None:
+        """Raises GritError if the tokenizer has ids beyond a model's vocabulary.
 
         Args:
-          where: the model's name in the message.
+          location: the model's name in the message.
         """
         if self.vocab_size <= vocab_size:
             return
@@ -280,15 +279,15 @@ class Tokenizer:
             else "they do not belong together; take the tokenizer that was published with the model"
         )
         raise GritError(
-            f"{where}: the model's vocabulary has {vocab_size} ids, the tokenizer's"
+            f"{location}: the model's vocabulary has {vocab_size} ids, the tokenizer's"
             f" {self.vocab_size} ({names} beyond it); {remedy}"
         )
 
     def added_around(self) -> tuple[str, str]:
-        """What transformers' tokenizer puts before and after a text by itself, as special tokens.
+        """The special tokens that transformers' tokenizer adds before and after a text by default.
 
-        tokenizer.json says it. `add_bos_token` and `add_eos_token` of tokenizer_config.json count
-        only where it says nothing.
+        They come from tokenizer.json. `add_bos_token` and `add_eos_token` of tokenizer_config.json
+        are used only if it has none.
         """
         if self._template.post_processor is None:
             kinds = (("bos", self.bos_token), ("eos", self.eos_token))

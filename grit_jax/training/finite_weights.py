@@ -17,11 +17,11 @@ from grit_jax.training.optimizer import TRAINED_AXES
 
 
 def check_finite(weights: Any, config: ModelConfig, mesh: Mesh, source: str) -> None:
-    """Checks weights before the first step, where it is known that they are to blame.
+    """Checks weights before the first step, so that bad ones are not reported as a diverged loss.
 
     Args:
       weights: by name, as a `TrainState` has them.
-      source: where they come from, in words.
+      source: where they come from, for the message.
 
     Raises:
       GritError: a weight has a NaN or an infinity; the message names it as its file does.

@@ -1,4 +1,4 @@
-"""Model FLOPs: the matrix products that a step cannot do without, whatever the program does.
+"""Model FLOPs: the matrix products that a step needs, independent of how the program runs it.
 
 A multiplication and an addition each count as one. Recomputation, padding and masked scores count
 nothing. A backward pass is two forward ones, or one where the weights are frozen.

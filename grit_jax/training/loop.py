@@ -25,8 +25,8 @@ class Program:
 
     Attributes:
       step: the jitted step.
-      batches: an iterator of host arrays that stands at the batch of step `start`.
-      start, steps: steps that are done, and those of the whole run.
+      batches: an iterator of host arrays; its next one is the batch of step `start`.
+      start, steps: the number of completed steps, and of all steps of the run.
     """
 
     step: StepFunction

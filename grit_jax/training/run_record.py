@@ -1,7 +1,7 @@
-"""What a run was made of: its settings, and a digest of everything that it reads.
+"""The record of a run: its settings, and a digest of everything that it reads.
 
-Hosts compare it before the first step, and every checkpoint keeps it, so that a run that goes on
-knows what has changed since.
+Hosts compare their records before the first step. Every checkpoint has it, so that a resumed run
+can report what has changed.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Input:
     """Something that a run reads.
 
     Attributes:
-      name: what the user calls it; it may have moved.
-      size: in words, such as "40 lines".
+      name: its path or name in the configuration; it may have moved.
+      size: as text, such as "40 lines".
       digest: of its content.
     """
 
@@ -86,10 +86,10 @@ class RunRecord:
 
 
 def check_settings(before: RunRecord, settings: Mapping[str, Any], checkpoint: str) -> list[str]:
-    """What is set otherwise than it was, in words, for a warning.
+    """The settings that have changed, as text for a warning.
 
     Raises:
-      GritError: a setting that the meaning of the weights depends on has changed.
+      GritError: a setting has changed that the meaning of the weights depends on.
     """
     changes = _changed(before.settings, settings)
     had, has = (
@@ -116,10 +116,10 @@ def check_settings(before: RunRecord, settings: Mapping[str, Any], checkpoint: s
 
 
 def check_inputs(before: RunRecord, inputs: Mapping[str, Input], checkpoint: str) -> list[str]:
-    """What a run reads otherwise than it did, in words, for a warning.
+    """The inputs that have changed, as text for a warning.
 
     Raises:
-      GritError: it is another tokenizer.
+      GritError: the tokenizer has changed.
     """
     changes = []
     for key in sorted(before.inputs.keys() | inputs.keys()):

@@ -257,7 +257,7 @@ def test_which_template_of_a_directory(qwen, tmp_path):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(text)
         found = ChatTemplate.from_pretrained(tmp_path, Tokenizer.from_pretrained(tmp_path))
-        return found and (found.render(HELLO), found.where)
+        return found and (found.render(HELLO), found.location)
 
     config, jinja = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "the one"}]

@@ -1,9 +1,9 @@
-"""Model directories in Hugging Face's layout: what stands in which file, and how to find one.
+"""Reading and writing model directories in Hugging Face's layout.
 
 A directory written here opens in transformers (causal), in sentence-transformers (as the model
-embeds) and in vLLM. What those formats have no word for stands in `grit.json`. A directory of
+embeds) and in vLLM. Settings that those formats cannot express are in `grit.json`. A directory of
 sentence-transformers without it is read as that library reads it (`sentence_transformers.py`). The
-tokenizer's files belong to `text/tokenizer.py`.
+tokenizer's files are read by `text/tokenizer.py`.
 """
 
 from __future__ import annotations

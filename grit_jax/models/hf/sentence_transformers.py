@@ -248,10 +248,10 @@ def _pooling(path: Path) -> tuple[PoolingMethod, bool]:
 
 
 def read_dense(directory: Path, folder: str) -> Dense:
-    """What a Dense module's config.json says.
+    """Reads the config.json of a Dense module.
 
     Raises:
-      GritError: sizes that are none, or something that our model does not compute.
+      GritError: invalid sizes, or a feature that is not supported.
     """
     path = directory / folder / "config.json"
     config = read_json(path)
