@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from compilation import compiler_has
+from compilation import has_older_fusion_emitter
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many small programs, each run once or twice: quickly compiled ones will do. In the environment, so
@@ -16,7 +16,7 @@ _EMITTERS = "xla_cpu_use_fusion_emitters"
 if (
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     and _EMITTERS not in os.environ.get("XLA_FLAGS", "")
-    and compiler_has(_EMITTERS)
+    and has_older_fusion_emitter()
 ):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_EMITTERS}=false"
 # Eight simulated devices for the sharding tests; everything else runs on the first.

@@ -4,25 +4,15 @@ ask for all of it."""
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import mmap
+import importlib.metadata
 from collections.abc import Iterator
-from pathlib import Path
 
 
-def compiler_has(flag: str) -> bool:
-    """Whether this jaxlib knows an XLA flag. (It aborts the process at one that it does not know,
-    and has no list of them.)"""
-    spec = importlib.util.find_spec("jaxlib")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for library in Path(folder).glob("libjax_common*"):
-            with (
-                library.open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            ):
-                if content.find(flag.encode()) >= 0:
-                    return True
-    return False
+def has_older_fusion_emitter() -> bool:
+    """Whether this jaxlib has both ways to emit fusions on a CPU, and a flag to choose. (It aborts
+    the process at a flag that it does not know, and has no list of them: 0.10 has it, 0.12 does
+    not.)"""
+    return importlib.metadata.version("jaxlib").startswith("0.10.")
 
 
 @contextlib.contextmanager
