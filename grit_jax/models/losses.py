@@ -1,6 +1,6 @@
-"""Cross-entropy in blocks: of tokens over the vocabulary, and of any rows over their candidates.
+"""Blocked cross-entropy: of tokens over the vocabulary, and of any rows over candidates.
 
-Training and evaluation share it.
+Used by training and evaluation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from grit_jax.models.kernels import soft_cap
 from grit_jax.models.layers import Weights, product
 from grit_jax.sharding import constrain, num_shards
 
-TILE = 128  # a block has a multiple of this many candidates a device, where it is that large
-LOWEST = -1e30  # where a running maximum starts: finite, since `-inf - (-inf)` is NaN
+TILE = 128  # larger blocks have a multiple of this many candidates per device
+LOWEST = -1e30  # start of a running maximum: finite, since `-inf - (-inf)` is NaN
 
 # (rows, a block of candidates, the candidates' numbers) -> scores of one or more kinds, and whether
 # a score is that of the row's target.
@@ -78,20 +78,21 @@ def cross_entropy(
     axes: Sequence[str | None],
     split: bool = False,
 ) -> list[Array]:
-    """Of each row, `logsumexp(scores) - score of its target` for each kind of scores, the
-    candidates block by block.
+    """`logsumexp(scores) - score of the target` of each row and kind of scores, computed over blocks
+    of candidates.
 
-    No more scores of a kind exist at a time than those of `block` rows, nor in the backward pass,
-    where they are computed again (the running sum is that of arXiv 1805.02867). Candidates that are
-    split over devices are gathered once, each block as its turn comes; their gradient is summed
-    over devices as often. Rows stay where they are.
+    No more scores of a kind exist at a time than those of `block` rows with all candidates. The
+    backward pass computes them again, block by block (running sum: arXiv 1805.02867). Sharded
+    candidates are gathered once, one block at a time, and their gradient is summed over devices in
+    the same way. Rows stay sharded.
 
     Args:
-      scores: of one block; -inf for what is no candidate of a row.
-      rows: arrays `[..., D]`, or `[...]`, of what there is for each row.
-      row_axes, axes: logical axes of rows without `D`, and of candidates as they lie.
-      split: candidates stay split as the first of their axes is, each device scoring its own; sums
-        of devices are joined once, after the last block.
+      scores: computes the scores of a block; -inf where a candidate does not count for a row.
+      rows: arrays `[..., D]` or `[...]`: the values of each row.
+      block: bounds memory, as above.
+      row_axes, axes: logical axes of the rows (without `D`) and of the candidates.
+      split: candidates stay sharded along their first axis, and each device scores its own; the
+        sums are joined once, after the last block.
     """
     count, leaf = candidates.shape[0], jax.tree.leaves(rows)[0]
     number_of_rows = math.prod(leaf.shape[: len(row_axes)])

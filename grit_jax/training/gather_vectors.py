@@ -1,5 +1,4 @@
-"""Texts' representations, taken from where packing put them, with no device ever holding all of
-them."""
+"""Gathers the texts' vectors from packed rows, without any device holding all of them."""
 
 from __future__ import annotations
 
@@ -11,18 +10,18 @@ from jaxtyping import Array, Float, Int
 
 from grit_jax.sharding import constrain, mesh_axes
 
-BLOCK = 4096  # vectors that travel at a time
+BLOCK = 4096  # vectors that are sent at a time
 
 
 def gather_vectors(
     vectors: Float[Array, "n c M d"], slots: Int[Array, " N"]
 ) -> Float[Array, "N d"]:
-    """The vectors of slots, in their order: slot `(i * c + k) * M + m` is `vectors[i, k, m]`.
+    """The vectors of `slots`, in that order: slot `(i * c + k) * M + m` is `vectors[i, k, m]`.
 
-    Over a mesh the rows `c` of each chunk are split, and so are the results. Every device then
-    picks what it has of a block of results, zeros elsewhere, and the sum over devices leaves each
-    with its part: what is sent is the result, once, where XLA's own way would give all of it to
-    every device (and its gradient, likewise).
+    On a mesh, the rows `c` of each chunk and the results are sharded. For each block of results,
+    every device picks the vectors that it holds, with zeros elsewhere, and a sum over devices
+    (reduce-scatter) gives each device its part. So each result is sent once, while XLA's gather
+    would send all of them to every device; likewise for the gradient.
     """
     n, c, M, d = vectors.shape
     mesh, axes = jax.sharding.get_abstract_mesh(), mesh_axes("rows")

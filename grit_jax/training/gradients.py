@@ -1,5 +1,5 @@
-"""The gradient of the joint loss: in one backward pass, or in several that need less memory and add
-up to it."""
+"""The gradient of the joint loss: in one backward pass, or as the sum of several that need less
+memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from grit_jax.training.joint import (
 from grit_jax.training.language import token_weights
 from grit_jax.types import Batch, EmbeddingBatch
 
-Gradient = tuple[tuple[Float[Array, ""], Parts], Params]  # as jax.value_and_grad gives it
+Gradient = tuple[tuple[Float[Array, ""], Parts], Params]  # as jax.value_and_grad returns it
 
 
 def joint_gradient(params: Params, batch: Batch, config: StepConfig) -> Gradient:

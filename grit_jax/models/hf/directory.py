@@ -52,24 +52,23 @@ __all__ = [
 ]
 
 GRIT_FILE = "grit.json"
-# What sentence-transformers puts before a text without an instruction; the tokenizer itself adds
-# the `<s>`.
+# The prompt of sentence-transformers for texts without an instruction; the tokenizer adds `<s>`.
 GRIT_TAG = "<|embed|>\n"
-# `chat_format` of a model whose texts are read as the files of sentence-transformers say.
+# `chat_format` of a model whose texts are formatted by the files of sentence-transformers.
 SENTENCE_FORMAT = "sentence-transformers"
 
 
 @dataclasses.dataclass(frozen=True)
 class DirectorySettings:
-    """What a directory says of a model beside its shape and its weights.
+    """The settings of a model directory beside the model's shape and weights.
 
     Attributes:
       chat_format: name of the `ChatFormat` that it was trained with, or `SENTENCE_FORMAT`; None
-        where none is named: a chat template of the directory's own may count.
-      stop_token_ids: ids that end a generation (in writing: beside `config.eos_token_id`).
-      sentence: what the files of sentence-transformers say, where texts are read by them. In
-        writing, None stands for those of the GRIT format and a tokenizer that adds the beginning
-        of sequence by itself.
+        if none is named: then the directory's own chat template may be used.
+      stop_token_ids: ids that end a generation (when writing: besides `config.eos_token_id`).
+      sentence: the settings of sentence-transformers, if its files define how texts are read. When
+        writing, None means those of the GRIT format, with a tokenizer that adds the beginning of
+        sequence by itself.
     """
 
     pooling: PoolingMethod = "mean"
