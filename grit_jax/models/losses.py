@@ -78,7 +78,7 @@ def cross_entropy(
     axes: Sequence[str | None],
     split: bool = False,
 ) -> list[Array]:
-    """`logsumexp(scores) - score of the target` of each row and kind of scores, computed over blocks
+    """`logsumexp(scores) - score of the target` of each row and kind of scores, computed in blocks
     of candidates.
 
     No more scores of a kind exist at a time than those of `block` rows with all candidates. The
