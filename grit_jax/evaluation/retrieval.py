@@ -153,7 +153,8 @@ def ndcg(ranking: Sequence[int], relevant: frozenset[int], k: int) -> float:
 def _encode(
     model: GritLM, texts: Sequence[Text], max_length: int, quiet: bool
 ) -> tuple[np.ndarray, int]:
-    """Vectors of texts, those of one instruction together, and how many texts were cut."""
+    """The vectors of texts (encoded together if they share an instruction), and how many texts were
+    truncated."""
     by_instruction: dict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(texts):
         by_instruction[text.instruction or ""].append(i)

@@ -104,17 +104,17 @@ def _read(model: GritLM, tokens: int, pieces: Sequence[Any] = ()) -> float:
 
 
 def _loads(index: Index) -> tuple[tuple[int, float], tuple[int, float], Any] | None:
-    """(tokens, seconds) of a short and of a long document's record, and the long one; None where
-    none can be loaded."""
+    """(tokens, seconds) of a short and of a long document's record, and the long record; None if no
+    record can be loaded."""
     if index.kv == "none":
         return None
     sample = [index.documents[row] for row in range(min(SAMPLE, len(index)))]
     by_length = sorted(sample, key=lambda document: document["tokens"])
     fitting = [document for document in by_length if document["tokens"] <= LONGEST] or by_length[:1]
-    short = next((found for document in fitting if (found := _load(index, document["key"]))), None)
-    long = next(
-        (found for document in fitting[::-1] if (found := _load(index, document["key"]))), None
-    )
+    loaded = (_load(index, document["key"]) for document in fitting)
+    short = next(filter(None, loaded), None)
+    loaded = (_load(index, document["key"]) for document in fitting[::-1])
+    long = next(filter(None, loaded), None)
     if short is None or long is None:
         return None
     return (len(short[1].tokens), short[0]), (len(long[1].tokens), long[0]), long[1]

@@ -140,8 +140,8 @@ def _not_finite(value: Any, place: str = "") -> str | None:
     elif isinstance(value, (list, tuple)):
         items = enumerate(value)
     for key, inner in items:
-        if found := _not_finite(inner, f"{place}.{key}" if place else str(key)):
-            return found
+        if inner_place := _not_finite(inner, f"{place}.{key}" if place else str(key)):
+            return inner_place
     return None
 
 

@@ -247,13 +247,13 @@ atexit.register(_WORKER.close)
 
 
 def _folder(package: str) -> str:
-    """Where a package is installed; the process may not have the search path of this one."""
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    """The folder that a package is installed in; the process may have another search path."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         raise GritError(
             f"chat templates need {package}, which is not installed: pip install {package}"
         )
-    return str(Path(found.origin).parent.parent)
+    return str(Path(spec.origin).parent.parent)
 
 
 def _plain(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -206,7 +206,7 @@ class MilvusSearch:
             return rescored(self._stored, queries, [np.arange(count)] * len(queries), k)
         if k > MOST_RESULTS:
             raise GritError(f"k: Milvus returns at most {MOST_RESULTS} results, got {k}")
-        found = self._server.call(
+        results = self._server.call(
             "search",
             self._name,
             data=list(queries),
@@ -216,7 +216,7 @@ class MilvusSearch:
             search_params={"metric_type": "IP"},
             consistency_level="Strong",
         )
-        return rescored(self._stored, queries, [self._positions(hits, k) for hits in found], k)
+        return rescored(self._stored, queries, [self._positions(hits, k) for hits in results], k)
 
     def _positions(self, hits: Any, k: int) -> np.ndarray:
         """Numbers of the hits' rows among those that are not deleted."""
