@@ -332,3 +332,18 @@ def test_dimensions_are_looked_at_before_a_run(capsys):
 def test_duplicates_need_to_be_known():
     with pytest.raises(ValueError, match="texts"):
         contrastive_loss(np.eye(2), np.eye(2), LossConfig(mask_duplicates=True))
+
+
+def test_a_teacher_that_is_certain_stays_finite():
+    """Scores of 1e29: the teacher's softmax has all its mass in one place, and the divergence is the
+    student's cross entropy there."""
+    rng = np.random.default_rng(3)
+    q, p = (rng.normal(size=(n, 8)).astype(np.float32) for n in (2, 6))
+    q, p = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, p))
+    scores = np.array([0, 1e29, 5e28, -1e29, 3e28, 1e28], np.float32)
+    config = LossConfig(temperature=0.3, distillation_factor=1.0)
+    value, gradient = jax.value_and_grad(lambda x: distillation_loss(x, p, scores, config))(q)
+    logits = np.einsum("qd,qgd->qg", q, p.reshape(2, 3, 8)).astype(np.float64) / 0.3
+    expected = np.log(np.exp(logits).sum(axis=1)) - logits[[0, 1], [1, 1]]
+    assert float(value) == pytest.approx(expected.mean(), rel=1e-5)
+    assert np.isfinite(gradient).all()
