@@ -119,6 +119,8 @@ def to_dict(config: Any) -> dict[str, Any]:
             return {k: plain(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(v) for v in value]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return int(value)  # a subclass, too: YAML knows none
         return value
 
     return plain(dataclasses.asdict(config))

@@ -73,6 +73,21 @@ def load_tokenizer(config: RunConfig, output: RunFolder) -> Tokenizer:
     )
 
 
+def model_shape(section: ModelSection) -> ModelConfig:
+    """The shape of the model that a run starts from, without reading its weights.
+
+    Raises:
+      GritError: an absent or damaged model, or one of another shape than `model.shape` says.
+    """
+    if not section.path:
+        assert section.known_shape is not None
+        return section.known_shape
+    directory = huggingface.resolve(section.path)
+    shape = huggingface.read_model_directory(directory, with_params=False).config
+    check_shape(section, shape)
+    return shape
+
+
 def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> LoadedModel:
     """The model to train, checked against the configuration and the tokenizer.
 
@@ -81,21 +96,17 @@ def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> LoadedMod
         that the tokenizer or `lora` does not fit.
     """
     section, params, base = config.model, None, None
+    model_config = dataclasses.replace(model_shape(section), **model_settings(section))
     if section.path:
         directory = huggingface.resolve(section.path)
-        shape = huggingface.read_model_directory(directory, with_params=False).config
-        check_shape(section, shape)
-        model_config = dataclasses.replace(shape, **model_settings(section))
+        tokenizer.check_fits(model_config.vocab_size, str(section.path))
     else:
-        assert section.known_shape is not None
         ids = {
             "bos_token_id": tokenizer.bos_id,
             "eos_token_id": tokenizer.eos_id,
             "pad_token_id": tokenizer.pad_id,
         }
-        model_config = dataclasses.replace(section.known_shape, **model_settings(section), **ids)
-    if section.path:
-        tokenizer.check_fits(model_config.vocab_size, str(section.path))
+        model_config = dataclasses.replace(model_config, **ids)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise GritError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary"

@@ -28,6 +28,7 @@ from grit_jax.run_config import (
     PATH_KEYS,
     RunConfig,
     batch_needs,
+    fit_to_context,
     fit_to_mesh,
     read_run_config,
     settings_of,
@@ -37,6 +38,7 @@ from grit_jax.run_model import (
     LoadedModel,
     load_model,
     load_tokenizer,
+    model_shape,
     public_model,
     write_run_adapter,
 )
@@ -168,8 +170,9 @@ class _Run:
 
 def _run(run: _Run, profile: tuple[int, int] | None, notice: Notice) -> TrainResult:
     """Everything is read and compared among the hosts before the first step is taken."""
-    config, output, steps = run.config, run.output, run.config.train.steps
-    tokenizer = load_tokenizer(config, output)
+    output, steps = run.output, run.config.train.steps
+    tokenizer = load_tokenizer(run.config, output)
+    config = fit_to_context(run.config, model_shape(run.config.model))
     mesh = make_mesh(config.mesh)
     exchange = Exchange()
     fitted = fit_to_mesh(config, mesh)

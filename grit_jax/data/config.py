@@ -7,8 +7,10 @@ from typing import Literal
 
 from grit_jax.data.example_tokenizer import LengthLimits
 from grit_jax.errors import GritError
-from grit_jax.text.length import length_limit
+from grit_jax.text.length import DefaultLength, length_limit
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES
+
+TEXT_KINDS = ("query", "passage", "generative", "document")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +73,10 @@ class DataConfig:
     cached_batch: int = 0
     group_size: int = 2
     positives_per_query: int = 1
-    query_max_length: int = 256
-    passage_max_length: int = 2048
-    generative_max_length: int = 2048
-    document_max_length: int = 2048
+    query_max_length: int = DefaultLength(256)
+    passage_max_length: int = DefaultLength(2048)
+    generative_max_length: int = DefaultLength(2048)
+    document_max_length: int = DefaultLength(2048)
     row_length: int | None = None
     generative_row_length: int | None = None
     pieces_row_length: int | None = None
@@ -136,6 +138,22 @@ class DataConfig:
                 "data: every batch size is 0; set data.embedding_batch, data.generative_batch or"
                 " data.cached_batch"
             )
+
+    def fit_to_context(self, context: int) -> DataConfig:
+        """The configuration with the lengths that nobody set lowered to the model's context.
+
+        Args:
+          context: tokens that the model reads (`ModelConfig.context_length`).
+        """
+        lengths = {key: getattr(self, f"{key}_max_length") for key in TEXT_KINDS}
+        return dataclasses.replace(
+            self,
+            **{
+                f"{key}_max_length": length_limit(length, context)
+                for key, length in lengths.items()
+                if isinstance(length, DefaultLength)
+            },
+        )
 
     def check_lengths(self, context: int) -> None:
         """Checks that the model reads texts of the lengths that a run trains on.

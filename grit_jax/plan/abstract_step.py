@@ -50,6 +50,8 @@ def abstract_step(config: RunConfig) -> AbstractStep:
             )
         shape = huggingface.read_model_directory(str(section.path), with_params=False).config
     model_config = dataclasses.replace(shape, **model_settings(section))
+    data = config.data.fit_to_context(model_config.context_length)
+    config = dataclasses.replace(config, data=data)
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     compiled = step_config(config, model_config)

@@ -158,6 +158,8 @@ def plan_on_mesh(config: RunConfig, slices: Slices, mesh: Mesh, *, serving: bool
         return compiled
 
     train = lower_train(config, mesh)
+    data = config.data.fit_to_context(train.model.context_length)
+    config = dataclasses.replace(config, data=data)
     add("train", train)
     if serving:
         lowered = ServingPrograms(config, train.model, mesh)
