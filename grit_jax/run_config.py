@@ -11,7 +11,7 @@ from typing import Any, Literal
 from jax.sharding import Mesh
 
 from grit_jax.config import load_config, to_dict
-from grit_jax.data.config import TEXT_KINDS, BatchNeeds, DataConfig
+from grit_jax.data.config import BatchNeeds, DataConfig
 from grit_jax.data.packing import round_up
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig, Remat
@@ -295,10 +295,10 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:
 
 
 def fit_to_context(config: RunConfig, model_config: ModelConfig) -> RunConfig:
-    """The configuration with default lengths of texts lowered to the model's context, with a line
-    for each that is."""
+    """The configuration with the lengths of texts that nobody set lowered to the model's context.
+    Prints a line for each that the run uses."""
     data = config.data.fit_to_context(model_config.context_length)
-    for key in (f"{kind}_max_length" for kind in TEXT_KINDS):
+    for key in data.trained_lengths():
         if (tokens := getattr(data, key)) < getattr(config.data, key):
             say(f"data.{key}: {tokens} tokens, the model's context")
     return dataclasses.replace(config, data=data)

@@ -10,8 +10,6 @@ from grit_jax.errors import GritError
 from grit_jax.text.length import DefaultLength, length_limit
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES
 
-TEXT_KINDS = ("query", "passage", "generative", "document")
-
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -145,15 +143,13 @@ class DataConfig:
         Args:
           context: tokens that the model reads (`ModelConfig.context_length`).
         """
-        lengths = {key: getattr(self, f"{key}_max_length") for key in TEXT_KINDS}
-        return dataclasses.replace(
-            self,
-            **{
-                f"{key}_max_length": length_limit(length, context)
-                for key, length in lengths.items()
-                if isinstance(length, DefaultLength)
-            },
-        )
+        defaults = [
+            field.name
+            for field in dataclasses.fields(self)
+            if isinstance(getattr(self, field.name), DefaultLength)
+        ]
+        lengths = {key: length_limit(getattr(self, key), context) for key in defaults}
+        return dataclasses.replace(self, **lengths)
 
     def check_lengths(self, context: int) -> None:
         """Checks that the model reads texts of the lengths that a run trains on.
@@ -164,14 +160,18 @@ class DataConfig:
         Raises:
           GritError: a `data.*_max_length` of a kind that is trained is beyond it.
         """
+        for key in self.trained_lengths():
+            length_limit(getattr(self, key), context, f"data.{key}")
+
+    def trained_lengths(self) -> list[str]:
+        """The keys of the lengths that the trained kinds of batches have."""
         keys = {
             "query_max_length": self.embedding_batch or self.cached_batch,
             "passage_max_length": self.embedding_batch,
             "generative_max_length": self.generative_batch,
             "document_max_length": self.cached_batch,
         }
-        for key in (key for key, used in keys.items() if used):
-            length_limit(getattr(self, key), context, f"data.{key}")
+        return [key for key, used in keys.items() if used]
 
     def limits(self) -> LengthLimits:
         """The token limits, with the defaults of those that are None."""
