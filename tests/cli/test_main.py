@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_world import run
 
+from grit_jax import __version__
 from grit_jax.cli import flags
 from grit_jax.cli.main import VERBS, build_parser
-from grit_jax.cli.search import SEARCH_PRECISIONS
 
 HEAVY = ("jax", "numpy", "flax", "orbax", "tokenizers", "yaml")
 
@@ -63,8 +64,9 @@ def actions_of(parser):
                 yield from actions_of(sub)
 
 
-def test_choices_are_those_of_the_modules_that_implement_them():
-    from grit_jax.rag.codecs.codecs import KINDS
-    from grit_jax.rag.search.exact import PRECISIONS
-
-    assert flags.KV_KINDS == KINDS and SEARCH_PRECISIONS == PRECISIONS
+def test_help_and_version(capsys):
+    assert run(capsys, "--version").out == f"grit_jax {__version__}\n"
+    said = run(capsys, "--help")
+    for verb in VERBS:
+        assert verb in said.out
+        assert run(capsys, verb, "--help").status == 0

@@ -13,22 +13,11 @@ import threading
 import numpy as np
 import pytest
 import zstandard
-from cli_world import good_files, run
+from cli_world import run
 
 from grit_jax.cli.output import escape_unprintable, print_text
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, sentences, tiny_model):
-    folder = tmp_path_factory.mktemp("world")
-    tiny_model.save_pretrained(folder / "model")
-    good_files(folder, sentences)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def at_home(world, monkeypatch):
-    monkeypatch.chdir(world)
+pytestmark = pytest.mark.usefixtures("in_world")
 
 
 @pytest.fixture
@@ -64,17 +53,18 @@ def sink():
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
-def test_encode_reads_and_writes_pipes(capsys, world, tiny_model, sentences, pipe, sink, pack):
+def test_encode_reads_and_writes_pipes(capsys, world, tmp_path, pipe, sink, pack):
     source = pipe(pack((world / "texts.jsonl").read_bytes()))
     name, content = sink
     said = run(capsys, f"encode model --input {source} --output {name} --precision bfloat16")
     assert said.status == 0 and f"9 texts to {name}" in said.out
     vectors = np.load(io.BytesIO(content()))
-    run(capsys, "encode model --input texts.jsonl --output x.npy --precision bfloat16")
-    assert vectors.tobytes() == np.load("x.npy").tobytes() and vectors.shape == (9, 48)
+    file = tmp_path / "x.npy"
+    run(capsys, f"encode model --input texts.jsonl --output {file} --precision bfloat16")
+    assert vectors.tobytes() == np.load(file).tobytes() and vectors.shape == (9, 48)
 
 
-def test_texts_from_a_pipe_are_lines_where_told(capsys, tiny_model, sentences, pipe, tmp_path):
+def test_texts_from_a_pipe_are_lines_where_told(capsys, sentences, pipe, tmp_path):
     source = pipe("\n".join([sentences[0], "", sentences[1]]).encode())
     output = tmp_path / "v.npy"
     run(capsys, f"encode model --input {source} --output {output} --input-format txt")

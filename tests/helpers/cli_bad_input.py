@@ -413,7 +413,8 @@ CASES = {
         "no usable line; the first problem: turn.jsonl:1: the first user turn fills"
         " generative_max_length \\(64\\)"
     ),
-    f"{TRAIN} --data.embedding [instruction.jsonl] --data.embedding_batch 1 --data.group_size 1": (
+    f"{TRAIN} --data.embedding [instruction.jsonl] --data.embedding_batch 1 --data.group_size 1"
+    " --data.passage_max_length 64": (
         "no usable line; the first problem: instruction.jsonl:1: an instruction fills"
         " query_max_length \\(256\\)"
     ),

@@ -3,8 +3,6 @@ experts' weights."""
 
 from __future__ import annotations
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +16,6 @@ from grit_jax.models.ragged_matmul import weight_gradient
 from grit_jax.plan.chips import open_slices
 from grit_jax.plan.program_costs import program_costs
 from grit_jax.sharding import MeshConfig, fitted_sharding, make_mesh
-
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'"
-)
 
 # As a TPU's compiler writes it for 1024 rows and two experts; the first kernel finds out which rows
 # are whose.
@@ -74,7 +68,6 @@ def test_weight_gradient():
 
 
 @pytest.mark.tpu
-@needs_compiler
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_tile_fits_the_memory_of_a_core(dtype):
     """Mixtral's expert on the chip that has least."""
@@ -85,7 +78,6 @@ def test_a_tile_fits_the_memory_of_a_core(dtype):
 
 
 @pytest.mark.tpu
-@needs_compiler
 @pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_a_layer_computes_each_product_once(tensor):

@@ -3,8 +3,6 @@ known beforehand."""
 
 from __future__ import annotations
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,7 +10,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grit_jax.plan.chips import open_slices
-from grit_jax.plan.hlo import parse, trip_count
 from grit_jax.plan.program_costs import group_size, program_costs
 from grit_jax.sharding import MeshConfig, make_mesh
 
@@ -289,7 +286,6 @@ def test_what_goes_from_slice_to_slice(kind, slices, counted, whole, sent):
 
 
 @pytest.mark.tpu
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
 @pytest.mark.usefixtures("full_optimization")
 def test_sums_inside_a_slice_and_between_two():
     where = open_slices("v5e:2x2", 2)
@@ -347,7 +343,4 @@ def test_a_convolution_counts_where_its_window_meets_the_input():
 def test_loops_without_a_known_end_run_once():
     program = jax.jit(lambda x: jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: x @ x, x))
     text = program.lower(jnp.ones((4, 4))).compile().as_text()
-    module = parse(text)
-    loops = [i for c in module.computations.values() for i in c.instructions if i.opcode == "while"]
-    assert [trip_count(module, loop) for loop in loops] == [1]
     assert program_costs(text).flops == 2 * 4 * 4 * 4

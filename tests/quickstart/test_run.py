@@ -3,37 +3,16 @@ once."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
 from grit_jax.cli.main import build_parser
 from grit_jax.errors import GritError
-from grit_jax.models.config import ModelConfig
-from grit_jax.quickstart import configs
 from grit_jax.quickstart import run as quickstart
 from grit_jax.quickstart.settings import QuickstartSettings
 from grit_jax.text.rag_layouts import MODES
-from grit_jax.train import RunConfig, read_run_config
-
-BASE = Path(quickstart.__file__).parent / "base_model"
-
-
-def test_the_shipped_base_is_small_and_of_the_announced_shape():
-    assert sum(path.stat().st_size for path in BASE.rglob("*") if path.is_file()) < 8_000_000
-    config = json.loads((BASE / "config.json").read_text())
-    shape = configs.SHAPE
-    for key in (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-    ):
-        assert config[key] == getattr(shape, key), key
 
 
 @pytest.mark.parametrize(
@@ -67,20 +46,6 @@ def test_the_printed_commands_repeat_the_settings(tmp_path):
     parser = build_parser()
     for command in other:
         parser.parse_args(shlex.split(command)[1:] if "train" not in command else ["train", "x"])
-
-
-@pytest.mark.parametrize("make", [configs.joint_config, configs.base_config])
-def test_its_configurations_survive_yaml_with_relative_paths(make, tmp_path):
-    config = make(3)
-    text = quickstart.dump_yaml(config, "grit train train.yaml")
-    assert text.startswith("# grit train")
-    tree = yaml.safe_load(text)
-    assert {"model", "tokenizer", "data", "train", "optimizer", "mesh", "output"} <= tree.keys()
-    (tmp_path / "train.yaml").write_text(text)
-    read = read_run_config(tmp_path / "train.yaml")
-    assert isinstance(read, RunConfig) and read.train.seed == 3
-    assert all(Path(name).is_relative_to(tmp_path) for name in read.data.cached)
-    assert isinstance(read.model.shape, ModelConfig | None)
 
 
 def without_clock(value):

@@ -39,3 +39,26 @@ def test_peaks_go_by_the_names_that_jax_gives():
         assert PEAK_FLOPS[kind] == peak
     kinds = [kind for chip in CHIPS.values() for kind in chip.device_kinds]
     assert len(kinds) == len(set(kinds)) and set(kinds) < PEAK_FLOPS.keys()
+
+
+def test_slices_as_they_are_rented():
+    """cloud.google.com/tpu/docs: v4 and v5p are counted in cores, two of a chip; v5e and v6e in
+    chips."""
+    rented = {
+        name: chip.accelerator_type((8, 8) if chip.axes == 2 else (4, 4, 4))
+        for name, chip in CHIPS.items()
+    }
+    assert rented == {"v4": "v4-128", "v5e": "v5litepod-64", "v5p": "v5p-128", "v6e": "v6e-64"}
+    odd = [
+        ("v5e", (2, 8)),
+        ("v5e", (6, 10)),
+        ("v6e", (2, 1)),
+        ("v5p", (1, 1, 1)),
+        ("v5p", (2, 2, 6)),
+        ("v4", (4, 4, 2)),
+    ]
+    assert [CHIPS[name].accelerator_type(shape) for name, shape in odd] == [None] * len(odd)
+    assert [CHIPS["v5p"].accelerator_type(s) for s in ((2, 2, 1), (4, 8, 12))] == [
+        "v5p-8",
+        "v5p-768",
+    ]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from cli_world import run
 
 from grit_jax.bench import throughput
 from grit_jax.bench.throughput import bench_decode, bench_encode, bench_train
@@ -80,22 +77,3 @@ def test_train(tiny_model):
     assert_rates(found, 1)
     assert found["joint"]["tokens"] == found["embedding"]["tokens"] + found["generative"]["tokens"]
     assert found["embedding"]["tokens"] == throughput.QUERY + throughput.PASSAGE
-
-
-def test_the_verb(tiny_model, tmp_path, monkeypatch, capsys):
-    tiny_model.save_pretrained(tmp_path / "model")
-    asked = []
-    for name in ("encode", "decode", "train"):
-        result = {f"{name}s": throughput._rates(8, [2.0])}
-        fake = lambda model, result=result, **how: asked.append(how) or result
-        monkeypatch.setattr(throughput, f"bench_{name}", fake)
-        said = run(capsys, f"bench {name} {tmp_path}/model --repeats 2 --json")
-        assert json.loads(said.out) == result
-        assert (
-            f"{name}s  " in (shown := run(capsys, f"bench {name} {tmp_path}/model --seed 1").out)
-            and "4.0 tokens/s" in shown
-        )
-    assert asked[0] == {"batch_tokens": 4096, "repeats": 2, "seed": 0} and asked[3] == {
-        "repeats": 3,
-        "seed": 1,
-    }

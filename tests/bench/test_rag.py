@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
-from cli_world import run
 
-from grit_jax.bench import lower_bound as floor
-from grit_jax.bench import rag, show
+from grit_jax.bench import rag
 from grit_jax.bench.rag import MEASURED, RagBenchOptions, bench_rag, check_length
 from grit_jax.bench.texts import TextMaker
 from grit_jax.errors import GritError
@@ -58,14 +55,14 @@ def run_bench(model, folder, curve):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(costs, "measure_costs", lambda *_: PROCESSOR)
         patch.setattr(rag, "CURVE", 2)
-        found = bench_rag(
+        results = bench_rag(
             model,
             RagBenchOptions(tokens=TOKENS, new_tokens=NEW, repeats=2, curve=curve),
             folder=folder,
             quiet=True,
         )
         assert not list(folder.iterdir())  # indices are gone
-        return found
+        return results
 
 
 @pytest.fixture(scope="module")
@@ -139,80 +136,17 @@ def test_the_floor_is_bytes(bench, model):
     record = doc.storage_bytes - 4 * model.config.hidden_size
     expected = record / bench.rates.store + NEW * (weights + kv + one) / bench.rates.memory
     assert doc.floor_s == pytest.approx(expected, abs=2e-6)
-    tied = dataclasses.replace(model.config, tie_word_embeddings=True)
-    assert floor.weight_bytes(model.params, tied) == weights + model.params["embed"].nbytes
-
-
-def test_a_table_for_the_person(bench, model, tmp_path, monkeypatch, capsys):
-    text = show.markdown(bench, model)
-    for row in bench.table:
-        name = row.mode if row.used == row.mode else f"{row.mode} ({row.used})"
-        assert f"| {name} " in text and f" {row.total_s:.3f} |" in text
-    assert (
-        "**A**: a question of 1 token, a document of 48 tokens, 3 new tokens" in text
-        and "auto took doc" in text
-    )
-    assert (
-        len({len(line) for line in text.splitlines() if line.startswith("| ")}) <= 2
-    )  # columns stand in line
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    show.write(bench, model, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "rag.json"}
-    assert (
-        tmp_path / "table.md"
-    ).read_text() == text and "grit-jax[plot]" in capsys.readouterr().err
-    assert json.loads((tmp_path / "rag.json").read_text()) == [vars(row) for row in bench.table]
-    warm = dataclasses.replace(
-        bench, table=[dataclasses.replace(row, cold=False) for row in bench.table]
-    )
-    assert "page cache" in show.markdown(warm, model)
 
 
 @pytest.mark.slow
-def test_the_curve_is_measured_and_drawn(model, tmp_path_factory, tmp_path):
-    bench = run_bench(model, tmp_path_factory.mktemp("bench"), curve=True)
-    assert [
-        (row.shape, row.mode, max(row.query_tokens, row.doc_tokens)) for row in bench.curve
-    ] == [
+def test_the_curve_is_measured_at_every_length(model, tmp_path):
+    curve = run_bench(model, tmp_path, curve=True).curve
+    assert [(row.shape, row.mode, max(row.query_tokens, row.doc_tokens)) for row in curve] == [
         (shape, mode, tokens)
         for tokens in (TOKENS // 2, TOKENS)
         for shape in "AB"
         for mode in MEASURED
     ]
-    show.write(bench, model, tmp_path)
-    assert json.loads((tmp_path / "rag.json").read_text()) == [vars(row) for row in bench.curve]
-    pytest.importorskip("matplotlib")
-    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_verb(bench, model, tmp_path, monkeypatch, capsys):
-    asked = {}
-    monkeypatch.setattr(
-        rag,
-        "bench_rag",
-        lambda model, options, folder: (
-            asked.update(dataclasses.asdict(options), folder=folder) or bench
-        ),
-    )
-    model.save_pretrained(tmp_path / "model")
-    said = run(
-        capsys,
-        f"bench rag {tmp_path}/model --tokens 48 --new-tokens 3 --repeats 2 --output {tmp_path}/out"
-        " --json",
-    )
-    assert said.status == 0 and json.loads(said.out) == bench.rows()
-    assert asked == {
-        "kv": "native",
-        "tokens": 48,
-        "new_tokens": 3,
-        "repeats": 2,
-        "seed": 0,
-        "curve": True,
-        "folder": tmp_path / "out",
-    }
-    assert (tmp_path / "out" / "table.md").exists()
-    shown = run(capsys, f"bench rag {tmp_path}/model --tokens 48")
-    assert shown.out == show.markdown(bench, model) and not asked["curve"]
 
 
 @pytest.mark.parametrize(

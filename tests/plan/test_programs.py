@@ -1,24 +1,42 @@
-"""What only the TPU's compiler can try: tokens split over chips, two slices, activations and
-moments on the host."""
+"""The programs of a run, lowered without its devices."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from grit_jax.errors import GritError
+from grit_jax.models.parameters import num_parameters
 from grit_jax.plan.chips import ENVIRONMENT
 from grit_jax.plan.program_costs import program_costs
-from grit_jax.plan.programs import bytes_per_chip, lower_train
+from grit_jax.plan.programs import (
+    ServingPrograms,
+    bytes_per_chip,
+    lower_train,
+    train_shapes,
+)
 from grit_jax.run_config import read_run_config
-from grit_jax.sharding import make_mesh
+from grit_jax.sharding import MeshConfig, make_mesh
+from grit_jax.training.state import HOST
+
+
+def test_documents_are_encoded_with_their_caches(config):
+    """Shapes of the program, lowered for simulated devices: no compiler is needed."""
+    run = read_run_config(config)
+    programs = ServingPrograms(run, run.model.known_shape, make_mesh(run.mesh, jax.devices()))
+    result = programs.encode().lowered.out_info
+    B, M, d = result.vectors.shape
+    assert B * 256 >= 32768 and (M * 4, d) == (256, 256)  # a text has 4 tokens at least
+    assert all(part.shape[:1] == (2,) for part in jax.tree.leaves(result.kv))  # layers
+
 
 # Heads of 128 and rows of 512 tokens: splash attention takes them, four ways.
-RUN = """
+SLICED_RUN = """
 model:
   shape: {vocab_size: 512, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 128}
 data: {embedding: [a.jsonl], embedding_batch: 16, query_max_length: 128, passage_max_length: 512,
@@ -29,13 +47,12 @@ output: out
 
 
 @pytest.mark.tpu
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra 'tpu'")
 @pytest.mark.usefixtures("full_optimization")
 def test_two_slices_with_split_tokens_and_the_hosts_memory(tmp_path):
     from jax.experimental import topologies
 
     path = tmp_path / "run.yaml"
-    path.write_text(RUN)
+    path.write_text(SLICED_RUN)
     how = {"chips_per_host_bounds": (2, 2, 1), "num_slices": 2}
     with mock.patch.dict(os.environ, ENVIRONMENT):
         devices = topologies.get_topology_desc(
@@ -79,3 +96,30 @@ def test_two_slices_with_split_tokens_and_the_hosts_memory(tmp_path):
         )  # embedding norms and such are not split
         assert memory.host_argument_size_in_bytes == memory.host_alias_size_in_bytes
         assert memory.host_temp_size_in_bytes > 0  # inputs of layers
+
+
+def test_bytes_of_a_chip_are_those_of_its_shard():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices()[:8])
+
+    def array(shape, dtype, *axes, memory=None):
+        sharding = NamedSharding(mesh, PartitionSpec(*axes), memory_kind=memory)
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
+
+    tree = {"split": array((8, 6), jnp.float32, "fsdp"), "whole": array((3,), jnp.int32)}
+    assert bytes_per_chip(tree) == 2 * 6 * 4 + 3 * 4
+    twice = array((8, 6), jnp.bfloat16, ("data", "fsdp"), None)
+    assert bytes_per_chip([tree, twice]) == 2 * 6 * 4 + 3 * 4 + 6 * 2
+    assert bytes_per_chip([array((8, 6), jnp.float32, memory=HOST)]) == 0  # is not on the chip
+
+
+def test_a_training_step_has_its_state_split_and_its_batch(config):
+    """Weights, two moments of each and the row counts, over eight devices; a batch's rows too."""
+    run = read_run_config(config)
+    shapes = train_shapes(run, make_mesh(run.mesh, jax.devices()[:8]))
+    weights = 4 * num_parameters(run.model.known_shape)
+    split = bytes_per_chip(shapes.state.params)
+    assert weights / 8 < split < 1.02 * weights / 8  # norms are whole on every device
+    assert bytes_per_chip(shapes.state.opt_state) == pytest.approx(2 * split, abs=100)
+    tokens = shapes.batch.embedding.rows.tokens
+    assert tokens.shape == (40, 256) and bytes_per_chip(tokens) == 40 * 256 * 4 / 8
+    assert shapes.batch.generative.rows.tokens.shape == (8, 256)

@@ -1,0 +1,64 @@
+"""What `grit data` prints and writes when all is well."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cli_world import run, write_lines
+
+from grit_jax.data.sources import open_source
+from grit_jax.pydocs import corpus as questions
+
+pytestmark = pytest.mark.usefixtures("in_world")
+
+
+def test_distractors(capsys, tmp_path):
+    out = tmp_path / "several.jsonl"
+    said = run(
+        capsys, f"data distractors --input rag.jsonl --corpus corpus.jsonl --k 2,3 --output {out}"
+    )
+    assert said.status == 0 and said.out == f"3 rows in {out}\n"
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [len(row["docs"]) for row in rows] == [2, 3, 2]
+
+
+def test_repeats(capsys, tmp_path):
+    out = tmp_path / "repeats.jsonl"
+    write_lines(
+        tmp_path / "long.jsonl",
+        {"id": "1", "title": "Counting", "text": " ".join(map(str, range(20)))},
+    )
+    said = run(capsys, f"data repeats --input {tmp_path}/long.jsonl --rows 5 --output {out}")
+    assert (
+        said.status == 0
+        and said.out == f"5 rows in {out}\n"
+        and len(out.read_text().splitlines()) == 5
+    )
+
+
+def test_data(capsys, tmp_path, monkeypatch):
+    said = run(capsys, f"data prepare embedding.jsonl embedding.jsonl --output {tmp_path}/set")
+    assert said.status == 2 and "embedding.jsonl is listed twice; list it once" in said.err
+    shutil.copy("embedding.jsonl", tmp_path / "copy.jsonl")
+    said = run(
+        capsys, f"data prepare embedding.jsonl {tmp_path}/copy.jsonl --output {tmp_path}/set"
+    )
+    assert "hold the same 8 lines" in said.err
+    assert said.out == f"16 embedding examples in {tmp_path}/set\n"
+    assert len(open_source(tmp_path / "set")) == 16
+
+    write = questions.write_corpus
+    few = {"packages": ["json", "argparse", "logging"], "progress": False}
+    monkeypatch.setattr(
+        questions, "write_corpus", lambda out, seed, **more: write(out, seed, **more, **few)
+    )
+    said = run(capsys, f"data pydocs --output {tmp_path}/corpus --seed 4 --documents 40")
+    first, *files = said.out.splitlines()
+    assert first.startswith("40 documents: ") and first.endswith(" held out")
+    for line in files:
+        name, count = line.strip().removesuffix(" lines").split(": ")
+        assert len(Path(name).read_text().splitlines()) == int(count)
+    assert len(files) == 11

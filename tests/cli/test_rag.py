@@ -1,0 +1,95 @@
+"""What `grit index` and `grit ask` print and write when all is well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_world import run
+
+pytestmark = pytest.mark.usefixtures("in_world")
+
+
+TIMINGS = {"encode_query", "search", "load", "prefill", "decode", "total"}
+
+
+def test_index_and_ask(capsys, texts, tmp_path):
+    index = f"index model --input corpus.jsonl --output {tmp_path}/index"
+    made = run(capsys, f"{index} --json").json
+    assert (made["documents"], made["encoded"], made["skipped"], made["kv"]) == (9, 9, 0, "native")
+    assert made["bytes_kv"] > 0 and made["vectors"] == "exact"
+    again = run(capsys, index).out
+    assert (
+        again.startswith("9 documents (0 tokens encoded in ") and "9 were indexed before" in again
+    )
+
+    ask = f"ask model --index {tmp_path}/index '{texts[4]}' --max-new-tokens 4"
+    said = run(capsys, f"{ask} --mode doc --k 2 --json")
+    assert said.json.keys() >= {"answer", "documents", "mode", "timings"} and said.err == ""
+    assert [document.keys() for document in said.json["documents"]] == [{"id", "score"}] * 2
+    first, second = said.json["documents"]
+    assert first["id"] == "d4" and first["score"] > second["score"]
+    assert said.json["mode"] == "doc" and said.json["timings"].keys() == TIMINGS
+    assert all(seconds >= 0 for seconds in said.json["timings"].values())
+    fewer = run(
+        capsys, f"{ask} --mode doc --k 2 --search-precision int8 --search-dim 24 --json"
+    ).json
+    assert [document["id"] for document in fewer["documents"]] == [first["id"], second["id"]]
+    assert fewer["documents"][0]["score"] == pytest.approx(first["score"], abs=2e-6)
+    none = run(capsys, f"{ask} --mode none --json").json
+    assert (none["documents"], none["mode"], none["timings"].keys()) == ([], "none", TIMINGS)
+    auto = run(capsys, f"{ask} --json").json
+    assert auto["mode"] not in ("auto", "none") and len(auto["documents"]) == 1  # the one used
+    assert f"[{auto['mode']}, " in run(capsys, ask).out
+
+    # Records that are gone are computed, with a warning; the answer is the same.
+    for file in (tmp_path / "index" / "kv").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\0" * file.stat().st_size)
+    lost = run(capsys, f"{ask} --mode doc --k 2 --json")
+    assert lost.json["answer"] == said.json["answer"] and "warning: document 'd4'" in lost.err
+    manifest = json.loads((tmp_path / "index" / "index.json").read_text())
+    (tmp_path / "index" / "index.json").write_text(json.dumps({**manifest, "complete": False}))
+    unfinished = run(capsys, f"{ask} --mode none")
+    assert (
+        unfinished.status == 0 and "warning" in unfinished.err and "not finished" in unfinished.err
+    )
+
+
+def test_an_index_that_is_compressed_elsewhere_and_kept_up_to_date(capsys, texts, tmp_path):
+    index = f"--output {tmp_path}/index --kv int4 --store {tmp_path}/records --json"
+    made = run(capsys, f"index model --input corpus.jsonl {index}").json
+    assert (
+        made["kv"] == "int4"
+        and 0 < made["kv_ratio"] < 0.5
+        and not (tmp_path / "index" / "kv").exists()
+    )
+    ask = f"ask model --index {tmp_path}/index '{texts[4]}' --max-new-tokens 4 --mode doc --json"
+    said = run(capsys, ask)
+    assert said.json["documents"][0]["id"] == "d4" and said.err == ""
+    rows = [json.loads(line) for line in Path("corpus.jsonl").read_text().splitlines()]
+    rows = [
+        {**row, "text": row["text"] + " Indeed."} if row["id"] == "d4" else row
+        for row in rows
+        if row["id"] != "d0"
+    ]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = run(capsys, f"index model --input {tmp_path}/new.jsonl {index}")
+    assert again.status == 2 and "--update" in again.err
+    again = run(
+        capsys, f"index model --input {tmp_path}/new.jsonl {index} --update --delete-missing"
+    ).json
+    assert [again[name] for name in ("documents", "encoded", "replaced", "deleted")] == [8, 1, 1, 1]
+    assert run(capsys, ask).json["documents"][0]["id"] == "d4"
+
+
+def test_an_index_without_records(capsys, tmp_path):
+    made = run(
+        capsys, f"index model --input corpus.jsonl --output {tmp_path}/index --kv none --json"
+    )
+    assert made.json["bytes_kv"] == 0
+    said = run(
+        capsys, f"ask model --index {tmp_path}/index Who? --mode doc --max-new-tokens 4 --json"
+    )
+    assert said.json["mode"] == "doc" and "warning" in said.err and "--kv none" in said.err

@@ -1,0 +1,43 @@
+"""`--search-*`: from flags to the settings of a search."""
+
+from __future__ import annotations
+
+import pytest
+
+from grit_jax.cli import flags
+from grit_jax.cli.search import SEARCH_PRECISIONS, add_search_flags, search_settings
+from grit_jax.errors import GritError
+from grit_jax.rag.search.exact import PRECISIONS, SearchSettings
+
+
+@pytest.fixture
+def parser():
+    parser = flags.Parser(prog="grit try")
+    add_search_flags(parser)
+    return parser
+
+
+def test_precisions_are_those_of_the_search():
+    """Its module imports JAX, the command line does not."""
+    assert SEARCH_PRECISIONS == PRECISIONS
+
+
+def test_settings(parser):
+    assert search_settings(parser.parse_args([])) == SearchSettings()
+    args = parser.parse_args(
+        ["--search-precision", "int8", "--search-dim", "24", "--search-oversampling", "8"]
+    )
+    settings = search_settings(args)
+    assert (settings.precision, settings.dim, settings.oversampling) == ("int8", 24, 8)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--search-dim", "3"], ["--search-precision", "int8"], ["--search-oversampling", "2"]],
+)
+def test_without_an_index_there_is_nothing_to_search(parser, arguments):
+    parser.add_argument("--index")
+    with pytest.raises(GritError, match="--search-... says how an index is searched"):
+        search_settings(parser.parse_args(arguments))
+    assert search_settings(parser.parse_args([*arguments, "--index", "i"])) != SearchSettings()
+    assert search_settings(parser.parse_args([])) == SearchSettings()
