@@ -362,7 +362,7 @@ def _convert(value: Any, hint: Any, key: tuple[str, ...]) -> Any:
             for name, inner in value.items()
         }
     if dataclasses.is_dataclass(hint):
-        return _convert_dataclass(value, hint, key)  # type: ignore[arg-type]
+        return _convert_dataclass(value, hint, key)
     return _convert_scalar(text, hint, key)
 
 

@@ -217,7 +217,7 @@ def _sample(
     tags = model.encoder.format([""]).prompt
     build_index(
         model, corpus, sample.index, IndexOptions(kv=kv, max_length=long + tags), quiet=True
-    )  # type: ignore[arg-type]
+    )
     return sample
 
 

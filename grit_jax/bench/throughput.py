@@ -96,7 +96,7 @@ def bench_train(
         [0] * (2 * pairs),
         EmbeddingPacking(PASSAGE),
     )
-    answers = [TokenText(_ids(rng, model, PASSAGE), np.arange(PASSAGE) > 0) for _ in range(texts)]  # type: ignore[arg-type]
+    answers = [TokenText(_ids(rng, model, PASSAGE), np.arange(PASSAGE) > 0) for _ in range(texts)]
     generative = generative_batch(answers, GenerativePacking(PASSAGE))
     batches = {
         "joint": Batch(embedding, generative),

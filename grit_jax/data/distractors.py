@@ -101,8 +101,8 @@ def write_rows(
             f"{questions}: expected at least {count} questions (--rows), got {len(source)}"
         )
     order = random.Random(f"{seed} {count}").sample(range(len(source)), count)
-    examples: list[CachedExample] = [source[i] for i in order]  # type: ignore[misc]
-    all_documents = (text for i in range(len(source)) for text in source[i].docs)  # type: ignore[union-attr]
+    examples: list[CachedExample] = [source[i] for i in order]
+    all_documents = (text for i in range(len(source)) for text in source[i].docs)
     texts = all_documents if corpus is None else corpus_texts(corpus)
     distractors = Distractors(texts, seed)
     pairs = list(zip(examples, itertools.cycle(ks), strict=False))

@@ -233,17 +233,17 @@ def pack_embedding(
     numbers: dict[bytes, int] = {}
     return EmbeddingBatch(
         rows=rows,
-        pool=pool,  # type: ignore[arg-type]
-        queries=locations[:num_queries],  # type: ignore[arg-type]
-        passages=locations[num_queries:],  # type: ignore[arg-type]
+        pool=pool,
+        queries=locations[:num_queries],
+        passages=locations[num_queries:],
         segments_per_row=placement.segments_per_row,
         query_rows=placement.query_rows,
         positives=packing.positives,
-        texts=np.array([numbers.setdefault(text.key, len(numbers)) for text in passages], np.int32),  # type: ignore[arg-type]
-        present=np.array([len(text.ids) > 0 for text in passages])  # type: ignore[arg-type]
+        texts=np.array([numbers.setdefault(text.key, len(numbers)) for text in passages], np.int32),
+        present=np.array([len(text.ids) > 0 for text in passages])
         if packing.positives > 1
         else None,
-        scores=None if scores is None else np.asarray(scores, np.float32),  # type: ignore[arg-type]
+        scores=None if scores is None else np.asarray(scores, np.float32),
     )
 
 
@@ -286,7 +286,7 @@ def pack_generative(
     if packing.prefix:
         rows.blocks = _prefix_blocks(texts, rows, placement.row, starts)  # type: ignore[assignment]
     targets, sequence = _targets(texts, rows, placement.row, starts)
-    return GenerativeBatch(rows, targets, sequence, len(texts))  # type: ignore[arg-type]
+    return GenerativeBatch(rows, targets, sequence, len(texts))
 
 
 def generative_batch(texts: Sequence[TokenText], packing: GenerativePacking) -> GenerativeBatch:
@@ -340,8 +340,8 @@ def pack_cached(
         cached.blocks = blocks  # type: ignore[assignment]
     if packing.prefix:
         text.blocks = _prefix_blocks(continuations, text, placement.row, starts)  # type: ignore[assignment]
-    generative = GenerativeBatch(text, targets, sequence, len(examples))  # type: ignore[arg-type]
-    return CachedBatch(cached, owner, positions, generative)  # type: ignore[arg-type]
+    generative = GenerativeBatch(text, targets, sequence, len(examples))
+    return CachedBatch(cached, owner, positions, generative)
 
 
 def cached_batch(examples: Sequence[TokenCached], packing: CachedPacking) -> CachedBatch:
@@ -386,7 +386,7 @@ def _empty_rows(num_rows: int, row_length: int, pad_id: int) -> Rows:
     shape = (num_rows, row_length)
     return Rows(
         np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    )  # type: ignore[arg-type]
+    )
 
 
 def _write_texts(

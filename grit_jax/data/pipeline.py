@@ -186,7 +186,7 @@ class JointBatches:
             chat,
             self.limits,
             group_size=config.group_size,
-            layouts=config.layouts,  # type: ignore[arg-type]
+            layouts=config.layouts,
             raw_strings=config.raw_strings,
             last_answer_only=config.last_answer_only or needs.prefix_generation,
             teacher_scores=needs.teacher_scores,
@@ -222,7 +222,7 @@ class JointBatches:
         """The batch of step `index`."""
         if not 0 <= index < len(self):
             raise IndexError(f"step {index} of {len(self)}")
-        return Batch(self._embedding(index), self._generative(index), self._cached(index))  # type: ignore[arg-type]
+        return Batch(self._embedding(index), self._generative(index), self._cached(index))
 
     def ids(self, step: int) -> dict[str, list[str]]:
         """`file:line` of each of a step's examples, by kind and in batch order: where to look when
@@ -323,7 +323,7 @@ class JointBatches:
 
         def tokenize(numbers: Sequence[int]) -> list[TokenCached]:
             modes = [self.config.layouts[layouts[i]] for i in numbers]
-            return self._tokenizer.cached([_example(chosen[i]) for i in numbers], modes)  # type: ignore[arg-type]
+            return self._tokenizer.cached([_example(chosen[i]) for i in numbers], modes)
 
         key = f"{step}/cached"
         texts = tokenize_together(self._hosts, key, len(chosen), tokenize, TokenCached)

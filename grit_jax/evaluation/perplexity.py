@@ -81,7 +81,7 @@ def score_perplexity(
     """
     if isinstance(examples, (str, Path)):
         source = read_examples(examples, "generative")
-        examples = [source[i] for i in range(len(source))]  # type: ignore[misc]
+        examples = [source[i] for i in range(len(source))]
     examples = list(examples)
     max_length = length_limit(max_length, model.config.context_length)
     prefix = model.generation_mode is AttentionMode.PREFIX

@@ -116,7 +116,7 @@ def read_questions(examples: str | Path | Iterable[CachedExample]) -> list[Cache
     """
     if isinstance(examples, (str, Path)):
         source = read_examples(examples, "cached")
-        examples = [source[i] for i in range(len(source))]  # type: ignore[misc]
+        examples = [source[i] for i in range(len(source))]
     rows = list(examples)
     if not rows:
         raise GritError("rag: there is no question to evaluate")

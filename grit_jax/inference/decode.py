@@ -311,7 +311,7 @@ class _Batch:
         lengths = np.ones(rows, np.int32)
         for r, request in enumerate(self.requests):
             tokens[r, : len(request.prompt)], lengths[r] = request.prompt, len(request.prompt)
-        return PromptRows(tokens, lengths)  # type: ignore[arg-type]
+        return PromptRows(tokens, lengths)
 
     def _settings(self) -> DecodeSettings:
         """Settings by row; the rows that fill the batch up end with their first token."""
@@ -322,7 +322,7 @@ class _Batch:
             limits[r], ignore_eos[r] = sampling.max_new_tokens, sampling.ignore_eos
         eos = np.asarray(self.options.eos_ids or [-1], np.int32)
         fillers = [samplings[-1]] * (rows - len(samplings))
-        stop = StopConditions(limits, ignore_eos, eos)  # type: ignore[arg-type]
+        stop = StopConditions(limits, ignore_eos, eos)
         return DecodeSettings(sampling_rows([*samplings, *fillers]), stop)
 
     def _prefill(

@@ -270,7 +270,7 @@ class Encoder:
                 collect()
         return Encoded(
             texts.vectors,
-            texts.caches,  # type: ignore[arg-type]
+            texts.caches,
             sum(lengths),
             time.perf_counter() - start,
         )
@@ -414,7 +414,7 @@ class _Texts:
                 positions[row, start:stop] = np.arange(length)
                 segments[row, start:stop] = segment
                 pooled[row, start + min(self.pool_starts[i], length - 1) : stop] = True
-        return Rows(tokens, positions, segments), pooled  # type: ignore[arg-type]
+        return Rows(tokens, positions, segments), pooled
 
     def collect(self, batch: RowBatch, result: EncodedRows) -> None:
         """Waits for the vectors and caches of a batch and stores them."""

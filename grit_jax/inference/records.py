@@ -147,10 +147,7 @@ class RecordRows:
         Raises:
           GritError: a streamed record cannot be used.
         """
-        return tuple(
-            LayerRecords(group.lay_out(layer), group.codec)  # type: ignore[arg-type]
-            for group in self.groups
-        )
+        return tuple(LayerRecords(group.lay_out(layer), group.codec) for group in self.groups)
 
 
 def load_records(

@@ -83,10 +83,10 @@ def sampling_rows(requests: Sequence[Sampling]) -> SamplingRows:
     drawn = [r for r in requests if r.temperature > 0]
     hottest = float(np.finfo(np.float32).max)
     return SamplingRows(
-        temperature=np.asarray([min(r.temperature, hottest) for r in requests], np.float32),  # type: ignore[arg-type]
-        top_p=np.asarray([max(r.top_p, SMALLEST_TOP_P) for r in requests], np.float32),  # type: ignore[arg-type]
-        top_k=np.asarray([min(r.top_k, INT32_MAX) for r in requests], np.int32),  # type: ignore[arg-type]
-        seed=np.asarray([int(r.seed) % 2**32 for r in requests], np.uint32),  # type: ignore[arg-type]
+        temperature=np.asarray([min(r.temperature, hottest) for r in requests], np.float32),
+        top_p=np.asarray([max(r.top_p, SMALLEST_TOP_P) for r in requests], np.float32),
+        top_k=np.asarray([min(r.top_k, INT32_MAX) for r in requests], np.int32),
+        seed=np.asarray([int(r.seed) % 2**32 for r in requests], np.uint32),
         greedy=not drawn,
         filtered=any(r.top_p < 1 or r.top_k > 0 for r in drawn),
     )

@@ -125,7 +125,7 @@ def run_layers(
         def body(carry: Any, i: Any, layers: list[Layer] = layers) -> tuple[Any, Any]:
             layer_outputs = []
             for layer in layers:
-                carry, output = layer(carry, (i, stacked))  # type: ignore[arg-type]
+                carry, output = layer(carry, (i, stacked))
                 layer_outputs.append(output)
             return carry, jax.tree.map(lambda *a: jnp.stack(a), *layer_outputs)
 

@@ -34,7 +34,7 @@ def joint_config(seed: int, steps: int | None = None) -> RunConfig:
     Paths are relative to the output folder; `steps` are `STEPS` unless given.
     """
     return RunConfig(
-        model=ModelSection(path="base", export_dtype="float32", **CPU_SETTINGS),  # type: ignore[arg-type]
+        model=ModelSection(path="base", export_dtype="float32", **CPU_SETTINGS),
         output=".",
         data=_data_config(embedding_batch=32, generative_batch=12, cached_batch=12),
         train=TrainSection(
@@ -60,7 +60,7 @@ def base_config(seed: int) -> RunConfig:
     """The warm-up of `--from-scratch`, which learns to write and to copy: a shorter
     configs/quickstart_base_warmup.yaml."""
     return RunConfig(
-        model=ModelSection(shape=SHAPE, **CPU_SETTINGS),  # type: ignore[arg-type]
+        model=ModelSection(shape=SHAPE, **CPU_SETTINGS),
         output="warmup",
         tokenizer=TokenizerSection(
             train_on=["data/train/documents.jsonl"], vocab_size=SHAPE.vocab_size

@@ -327,7 +327,7 @@ def calibrated(
     names = [f"document {number + 1} of the corpus" for number in ids]
     sample = model.encoder.encode_ids(list(ids.values()), return_cache=True, names=names).caches
     assert sample is not None
-    return calibrate(kind, sample)  # type: ignore[arg-type]
+    return calibrate(kind, sample)
 
 
 # ---- documents in and out ------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def progress(
     if work is None or isinstance(work, int):
         return Progress(None, total if work is None else work, description, unit, quiet, initial)
     if total is None:
-        total = len(work) if hasattr(work, "__len__") else None  # type: ignore[arg-type]
+        total = len(work) if hasattr(work, "__len__") else None
     return Progress(work, total, description, unit, quiet, initial)
 
 

@@ -106,7 +106,7 @@ def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = 
         cached, body = docs + queries, [PromptPart(AFTER_CONTEXT)]
     opening = chat.turn_separator if cached else chat.bos
     return Layout(
-        mode,  # type: ignore[arg-type]
+        mode,
         cached,
         (
             PromptPart(opening + chat.user, is_template=True),

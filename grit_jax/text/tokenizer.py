@@ -322,7 +322,7 @@ class Tokenizer:
             split = pre_tokenizers.Split(tokenizers.Regex(cuts), behavior="merged_with_previous")
             # After what treats a text's beginning, before what turns characters into bytes.
             steps = [split, *steps] if '"ByteLevel"' in self._json else [*steps, split]
-            self._plain.pre_tokenizer = pre_tokenizers.Sequence(steps)  # type: ignore[arg-type,assignment]
+            self._plain.pre_tokenizer = pre_tokenizers.Sequence(steps)  # type: ignore[assignment]
 
     def _encode_template(self, text: str, continues: bool) -> tuple[int, ...]:
         if continues and self._has_prefix:

@@ -204,7 +204,7 @@ def read_model_directory(
         params |= read_projection(directory, dense, config.hidden_size, dtype, place)
     return ModelDirectory(
         path=directory,
-        config=dataclasses.replace(config, dtype=dtype),  # type: ignore[arg-type]
+        config=dataclasses.replace(config, dtype=dtype),
         params=params,
         settings=dataclasses.replace(settings, stop_token_ids=tuple(dict.fromkeys(stops))),
     )

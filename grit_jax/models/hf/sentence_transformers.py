@@ -279,7 +279,7 @@ def read_dense(directory: Path, folder: str) -> Dense:
             f" {', '.join(_ACTIVATION_CLASSES)} of torch.nn{_REMEDY}"
         )
     assert activation in ACTIVATIONS
-    return Dense(folder, sizes[0], sizes[1], bool(config.get("bias", True)), activation)  # type: ignore[arg-type]
+    return Dense(folder, sizes[0], sizes[1], bool(config.get("bias", True)), activation)
 
 
 def _prompts(path: Path) -> tuple[dict[str, str], str | None]:
