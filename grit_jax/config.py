@@ -317,7 +317,7 @@ def _build(cls: type[C], tree: Mapping[str, Any], source_of: Callable[[tuple], s
         raise ConfigError(source_of(error.key), error.key, error.problem) from None
     except _ObjectProblem as error:
         # A check over several fields: its message begins with the key it is about.
-        key = tuple(re.match(r"[\w.]*", error.problem)[0].split("."))  # type: ignore[index]
+        key = tuple(re.split(r"[^\w.]", error.problem, maxsplit=1)[0].split("."))
         raise ConfigError(source_of(key), (), error.problem) from None
 
 

@@ -252,7 +252,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     if config.lora is not None:
         tree["lora"]["targets"] = sorted(config.lora.targets)  # their order has no effect
     flatten("", tree)
-    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(settings))
 
 
 def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:

@@ -13,7 +13,7 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax
 import numpy as np
@@ -215,3 +215,14 @@ class DocumentKV:
     tokens: Int[np.ndarray, " T"]
     k: Float[np.ndarray, "L K H T"]
     v: Float[np.ndarray, "L K T H"]
+
+    codec: ClassVar[None] = None  # see `inference.records.KVRecord`
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Keys and values by name."""
+        return {"k": self.k, "v": self.v}
+
+    def layer(self, layer: int) -> dict[str, np.ndarray]:
+        """The keys `[K H T]` and values `[K T H]` of a layer."""
+        return {"k": self.k[layer], "v": self.v[layer]}

@@ -227,7 +227,7 @@ def pack_embedding(
         begin, end = starts[i] + texts[i].prompt_length, starts[i] + len(texts[i].ids)
         pool[placement.row[i], begin:end] = True
     if packing.blocks:
-        rows.blocks = pool.astype(np.int32)  # type: ignore[assignment]
+        rows = dataclasses.replace(rows, blocks=pool.astype(np.int32))
     passages, locations = texts[num_queries:], placement.locations
     # Equal passages get the same number.
     numbers: dict[bytes, int] = {}
@@ -284,7 +284,8 @@ def pack_generative(
     rows = _empty_rows(placement.num_rows, packing.row_length, packing.pad_id)
     starts = _write_texts(rows, placement, [text.ids for text in texts])
     if packing.prefix:
-        rows.blocks = _prefix_blocks(texts, rows, placement.row, starts)  # type: ignore[assignment]
+        blocks = _prefix_blocks(texts, rows, placement.row, starts)
+        rows = dataclasses.replace(rows, blocks=blocks)
     targets, sequence = _targets(texts, rows, placement.row, starts)
     return GenerativeBatch(rows, targets, sequence, len(texts))
 
@@ -337,9 +338,10 @@ def pack_cached(
     continuations = [example.text for example in examples]
     targets, sequence = _targets(continuations, text, placement.row, starts)
     if packing.blocks:
-        cached.blocks = blocks  # type: ignore[assignment]
+        cached = dataclasses.replace(cached, blocks=blocks)
     if packing.prefix:
-        text.blocks = _prefix_blocks(continuations, text, placement.row, starts)  # type: ignore[assignment]
+        prefixes = _prefix_blocks(continuations, text, placement.row, starts)
+        text = dataclasses.replace(text, blocks=prefixes)
     generative = GenerativeBatch(text, targets, sequence, len(examples))
     return CachedBatch(cached, owner, positions, generative)
 
@@ -406,9 +408,9 @@ def _write(
     rows: Rows, row: int, start: int, ids: Sequence[int], position: int, segment: int
 ) -> None:
     end = start + len(ids)
-    rows.tokens[row, start:end] = ids  # type: ignore[index]
-    rows.positions[row, start:end] = np.arange(position, position + len(ids))  # type: ignore[index]
-    rows.segments[row, start:end] = segment  # type: ignore[index]
+    rows.tokens[row, start:end] = ids
+    rows.positions[row, start:end] = np.arange(position, position + len(ids))
+    rows.segments[row, start:end] = segment
 
 
 def _targets(

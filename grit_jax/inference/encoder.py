@@ -343,7 +343,7 @@ class Encoder:
         # In prefix mode the pooled tokens are a block that sees all of itself, after a causal
         # instruction.
         if self.mode is AttentionMode.PREFIX:
-            rows.blocks = pooled.astype(np.int32)  # type: ignore[assignment]
+            rows = dataclasses.replace(rows, blocks=pooled.astype(np.int32))
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
             if self.mesh is not None:
                 rows, pooled = put_rows((rows, pooled), self.mesh)

@@ -1,8 +1,8 @@
 """Records of documents and queries, laid side by side as the cache that prompts are read over.
 
-A record is plain (`DocumentKV`) or packed by a codec (`PackedRecord`). A packed one is copied to
-the device as it is and expanded inside the program that reads it, so that compression saves
-bandwidth as well.
+A record (`KVRecord`) is plain (`DocumentKV`) or packed by a codec (`PackedRecord`). A packed one is
+copied to the device as it is and expanded inside the program that reads it, so that compression
+saves bandwidth as well.
 """
 
 from __future__ import annotations
@@ -61,6 +61,31 @@ class Codec(Protocol):
         ...
 
 
+class KVRecord(Protocol):
+    """A text's keys (before rotary embedding) and values, read layer by layer.
+
+    It is in memory (`DocumentKV`, `PackedRecord`), or being loaded from a store
+    (`rag.record_format.StreamedRecord`): then its tokens are known and its layers arrive one by
+    one.
+
+    Attributes:
+      codec: that packed it; None: plain.
+    """
+
+    tokens: Int[np.ndarray, " T"]
+
+    @property
+    def codec(self) -> Codec | None: ...
+
+    def layer(self, layer: int) -> dict[str, np.ndarray]:
+        """The arrays of a layer: `k` `[K H T]` and `v` `[K T H]`, or those of the codec.
+
+        Raises:
+          GritError: they cannot be read.
+        """
+        ...
+
+
 @dataclasses.dataclass
 class PackedRecord:
     """A text's keys (before rotary embedding) and values, packed: host arrays `[L ...]` by name."""
@@ -69,20 +94,9 @@ class PackedRecord:
     arrays: dict[str, np.ndarray]
     codec: Codec
 
-
-class StreamedRecord(Protocol):
-    """A record that is being loaded: its tokens are known, its layers arrive one by one."""
-
-    tokens: Int[np.ndarray, " T"]
-    codec: Codec | None  # None: plain
-
     def layer(self, layer: int) -> dict[str, np.ndarray]:
-        """Waits for the arrays of a layer: `k` `[K H T]` and `v` `[K T H]`, or those of the codec.
-
-        Raises:
-          GritError: they cannot be used.
-        """
-        ...
+        """The arrays of a layer."""
+        return {name: array[layer] for name, array in self.arrays.items()}
 
 
 PLAIN_TOKEN_AXES = {"k": 2, "v": 1}  # of keys [K H T] and values [K T H]
@@ -98,19 +112,10 @@ def token_span(axis: int, start: int, stop: int) -> tuple[slice, ...]:
     return (*(slice(None),) * axis, slice(start, stop))
 
 
-KVRecord: TypeAlias = "DocumentKV | PackedRecord | StreamedRecord"
-
-
-def is_packed(record: KVRecord) -> bool:
-    """Whether a codec packed it."""
-    return not isinstance(record, DocumentKV) and record.codec is not None
-
-
 def is_finite(record: DocumentKV | PackedRecord) -> bool:
     """Whether all its numbers are; codes are integers, and say nothing."""
-    plain = isinstance(record, DocumentKV)
-    arrays = [record.k, record.v] if plain else list(record.arrays.values())
-    return all(np.isfinite(a).all() for a in arrays if jnp.issubdtype(a.dtype, jnp.floating))
+    floating = [a for a in record.arrays.values() if jnp.issubdtype(a.dtype, jnp.floating)]
+    return all(np.isfinite(array).all() for array in floating)
 
 
 @jax.tree_util.register_dataclass
@@ -169,10 +174,9 @@ def load_records(
     for r, row in enumerate(records):
         position = 0
         for number, record in enumerate(row):
-            codec = None if isinstance(record, DocumentKV) else record.codec
-            group = next((group for group in groups if group.codec is codec), None)
+            group = next((group for group in groups if group.codec is record.codec), None)
             if group is None:
-                group = _Group(codec, [[] for _ in range(rows or len(records))], config)
+                group = _Group(record.codec, [[] for _ in range(rows or len(records))], config)
                 groups.append(group)
             _check_shape(record, config, f"prompt {r}, record {number}")
             group.rows[r].append(_PlacedRecord(record, position))
@@ -220,7 +224,7 @@ class _Group:
             start = 0
             for placed in row:
                 stop = start + len(placed.record.tokens)
-                for name, array in _layer_of(placed.record, layer).items():
+                for name, array in placed.record.layer(layer).items():
                     axis = axes[name]
                     if name not in arrays:
                         dtype = array.dtype if self.codec is not None else plain_dtype
@@ -229,14 +233,6 @@ class _Group:
                     arrays[name][r][token_span(axis, start, stop)] = array
                 start = stop
         return arrays
-
-
-def _layer_of(record: KVRecord, layer: int) -> dict[str, np.ndarray]:
-    if isinstance(record, DocumentKV):
-        return {"k": record.k[layer], "v": record.v[layer]}
-    if isinstance(record, PackedRecord):
-        return {name: array[layer] for name, array in record.arrays.items()}
-    return record.layer(layer)
 
 
 def _check_shape(record: KVRecord, config: ModelConfig, name: str) -> None:

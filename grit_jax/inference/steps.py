@@ -193,7 +193,7 @@ def prefill_layer(
 
     Args:
       stack_indices: where the layer's weights are in their stacks (`parameters.stack_indices`).
-      groups: this layer of the records, side by side (`SideBySide.layer`).
+      groups: this layer of the records, side by side (`RecordRows.layer`).
     """
     expanded = [group.expand(layer) for group in groups]
     k, v = expanded[0].k, expanded[0].v

@@ -20,13 +20,13 @@ from typing import Any
 from tqdm import tqdm
 
 from grit_jax.data.bm25 import BM25, words
+from grit_jax.data.formats import titled
 from grit_jax.errors import GritError
 from grit_jax.pydocs.docstrings import DEFAULT_PACKAGES, read_packages
 from grit_jax.pydocs.documents import (
     MAX_CHARACTERS,
     Document,
     clip,
-    document_string,
     split_documents,
 )
 from grit_jax.pydocs.questions import (
@@ -211,7 +211,7 @@ def summary_rows(documents: Sequence[Document], known: Sequence[Document] = ()) 
         ):
             seen.add(key)
             usable.append(document)
-    pool = _Negatives([document_string(d.id, d.text_without_summary) for d in usable])
+    pool = _Negatives([titled(d.id, d.text_without_summary) for d in usable])
     rows = [_embedding_row(SUMMARY_INSTRUCTION, d.summary, i, pool) for i, d in enumerate(usable)]
     return [row for row in rows if row["neg"]]
 
@@ -219,7 +219,7 @@ def summary_rows(documents: Sequence[Document], known: Sequence[Document] = ()) 
 def question_rows(documents: Sequence[Document], asked: dict[str, list[Question]]) -> list[dict]:
     """Embedding examples whose query is a question of `asked` (by document id) and whose positive
     is the whole document."""
-    pool = _Negatives([document_string(d.id, d.text) for d in documents])
+    pool = _Negatives([titled(d.id, d.text) for d in documents])
     rows = [
         _embedding_row(QUESTION_INSTRUCTION, question.text, i, pool)
         for i, d in enumerate(documents)
@@ -339,7 +339,7 @@ def reciting_rows(
         answer = clip(shown.text, RECITED_CHARACTERS)
         rows.append(
             {
-                "docs": [document_string(shown.id, shown.text)],
+                "docs": [titled(shown.id, shown.text)],
                 "text": [RECITE.format(shown.id), answer],
             }
         )

@@ -79,11 +79,6 @@ class Document:
         return clip(f"{clip_signature(self.signature)}\n{body}".strip(), MAX_CHARACTERS)
 
 
-def document_string(title: str, text: str) -> str:
-    """`{title} {text}`, the form of a document in every data file."""
-    return f"{title} {text}"
-
-
 def clip(text: str, limit: int) -> str:
     """The longest prefix of `text` with at most `limit` characters that ends at the end of a line,
     a sentence or a word."""

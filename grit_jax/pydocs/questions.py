@@ -13,9 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from grit_jax.data.formats import titled
 from grit_jax.pydocs.documents import (
     Document,
-    document_string,
     parameters_of,
     parse_signature,
     render_signature,
@@ -92,7 +92,7 @@ def guessable(question: Question) -> bool:
 def questions_about(document: Document, generator: random.Random) -> dict[str, Question]:
     """At most one question of each kind about `document`, by kind; kinds that the document has no
     answer for are left out."""
-    shown = document_string(document.id, document.text)
+    shown = titled(document.id, document.text)
     items = parse_signature(document.signature) if document.signature else []
     # Only parameters in the part of the signature that is shown can be asked for.
     call = document.text.partition("\n")[0]

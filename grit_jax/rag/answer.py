@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -245,7 +245,7 @@ class Asker:
     def _retrieve(
         self,
         questions: list[str],
-        mode: str,
+        mode: RagMode | Literal["auto"],
         k: int,
         instruction: str,
         given: Sequence[Sequence[str]] | None,
@@ -281,8 +281,10 @@ class Asker:
             else:
                 assert vectors is not None
                 documents = self._search(vectors, k)
-        modes: list[RagMode] = [mode] * len(questions)  # type: ignore[list-item]
-        if mode == "auto":
+        modes: list[RagMode]
+        if mode != "auto":
+            modes = [mode] * len(questions)
+        else:
             modes = [
                 self._route(q, d, queries is not None)
                 for q, d in zip(questions, documents, strict=True)

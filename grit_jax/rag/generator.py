@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from grit_jax.errors import GritError
 from grit_jax.inference.decode import Timings
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.records import KVRecord, Positions, is_packed
+from grit_jax.inference.records import KVRecord, Positions
 from grit_jax.inference.sampling import Sampling
 from grit_jax.text.length import MAX_LENGTH, length_limit
 from grit_jax.text.rag_layouts import CACHED_MODES, RagMode, compose
@@ -128,7 +128,7 @@ class RagGenerator:
         records = [_records(prompt) for prompt, _, _ in fitted]
         int8 = self.int8_records
         if int8 is None:
-            int8 = any(is_packed(record) for row in records for record in row)
+            int8 = any(record.codec is not None for row in records for record in row)
         generated = self.model.generate_ids(
             [ids for _, ids, _ in fitted],
             records=records,

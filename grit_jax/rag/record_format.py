@@ -26,7 +26,7 @@ import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.records import Codec, KVRecord, PackedRecord, token_axes
+from grit_jax.inference.records import Codec, PackedRecord, token_axes
 from grit_jax.types import DocumentKV
 
 FORMAT_VERSION = 3
@@ -118,8 +118,8 @@ def _digest(data: bytes) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """The layout of a record's bytes, read from its header and checked against its identity.
+class RecordHeader:
+    """How a record's bytes are laid out, read from its header and checked against its identity.
 
     Attributes:
       arrays: name, dtype and shape of the arrays of a layer, in order.
@@ -149,19 +149,17 @@ class Layout:
         return self.start + self.layers * self.layer_bytes
 
 
-def encode_record(document: KVRecord, identity: RecordIdentity) -> bytes:
+def encode_record(document: DocumentKV | PackedRecord, identity: RecordIdentity) -> bytes:
     """The record of a document.
 
     Raises:
       ValueError: arrays that do not belong together, or not to this compression.
     """
-    arrays = (
-        {"k": document.k, "v": document.v} if isinstance(document, DocumentKV) else document.arrays
-    )
-    if (identity.compression == NATIVE) != isinstance(document, DocumentKV):
+    arrays = document.arrays
+    if (identity.compression == NATIVE) != (document.codec is None):
         raise ValueError(f"compression {identity.compression!r} of a {type(document).__name__}")
     T, L = len(document.tokens), len(next(iter(arrays.values())))
-    axes = token_axes(None if isinstance(document, DocumentKV) else document.codec)
+    axes = token_axes(document.codec)
     for name, array in arrays.items():
         if len(array) != L or array.shape[1 + axes[name]] != T or array.dtype.name not in DTYPES:
             raise ValueError(f"{T} tokens, {L} layers, array {name} {array.dtype}{array.shape}")
@@ -189,7 +187,7 @@ def encode_record(document: KVRecord, identity: RecordIdentity) -> bytes:
     )
 
 
-def read_layout(blob: bytes, key: str, identity: RecordIdentity, name: str) -> Layout:
+def read_header(blob: bytes, key: str, identity: RecordIdentity, name: str) -> RecordHeader:
     """Reads the beginning of a record.
 
     Args:
@@ -226,16 +224,16 @@ def read_layout(blob: bytes, key: str, identity: RecordIdentity, name: str) -> L
     if document_key(tokens, identity) != key:
         raise RecordError(key, f"{name}: its record is that of another document")
     arrays = tuple((array, DTYPES[dtype], tuple(shape)) for array, dtype, shape in header["arrays"])
-    return Layout(tokens, arrays, tuple(header["crc32"]), end + -end % ALIGNMENT)
+    return RecordHeader(tokens, arrays, tuple(header["crc32"]), end + -end % ALIGNMENT)
 
 
 class RecordBody:
     """The arrays of a record, filled layer by layer in any order."""
 
-    def __init__(self, layout: Layout, key: str, name: str):
-        self.layout, self.key, self._name = layout, key, name
+    def __init__(self, header: RecordHeader, key: str, name: str):
+        self.header, self.key, self._name = header, key, name
         self.arrays = {
-            array: np.empty((layout.layers, *shape), dtype) for array, dtype, shape in layout.arrays
+            array: np.empty((header.layers, *shape), dtype) for array, dtype, shape in header.arrays
         }
 
     def fill(self, first: int, data: bytes) -> None:
@@ -244,35 +242,35 @@ class RecordBody:
         Raises:
           RecordError: damaged, or cut short.
         """
-        view, size = memoryview(data), self.layout.layer_bytes
+        view, size = memoryview(data), self.header.layer_bytes
         for n in range(len(data) // size):
             layer, part = first + n, view[n * size : (n + 1) * size]
-            if zlib.crc32(part) != self.layout.checksums[layer]:
+            if zlib.crc32(part) != self.header.checksums[layer]:
                 raise RecordError(
                     self.key, f"{self._name}: its record is damaged (checksum of layer {layer})"
                 )
             offset = 0
-            for array, dtype, shape in self.layout.arrays:
+            for array, dtype, shape in self.header.arrays:
                 count = math.prod(shape)
                 numbers = np.frombuffer(part, dtype, count, offset)
                 self.arrays[array][layer] = numbers.reshape(shape)
                 offset += count * dtype.itemsize
 
-    def document(self, codec: Codec | None) -> KVRecord:
+    def document(self, codec: Codec | None) -> DocumentKV | PackedRecord:
         """The document, once every layer is filled in."""
         if codec is None:
-            return DocumentKV(self.layout.tokens, self.arrays["k"], self.arrays["v"])
-        return PackedRecord(self.layout.tokens, self.arrays, codec)
+            return DocumentKV(self.header.tokens, self.arrays["k"], self.arrays["v"])
+        return PackedRecord(self.header.tokens, self.arrays, codec)
 
 
 @dataclasses.dataclass
-class StreamedDocument:
-    """A long record that is read in parts of `together` layers each (a `StreamedRecord`)."""
+class StreamedRecord:
+    """A long record (see `KVRecord`) that is read in parts of `layers_per_part` layers each."""
 
     tokens: np.ndarray
     codec: Codec | None
     body: RecordBody
-    together: int
+    layers_per_part: int
     parts: list[Future[None]]
 
     def layer(self, layer: int) -> dict[str, np.ndarray]:
@@ -281,10 +279,10 @@ class StreamedDocument:
         Raises:
           RecordError: it cannot be read, or is damaged.
         """
-        self.parts[layer // self.together].result()
+        self.parts[layer // self.layers_per_part].result()
         return {name: array[layer] for name, array in self.body.arrays.items()}
 
-    def whole(self) -> KVRecord:
+    def whole(self) -> DocumentKV | PackedRecord:
         """Waits for the whole document; errors as `layer`."""
         for part in self.parts:
             part.result()
@@ -293,20 +291,20 @@ class StreamedDocument:
 
 def decode_record(
     blob: bytes, key: str, identity: RecordIdentity, name: str, codec: Codec | None = None
-) -> KVRecord:
+) -> DocumentKV | PackedRecord:
     """The document in a whole record.
 
     Args:
       codec: that its arrays are packed with; None for a plain one.
 
     Raises:
-      RecordError: as `read_layout`, a damaged layer, or a length other than the header's.
+      RecordError: as `read_header`, a damaged layer, or a length other than the header's.
     """
-    layout = read_layout(blob, key, identity, name)
-    if len(blob) != layout.size:
+    header = read_header(blob, key, identity, name)
+    if len(blob) != header.size:
         raise RecordError(
-            key, f"{name}: its record is cut short ({len(blob)} of {layout.size} bytes)"
+            key, f"{name}: its record is cut short ({len(blob)} of {header.size} bytes)"
         )
-    body = RecordBody(layout, key, name)
-    body.fill(0, memoryview(blob)[layout.start :])
+    body = RecordBody(header, key, name)
+    body.fill(0, memoryview(blob)[header.start :])
     return body.document(codec)

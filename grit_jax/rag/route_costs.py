@@ -21,7 +21,7 @@ import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.records import is_packed
+from grit_jax.inference.records import KVRecord
 from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.index import Index
 from grit_jax.rag.page_cache import drop_page_cache
@@ -85,7 +85,7 @@ def measure_costs(model: GritLM, index: Index) -> RouteCosts:
     return RouteCosts(work, flops, start, slope, place)
 
 
-def _read(model: GritLM, tokens: int, pieces: Sequence[Any] = ()) -> float:
+def _read(model: GritLM, tokens: int, records: Sequence[KVRecord] = ()) -> float:
     """Seconds for a prompt after records."""
     prompt, first_token = (
         [model.tokenizer.pad_id] * tokens,
@@ -93,9 +93,9 @@ def _read(model: GritLM, tokens: int, pieces: Sequence[Any] = ()) -> float:
     )
 
     def once() -> float:
-        int8 = any(is_packed(piece) for piece in pieces)
+        int8 = any(record.codec is not None for record in records)
         timings = model.generate_ids(
-            [prompt], records=[pieces], sampling=first_token, int8_records=int8
+            [prompt], records=[records], sampling=first_token, int8_records=int8
         ).timings
         return timings.load + timings.prefill
 

@@ -26,19 +26,20 @@ from typing import Any
 import tensorstore as ts
 
 from grit_jax.errors import GritError
-from grit_jax.inference.records import KVRecord
+from grit_jax.inference.records import KVRecord, PackedRecord
 from grit_jax.rag.codecs.codecs import StoredCodec, codec_from_bytes, kind_of, to_bytes
 from grit_jax.rag.record_format import (
-    Layout,
     RecordBody,
     RecordError,
+    RecordHeader,
     RecordIdentity,
-    StreamedDocument,
+    StreamedRecord,
     decode_record,
     document_key,
     encode_record,
-    read_layout,
+    read_header,
 )
+from grit_jax.types import DocumentKV
 
 META, CALIBRATION, RECORDS = "meta", "calibration", "doc/"
 OWNER = "index-id"  # a file beside the database: the identity of the index that the store is of
@@ -189,7 +190,7 @@ class DocumentStore:
                 for read in [self._read(key, slice(0, 0)) for key in keys]
             ]
 
-    def put_many(self, documents: Iterable[KVRecord]) -> list[str]:
+    def put_many(self, documents: Iterable[DocumentKV | PackedRecord]) -> list[str]:
         """Writes records in one transaction; when it returns they are on disk. Those already there
         are not rewritten.
 
@@ -232,8 +233,8 @@ class DocumentStore:
         for key, head in zip(keys, self._heads(keys), strict=True):
             if head is not None:
                 gone[key] = None
-                if (layout := self._layout(head, key)) is not None:
-                    tokens, size = tokens + len(layout.tokens), size + layout.size
+                if (header := self._header(head, key)) is not None:
+                    tokens, size = tokens + len(header.tokens), size + header.size
         self._write(gone, -tokens, -size)
 
     def copy_to(self, other: DocumentStore, keys: Sequence[str]) -> None:
@@ -244,24 +245,24 @@ class DocumentStore:
           GritError: one of the stores cannot be read or written.
         """
         size = self.size
-        together = max(1, COPY_BYTES * size.records // max(size.bytes, 1))
+        records_per_copy = max(1, COPY_BYTES * size.records // max(size.bytes, 1))
         keys = [key for key, stored in zip(keys, other.has_many(keys), strict=True) if not stored]
-        for start in range(0, len(keys), together):
-            part = keys[start : start + together]
+        for start in range(0, len(keys), records_per_copy):
+            part = keys[start : start + records_per_copy]
             blobs = {}
             for key, read in zip(part, [self._read(key) for key in part], strict=True):
                 with contextlib.suppress(ValueError, OSError):
                     blobs[key] = read.result().value
-            layouts = {
-                key: layout
+            headers = {
+                key: header
                 for key in blobs
-                if (layout := self._layout(blobs[key], key)) is not None
+                if (header := self._header(blobs[key], key)) is not None
             }
-            tokens = sum(len(layout.tokens) for layout in layouts.values())
+            tokens = sum(len(header.tokens) for header in headers.values())
             other._write(
-                {key: blobs[key] for key in layouts},
+                {key: blobs[key] for key in headers},
                 tokens,
-                sum(layout.size for layout in layouts.values()),
+                sum(header.size for header in headers.values()),
             )
 
     def fetch(
@@ -291,31 +292,31 @@ class DocumentStore:
         started = [self._start(*read) for read in zip(heads, keys, names, strict=True)]
         return [self._finish(*read) for read in zip(started, keys, names, strict=True)]
 
-    def _start(self, head: Any, key: str, name: str) -> StreamedDocument | Any:
+    def _start(self, head: Any, key: str, name: str) -> StreamedRecord | Any:
         """A long record whose parts are being read; or the read of all of a record shorter than a
         head."""
         try:
             result = head.result()
-            layout = read_layout(result.value, key, self.identity, name)
+            header = read_header(result.value, key, self.identity, name)
         except (RecordError, ValueError, OSError):
             return self._read(key)  # an error in it is reported by `_finish`
-        body = RecordBody(layout, key, name)
-        together = max(1, PART // layout.layer_bytes)
-        return StreamedDocument(
-            layout.tokens,
+        body = RecordBody(header, key, name)
+        layers_per_part = max(1, PART // header.layer_bytes)
+        return StreamedRecord(
+            header.tokens,
             self.codec,
             body,
-            together,
+            layers_per_part,
             [
                 self._readers.submit(
-                    self._part, body, name, first, min(first + together, layout.layers)
+                    self._part, body, name, first, min(first + layers_per_part, header.layers)
                 )
-                for first in range(0, layout.layers, together)
+                for first in range(0, header.layers, layers_per_part)
             ],
         )
 
     def _whole(self, document: KVRecord | RecordError) -> KVRecord | RecordError:
-        if not isinstance(document, StreamedDocument):
+        if not isinstance(document, StreamedRecord):
             return document
         try:
             return document.whole()
@@ -327,8 +328,8 @@ class DocumentStore:
         return ThreadPoolExecutor(READERS, "records")
 
     def _part(self, body: RecordBody, name: str, first: int, last: int) -> None:
-        layout = body.layout
-        a, b = (layout.start + layer * layout.layer_bytes for layer in (first, last))
+        header = body.header
+        a, b = (header.start + layer * header.layer_bytes for layer in (first, last))
         try:
             body.fill(first, self._read(body.key, slice(a, b)).result().value)
         except (ValueError, OSError) as error:
@@ -340,7 +341,7 @@ class DocumentStore:
         )
 
     def _finish(self, started: Any, key: str, name: str) -> KVRecord | RecordError:
-        if isinstance(started, StreamedDocument):
+        if isinstance(started, StreamedRecord):
             return started
         try:
             result = started.result()
@@ -362,9 +363,9 @@ class DocumentStore:
                     result = self._read(key).result()
             yield result.value if result.state == "value" else None
 
-    def _layout(self, head: bytes, key: str) -> Layout | None:
+    def _header(self, head: bytes, key: str) -> RecordHeader | None:
         try:
-            return read_layout(head, key, self.identity, key)
+            return read_header(head, key, self.identity, key)
         except RecordError:
             return None
 

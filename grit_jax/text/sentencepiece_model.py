@@ -128,7 +128,7 @@ def llama_spaces(core: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
     prefix = config.get("add_prefix_space")
     prefix = True if prefix is None else bool(prefix)
     scheme = "never" if not prefix else "always" if config.get("legacy", False) else "first"
-    core.normalizer = None  # type: ignore[assignment]
+    core.normalizer = None
     core.pre_tokenizer = pre_tokenizers.Metaspace(
         replacement=SPACE, prepend_scheme=scheme, split=False
     )

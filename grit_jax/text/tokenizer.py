@@ -63,7 +63,7 @@ class Tokenizer:
             reader.no_truncation()
             reader.no_padding()
         self._plain.encode_special_tokens = True
-        self._plain.post_processor = None  # type: ignore[assignment]  # byte-level ones trim the offsets of spaces
+        self._plain.post_processor = None  # byte-level ones trim the offsets of spaces
         self.config = dict(config or {})
         self._model = model
         self.bos_token, self.eos_token, self.pad_token = bos_token, eos_token, pad_token
@@ -322,7 +322,7 @@ class Tokenizer:
             split = pre_tokenizers.Split(tokenizers.Regex(cuts), behavior="merged_with_previous")
             # After what treats a text's beginning, before what turns characters into bytes.
             steps = [split, *steps] if '"ByteLevel"' in self._json else [*steps, split]
-            self._plain.pre_tokenizer = pre_tokenizers.Sequence(steps)  # type: ignore[assignment]
+            self._plain.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
     def _encode_template(self, text: str, continues: bool) -> tuple[int, ...]:
         if continues and self._has_prefix:

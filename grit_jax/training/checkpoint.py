@@ -119,8 +119,8 @@ class Checkpoints:
         except (ValueError, KeyError, OSError, StopIteration) as error:
             cause: BaseException = error
             # Orbax chains an error for each attempt; the first one has the reason.
-            while cause.__cause__ or cause.__context__:
-                cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+            while earlier := cause.__cause__ or cause.__context__:
+                cause = earlier
             if "Requested shape" in str(cause):
                 raise GritError(
                     f"{self.directory}: the checkpoint of step {step} is of another model or"

@@ -16,7 +16,7 @@ from grit_jax.data.bm25 import BM25
 from grit_jax.pydocs import corpus
 from grit_jax.pydocs import questions as spans
 from grit_jax.pydocs.corpus import best_constant, write_corpus
-from grit_jax.pydocs.documents import Document, document_string, parse_signature, split_of
+from grit_jax.pydocs.documents import Document, parse_signature, split_of
 from grit_jax.text.answer_matching import normalise_answer
 
 FILES = {
@@ -98,9 +98,7 @@ def test_no_heldout_document_is_trained_on(written):
 
 def test_embedding_rows(written):
     out, _ = written
-    strings = {
-        document_string(line["title"], line["text"]) for line in lines(out, "train/documents")
-    }
+    strings = {f"{line['title']} {line['text']}" for line in lines(out, "train/documents")}
     for name, instruction in (
         ("train/embedding_summary", corpus.SUMMARY_INSTRUCTION),
         ("train/embedding_question", corpus.QUESTION_INSTRUCTION),
@@ -122,8 +120,7 @@ def test_embedding_rows(written):
 def test_answers_stand_in_their_documents(written, name):
     out, _ = written
     known = {
-        document_string(line["title"], line["text"])
-        for line in lines(out, name.split("/")[0] + "/documents")
+        f"{line['title']} {line['text']}" for line in lines(out, name.split("/")[0] + "/documents")
     }
     rows = lines(out, name)
     unaltered = 0
@@ -187,7 +184,7 @@ def test_randomised_identifiers_are_consistent():
         assert f"default {items[1][1]}." in new.doc or "default" not in new.doc
         for question in spans.questions_about(new, random.Random(seed)).values():
             assert new.id in question.text and question.answer in question.document
-            assert question.document == document_string(new.id, new.text)
+            assert question.document == f"{new.id} {new.text}"
         seen.add(new.signature)
     assert len(seen) == 50
 

@@ -14,7 +14,7 @@ from grit_jax.rag import store as store_module
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
 from grit_jax.rag.index import Index, IndexOptions, build_index
-from grit_jax.rag.record_format import StreamedDocument, encode_record
+from grit_jax.rag.record_format import StreamedRecord, encode_record
 from grit_jax.rag.store import RECORDS
 from grit_jax.text.rag_layouts import MODES, compose
 
@@ -166,7 +166,7 @@ def test_a_damaged_record_is_computed_anew_with_a_warning(
     good = asker.ask(question, "doc", k=2, max_new_tokens=NEW)[0]
     index = Index.open(tmp_path / "index", tiny_model)
     key = index.documents[4]["key"]
-    assert isinstance(index.store.stream([key])[0], StreamedDocument) == (head == SHORT_HEAD)
+    assert isinstance(index.store.stream([key])[0], StreamedRecord) == (head == SHORT_HEAD)
     record = index.store.fetch([key])[0]
     for path in (tmp_path / "index" / "kv").rglob("*"):
         data = path.read_bytes() if path.is_file() else b""

@@ -21,7 +21,7 @@ from grit_jax.rag.record_format import (
     decode_record,
     document_key,
     encode_record,
-    read_layout,
+    read_header,
 )
 from grit_jax.rag.store import DocumentStore, StoreSize, claim_store, remove_store, store_owner
 from grit_jax.types import DocumentKV
@@ -69,14 +69,14 @@ def test_a_layer_can_be_read_by_itself(store):
     gives."""
     document = DOCUMENTS[2]
     blob = encode_record(document, IDENTITY)
-    layout = read_layout(blob, store.key(document.tokens), IDENTITY, "d")
-    start, size = layout.start, layout.layer_bytes
-    assert start % 64 == 0 and len(blob) == layout.size == start + 3 * size
+    header = read_header(blob, store.key(document.tokens), IDENTITY, "d")
+    start, size = header.start, header.layer_bytes
+    assert start % 64 == 0 and len(blob) == header.size == start + 3 * size
     for layer in range(3):
         part = np.frombuffer(blob[start + layer * size : start + (layer + 1) * size], np.float32)
         np.testing.assert_array_equal(part[:160].reshape(1, 4, 40), document.k[layer])
         np.testing.assert_array_equal(part[160:].reshape(1, 40, 4), document.v[layer])
-    assert layout.tokens.tolist() == list(range(10, 50)) and b'"attention":"bidirectional"' in blob
+    assert header.tokens.tolist() == list(range(10, 50)) and b'"attention":"bidirectional"' in blob
 
 
 def test_what_is_there_is_not_written_again(store):
@@ -106,7 +106,7 @@ def test_a_key_depends_on_everything():
 def test_every_changed_byte_is_noticed():
     document = DOCUMENTS[1]
     blob, key = encode_record(document, IDENTITY), document_key(document.tokens, IDENTITY)
-    body = read_layout(blob, key, IDENTITY, "d").start
+    body = read_header(blob, key, IDENTITY, "d").start
     described = len(blob[:body].rstrip(b"\0"))
     places = [*range(0, described, 7), *range(body, len(blob), 11), len(blob) - 1]
     for place in places:
