@@ -9,7 +9,6 @@ there, the record of the document comes from the disk within the time that count
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from grit_jax.rag.answer import Asker
 from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
 from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.page_cache import drop_page_cache
+from grit_jax.runtime.files import write_jsonl
 from grit_jax.runtime.progress import progress
 from grit_jax.text.rag_layouts import MODES, RagMode
 
@@ -211,9 +211,7 @@ def _sample(
         folder / f"{shape}{long}",
     )
     corpus = folder / f"{shape}{long}.jsonl"
-    corpus.write_text(
-        json.dumps({"id": "document", "text": sample.document}) + "\n", encoding="utf-8"
-    )
+    write_jsonl(corpus, [{"id": "document", "text": sample.document}])
     tags = model.encoder.format([""]).prompt
     build_index(
         model, corpus, sample.index, IndexOptions(kv=kv, max_length=long + tags), quiet=True

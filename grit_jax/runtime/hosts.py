@@ -169,7 +169,7 @@ def check_hosts_agree(values: Mapping[str, Any], names: Mapping[str, str] = {}) 
     for key in [key for host in seen for key in host]:
         groups: dict[str, list[int]] = {}
         for number, host in enumerate(seen):
-            groups.setdefault(_shown(host.get(key)), []).append(number)
+            groups.setdefault(setting_text(host.get(key)), []).append(number)
         if len(groups) > 1:
             name = f" {names[key]}" if key in names else ""
             differences[key] = f"{key}{name} is " + ", ".join(
@@ -186,7 +186,8 @@ def check_hosts_agree(values: Mapping[str, Any], names: Mapping[str, str] = {}) 
         )
 
 
-def _shown(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """A setting's value as messages show it."""
     return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from grit_jax.data.sources import open_source
 from grit_jax.errors import GritError
 from grit_jax.runtime.files import read_json
+from grit_jax.runtime.hosts import setting_text
 
 VERSION = 1
 # Settings that decide what the weights mean: with another value they are another model's.
@@ -104,12 +105,12 @@ def check_settings(before: RunRecord, settings: Mapping[str, Any], checkpoint: s
     for key in changes:
         if _under(key, MEANING) and key not in TRAINING_ONLY:
             raise GritError(
-                f"{checkpoint} was made with {key} {_shown(before.settings.get(key))}, this"
-                f" configuration has {_shown(settings.get(key))}: that is another model; set it"
+                f"{checkpoint} was made with {key} {setting_text(before.settings.get(key))}, this"
+                f" configuration has {setting_text(settings.get(key))}: that is another model; set it"
                 " back, or train into another output"
             )
     return [
-        f"{key} {_shown(before.settings.get(key))} -> {_shown(settings.get(key))}"
+        f"{key} {setting_text(before.settings.get(key))} -> {setting_text(settings.get(key))}"
         for key in changes
         if not _under(key, MACHINE)
     ]
@@ -149,10 +150,6 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _under(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def describe_file(path: str | Path, kind: Any) -> Input:
