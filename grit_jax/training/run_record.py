@@ -106,8 +106,8 @@ def check_settings(before: RunRecord, settings: Mapping[str, Any], checkpoint: s
         if _under(key, MEANING) and key not in TRAINING_ONLY:
             raise GritError(
                 f"{checkpoint} was made with {key} {setting_text(before.settings.get(key))}, this"
-                f" configuration has {setting_text(settings.get(key))}: that is another model; set it"
-                " back, or train into another output"
+                f" configuration has {setting_text(settings.get(key))}: that is another model; set"
+                " it back, or train into another output"
             )
     return [
         f"{key} {setting_text(before.settings.get(key))} -> {setting_text(settings.get(key))}"
