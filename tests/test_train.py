@@ -28,7 +28,6 @@ from grit_jax.inference.model import GritLM
 from grit_jax.runtime.files import lock_folder
 from grit_jax.runtime.preemption import PREEMPTED, Preempted
 from grit_jax.train import (
-    RunConfig,
     _steps_to_profile,
     export_checkpoint,
     read_run_config,
@@ -326,19 +325,6 @@ def test_steps_to_trace_that_a_run_has_behind_it_are_no_mistake(capsys):
         assert capsys.readouterr().err == said
     with pytest.raises(GritError, match="--profile 1:7: this run goes from step 2 to 6"):
         _steps_to_profile((1, 7), 2, 6)
-
-
-def test_relative_paths_are_relative_to_the_yaml_and_overrides_to_the_working_directory(
-    folder, monkeypatch, tmp_path
-):
-    monkeypatch.chdir(tmp_path)
-    config = read_run_config(folder / "config.yaml", {"output": "here"})
-    assert config.data.embedding == [str(folder / "embedding.jsonl")] and config.output == "here"
-
-
-def test_every_shipped_configuration_loads():
-    for path in sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")):
-        assert isinstance(read_run_config(path), RunConfig)
 
 
 @pytest.mark.slow

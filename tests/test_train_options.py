@@ -296,42 +296,6 @@ def test_one_side_alone_trains(folder):
     assert losses["query"][0] == losses["passage"][0] and losses["query"][2] != losses["passage"][2]
 
 
-@pytest.mark.parametrize(
-    "overrides, message",
-    [
-        ({"model.attention": "bccb"}, "model.attention: must be one of bbcc, .*, bc, got 'bccb'"),
-        ({"model.projection": 0}, "model.projection: must be at least 1, got 0"),
-        ({"train.embedding_chunk": 0}, "train.embedding_chunk: must be at least 1 row"),
-        (
-            {"train.gradient": "query", "train.backward": "split"},
-            "train.backward: split needs train.gradient: both",
-        ),
-        (
-            {"train.gradient": "queries"},
-            "train.gradient: expected one of both, query, passage, got 'queries'",
-        ),
-        ({"train.backward": "twice"}, "train.backward: expected one of joint, separate, split"),
-        ({"train.eval_every": -1}, "train.eval_every: must be at least 0"),
-        ({"data.positives_per_query": 0}, "data.positives_per_query: must be at least 1"),
-        (
-            {"train.loss.matryoshka_dims": [4, 4]},
-            "train.loss.matryoshka_dims: must be different numbers",
-        ),
-        (
-            {"train.loss.false_negatives": "all"},
-            "false_negatives: expected one of none, absolute, relative",
-        ),
-        (
-            {"train.loss.matryoshka_dims": [4.5]},
-            "train.loss.matryoshka_dims.*expected an integer",
-        ),
-    ],
-)
-def test_nonsense_in_a_configuration(folder, overrides, message):
-    with pytest.raises(GritError, match=message):
-        run(folder, "nonsense", **overrides)
-
-
 def test_what_only_a_run_can_tell(folder):
     with pytest.raises(GritError, match="matryoshka_dims: 64 is more than the 32 dimensions"):
         train(run(folder, "told", **{"train.loss.matryoshka_dims": [64, 8]}))

@@ -16,7 +16,6 @@ import pytest
 from cli_bad_input import CASES
 from cli_world import bad_files, bad_indexes, bad_models, full_disk, good_files, run
 
-from grit_jax.errors import out_of_memory
 from grit_jax.inference.model import GritLM
 from grit_jax.models.transformer import init_params
 from grit_jax.pydocs import corpus as questions
@@ -207,40 +206,6 @@ def test_a_device_that_is_full(command, advice, capsys, monkeypatch):
         rf": the devices' memory is full \(RESOURCE_EXHAUSTED: .*[^.]\); {advice} a smaller model",
     )
     Path("texts.txt").unlink()
-
-
-@pytest.mark.parametrize(
-    "said, is_it",
-    [
-        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 137438953472 bytes.", True),
-        (
-            (
-                "INTERNAL: RESOURCE_EXHAUSTED: Error allocating device buffer: Attempting to"
-                " allocate 16.00G.\nMore."
-            ),
-            True,
-        ),
-        (
-            (
-                "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory"
-                " space hbm. Used 2G of 1G."
-            ),
-            True,
-        ),
-        (
-            (
-                "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory"
-                " space vmem."
-            ),
-            False,
-        ),
-        ("RESOURCE_EXHAUSTED: Received message larger than max (5242880 vs. 4194304)", False),
-        ("INTERNAL: Failed to allocate a stream", False),
-    ],
-)
-def test_a_full_device_is_told_from_other_failures(said, is_it):
-    wanted = said.splitlines()[0].removeprefix("INTERNAL: ").removesuffix(".") if is_it else None
-    assert out_of_memory(RuntimeError(said)) == wanted
 
 
 def test_as_a_process(world):

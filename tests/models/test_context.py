@@ -3,7 +3,6 @@ be."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -13,12 +12,9 @@ import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 from tensor_error import assert_near
 
-from grit_jax.data.config import DataConfig
-from grit_jax.errors import GritError
 from grit_jax.models import kernels
 from grit_jax.models.attention import attend
 from grit_jax.models.kernels import KeyValues
-from grit_jax.run_config import ModelSection, RunConfig, fit_to_mesh
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.types import AttentionMode
 
@@ -63,39 +59,3 @@ def test_splash_with_split_queries(monkeypatch, mode, window):
             (found, out), grads = run(q, k, v)
         np.testing.assert_allclose(found, expected[0][0], rtol=1e-4)
         assert_near((out * real, grads), (expected[0][1] * real, expected[1]))
-
-
-@pytest.mark.parametrize(
-    "data, words",
-    [
-        (
-            {"embedding_batch": 8, "passage_max_length": 258},
-            r"data.row_length: must be a multiple of mesh.context \(4\), got 258 tokens",
-        ),
-        (
-            {"generative_batch": 8, "generative_row_length": 2050},
-            "data.generative_row_length: must be a multiple .*, got 2050 tokens",
-        ),
-        (
-            {"cached_batch": 8, "pieces_row_length": 2306},
-            "data.pieces_row_length: must be a multiple .*, got 2306 tokens",
-        ),
-        (
-            {"cached_batch": 8, "cached_row_length": 2049},
-            "data.cached_row_length: must be .*, got 2049 tokens",
-        ),
-    ],
-)
-def test_lengths_that_do_not_divide_are_refused_by_key(data, words):
-    sources = {kind: ["x.jsonl"] for kind in ("embedding", "generative", "cached")}
-    run = RunConfig(ModelSection(path="x"), "out", data=DataConfig(**sources, **data))
-    mesh = make_mesh(MeshConfig(1, 2, 1, context=4), jax.devices()[:8])
-    with pytest.raises(GritError, match=words):
-        fit_to_mesh(run, mesh)
-    even = {key: value if value == 8 else 4096 for key, value in data.items()}
-    assert (
-        fit_to_mesh(
-            dataclasses.replace(run, data=DataConfig(**sources, **even)), mesh
-        ).data.row_multiple
-        == 8
-    )

@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from grit_jax.errors import GritError
-from grit_jax.run_config import ModelSection, RunConfig, settings_of
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.training import run_record
 from grit_jax.training.run_record import (
@@ -112,16 +111,6 @@ def test_inputs_that_may_change_and_a_tokenizer_that_may_not():
 )
 def test_which_changes_make_other_batches(change, about):
     assert is_about_batches(change) is about
-
-
-def test_settings_name_no_file_and_a_preset_is_its_shape():
-    config = RunConfig(ModelSection(preset="mistral_7b"), "/somewhere/run")
-    settings = settings_of(config)
-    assert "/somewhere" not in json.dumps(settings) and "output" not in settings
-    shape = ModelSection(preset="mistral_7b").known_shape
-    assert settings == settings_of(RunConfig(ModelSection(shape=shape), "elsewhere"))
-    assert settings["train.loss.temperature"] == 0.02 and settings["model.pooling"] == "mean"
-    assert settings["model.shape.hidden_size"] == shape.hidden_size
 
 
 @pytest.mark.parametrize("whole", [1 << 26, 16], ids=["whole files", "samples of each tensor"])
