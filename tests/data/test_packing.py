@@ -15,7 +15,7 @@ from grit_jax.data.packing import (
     generative_batch,
     round_up,
 )
-from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
+from grit_jax.data.token_texts import TokenCached, TokenText
 
 
 def random_texts(seed, count, longest):
@@ -84,28 +84,6 @@ def test_lower_bounds_of_shapes():
     assert batch.rows.tokens.shape == (8, 2) and batch.segments_per_row == 16
     generative = generative_batch([TokenText([1], [True])], GenerativePacking(2, 4, min_rows=5))
     assert generative.rows.tokens.shape == (8, 2)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        PromptedText([3, 1, 4], 2),
-        PromptedText([], 0),
-        TokenText([5, 6, 7], [False, True, False]),
-        TokenText([5, 6], [False, False]),
-        TokenCached([[1, 2], [], [3]], TokenText([8, 9], [False, True]), 1),
-        TokenCached([], TokenText([8], [True])),
-    ],
-)
-def test_a_text_travels_as_header_and_content(text):
-    """A placeholder has the same lengths and the same header; with its content it is the text."""
-    placeholder = type(text).placeholder(np.asarray(text.header(), "<i4"))
-    assert placeholder.header() == text.header()
-    arrived = placeholder.with_content(np.asarray(text.content(), "<i4"))
-    if isinstance(text, PromptedText):
-        assert arrived.key == text.key
-        arrived = PromptedText(arrived.ids, arrived.prompt_length)
-    assert arrived == text
 
 
 def test_embedding_batch():

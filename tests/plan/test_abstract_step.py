@@ -8,8 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from grit_jax.data.abstract_batch import abstract_batch
-from grit_jax.data.pipeline import DataConfig
 from grit_jax.errors import GritError
 from grit_jax.models.hf.read_config import config_from_hf
 from grit_jax.models.parameters import num_parameters
@@ -162,38 +160,6 @@ def test_the_shapes_are_those_of_the_published_models(name):
         check_shape(
             section, config_from_hf(PUBLISHED[name] | {"num_hidden_layers": 3}, "config.json")
         )
-
-
-def test_the_largest_batch_holds_every_text_at_its_limit():
-    config = DataConfig(
-        embedding=["a"],
-        generative=["b"],
-        cached=["c"],
-        embedding_batch=8,
-        generative_batch=3,
-        cached_batch=2,
-        group_size=2,
-        query_max_length=128,
-        passage_max_length=512,
-        generative_max_length=256,
-        document_max_length=300,
-        row_multiple=2,
-    )
-    batch = abstract_batch(config)
-    assert batch.embedding.rows.tokens.shape == (
-        18,
-        512,
-    )  # 16 passages, and 4 queries in each of two more rows
-    assert batch.embedding.queries.shape == (8,) and batch.embedding.passages.shape == (16,)
-    assert batch.generative.rows.tokens.shape == (4, 256)
-    assert batch.cached.cached_texts.tokens.shape == (
-        2,
-        428,
-    ) and batch.cached.text.rows.tokens.shape == (
-        2,
-        256,
-    )
-    assert batch.generative.targets.dtype == np.float32 and batch.embedding.pool.dtype == bool
 
 
 def test_qlora_of_seven_billion_weights_fits_a_small_accelerator():

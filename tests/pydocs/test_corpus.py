@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from grit_jax.data.bm25 import BM25
 from grit_jax.pydocs import corpus
-from grit_jax.pydocs import questions as spans
-from grit_jax.pydocs.corpus import best_constant, write_corpus
-from grit_jax.pydocs.documents import Document, parse_signature, split_of
+from grit_jax.pydocs.corpus import write_corpus
+from grit_jax.pydocs.documents import Document, split_of
+from grit_jax.pydocs.questions import MAX_ANSWER, best_constant
 from grit_jax.text.answer_matching import normalise_answer
 
 FILES = {
@@ -126,7 +125,7 @@ def test_answers_stand_in_their_documents(written, name):
     unaltered = 0
     for row in rows:
         [shown], (question, answer) = row["docs"], row["text"]
-        assert answer in shown and 0 < len(answer) <= spans.MAX_ANSWER
+        assert answer in shown and 0 < len(answer) <= MAX_ANSWER
         assert re.search(rf"`{re.escape(shown.split(' ')[0])}`", question)  # retrieval can find it
         unaltered += shown in known
     assert 0.4 < unaltered / len(rows) < 0.6 if name == "train/rag" else unaltered == len(rows)
@@ -158,50 +157,6 @@ def test_frequent_answers_are_capped():
     assert len(chosen) > 100 and max(answers.values()) <= max(1, corpus.MAX_SHARE * len(chosen))
 
 
-def test_randomised_identifiers_are_consistent():
-    original = Document(
-        "pack.linalg.norm",
-        "function",
-        "norm(matrix, ord=2.5, axis=None, *, keep='yes')",
-        (),
-        "Norm of a matrix.\n\nmatrix : array\n    The matrix, see `norm`.\nord : number\n"
-        "    The order, default 2.5. Must be a number.\naxis : int\n    Which axis.",
-        "p",
-    )
-    random_names = spans.RandomNames(["cedar", "maple"])
-    seen = set()
-    for seed in range(50):
-        new = spans.randomised(original, random_names, random.Random(seed))
-        items = parse_signature(new.signature)
-        assert [n == "*" for n, _ in items] == [False, False, False, True, False]
-        assert [d is None for _, d in items] == [True, False, False, True, False]
-        assert split_of(new.id) == "train"
-        assert new.signature.startswith(new.id.removeprefix("pack.linalg.") + "(")
-        assert not {"matrix", "ord", "axis", "keep", "norm"} & set(
-            re.findall(r"\w+", new.signature)
-        )
-        assert not {"matrix", "ord", "axis"} & set(re.findall(r"[^\W]+", new.doc))
-        assert f"default {items[1][1]}." in new.doc or "default" not in new.doc
-        for question in spans.questions_about(new, random.Random(seed)).values():
-            assert new.id in question.text and question.answer in question.document
-            assert question.document == f"{new.id} {new.text}"
-        seen.add(new.signature)
-    assert len(seen) == 50
-
-
-def test_functions_without_parameters_get_some():
-    bare = Document(
-        "p.go", "function", "go()", (), "Goes on and on until it has to stop for the night.", "p"
-    )
-    found = [
-        spans.questions_about(
-            spans.randomised(bare, spans.RandomNames([]), random.Random(s)), random.Random(s)
-        )
-        for s in range(30)
-    ]
-    assert sum("default" in f for f in found) > 20 and sum("order" in f for f in found) > 20
-
-
 def test_same_seed_same_bytes_whatever_the_hash_seed(library, tmp_path):
     code = (
         "import sys; from pathlib import Path; from grit_jax.pydocs.corpus import write_corpus; "
@@ -229,15 +184,3 @@ def test_same_seed_same_bytes_whatever_the_hash_seed(library, tmp_path):
 def test_too_few_documents_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="too few"):
         write_corpus(tmp_path, 0, progress=False, packages=["absent_package"])
-
-
-def test_best_constant_counts_contained_answers():
-    rows = [{"text": ["q", a]} for a in ("None", "none.", "the axis", "0.5", "none axis")]
-    assert best_constant(rows) == ("none axis", 4 / 5)
-    assert best_constant([]) == ("", 0.0)
-
-
-def test_bm25_ranks_the_text_with_the_rare_word_first():
-    index = BM25(["a common word", "a common rareWord", "another common text", ""])
-    assert index.search("rare common", 2)[0] == 1 and len(index.search("common", 9)) == 4
-    assert index.search("common", 0) == [] and BM25([]).search("x", 3) == []

@@ -302,26 +302,10 @@ def test_a_template_survives_saving(qwen, tmp_path):
     [
         ("a\n{% if %}", "line 2: the template fails: Expected an expression"),
         ("a\n\n{{ nothing }}", "line 3: the template fails: 'nothing' is undefined"),
-        ("{{ nothing.at.all }}", "line 1: the template fails: 'nothing' is undefined"),
-        ("{{ messages[7].role }}", "line 1: the template fails: list object has no element 7"),
-        ("{{ 'a' + 1 }}", "line 1: the template fails: can only concatenate"),
-        ("{{ 'a'|unheard_of }}", "line 1: the template fails: No filter named 'unheard_of'"),
         (
             "{{ raise_exception('Only one turn!') }}",
             "the template refuses this conversation: Only one turn!",
         ),
-        ("{{ ''.__class__.__mro__ }}", "attribute '__class__' of 'str' object is unsafe"),
-        (
-            "{% set n = namespace() %}{% set n.__init__ = 1 %}",
-            "a namespace cannot have an attribute named '__init__'",
-        ),
-        ("{{ messages.append(1) }}", "attribute 'append' of 'list' object is unsafe"),
-        ("{% include '/etc/passwd' %}", "no loader for this environment"),
-        ("{{" + "(" * 4000 + ")" * 4000 + "}}", "nests or calls itself too deep"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "nests or calls itself too deep"),
-        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
-        ("{{ 'a' * (messages|length * 10**10) }}", "needs more than 1024 MiB of memory"),
-        ("{{ '%9999999999d' % 1 }}", "needs more than 1024 MiB of memory"),
         (
             "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
             "its text is longer than 1048720 characters",

@@ -1,0 +1,72 @@
+"""The largest batch of a configuration: every text at its limit, as shapes alone."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from grit_jax.data.abstract_batch import abstract_batch
+from grit_jax.data.config import BatchNeeds, DataConfig
+from grit_jax.errors import GritError
+
+
+def test_the_largest_batch_holds_every_text_at_its_limit():
+    config = DataConfig(
+        embedding=["a"],
+        generative=["b"],
+        cached=["c"],
+        embedding_batch=8,
+        generative_batch=3,
+        cached_batch=2,
+        group_size=2,
+        query_max_length=128,
+        passage_max_length=512,
+        generative_max_length=256,
+        document_max_length=300,
+        row_multiple=2,
+    )
+    batch = abstract_batch(config)
+    assert batch.embedding.rows.tokens.shape == (
+        18,
+        512,
+    )  # 16 passages, and 4 queries in each of two more rows
+    assert batch.embedding.queries.shape == (8,) and batch.embedding.passages.shape == (16,)
+    assert batch.generative.rows.tokens.shape == (4, 256)
+    assert batch.cached.cached_texts.tokens.shape == (
+        2,
+        428,
+    ) and batch.cached.text.rows.tokens.shape == (
+        2,
+        256,
+    )
+    assert batch.generative.targets.dtype == np.float32 and batch.embedding.pool.dtype == bool
+
+
+def test_shapes_are_made_without_reading_data():
+    """The files do not exist; a kind without a batch size has no part in the batch."""
+    config = DataConfig(generative=["nowhere.jsonl"], generative_batch=2, generative_max_length=32)
+    batch = abstract_batch(config)
+    leaves = jax.tree.leaves(batch)
+    assert leaves and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    assert batch.embedding is None and batch.cached is None
+    with pytest.raises(GritError, match="every batch size is 0"):
+        abstract_batch(DataConfig())
+
+
+def test_what_a_run_needs_of_its_batches():
+    """Teacher scores are one number a passage, the first rows hold queries alone."""
+    config = DataConfig(
+        embedding=["a"],
+        embedding_batch=8,
+        group_size=3,
+        positives_per_query=2,
+        query_max_length=64,
+        passage_max_length=64,
+    )
+    plain = abstract_batch(config).embedding
+    assert plain.scores is None and plain.rows.tokens.shape == (8 + 8 * 4, 64)
+    needs = BatchNeeds(separate_sides=True, teacher_scores=True)
+    embedding = abstract_batch(config, needs).embedding
+    assert embedding.passages.shape == embedding.scores.shape == (8 * 4,)
+    assert embedding.rows.tokens.shape == (8 + 8 * 4, 64) and embedding.query_rows == 8
