@@ -231,11 +231,17 @@ def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -
     return load_config(RunConfig, path, overrides, paths=PATH_KEYS)
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
+def settings_of(config: RunConfig, context: int | None = None) -> dict[str, Any]:
     """A configuration by dotted keys, file names left out: what two hosts of a run have in common,
     and what a run that goes on compares with its checkpoint. A preset is the shape that it stands
-    for."""
+    for.
+
+    Args:
+      context: lengths that nobody set are lowered to these tokens, as `fit_to_context` does.
+    """
     settings: dict[str, Any] = {}
+    if context is not None:
+        config = dataclasses.replace(config, data=config.data.fit_to_context(context))
 
     def flatten(prefix: str, value: Any) -> None:
         if isinstance(value, dict) and value and prefix not in PATH_KEYS:

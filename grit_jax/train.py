@@ -121,9 +121,8 @@ def train(
       GritError: anything wrong with the configuration, the data, the base model or the output
         folder; hosts that differ in any of them; a checkpoint of another model.
     """
-    settings = settings_of(config)
     versions = {"grit_jax": importlib.metadata.version("grit_jax"), "jax": jax.__version__}
-    check_hosts_agree(settings | versions | {"--resume": resume, "--profile": profile})
+    check_hosts_agree(settings_of(config) | versions | {"--resume": resume, "--profile": profile})
     output = _open_output(config.output)
     with on_sigterm() as notice, contextlib.ExitStack() as opened:
         opened.enter_context(_reported_failures(output))
@@ -139,7 +138,7 @@ def train(
                 checkpoints.close()  # a save under way is finished whatever else went wrong
                 output.close()
 
-        run = _Run(config, settings, output, checkpoints, _starting_step(checkpoints, output))
+        run = _Run(config, output, checkpoints, _starting_step(checkpoints, output))
         if _is_finished(run, resume):
             steps = run.start
             return TrainResult(output.under(""), output.under(MODEL), steps, already_finished=True)
@@ -152,12 +151,10 @@ class _Run:
     """A run whose output is open.
 
     Attributes:
-      settings: see `settings_of`.
       start: completed steps of the newest checkpoint; 0 without a checkpoint.
     """
 
     config: RunConfig
-    settings: dict[str, Any]
     output: RunFolder
     checkpoints: Checkpoints
     start: int
@@ -172,11 +169,13 @@ def _run(run: _Run, profile: tuple[int, int] | None, notice: Notice) -> TrainRes
     """Everything is read and compared among the hosts before the first step is taken."""
     output, steps = run.output, run.config.train.steps
     tokenizer = load_tokenizer(run.config, output)
-    config = fit_to_context(run.config, model_shape(run.config.model))
+    shape = model_shape(run.config.model)
+    config = fit_to_context(run.config, shape)
     mesh = make_mesh(config.mesh)
     exchange = Exchange()
     fitted = fit_to_mesh(config, mesh)
-    batches = _open_data(run, fitted, tokenizer, mesh, exchange)
+    batches, inputs = _open_data(run, fitted, tokenizer, mesh, exchange)
+    run.checkpoints.record = RunRecord(settings_of(config), inputs, shape.context_length)
     iterator = make_iterator(
         fitted.data, tokenizer, seed=config.train.seed, num_steps=steps, batches=batches
     )
@@ -265,7 +264,9 @@ def _is_finished(run: _Run, resume: Literal["auto", "never"]) -> bool:
             " resume"
         )
     if (before := run.checkpoints.record_of(run.start)) is not None:
-        _report(run, _together(check_settings, before, run.settings, run.checkpoint))
+        # The record's context: the base model of a finished run may be gone.
+        settings = settings_of(run.config, before.context)
+        _report(run, _together(check_settings, before, settings, run.checkpoint))
     return run.start >= run.config.train.steps and run.output.has_model(huggingface.GRIT_FILE)
 
 
@@ -303,9 +304,9 @@ def _steps_to_profile(
 
 def _open_data(
     run: _Run, fitted: RunConfig, tokenizer: Tokenizer, mesh: Mesh, exchange: Exchange
-) -> JointBatches:
-    """The run's batches. All that is read, held-out files included, is opened, compared among the
-    hosts and with the checkpoint."""
+) -> tuple[JointBatches, dict[str, Input]]:
+    """The run's batches, and what it reads (see `_inputs`). All that is read, held-out files
+    included, is opened, compared among the hosts and with the checkpoint."""
     config = run.config
     rows = functools.partial(rows_by_host, mesh=mesh)
     hosts = HostGroup(exchange, rows) if exchange.hosts > 1 else None
@@ -325,11 +326,10 @@ def _open_data(
     check_hosts_agree({key: str(value) for key, value in inputs.items()}, names)
     if run.start and (before := run.checkpoints.record_of(run.start)) is not None:
         _report(run, _together(check_inputs, before, inputs, run.checkpoint))
-    run.checkpoints.record = RunRecord(run.settings, inputs)
     if is_first():
         batches.report_summary(run.output.local / DATA_SUMMARY_FILE)
     batches.probe()
-    return batches
+    return batches, inputs
 
 
 def _inputs(config: RunConfig, batches: JointBatches, tokenizer: Tokenizer) -> dict[str, Input]:

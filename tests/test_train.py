@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 from training_run import STEPS, break_off, trace, write_run
 
@@ -258,6 +259,31 @@ def test_a_run_goes_on_with_other_data_and_says_so(folder, whole, tmp_path, caps
     assert "fewer.jsonl: 40 lines -> 39 lines, other content; the batches" in said
     assert "eval_" not in said and "tokenizer" not in said
     assert trace(output)[: STEPS - 2] == trace(whole)[: STEPS - 2] and len(trace(output)) == STEPS
+
+
+def test_lengths_lowered_to_the_context_are_no_other_settings(folder, tmp_path, capsys):
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    for key in ("generative_max_length", "embedding_batch", "cached_batch"):
+        del written["data"][key]
+    written["model"]["shape"] |= {"max_position_embeddings": 96, "num_hidden_layers": 1}
+    written["train"] = {"steps": 1, "checkpoint_every": 1}
+    written["output"] = str(tmp_path / "run")
+    original = folder / "short_context.yaml"
+    original.write_text(yaml.safe_dump(written))
+    train(read_run_config(original))
+    assert "data.generative_max_length: 96 tokens, the model's context" in capsys.readouterr().err
+    kept = tmp_path / "run" / "config.yaml"
+    assert yaml.safe_load(kept.read_text())["data"]["generative_max_length"] == 96
+    for config in (kept, original):
+        assert train(read_run_config(config)).already_finished
+        assert "other settings" not in capsys.readouterr().err
+    for config, steps in ((kept, 2), (original, 3)):  # goes on
+        train(read_run_config(config, {"train.steps": str(steps)}))
+        said = capsys.readouterr().err
+        assert f"made with other settings: train.steps {steps - 1} -> {steps}\n" in said
+    train(read_run_config(original, {"data.generative_max_length": "64"}))
+    said = capsys.readouterr().err
+    assert "data.generative_max_length 96 -> 64" in said
 
 
 @pytest.mark.parametrize(

@@ -63,16 +63,28 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """A run's settings by dotted key, file names left out, and its inputs by the key that names
-    them."""
+    """What a run was made of.
+
+    Attributes:
+      settings: by dotted key, file names left out, with lengths as the run had them.
+      inputs: what it read, by the key that names it.
+      context: tokens that its model reads, to which lengths that nobody set are lowered; None: the
+        record does not say, and its settings have them as they were before that.
+    """
 
     settings: Mapping[str, Any]
     inputs: Mapping[str, Input]
+    context: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as a checkpoint keeps it."""
         inputs = {key: dataclasses.asdict(value) for key, value in self.inputs.items()}
-        return {"version": VERSION, "settings": dict(self.settings), "inputs": inputs}
+        return {
+            "version": VERSION,
+            "settings": dict(self.settings),
+            "inputs": inputs,
+            "context": self.context,
+        }
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> RunRecord | None:
@@ -81,7 +93,7 @@ class RunRecord:
             if tree["version"] != VERSION:
                 return None
             inputs = {key: Input(**value) for key, value in tree["inputs"].items()}
-            return cls(tree["settings"], inputs)
+            return cls(tree["settings"], inputs, tree.get("context"))
         except (KeyError, TypeError, AttributeError):
             return None
 
