@@ -259,13 +259,6 @@ def test_other_adapters_are_refused(folder, half, change, words):
         train(read(folder, output=str(half), **change))
 
 
-def test_a_shape_beside_the_path_must_be_that_of_the_model(folder):
-    wrong = {"vocab_size": 480, "hidden_size": 128, "num_hidden_layers": 2}
-    config = read(folder, output=str(folder / "wrong"), model__shape=json.dumps(wrong))
-    with pytest.raises(GritError, match=r"model.shape.\w+ is .*, but the model at .*base has"):
-        train(config)
-
-
 @pytest.mark.parametrize("precision", ["full", "int8", "int4"])
 def test_a_base_is_read_to_the_same_bits_on_any_mesh_and_known_by_its_hash(folder, precision):
     config = read(folder)
