@@ -7,37 +7,19 @@ import dataclasses
 
 import dense_reference as dense
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from generation import generate
 
 from grit_jax.errors import GritError
-from grit_jax.inference import steps
 from grit_jax.inference.encoder import Encoder
-from grit_jax.inference.sampling import Sampling, kept, sample, sampling_rows
+from grit_jax.inference.sampling import Sampling
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import init_params
 from grit_jax.text.chat import GRIT
 from grit_jax.types import DocumentKV
 
 NEW = 9
-
-
-@pytest.fixture(scope="module")
-def documents(tiny_config, tiny_params, tiny_tokenizer, sentences) -> list[DocumentKV]:
-    encoder = Encoder(tiny_config, tiny_params, tiny_tokenizer, tiny_tokenizer.format(GRIT))
-    return encoder.encode(
-        [text for text in sentences if len(text) < 80][:8], return_cache=True
-    ).caches
-
-
-@pytest.fixture(scope="module")
-def prompts(tiny_tokenizer, sentences) -> list[list[int]]:
-    """Ragged: 3 to some 50 tokens."""
-    short = [text for text in sentences if len(text) < 90]
-    texts = ["Amber", short[20], " ".join(short[30:33]), short[21]]
-    return [[tiny_tokenizer.bos_id, *tiny_tokenizer.encode(text)] for text in texts]
 
 
 def check(found, expected: list[dense.DenseGeneration]) -> None:
@@ -244,42 +226,6 @@ def test_seeds_do_not_depend_on_the_company(tiny_config, tiny_params, prompts):
     assert generate(tiny_params, tiny_config, [prompts[0]], sampling=other).tokens != [together[0]]
 
 
-def test_few_programs_serve_many_prompts(tiny_config, tiny_params, documents, prompts):
-    before = steps.decode_step._cache_size()
-    for i in range(1, 8):
-        generate(
-            tiny_params,
-            tiny_config,
-            [prompts[0] * (i % 3 + 1)],
-            records=[documents[: i % 2 + 1]],
-            sampling=Sampling(2 + i),
-        )
-    assert steps.decode_step._cache_size() - before <= 2
-
-
-def test_the_cache_is_updated_in_place(tiny_config, full_optimization):
-    """No operation of the compiled loop copies a whole cache."""
-    config = dataclasses.replace(tiny_config, num_hidden_layers=2)
-    params = init_params(config, jax.random.key(0))
-    stop = steps.StopConditions(np.ones(1, np.int32), np.zeros(1, bool), np.array([2], np.int32))
-    settings = steps.DecodeSettings(sampling_rows([Sampling()]), stop)
-    prompts = steps.PromptRows(np.zeros((1, 32), np.int32), np.ones(1, np.int32))
-    sizes = steps.DecodeSizes(slots=640, new_tokens=16)
-    state = jax.eval_shape(
-        lambda: steps.prefill(params, prompts, settings, config=config, sizes=sizes)
-    )
-    text = (
-        steps.decode_step.lower(params, state, None, np.int32(9), settings, config=config)
-        .compile()
-        .as_text()
-    )
-    keys, values = "f32[2,1,2,16,640]", "f32[2,1,2,640,16]"
-    assert keys in text and values in text
-    whole = lambda line: f"= {keys}" in line or f"= {values}" in line
-    copies = [line for line in text.splitlines() if whole(line) and " copy(" in line]
-    assert not copies, copies
-
-
 @pytest.mark.parametrize(
     ("prompt", "words"), [([], "empty"), ([5, 10**6], "vocabulary"), ([-1], "vocabulary")]
 )
@@ -292,21 +238,6 @@ def test_a_record_of_another_model_is_refused(tiny_config, tiny_params, document
     wrong = DocumentKV(documents[0].tokens, documents[0].k[:2], documents[0].v[:2])
     with pytest.raises(GritError, match="another model"):
         generate(tiny_params, tiny_config, [[1]], records=[[wrong]])
-
-
-@pytest.mark.parametrize(
-    "bad", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}]
-)
-def test_bad_settings_are_named(bad):
-    with pytest.raises(GritError, match=next(iter(bad))):
-        Sampling(**bad)
-
-
-@pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "top_p", "top_k", "seed"])
-@pytest.mark.parametrize("value", [None, "1", True, [1], float("nan")])
-def test_settings_of_another_type_are_named(name, value):
-    with pytest.raises(GritError, match=f"^{name} must be"):
-        Sampling(**{name: value})
 
 
 def test_numpy_numbers_are_settings(tiny_config, tiny_params, prompts):
@@ -361,82 +292,12 @@ def test_logits_that_are_not_finite_are_an_error(tiny_config, tiny_params, docum
 # --- sampling ---
 
 
-def test_extreme_settings_have_their_meaning():
-    """A top_k above the vocabulary keeps all; a top_p below any probability keeps the best one."""
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50)).astype(np.float32))
-    choose = lambda **how: [
-        int(sample(logits, sampling_rows([Sampling(seed=seed, **how)]), jnp.int32(0))[0])
-        for seed in range(12)
-    ]
-    best = int(jnp.argmax(logits))
-    for top_p in (1e-38, 1e-45, 5e-324):
-        assert choose(temperature=1.0, top_p=top_p) == [best] * 12
-    for top_k in (50, 2**31, 2**63, 10**30):
-        assert choose(temperature=1.0, top_k=top_k) == choose(temperature=1.0)
-    assert choose(temperature=1e300) == choose(temperature=3e38) != choose(temperature=1.0)
-    assert choose(temperature=1e-300) == [best] * 12
-
-
-def draws(logits: np.ndarray, count: int, **settings) -> np.ndarray:
-    rows = sampling_rows([Sampling(seed=seed, **settings) for seed in range(count)])
-    return np.asarray(
-        jax.jit(sample)(
-            jnp.tile(jnp.asarray(logits, jnp.float32), (count, 1)), rows, jnp.asarray(3)
-        )
-    )
-
-
-LOGITS = np.log([0.4, 0.02, 0.25, 0.2, 0.08, 0.05])
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"temperature": 1.0}, [0.4, 0.02, 0.25, 0.2, 0.08, 0.05]),
-        ({"temperature": 1.0, "top_k": 2}, [0.4, 0, 0.25, 0, 0, 0]),
-        ({"temperature": 1.0, "top_p": 0.6}, [0.4, 0, 0.25, 0, 0, 0]),
-        ({"temperature": 1.0, "top_p": 0.66}, [0.4, 0, 0.25, 0.2, 0, 0]),
-        ({"temperature": 1.0, "top_p": 0.01}, [1, 0, 0, 0, 0, 0]),
-        ({"temperature": 0.5}, np.array([0.4, 0.02, 0.25, 0.2, 0.08, 0.05]) ** 2),
-        # top-p counts what top-k left: 0.4 / 0.65 is above 0.6
-        ({"temperature": 1.0, "top_k": 2, "top_p": 0.6}, [1, 0, 0, 0, 0, 0]),
-    ],
-)
-def test_frequencies_are_the_softmax_s(settings, expected):
-    expected = np.asarray(expected) / np.sum(expected)
-    count = 20_000
-    found = np.bincount(draws(LOGITS, count, **settings), minlength=6) / count
-    assert (found[expected == 0] == 0).all()
-    np.testing.assert_allclose(found, expected, atol=4 * np.sqrt(0.25 / count))
-
-
 def test_top_k_one_is_greedy(tiny_config, tiny_params, prompts):
     greedy = generate(tiny_params, tiny_config, prompts, sampling=Sampling(NEW)).tokens
     top = generate(
         tiny_params, tiny_config, prompts, sampling=Sampling(NEW, temperature=2.0, top_k=1, seed=4)
     ).tokens
     assert top == greedy
-
-
-def test_kept_equals_a_sort():
-    rng = np.random.default_rng(0)
-    logits = (rng.standard_normal((40, 300)) * 4).astype(np.float32)
-    logits[0, :] = 1.5  # ties
-    logits[1, 7] = -np.inf
-    top_k = rng.integers(0, 60, 40).astype(np.int32)
-    top_p = rng.uniform(0.05, 1, 40).astype(np.float32)
-    top_p[::5] = 1
-    found = np.asarray(kept(jnp.asarray(logits), jnp.asarray(top_k), jnp.asarray(top_p)))
-    for row, k, p, got in zip(logits.astype(np.float64), top_k, top_p, found, strict=True):
-        order = np.argsort(-row, kind="stable")
-        floor = row[order[k - 1]] if k else -np.inf
-        chosen = row >= floor
-        weights = np.where(chosen, np.exp(row - row.max()), 0)
-        weights /= weights.sum()
-        mass = np.cumsum(weights[order])
-        last = order[np.searchsorted(mass, p)] if p < 1 else None
-        expected = chosen & (row >= row[last]) if last is not None else chosen
-        np.testing.assert_array_equal(got, expected)
 
 
 def test_decode_reads_bfloat16_too(tiny_config, tiny_params, prompts, documents):

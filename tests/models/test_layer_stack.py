@@ -13,7 +13,7 @@ from compilation import fully_compiled
 
 from grit_jax.models.config import FULL, SLIDING, ModelConfig
 from grit_jax.models.layer_stack import LayerGroup, group_layers
-from grit_jax.models.parameters import layers_with, parameter_shapes
+from grit_jax.models.parameters import parameter_shapes
 from grit_jax.models.transformer import Transformer
 from grit_jax.types import AttentionMode
 
@@ -66,22 +66,6 @@ def test_runs(letters, runs):
     assert sum(run.layers for run in found) == len(letters) and all(
         isinstance(run, LayerGroup) for run in found
     )
-
-
-def test_which_layers_have_which_weights():
-    config = with_layers("gGlLg")
-    kinds, shapes = config.layer_kinds, parameter_shapes(config)
-    for name, layers in (
-        ("query", (0, 1, 2, 3, 4)),
-        ("up", (0, 2, 4)),
-        ("expert_up", (1, 3)),
-        ("router", (1, 3)),
-    ):
-        assert layers_with(name, kinds) == layers and shapes[name][0] == len(layers)
-    # What adapters add under a weight's name goes where the weight goes.
-    assert layers_with("up_lora_a", kinds) == (0, 2, 4) and layers_with(
-        "expert_up_lora_a", kinds
-    ) == (1, 3)
 
 
 @functools.cache

@@ -193,3 +193,11 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path):
         pass
     with lock_folder(tmp_path, "grit train"):  # released
         pass
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"a": object()})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -71,3 +72,10 @@ def batch() -> Batch:
         GenerativeBatch(reading, answers, sequence.astype(np.int32), 2 * ROWS),
     )
     return Batch(embedding, generative, cached)
+
+
+@pytest.fixture(scope="session")
+def devices():
+    if len(jax.devices()) < 8:
+        pytest.skip("needs eight devices")
+    return jax.devices()[:8]

@@ -15,7 +15,6 @@ from grit_jax.plan.program_costs import program_costs
 from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.gradient_plan import can_fuse
 from grit_jax.training.gradients import joint_gradient
-from grit_jax.training.interleave import deinterleave, interleave, joined_rows, num_blocks
 from grit_jax.training.joint import StepConfig
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer
@@ -64,13 +63,6 @@ def shallow(config):
 @pytest.fixture(scope="module")
 def params(shallow):
     return init_params(shallow, jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def devices():
-    if len(jax.devices()) < 8:
-        pytest.skip("needs eight devices")
-    return jax.devices()[:8]
 
 
 # Of 8 and 8 rows.
@@ -158,25 +150,6 @@ def on_mesh(config, batch, mesh_config, devices, **how):
         return jax.device_get(compiled(state.params, put_rows(batch, mesh))), compiled.as_text()
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)])
-def test_interleaved_rows_come_back(devices, mesh):
-    first, second = np.arange(16 * 3).reshape(16, 3), 100 + np.arange(8 * 3).reshape(8, 3)
-    with jax.set_mesh(make_mesh(mesh, devices)):
-        ways = num_blocks(16, 8)
-        assert ways == mesh.data * mesh.fsdp and num_blocks(16, 9) == 1
-        both = jax.jit(interleave)(first, second)
-        # Each device's rows are its share of the first kind and then of the second.
-        per = 24 // ways
-        assert (
-            np.asarray(both)[:per, 0]
-            == [*range(0, 48 // ways, 3), *range(100, 100 + 24 // ways, 3)]
-        ).all()
-        for found, given in zip(
-            jax.jit(deinterleave, static_argnums=(1, 2))(both, 16, 8), (first, second), strict=True
-        ):
-            np.testing.assert_array_equal(found, given)
-
-
 def test_on_a_mesh_each_weight_is_gathered_for_a_chunk_and_not_for_a_loss(
     shallow, params, batch, devices
 ):
@@ -198,13 +171,3 @@ def test_on_a_mesh_each_weight_is_gathered_for_a_chunk_and_not_for_a_loss(
 def gathers(text):
     """Gathered bytes of a compiled program, loops by their trips."""
     return program_costs(text).collective_bytes["all_gather"]
-
-
-def test_joined_rows(batch):
-    one, other = batch.embedding.rows, batch.generative.rows
-    both = joined_rows(one, dataclasses.replace(other, blocks=np.ones_like(other.tokens)))
-    np.testing.assert_array_equal(both.tokens, np.concatenate([one.tokens, other.tokens]))
-    np.testing.assert_array_equal(
-        both.blocks, np.repeat([0, 1], len(one.tokens))[:, None] * np.ones_like(both.tokens)
-    )
-    assert joined_rows(one, other).blocks is None

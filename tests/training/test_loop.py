@@ -19,7 +19,7 @@ from grit_jax.errors import GritError
 from grit_jax.runtime.preemption import Preempted
 from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.sharding import MeshConfig, make_mesh
-from grit_jax.training.hooks import evaluate_held_out, profile_steps, save_checkpoints
+from grit_jax.training.hooks import evaluate_held_out, save_checkpoints
 from grit_jax.training.loop import Hook, Program, StepInfo, run_loop
 from grit_jax.training.state import TrainState
 from grit_jax.training.step_log import StepLog
@@ -177,28 +177,6 @@ def test_trackers_get_the_bad_step_and_are_closed(run):
     with pytest.raises(GritError, match="step 2: loss is nan"):
         run.start(nan_at=2)
     assert run.events[-1] == "line 2" and run.closed == 1
-
-
-@pytest.mark.parametrize(
-    "span, start, end, events",
-    [
-        ((0, 2), 0, 4, ["start before step 0", "stop after 2"]),
-        ((2, 4), 0, 4, ["start after 2", "stop after 4"]),
-        ((2, 4), 2, 4, ["start before step 2", "stop after 4"]),
-        ((1, 4), 0, 3, ["start after 1", "stop after 3"]),  # interrupted
-    ],
-)
-def test_the_profiler_traces_whole_steps(monkeypatch, span, start, end, events):
-    seen, now = [], f"before step {start}"
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(f"start {now}"))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append(f"stop {now}"))
-    hook = profile_steps(*span, start, "folder")
-    for done in range(start + 1, end + 1):
-        now = f"after {done}"
-        info = StepInfo(done, 4, TrainState(jnp.int32(done), {}, ()), stopping=done == end < 4)
-        if hook.due(info):
-            hook.run(info)
-    assert seen == events
 
 
 def test_when_hooks_are_due():

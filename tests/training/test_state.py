@@ -1,57 +1,95 @@
-"""Schedules and the optimizer."""
+"""How a run's state is made: no array is ever whole on a device, whether drawn at random or
+imported."""
 
 from __future__ import annotations
 
+import math
+import re
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from lora_state import CONFIG
 
-from grit_jax.training.state import OptimizerConfig, make_optimizer, make_schedule
-
-
-def test_linear_schedule_warms_up_and_ends_at_zero():
-    schedule = make_schedule(OptimizerConfig(lr=1.0, schedule="linear", warmup_fraction=0.1), 100)
-    assert float(schedule(0)) == pytest.approx(0.1) and float(schedule(9)) == pytest.approx(1.0)
-    assert float(schedule(55)) == pytest.approx(0.5) and float(schedule(100)) == pytest.approx(0.0)
+from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
+from grit_jax.sharding import MeshConfig, make_mesh, put_weight
+from grit_jax.training.state import OptimizerConfig, init_state, make_optimizer, state_shardings
 
 
-def test_cosine_schedule_is_half_way_down_in_the_middle():
-    schedule = make_schedule(OptimizerConfig(lr=2.0, schedule="cosine", warmup_fraction=0.0), 100)
-    assert float(schedule(0)) == pytest.approx(2.0)
-    assert float(schedule(50)) == pytest.approx(1.0, abs=1e-5) and float(
-        schedule(100)
-    ) == pytest.approx(0, abs=1e-5)
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(1, 4, 2), jax.devices()[:8])
 
 
-def test_the_schedule_rises_without_a_dip_and_then_only_falls():
-    schedule = make_schedule(
-        OptimizerConfig(lr=1.0, warmup_fraction=0.03, final_lr_fraction=0.1), 1253
-    )
-    values = np.array([float(schedule(i)) for i in range(0, 1253, 7)])
-    peak = values.argmax()
-    assert (np.diff(values[: peak + 1]) > 0).all() and (np.diff(values[peak:]) <= 1e-9).all()
+def result_sizes(text):
+    """Elements of every array that a compiled program makes, on one device."""
+    shapes = re.findall(r"= \(?(?:f32|u32|s32|bf16)\[([\d,]*)\]", text)
+    return [math.prod(int(n) for n in dims.split(",") if n) for dims in shapes]
 
 
-def test_adamw_first_step_is_the_learning_rate_and_norms_are_not_decayed():
-    config = OptimizerConfig(
-        lr=0.1, weight_decay=0.5, clip_norm=None, warmup_fraction=0.0, schedule="constant"
-    )
-    optimizer = make_optimizer(config, make_schedule(config, 10))
-    params = {"query": jnp.array([2.0]), "final_norm": jnp.array([2.0])}
-    updates, _ = optimizer.update(
-        {"query": jnp.array([3.0]), "final_norm": jnp.array([3.0])}, optimizer.init(params), params
-    )
-    # Adam's first step is sign(g) * lr; decay adds lr * 0.5 * weight for the matrix alone.
-    assert float(updates["query"][0]) == pytest.approx(-0.1 - 0.1 * 0.5 * 2, rel=1e-4)
-    assert float(updates["final_norm"][0]) == pytest.approx(-0.1, rel=1e-4)
+@pytest.mark.usefixtures("full_optimization")
+@pytest.mark.parametrize(
+    "how",
+    [{"moments": "bfloat16"}, pytest.param({"name": "adafactor"}, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_a_random_state_is_made_in_shards(mesh, monkeypatch, how):
+    """The program that draws it: per device, nothing is larger than the largest share, and nothing
+    is sent."""
+    programs, jit = [], jax.jit
+
+    def watched(function, **options):
+        compiled = jit(function, **options)
+        programs.append(lambda *arguments: compiled.lower(*arguments).compile())
+        return lambda *arguments: programs.append(arguments) or compiled(*arguments)
+
+    optimizer = make_optimizer(OptimizerConfig(**how), lambda step: 1e-3)
+    with jax.set_mesh(mesh):
+        monkeypatch.setattr("grit_jax.training.state.jax.jit", watched)
+        state = init_state(CONFIG, optimizer, jax.random.key(0), mesh)
+        monkeypatch.undo()
+        compile_it, arguments = programs
+        compiled = compile_it(*arguments)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    expected = jax.tree.leaves(state_shardings(shapes, mesh))
+    shares = []
+    for leaf, sharding in zip(jax.tree.leaves(state), expected, strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        shares.append(math.prod(sharding.shard_shape(leaf.shape)))
+    assert max(result_sizes(compiled.as_text())) <= max(shares) == 2 * 128 * 128 / 8
+    assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text())
 
 
-def test_gradients_are_clipped_by_their_global_norm():
-    config = OptimizerConfig(lr=1.0, clip_norm=1.0)
-    optimizer = make_optimizer(config, make_schedule(config, 10))
-    params = {"query": jnp.zeros(2)}
-    one = optimizer.update({"query": jnp.array([3.0, 4.0])}, optimizer.init(params), params)[1]
-    two = optimizer.update({"query": jnp.array([30.0, 40.0])}, optimizer.init(params), params)[1]
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+class Recorded:
+    """A weight on the host that remembers what is read of it."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.read = array, array.shape, []
+
+    def __getitem__(self, index):
+        self.read.append(self.array[index].size)
+        return self.array[index]
+
+
+def test_an_imported_weight_is_read_in_shards(mesh):
+    for name, shape in parameter_shapes(CONFIG).items():
+        weight = Recorded(np.arange(math.prod(shape), dtype=np.float32).reshape(shape))
+        placed = put_weight(name, weight, PARAMETER_AXES, mesh)
+        share = math.prod(placed.sharding.shard_shape(shape))
+        assert set(weight.read) == {share} and (share < math.prod(shape)) != name.endswith(
+            "_norm"
+        ), name
+        np.testing.assert_array_equal(placed, weight.array)
+
+
+def test_a_state_of_imported_weights_stays_in_shards(mesh):
+    """They are taken as they lie, cast where they are."""
+    shapes = parameter_shapes(CONFIG)
+    optimizer = make_optimizer(OptimizerConfig(), lambda step: 1e-3)
+    put = lambda name, shape: put_weight(name, np.ones(shape, np.float32), PARAMETER_AXES, mesh)
+    with jax.set_mesh(mesh):
+        given = {name: put(name, shape) for name, shape in shapes.items()}
+        state = init_state(CONFIG, optimizer, jax.random.key(0), mesh, given)
+    for name, weight in given.items():
+        assert state.params[name].sharding.is_equivalent_to(weight.sharding, weight.ndim), name
+        assert len(state.params[name].sharding.device_set) == 8

@@ -7,19 +7,14 @@ import dataclasses
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from grit_jax.models.config import FULL, SLIDING, ModelConfig
 from grit_jax.models.transformer import init_params
-from grit_jax.runtime.metrics import read_lines
-from grit_jax.runtime.run_folder import RunFolder
-from grit_jax.training import step_log
 from grit_jax.training import throughput as measure
 from grit_jax.training.joint import StepConfig, joint_loss
 from grit_jax.training.losses import LossConfig
-from grit_jax.training.step_log import StepLog
 from grit_jax.training.throughput import count_tokens, memory_in_use, model_flops, peak_flops
 from grit_jax.types import AttentionMode, Batch, CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
 
@@ -142,17 +137,3 @@ def test_devices_that_are_known_and_others(monkeypatch):
     assert peak_flops(jax.devices()) is None and memory_in_use() is None  # a CPU
     monkeypatch.setattr(jax, "local_devices", lambda: [device("TPU v5p", 3), device("TPU v5p", 7)])
     assert memory_in_use() == 7
-
-
-def test_mfu_is_what_was_done_of_what_could_be(tmp_path, monkeypatch):
-    batch = Batch(generative=generative(packed([[3], [5]], 16)))
-    now = iter([0.0, 10.0, 14.0])
-    monkeypatch.setattr(step_log.time, "perf_counter", lambda: next(now))
-    log = StepLog(RunFolder(tmp_path), 0, 1, flops=lambda batch: 120, peak=100.0)
-    with log:
-        log.start_clock()
-        log.add(0, {"loss": jnp.float32(1)}, batch, waited=0.5)
-        log.flush()
-    (line,) = read_lines(tmp_path / "metrics.jsonl")
-    assert line["mfu"] == 0.3 and line["tokens_per_s"] == 2.0 and "flops" not in line
-    assert line["seconds"] == 4.0 and line["data_wait_s"] == 0.5

@@ -7,14 +7,13 @@ for.
 import dataclasses
 import functools
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from golden_models import GOLDEN, MODELS, as_bytes, raises, read_golden
 from safetensors.numpy import load_file
 
-from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.hf.directory import (
@@ -23,22 +22,14 @@ from grit_jax.models.hf.directory import (
     resolve,
     write_model_directory,
 )
-from grit_jax.models.hf.families import FAMILIES as FAMILY_TABLE
+from grit_jax.models.hf.families import FAMILIES
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.transformer import Transformer, init_params
 from grit_jax.types import AttentionMode
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 WINDOWS = ("gemma2", "gemma3", "mistral", "qwen2_windows")
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 TOLERANCE = 2e-4
-
-
-@functools.cache
-def read_golden(name):
-    """Our reading of a golden directory."""
-    return read_model_directory(GOLDEN / name)
 
 
 def golden(name):
@@ -60,16 +51,7 @@ def compute(folder, tokens, positions, segments, mode):
     return run(folder.params, *arrays, config=folder.config, mode=mode)
 
 
-def raises(*words):
-    """A GritError whose message has all of the words, in this order."""
-    return pytest.raises(GritError, match="(?s)" + ".*".join(words))
-
-
-def bits(params):
-    return {name: np.asarray(value).tobytes() for name, value in params.items()}
-
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_numbers_are_those_of_transformers(name, packed):
     """Causal logits and bidirectional states, and the loss of routers; packed, all texts share one
@@ -98,14 +80,14 @@ def test_numbers_are_those_of_transformers(name, packed):
 
 
 def test_every_family_has_golden_files():
-    assert {read_golden(name).config.architecture for name in FAMILIES} == set(FAMILY_TABLE)
+    assert {read_golden(name).config.architecture for name in MODELS} == set(FAMILIES)
     scalings = {
         read_golden(name).config.rope_scaling.rope_type
-        for name in FAMILIES
+        for name in MODELS
         if name.startswith("rope_")
     }
     assert scalings == {"linear", "dynamic", "llama3", "yarn"}
-    for name in FAMILIES:  # inputs beyond the original length, or scaling would not show
+    for name in MODELS:  # inputs beyond the original length, or scaling would not show
         config = read_golden(name).config
         if config.rope_scaling is not None and name.startswith("rope_"):
             original = (
@@ -115,7 +97,7 @@ def test_every_family_has_golden_files():
             assert golden(name)[1]["input_ids"].shape[1] > original
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(WINDOWS)))
+@pytest.mark.parametrize("name", sorted(set(MODELS) - set(WINDOWS)))
 def test_explicit_and_native_bidirectional_masks_agree_without_a_window(name):
     _, data = golden(name)
     mask = data["attention_mask"].astype(bool)
@@ -170,7 +152,7 @@ def test_directory_round_trip(tmp_path, small):
         DirectorySettings("lasttoken", CAUSAL, chat_format="llama3", stop_token_ids=(2, 9)),
     )
     folder = read_model_directory(tmp_path / "new" / "model")
-    assert folder.config == config and bits(folder.params) == bits(params)
+    assert folder.config == config and as_bytes(folder.params) == as_bytes(params)
     assert folder.settings == DirectorySettings(
         "lasttoken", CAUSAL, chat_format="llama3", stop_token_ids=(2, 9)
     )
