@@ -8,7 +8,7 @@ from pathlib import Path
 
 from grit_jax.errors import GritError
 from grit_jax.models.hf.directory import SENTENCE_FORMAT, DirectorySettings
-from grit_jax.models.hf.sentence_transformers import SentenceModules, of_format
+from grit_jax.models.hf.sentence_transformers import SentenceModules, modules_for_prompt
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.text.chat import FORMATS, GRIT, ChatFormat, SentenceFormat
 from grit_jax.text.chat_template import ChatTemplate
@@ -89,11 +89,11 @@ def modules_of(chat: ChatFormat, pooling: PoolingMethod, tokenizer: Tokenizer) -
     """How sentence-transformers embeds as `GritLM.encode` does with a format of ours."""
     begin, _ = tokenizer.added_around()
     # Its tokenizer adds the beginning of sequence, if it does so for every text.
-    return of_format(pooling, ("" if begin == chat.bos else chat.bos) + chat.embed_bare)
+    return modules_for_prompt(pooling, ("" if begin == chat.bos else chat.bos) + chat.embed_bare)
 
 
 def _same_texts(sentence: SentenceModules, begin: str, chat: ChatFormat) -> bool:
     """Whether sentence-transformers reads a text without an instruction as a format of ours."""
-    ours = of_format(sentence.pooling, sentence.default_prompt)
+    ours = modules_for_prompt(sentence.pooling, sentence.default_prompt)
     pooled = sentence.include_prompt == ours.include_prompt or sentence.pooling == "lasttoken"
     return pooled and begin + sentence.default_prompt == chat.bos + chat.embed_bare

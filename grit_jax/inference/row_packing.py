@@ -40,7 +40,7 @@ def bucket(number: int, minimum: int = SHORTEST_ROW, *, steps_from: int = PACKED
 
     Powers of two from `minimum` to `steps_from`; above it quarters of powers of two as well, in
     multiples of 128 (the tile of TPU kernels). So there are few small sizes, where padding is
-    cheap, and at most a quarter of a large one is padding.
+    cheap, and above 512 less than a fifth of a size is padding.
     """
     size = minimum
     while size < number and size < steps_from:

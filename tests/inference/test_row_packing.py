@@ -51,3 +51,40 @@ def test_bucket():
         1280,
         5120,
     ]
+
+
+def test_a_bucket_is_one_of_few_sizes_with_little_padding():
+    sizes = [bucket(n) for n in range(1, 20_000)]
+    assert sizes == sorted(sizes) and set(sizes) == {bucket(size) for size in sizes}
+    assert len(set(sizes)) < 30
+    padding = {n: (size - n) / size for n, size in enumerate(sizes, 1)}
+    assert all(padding[n] < 0.2 for n in range(513, 20_000))
+    assert all(padding[n] < 1 / 3 for n in range(257, 513))
+    assert all(size % 128 == 0 for size in sizes if size > 256)
+
+
+@pytest.mark.parametrize("row_multiple", [1, 3, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_divide_among_the_row_shards_and_hold_about_the_tokens_of_a_call(
+    seed, row_multiple
+):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 700, size=rng.integers(1, 200)).tolist()
+    batches = pack_rows(lengths, 2048, row_multiple)
+    held = [text for batch in batches for row in batch.texts for text in row]
+    assert sorted(held) == list(range(len(lengths)))
+    for batch in batches:
+        assert batch.rows % row_multiple == 0 and 1 <= len(batch.texts) <= batch.rows
+        assert batch.rows * batch.length <= 2048 + row_multiple * batch.length
+        assert all(sum(lengths[text] for text in row) <= batch.length for row in batch.texts)
+
+
+def test_short_texts_fill_the_rows_of_long_ones():
+    """200 leaves 56 tokens of its row of 256, which the two others take; 300 stands in 384."""
+    (batch,) = pack_rows([200, 30, 26], 1024)
+    assert batch.texts == [[0, 1, 2]] and batch.length == 256
+    assert {len(row) for batch in pack_rows([200, 30, 27], 1024) for row in batch.texts} == {1, 2}
+
+
+def test_no_texts_are_no_batches():
+    assert pack_rows([], 1024) == []

@@ -26,14 +26,20 @@ def test_settings_of_another_type_are_named(name, value):
         Sampling(**{name: value})
 
 
+def draws(logits: np.ndarray, count: int, **settings) -> np.ndarray:
+    rows = sampling_rows([Sampling(seed=seed, **settings) for seed in range(count)])
+    return np.asarray(
+        jax.jit(sample)(
+            jnp.tile(jnp.asarray(logits, jnp.float32), (count, 1)), rows, jnp.asarray(3)
+        )
+    )
+
+
 def test_extreme_settings_have_their_meaning():
     """A top_k above the vocabulary keeps all; a top_p below any probability keeps the best one."""
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50)).astype(np.float32))
-    choose = lambda **how: [
-        int(sample(logits, sampling_rows([Sampling(seed=seed, **how)]), jnp.int32(0))[0])
-        for seed in range(12)
-    ]
-    best = int(jnp.argmax(logits))
+    logits = np.random.default_rng(0).normal(size=50)
+    choose = lambda **settings: draws(logits, 12, **settings).tolist()
+    best = int(logits.argmax())
     for top_p in (1e-38, 1e-45, 5e-324):
         assert choose(temperature=1.0, top_p=top_p) == [best] * 12
     for top_k in (50, 2**31, 2**63, 10**30):
@@ -42,13 +48,25 @@ def test_extreme_settings_have_their_meaning():
     assert choose(temperature=1e-300) == [best] * 12
 
 
-def draws(logits: np.ndarray, count: int, **settings) -> np.ndarray:
-    rows = sampling_rows([Sampling(seed=seed, **settings) for seed in range(count)])
-    return np.asarray(
-        jax.jit(sample)(
-            jnp.tile(jnp.asarray(logits, jnp.float32), (count, 1)), rows, jnp.asarray(3)
-        )
-    )
+def test_a_draw_depends_on_its_seed_and_step_alone():
+    """Not on the rows beside it nor on their settings."""
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(6, 50)), jnp.float32)
+    requests = [
+        Sampling(temperature=1.5, top_k=top_k, seed=n) for n, top_k in enumerate([0, 9, 30])
+    ]
+    requests += [Sampling(), Sampling(temperature=1.5, seed=2**32 + 1), Sampling(temperature=1.5)]
+    run = lambda rows, settings, step: jax.jit(sample)(
+        logits[jnp.asarray(rows)], sampling_rows(settings), jnp.int32(step)
+    ).tolist()
+    together = [run(range(6), requests, step) for step in range(8)]
+    for row, request in enumerate(requests):
+        alone = [run([row], [request], step)[0] for step in range(8)]
+        assert alone == [tokens[row] for tokens in together]
+        assert (len(set(alone)) > 3) == (request.temperature > 0)
+    assert all(tokens[3] == int(logits[3].argmax()) for tokens in together)
+    # Seeds count modulo 2**32; row 1's other settings are not those of row 4.
+    same = Sampling(temperature=1.5, seed=1)
+    assert run([4], [same], 5) == run([4], [requests[4]], 5)
 
 
 LOGITS = np.log([0.4, 0.02, 0.25, 0.2, 0.08, 0.05])

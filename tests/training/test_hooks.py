@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from grit_jax.training.hooks import profile_steps
+from grit_jax.runtime.metrics import read_lines
+from grit_jax.runtime.run_folder import RunFolder
+from grit_jax.training.hooks import evaluate_held_out, profile_steps, save_checkpoints
 from grit_jax.training.loop import StepInfo
 from grit_jax.training.state import TrainState
+from grit_jax.training.step_log import StepLog
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,43 @@ def test_the_profiler_traces_whole_steps(monkeypatch, span, start, end, events):
         if hook.due(info):
             hook.run(info)
     assert seen == events
+
+
+class Recorder:
+    """Stands for checkpoints and a folder; keeps the order of what is asked of them."""
+
+    every = 3
+
+    def __init__(self):
+        self.calls = []
+
+    def copy(self):
+        self.calls.append("copy")
+
+    def save(self, step, state, batches, *, force):
+        self.calls.append(("save", step, int(state.step), batches, force))
+
+
+def info(done, stopping=False):
+    return StepInfo(done, 10, TrainState(jnp.int32(done), {}, ()), stopping)
+
+
+def test_a_checkpoint_follows_the_lines_that_it_says_are_written():
+    recorder = Recorder()
+    hook = save_checkpoints(recorder, recorder, "the data")
+    hook.run(info(6))
+    assert recorder.calls == ["copy", ("save", 6, 6, "the data", True)]
+    assert [done for done in range(1, 11) if hook.due(info(done))] == [3, 6, 9, 10]
+    assert hook.due(info(4, stopping=True)) and hook.needs_line
+
+
+def test_scores_belong_to_the_step_before(tmp_path):
+    with StepLog(RunFolder(tmp_path), 0, 10) as log:
+        hook = evaluate_held_out(lambda state: {"eval_x": float(state.step)}, 4, log)
+        hook.run(info(8))
+        assert not hook.missing()
+    assert [(line["step"], line["eval_x"]) for line in read_lines(tmp_path / "metrics.jsonl")] == [
+        (7, 8.0)
+    ]
+    assert [done for done in range(1, 11) if hook.due(info(done))] == [4, 8, 10]
+    assert not hook.due(info(8, stopping=True))  # left to the run that goes on

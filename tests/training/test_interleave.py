@@ -39,3 +39,12 @@ def test_joined_rows(batch):
         both.blocks, np.repeat([0, 1], len(one.tokens))[:, None] * np.ones_like(both.tokens)
     )
     assert joined_rows(one, other).blocks is None
+
+
+def test_without_a_mesh_one_kind_follows_the_other():
+    first, second = np.arange(6.0).reshape(3, 2), np.arange(10.0, 14.0).reshape(2, 2)
+    assert num_blocks(3, 2) == 1
+    both = interleave(first, second)
+    np.testing.assert_array_equal(both, np.concatenate([first, second]))
+    for part, given in zip(deinterleave(both, 3, 2), (first, second), strict=True):
+        np.testing.assert_array_equal(part, given)

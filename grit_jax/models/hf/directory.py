@@ -23,7 +23,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.read_config import config_from_hf, token_ids
 from grit_jax.models.hf.sentence_transformers import (
     SentenceModules,
-    of_format,
+    modules_for_prompt,
     read_dense,
     read_modules,
     write_modules,
@@ -135,7 +135,7 @@ def write_model_directory(
     )
     bidirectional = settings.embedding_mode is not AttentionMode.CAUSAL
     dense = dense_modules(params)
-    modules = settings.sentence or of_format(settings.pooling, GRIT_TAG)
+    modules = settings.sentence or modules_for_prompt(settings.pooling, GRIT_TAG)
     modules = dataclasses.replace(
         modules, pooling=settings.pooling, bidirectional=bidirectional, dense=tuple(dense)
     )

@@ -349,16 +349,16 @@ def _bidirectional(directory: Path, hf: Mapping[str, Any]) -> bool:
     )
 
 
-def of_format(pooling: PoolingMethod, tag: str) -> SentenceModules:
+def modules_for_prompt(pooling: PoolingMethod, prompt: str) -> SentenceModules:
     """The modules that embed as `GritLM.encode` does with a format of ours.
 
     Args:
-      tag: what the format puts before a text without an instruction; it is not pooled.
+      prompt: what the format puts before a text without an instruction; it is not pooled.
     """
     return SentenceModules(
         pooling=pooling,
         # `cls` is the very first token; the others leave the prompt out, or end behind it anyway.
         include_prompt=pooling == "cls",
-        prompts={"query": tag, "document": tag},
+        prompts={"query": prompt, "document": prompt},
         default_prompt_name="document",
     )
