@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import fake_model
 import numpy as np
 import pytest
 from fake_model import document_kv
@@ -32,11 +31,6 @@ UPDATE = IndexOptions(update=True, delete_missing=True)
 def write(path: Path, rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@pytest.fixture
-def model():
-    return fake_model.fake_model()
 
 
 @pytest.fixture

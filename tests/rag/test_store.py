@@ -5,29 +5,23 @@ from __future__ import annotations
 import dataclasses
 import re
 
-import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore as ts
 from fake_model import document_kv, fake_model, packed, stored_keys
+from stored_records import DOCUMENTS, IDENTITY, assert_same
 
 from grit_jax.errors import GritError
 from grit_jax.rag import store as store_module
 from grit_jax.rag.codecs.codecs import calibrate, compression_of
 from grit_jax.rag.record_format import (
-    PREFIX,
     RecordError,
     RecordIdentity,
     decode_record,
     document_key,
     encode_record,
-    read_header,
 )
 from grit_jax.rag.store import DocumentStore, StoreSize, claim_store, remove_store, store_owner
-from grit_jax.types import DocumentKV
-
-IDENTITY = RecordIdentity.of(fake_model())
-DOCUMENTS = [document_kv(range(10, 10 + n)) for n in (1, 7, 40)]
 
 
 @pytest.fixture
@@ -35,14 +29,6 @@ def store(tmp_path):
     store = DocumentStore.create(tmp_path / "kv", IDENTITY)
     store.put_many(DOCUMENTS)
     return store
-
-
-def assert_same(found: DocumentKV, document: DocumentKV):
-    np.testing.assert_array_equal(found.tokens, document.tokens)
-    for name in ("k", "v"):
-        mine, theirs = getattr(found, name), getattr(document, name)
-        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
-        assert mine.tobytes() == theirs.tobytes()
 
 
 def test_records_come_back_bit_by_bit_in_any_order(store, tmp_path):
@@ -54,86 +40,12 @@ def test_records_come_back_bit_by_bit_in_any_order(store, tmp_path):
     assert again.has_many([*keys, "0" * 64]) == [True, True, True, False]
 
 
-def test_special_numbers_and_bfloat16_survive():
-    k = np.array([np.nan, -0.0, np.inf, 1e-45, 1.7e38, 1.0], np.float32).reshape(3, 1, 2, 1)
-    for dtype in (np.float32, ml_dtypes.bfloat16):
-        document = DocumentKV(
-            np.array([5], np.int32), k.astype(dtype), (2 * k).swapaxes(2, 3).astype(dtype)
-        )
-        key = document_key(document.tokens, IDENTITY)
-        assert_same(decode_record(encode_record(document, IDENTITY), key, IDENTITY, "d"), document)
-
-
-def test_a_layer_can_be_read_by_itself(store):
-    """Layer-major bytes: K then V of layer i lie together head by head, at a place that the header
-    gives."""
-    document = DOCUMENTS[2]
-    blob = encode_record(document, IDENTITY)
-    header = read_header(blob, store.key(document.tokens), IDENTITY, "d")
-    start, size = header.start, header.layer_bytes
-    assert start % 64 == 0 and len(blob) == header.size == start + 3 * size
-    for layer in range(3):
-        part = np.frombuffer(blob[start + layer * size : start + (layer + 1) * size], np.float32)
-        np.testing.assert_array_equal(part[:160].reshape(1, 4, 40), document.k[layer])
-        np.testing.assert_array_equal(part[160:].reshape(1, 40, 4), document.v[layer])
-    assert header.tokens.tolist() == list(range(10, 50)) and b'"attention":"bidirectional"' in blob
-
-
 def test_what_is_there_is_not_written_again(store):
     before = store.size
     assert before.records == 3 and before.tokens == 48
     assert before.bytes == sum(len(encode_record(d, IDENTITY)) for d in DOCUMENTS)
     keys = store.put_many([DOCUMENTS[0], document_kv([1, 2]), document_kv([1, 2])])
     assert keys[1] == keys[2] and store.size.records == 4 and store.size.tokens == 50
-
-
-def test_a_key_depends_on_everything():
-    changes = {
-        "weights": "w2",
-        "attention": "causal",
-        "compression": "int8-1-x",
-        "format": 1,
-        "chat": (("bos", "x"),),
-    }
-    others = [dataclasses.replace(IDENTITY, **{name: value}) for name, value in changes.items()]
-    keys = {document_key([1, 2], one) for one in (IDENTITY, *others)} | {
-        document_key([2, 1], IDENTITY)
-    }
-    assert len(keys) == 7
-    assert document_key([1, 2], IDENTITY) == document_key(np.array([1, 2]), IDENTITY)
-
-
-def test_every_changed_byte_is_noticed():
-    document = DOCUMENTS[1]
-    blob, key = encode_record(document, IDENTITY), document_key(document.tokens, IDENTITY)
-    body = read_header(blob, key, IDENTITY, "d").start
-    described = len(blob[:body].rstrip(b"\0"))
-    places = [*range(0, described, 7), *range(body, len(blob), 11), len(blob) - 1]
-    for place in places:
-        damaged = bytearray(blob)
-        damaged[place] ^= 1
-        with pytest.raises(RecordError, match="document 'zeno'"):
-            decode_record(bytes(damaged), key, IDENTITY, "document 'zeno'")
-
-
-def test_a_record_cut_short_or_too_long_is_noticed():
-    document = DOCUMENTS[1]
-    blob, key = encode_record(document, IDENTITY), document_key(document.tokens, IDENTITY)
-    for length in (0, 5, PREFIX.size, 100, len(blob) // 2, len(blob) - 1):
-        with pytest.raises(RecordError, match="zeno"):
-            decode_record(blob[:length], key, IDENTITY, "zeno")
-    with pytest.raises(RecordError, match="zeno"):
-        decode_record(blob + b"\0", key, IDENTITY, "zeno")
-
-
-def test_another_documents_or_models_record_is_not_used():
-    blob = encode_record(DOCUMENTS[0], IDENTITY)
-    with pytest.raises(RecordError, match="another document"):
-        decode_record(blob, document_key(DOCUMENTS[1].tokens, IDENTITY), IDENTITY, "zeno")
-    for name, value in (("weights", "w2"), ("attention", "causal"), ("chat", (("bos", ""),))):
-        other = dataclasses.replace(IDENTITY, **{name: value})
-        with pytest.raises(RecordError, match="zeno.*another"):
-            decode_record(blob, document_key(DOCUMENTS[0].tokens, other), other, "zeno")
 
 
 def test_long_records_are_read_in_parts(tmp_path, monkeypatch):

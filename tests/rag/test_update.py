@@ -16,7 +16,7 @@ import pytest
 from fake_model import document_kv, stored_keys, vector
 
 from grit_jax.errors import GritError
-from grit_jax.rag import build, index_files
+from grit_jax.rag import build
 from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.index_files import IndexWriter
 from grit_jax.rag.manifest import MANIFEST
@@ -32,11 +32,6 @@ def write(path: Path, rows) -> Path:
 
 def changed(rows, which, what="rewritten"):
     return [{**row, "text": f"{what} {i}"} if i in which else row for i, row in enumerate(rows)]
-
-
-@pytest.fixture
-def model():
-    return fake_model.fake_model()
 
 
 @pytest.fixture
@@ -69,20 +64,6 @@ def assert_holds(index: Index, rows):
     assert stored_keys(index.store) == {line["key"] for line in lines}
     assert index.store.size.records == len({line["key"] for line in lines})
     assert index.manifest.tokens == sum(map(len, ids))
-
-
-def test_opening_takes_no_longer_for_many_documents(model, tmp_path, monkeypatch):
-    """Neither a document nor a record is read by it."""
-    rows = [{"id": f"d{i}", "text": f"{i}"} for i in range(1000)]
-    build_index(model, write(tmp_path / "c.jsonl", rows), tmp_path / "index", quiet=True)
-    with monkeypatch.context() as patch:
-        for owner, name in ((index_files, "indexed_line"), (DocumentStore, "_read")):
-            patch.setattr(owner, name, lambda *_, **__: pytest.fail("read"))
-        began = time.perf_counter()
-        index = Index.open(tmp_path / "index", model)
-        assert index.store.size.records == len(index) == 1000
-        assert time.perf_counter() - began < 1
-    assert index.text(777) == "777"
 
 
 def test_changed_documents_are_replaced_and_new_ones_added(model, index, tmp_path):

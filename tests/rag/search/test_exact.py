@@ -225,3 +225,26 @@ def test_settings_say_what_is_wrong():
             SearchSettings(**wrong)
     with pytest.raises(GritError, match="cannot search 5 dimensions"):
         ExactSearch(np.ones((3, 4), np.float32), settings=SearchSettings(dim=5))
+
+
+@pytest.mark.parametrize("devices", [None, 1, 8])
+@pytest.mark.parametrize("count, k, block", [(1, 5, 16384), (700, 10, 256), (3000, 300, 256)])
+def test_search_is_exact(devices, count, k, block):
+    rng = np.random.default_rng(count)
+    # Small integers: scores are exact in float32, and there are many ties.
+    vectors, queries = (rng.integers(-2, 3, (n, 6)).astype(np.float32) for n in (count, 5))
+    found = ExactSearch(vectors, mesh_of(devices), block=block).search(queries, k)
+    rows, scores = exact(vectors, queries, k)
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.scores, scores)
+    assert found.rows.shape == (5, min(k, count))
+
+
+def test_search_says_what_is_wrong():
+    search = ExactSearch(np.ones((3, 4), np.float32))
+    assert search.search(np.zeros((0, 4)), 2).rows.shape == (0, 2)
+    for queries, k in ((np.ones((1, 5)), 1), (np.ones(4), 1), (np.ones((1, 4)), 0)):
+        with pytest.raises(GritError):
+            search.search(queries, k)
+    with pytest.raises(GritError):
+        ExactSearch(np.ones((0, 4), np.float32))

@@ -38,11 +38,6 @@ ROWS = [
 ]  # some are the same
 
 
-@pytest.fixture
-def model():
-    return fake_model.fake_model()
-
-
 def write(path: Path, rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import sys
 
-import fake_model
 import numpy as np
 import pytest
 
@@ -14,11 +13,6 @@ from grit_jax.errors import GritError
 from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.manifest import MANIFEST
 from grit_jax.rag.search.exact import ExactSearch
-
-
-@pytest.fixture
-def model():
-    return fake_model.fake_model()
 
 
 @pytest.fixture
