@@ -6,8 +6,8 @@ the cost follows the sum of the lengths, not the capacity and not the longest ro
 computed by itself over blocks of one size, so its result does not depend, bit for bit, on the
 capacity, on the other rows or on what is stored behind its length.
 
-Windows, segments and marks are not expressed by a length: rows that need them use `attention.attend`
-with the cache as a group of keys.
+Windows, segments and marks are not expressed by a length: rows that need them use
+`attention.attend` with the cache as a group of keys.
 """
 
 from __future__ import annotations
