@@ -1,5 +1,5 @@
 """The direction of imports: a room imports from rooms below it only, and no two modules import each
-other."""
+other. And what every module has: a test file, 500 lines at most, only names that are defined."""
 
 from __future__ import annotations
 
@@ -128,6 +128,14 @@ def test_a_file_holds_one_idea():
         if (n := len(p.read_text().splitlines())) > 500
     }
     assert not long
+
+
+def test_every_module_has_its_test_file():
+    """`grit_jax/rag/index.py` is tested by `tests/rag/test_index.py`, and so on."""
+    tests = Path(__file__).parent
+    modules = [p.relative_to(PACKAGE) for p in files() if not p.name.startswith("__")]
+    expected = [module.with_name(f"test_{module.name}") for module in modules]
+    assert not [str(path) for path in expected if not (tests / path).is_file()]
 
 
 PACKAGES = ["grit_jax"] + [
