@@ -31,6 +31,7 @@ import jax
 import numpy as np
 import pytest
 from compilation import fully_compiled
+from tiny_models import config_for
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params, init_params
@@ -72,20 +73,7 @@ def tiny_tokenizer(sentences: list[str]) -> Tokenizer:
 @pytest.fixture(scope="session")
 def tiny_config(tiny_tokenizer: Tokenizer) -> ModelConfig:
     """Three layers in float32; weights large enough that attention is far from uniform."""
-    return ModelConfig(
-        vocab_size=tiny_tokenizer.vocab_size,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        dtype="float32",
-        initializer_range=0.2,
-        bos_token_id=tiny_tokenizer.bos_id,
-        eos_token_id=tiny_tokenizer.eos_id,
-        pad_token_id=tiny_tokenizer.pad_id,
-    )
+    return config_for(tiny_tokenizer, hidden_size=48, intermediate_size=96, num_hidden_layers=3)
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
-from training_run import break_off
+from tiny_models import config_for
+from training_run import break_off, trace, write_examples
 
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.models.config import ModelConfig
 from grit_jax.models.lora import MATRICES
 from grit_jax.models.transformer import init_params
 from grit_jax.run_model import load_model, load_tokenizer
-from grit_jax.runtime.metrics import read_lines
 from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.text.chat import GRIT
@@ -31,40 +30,18 @@ from grit_jax.training.frozen_base import load_base
 from grit_jax.training.state import init_state, make_optimizer, make_schedule
 
 STEPS = 4
-TIMES = ("seconds", "tokens_per_s", "data_wait_s")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, sentences, tiny_tokenizer) -> Path:
     """A base model and a configuration for both losses, paths relative to it."""
     root = tmp_path_factory.mktemp("lora")
-    config = ModelConfig(
-        vocab_size=tiny_tokenizer.vocab_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        dtype="float32",
-        initializer_range=0.2,
-        bos_token_id=tiny_tokenizer.bos_id,
-        eos_token_id=tiny_tokenizer.eos_id,
-        pad_token_id=tiny_tokenizer.pad_id,
-    )
+    config = config_for(tiny_tokenizer, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
     params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
     GritLM(config, params, tiny_tokenizer, tiny_tokenizer.format(GRIT)).save_pretrained(
         root / "base"
     )
-    files = {
-        "embedding": [
-            {"query": ["find it", a], "pos": [["", b]], "neg": [["", c]]}
-            for a, b, c in zip(sentences[:40], sentences[40:80], sentences[80:120])
-        ],
-        "generative": [{"text": [a, b]} for a, b in zip(sentences[:50], sentences[50:100])],
-    }
-    for name, lines in files.items():
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_examples(root, sentences)
     run = {
         "model": {"path": "base", "dtype": "float32", "remat": "none", "projection": 12},
         "lora": {"rank": 4, "alpha": 8, "base": "int4"},
@@ -90,14 +67,6 @@ def read(folder, **overrides):
     return read_run_config(
         folder / "config.yaml", {key.replace("__", "."): value for key, value in overrides.items()}
     )
-
-
-def trace(output: Path) -> list[dict]:
-    """The metrics without what the clock says."""
-    return [
-        {k: v for k, v in line.items() if k not in TIMES}
-        for line in read_lines(output / "metrics.jsonl")
-    ]
 
 
 @pytest.fixture(scope="module")

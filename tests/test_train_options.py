@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from training_run import SHAPE
 
 from grit_jax.data.packing import (
     CachedPacking,
@@ -25,6 +26,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.projection import PROJECTION
 from grit_jax.models.transformer import init_params
 from grit_jax.rag.index import build_index
+from grit_jax.runtime.files import write_jsonl
 from grit_jax.runtime.metrics import read_lines
 from grit_jax.train import export_checkpoint, read_run_config, train
 from grit_jax.training.gradients import joint_gradient
@@ -94,7 +96,7 @@ def folder(tmp_path_factory, sentences) -> Path:
         "documents": [{"id": str(i), "text": text} for i, text in enumerate(sentences)],
     }
     for name, lines in files.items():
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_jsonl(root / f"{name}.jsonl", lines)
     long = {"query": ["find " * 99, "a"], "pos": ["b"], "neg": ["c"], "scores": [1, 0]}
     for name, lines in (
         ("generative", ['{"text": null}']),
@@ -102,16 +104,7 @@ def folder(tmp_path_factory, sentences) -> Path:
     ):
         with (root / f"{name}.jsonl").open("a") as file:
             file.write("".join(line + "\n" for line in lines))
-    shape = {
-        "vocab_size": 512,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "tie_word_embeddings": True,
-    }
+    shape = SHAPE | {"num_hidden_layers": 1}
     config = {
         "model": {"shape": shape, "dtype": "float32", "remat": "none", "scan_layers": False},
         "tokenizer": {"train_on": ["documents.jsonl"], "vocab_size": 480},

@@ -3,13 +3,14 @@ same every time."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from grit_jax.run_config import RunConfig
+from grit_jax.runtime.files import write_jsonl
 from grit_jax.runtime.metrics import read_lines
 from grit_jax.train import train
 from grit_jax.training import loop
@@ -18,36 +19,56 @@ STEPS = 6
 TIMES = ("seconds", "tokens_per_s", "data_wait_s")
 
 
+SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "tie_word_embeddings": True,
+}
+
+
+def write_examples(
+    root: Path,
+    sentences: list[str],
+    *,
+    embedding: int = 40,
+    generative: int = 50,
+    cached: int = 30,
+) -> None:
+    """Writes so many examples of each kind to `root/embedding.jsonl` and so on, and every sentence
+    to `root/documents.jsonl`."""
+
+    def columns(number: int, count: int) -> Iterator[tuple[str, ...]]:
+        parts = [sentences[i * number : (i + 1) * number] for i in range(count)]
+        return zip(*parts, strict=True)
+
+    write_jsonl(
+        root / "embedding.jsonl",
+        (
+            {"query": ["find it", a], "pos": [["", b]], "neg": [["", c]]}
+            for a, b, c in columns(embedding, 3)
+        ),
+    )
+    write_jsonl(root / "generative.jsonl", ({"text": [a, b]} for a, b in columns(generative, 2)))
+    write_jsonl(
+        root / "cached.jsonl", ({"docs": [a], "text": [b, c]} for a, b, c in columns(cached, 3))
+    )
+    write_jsonl(
+        root / "documents.jsonl",
+        ({"id": str(i), "text": text} for i, text in enumerate(sentences)),
+    )
+
+
 def write_run(root: Path, sentences: list[str]) -> Path:
     """`root/config.yaml` with its data beside it, all three kinds, paths relative to it."""
-    files = {
-        "embedding": [
-            {"query": ["find it", a], "pos": [["", b]], "neg": [["", c]]}
-            for a, b, c in zip(sentences[:40], sentences[40:80], sentences[80:120], strict=True)
-        ],
-        "generative": [
-            {"text": [a, b]} for a, b in zip(sentences[:50], sentences[50:100], strict=True)
-        ],
-        "cached": [
-            {"docs": [a], "text": [b, c]}
-            for a, b, c in zip(sentences[:30], sentences[30:60], sentences[60:90], strict=True)
-        ],
-        "documents": [{"id": str(i), "text": text} for i, text in enumerate(sentences)],
-    }
-    for name, lines in files.items():
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_examples(root, sentences)
     config = {
         "model": {
-            "shape": {
-                "vocab_size": 512,
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "head_dim": 8,
-                "tie_word_embeddings": True,
-            },
+            "shape": dict(SHAPE),
             "dtype": "float32",
             "remat": "none",
         },

@@ -10,7 +10,7 @@ import pytest
 from grit_jax import GritLM
 from grit_jax.errors import GritError
 from grit_jax.inference.files import generate_prompts
-from grit_jax.text.chat import GRIT, QWEN
+from grit_jax.text.chat import FORMATS, GRIT, QWEN
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('No tools.')"
@@ -78,6 +78,22 @@ def test_saved_it_is_still_there(model, tmp_path):
     again = GritLM.from_pretrained(tmp_path)
     assert again.template is not None and again.prompt_ids(MESSAGES) == model.prompt_ids(MESSAGES)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"] == TEMPLATE
+
+
+def test_a_model_whose_grit_json_names_a_format_has_no_template(tiny_model, directory, tmp_path):
+    for file in directory.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "grit.json").write_text('{"chat_format": "grit"}')
+    model = GritLM.from_pretrained(tmp_path)
+    assert model.template is None and model.prompt_ids("amber") == tiny_model.prompt_ids("amber")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_model_whose_template_is_a_known_format_s(tiny_model, tmp_path, name):
+    chat = FORMATS[name].with_tokens("<s>", "</s>")
+    model = GritLM.from_pretrained(plain(tiny_model, tmp_path, chat.jinja()))
+    assert model.template is None and model.chat == chat
 
 
 def test_prompts_that_nobody_can_answer(model):

@@ -30,9 +30,10 @@ from grit_jax.inference.text import TextWriter, conversations, messages_of
         ([None], "prompt 0"),
     ],
 )
-def test_bad_prompts_are_named(prompts, words):
-    with pytest.raises(GritError, match=words):
-        conversations(prompts)
+def test_bad_prompts_are_named(tiny_model, prompts, words):
+    for read in (conversations, tiny_model.generate):
+        with pytest.raises(GritError, match=words):
+            read(prompts)
 
 
 def user(text):

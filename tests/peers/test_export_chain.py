@@ -15,6 +15,7 @@ gritlm = pytest.importorskip("gritlm")
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
 from peer_models import open_both  # noqa: E402
+from training_run import SHAPE, write_examples  # noqa: E402
 
 from grit_jax.cli.main import main  # noqa: E402
 from grit_jax.inference.model import GritLM  # noqa: E402
@@ -31,26 +32,12 @@ PROMPT = f"<|user|>\n{INSTRUCTION}\n<|embed|>\n"
 def run(request, tmp_path_factory, sentences):
     """The folder of a run, and its exported checkpoint."""
     root = tmp_path_factory.mktemp(f"run-{request.param}")
-    files = {
-        "embedding": [
-            {"query": ["find it", a], "pos": [["", b]], "neg": [["", c]]}
-            for a, b, c in zip(sentences[:30], sentences[30:60], sentences[60:90])
-        ],
-        "generative": [{"text": [a, b]} for a, b in zip(sentences[:30], sentences[30:60])],
-        "documents": [{"id": str(i), "text": text} for i, text in enumerate(sentences)],
-    }
-    for name, lines in files.items():
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_examples(root, sentences, embedding=30, generative=30)
     config = {
         "model": {
-            "shape": {
-                "vocab_size": 512,
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "head_dim": 8,
+            "shape": SHAPE
+            | {
+                "tie_word_embeddings": False,
                 "initializer_range": 0.2,
                 "max_position_embeddings": 512,
             },

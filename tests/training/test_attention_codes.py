@@ -18,6 +18,7 @@ from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.inference.model import GritLM, ModelOptions
 from grit_jax.inference.sampling import Sampling
 from grit_jax.run_config import ATTENTION_CODES, ModelSection, RunConfig, batch_needs, step_config
+from grit_jax.runtime.files import write_jsonl
 from grit_jax.text.chat import GRIT
 from grit_jax.training.joint import embed_sides, joint_loss
 from grit_jax.types import AttentionMode
@@ -44,7 +45,7 @@ def files(tmp_path_factory, sentences):
         ][:4],
     }
     for name, lines in data.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_jsonl(folder / f"{name}.jsonl", lines)
     return data, {name: [str(folder / f"{name}.jsonl")] for name in data}
 
 
