@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from grit_jax.cli import flags
 from grit_jax.cli.model import add_model, load_model
@@ -52,7 +53,7 @@ def encode(args: argparse.Namespace) -> None:
     from grit_jax.inference.files import encode_file, read_texts
     from grit_jax.runtime.files import is_stdout, refuse_same_file
 
-    refuse_same_file(args.output, args.input)
+    refuse_same_file(args.output, args.input, *Path(args.model).glob("*"))
     if args.json and is_stdout(args.output):
         raise GritError("--json and --output both write to standard output; leave one out")
     texts = read_texts(args.input, args.input_format)

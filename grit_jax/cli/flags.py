@@ -58,7 +58,14 @@ def kinds(
 def path(text: str) -> Path:
     """Reads a file name; `~` is the home directory, also in `--output=~/x`, which no shell
     expands."""
-    return Path(expand_home(text))
+    return Path(place(text))
+
+
+def place(text: str) -> str:
+    """Reads a file name or an address; `~` as for `path`."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return expand_home(text)
 
 
 def name(text: str) -> str:

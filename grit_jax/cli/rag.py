@@ -34,7 +34,7 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--store",
-        type=flags.name,
+        type=flags.place,
         metavar="PATH|URL",
         help="keep the keys and values of this index here (gs://bucket/path) instead of in INDEX;"
         " a path is relative to the working directory and kept absolute",

@@ -31,7 +31,7 @@ from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
 from grit_jax.models.weights_hash import WeightsHash
-from grit_jax.runtime.files import home_path
+from grit_jax.runtime.files import home_path, writable_folder
 from grit_jax.sharding import fitted_sharding
 from grit_jax.text.chat import ChatFormat
 from grit_jax.text.chat_template import ChatTemplate
@@ -178,9 +178,12 @@ class GritLM:
         open.
 
         `dtype` None keeps that of the computation.
+
+        Raises:
+          GritError: no path, or a folder that cannot be written.
         """
         directory = home_path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        writable_folder(directory)
         self.tokenizer.save(
             directory, None if self.template else self.chat, architecture=self.config.architecture
         )

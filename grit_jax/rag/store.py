@@ -158,6 +158,12 @@ class DocumentStore:
                 raise GritError(
                     f"{path}: holds the records of another index; choose another --store"
                 )
+            if owner is None and meta is None and _holds_database_files(path, context):
+                # They would be removed with the store.
+                raise GritError(
+                    f"{path}: holds {OCDBT_MANIFEST} or {OCDBT_DATA} of something else; choose"
+                    " another --store"
+                )
             claim_store(path, index_id, context)
         if meta is not None:
             compression = str((meta.get("identity") or {}).get("compression"))
@@ -448,6 +454,16 @@ def remove_store(path: str | Path, index_id: str, context: ts.Context | None = N
             if not any(Path(path).iterdir()):
                 Path(path).rmdir()
     return True
+
+
+def _holds_database_files(path: str | Path, context: ts.Context | None) -> bool:
+    """Whether a place has files of the names that a store's have."""
+    with _as_grit_error(path, "cannot be opened as a document store"):
+        files = _files(path, context)
+        return any(
+            files.list(ts.KvStore.KeyRange(prefix, prefix + "~")).result()
+            for prefix in (OCDBT_MANIFEST, OCDBT_DATA)
+        )
 
 
 def _files(path: str | Path, context: ts.Context | None) -> ts.KvStore:

@@ -261,7 +261,12 @@ def home_path(name: str | Path) -> Path:
 
     >>> home_path("folder/~")
     PosixPath('folder/~')
+
+    Raises:
+      GritError: the name is empty, or neither a string nor a path.
     """
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise GritError(f"a path must be a string that is not empty, or a Path, got {name!r}")
     return Path(expand_home(str(name)))
 
 

@@ -105,16 +105,18 @@ def test_prepare_and_index_read_pipes(capsys, world, pipe, tmp_path):
     [
         "encode model --input texts.jsonl --output texts.jsonl",
         "encode model --input texts.jsonl --output ./model/../texts.jsonl",
+        "encode model --input texts.jsonl --output model/model.safetensors",
         "data distractors --input rag.jsonl --output rag.jsonl --k 2",
         "data distractors --input rag.jsonl --corpus corpus.jsonl --output corpus.jsonl --k 2",
         "data repeats --input corpus.jsonl --output corpus.jsonl --rows 3",
     ],
 )
 def test_an_output_that_is_an_input_is_refused(capsys, world, command):
-    before = {path: path.read_bytes() for path in world.glob("*.jsonl")}
+    files = [*world.glob("*.jsonl"), world / "model" / "model.safetensors"]
+    before = {path: path.read_bytes() for path in files}
     said = run(capsys, command)
     assert said.status == 2 and "is an input as well" in said.lines[0]
-    assert before == {path: path.read_bytes() for path in world.glob("*.jsonl")}
+    assert before == {path: path.read_bytes() for path in files}
 
 
 def test_standard_output_holds_the_file_alone(world, tmp_path):

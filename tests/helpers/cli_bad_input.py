@@ -61,6 +61,9 @@ CASES = {
     ),
     "encode ./absent --input texts.txt --output x.npy": "./absent: model not found: no such directory",
     "encode '' --input texts.txt --output x.npy": "the model's name is empty",
+    "encode model --input texts.txt --output ''": "argument --output: must not be empty",
+    "encode model --input= --output x.npy": "argument --input: must not be empty",
+    "index model --input corpus.jsonl --output new --store ''": "argument --store: must not be empty",
     "encode empty --input texts.txt --output x.npy": "empty: a file; expected a model directory",
     "encode folder --input texts.txt --output x.npy": "folder/config.json: no such file",
     "encode m-truncated --input texts.txt --output x.npy": (

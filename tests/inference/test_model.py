@@ -343,6 +343,27 @@ def test_html_tags_do_not_end_an_answer(tiny_config, tiny_params, tmp_path):
     assert (ids[0], ids[-1]) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    "directory, message",
+    [
+        (None, "a path must be a string that is not empty, or a Path, got None"),
+        (5, "got 5"),
+        ("", "got ''"),
+        ("file", "file: is a file; name a folder"),
+        ("file/model", "file/model: cannot be written"),
+    ],
+)
+def test_a_place_where_no_model_can_be_saved_is_named(
+    tiny_model, tmp_path, monkeypatch, directory, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(GritError, match=message):
+        tiny_model.save_pretrained(directory)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_tilde_is_the_home_folder(tiny_model, tmp_path, monkeypatch):
     """In every path of the Python interface; nothing is made in the working directory."""
     (tmp_path / "home").mkdir()

@@ -100,6 +100,20 @@ def test_another_indexs_store_is_neither_read_written_nor_removed(model, folders
     }
 
 
+def test_a_store_does_not_go_among_files_that_removing_it_would_remove(model, tmp_path):
+    mine = tmp_path / "data" / "d" / "mine"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(GritError, match="data: holds .* d/ of something else"):
+        build(model, tmp_path / "index", FIRST, IndexOptions(store=str(tmp_path / "data")))
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [mine]
+    other = tmp_path / "notes" / "note.txt"  # which a store does not touch
+    other.parent.mkdir()
+    other.write_text("mine")
+    build(model, tmp_path / "beside", FIRST, IndexOptions(store=str(tmp_path / "notes")))
+    assert other.read_text() == "mine" and store_owner(tmp_path / "notes") is not None
+
+
 def test_a_place_that_the_next_generation_needs_may_be_another_indexs(model, tmp_path):
     build(model, tmp_path / "one", FIRST, IndexOptions(store=str(tmp_path / "caches")))
     build(model, tmp_path / "two", SECOND, IndexOptions(store=str(tmp_path / "caches.1")))

@@ -14,6 +14,7 @@ import pytest
 
 from grit_jax.errors import GritError
 from grit_jax.runtime.files import (
+    home_path,
     is_stream,
     is_temporary,
     json_text,
@@ -115,6 +116,12 @@ def test_pipes_devices_and_descriptors_are_written_to(tmp_path):
         assert log.read() == b"before and after"
     assert names(tmp_path) == ["log", "pipe"]
     assert not is_stream(tmp_path) and not is_stream(tmp_path / "log")
+
+
+@pytest.mark.parametrize("name", ["", None, 5, b"file"])
+def test_what_is_no_path(name):
+    with pytest.raises(GritError, match="a path must be a string that is not empty"):
+        home_path(name)
 
 
 def test_an_output_that_is_an_input(tmp_path):
