@@ -254,7 +254,7 @@ def plan_table(plan: Plan) -> str:
         f"gradient: {plan.gradient}",
         "",
         (
-            "program    fits   peak per chip arguments   temporaries   at least   bound by    "
+            "program    fits peak per chip   arguments   temporaries   at least   bound by    "
             " compiled in"
         ),
     ]

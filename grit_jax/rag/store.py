@@ -150,20 +150,12 @@ class DocumentStore:
         kv, meta = _open(path, context)
         if index_id:
             owner = store_owner(path, context)
-            if owner not in (index_id, None):
-                raise GritError(
-                    f"{path}: this document store belongs to another index; choose another --store"
-                )
             if owner is None and meta is not None and StoreSize(**meta["size"]).records:
                 raise GritError(
                     f"{path}: holds the records of another index; choose another --store"
                 )
-            if owner is None and meta is None and _holds_database_files(path, context):
-                # They would be removed with the store.
-                raise GritError(
-                    f"{path}: holds {OCDBT_MANIFEST} or {OCDBT_DATA} of something else; choose"
-                    " another --store"
-                )
+            if owner is None and meta is None and _holds_data(path, context):
+                raise GritError(f"{path}: {OCDBT_DATA} holds other files; choose another --store")
             claim_store(path, index_id, context)
         if meta is not None:
             compression = str((meta.get("identity") or {}).get("compression"))
@@ -204,8 +196,7 @@ class DocumentStore:
           Their keys, in the order of the documents.
 
         Raises:
-          GritError: the disk is full or the store cannot be written; nothing of the batch is in it
-            then.
+          GritError: the disk is full or the store cannot be written; none of the batch is in it.
         """
         batch = list(documents)
         keys = [self.key(document.tokens) for document in batch]
@@ -456,14 +447,10 @@ def remove_store(path: str | Path, index_id: str, context: ts.Context | None = N
     return True
 
 
-def _holds_database_files(path: str | Path, context: ts.Context | None) -> bool:
-    """Whether a place has files of the names that a store's have."""
-    with _as_grit_error(path, "cannot be opened as a document store"):
-        files = _files(path, context)
-        return any(
-            files.list(ts.KvStore.KeyRange(prefix, prefix + "~")).result()
-            for prefix in (OCDBT_MANIFEST, OCDBT_DATA)
-        )
+def _holds_data(path: str | Path, context: ts.Context | None) -> bool:
+    """Whether there are files where the database puts its own: they would be removed with it."""
+    with _as_grit_error(path, "cannot be read"):
+        return bool(_files(path, context).list(ts.KvStore.KeyRange(OCDBT_DATA, "d/~")).result())
 
 
 def _files(path: str | Path, context: ts.Context | None) -> ts.KvStore:
