@@ -17,7 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models import kernels
+from grit_jax.models.cudnn import cudnn_attention
 from grit_jax.models.kernels import KeyValues
+from grit_jax.models.splash import splash_attention
 from grit_jax.sharding import constrain, num_shards
 from grit_jax.types import AttentionMode, Mode
 
@@ -35,7 +37,9 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Attention of `T` tokens to themselves and to cached keys.
 
-    Where the mesh splits the tokens of a row, queries stay where they are and keys are gathered.
+    The platform's fused kernel computes it where that takes the shapes (`splash`, `cudnn`), the
+    blocked path elsewhere. Where the mesh splits the tokens of a row, queries stay where they are
+    and keys are gathered.
 
     A text of which a key or a value is not finite gives NaN, at all of its tokens, and does not
     reach the texts beside it in the row: a kernel multiplies what a query does not see by zero, and
@@ -47,6 +51,7 @@ def attend(
       mode: one mode for all rows, or blocks of `(mode, rows)` that follow one another and repeat
         over all rows.
       window: keys further than this from the query by position are not seen (`|i - j| < window`).
+        Positions of a segment, own and cached together, are those of a text without gaps.
       cached: keys computed before, in a cache's axis order; a query sees those with its own segment
         number. Negative numbers mark tokens that were not finite (see `cache.insert`).
       blocks: in prefix mode, query `i` sees key `j` of its segment if `j <= i` or `blocks[i] ==
@@ -171,18 +176,39 @@ def _attend_one_mode(
     prefix = mode is AttentionMode.PREFIX
     if prefix and blocks is None:
         raise ValueError("prefix attention needs `blocks`, which say what sees its later tokens")
-    causal = mode is not AttentionMode.BIDIRECTIONAL
-    if not cached and not prefix:  # no fused kernel knows blocks
-        fused = kernels.fused_attention(q, own.k, own.v, own.segments, causal=causal, **options)
-        if fused is not None:
-            return fused
     blocks = blocks if prefix else None
+    causal = mode is not AttentionMode.BIDIRECTIONAL
     queries = kernels.Queries(q, own.positions, own.segments, blocks)
     own = dataclasses.replace(own, blocks=blocks, causal=causal)
     symmetric_window = mode is not AttentionMode.CAUSAL
+    fused = _fused_attention(queries, own, cached, symmetric_window, options)
+    if fused is not None:
+        return fused
     return checkpoint_name(
         kernels.blocked_attention(
             queries, [own, *cached], symmetric_window=symmetric_window, **options
         ),
         kernels.ATTENTION_NAME,
     )
+
+
+def _fused_attention(
+    queries: kernels.Queries,
+    own: KeyValues,
+    cached: Sequence[KeyValues],
+    symmetric_window: bool,
+    options: dict[str, Any],
+) -> Float[Array, "B T N H"] | None:
+    """The platform's fused kernel, or None where there is none for these shapes.
+
+    One token over a cache stays with the blocked path, which reads the keys where they lie: a
+    kernel over cached and own keys needs them side by side.
+    """
+    if queries.q.shape[1] == 1:
+        return None
+    platform = kernels.platform()
+    if platform == "tpu" and own.blocks is None:  # its masks know no prefix blocks
+        return splash_attention(queries, own, cached, **options)
+    if platform == "gpu":
+        return cudnn_attention(queries, own, cached, symmetric_window=symmetric_window, **options)
+    return None

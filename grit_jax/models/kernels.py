@@ -1,4 +1,4 @@
-"""Attention kernels: splash on TPU, cuDNN on GPU, and a blocked XLA path that runs anywhere.
+"""Queries and keys as attention kernels take them, and the blocked XLA path that runs anywhere.
 
 The blocked path reads several groups of keys (a row's own, those of caches) with a running softmax:
 a cache is read where it lies, and long inputs never build their T x S matrix.
@@ -12,33 +12,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.sharding import fitted_spec, num_shards
+from grit_jax.sharding import num_shards
 
 # The name, for `jax.checkpoint`, of what attention's backward pass needs of its forward pass.
 ATTENTION_NAME = "attention"
 MASKED = -1e30  # finite: a query that sees nothing averages all values instead of giving NaN
 KEY_BLOCK = 512  # keys per step of the blocked path, for groups of more than twice as many
-CUDNN_HEAD = 128  # widest head of cuDNN's kernels for training, on every card that has them
-SPLASH_TILE = 128  # splash works on multiples of this many tokens and of this many head dimensions
-# Tokens of a tile of scores: the larger, the less often keys are read for them (MaxText takes 512
-# on every generation; the kernel's own 128 reads more bytes a FLOP than a v5p or v6e can).
-SPLASH_BLOCKS = (512, 384, 256, 128)
-SPLASH_SIDES = (
-    "block_q",
-    "block_kv",
-    "block_kv_compute",
-    "block_q_dkv",
-    "block_kv_dkv",
-    "block_kv_dkv_compute",
-    "block_q_dq",
-    "block_kv_dq",
-)
-# The name scope of splash's kernels in a program: tiles of scores that they compute, and all tiles.
-TILES = "tiles_{}_of_{}"
 
 
 @dataclasses.dataclass
@@ -86,6 +67,14 @@ class KeyValues:
     def length(self) -> int:
         """The number of keys `S`."""
         return self.segments.shape[1]
+
+    def dequantised(self, dtype: jnp.dtype) -> tuple[Array, Array]:
+        """Keys and values in a float type, int8 codes multiplied by their scales."""
+
+        def wide(x: Array, scale: Array | None) -> Array:
+            return x.astype(dtype) if scale is None else (x * scale[..., None]).astype(dtype)
+
+        return wide(self.k, self.k_scale), wide(self.v, self.v_scale)
 
     def slice(self, start: Int[Array, ""] | int, size: int) -> KeyValues:
         """`size` keys from `start` on."""
@@ -267,43 +256,6 @@ def _over_blocks(step, state, keys: KeyValues):
     return step(state, keys.slice(whole * KEY_BLOCK, rest)) if rest else state
 
 
-def fused_attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    segments: Int[Array, "B T"],
-    *,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-) -> Float[Array, "B T N H"] | None:
-    """The platform's fused kernel for a pass without cache, or None where there is none for these
-    shapes."""
-    kind = platform()
-    T, H = q.shape[1], q.shape[3]
-    if kind == "tpu" and T % (SPLASH_TILE * num_shards("tokens", T)) == 0 and H % SPLASH_TILE == 0:
-        return _splash(
-            q, k, v, segments, causal=causal, window=window, scale=scale, softcap=softcap
-        )
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    # cuDNN has no soft cap, and no head wider than this in its backward pass.
-    if (
-        kind == "gpu"
-        and half
-        and H % 8 == 0
-        and H <= CUDNN_HEAD
-        and window is None
-        and softcap is None
-    ):
-        same = (segments[:, :, None] == segments[:, None, :])[:, None]
-        out = jax.nn.dot_product_attention(
-            q, k, v, mask=same, scale=scale, is_causal=causal, implementation="cudnn"
-        )
-        return checkpoint_name(out, ATTENTION_NAME)
-    return None
-
-
 def platform() -> str:
     """The platform the program is traced for: that of the mesh in use (ahead-of-time too), else the
     default."""
@@ -312,87 +264,3 @@ def platform() -> str:
         kind = mesh.abstract_device.device_kind.lower()
         return "tpu" if "tpu" in kind else "gpu" if "nvidia" in kind else "cpu"
     return jax.default_backend()
-
-
-def splash_block(T: int, window: int | None) -> int:
-    """Side of a tile of scores for rows, or shares of rows, of `T` tokens; no wider than a window
-    that there is."""
-    return next(b for b in SPLASH_BLOCKS if T % b == 0 and b <= max(window or b, SPLASH_TILE))
-
-
-def computed_tiles(T: int, block: int, *, causal: bool, window: int | None) -> tuple[int, int]:
-    """Tiles of a row's `T x T` scores in which splash finds a pair that the mask shows, and all
-    tiles; it passes over the others."""
-    tiles = T // block
-    apart = np.subtract.outer(np.arange(tiles), np.arange(tiles))  # of a query's tile from a key's
-    nearest = np.maximum(np.abs(apart) * block - (block - 1), 0)  # of their tokens
-    seen = nearest < (window or T)
-    return int((seen & (apart >= 0) if causal else seen).sum()), tiles**2
-
-
-def _splash(
-    q, k, v, segments, *, causal: bool, window: int | None, scale: float, softcap: float | None
-) -> jax.Array:
-    """Splash attention (jax.experimental.pallas.ops.tpu) per device under `shard_map`; heads, rows
-    and queries split.
-
-    The kernel takes its share of the mask's description with its share of the queries, whose keys
-    are all there.
-    """
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    T = q.shape[1]
-    shards = num_shards("tokens", T)
-    block = splash_block(T // shards, window)
-    mask: masks.Mask
-    if window is not None:
-        mask = masks.LocalMask((T, T), (window - 1, 0 if causal else window - 1), 0)
-    elif causal:
-        mask = masks.CausalMask((T, T))
-    else:
-        # The same for any share of the queries; the kernel cannot split a mask without a border.
-        mask, shards = masks.FullMask((T // shards, T)), 1
-    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-
-    def make(heads: int) -> kernel.SplashAttentionKernel:
-        many = masks.MultiHeadMask([mask] * heads)
-        return kernel.make_splash_mha(
-            many,
-            head_shards=1,
-            q_seq_shards=shards,
-            attn_logits_soft_cap=softcap,
-            residual_checkpoint_name=ATTENTION_NAME,
-            block_sizes=kernel.BlockSizes(**dict.fromkeys(SPLASH_SIDES, block)),
-        )
-
-    def local(q, k, v, segments, key_segments, mha):
-        ids = kernel.SegmentIds(segments, key_segments)
-        with jax.named_scope(TILES.format(*computed_tiles(T, block, causal=causal, window=window))):
-            out = jax.vmap(mha)(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ids)
-        return out.swapaxes(1, 2)
-
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return local(q, k, v, segments, segments, make(q.shape[2]))
-    keys = fitted_spec(("rows", None, "kv_heads", None), k.shape, mesh)
-    tokens = fitted_spec(("tokens",), (T,), mesh)[0]
-    queries = PartitionSpec(keys[0], tokens, keys[2], None)
-    mha = make(q.shape[2] // (num_shards("kv_heads", k.shape[2]) if keys[2] else 1))
-    mask_spec = mha.manual_sharding_spec(
-        NamedSharding(mesh, PartitionSpec(None, tokens if shards > 1 else None))
-    )
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        out_specs=queries,
-        check_vma=False,
-        in_specs=(
-            queries,
-            keys,
-            keys,
-            PartitionSpec(keys[0], tokens),
-            PartitionSpec(keys[0], None),
-            mask_spec,
-        ),
-    )(q, k, v, segments, segments, mha)

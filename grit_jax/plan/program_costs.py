@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from grit_jax.models.kernels import TILES
+from grit_jax.models.splash import TILES
 from grit_jax.plan.hlo import Computation, Instruction, Module, Shape, parse, trip_count
 
 COLLECTIVES = (

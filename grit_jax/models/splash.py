@@ -1,0 +1,205 @@
+"""Splash attention (jax: experimental/pallas/ops/tpu/splash_attention), the fused kernel on TPU.
+
+Cached keys come before a row's own keys in one call. The mask over slots is then that of a row
+without cache, shifted by the number of cached keys, and segment ids say which keys a query sees of
+those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from grit_jax.models.kernels import ATTENTION_NAME, KeyValues, Queries
+from grit_jax.sharding import fitted_spec, num_shards
+
+TILE = 128  # splash works on multiples of this many tokens and of this many head dimensions
+# Tokens of a tile of scores: the larger, the less often keys are read for them (MaxText takes 512
+# on every generation; the kernel's own 128 reads more bytes a FLOP than a v5p or v6e can).
+BLOCKS = (512, 384, 256, 128)
+QUERY_SIDES = ("block_q", "block_q_dkv", "block_q_dq")
+KEY_SIDES = (
+    "block_kv",
+    "block_kv_compute",
+    "block_kv_dkv",
+    "block_kv_dkv_compute",
+    "block_kv_dq",
+)
+# The name scope of splash's kernels in a program: tiles of scores that they compute, and all tiles.
+TILES = "tiles_{}_of_{}"
+NO_QUERY = -1  # the segment of keys that no query sees: those of queries are at least 0
+
+
+def splash_attention(
+    queries: Queries,
+    own: KeyValues,
+    cached: Sequence[KeyValues] = (),
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "B T N H"] | None:
+    """Attention to own keys and to cached ones, or None where the kernel does not take them.
+
+    It takes heads of a multiple of 128, and
+
+    - without cached keys, rows of a multiple of 128 tokens on each device;
+    - with cached keys, rows of any length (they are padded), but where tokens are split over
+      devices. int8 keys and values are dequantised as they are put beside the own ones.
+    - a window over own keys, which are in the order of their positions. The kernel's masks know
+      slots, not positions, so that over cached keys, whose positions are in any order, it takes a
+      window only where it hides nothing: not narrower than all keys together, since positions of a
+      text count its tokens.
+
+    Prefix blocks are not expressed by a mask over slots; `attention.attend` does not come here with
+    them.
+    """
+    T, H = queries.q.shape[1], queries.q.shape[3]
+    shards, S = num_shards("tokens", T), sum(keys.length for keys in cached)
+    rest = -T % (TILE * shards)
+    if H % TILE or (rest and (not cached or shards > 1)):
+        return None
+    if cached and window is not None:
+        if window < S + T:
+            return None
+        window = None
+    q = (queries.q.astype(jnp.float32) * scale).astype(queries.q.dtype)
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, rest)) + ((0, 0),) * (x.ndim - 2)) if rest else x
+    segments = pad(own.segments)
+    block = key_block(S, T + rest) if cached else None
+    dead = -(S + T + rest) % block if block else 0
+    # Empty slots are segment 0 in a cache, as padding is among the queries.
+    marks = [jnp.where(keys.segments > 0, keys.segments, NO_QUERY) for keys in cached]
+    marks += [jnp.full((len(segments), dead), NO_QUERY, segments.dtype)] if dead else []
+    keys_of = [keys.dequantised(q.dtype) for keys in cached]
+    out = _over_devices(
+        pad(q),
+        (pad(own.k), pad(own.v)),
+        (tuple(k for k, _ in keys_of), tuple(v for _, v in keys_of)),
+        segments,
+        jnp.concatenate([*marks, segments], axis=1) if marks else segments,
+        causal=own.causal,
+        window=window,
+        softcap=softcap,
+        block=block,
+    )
+    return out[:, :T] if rest else out
+
+
+def query_block(T: int, window: int | None) -> int:
+    """Side of a tile of scores for rows, or shares of rows, of `T` tokens; no wider than a window
+    that there is."""
+    return next(b for b in BLOCKS if T % b == 0 and b <= max(window or b, TILE))
+
+
+def key_block(cached: int, own: int) -> int:
+    """The other side of a tile over cached and own keys, which are padded to a multiple of it.
+
+    The one that takes the least time, where a tile costs as much beside its keys as another 128
+    keys: a tile of 128 x 128 is smaller than what starting it costs.
+    """
+    return min(BLOCKS, key=lambda b: -(-(cached + own) // b) * (b + TILE))
+
+
+def computed_tiles(
+    T: int, S: int, sides: tuple[int, int], *, causal: bool, window: int | None
+) -> tuple[int, int]:
+    """Tiles of a row's `T x S` scores in which splash finds a pair that the mask shows, and all
+    tiles; it passes over the others. The last `T` keys are those of the queries.
+
+    Args:
+      sides: queries and keys of a tile.
+    """
+    first = np.arange(T // sides[0])[:, None] * sides[0] + S - T  # its first query's own key
+    keys = np.arange(S // sides[1])[None, :] * sides[1]
+    near = first - (S if window is None else window - 1)
+    far = first + sides[0] - 1 + (0 if causal else S if window is None else window - 1)
+    return int(((keys + sides[1] - 1 >= near) & (keys <= far)).sum()), len(first) * keys.size
+
+
+def _over_devices(
+    q, own, cached, segments, key_segments, *, causal, window, softcap, block
+) -> jax.Array:
+    """The kernel on each device, under `shard_map`; heads, rows and queries are split.
+
+    The kernel takes its share of the mask's description with its share of the queries, whose keys
+    are all there.
+
+    Args:
+      own: keys and values `[B T K H]`.
+      cached: keys `[B K H S]`, several, and values `[B K S H]`.
+      block: keys of a tile, None for as many as queries.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    T, S = q.shape[1], key_segments.shape[1]
+    shards = num_shards("tokens", T)
+    side = query_block(T // shards, window)
+    sides = (side, block or side)
+    mask: masks.Mask
+    if window is not None:
+        mask = masks.LocalMask((T, S), (window - 1, 0 if causal else window - 1), S - T)
+    elif causal:
+        mask = masks.CausalMask((T, S), S - T)
+    else:
+        # The same for any share of the queries; the kernel cannot split a mask without a border.
+        mask, shards = masks.FullMask((T // shards, S)), 1
+
+    def make(heads: int) -> kernel.SplashAttentionKernel:
+        many = masks.MultiHeadMask([mask] * heads)
+        return kernel.make_splash_mha(
+            many,
+            head_shards=1,
+            q_seq_shards=shards,
+            attn_logits_soft_cap=softcap,
+            residual_checkpoint_name=ATTENTION_NAME,
+            block_sizes=kernel.BlockSizes(
+                **dict.fromkeys(QUERY_SIDES, sides[0]), **dict.fromkeys(KEY_SIDES, sides[1])
+            ),
+        )
+
+    def local(q, own, cached, segments, key_segments, mha):
+        k, v = (x.swapaxes(1, 2) for x in own)
+        if cached[0]:
+            rest = S - T - sum(x.shape[2] for x in cached[1])
+            dead = [jnp.zeros((*k.shape[:2], rest, k.shape[3]), k.dtype)] if rest else []
+            k = jnp.concatenate([*(x.swapaxes(2, 3) for x in cached[0]), *dead, k], axis=2)
+            v = jnp.concatenate([*cached[1], *dead, v], axis=2)
+        ids = kernel.SegmentIds(segments, key_segments)
+        with jax.named_scope(
+            TILES.format(*computed_tiles(T, S, sides, causal=causal, window=window))
+        ):
+            out = jax.vmap(mha)(q.swapaxes(1, 2), k, v, ids)
+        return out.swapaxes(1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, own, cached, segments, key_segments, make(q.shape[2]))
+    keys = fitted_spec(("rows", None, "kv_heads", None), own[0].shape, mesh)
+    by_head = PartitionSpec(keys[0], keys[2], None, None)
+    tokens = fitted_spec(("tokens",), (T,), mesh)[0]
+    split = PartitionSpec(keys[0], tokens, keys[2], None)
+    mha = make(q.shape[2] // (num_shards("kv_heads", own[0].shape[2]) if keys[2] else 1))
+    mask_spec = mha.manual_sharding_spec(
+        NamedSharding(mesh, PartitionSpec(None, tokens if shards > 1 else None))
+    )
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        out_specs=split,
+        check_vma=False,
+        in_specs=(
+            split,
+            (keys, keys),
+            jax.tree.map(lambda _: by_head, cached),
+            PartitionSpec(keys[0], tokens),
+            PartitionSpec(keys[0], None),
+            mask_spec,
+        ),
+    )(q, own, cached, segments, key_segments, mha)

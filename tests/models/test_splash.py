@@ -1,0 +1,221 @@
+"""Splash attention: its tiles, and its results beside those of the blocked path, interpreted."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
+from tensor_error import assert_near
+
+from grit_jax.models import attention, kernels
+from grit_jax.models.attention import attend
+from grit_jax.models.kernels import KeyValues
+from grit_jax.models.splash import (
+    KEY_SIDES,
+    QUERY_SIDES,
+    computed_tiles,
+    key_block,
+    query_block,
+    splash_attention,
+)
+from grit_jax.sharding import MeshConfig, make_mesh
+from grit_jax.types import AttentionMode
+
+BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
+
+
+@pytest.mark.parametrize(
+    "T, window", [(2048, None), (2048, 700), (768, 100), (1152, None), (640, 1)]
+)
+@pytest.mark.parametrize("cached, keys", [(0, None), (256, 128), (512, 256)])
+def test_tiles_that_splash_computes(T, window, cached, keys):
+    """As the kernel itself marks those that it does not pass over."""
+    side, S = query_block(T, window), T + cached
+    sides = (side, keys or side)
+    if S % sides[1]:
+        pytest.skip("keys are padded to whole tiles before")
+    block_sizes = splash_attention_kernel.BlockSizes(
+        **dict.fromkeys(QUERY_SIDES, sides[0]), **dict.fromkeys(KEY_SIDES, sides[1])
+    )
+    whole = (T // sides[0]) * (S // sides[1])
+    for causal in (True, False):
+        if window is None:
+            mask = (
+                splash_attention_mask.CausalMask((T, S), cached)
+                if causal
+                else splash_attention_mask.FullMask((T, S))
+            )
+        else:
+            mask = splash_attention_mask.LocalMask(
+                (T, S), (window - 1, 0 if causal else window - 1), cached
+            )
+        many = splash_attention_mask.MultiHeadMask([mask])
+        marks = splash_attention_kernel.make_splash_mha(
+            many, block_sizes=block_sizes, head_shards=1, q_seq_shards=1
+        )
+        marks = marks.fwd_mask_info.block_mask
+        computed = whole if marks is None else np.count_nonzero(marks)
+        assert computed_tiles(T, S, sides, causal=causal, window=window) == (computed, whole)
+
+
+def test_tiles_divide_the_row_and_are_no_wider_than_its_window():
+    assert [query_block(T, None) for T in (128, 256, 384, 512, 640, 768, 2048)] == [
+        128,
+        256,
+        384,
+        512,
+        128,
+        384,
+        512,
+    ]
+    assert [query_block(2048, window) for window in (64, 128, 300, 512, 4096)] == [
+        128,
+        128,
+        256,
+        512,
+        512,
+    ]
+
+
+def test_padding_of_keys_is_weighed_against_the_number_of_tiles():
+    assert [key_block(S, 128) for S in (0, 100, 300, 512, 1920, 2048, 3968)] == [
+        128,
+        256,
+        512,
+        384,
+        512,
+        384,
+        512,
+    ]
+
+
+def keys(rng, B, S, K, H, segments, by_head):
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    k = draw(B, K, H, S) if by_head else draw(B, S, K, H)
+    v = draw(B, K, S, H) if by_head else draw(B, S, K, H)
+    positions = jnp.asarray(rng.integers(0, S, (B, S)), jnp.int32)
+    return KeyValues(k, v, positions, jnp.asarray(segments, jnp.int32), by_head=by_head)
+
+
+def rows(seed=0, B=2, T=130, slots=(70, 33), N=4, K=2, H=128):
+    """Queries with their own keys in up to three segments and padding behind, and caches with empty
+    slots, keys of several segments and, in the first, of a token that was not finite."""
+    rng = np.random.default_rng(seed)
+    packed = np.sort(rng.integers(0, 4, (B, T)))[:, ::-1]
+    own = keys(rng, B, T, K, H, packed, False)
+    own = dataclasses.replace(own, positions=jnp.tile(jnp.arange(T), (B, 1)))
+    cached = [keys(rng, B, S, K, H, rng.integers(0, 4, (B, S)), True) for S in slots]
+    cached[0].segments = cached[0].segments.at[:, 5].set(-3)
+    q = jnp.asarray(rng.normal(size=(B, T, N, H)), jnp.float32)
+    return q, own, cached
+
+
+def interpreted(monkeypatch):
+    """The TPU's kernels on the CPU."""
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    make = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", make)
+    # Whatever comes to the blocked path is an error.
+    monkeypatch.setattr(kernels, "blocked_attention", None)
+
+
+def value_and_gradients(q, own, cached, **options):
+    """Attention with a NaN counted as a number, a loss over the tokens that are no padding, and its
+    gradients."""
+    real = (own.segments > 0)[:, :, None, None]
+
+    def loss(q, own_kv, cached_kv):
+        mine = dataclasses.replace(own, k=own_kv[0], v=own_kv[1])
+        theirs = [dataclasses.replace(group, k=k, v=v) for group, (k, v) in zip(cached, cached_kv)]
+        out = attend(q, mine, cached=theirs, **options)
+        out = jnp.where(jnp.isfinite(out) & real, out, 7.0)
+        return jnp.sin(out).sum(), out
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (_, out), grads = run(q, (own.k, own.v), [(group.k, group.v) for group in cached])
+    return out, grads
+
+
+@pytest.mark.parametrize(
+    "mode, softcap, window",
+    [(CAUSAL, None, None), (BIDIRECTIONAL, 5.0, None), (CAUSAL, None, 130 + 103)],
+    ids=["causal", "bidirectional-capped", "window-that-hides-nothing"],
+)
+def test_over_cached_keys_as_the_blocked_path(monkeypatch, mode, softcap, window):
+    """Forward and backward: two caches, lengths that are no multiple of a tile, padding and empty
+    slots, and the readers of a token that was not finite."""
+    q, own, cached = rows()
+    expected = value_and_gradients(q, own, cached, mode=mode, softcap=softcap)
+    assert (np.asarray(expected[0]) == 7.0).any()
+    interpreted(monkeypatch)
+    assert_near(
+        value_and_gradients(q, own, cached, mode=mode, softcap=softcap, window=window), expected
+    )
+
+
+def test_over_an_int8_cache(monkeypatch):
+    q, own, cached = rows(B=1, T=64, N=2, K=1)
+    rng = np.random.default_rng(1)
+    codes = lambda x: jnp.round(x * 30).astype(jnp.int8)
+    scales = lambda *shape: jnp.asarray(rng.uniform(0.02, 0.05, shape), jnp.float32)
+    B, K, H, S = cached[0].k.shape
+    cached[0] = dataclasses.replace(
+        cached[0],
+        k=codes(cached[0].k),
+        v=codes(cached[0].v),
+        k_scale=scales(B, K, H),
+        v_scale=scales(B, K, S),
+    )
+    run = lambda: jax.jit(lambda q: attend(q, own, mode=CAUSAL, cached=cached))(q)
+    expected = run()
+    interpreted(monkeypatch)
+    out = run()
+    real = np.asarray((own.segments > 0)[:, :, None, None] & np.isfinite(expected))
+    assert_near(np.where(real, out, 0), np.where(real, expected, 0))
+
+
+@pytest.mark.parametrize("mode", [CAUSAL, ((BIDIRECTIONAL, 1), (CAUSAL, 1))], ids=["one", "blocks"])
+@pytest.mark.parametrize("context", [1, 4])
+@pytest.mark.slow
+def test_over_cached_keys_on_several_devices(monkeypatch, mode, context):
+    """Rows, heads and tokens of rows split; gradients included."""
+    q, own, cached = rows(B=4, T=512)
+    expected = value_and_gradients(q, own, cached, mode=mode)
+    interpreted(monkeypatch)
+    mesh = MeshConfig(1, 2, 4 // context, context=context)
+    with jax.set_mesh(make_mesh(mesh, jax.devices()[:8])):
+        assert_near(value_and_gradients(q, own, cached, mode=mode), expected)
+
+
+def test_what_the_kernel_does_not_take(monkeypatch):
+    """Narrow heads, windows over cached keys that may hide some, prefix blocks, one token; without
+    cache, rows that are no multiple of a tile."""
+    options = {"window": None, "scale": 1.0, "softcap": None}
+    q, own, cached = rows(B=1, T=128)
+    queries = kernels.Queries(q, own.positions, own.segments)
+    take = functools.partial(splash_attention, queries, own)
+    assert take(cached, **{**options, "window": 128 + 102}) is None
+    narrow = jax.tree.map(lambda x: x[..., :64] if x.ndim == 4 else x, own)
+    half = dataclasses.replace(queries, q=q[..., :64])
+    assert splash_attention(half, narrow, **options) is None
+    short = lambda tree: jax.tree.map(lambda x: x[:, :100], tree)
+    fewer = kernels.Queries(*short((q, own.positions, own.segments)))
+    assert splash_attention(fewer, short(own), **options) is None
+
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    monkeypatch.setattr(attention, "splash_attention", None)  # calling it is an error
+    prefix = {"mode": AttentionMode.PREFIX, "blocks": jnp.ones_like(own.segments)}
+    run = lambda q, own, **options: jax.eval_shape(
+        lambda q: attend(q, own, cached=cached, **options), q
+    )
+    assert run(q, own, **prefix).shape == q.shape
+    one = lambda tree: jax.tree.map(lambda x: x[:, :1], tree)
+    assert run(one(q), one(own), mode=CAUSAL).shape == (1, 1, 4, 128)
