@@ -32,6 +32,10 @@ KEY_SIDES = (
 )
 # The name scope of splash's kernels in a program: tiles of scores that they compute, and all tiles.
 TILES = "tiles_{}_of_{}"
+# Rows of fewer tokens over a cache are left to the blocked path: padded to 128, they are several
+# times the products (32 tokens over 2,048 cached ones, 32 heads of 128: 4.8 GFLOP against 1.1), and
+# the same bytes.
+FEWEST_QUERIES = 64
 NO_QUERY = -1  # the segment of keys that no query sees: those of queries are at least 0
 
 
@@ -49,8 +53,9 @@ def splash_attention(
     It takes heads of a multiple of 128, and
 
     - without cached keys, rows of a multiple of 128 tokens on each device;
-    - with cached keys, rows of any length (they are padded), but where tokens are split over
-      devices. int8 keys and values are dequantised as they are put beside the own ones.
+    - with cached keys, rows of at least `FEWEST_QUERIES` tokens; they are padded to a multiple of
+      128, but where tokens are split over devices. int8 keys and values are dequantised as they are
+      put beside the own ones.
     - a window over own keys, which are in the order of their positions. The kernel's masks know
       slots, not positions, so that over cached keys, whose positions are in any order, it takes a
       window only where it hides nothing: not narrower than all keys together, since positions of a
@@ -63,6 +68,8 @@ def splash_attention(
     shards, S = num_shards("tokens", T), sum(keys.length for keys in cached)
     rest = -T % (TILE * shards)
     if H % TILE or (rest and (not cached or shards > 1)):
+        return None
+    if cached and T < FEWEST_QUERIES:
         return None
     if cached and window is not None:
         if window < S + T:

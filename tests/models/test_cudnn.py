@@ -52,11 +52,16 @@ def rows(dtype=jnp.bfloat16, int8=False, slots=(7, 4)):
     return draw(B, T, N, H), own, cached
 
 
-@pytest.mark.parametrize("mode", [BIDIRECTIONAL, CAUSAL, PREFIX], ids=lambda mode: mode.value)
 @pytest.mark.parametrize(
-    "window, int8, with_cache",
-    [(None, False, True), (5, False, True), (None, True, True), (5, False, False)],
-    ids=["cached", "window-cached", "int8", "window"],
+    "mode, window, int8, with_cache",
+    [
+        (BIDIRECTIONAL, 5, False, True),
+        (CAUSAL, None, False, True),
+        (CAUSAL, None, True, True),
+        (PREFIX, 5, False, True),
+        (PREFIX, None, False, False),
+    ],
+    ids=["bidirectional-window", "causal", "causal-int8", "prefix-window", "prefix-alone"],
 )
 def test_as_the_blocked_path(monkeypatch, mode, window, int8, with_cache):
     """Values and gradients, with the mask's arithmetic done by XLA."""

@@ -196,8 +196,8 @@ def test_over_cached_keys_on_several_devices(monkeypatch, mode, context):
 
 
 def test_what_the_kernel_does_not_take(monkeypatch):
-    """Narrow heads, windows over cached keys that may hide some, prefix blocks, one token; without
-    cache, rows that are no multiple of a tile."""
+    """Narrow heads, windows over cached keys that may hide some, prefix blocks, few tokens over a
+    cache or one; without cache, rows that are no multiple of a tile."""
     options = {"window": None, "scale": 1.0, "softcap": None}
     q, own, cached = rows(B=1, T=128)
     queries = kernels.Queries(q, own.positions, own.segments)
@@ -206,6 +206,9 @@ def test_what_the_kernel_does_not_take(monkeypatch):
     narrow = jax.tree.map(lambda x: x[..., :64] if x.ndim == 4 else x, own)
     half = dataclasses.replace(queries, q=q[..., :64])
     assert splash_attention(half, narrow, **options) is None
+    few = jax.tree.map(lambda x: x[:, :63], (queries.q, own))
+    few_queries = kernels.Queries(few[0], few[1].positions, few[1].segments)
+    assert splash_attention(few_queries, few[1], cached, **options) is None
     short = lambda tree: jax.tree.map(lambda x: x[:, :100], tree)
     fewer = kernels.Queries(*short((q, own.positions, own.segments)))
     assert splash_attention(fewer, short(own), **options) is None
