@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from grit_jax.models.kernels import ATTENTION_NAME, KeyValues, Queries, key_mask
 from grit_jax.sharding import num_shards
 
 WIDEST_HEAD = 128  # of the kernels for training, on every card that has them
-IMPLEMENTATION = "cudnn"
+IMPLEMENTATION: Literal["cudnn", "xla"] = "cudnn"
 
 
 def cudnn_attention(
