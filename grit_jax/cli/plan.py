@@ -27,13 +27,22 @@ def _plan_flags(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--search", action="store_true", help="try meshes and chunk sizes for the training step"
+        "--search",
+        action="store_true",
+        help="try meshes, chunks of rows and rematerialisation policies (model.remat) for the"
+        " training step; prints what was compiled, best first, and the keys to set",
     )
     parser.add_argument(
         "--tries",
         type=flags.positive,
         metavar="N",
         help="programs that --search compiles at most (default: 12)",
+    )
+    parser.add_argument(
+        "--margin",
+        type=flags.number,
+        metavar="X",
+        help="share of a chip's memory that --search leaves free (default: 0.05)",
     )
     parser.add_argument(
         "--train-only",
@@ -44,22 +53,28 @@ def _plan_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def plan(args: argparse.Namespace, arguments: list[str]) -> None:
-    from grit_jax.plan.mesh_search import MAX_TRIES, candidate_table, search_meshes
     from grit_jax.plan.plan import make_plan, plan_table
+    from grit_jax.plan.search import MARGIN, MAX_TRIES, candidate_table, search_settings
     from grit_jax.run_config import read_run_config
 
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
     if args.search:
-        tries = args.tries or MAX_TRIES
-        candidates = search_meshes(config, args.topology, tries, slices=args.slices)
+        tries, margin = args.tries or MAX_TRIES, MARGIN if args.margin is None else args.margin
+        if not 0 <= margin < 1:
+            raise GritError(f"--margin {margin}: expected a share of the memory from 0 to below 1")
+        candidates = search_settings(
+            config, args.topology, tries, slices=args.slices, margin=margin
+        )
         values = {
             "topology": args.topology,
             "slices": args.slices,
+            "margin": margin,
             "candidates": [candidate.to_dict() for candidate in candidates],
         }
         print_result(values, args.json, candidate_table(candidates))
-    elif args.tries:
-        raise GritError("--tries limits what --search compiles; add --search or leave it out")
+    elif args.tries or args.margin is not None:
+        flag = "--tries" if args.tries else "--margin"
+        raise GritError(f"{flag} limits what --search compiles; add --search or leave it out")
     else:
         result = make_plan(config, args.topology, slices=args.slices, serving=not args.train_only)
         print_result(result.to_dict(), args.json, plan_table(result))

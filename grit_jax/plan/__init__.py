@@ -11,7 +11,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "compile_program": "plan",
         "make_plan": "plan",
         "parse_topology": "chips",
-        "search_meshes": "mesh_search",
+        "search_settings": "search",
         "step_flops": "flops",
     },
 )

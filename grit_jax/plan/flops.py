@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from grit_jax.models.config import ModelConfig
+from grit_jax.models.config import ModelConfig, Remat
 from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.parameters import parameter_shapes
 from grit_jax.run_config import RunConfig
@@ -69,6 +69,52 @@ def step_flops(config: RunConfig, model: ModelConfig) -> int:
         products = 1 + queries_trained + passages_trained
         directions = 2 if config.train.loss.symmetric else 1
         total += 2 * queries.count * passages.count * sum(widths) * products * directions
+    return total
+
+
+# Weights whose products a layer's backward pass computes again, by rematerialisation policy
+# (`models/transformer.py`: REMAT_POLICIES), and whether it computes scores and weighted values
+# again. The last product of a layer, "down", is not needed for its gradient; "dots" keeps no
+# products with experts.
+_AGAIN = (
+    "query",
+    "key",
+    "value",
+    "attention_out",
+    "gate",
+    "up",
+    "router",
+    "expert_gate",
+    "expert_up",
+)
+RECOMPUTED: dict[Remat, tuple[tuple[str, ...], bool]] = {
+    "full": (_AGAIN, True),
+    "offload": (_AGAIN, True),
+    "save_attention": (_AGAIN, False),
+    "save_qkv": (_AGAIN[3:], False),
+    "dots": (("expert_gate", "expert_up"), True),
+    "none": ((), False),
+}
+
+
+def recomputed_flops(config: RunConfig, model: ModelConfig, remat: Remat, *, chunked: bool) -> int:
+    """FLOPs that one optimizer step repeats, at least, over the whole batch.
+
+    Args:
+      chunked: texts of the contrastive loss are taken in chunks: each is embedded once more.
+    """
+    names, attention = RECOMPUTED[remat]
+    shapes = parameter_shapes(model)
+    token = weight_flops(model, {name: shapes[name] for name in names if name in shapes})
+
+    def again(texts: Texts) -> int:
+        layer = text_attention_flops(model, texts) if attention else 0
+        return texts.count * (texts.length * token + layer)
+
+    total = sum(again(texts) for texts in _language(config))
+    for texts, trained in _sides(config):
+        if trained:
+            total += again(texts) + (forward_flops(model, texts) if chunked else 0)
     return total
 
 

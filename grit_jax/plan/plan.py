@@ -51,6 +51,11 @@ class CompiledProgram:
         """The seconds that a run takes at least."""
         return max(self.seconds.values()) if self.seconds else None
 
+    @property
+    def bound(self) -> str | None:
+        """What takes longest at the chip's peak rates: a key of `seconds`."""
+        return max(self.seconds, key=self.seconds.__getitem__) if self.seconds else None
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         costs = self.costs
@@ -259,12 +264,11 @@ def plan_table(plan: Plan) -> str:
         ),
     ]
     for name, program in plan.programs.items():
-        bound = max(program.seconds, key=program.seconds.__getitem__) if program.seconds else "n/a"
         least = f"{program.roofline:.3g} s" if program.seconds else "n/a"
         lines.append(
             f"{name:10} {'yes' if program.fits else 'NO':4} {gib(program.peak_bytes):>13}"
             f" {gib(program.argument_bytes):>11} {gib(program.temporary_bytes):>13} {least:>10}  "
-            f" {bound:12} {program.compile_seconds:9.0f} s"
+            f" {program.bound or 'n/a':12} {program.compile_seconds:9.0f} s"
         )
     lines += [
         "",

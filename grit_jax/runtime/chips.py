@@ -10,6 +10,9 @@ import dataclasses
 import math
 
 GIB = 2**30
+# Bytes per second between a TPU chip and its host's memory, each way: a v4's PCIe
+# (jax-ml.github.io/scaling-book/tpus); the figures of later chips are not published.
+HOST_RATE = 16e9
 
 
 # ---- chips ---------------------------------------------------------------------------------------
