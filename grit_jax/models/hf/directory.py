@@ -214,8 +214,14 @@ def _check_model(directory: Path) -> None:
     """Raises GritError for what is no directory of a whole model."""
     if not directory.is_dir():
         raise GritError(f"{directory}: no such directory")
+    if (directory / "config.json").is_file():
+        return
+    if (directory / "config.yaml").is_file() and (directory / "model" / "config.json").is_file():
+        raise GritError(
+            f"{directory}: the output folder of a training run; its model is {directory / 'model'}"
+        )
     adapter = directory / "adapter_config.json"
-    if adapter.is_file() and not (directory / "config.json").is_file():
+    if adapter.is_file():
         base = read_json(adapter).get("base_model_name_or_path")
         raise GritError(
             f"{directory}: a PEFT adapter, not a model ({adapter.name}, no config.json); merge it"

@@ -258,3 +258,11 @@ def test_the_package_offers_what_it_says():
 
 def test_golden_files_are_small():
     assert all(path.stat().st_size < 250_000 for path in GOLDEN.rglob("*") if path.is_file())
+
+
+def test_the_folder_of_a_run_is_named(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("output: .\n")
+    with raises("the output folder of a training run; its model is .*model$"):
+        read_model_directory(tmp_path)
