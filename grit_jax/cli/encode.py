@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from grit_jax.cli import flags
+from grit_jax.cli.hosts import add_shards, join_run
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_json, print_result, print_text
 from grit_jax.cli.verb import Verb
@@ -46,26 +47,31 @@ def _encode_flags(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of the written vectors (default: %(default)s)",
     )
+    add_shards(parser, "V.npy.shards, if there is more than one block of texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def encode(args: argparse.Namespace) -> None:
-    from grit_jax.inference.files import encode_file, read_texts
+    from grit_jax.inference.vector_file import VectorOptions, encode_file
+    from grit_jax.inference.files import read_texts
     from grit_jax.runtime.files import is_stdout, refuse_same_file
+    from grit_jax.runtime.hosts import errors_together, is_first
 
     refuse_same_file(args.output, args.input, *Path(args.model).glob("*"))
     if args.json and is_stdout(args.output):
         raise GritError("--json and --output both write to standard output; leave one out")
-    texts = read_texts(args.input, args.input_format)
+    join_run()
+    with errors_together():
+        texts = read_texts(args.input, args.input_format)
+        model = load_model(args)
     summary = encode_file(
-        load_model(args),
+        model,
         texts,
         args.output,
-        instruction=args.instruction,
-        max_length=args.max_length,
-        dim=args.dim,
-        precision=args.precision,
+        VectorOptions(args.instruction, args.max_length, args.dim, args.precision, args.shards),
     )
+    if not is_first():
+        return
     print_result(
         summary,
         args.json,
@@ -134,5 +140,5 @@ def generate(args: argparse.Namespace) -> None:
         print_text("\n---\n".join(answers))
 
 
-ENCODE = Verb("encode", "texts to vectors", _encode_flags, encode)
+ENCODE = Verb("encode", "texts to vectors", _encode_flags, encode, resumable=True, supervised=True)
 GENERATE = Verb("generate", "answer chat prompts", _generate_flags, generate)

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         from grit_jax.runtime.supervision import watched
 
         if asks_for_hosts():
-            return watched(run)
+            return watched(run, verb.name)
     run()
 
 

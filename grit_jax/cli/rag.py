@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from grit_jax.cli import flags
+from grit_jax.cli.hosts import add_shards, join_run
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
 from grit_jax.cli.search import add_search_flags, search_settings
@@ -63,14 +64,19 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
         help="at a line that is no document (an empty one, say): fail before the work, or skip it "
         "and count it (default: %(default)s)",
     )
+    add_shards(parser, "INDEX/shards")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def index(args: argparse.Namespace) -> None:
     from grit_jax.rag.index import IndexOptions, build_index
+    from grit_jax.runtime.hosts import errors_together, is_first
 
+    join_run()
+    with errors_together():
+        model = load_model(args)
     summary = build_index(
-        load_model(args),
+        model,
         args.input,
         args.output,
         IndexOptions(
@@ -82,8 +88,11 @@ def index(args: argparse.Namespace) -> None:
             update=args.update,
             delete_missing=args.delete_missing,
             on_error=args.on_error,
+            shards=args.shards,
         ),
     )
+    if not is_first():
+        return
     print_result(summary.to_dict(), args.json, str(summary))
 
 
@@ -144,5 +153,6 @@ INDEX = Verb(
     _index_flags,
     index,
     resumable=True,
+    supervised=True,
 )
 ASK = Verb("ask", "answer a question over an index", _ask_flags, ask)

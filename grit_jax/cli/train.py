@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from grit_jax.cli import flags
+from grit_jax.cli.hosts import join_run
 from grit_jax.cli.model import load_model
 from grit_jax.cli.output import print_text
 from grit_jax.cli.verb import Verb
@@ -27,17 +28,12 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def train(args: argparse.Namespace, arguments: list[str]) -> None:
-    import jax
-
-    from grit_jax.runtime.hosts import is_first, join_hosts
-    from grit_jax.runtime.supervision import joined_others
+    from grit_jax.runtime.hosts import is_first
     from grit_jax.train import read_run_config
     from grit_jax.train import train as run
 
     config = read_run_config(args.config, flags.overrides(arguments, args.parser.flags()))
-    join_hosts()
-    if jax.process_count() > 1:
-        joined_others()
+    join_run()
     result = run(config, resume=args.resume, profile=args.profile)
     if not is_first():
         return

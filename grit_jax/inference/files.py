@@ -15,8 +15,7 @@ from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.text import conversations
-from grit_jax.runtime.files import write_file
-from grit_jax.text.length import MAX_LENGTH, MAX_NEW_TOKENS, DefaultLength
+from grit_jax.text.length import MAX_NEW_TOKENS, DefaultLength
 
 Precision = Literal["float32", "bfloat16", "int8", "binary"]
 TextFormat = Literal["auto", "jsonl", "txt"]
@@ -124,51 +123,14 @@ def _unicode(text: str, place: str) -> str:
     return text
 
 
-def encode_file(
-    model: GritLM,
-    texts: list[str],
-    output: Path,
-    *,
-    instruction: str = "",
-    max_length: int = MAX_LENGTH,
-    dim: int | None = None,
-    precision: Precision = "float32",
-) -> dict[str, Any]:
-    """Vectors of texts into a `.npy` file, row `i` for text `i`; the file appears whole or not at
-    all.
-
-    Returns:
-      `texts, tokens, truncated, seconds, tokens_per_s, dim, precision`; `truncated` is the number
-      of texts that were cut to `max_length`.
-
-    Raises:
-      GritError: `dim` beyond the model's, `max_length` beyond its context, a vector that is not
-        finite, or an output that cannot be written.
-    """
-    width = model.embedding_width
-    if dim is not None and dim > width:
-        raise GritError(f"--dim {dim}: the model's vectors have {width} dimensions")
-    with write_file(output) as file:  # opened before the work, so that it fails early
-        encoded = model.encoder.encode(texts, instruction, max_length, progress=True)
-        write_npy(file, quantize(truncate(encoded.vectors, dim), precision))
-    return {
-        "texts": len(texts),
-        "tokens": encoded.tokens,
-        "truncated": encoded.truncated,
-        "seconds": encoded.seconds,
-        "tokens_per_s": encoded.tokens / max(encoded.seconds, 1e-9),
-        "dim": dim or width,
-        "precision": precision,
-    }
-
-
-def write_npy(file: BinaryIO, array: np.ndarray) -> None:
-    """Writes an array as `np.save` does, also to a pipe, where `np.save` fails."""
-    header = np.lib.format.header_data_from_array_1_0(array)
+def write_npy_header(file: BinaryIO, rows: int, like: np.ndarray) -> None:
+    """Writes the header of a `.npy` file of `rows` rows with the width and type of `like` `[*, W]`,
+    also to a pipe, where `np.save` fails. The rows follow."""
     with warnings.catch_warnings():  # bfloat16 is stored as two opaque bytes
         warnings.simplefilter("ignore", UserWarning)
+        header = np.lib.format.header_data_from_array_1_0(like[:0])
+        header["shape"] = (rows, *like.shape[1:])
         np.lib.format.write_array_header_1_0(file, header)
-    file.write(np.ascontiguousarray(array).view(np.uint8).data)
 
 
 def truncate(vectors: np.ndarray, dim: int | None) -> np.ndarray:

@@ -11,8 +11,8 @@ __all__, __getattr__, __dir__ = lazy_names(
         "CorpusDocument": "corpus",
         "DocumentStore": "store",
         "Index": "index",
-        "IndexOptions": "build",
-        "IndexSummary": "build",
+        "IndexOptions": "index_options",
+        "IndexSummary": "index_options",
         "build_index": "build",
     },
 )

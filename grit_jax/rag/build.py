@@ -3,22 +3,40 @@ its record."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
-from grit_jax.inference.encoder import Encoded
+from grit_jax.inference.block_hosts import BlockCluster, agree, run_blocks, share_plan
+from grit_jax.inference.blocks import (
+    PREFIX,
+    BlockJob,
+    from_ranges,
+    model_identity,
+    shard_name,
+    to_ranges,
+)
 from grit_jax.inference.model import GritLM
-from grit_jax.rag.codecs.codecs import KINDS, StoredCodec, calibrate, compression_of, sample_tokens
-from grit_jax.rag.corpus import Corpus, CorpusDocument, OnError
-from grit_jax.rag.document_batches import DocumentBatch, batch_tokens, document_batches
+from grit_jax.inference.shards import Shard
+from grit_jax.rag.codecs.codecs import (
+    KINDS,
+    StoredCodec,
+    calibrate,
+    compression_of,
+    sample_tokens,
+    to_bytes,
+)
+from grit_jax.rag.corpus import Corpus, CorpusDocument
+from grit_jax.rag.document_blocks import DocumentBlocks, DocumentSettings, block_tokens
 from grit_jax.rag.document_length import default_max_length
 from grit_jax.rag.index_files import (
     DOCUMENTS,
@@ -29,107 +47,22 @@ from grit_jax.rag.index_files import (
     kept_rows,
     writing,
 )
+from grit_jax.rag.index_options import IndexOptions, IndexSummary
 from grit_jax.rag.manifest import keeps_records_inside, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search.milvus import choose, fill
 from grit_jax.rag.store import DocumentStore, claim_store, remove_store, store_owner
+from grit_jax.runtime.blobs import BlobStore
 from grit_jax.runtime.files import home_path
+from grit_jax.runtime.hosts import errors_together, is_first
 from grit_jax.runtime.progress import progress, say
 from grit_jax.text.length import length_limit
 
+SHARDS = "shards"  # in the index's folder, while several processes are at work
 # Of the rows: with more deleted ones, the others are copied to new files, which frees the bytes.
 DELETED_SHARE = 0.25
 SAMPLED_RECORDS = 64  # looked up before a store without an identity is taken for this index's
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many are taken
-
-
-@dataclasses.dataclass(frozen=True)
-class IndexOptions:
-    """How an index is built.
-
-    Attributes:
-      kv: how records are kept: one of `codecs.KINDS`, or "none".
-      max_length: tokens of a document, tags included; the rest of a longer one is not indexed.
-        None: what the index has, for a new one `default_max_length`.
-      store: where records are kept: a path, or a URL that TensorStore knows (`gs://bucket/path`).
-        A store belongs to one index. None: where they are, for a new index in its folder.
-      vectors: what searches the vectors, "exact" or "milvus"; None: what does, for a new index
-        exact. A change encodes nothing again.
-      milvus: "embedded" (in the index's folder) or the URI of a Milvus server; None: where it is.
-      update: replace documents whose text has changed; without it such a document is an error.
-      delete_missing: delete documents of the index that are not in the corpus.
-      on_error: what a line of the corpus that is no document does: "fail" ends the build before it
-        begins, "skip" leaves the line out and counts it.
-      batch_tokens: about how many tokens are committed at once; None: by the size of their records.
-    """
-
-    kv: str = NATIVE
-    max_length: int | None = None
-    store: str | None = None
-    vectors: str | None = None
-    milvus: str | None = None
-    update: bool = False
-    delete_missing: bool = False
-    on_error: OnError = "fail"
-    batch_tokens: int | None = None
-
-
-@dataclasses.dataclass
-class IndexSummary:
-    """What a build did.
-
-    Attributes:
-      documents, tokens: in the whole index.
-      documents_truncated: of these documents, how many were longer than `max_length` and lost their
-        end.
-      max_length: tokens of a document.
-      encoded, skipped, replaced, deleted: documents of this run; skipped ones were indexed before.
-      lines_skipped: lines of the corpus that are no documents, by reason (`on_error`).
-      tokens_encoded, seconds: of this run.
-      kv, vectors: how records are kept, and what searches the vectors.
-      bytes_vectors, bytes_kv: in the whole index; those of records include their headers.
-      bytes_per_token_per_layer, kv_ratio: of the records; the ratio is to bfloat16 keys and values
-        without headers.
-    """
-
-    documents: int
-    documents_truncated: int
-    max_length: int
-    encoded: int
-    skipped: int
-    replaced: int
-    deleted: int
-    lines_skipped: dict[str, int]
-    tokens: int
-    tokens_encoded: int
-    seconds: float
-    kv: str
-    vectors: str
-    bytes_vectors: int
-    bytes_kv: int
-    bytes_per_token_per_layer: float
-    kv_ratio: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return dataclasses.asdict(self)
-
-    def __str__(self) -> str:
-        counts = (
-            (self.skipped, "were indexed before"),
-            (self.replaced, "replaced"),
-            (self.deleted, "deleted"),
-            (self.documents_truncated, f"cut to {self.max_length} tokens"),
-            (sum(self.lines_skipped.values()), "corpus lines skipped"),
-        )
-        also = "".join(f", {count} {what}" for count, what in counts if count)
-        kv = f"; {self.bytes_per_token_per_layer:g} bytes of cache per token and layer"
-        kv += f" ({self.kv}: {self.kv_ratio:.2f} of bfloat16)"
-        return (
-            f"{self.documents} documents ({self.tokens_encoded} tokens encoded in"
-            f" {self.seconds:.1f} s{also}): vectors {self.bytes_vectors / 1e6:.1f} MB, caches"
-            f" {self.bytes_kv / 1e6:.1f} MB{kv if self.bytes_kv else ''}"
-        )
 
 
 @dataclasses.dataclass
@@ -166,6 +99,7 @@ def build_index(
     options: IndexOptions = IndexOptions(),
     *,
     quiet: bool = False,
+    cluster: BlockCluster | None = None,
 ) -> IndexSummary:
     """Encodes every document once: its vector and, unless `options.kv` is "none", its keys and
     values.
@@ -173,42 +107,181 @@ def build_index(
     A build that was killed continues when it is started again. Documents that are indexed already
     are not encoded again, so a longer corpus extends the index of a shorter one.
 
+    On several hosts all processes call it: each encodes its share of the blocks, and process 0
+    writes the index, which is the one that a single process writes.
+
     Args:
       corpus: JSONL of `{"id", "title"?, "text"}`.
       output: the index's folder.
+      cluster: encodes the blocks instead of this process.
 
     Raises:
       GritError: a bad line, a repeated id, a document that has changed since it was indexed
         (`file:line`), a vector or record that is not finite, an output that is no index, is another
-        model's or cannot be written, a store of another index, or a Milvus that cannot be used.
+        model's or cannot be written, a store of another index, a Milvus that cannot be used, or
+        processes that differ in any of it.
     """
     start = time.perf_counter()
     if options.kv not in (*KINDS, "none"):
         raise GritError(f"--kv: expected {', '.join(KINDS)} or none, got {options.kv!r}")
-    source, output = Corpus(corpus, options.on_error), home_path(output)
+    output = home_path(output)
+    with errors_together():
+        source = Corpus(corpus, options.on_error)
+        settings, identity = _settings(model, options), model_identity(model)
     if source.skipped:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in source.skipped.items())
         say(f"warning: {corpus}: lines skipped: {source.skipped.total()} ({reasons:.300})")
-    with writing(output, _settings(model, options)) as writer:
+    agree(
+        {
+            **{f"--{key.replace('_', '-')}": v for key, v in dataclasses.asdict(options).items()},
+            "--output": output.name,
+            "model": shard_name(identity).removeprefix(PREFIX),
+            "corpus": f"{len(source)} documents, content {source.digest}",
+        }
+    )
+    shared = jax.process_count() > 1 or cluster is not None
+    place = options.shards or str(output / SHARDS)
+    shards = BlobStore(place) if shared or options.shards or Path(place).is_dir() else None
+    with contextlib.ExitStack() as opened:
+        build: _Build | None = None
+        plan: dict[str, Any] | None = None
+        with errors_together():
+            if is_first():
+                writer = opened.enter_context(writing(output, settings))
+                build = _Build.start(model, writer, source, options)
+                plan = build.plan(shards)
+        plan = share_plan(shards, plan)
+        encoding = DocumentSettings.from_json(plan["settings"])
+        blocks = DocumentBlocks.of(
+            source, from_ranges(plan["documents"]), encoding, identity, plan["tokens"]
+        )
+        with progress(
+            len(source),
+            "index",
+            "documents",
+            initial=len(source) - sum(map(len, blocks.blocks)),
+            quiet=quiet,
+        ) as bar:
+
+            def commit(block: int, shard: Shard) -> None:
+                assert build is not None
+                build.commit(blocks.blocks[block], shard)
+                bar.update(len(blocks.blocks[block]))
+
+            def finish() -> dict[str, Any]:
+                assert build is not None
+                bar.close()
+                summary = build.finish(corpus, quiet)
+                if shards is not None and options.shards is None:
+                    shutil.rmtree(place, ignore_errors=True)
+                summary.seconds = round(time.perf_counter() - start, 3)
+                return summary.to_dict()
+
+            job = BlockJob(blocks.names, blocks.texts, commit, durable=True)
+            missing = from_ranges(plan["missing"])
+            result = run_blocks(job, encoding, model, missing, shards, finish, cluster)
+    return IndexSummary(**result)
+
+
+class _Build:
+    """The one writer of an index, at work.
+
+    Attributes:
+      encoded, tokens: documents that this run has added, and their tokens.
+    """
+
+    def __init__(
+        self,
+        model: GritLM,
+        writer: IndexWriter,
+        corpus: Corpus,
+        contents: _Contents,
+        options: IndexOptions,
+    ):
+        self.model, self.writer, self.corpus = model, writer, corpus
+        self.contents, self.options = contents, options
+        self.store = _open_store(model, writer, corpus, contents)
+        self.encoded = self.tokens = 0
+
+    @classmethod
+    def start(
+        cls, model: GritLM, writer: IndexWriter, corpus: Corpus, options: IndexOptions
+    ) -> _Build:
+        """Compares the index with the corpus, and opens its document store."""
         choose(writer, options.vectors, options.milvus)
-        contents = _compare(writer, source, options.update)
-        store = _open_store(model, writer, source, contents)
-        encoded, tokens = _add_documents(model, writer, store, source, contents, options, quiet)
-        deleted = _delete_missing(writer, contents, corpus, options.delete_missing)
-        store = _free_space(writer, store, contents)
+        return cls(model, writer, corpus, _compare(writer, corpus, options.update), options)
+
+    def plan(self, shards: BlobStore | None) -> dict[str, Any]:
+        """What is to be encoded and how, as JSON; shards that do not belong to it are removed."""
+        store, model = self.store, self.model
+        settings = DocumentSettings(
+            self.writer.manifest.max_length,
+            store.identity.compression if store is not None else None,
+            to_bytes(store.codec) if store is not None else b"",
+        )
+        unchanged = self.contents.unchanged
+        numbers = [n for n, id in enumerate(self.corpus.digests) if id not in unchanged]
+        tokens = self.options.batch_tokens or block_tokens(model, store is not None)
+        blocks = DocumentBlocks.of(self.corpus, numbers, settings, model_identity(model), tokens)
+        there = set(shards.names(PREFIX)) if shards is not None else set()
+        if shards is not None and self.options.shards is None:
+            shards.delete(there - set(blocks.names))
+        missing = [block for block, name in enumerate(blocks.names) if name not in there]
+        return {
+            "settings": settings.to_json(),
+            "documents": to_ranges(numbers),
+            "tokens": tokens,
+            "missing": to_ranges(missing),
+        }
+
+    def commit(self, numbers: Sequence[int], shard: Shard) -> None:
+        """Puts a block into the index. Records first: the record of a document in the index is
+        always in the store."""
+        if self.store is not None:
+            self.store.put_encoded(shard.records)
+        contents, documents = self.contents, [self.corpus[number] for number in numbers]
+        keys, truncated = shard.keys or [""] * len(documents), set(shard.truncated)
+        lines = [
+            {
+                "id": document.id,
+                "title": document.title,
+                "text": document.text,
+                "key": key,
+                "tokens": length,
+                **({"truncated": True} if i in truncated else {}),
+            }
+            for i, (document, key, length) in enumerate(
+                zip(documents, keys, shard.lengths, strict=True)
+            )
+        ]
+        first = self.writer.manifest.rows
+        replaced = dict(
+            contents.changed[document.id]
+            for document in documents
+            if document.id in contents.changed
+        )
+        self.writer.append(shard.vectors, lines, replaced)
+        contents.delete(replaced)
+        contents.keys |= {first + i: key for i, key in enumerate(keys)}
+        contents.truncated |= {first + i for i in truncated}
+        self.encoded, self.tokens = self.encoded + len(lines), self.tokens + sum(shard.lengths)
+
+    def finish(self, corpus: str | Path, quiet: bool) -> IndexSummary:
+        """Deletes what is to be deleted, frees its space, and says that the index is complete."""
+        writer, contents = self.writer, self.contents
+        deleted = _delete_missing(writer, contents, corpus, self.options.delete_missing)
+        store = _free_space(writer, self.store, contents)
         fill(writer, quiet)
         writer.commit(complete=True)
-        summary = _summary(model, writer, store, contents)
-    return dataclasses.replace(
-        summary,
-        encoded=encoded,
-        skipped=len(contents.unchanged),
-        replaced=len(contents.changed),
-        deleted=deleted,
-        lines_skipped=dict(source.skipped),
-        tokens_encoded=tokens,
-        seconds=round(time.perf_counter() - start, 3),
-    )
+        return dataclasses.replace(
+            _summary(self.model, writer, store, contents),
+            encoded=self.encoded,
+            skipped=len(contents.unchanged),
+            replaced=len(contents.changed),
+            deleted=deleted,
+            lines_skipped=dict(self.corpus.skipped),
+            tokens_encoded=self.tokens,
+        )
 
 
 def _settings(model: GritLM, options: IndexOptions) -> IndexSettings:
@@ -330,83 +403,7 @@ def calibrated(
     return calibrate(kind, sample)
 
 
-# ---- documents in and out ------------------------------------------------------------------------
-
-
-def _add_documents(
-    model: GritLM,
-    writer: IndexWriter,
-    store: DocumentStore | None,
-    corpus: Corpus,
-    contents: _Contents,
-    options: IndexOptions,
-    quiet: bool,
-) -> tuple[int, int]:
-    """Encodes and commits the documents that are new or have changed; how many they are, and their
-    tokens."""
-    todo = (document for document in corpus if document.id not in contents.unchanged)
-    tokens_per_batch = options.batch_tokens or batch_tokens(model, store is not None)
-    codec = store.codec if store is not None else None
-    documents = tokens = 0
-    pending: Future[None] | None = None
-    with (
-        progress(
-            len(corpus), "index", "documents", initial=len(contents.unchanged), quiet=quiet
-        ) as bar,
-        ThreadPoolExecutor(1) as background,  # the disk works while the next batch is encoded
-    ):
-        for batch in document_batches(todo, model, writer.manifest.max_length, tokens_per_batch):
-            encoded = model.encoder.encode_ids(
-                batch.ids,
-                [batch.pool_start] * len(batch.ids),
-                return_cache=store is not None,
-                codec=codec,
-                names=[f"{corpus.where(d.id)}: document {d.id!r}" for d in batch.documents],
-            )
-            if pending is not None:
-                pending.result()
-            pending = background.submit(_commit, writer, store, batch, encoded, contents)
-            documents, tokens = documents + len(batch.ids), tokens + encoded.tokens
-            bar.update(len(batch.ids))
-        if pending is not None:
-            pending.result()
-    return documents, tokens
-
-
-def _commit(
-    writer: IndexWriter,
-    store: DocumentStore | None,
-    batch: DocumentBatch,
-    encoded: Encoded,
-    contents: _Contents,
-) -> None:
-    """Writes records first: the record of a document in the index is always in the store."""
-    if store is not None:
-        assert encoded.caches is not None
-        keys = store.put_many(encoded.caches)
-    else:
-        keys = [""] * len(batch.ids)
-    lines = [
-        {
-            "id": document.id,
-            "title": document.title,
-            "text": document.text,
-            "key": key,
-            "tokens": len(ids),
-            **({"truncated": True} if document.id in batch.truncated else {}),
-        }
-        for document, key, ids in zip(batch.documents, keys, batch.ids, strict=True)
-    ]
-    first = writer.manifest.rows
-    replaced = dict(
-        contents.changed[document.id]
-        for document in batch.documents
-        if document.id in contents.changed
-    )
-    writer.append(encoded.vectors, lines, replaced)
-    contents.delete(replaced)
-    contents.keys |= {first + i: key for i, key in enumerate(keys)}
-    contents.truncated |= {first + i for i, line in enumerate(lines) if line.get("truncated")}
+# ---- documents out ------------------------------------------------------------------------
 
 
 def _delete_missing(

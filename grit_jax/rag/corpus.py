@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
 import functools
@@ -51,6 +52,7 @@ class Corpus:
 
     Attributes:
       digests: of each document, by id.
+      sizes: bytes of each document's title and text, in order.
       skipped: lines that were left out, by reason.
 
     Raises:
@@ -61,6 +63,7 @@ class Corpus:
     def __init__(self, path: str | Path, on_error: OnError = "fail"):
         self.path = str(path)
         self.digests: dict[str, bytes] = {}
+        self.sizes = array.array("q")
         self.skipped: collections.Counter[str] = collections.Counter()
         self._lines = JsonlFile(path)
         self._numbers: dict[str, int] = {}  # of the documents' lines, by id
@@ -90,6 +93,7 @@ class Corpus:
             raise error
         self._numbers[document.id] = number
         self.digests[document.id] = document.digest
+        self.sizes.append(len(document.content.encode("utf-8", "surrogatepass")))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -99,6 +103,22 @@ class Corpus:
 
     def __getitem__(self, index: int) -> CorpusDocument:
         return self._document(self._order[index])
+
+    def id(self, number: int) -> str:
+        """The id of document `number`."""
+        return self._ids[number]
+
+    @property
+    def digest(self) -> str:
+        """A hash of all documents in their order."""
+        content = hashlib.blake2b(digest_size=16)
+        for id, digest in self.digests.items():
+            content.update(len(id).to_bytes(8, "little") + id.encode() + digest)
+        return content.hexdigest()
+
+    @functools.cached_property
+    def _ids(self) -> list[str]:
+        return list(self._numbers)
 
     @functools.cached_property
     def _order(self) -> list[int]:

@@ -9,9 +9,10 @@ import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
-from grit_jax.rag.build import IndexOptions, IndexSummary, build_index
+from grit_jax.rag.build import build_index
 from grit_jax.rag.corpus import CorpusDocument
 from grit_jax.rag.index_files import IndexedDocuments, kept_vectors, non_finite_documents
+from grit_jax.rag.index_options import IndexOptions, IndexSummary
 from grit_jax.rag.manifest import AGAIN, IndexManifest, read_manifest, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search.exact import (

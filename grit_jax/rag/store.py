@@ -21,12 +21,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorstore as ts
 
 from grit_jax.errors import GritError
 from grit_jax.inference.records import KVRecord, PackedRecord
+from grit_jax.inference.shards import EncodedRecord
 from grit_jax.rag.codecs.codecs import StoredCodec, codec_from_bytes, kind_of, to_bytes
 from grit_jax.rag.record_format import (
     RecordBody,
@@ -39,18 +40,19 @@ from grit_jax.rag.record_format import (
     encode_record,
     read_header,
 )
+from grit_jax.runtime.blobs import (
+    CONTEXT,
+    as_grit_error,
+    is_url,
+    open_files,
+    short_error,
+    tensorstore_base,
+)
 from grit_jax.types import DocumentKV
 
+T = TypeVar("T")
 META, CALIBRATION, RECORDS = "meta", "calibration", "doc/"
 OWNER = "index-id"  # a file beside the database: the identity of the index that the store is of
-CONTEXT = {
-    # For the nodes of the database's tree; records are not cached.
-    "cache_pool": {"total_bytes_limit": 64 << 20},
-    # Each file is written under a name of its own and renamed. With locks it would be written over
-    # what a killed writer left under the lock's name, and keep the end of that where it is longer
-    # (TensorStore 0.1.86). There is only one writer: the index sees to that.
-    "file_io_locking": {"mode": "none"},
-}
 # A record longer than HEAD is read in parts of whole layers, several at once: checking one overlaps
 # with reading the next, and malloc recycles buffers of a part's size where it maps one of 65 MB
 # anew each time, page by page.
@@ -120,7 +122,7 @@ class DocumentStore:
             raise GritError(
                 f"{path}: this store was made by {difference}; run grit index again with this model"
             )
-        with _as_grit_error(path, "cannot be opened as a document store"):
+        with as_grit_error(path, "cannot be opened as a document store"):
             calibration = kv.read(CALIBRATION).result()
         codec = codec_from_bytes(calibration.value, identity.compression, str(path))
         return cls(kv, str(path), identity, codec)
@@ -163,7 +165,7 @@ class DocumentStore:
                 identity = dataclasses.replace(identity, compression=compression)
             return cls.open(path, identity, context, index_id=index_id)
         store = cls(kv, str(path), identity, codec)
-        with _as_grit_error(path, "cannot be written"), ts.Transaction(atomic=True) as transaction:
+        with as_grit_error(path, "cannot be written"), ts.Transaction(atomic=True) as transaction:
             view = kv.with_transaction(transaction)
             view.write(CALIBRATION, to_bytes(codec)).result()
             store._write_meta(view, StoreSize())
@@ -172,7 +174,7 @@ class DocumentStore:
     @property
     def size(self) -> StoreSize:
         """Records, tokens and bytes held."""
-        with _as_grit_error(self.path, "cannot be read"):
+        with as_grit_error(self.path, "cannot be read"):
             meta = _read_meta(self._kv)
         return StoreSize(**meta["size"]) if meta else StoreSize()
 
@@ -182,7 +184,7 @@ class DocumentStore:
 
     def has_many(self, keys: Sequence[str]) -> list[bool]:
         """Whether there is a record under each key; none is read."""
-        with _as_grit_error(self.path, "cannot be read"):
+        with as_grit_error(self.path, "cannot be read"):
             return [
                 read.result().state == "value"
                 for read in [self._read(key, slice(0, 0)) for key in keys]
@@ -200,20 +202,35 @@ class DocumentStore:
         """
         batch = list(documents)
         keys = [self.key(document.tokens) for document in batch]
-        new = {key: document for key, document in zip(keys, batch, strict=True)}
-        stored = self.has_many(list(new))
-        new = {
-            key: document
-            for (key, document), is_stored in zip(new.items(), stored, strict=True)
-            if not is_stored
-        }
-        blobs = {key: encode_record(document, self.identity) for key, document in new.items()}
-        self._write(
-            blobs,
+        new = self._missing({key: document for key, document in zip(keys, batch, strict=True)})
+        self._put(
+            {key: encode_record(document, self.identity) for key, document in new.items()},
             sum(len(document.tokens) for document in new.values()),
-            sum(map(len, blobs.values())),
         )
         return keys
+
+    def put_encoded(self, records: Mapping[str, EncodedRecord]) -> None:
+        """`put_many` for records that are encoded already, by key.
+
+        Raises:
+          GritError: as `put_many`.
+        """
+        new = self._missing(records)
+        self._put(
+            {key: record.data for key, record in new.items()},
+            sum(record.tokens for record in new.values()),
+        )
+
+    def _missing(self, records: Mapping[str, T]) -> dict[str, T]:
+        stored = self.has_many(list(records))
+        return {
+            key: record
+            for (key, record), is_stored in zip(records.items(), stored, strict=True)
+            if not is_stored
+        }
+
+    def _put(self, blobs: Mapping[str, bytes], tokens: int) -> None:
+        self._write(blobs, tokens, sum(map(len, blobs.values())))
 
     def delete_many(self, keys: Iterable[str]) -> None:
         """Removes records in one transaction; keys without a record are skipped.
@@ -334,7 +351,7 @@ class DocumentStore:
 
     def _unreadable(self, key: str, name: str, error: Exception) -> RecordError:
         return RecordError(
-            key, f"{name}: its record in {self.path} cannot be read ({_short(error)})"
+            key, f"{name}: its record in {self.path} cannot be read ({short_error(error)})"
         )
 
     def _finish(self, started: Any, key: str, name: str) -> KVRecord | RecordError:
@@ -356,7 +373,7 @@ class DocumentStore:
             try:
                 result = read.result()
             except (ValueError, OSError):  # shorter than that
-                with _as_grit_error(self.path, "cannot be read"):
+                with as_grit_error(self.path, "cannot be read"):
                     result = self._read(key).result()
             yield result.value if result.state == "value" else None
 
@@ -378,7 +395,7 @@ class DocumentStore:
         was, sign = self.size, -1 if None in records.values() else 1
         now = StoreSize(was.records + sign * len(records), was.tokens + tokens, was.bytes + size)
         with (
-            _as_grit_error(self.path, "cannot be written"),
+            as_grit_error(self.path, "cannot be written"),
             ts.Transaction(atomic=True) as transaction,
         ):
             view = self._kv.with_transaction(transaction)
@@ -399,8 +416,8 @@ def store_owner(path: str | Path, context: ts.Context | None = None) -> str | No
     Raises:
       GritError: it cannot be read.
     """
-    with _as_grit_error(path, "cannot be opened as a document store"):
-        result = _files(path, context).read(OWNER).result()
+    with as_grit_error(path, "cannot be opened as a document store"):
+        result = open_files(path, context).read(OWNER).result()
     return result.value.decode(errors="replace").strip() if result.state == "value" else None
 
 
@@ -410,9 +427,9 @@ def claim_store(path: str | Path, index_id: str, context: ts.Context | None = No
     Raises:
       GritError: it belongs to another index, or cannot be written.
     """
-    with _as_grit_error(path, "cannot be written"):
+    with as_grit_error(path, "cannot be written"):
         if store_owner(path, context) is None:
-            _files(path, context).write(OWNER, index_id.encode()).result()
+            open_files(path, context).write(OWNER, index_id.encode()).result()
     if store_owner(path, context) != index_id:
         raise GritError(
             f"{path}: this document store belongs to another index; choose another --store"
@@ -430,10 +447,10 @@ def remove_store(path: str | Path, index_id: str, context: ts.Context | None = N
     """
     if store_owner(path, context) != index_id:
         return False
-    with _as_grit_error(path, "cannot be removed"):
+    with as_grit_error(path, "cannot be removed"):
         # The owner's file last: if this is interrupted, the next call removes the rest.
         if is_url(path):
-            files = _files(path, context)
+            files = open_files(path, context)
             for prefix in (OCDBT_MANIFEST, OCDBT_DATA):
                 files.delete_range(ts.KvStore.KeyRange(prefix, prefix + "~")).result()
             files.write(OWNER, None).result()
@@ -449,52 +466,21 @@ def remove_store(path: str | Path, index_id: str, context: ts.Context | None = N
 
 def _holds_data(path: str | Path, context: ts.Context | None) -> bool:
     """Whether there are files where the database puts its own: they would be removed with it."""
-    with _as_grit_error(path, "cannot be read"):
-        return bool(_files(path, context).list(ts.KvStore.KeyRange(OCDBT_DATA, "d/~")).result())
-
-
-def _files(path: str | Path, context: ts.Context | None) -> ts.KvStore:
-    """The files of a store, beside those of its database."""
-    return ts.KvStore.open(_base(path), context=context or ts.Context(CONTEXT)).result()
+    with as_grit_error(path, "cannot be read"):
+        files = open_files(path, context)
+        return bool(files.list(ts.KvStore.KeyRange(OCDBT_DATA, "d/~")).result())
 
 
 def _open(path: str | Path, context: ts.Context | None) -> tuple[ts.KvStore, dict[str, Any] | None]:
     """The database, and what it says about itself; None: it is empty."""
     context = context or ts.Context(CONTEXT)
-    with _as_grit_error(path, "cannot be opened as a document store"):
-        kv = ts.KvStore.open({"driver": "ocdbt", "base": _base(path)}, context=context).result()
+    with as_grit_error(path, "cannot be opened as a document store"):
+        kv = ts.KvStore.open(
+            {"driver": "ocdbt", "base": tensorstore_base(path)}, context=context
+        ).result()
         return kv, _read_meta(kv)
-
-
-def is_url(path: str | Path) -> bool:
-    """Whether a store's place is a URL, not a folder of this machine."""
-    return isinstance(path, str) and "://" in path
-
-
-def _base(path: str | Path) -> Any:
-    """A path or URL in TensorStore's terms."""
-    text = str(path)
-    return (
-        text.rstrip("/") + "/"
-        if is_url(text)
-        else {"driver": "file", "path": str(Path(text).absolute()) + "/"}
-    )
 
 
 def _read_meta(kv: ts.KvStore) -> dict[str, Any] | None:
     result = kv.read(META).result()
     return json.loads(result.value) if result.state == "value" else None
-
-
-@contextlib.contextmanager
-def _as_grit_error(path: str | Path, what: str) -> Iterator[None]:
-    """Turns TensorStore's errors into one line."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise GritError(f"{path}: {what} ({_short(error)})") from None
-
-
-def _short(error: Exception) -> str:
-    """The first sentence of TensorStore's message, without the trace of its sources."""
-    return str(error).split(" [")[0][:200]

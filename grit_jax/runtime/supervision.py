@@ -30,7 +30,7 @@ def joined_others() -> None:
     _has_joined[0] = 1
 
 
-def watched(work: Callable[[], None]) -> None:
+def watched(work: Callable[[], None], verb: str = "train") -> None:
     """Runs `work` in a child process. The parent exits with the child's status; the child returns
     when `work` does.
 
@@ -63,9 +63,9 @@ def watched(work: Callable[[], None]) -> None:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == -signal.SIGABRT and _has_joined[0]:
         print(
-            "grit train: another process of this run was lost, or the network between them (JAX's"
+            f"grit {verb}: another process of this run was lost, or the network between them (JAX's"
             " message is above; the output of the others may say why); the same command goes on"
-            " from the newest checkpoint",
+            f" from {'the newest checkpoint' if verb == 'train' else 'what is encoded'}",
             file=sys.stderr,
         )
         sys.exit(PREEMPTED)

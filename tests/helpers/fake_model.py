@@ -17,8 +17,9 @@ import numpy as np
 from grit_jax.inference.encoder import Encoded, FormattedTexts
 from grit_jax.inference.records import PackedRecord, token_span
 from grit_jax.models.config import ModelConfig
-from grit_jax.rag.build import IndexOptions, build_index
+from grit_jax.rag.build import build_index
 from grit_jax.rag.index_files import IndexWriter
+from grit_jax.rag.index_options import IndexOptions
 from grit_jax.rag.store import RECORDS, DocumentStore
 from grit_jax.text.chat import GRIT
 from grit_jax.types import KV, AttentionMode, DocumentKV

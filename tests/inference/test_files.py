@@ -16,7 +16,7 @@ from grit_jax.inference.files import (
     quantize,
     read_prompts,
     read_texts,
-    write_npy,
+    write_npy_header,
 )
 
 
@@ -71,7 +71,8 @@ def test_half_a_surrogate_pair_is_named_with_its_line(tmp_path, read, line):
 def test_an_array_is_written_as_numpy_writes_it(dtype):
     array = np.arange(12).reshape(3, 4).astype(dtype)
     ours, theirs = io.BytesIO(), io.BytesIO()
-    write_npy(ours, array)
+    write_npy_header(ours, len(array), array)
+    ours.write(array.tobytes())
     np.save(theirs, array)
     assert ours.getvalue() == theirs.getvalue()
 

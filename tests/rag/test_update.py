@@ -220,7 +220,7 @@ def test_an_index_with_everything_deleted_can_be_filled_again(model, index, tmp_
         (build, "remove_store"),
         (IndexWriter, "_remove"),
         (IndexWriter, "append"),
-        (DocumentStore, "put_many"),
+        (DocumentStore, "put_encoded"),
     ],
 )
 @pytest.mark.parametrize("before", [True, False])
