@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 MAGIC = b"GRITSHD1"
+DIGEST = 16  # bytes of a hash of all that follows it
 _PREFIX = struct.Struct("<8sI")  # magic, bytes of the header
 
 
@@ -49,9 +50,6 @@ class Shard:
         """The shard as bytes; equal shards have equal bytes."""
         vectors = np.ascontiguousarray(self.vectors, "<f4").tobytes()
         payload = [vectors, *(record.data for record in self.records.values())]
-        digest = hashlib.blake2b(digest_size=16)
-        for part in payload:
-            digest.update(part)
         header = json.dumps(
             {
                 "shape": self.vectors.shape,
@@ -59,11 +57,13 @@ class Shard:
                 "truncated": self.truncated,
                 "keys": self.keys,
                 "records": [[key, r.tokens, len(r.data)] for key, r in self.records.items()],
-                "digest": digest.hexdigest(),
             },
             separators=(",", ":"),
         ).encode()
-        return b"".join([_PREFIX.pack(MAGIC, len(header)), header, *payload])
+        digest = hashlib.blake2b(header, digest_size=DIGEST)
+        for part in payload:
+            digest.update(part)
+        return b"".join([_PREFIX.pack(MAGIC, len(header)), digest.digest(), header, *payload])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Shard:
@@ -74,12 +74,12 @@ class Shard:
         """
         try:
             magic, size = _PREFIX.unpack_from(data)
-            start = _PREFIX.size + size
-            header = json.loads(data[_PREFIX.size : start])
-            payload = memoryview(data)[start:]
-            digest = hashlib.blake2b(payload, digest_size=16).hexdigest()
-            if magic != MAGIC or digest != header["digest"]:
+            start = _PREFIX.size + DIGEST
+            contents = memoryview(data)[start:]
+            digest = hashlib.blake2b(contents, digest_size=DIGEST).digest()
+            if magic != MAGIC or digest != data[_PREFIX.size : start]:
                 raise DamagedShard
+            header, payload = json.loads(bytes(contents[:size])), contents[size:]
             count = int(np.prod(header["shape"]))
             vectors = np.frombuffer(payload, "<f4", count).reshape(header["shape"])
             records, end = {}, count * 4
