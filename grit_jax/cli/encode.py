@@ -52,8 +52,8 @@ def _encode_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def encode(args: argparse.Namespace) -> None:
-    from grit_jax.inference.vector_file import VectorOptions, encode_file
     from grit_jax.inference.files import read_texts
+    from grit_jax.inference.vector_file import VectorOptions, encode_file
     from grit_jax.runtime.files import is_stdout, refuse_same_file
     from grit_jax.runtime.hosts import errors_together, is_first
 

@@ -13,7 +13,7 @@ import pytest
 from grit_jax.rag.build import calibrated
 from grit_jax.rag.codecs.codecs import codec_from_bytes, compression_of, to_bytes
 from grit_jax.rag.corpus import Corpus
-from grit_jax.rag.document_blocks import DocumentBlocks, DocumentSettings
+from grit_jax.rag.document_blocks import DocumentBlocks, DocumentSettings, block_tokens
 from grit_jax.rag.record_format import RecordIdentity, encode_record
 
 ROWS = [{"id": f"d{i}", "title": "t" * (i % 2), "text": f"text {i} " * 9} for i in range(30)]
@@ -79,3 +79,30 @@ def test_a_codec_travels_with_the_settings(tmp_path):
     assert shard.records[shard.keys[1]].data == expected and len(shard.records) == 2
     assert shard.keys[0] == shard.keys[2] and shard.lengths == [4, 4, 4]
     np.testing.assert_array_equal(shard.vectors[1], fake_model.vector(ids))
+
+
+@pytest.mark.parametrize(
+    "layers, dtype, expected",
+    [
+        # 2 x 8 heads x 128 numbers a token and layer; 128 MiB of them.
+        (32, "float32", 4096),  # 256 KiB a token: the least
+        (16, "bfloat16", 4096),
+        (8, "bfloat16", 4096),
+        (4, "bfloat16", 8192),
+        (4, "float32", 4096),
+        (1, "bfloat16", 32768),
+    ],
+)
+def test_tokens_of_a_block_by_the_size_of_their_records(layers, dtype, expected):
+    config = dataclasses.replace(
+        fake_model.CONFIG,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=128,
+        dtype=dtype,
+    )
+    model = fake_model.fake_model(config=config)
+    assert block_tokens(model, records=True) == expected
+    assert block_tokens(model, records=False) == 65536
+    assert block_tokens(fake_model.fake_model(), records=True) == 65536  # small records: the most
