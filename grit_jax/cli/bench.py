@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 from grit_jax.cli import flags
@@ -24,7 +25,8 @@ def _bench_flags(parser: argparse.ArgumentParser) -> None:
     add = flags.kinds(parser, *HELP)
     for name, text in HELP.items():
         kind = add(name, text)
-        add_model(kind)
+        # Training starts from float32 weights and chooses its own mesh.
+        add_model(kind, placed=name != "train")
         kind.add_argument(
             "--repeats",
             type=flags.positive,
@@ -81,12 +83,14 @@ def bench(args: argparse.Namespace) -> None:
     from grit_jax.bench.rag import RagBenchOptions, bench_rag
     from grit_jax.bench.show import markdown, write
     from grit_jax.bench.throughput import bench_decode, bench_encode, bench_train, lines
+    from grit_jax.inference.model import GritLM
     from grit_jax.runtime.files import writable_folder
 
     output = getattr(args, "output", None)
     if output is not None:
         writable_folder(output)
-    model = load_model(args)
+    in_float32 = functools.partial(GritLM.from_pretrained, args.model)
+    model = in_float32() if args.kind == "train" else load_model(args)
     results: dict[str, Any] = {}
     shown: list[str] = []
     for name, measure in (
@@ -96,7 +100,8 @@ def bench(args: argparse.Namespace) -> None:
     ):
         if args.kind in (name, "all"):
             size = {} if name == "decode" else {"batch_tokens": args.batch_tokens}
-            results[name] = measure(model, **size, repeats=args.repeats, seed=args.seed)
+            measured = in_float32() if (args.kind, name) == ("all", "train") else model
+            results[name] = measure(measured, **size, repeats=args.repeats, seed=args.seed)
             shown += [name, *lines(results[name]), ""]
     if args.kind in ("rag", "all"):
         latencies = bench_rag(

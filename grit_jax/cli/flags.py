@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> list[str]:
         """All flags, as they are typed."""
-        return re.findall(r"--[a-z-]+", self.format_usage())
+        return re.findall(r"--[a-z.-]+", self.format_usage())
 
 
 def kinds(

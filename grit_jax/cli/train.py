@@ -6,7 +6,6 @@ import argparse
 
 from grit_jax.cli import flags
 from grit_jax.cli.hosts import join_run
-from grit_jax.cli.model import load_model
 from grit_jax.cli.output import print_text
 from grit_jax.cli.verb import Verb
 
@@ -60,11 +59,12 @@ def _import_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def import_(args: argparse.Namespace) -> None:
+    from grit_jax.inference.model import GritLM
     from grit_jax.models.parameters import num_parameters
     from grit_jax.runtime.files import new_folder
 
     with new_folder(args.out) as folder:
-        model = load_model(args)
+        model = GritLM.from_pretrained(args.model)
         model.save_pretrained(folder, dtype=args.dtype)
     size, family = num_parameters(model.config), model.config.architecture
     print_text(f"{args.model} -> {args.out}: {family}, {size:,} parameters")

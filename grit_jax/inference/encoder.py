@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from grit_jax.errors import GritError
+from grit_jax.inference.placement import most_tokens
 from grit_jax.inference.records import (
     Codec,
     KVRecord,
@@ -42,9 +43,6 @@ from grit_jax.text.length import MAX_LENGTH, length_limit, warn_truncated
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.types import KV, AttentionMode, DocumentKV, Rows
 
-# Default number of tokens in one call of the compiled program. Few on a CPU, so that activations
-# stay in its caches; on an accelerator enough to keep it busy.
-TOKENS_PER_CALL = {"cpu": 1024, "gpu": 32768, "tpu": 32768}
 IN_FLIGHT = 2  # batches dispatched to the device before the first result is fetched
 # Only the beginning of a text far longer than the limit is tokenised: this many characters for each
 # token, and a margin of tokens, because the last ones before a cut may differ.
@@ -167,6 +165,8 @@ class Encoder:
         self.params, self.tokenizer, self.chat = params, tokenizer, chat
         self.pooling, self.mode, self.mesh = pooling, mode, mesh
         self.width = embedding_width(params, config.hidden_size)  # dimensions of a vector
+        # Tokens in one call of the compiled program for each part of the rows; None: by device.
+        self.tokens_per_call: int | None = None
         self._row_multiple = num_row_shards(mesh) if mesh is not None else 1
 
     def encode(
@@ -329,7 +329,7 @@ class Encoder:
         platform = (
             self.mesh.devices.flat[0] if self.mesh is not None else jax.devices()[0]
         ).platform
-        return TOKENS_PER_CALL.get(platform, TOKENS_PER_CALL["gpu"]) * self._row_multiple
+        return (self.tokens_per_call or most_tokens(platform)) * self._row_multiple
 
     def _dispatch(self, batch: RowBatch, texts: _Texts) -> EncodedRows:
         """Starts the computation of a batch without waiting for it."""

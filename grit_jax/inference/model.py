@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 from grit_jax.errors import GritError
 from grit_jax.inference.decode import DecodeOptions, Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
-from grit_jax.inference.opening import formats_of, modules_of
+from grit_jax.inference.opening import WeightFiles, formats_of, model_shape, modules_of
+from grit_jax.inference.placement import Dtype, Placement, compute_dtype, dtype_for, place_model
 from grit_jax.inference.records import KVRecord, Positions
 from grit_jax.inference.row_packing import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
@@ -27,8 +28,10 @@ from grit_jax.inference.text import Prompts, TextWriter, conversations, messages
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.hf.sentence_transformers import SentenceModules
+from grit_jax.models.lora import AdaptedWeight
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
+from grit_jax.models.quantise import Quantised, storage_axes
 from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
 from grit_jax.models.weights_hash import WeightsHash
 from grit_jax.runtime.files import home_path, writable_folder
@@ -116,6 +119,7 @@ class GritLM:
         # NumPy arrays are copied, because the caller may change them later.
         own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
         names = [*parameter_shapes(config), *(name for name in PROJECTION_AXES if name in params)]
+        self._files: WeightFiles | None = None  # that the weights were read from
         self.params: Params = {name: _place(name, own(params[name]), mesh) for name in names}
         self.tokenizer, self.chat, self.mesh = tokenizer, chat, mesh
         self.pooling, self.mode = options.pooling, options.mode
@@ -134,28 +138,44 @@ class GritLM:
     def from_pretrained(
         cls,
         source: str | Path,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: Dtype | Literal["auto"] = "float32",
         pooling: PoolingMethod | None = None,
         *,
-        mesh: Mesh | None = None,
+        mesh: Mesh | Placement | Literal["auto"] | None = None,
     ) -> GritLM:
         """Opens a model directory (ours or a plain Hugging Face one) or a hub id.
 
         Args:
-          dtype: of weights and computation.
+          dtype: of weights and computation. "int8": matrices in 8 bits, one scale for each output,
+            computed in bfloat16 on TPU and GPU and in float32 on CPU. "auto": bfloat16 on TPU and
+            GPU, float32 on CPU.
           pooling: mean, weightedmean, lasttoken or cls; None: as the directory says, else mean.
-          mesh: devices over which the weights are sharded; None is the default device.
+          mesh: devices over which the weights are sharded; None is the default device. "auto": all
+            devices of this process, the weights split as far as they must be to fit, as
+            `placement.place_model` chooses. Each device is given its own part as the files are
+            read.
 
         Raises:
-          GritError: an absent or damaged model, an unknown dtype, format or pooling.
+          GritError: an absent or damaged model, an unknown dtype, format or pooling, or a model
+            that does not fit on the devices of an automatic mesh.
         """
         if not isinstance(source, str | Path):
             raise GritError(f"a model is a directory or a hub id, got {source!r:.60}")
-        if dtype not in ("float32", "bfloat16"):
-            raise GritError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r:.60}")
         path = huggingface.resolve(source)
+        if mesh == "auto":
+            mesh = place_model(model_shape(path), dtype, name=str(source))
+        tokens_per_call = None
+        if isinstance(mesh, Placement):
+            dtype, tokens_per_call, mesh = mesh.dtype, mesh.tokens_per_call, mesh.mesh
+        if mesh is not None and not isinstance(mesh, Mesh):
+            raise GritError(f"mesh must be a Mesh, 'auto' or None, got {mesh!r:.60}")
+        platform = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+        dtype = dtype_for(dtype, platform)
         opened = huggingface.read_model_directory(
-            path, dtype, place=functools.partial(_place, mesh=mesh)
+            path,
+            compute_dtype(dtype, platform),
+            int8=dtype == "int8",
+            place=functools.partial(_place, mesh=mesh),
         )
         tokenizer = Tokenizer.from_pretrained(path)
         tokenizer.check_fits(opened.config.vocab_size, str(path))
@@ -169,7 +189,10 @@ class GritLM:
             formats.template,
             formats.sentence,
         )
-        return cls(opened.config, opened.params, tokenizer, formats.chat, options, mesh=mesh)
+        model = cls(opened.config, opened.params, tokenizer, formats.chat, options, mesh=mesh)
+        model._files = WeightFiles(path)
+        model.encoder.tokens_per_call = tokens_per_call
+        return model
 
     def save_pretrained(
         self, directory: str | Path, dtype: Literal["float32", "bfloat16"] | None = None
@@ -180,8 +203,13 @@ class GritLM:
         `dtype` None keeps that of the computation.
 
         Raises:
-          GritError: no path, or a folder that cannot be written.
+          GritError: quantised weights, no path, or a folder that cannot be written.
         """
+        if self.dtype == "int8":
+            raise GritError(
+                "an int8 model cannot be saved: its weights have been rounded to 8 bits; open the"
+                " model in float32 or bfloat16 and save that"
+            )
         directory = home_path(directory)
         writable_folder(directory)
         self.tokenizer.save(
@@ -199,6 +227,12 @@ class GritLM:
         huggingface.write_model_directory(
             directory, self.config, self.params, settings, dtype or self.config.dtype
         )
+
+    @property
+    def dtype(self) -> Dtype:
+        """The dtype of the weights; activations have `config.dtype`."""
+        quantised = any(isinstance(weight, Quantised) for weight in self.params.values())
+        return "int8" if quantised else self.config.dtype
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -405,12 +439,19 @@ class GritLM:
     def weights_hash(self) -> str:
         """Hexadecimal hash of the weights and of the configuration that a forward pass depends on.
 
-        Weights are rounded to bfloat16 first, so that a model has the same hash in every dtype that
-        it can be opened in.
+        Weights are rounded to bfloat16 first, so that a model has the same hash in float32 and in
+        bfloat16. That of an int8 model is the hash of the weights it was quantised from: what one
+        of them has encoded, the others may use. They are read from its directory again.
+
+        Raises:
+          GritError: the directory of an int8 model has changed or is gone.
         """
+        if self.dtype == "int8" and self._files is not None:
+            return self._files.hexdigest(self.config)
         digest = WeightsHash(self.config)
         for name, weight in self.params.items():
-            digest.add(name, np.asarray(weight))
+            plain = weight.dequantise(jnp.float32) if isinstance(weight, Quantised) else weight
+            digest.add(name, np.asarray(plain))
         return digest.hexdigest()
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
@@ -430,9 +471,17 @@ def _array(name: str, value: Any) -> np.ndarray:
         raise GritError(f"{name} must be [B, T]: pad its rows to one length") from None
 
 
-def _place(name: str, value: Any, mesh: Mesh | None) -> jax.Array:
-    """A weight on its devices; one in several parts (adapted, quantised) is not moved."""
-    if mesh is None or not isinstance(value, np.ndarray | jax.Array):
+def _place(name: str, value: Any, mesh: Mesh | None) -> Any:
+    """A weight on its devices, each of which is given its own part; so are the parts of a quantised
+    weight. One that is adapted is not moved."""
+    if mesh is None or isinstance(value, AdaptedWeight):
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
-    axes = (PARAMETER_AXES | PROJECTION_AXES)[name]
-    return jax.device_put(value, fitted_sharding(axes, np.shape(value), mesh))
+    axes = storage_axes(value, (PARAMETER_AXES | PROJECTION_AXES)[name])
+
+    def put(part: Any, axes: tuple[str | None, ...]) -> jax.Array:
+        sharding = fitted_sharding(axes, np.shape(part), mesh)
+        if isinstance(part, np.ndarray):
+            return jax.make_array_from_callback(part.shape, sharding, lambda index: part[index])
+        return jax.device_put(part, sharding)
+
+    return jax.tree.map(put, value, axes)

@@ -1,4 +1,5 @@
-"""How a model read from a directory formats texts and conversations."""
+"""What a model directory says before and beside its weights: its shape, which weights they are, and
+how it formats texts and conversations."""
 
 from __future__ import annotations
 
@@ -7,9 +8,15 @@ import warnings
 from pathlib import Path
 
 from grit_jax.errors import GritError
-from grit_jax.models.hf.directory import SENTENCE_FORMAT, DirectorySettings
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.hf.directory import (
+    SENTENCE_FORMAT,
+    DirectorySettings,
+    read_model_directory,
+)
 from grit_jax.models.hf.sentence_transformers import SentenceModules, modules_for_prompt
 from grit_jax.models.pooling import PoolingMethod
+from grit_jax.models.weights_hash import WeightsHash
 from grit_jax.text.chat import FORMATS, GRIT, ChatFormat, SentenceFormat
 from grit_jax.text.chat_template import ChatTemplate
 from grit_jax.text.tokenizer import Tokenizer
@@ -28,6 +35,46 @@ class Formats:
     chat: ChatFormat
     template: ChatTemplate | None = None
     sentence: SentenceModules | None = None
+
+
+def model_shape(path: Path) -> ModelConfig:
+    """The configuration of a model directory, without its weights and without its warnings, which
+    come when it is opened."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read_model_directory(path, with_params=False).config
+
+
+class WeightFiles:
+    """The weights of a directory as they are now, to be hashed when that is asked for.
+
+    Args:
+      path: of a model directory.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._state = self._files()
+
+    def hexdigest(self, config: ModelConfig) -> str:
+        """`WeightsHash` of the weights, read again one by one.
+
+        Raises:
+          GritError: the files have changed or are gone.
+        """
+        digest = WeightsHash(config)
+        if self._files() == self._state:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read_model_directory(self._path, "bfloat16", place=digest.add)
+        if self._files() != self._state:
+            raise GritError(f"{self._path}: its weights have changed since they were read")
+        return digest.hexdigest()
+
+    def _files(self) -> list[tuple[str, int, int]]:
+        paths = [*self._path.glob("*.safetensors"), *self._path.glob("*_Dense/*.safetensors")]
+        states = ((path, path.stat()) for path in sorted(paths))
+        return [(str(path), state.st_size, state.st_mtime_ns) for path, state in states]
 
 
 def formats_of(path: Path, settings: DirectorySettings, tokenizer: Tokenizer) -> Formats:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from grit_jax.models.int8 import Int8Table, blocked_product, in_blocks
 from grit_jax.models.lora import AdaptedWeight
-from grit_jax.models.quantise import Quantised
+from grit_jax.models.quantise import Int8Weight, Quantised
 from grit_jax.models.ragged_matmul import grouped_product
 from grit_jax.sharding import num_shards
 
@@ -79,12 +80,18 @@ def token_embeddings(
     tokens: Int[Array, "B T"], weights: Weights, dtype: jnp.dtype
 ) -> Float[Array, "B T D"]:
     """Rows of the embedding table, cast after the gather: the table as a whole is never cast."""
-    return jnp.asarray(weights["embed"])[tokens].astype(dtype)
+    table = weights["embed"]
+    if isinstance(table, Int8Table):
+        return table.lookup(tokens, dtype)
+    return jnp.asarray(table)[tokens].astype(dtype)
 
 
 def vocabulary_logits(hidden: Float[Array, "... D"], weights: Weights) -> Float[Array, "... V"]:
     """Logits in float32, by the head or, where there is none, by the embedding table."""
-    head = weights["head"] if "head" in weights else weights["embed"].T
+    head = weights["head"] if "head" in weights else weights["embed"]
+    if isinstance(head, Int8Weight | Int8Table):
+        return _int8_logits(hidden, head)
+    head = head if "head" in weights else head.T
     return jnp.einsum(
         "...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
@@ -96,6 +103,10 @@ def _product(
     group_sizes: Int[Array, " E"] | None,
 ) -> Float[Array, "... F"]:
     """`x @ weight` in the dtype of `x`; see `linear`."""
+    if isinstance(weight, Int8Weight):
+        # Differentiated (under an adapter), the converted codes would be kept for the backward
+        # pass.
+        return jax.checkpoint(lambda x, weight: _int8_product(x, weight, group_sizes))(x, weight)
     if isinstance(weight, Quantised):
         # Dequantised again in the backward pass, or the plain weights of all layers would be kept
         # for it.
@@ -106,6 +117,42 @@ def _product(
     if group_sizes is not None:
         return grouped_product(x, weight, group_sizes)
     return product(x, weight)
+
+
+def _int8_product(
+    x: Float[Array, "... D"], weight: Int8Weight, group_sizes: Int[Array, " E"] | None
+) -> Float[Array, "... F"]:
+    """`x @ weight`: the product with the codes, scaled."""
+    if group_sizes is not None:
+        out = grouped_product(x, weight.codes.astype(x.dtype), group_sizes)
+        # The scales of the expert that each row belongs to.
+        scales = jnp.repeat(
+            weight.scales[:, 0], group_sizes, axis=0, total_repeat_length=x.shape[0]
+        )
+    else:
+        scales = weight.scales[0]
+        if in_blocks(x):
+            out = blocked_product(x, weight.codes)
+        else:
+            out = product(x, weight.codes.astype(x.dtype))
+    return (out.astype(jnp.float32) * scales).astype(x.dtype)
+
+
+def _int8_logits(
+    hidden: Float[Array, "... D"], head: Int8Weight | Int8Table
+) -> Float[Array, "... V"]:
+    """Logits in float32 by a quantised head `[D V]` or embedding table `[V D]`."""
+    table = isinstance(head, Int8Table)
+    if in_blocks(hidden):
+        out = blocked_product(hidden, head.codes, transposed=table)
+    else:
+        out = jnp.einsum(
+            "...d,vd->...v" if table else "...d,dv->...v",
+            hidden,
+            head.codes.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+    return out * head.scales.reshape(-1)
 
 
 def product(

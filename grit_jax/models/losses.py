@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models.kernels import soft_cap
 from grit_jax.models.layers import Weights, product
+from grit_jax.models.quantise import Quantised
 from grit_jax.sharding import constrain, num_shards
 
 TILE = 128  # larger blocks have a multiple of this many candidates per device
@@ -48,7 +49,8 @@ def token_losses(
       softcap: of the logits (see `kernels.soft_cap`).
     """
     dtype = hidden.dtype
-    head = weights["head"].T if "head" in weights else weights["embed"]
+    plain = lambda head: head.dequantise(dtype) if isinstance(head, Quantised) else head
+    head = plain(weights["head"]).T if "head" in weights else plain(weights["embed"])
     labels = jnp.roll(tokens, -1, axis=1)  # the last token predicts none: dropped below
 
     def logits(rows: tuple[Array, Array], words: Array, number: Array) -> tuple[list[Array], Array]:

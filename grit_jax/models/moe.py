@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.layers import ACTIVATIONS, Weights, linear
-from grit_jax.models.quantise import Quantised, storage_axes
+from grit_jax.models.quantise import NF4Weight, storage_axes
 from grit_jax.sharding import fitted_spec
 from grit_jax.types import RouterStats
 
@@ -69,9 +69,9 @@ def _on_mesh(x, weights, chosen, layer: Weights, activation: Callable) -> Float[
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _experts(x, weights, chosen, experts, activation, None, ())
-    is_quantised = lambda value: isinstance(value, Quantised)
-    # A quantised expert is never split: weights that share a scale may lie across its width.
-    quantised = any(map(is_quantised, jax.tree.leaves(experts, is_leaf=is_quantised)))
+    is_4_bit = lambda value: isinstance(value, NF4Weight)
+    # A 4-bit expert is never split: weights that share a scale may lie across its width.
+    quantised = any(map(is_4_bit, jax.tree.leaves(experts, is_leaf=is_4_bit)))
     axes = {
         name: (expert_axes[0], None, None) if quantised else expert_axes
         for name, expert_axes in _AXES.items()

@@ -18,7 +18,8 @@ from grit_jax.inference.decode import (
     SLOTS,
     cache_fits,
 )
-from grit_jax.inference.encoder import TOKENS_PER_CALL, EncodeOptions, encode_step
+from grit_jax.inference.encoder import EncodeOptions, encode_step
+from grit_jax.inference.placement import TOKENS_PER_CALL
 from grit_jax.inference.records import SHORTEST_RECORDS, LayerRecords
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
 from grit_jax.inference.sampling import GREEDY, sampling_rows

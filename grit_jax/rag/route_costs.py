@@ -165,7 +165,7 @@ def _machine(model: GritLM) -> str:
         device.platform,
         device.device_kind,
         mesh,
-        model.config.dtype,
+        model.dtype,
     )
     return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 

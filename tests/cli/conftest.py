@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import pytest
 from cli_world import good_files
+
+from grit_jax.inference import placement
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +18,13 @@ def world(tmp_path_factory, sentences, tiny_model) -> Path:
     tiny_model.save_pretrained(folder / "model")
     good_files(folder, sentences)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch) -> None:
+    """Verbs run on one of the simulated devices, for which programs compile faster; tests of the
+    placement undo it."""
+    monkeypatch.setattr(placement, "usable_devices", lambda: jax.local_devices()[:1])
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_generate(capsys, tiny_model):
     generations = [{"prompt": p, "text": t} for p, t in zip(prompts, wanted, strict=True)]
     assert run(capsys, f"{command} --json").json == {"generations": generations}
     said = run(capsys, command)
-    assert (said.status, said.out, said.err) == (0, "\n---\n".join(wanted) + "\n", "")
+    assert (said.status, said.out, said.lines) == (0, "\n---\n".join(wanted) + "\n", [])
     alone = [tiny_model.generate([prompt], max_new_tokens=5)[0] for prompt in prompts]
     assert run(capsys, f"{command} --stream").out == "\n---\n".join(alone) + "\n"
 

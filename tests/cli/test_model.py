@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
+from cli_world import run
 
-from grit_jax.cli import flags
+from grit_jax.cli import flags, model
+from grit_jax.cli.main import build_parser
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.errors import GritError
+from grit_jax.inference import placement
+from grit_jax.sharding import MESH_AXES
 
 
 @pytest.fixture
@@ -18,8 +23,8 @@ def parse():
 
 
 def test_the_model_of_a_directory(parse, in_world, texts, tiny_model):
-    model = load_model(parse("model"))
-    assert (model.encode(texts) == tiny_model.encode(texts)).all()
+    loaded = load_model(parse("model"))
+    assert (loaded.encode(texts) == tiny_model.encode(texts)).all()
 
 
 def test_the_home_folder_is_expanded_and_a_hub_id_left_alone(parse, monkeypatch):
@@ -34,3 +39,55 @@ def test_a_model_that_is_not_there(parse, in_world, capsys):
     with pytest.raises(SystemExit):
         parse()
     assert "the following arguments are required: MODEL" in capsys.readouterr().err
+
+
+def test_devices_mesh_and_dtype_are_the_first_line(parse, in_world, capsys, monkeypatch):
+    monkeypatch.setattr(placement, "usable_devices", jax.devices)
+    loaded = load_model(parse("model", "--mesh.tensor", "2", "--dtype", "int8"))
+    assert dict(loaded.mesh.shape) == {"data": 4, "fsdp": 1, "context": 1, "tensor": 2}
+    assert loaded.dtype == "int8"
+    line = "devices: 8 x cpu (data 4 x tensor 2), weights in int8, computed in float32\n"
+    assert capsys.readouterr() == ("", line)
+    monkeypatch.setattr(placement, "usable_devices", lambda: jax.devices()[:1])
+    assert load_model(parse("model")).mesh is None
+    assert capsys.readouterr().err == "devices: 1 x cpu, weights in float32\n"
+
+
+def test_axes_and_dtypes_that_there_are(parse, capsys):
+    assert (model.MESH_AXES, model.DTYPES) == (MESH_AXES, placement.DTYPES)
+    for flag in ("--mesh.tensor 0", "--mesh.model 2", "--dtype fp8"):
+        with pytest.raises(SystemExit):
+            parse("model", *flag.split())
+        assert flag.split()[0] in capsys.readouterr().err
+
+
+def test_a_fall_back_to_the_cpu_is_a_warning(in_world, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setenv("COLAB_TPU_ADDR", "10.0.0.2:8470")
+    result = run(capsys, "generate model --prompt a --max-new-tokens 1 --json")
+    first, second = result.err.splitlines()[:2]
+    assert first.startswith("devices: 1 x cpu")
+    assert second.startswith("warning: running on the CPU, although COLAB_TPU_ADDR is set")
+    assert result.json["generations"]
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "encode model --input a --output b",
+        "generate model --prompt a",
+        "index model --input a --output b",
+        "ask model --index a b",
+        "eval retrieval model --input a",
+        "eval perplexity model --input a",
+        "eval rag model --input a",
+        "bench encode model",
+        "bench decode model",
+        "bench rag model",
+        "bench all model",
+    ],
+)
+def test_every_verb_that_runs_a_model_takes_them(verb):
+    flags = "--mesh.data 2 --mesh.fsdp 1 --mesh.tensor 4 --mesh.context 1 --dtype int8"
+    args, rest = build_parser().parse_known_args([*verb.split(), *flags.split()])
+    assert rest == [] and (args.mesh_data, args.mesh_tensor, args.dtype) == (2, 4, "int8")

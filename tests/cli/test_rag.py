@@ -26,7 +26,7 @@ def test_index_and_ask(capsys, texts, tmp_path):
 
     ask = f"ask model --index {tmp_path}/index '{texts[4]}' --max-new-tokens 4"
     said = run(capsys, f"{ask} --mode doc --k 2 --json")
-    assert said.json.keys() >= {"answer", "documents", "mode", "timings"} and said.err == ""
+    assert said.json.keys() >= {"answer", "documents", "mode", "timings"} and said.lines == []
     assert [document.keys() for document in said.json["documents"]] == [{"id", "score"}] * 2
     first, second = said.json["documents"]
     assert first["id"] == "d4" and first["score"] > second["score"]
@@ -67,7 +67,7 @@ def test_an_index_that_is_compressed_elsewhere_and_kept_up_to_date(capsys, texts
     )
     ask = f"ask model --index {tmp_path}/index '{texts[4]}' --max-new-tokens 4 --mode doc --json"
     said = run(capsys, ask)
-    assert said.json["documents"][0]["id"] == "d4" and said.err == ""
+    assert said.json["documents"][0]["id"] == "d4" and said.lines == []
     rows = [json.loads(line) for line in Path("corpus.jsonl").read_text().splitlines()]
     rows = [
         {**row, "text": row["text"] + " Indeed."} if row["id"] == "d4" else row

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import dense_reference as dense
 import numpy as np
 import pytest
 
+import grit_jax
+from grit_jax import GritLM
 from grit_jax.data.formats import GenerativeExample
 from grit_jax.errors import GritError
 from grit_jax.evaluation.perplexity import evaluate_perplexity, score_perplexity
@@ -155,3 +158,22 @@ def dense_ids(model, row):
     """Ids of a whole conversation in the chat format."""
     parts = model.chat.render_turns(list(row))
     return [i for part in model.tokenizer.encode_parts([parts])[0] for i in part]
+
+
+def test_int8_weights_keep_the_perplexity_of_the_shipped_model(tmp_path):
+    """Within 1%, over the documentation of built-in types."""
+    names = [(kind, name) for kind in (str, list, dict, set) for name in dir(kind)]
+    texts = {name: getattr(kind, name).__doc__ or "None." for kind, name in names}
+    file = tmp_path / "generative.jsonl"
+    lines = [
+        json.dumps({"text": [f"Write the documentation of `{name}`.", text]}) + "\n"
+        for name, text in texts.items()
+    ]
+    file.write_text("".join(lines), encoding="utf-8")
+    base_model = Path(grit_jax.__file__).parent / "quickstart" / "base_model"
+    score = lambda dtype: (
+        score_perplexity(GritLM.from_pretrained(base_model, dtype), file, quiet=True).perplexity
+    )
+    expected = score("float32")
+    assert 3 < expected < 200
+    assert score("int8") == pytest.approx(expected, rel=0.01)

@@ -20,7 +20,16 @@ from grit_jax.cli import main as cli
 from grit_jax.inference.model import GritLM
 from grit_jax.rag.index import build_index
 
-PROGRESS = ("encode: ", "index: ", "rag: ", "perplexity: ", "bm25: ", "training: ", "warning: ")
+PROGRESS = (
+    "devices: ",
+    "encode: ",
+    "index: ",
+    "rag: ",
+    "perplexity: ",
+    "bm25: ",
+    "training: ",
+    "warning: ",
+)
 
 
 @dataclasses.dataclass

@@ -16,6 +16,7 @@ import tokenizer_kinds
 from grit_jax import GritLM
 from grit_jax.data.sources import open_source, prepare
 from grit_jax.errors import GritError
+from grit_jax.inference import placement
 from grit_jax.inference.model import ModelOptions
 from grit_jax.models.transformer import Transformer, init_params
 from grit_jax.rag.index import Index, build_index
@@ -386,3 +387,71 @@ def test_a_tilde_is_the_home_folder(tiny_model, tmp_path, monkeypatch):
 def test_an_unknown_pooling_is_one_error():
     with pytest.raises(GritError, match="pooling must be one of mean, .*cls, got 'max'"):
         ModelOptions("max")
+
+
+# ---- int8, automatic placement ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def int8(directory):
+    return GritLM.from_pretrained(directory, dtype="int8")
+
+
+def test_int8_is_close_to_float32_and_is_the_same_model(int8, tiny_model, sentences):
+    assert (int8.dtype, int8.config.dtype, tiny_model.dtype) == ("int8", "float32", "float32")
+    own, expected = int8.encode(sentences[:9]), tiny_model.encode(sentences[:9])
+    cosines = (own * expected).sum(axis=1)
+    assert cosines.min() > 0.995 and (own != expected).any()
+    assert int8.weights_hash == tiny_model.weights_hash
+    assert len(int8.generate("Quiet engine", max_new_tokens=3)) == 1
+
+
+@pytest.mark.parametrize("first, second", [("float32", "int8"), ("int8", "float32")])
+def test_an_index_of_one_dtype_serves_another(first, second, int8, tiny_model, sentences, tmp_path):
+    models = {"float32": tiny_model, "int8": int8}
+    rows = [{"id": f"d{i}", "text": text} for i, text in enumerate(sentences[:6])]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    build_index(models[first], corpus, tmp_path / "index")
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = build_index(models[second], corpus, tmp_path / "index")  # continues it
+    assert (summary.encoded, summary.skipped, summary.documents) == (2, 4, 6)
+    index = Index.open(tmp_path / "index", models[second])
+    found = index.search(models[second].encode(sentences[:6]), 1)
+    assert found.rows[:, 0].tolist() == list(range(6)) and found.scores.min() > 0.995
+    [record] = index.store.fetch([index.documents[0]["key"]])
+    prompt = models[second].prompt_ids(["What?"])
+    answer = models[second].generate_ids(prompt, records=[[record]])
+    assert answer.tokens[0]
+
+
+def test_an_int8_model_whose_files_have_changed_has_no_hash(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    model = GritLM.from_pretrained(tmp_path, dtype="int8")
+    tiny_model.save_pretrained(tmp_path)
+    with pytest.raises(GritError, match="weights have changed since they were read"):
+        _ = model.weights_hash
+
+
+def test_an_int8_model_is_not_saved(int8, tmp_path):
+    with pytest.raises(GritError, match="int8 model cannot be saved.*float32 or bfloat16"):
+        int8.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_automatic_mesh_uses_every_device(directory, tiny_model, sentences):
+    model = GritLM.from_pretrained(directory, "auto", mesh="auto")
+    assert dict(model.mesh.shape) == {"data": 8, "fsdp": 1, "context": 1, "tensor": 1}
+    assert model.dtype == "float32"
+    texts = sentences[:3]
+    np.testing.assert_allclose(model.encode(texts), tiny_model.encode(texts), atol=1e-5)
+    for other in ("all", (2, 2)):
+        with pytest.raises(GritError, match="mesh must be a Mesh, 'auto' or None"):
+            GritLM.from_pretrained(directory, mesh=other)
+
+
+def test_a_model_too_large_is_refused_before_it_is_read(directory, monkeypatch):
+    monkeypatch.setattr(placement, "_host_memory", lambda: 8 * 2**20)
+    message = r"needs 0\.\d MiB for its weights in float32.*on 8 x cpu with 1\.0 MiB of memory each"
+    with pytest.raises(GritError, match=message):
+        GritLM.from_pretrained(directory, mesh="auto")

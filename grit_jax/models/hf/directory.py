@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.read_config import config_from_hf, token_ids
@@ -160,7 +158,8 @@ def read_model_directory(
     directory: str | Path,
     dtype: str = "float32",
     *,
-    place: Callable[[str, np.ndarray], Any] | None = None,
+    int8: bool = False,
+    place: Callable[[str, Any], Any] | None = None,
     with_params: bool = True,
 ) -> ModelDirectory:
     """Reads a model directory: of ours, of sentence-transformers, or a plain Hugging Face one
@@ -168,7 +167,7 @@ def read_model_directory(
 
     Args:
       dtype: of the weights, and of the computation (`config.dtype`).
-      place: see `load_params`.
+      int8, place: see `load_params`.
       with_params: False reads the description alone.
 
     Raises:
@@ -199,7 +198,7 @@ def read_model_directory(
         if content is None:
             content = read_json(directory / file) if (directory / file).exists() else {}
         stops += token_ids(content.get("eos_token_id"), f"{directory / file}: 'eos_token_id'")
-    params = load_params(directory, config, dtype, place=place) if with_params else None
+    params = load_params(directory, config, dtype, int8=int8, place=place) if with_params else None
     if params is not None and dense:
         params |= read_projection(directory, dense, config.hidden_size, dtype, place)
     return ModelDirectory(

@@ -13,6 +13,7 @@ import numpy as np
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.safetensors_io import DTYPES, Tensor, TensorFiles, write_tensors
+from grit_jax.models.int8 import INT8_WEIGHTS, Int8Builder
 from grit_jax.models.parameters import Params, layers_with, parameter_shapes
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.sharding import to_host
@@ -84,7 +85,8 @@ def load_params(
     config: ModelConfig,
     dtype: str = "float32",
     *,
-    place: Callable[[str, np.ndarray], Any] | None = None,
+    int8: bool = False,
+    place: Callable[[str, Any], Any] | None = None,
 ) -> Params:
     """Reads the weights of `config` from safetensors files as NumPy arrays, stacked over layers.
 
@@ -92,6 +94,8 @@ def load_params(
 
     Args:
       dtype: float32 or bfloat16.
+      int8: quantise the matrices (`int8.INT8_WEIGHTS`), tensor by tensor; they are given as
+        `Int8Weight` and `Int8Table` of NumPy arrays, and `dtype` is that of the other weights.
       place: called with each complete weight (its name and array); its result takes the weight's
         place. It can move the weight to the devices, so that the host never holds the whole model.
 
@@ -106,17 +110,22 @@ def load_params(
         names, used = hf_names(config), set()
         for name, shape in parameter_shapes(config).items():
             is_linear = names[name][1]
-            array = _empty(shape, DTYPES[dtype])
+            builder = Int8Builder(name, shape) if int8 and name in INT8_WEIGHTS else None
+            array = _empty(shape, DTYPES[dtype]) if builder is None else None
             for index, hf_name in _tensors(name, config, prefix):
                 if name == "head" and hf_name not in files and prefix.startswith("language_model."):
                     hf_name = "language_model." + hf_name
                 used.add(hf_name)
                 tensor_shape = shape[len(index) :]
                 tensor = files.read(hf_name, tensor_shape[::-1] if is_linear else tensor_shape)
-                array[index] = tensor.T if is_linear else tensor
+                if builder is not None:
+                    builder.add(index, tensor)
+                elif array is not None:
+                    array[index] = tensor.T if is_linear else tensor
                 del tensor
-            params[name] = place(name, array) if place else array
-            del array
+            weight = builder.weight() if builder is not None else array
+            params[name] = place(name, weight) if place else weight
+            del array, builder, weight
         _report_unused(files, set(files.names()) - used, config, prefix)
     return params
 
