@@ -43,6 +43,7 @@ class Shape:
     dtype: str
     dims: tuple[int, ...]
     in_memory: bool = True
+    on_host: bool = False  # in the memory of the chip's host
 
     @property
     def size(self) -> int:
@@ -162,7 +163,12 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
     opcode, _, behind = text.strip().partition("(")
     inside, rest = _closed("(" + behind)
     shapes = [
-        Shape(dtype, tuple(int(n) for n in dims.split(",") if n), "S(" not in (layout or ""))
+        Shape(
+            dtype,
+            tuple(int(n) for n in dims.split(",") if n),
+            "S(" not in (layout or ""),
+            "S(5)" in (layout or ""),
+        )
         for dtype, dims, layout in _SHAPE.findall(kind)
     ]
     if opcode in ("constant", "parameter"):  # the constant, or the parameter's number

@@ -16,7 +16,7 @@ from grit_jax.plan.flops import step_flops
 from grit_jax.plan.program_costs import ProgramCosts, program_costs
 from grit_jax.plan.programs import LoweredProgram, ServingPrograms, bytes_per_chip, lower_train
 from grit_jax.run_config import RunConfig
-from grit_jax.runtime.chips import GIB, Chip
+from grit_jax.runtime.chips import GIB, HOST_RATE, Chip
 from grit_jax.runtime.progress import say
 from grit_jax.sharding import make_mesh
 
@@ -33,8 +33,9 @@ class CompiledProgram:
       peak_bytes: the most at any time, with the program itself.
       compiler_flops: the compiler's own count, with the body of a loop once; `costs` multiplies it
         by the loop's trips.
+      host_bytes: what the chip keeps in its host's memory.
       seconds: lower bounds of a run by what bounds it ("compute", "memory", "interconnect",
-        "network"); for "decode" of one token, for "prefill_layer" of one layer.
+        "network", "host"); for "decode" of one token, for "prefill_layer" of one layer.
     """
 
     fits: bool
@@ -44,6 +45,7 @@ class CompiledProgram:
     compile_seconds: float
     costs: ProgramCosts | None = None
     compiler_flops: float | None = None
+    host_bytes: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -64,6 +66,7 @@ class CompiledProgram:
             "peak_bytes_per_chip": self.peak_bytes,
             "argument_bytes_per_chip": self.argument_bytes,
             "temporary_bytes_per_chip": self.temporary_bytes,
+            "host_bytes_per_chip": self.host_bytes,
             "executed_flops_per_chip": costs and costs.flops,
             "compiler_flops_per_chip": self.compiler_flops,
             "memory_traffic_bytes_per_chip": costs and costs.memory_bytes,
@@ -213,6 +216,7 @@ def compile_program(
         "memory": costs.memory_bytes / chip.memory_rate,
         "interconnect": costs.sent_bytes / chip.link_rate,
         "network": costs.network_bytes / chip.network_rate,
+        "host": max(costs.to_host_bytes, costs.from_host_bytes) / HOST_RATE,
     }
     # Weights that a program does not read are not among its arguments, but the chip holds them.
     arguments = max(memory.argument_size_in_bytes, program.argument_bytes)
@@ -228,6 +232,7 @@ def compile_program(
             seconds,
             costs,
             flops,
+            memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
             bounds,
         ),
         compiled,
@@ -278,6 +283,8 @@ def plan_table(plan: Plan) -> str:
         ),
         f"A step has {plan.flops_per_step:.3g} model FLOPs, over all chips.",
     ]
+    if train.host_bytes:
+        lines.append(f"Each chip keeps {gib(train.host_bytes)} in its host's memory.")
     if train.costs is not None:
         sent = ", ".join(
             f"{k.replace('_', '-')} {gib(v)}" for k, v in train.costs.collective_bytes.items() if v

@@ -44,6 +44,8 @@ FREE = {
     "replica-id",
     "iota",
 }
+# Instructions that may move arrays between a chip and its host.
+HOST_COPIES = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
 # Matrix products over each tile of the scores in splash attention's kernels (jax:
 # experimental/pallas/ops/tpu/splash_attention/splash_attention_kernel.py). The program's text says
 # how many tiles are computed, in the form of `TILES`.
@@ -67,6 +69,7 @@ class ProgramCosts:
       sent_bytes: what the chip itself sends for them in a ring: (n - 1) / n of that, twice for an
         all-reduce.
       network_bytes: what it sends to other slices, likewise.
+      to_host_bytes, from_host_bytes: what it keeps in its host's memory, written and read back.
     """
 
     flops: float = 0.0
@@ -76,12 +79,16 @@ class ProgramCosts:
     )
     sent_bytes: float = 0.0
     network_bytes: float = 0.0
+    to_host_bytes: float = 0.0
+    from_host_bytes: float = 0.0
 
     def add(self, other: ProgramCosts, times: float = 1) -> None:
         self.flops += times * other.flops
         self.memory_bytes += times * other.memory_bytes
         self.sent_bytes += times * other.sent_bytes
         self.network_bytes += times * other.network_bytes
+        self.to_host_bytes += times * other.to_host_bytes
+        self.from_host_bytes += times * other.from_host_bytes
         for kind, size in other.collective_bytes.items():
             self.collective_bytes[kind] += times * size
 
@@ -136,6 +143,7 @@ class _Counter:
         elif not instruction.opcode.endswith(("-done", "-update")):
             costs.add(_product(computation, instruction))
             costs.add(_collective(computation, instruction))
+            costs.add(_host_traffic(computation, instruction))
             if instruction.opcode == "all-reduce":
                 gathered = sum(
                     computation.by_name[name].bytes
@@ -286,6 +294,25 @@ def _collective(
     costs = ProgramCosts(sent_bytes=sent)
     costs.collective_bytes[kind] = whole
     return costs
+
+
+def _host_traffic(computation: Computation, instruction: Instruction) -> ProgramCosts:
+    """Bytes of a copy, or of an update or a slice of an array, between a chip and its host."""
+    if instruction.opcode not in HOST_COPIES:
+        return ProgramCosts()
+    taken = computation.shapes_of(instruction)
+    whole, part = {
+        "copy-start": (taken[0], instruction.shapes[0]),
+        "dynamic-slice-start": (
+            taken[0],
+            instruction.shapes[min(len(taken), len(instruction.shapes) - 1)],
+        ),
+        "dynamic-update-slice-start": (taken[0], taken[min(1, len(taken) - 1)]),
+    }[instruction.opcode]
+    if whole.on_host == part.on_host:
+        return ProgramCosts()
+    writes = part.on_host if instruction.opcode == "copy-start" else "update" in instruction.opcode
+    return ProgramCosts(**{"to_host_bytes" if writes else "from_host_bytes": part.bytes})
 
 
 def _between_slices(instruction: Instruction) -> ProgramCosts:

@@ -47,7 +47,7 @@ def a_plan(seconds: float = 2.0, peak: int = 9 * GIB, fits: bool = True, chips: 
     costs = ProgramCosts(1e15, 1e12, dict.fromkeys(KINDS, 3.0 * GIB), 4e11)
     bounds = {"compute": seconds / 2, "memory": seconds / 4, "interconnect": seconds}
     step = CompiledProgram(
-        fits, peak, 2 * GIB, peak - 2 * GIB, 70.0, *((costs, 1e14, bounds) if fits else ())
+        fits, peak, 2 * GIB, peak - 2 * GIB, 70.0, *((costs, 1e14, 0, bounds) if fits else ())
     )
     mesh = {"data": 1, "fsdp": chips, "tensor": 1}
     return Plan("v5e:2x4", CHIPS["v5e"], mesh, 1800, GIB, 2 * GIB, 10**15, {"train": step})

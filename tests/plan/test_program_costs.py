@@ -13,6 +13,33 @@ from grit_jax.plan.chips import open_slices
 from grit_jax.plan.program_costs import group_size, program_costs
 from grit_jax.sharding import MeshConfig, make_mesh
 
+# As a TPU's compiler writes: a layer's input put into an array in the host's memory (S(5)) and taken
+# out again, and an optimizer's moment copied there and back.
+HOST = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(bf16[1,8,16])->bf16[1,8,16]}
+
+ENTRY %main (x: bf16[1,8,16], m: f32[256]) -> bf16[1,8,16] {
+  %x = bf16[1,8,16]{2,1,0} parameter(0)
+  %m = f32[256]{0:T(256)S(5)} parameter(1)
+  %i = s32[] constant(0)
+  %buffer = bf16[4,8,16]{2,1,0:T(8,128)S(5)} custom-call(), custom_call_target="AllocateBuffer"
+  %dynamic-update-slice-start = ((bf16[4,8,16]{2,1,0:S(5)}, bf16[1,8,16]{2,1,0}, s32[], s32[], s32[]), bf16[4,8,16]{2,1,0:S(5)}, u32[]{:S(2)}) dynamic-update-slice-start(%buffer, %x, %i, %i, %i)
+  %dynamic-update-slice-done = bf16[4,8,16]{2,1,0:S(5)} dynamic-update-slice-done(%dynamic-update-slice-start)
+  %copy-start.1 = (f32[256]{0:T(256)}, f32[256]{0:T(256)S(5)}, u32[]{:S(2)}) copy-start(%m)
+  %copy-done.1 = f32[256]{0:T(256)} copy-done(%copy-start.1)
+  %copy-start.2 = (f32[256]{0:T(256)S(5)}, f32[256]{0:T(256)}, u32[]{:S(2)}) copy-start(%copy-done.1)
+  %copy-done.2 = f32[256]{0:T(256)S(5)} copy-done(%copy-start.2)
+  %copy-start.3 = (f32[256]{0:T(256)S(1)}, f32[256]{0:T(256)}, u32[]{:S(2)}) copy-start(%copy-done.1)
+  %dynamic-slice-start = ((bf16[4,8,16]{2,1,0:S(5)}, s32[], s32[], s32[]), bf16[1,8,16]{2,1,0}, u32[]{:S(2)}) dynamic-slice-start(%dynamic-update-slice-done, %i, %i, %i), dynamic_slice_sizes={1,8,16}
+  ROOT %dynamic-slice-done = bf16[1,8,16]{2,1,0} dynamic-slice-done(%dynamic-slice-start)
+}
+"""
+
+
+def test_what_is_kept_in_the_hosts_memory():
+    costs = program_costs(HOST)
+    assert costs.to_host_bytes == costs.from_host_bytes == 8 * 16 * 2 + 256 * 4
+
+
 # As a TPU's compiler writes: a loop without a noted trip count, a product as a convolution, a
 # gather that runs beside other work (three fusions, one gather), a reduction that keeps a part, a
 # sum that gathers, arrays in on-chip memory (S(1)).
