@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 from compilation import has_older_fusion_emitter
@@ -51,6 +52,14 @@ _WORDS = """
     river stone paper amber quiet engine window forest copper lantern orbit meadow signal velvet harbor thunder
     pepper candle mirror ribbon desert glacier novel anchor basket cipher dragon ember falcon garden
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs the TPU's compiler where it is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        for item in items:
+            if item.get_closest_marker("tpu"):
+                item.add_marker(pytest.mark.skip(reason="needs the extra 'tpu'"))
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,16 @@
 """Attention of one decoded token per row to a cache whose rows have a length each.
 
 Slots `0 ... lengths[b] - 1` of row `b` are valid, and the decoded token sees all of them. The cache
-is read in blocks of `DECODE_BLOCK` keys where it lies: a row reads its own blocks and no more, so
-the cost follows the sum of the lengths, not the capacity and not the longest row. Each row is
-computed by itself over blocks of one size, so its result does not depend, bit for bit, on the
-capacity, on the other rows or on what is stored behind its length.
+is read in blocks where it lies, and no block behind a row's length is:
+
+- on TPU by a kernel (`decode_kernel`), where heads are a multiple of 128 and the capacity is one of
+  the kernel's block. With narrower heads the compiler keeps values in another layout than kernels
+  take, and copies the whole cache for each call.
+- on the CPU row after row by XLA: the cost follows the sum of the lengths.
+- on GPU, and for other shapes on TPU, all rows side by side: the cost follows the longest length.
+
+A row's result does not depend, bit for bit, on the capacity (on TPU: from one block up), on the
+other rows or on what is stored behind its length, as long as that is finite.
 
 Windows, segments and marks are not expressed by a length: rows that need them use
 `attention.attend` with the cache as a group of keys.
@@ -19,7 +25,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from grit_jax.models.kernels import MASKED, soft_cap
+from grit_jax.models import decode_kernel
+from grit_jax.models.kernels import MASKED, platform, soft_cap
 from grit_jax.sharding import fitted_spec
 
 # Keys of a block: the fewer, the less is read behind a row's length, and the more often the loop's
@@ -102,8 +109,16 @@ def decode_attention_layer(
     scaled = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(B, K, N // K, H)
     layer = jnp.asarray(layer, jnp.int32)
 
+    kind = platform()
+
     def local(q, own, cache, layer):
-        return _by_rows(q, own, cache, layer, softcap)
+        if kind == "tpu" and decode_kernel.takes(cache.k):
+            stacks = (cache.k, cache.v, cache.k_scale, cache.v_scale)
+            return decode_kernel.decode_kernel(
+                q, own and (own.k, own.v), stacks, cache.lengths, layer, softcap=softcap
+            )
+        # A CPU has no use for rows side by side; on other devices a row alone is too little work.
+        return _blocked(q, own, cache, layer, softcap, rows=1 if kind == "cpu" else len(q))
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -129,15 +144,17 @@ def decode_attention_layer(
     return out.reshape(B, N, H)
 
 
-def _by_rows(
+def _blocked(
     q: Float[Array, "B K G H"],
     own: OwnToken | None,
     cache: DecodeCache,
     layer: Int[Array, ""],
     softcap: float | None,
+    rows: int,
 ) -> Float[Array, "B K G H"]:
-    """Row after row, block after block, with a running softmax."""
-    _, K, G, H = q.shape
+    """`rows` rows at a time, block after block up to the longest of them, with a running softmax.
+    A block behind a row's length changes nothing: it adds zeros."""
+    B, K, G, H = q.shape
     S = cache.v.shape[3]
     if S < DECODE_BLOCK:  # a whole block, so that sums have the order that they have elsewhere
         cache = _padded(cache, DECODE_BLOCK - S)
@@ -148,17 +165,20 @@ def _by_rows(
             form, x.astype(q.dtype), y.astype(q.dtype), preferred_element_type=jnp.float32
         )
 
-    def one_row(row: jax.Array) -> jax.Array:
-        length, query = cache.lengths[row], q[row]
+    def some_rows(row: jax.Array | int) -> jax.Array:
+        mine = lambda x: jax.lax.dynamic_slice_in_dim(x, row, rows)
+        lengths, query = jnp.minimum(mine(cache.lengths), S), mine(q)
         if own is None:
-            top, total = jnp.full((K, G), MASKED), jnp.zeros((K, G))
-            out = jnp.zeros((K, G, H))
+            top, total = jnp.full((rows, K, G), MASKED), jnp.zeros((rows, K, G))
+            out = jnp.zeros((rows, K, G, H))
         else:
-            top = soft_cap(product("kgh,kh->kg", query, own.k[row]), softcap)
-            total = jnp.ones((K, G))
-            out = jnp.broadcast_to(own.v[row].astype(jnp.float32)[:, None], (K, G, H))
+            top = soft_cap(product("bkgh,bkh->bkg", query, mine(own.k)), softcap)
+            total = jnp.ones((rows, K, G))
+            own_v = mine(own.v).astype(jnp.float32)[:, :, None]
+            out = jnp.broadcast_to(own_v, (rows, K, G, H))
         if cache.k_scale is not None:
-            query = query * cache.k_scale[layer, row][:, None]
+            scale = jax.lax.dynamic_slice(cache.k_scale, (layer, row, 0, 0), (1, rows, K, H))
+            query = query * scale[0, :, :, None]
 
         def block(number: jax.Array, state: tuple) -> tuple:
             top, total, out = state
@@ -166,29 +186,31 @@ def _by_rows(
             start = jnp.minimum(first, S - DECODE_BLOCK)
 
             def take(stack: jax.Array, axis: int) -> jax.Array:
-                """Block `number` of this row; at the end of a capacity that is no multiple of a
-                block, the keys of the block before come behind it."""
-                at = [layer, row] + [0] * (stack.ndim - 2)
+                """This block; at the end of a capacity that is no multiple of a block, keys of the
+                block before come behind it."""
+                at: list[jax.Array | int] = [layer, row] + [0] * (stack.ndim - 2)
                 at[axis] = start
-                sizes = [1, 1, *stack.shape[2:]]
+                sizes = [1, rows, *stack.shape[2:]]
                 sizes[axis] = DECODE_BLOCK
-                part = jax.lax.dynamic_slice(stack, at, sizes)[0, 0]
-                return part if S % DECODE_BLOCK == 0 else jnp.roll(part, start - first, axis - 2)
+                part = jax.lax.dynamic_slice(stack, at, sizes)[0]
+                return part if S % DECODE_BLOCK == 0 else jnp.roll(part, start - first, axis - 1)
 
-            s = soft_cap(product("kgh,khs->kgs", query, take(cache.k, 4)), softcap)
-            valid = first + jnp.arange(DECODE_BLOCK) < length
+            s = soft_cap(product("bkgh,bkhs->bkgs", query, take(cache.k, 4)), softcap)
+            valid = first + jnp.arange(DECODE_BLOCK) < lengths[:, None, None, None]
             new_top = jnp.maximum(top, jnp.where(valid, s, MASKED).max(-1))
             p = jnp.where(valid, jnp.exp(s - new_top[..., None]), 0.0)
             rescale = jnp.exp(top - new_top)
-            weights = p if cache.v_scale is None else p * take(cache.v_scale, 3)[:, None]
-            seen = product("kgs,ksh->kgh", weights, take(cache.v, 3))
+            weights = p if cache.v_scale is None else p * take(cache.v_scale, 3)[:, :, None]
+            seen = product("bkgs,bksh->bkgh", weights, take(cache.v, 3))
             return new_top, total * rescale + p.sum(-1), out * rescale[..., None] + seen
 
-        blocks = (jnp.minimum(length, S) + DECODE_BLOCK - 1) // DECODE_BLOCK
+        blocks = (lengths.max() + DECODE_BLOCK - 1) // DECODE_BLOCK
         _, total, out = jax.lax.fori_loop(0, blocks, block, (top, total, out))
         return (out / jnp.maximum(total, 1e-30)[..., None]).astype(q.dtype)
 
-    return jax.lax.map(one_row, jnp.arange(q.shape[0]))
+    if rows == B:
+        return some_rows(0)
+    return jax.lax.map(some_rows, jnp.arange(0, B, rows)).reshape(q.shape)
 
 
 def _padded(cache: DecodeCache, slots: int) -> DecodeCache:

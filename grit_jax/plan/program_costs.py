@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 
+from grit_jax.models.decode_kernel import NAME as DECODE
 from grit_jax.models.splash import TILES
 from grit_jax.plan.hlo import Computation, Instruction, Module, Shape, parse, trip_count
 
@@ -154,6 +155,7 @@ class _Counter:
                 costs.collective_bytes["all_gather"] += gathered
             costs.add(
                 self._grouped_matmul(computation, instruction)
+                or _decode_attention(computation, instruction)
                 or ProgramCosts(memory_bytes=_memory_traffic(computation, instruction))
             )
         return costs
@@ -216,6 +218,20 @@ class _Counter:
             if starts or not overlaps:
                 costs.add(_collective(fused, instruction, scatters))
         return costs
+
+
+def _decode_attention(computation: Computation, instruction: Instruction) -> ProgramCosts | None:
+    """Costs of the kernel for one decoded token per row (`models.decode_kernel`), with every row as
+    long as the capacity; None for anything else. Of the cache's stacks it reads one layer."""
+    if instruction.opcode != "custom-call" or not instruction.name.startswith(DECODE):
+        return None
+    arrays = computation.shapes_of(instruction)
+    stacks = [shape for shape in arrays if len(shape.dims) == 5]
+    moved = _in_memory(arrays + instruction.shapes)
+    moved -= sum(_in_memory([shape]) * (1 - 1 / shape.dims[0]) for shape in stacks)
+    # Two products with the keys [L B K H S] of each query head.
+    flops = 2 * 2 * instruction.shapes[0].size * stacks[0].dims[-1]
+    return ProgramCosts(flops=flops, memory_bytes=moved)
 
 
 def _product(computation: Computation, instruction: Instruction) -> ProgramCosts:

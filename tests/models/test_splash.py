@@ -13,6 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
 )
+from jax.sharding import NamedSharding, PartitionSpec
 from tensor_error import assert_near
 
 from grit_jax.models import attention, kernels
@@ -26,6 +27,8 @@ from grit_jax.models.splash import (
     query_block,
     splash_attention,
 )
+from grit_jax.plan.chips import open_slices
+from grit_jax.plan.program_costs import program_costs
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.types import AttentionMode
 
@@ -222,3 +225,54 @@ def test_what_the_kernel_does_not_take(monkeypatch):
     assert run(q, own, **prefix).shape == q.shape
     one = lambda tree: jax.tree.map(lambda x: x[:, :1], tree)
     assert run(one(q), one(own), mode=CAUSAL).shape == (1, 1, 4, 128)
+
+
+@pytest.mark.tpu
+@pytest.mark.usefixtures("full_optimization")
+@pytest.mark.parametrize(
+    "slices, shape", [("v5e:2x2", (1, 4, 1)), ("v5p:2x2x1", (1, 2, 2)), ("v6e:2x2", (2, 1, 1, 2))]
+)
+def test_over_cached_keys_on_a_tpu(monkeypatch, slices, shape):
+    """Forward and backward compiled, with rows, heads, or tokens of rows split: the scores of 1,024
+    tokens and 2,000 cached keys are never in memory, which the blocked path writes and reads."""
+    B, T, S, N, K, H = 4, 1024, 2000, 8, 2, 128
+    mesh = make_mesh(MeshConfig(*shape), open_slices(slices).devices)
+
+    def array(dtype, *sizes, axes=(("data", "fsdp"), "context")):
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
+
+    rows = ("data", "fsdp")
+    token = functools.partial(array, jnp.bfloat16, axes=(rows, "context", "tensor"))
+    by_head = functools.partial(array, jnp.bfloat16, axes=(rows, "tensor"))
+    marks = [array(jnp.int32, B, T)] * 2 + [array(jnp.int32, B, S, axes=(rows,))] * 2
+
+    def run(arrays, positions, segments, cached_positions, cached_segments):
+        def loss(arrays):
+            q, k, v, cached_k, cached_v = arrays
+            own = KeyValues(k, v, positions, segments)
+            cached = KeyValues(cached_k, cached_v, cached_positions, cached_segments, by_head=True)
+            out = attend(q, own, mode=CAUSAL, cached=[cached])
+            return out.astype(jnp.float32).sum()
+
+        return jax.grad(loss)(arrays)
+
+    arrays = (token(B, T, N, H), token(B, T, K, H), token(B, T, K, H))
+    arrays += (by_head(B, K, H, S), by_head(B, K, S, H))
+
+    def costs():
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(lambda *a: run(*a)).lower(arrays, *marks).compile()
+        return compiled.as_text(), program_costs(compiled.as_text())
+
+    text, fused = costs()
+    assert all(f"splash_mha_{kernel}" in text for kernel in ("fwd", "dq", "dkv"))
+    # Two products forward and seven backward, over all keys but the own ones that come later.
+    assert fused.flops >= 2 * 9 * B * N * T * (S + T // 2) * H / mesh.size
+    assert fused.flops <= 2 * 9 * B * N * T * 3072 * H / mesh.size
+    scores = 4 * B * N * T * (S + T) / mesh.size
+    assert fused.memory_bytes < scores
+    if slices.startswith("v5e"):  # the blocked path takes the compiler a minute
+        monkeypatch.setattr(attention, "splash_attention", lambda *_, **__: None)
+        text, blocked = costs()
+        assert "splash_mha" not in text and blocked.memory_bytes > 2 * scores
