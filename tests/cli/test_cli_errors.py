@@ -169,7 +169,7 @@ def test_too_little_documentation(capsys, monkeypatch):
 
 def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):
     monkeypatch.setattr(
-        GritLM, "from_pretrained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        GritLM, "from_pretrained", lambda *_, **options: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     for command, hint in (
         (
@@ -182,7 +182,7 @@ def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):
         assert (said.status, said.lines) == (130, [f"grit {command.split()[0]}: interrupted{hint}"])
     for bug in (FileNotFoundError(2, "gone"), RuntimeError("a bug"), ValueError("a bug")):
         monkeypatch.setattr(
-            GritLM, "from_pretrained", lambda *_, bug=bug: (_ for _ in ()).throw(bug)
+            GritLM, "from_pretrained", lambda *_, bug=bug, **options: (_ for _ in ()).throw(bug)
         )
         with pytest.raises(type(bug)):
             run(capsys, "generate model --prompt a")
@@ -198,7 +198,7 @@ def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):
 )
 def test_a_device_that_is_full(command, advice, capsys, monkeypatch):
     monkeypatch.setattr(
-        GritLM, "from_pretrained", lambda *_: jnp.zeros(1 << 50).block_until_ready()
+        GritLM, "from_pretrained", lambda *_, **options: jnp.zeros(1 << 50).block_until_ready()
     )  # XLA's own words
     Path("texts.txt").write_text("a line\n")
     check(
