@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from grit_jax.cli import flags
-from grit_jax.cli.hosts import add_shards, join_run
+from grit_jax.cli.hosts import add_shared, shared_run
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_json, print_result, print_text
 from grit_jax.cli.verb import Verb
@@ -47,7 +47,7 @@ def _encode_flags(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of the written vectors (default: %(default)s)",
     )
-    add_shards(parser, "V.npy.shards, if there is more than one block of texts")
+    add_shared(parser, "V.npy.shards, if there is more than one block of texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
@@ -60,16 +60,17 @@ def encode(args: argparse.Namespace) -> None:
     refuse_same_file(args.output, args.input, *Path(args.model).glob("*"))
     if args.json and is_stdout(args.output):
         raise GritError("--json and --output both write to standard output; leave one out")
-    join_run()
-    with errors_together():
-        texts = read_texts(args.input, args.input_format)
-        model = load_model(args)
-    summary = encode_file(
-        model,
-        texts,
-        args.output,
-        VectorOptions(args.instruction, args.max_length, args.dim, args.precision, args.shards),
-    )
+    with shared_run(args) as open_model:
+        with errors_together():
+            texts = read_texts(args.input, args.input_format)
+        model, cluster = open_model()
+        summary = encode_file(
+            model,
+            texts,
+            args.output,
+            VectorOptions(args.instruction, args.max_length, args.dim, args.precision, args.shards),
+            cluster=cluster,
+        )
     if not is_first():
         return
     print_result(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from grit_jax.cli import flags
-from grit_jax.cli.hosts import add_shards, join_run
+from grit_jax.cli.hosts import add_shared, shared_run
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
 from grit_jax.cli.search import add_search_flags, search_settings
@@ -64,33 +64,28 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
         help="at a line that is no document (an empty one, say): fail before the work, or skip it "
         "and count it (default: %(default)s)",
     )
-    add_shards(parser, "INDEX/shards")
+    add_shared(parser, "INDEX/shards")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def index(args: argparse.Namespace) -> None:
     from grit_jax.rag.index import IndexOptions, build_index
-    from grit_jax.runtime.hosts import errors_together, is_first
+    from grit_jax.runtime.hosts import is_first
 
-    join_run()
-    with errors_together():
-        model = load_model(args)
-    summary = build_index(
-        model,
-        args.input,
-        args.output,
-        IndexOptions(
-            kv=args.kv,
-            max_length=args.max_length,
-            store=args.store,
-            vectors=args.vectors,
-            milvus=args.milvus,
-            update=args.update,
-            delete_missing=args.delete_missing,
-            on_error=args.on_error,
-            shards=args.shards,
-        ),
+    options = IndexOptions(
+        kv=args.kv,
+        max_length=args.max_length,
+        store=args.store,
+        vectors=args.vectors,
+        milvus=args.milvus,
+        update=args.update,
+        delete_missing=args.delete_missing,
+        on_error=args.on_error,
+        shards=args.shards,
     )
+    with shared_run(args) as open_model:
+        model, cluster = open_model()
+        summary = build_index(model, args.input, args.output, options, cluster=cluster)
     if not is_first():
         return
     print_result(summary.to_dict(), args.json, str(summary))

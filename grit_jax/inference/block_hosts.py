@@ -204,8 +204,10 @@ def run_blocks(
     """
     if cluster is not None:
         assert shards is not None
-        with Joiner(job, shards) as joiner:
+        encoded: list[float] = []
+        with Joiner(job, shards, failure=lambda block: _not_seen(shards, encoded)) as joiner:
             cluster.encode(missing, job, settings, shards, joiner.check)
+            encoded.append(time.monotonic())
         return finish()
     encoder = settings.encoder(model)
     if jax.process_count() == 1:
@@ -216,3 +218,10 @@ def run_blocks(
     if is_first():
         return BlockHosts().lead(job, encoder, shards, missing, finish)
     return BlockHosts().help(job, encoder, shards, missing)
+
+
+def _not_seen(shards: BlobStore, encoded: list[float]) -> str | None:
+    """Why a shard is not there, once all blocks have been encoded for a while."""
+    if not encoded or time.monotonic() - encoded[0] < SHARD_SECONDS:
+        return None
+    return f"{shards.place}: a block that was encoded on the cluster is not there; start again"

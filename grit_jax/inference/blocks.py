@@ -122,6 +122,7 @@ def model_identity(model: GritLM) -> str:
     return json.dumps(
         [
             model.weights_hash,
+            model.dtype,
             model.config.dtype,
             model.pooling,
             model.mode.value,

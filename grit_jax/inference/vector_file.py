@@ -128,6 +128,7 @@ def encode_file(
         names = [shard_name(*head, b.start, *texts[b.start : b.stop]) for b in blocks]
         agree(
             {
+                "--dtype": model.dtype,
                 "model": shard_name(identity).removeprefix(PREFIX),
                 "input": f"{len(texts)} texts, content {shard_name(*names).removeprefix(PREFIX)}",
                 "--instruction": options.instruction,

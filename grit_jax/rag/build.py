@@ -135,6 +135,7 @@ def build_index(
         {
             **{f"--{key.replace('_', '-')}": v for key, v in dataclasses.asdict(options).items()},
             "--output": output.name,
+            "--dtype": model.dtype,
             "model": shard_name(identity).removeprefix(PREFIX),
             "corpus": f"{len(source)} documents, content {source.digest}",
         }
@@ -172,8 +173,10 @@ def build_index(
                 assert build is not None
                 bar.close()
                 summary = build.finish(corpus, quiet)
-                if shards is not None and options.shards is None:
-                    shutil.rmtree(place, ignore_errors=True)
+                if shards is not None:
+                    shards.delete(blocks.names)  # also what was written after it was joined
+                    if options.shards is None:
+                        shutil.rmtree(place, ignore_errors=True)
                 summary.seconds = round(time.perf_counter() - start, 3)
                 return summary.to_dict()
 

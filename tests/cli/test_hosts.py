@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grit_jax.cli import flags
-from grit_jax.cli.hosts import add_shards, join_run
+from grit_jax.cli.hosts import add_shared, join_run
 from grit_jax.cli.main import VERBS
 
 
@@ -20,6 +20,6 @@ def test_the_verbs_that_share_their_work_are_supervised_and_resumable():
 
 def test_shards_are_a_folder_or_a_url():
     parser = flags.Parser()
-    add_shards(parser, "beside")
+    add_shared(parser, "beside")
     assert parser.parse_args(["--shards", "gs://bucket/a"]).shards == "gs://bucket/a"
     assert parser.parse_args([]).shards is None

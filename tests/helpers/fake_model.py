@@ -114,6 +114,7 @@ def fake_model(weights: str = "w1", seconds: float = 0.0, **changes):
             "chat": GRIT,
             "mode": AttentionMode.BIDIRECTIONAL,
             "pooling": "mean",
+            "dtype": CONFIG.dtype,
             "embedding_width": CONFIG.hidden_size,
             "weights_hash": weights,
             "mesh": None,
