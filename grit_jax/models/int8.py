@@ -27,8 +27,9 @@ from grit_jax.models.quantise import Axes, Int8Weight, Quantised
 INT8_WEIGHTS = (*MATRICES, "embed", "head")
 LEVELS = 127
 # XLA for CPU first converts a whole matrix of codes. For a few rows, converting is most of the
-# work, so it is done in blocks of this many numbers, which stay in the processor's cache.
-BLOCK_NUMBERS = 1 << 18
+# work, so it is done in blocks of this many numbers, which stay in the processor's cache: a layer
+# of 1024 x 4096 takes a sixth of the time of float32 (2 cores of an AMD EPYC, one to sixteen rows).
+BLOCK_NUMBERS = 1 << 20
 MOST_BLOCK_ROWS = 64  # from here on the product itself is most of the work
 WIDEST_ACCUMULATOR = 8192  # outputs that are summed over blocks of inputs
 HOST_BLOCK = 1 << 22  # numbers that a thread quantises at a time
@@ -86,7 +87,7 @@ def blocked_product(
 def _over_inputs(
     x: Float[Array, "n D"], codes: Int8[Array, "D F"], size: int
 ) -> Float[Array, "n F"]:
-    D, F = codes.shape
+    D = codes.shape[0]
     part = lambda a, start, axis, size: jax.lax.dynamic_slice_in_dim(a, start, size, axis)
 
     def add(start: jax.Array | int, size: int) -> jax.Array:
@@ -94,9 +95,10 @@ def _over_inputs(
         return jnp.matmul(part(x, start, 1, size), block, preferred_element_type=jnp.float32)
 
     size = min(size, D)
-    total = jax.lax.fori_loop(
-        0, D // size, lambda i, total: total + add(i * size, size), jnp.zeros((len(x), F))
-    )
+    total = add(0, size)
+    if D // size > 1:
+        step = lambda i, total: total + add(i * size, size)
+        total = jax.lax.fori_loop(1, D // size, step, total)
     if rest := D % size:
         total += add(D - rest, rest)
     return total
@@ -114,6 +116,8 @@ def _over_outputs(
             x, block, (((1,), (1 - axis,)), ((), ())), preferred_element_type=jnp.float32
         )
 
+    if size == F:
+        return outputs(0, size)
     out = jax.lax.map(lambda i: outputs(i * size, size), jnp.arange(F // size))
     out = jnp.moveaxis(out, 0, 1).reshape(len(x), -1)
     rest = F % size
