@@ -119,13 +119,14 @@ def _run(verb: Verb, args: argparse.Namespace, rest: list[str]) -> None:
         _fail(args, f"{error.filename or _output(args)}: {error.strerror}{ADVICE[error.errno]}")
     except RuntimeError as error:  # what writers outside Python raise: Orbax, TensorStore, XLA
         if full := out_of_memory(error):
-            lower = next(
-                (f"lower {f}, or " for f in SIZE_FLAGS if f[2:].replace("-", "_") in args), ""
-            )
+            lower = [f"lower {f}" for f in SIZE_FLAGS if f[2:].replace("-", "_") in args][:1]
+            if "mesh_data" in args and args.dtype != "int8":
+                lower.append("use --dtype int8")
+            lower = [*lower, "or "] if lower else []
             _fail(
                 args,
-                f"the devices' memory is full ({full}); {lower}take a smaller model or larger"
-                " devices",
+                f"the devices' memory is full ({full}); {', '.join(lower)}take a smaller model or"
+                " larger devices",
             )
         if not any(os.strerror(number) in str(error) for number in FULL):
             raise

@@ -191,8 +191,12 @@ def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "command, advice",
     [
-        ("encode model --input texts.txt --output x.npy", "lower --max-length, or take"),
-        ("generate model --prompt a", "lower --max-new-tokens, or take"),
+        (
+            "encode model --input texts.txt --output x.npy",
+            "lower --max-length, use --dtype int8, or take",
+        ),
+        ("generate model --prompt a", "lower --max-new-tokens, use --dtype int8, or take"),
+        ("generate model --prompt a --dtype int8", "lower --max-new-tokens, or take"),
         ("import model x", "take"),
     ],
 )

@@ -25,7 +25,7 @@ def directory(tiny_model, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=MESHES)
+@pytest.fixture(scope="module", params=list(MESHES))
 def many(request, directory):
     """The model on eight devices."""
     return GritLM.from_pretrained(directory, mesh=make_mesh(MESHES[request.param]))

@@ -180,8 +180,9 @@ def test_a_model_computes_what_its_dequantised_weights_do(name):
         np.testing.assert_allclose(own, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["tied", "experts"])
-@pytest.mark.parametrize("sizes", [MeshConfig(1, 4, 2), MeshConfig(1, 1, 8)])
+@pytest.mark.parametrize(
+    "name, sizes", [("tied", MeshConfig(1, 4, 2)), ("experts", MeshConfig(1, 1, 8))]
+)
 def test_eight_devices_compute_as_one(name, sizes):
     """Eight devices along tensor are more than the experts: those are split along their width."""
     config = CONFIGS[name]
