@@ -29,7 +29,8 @@ STOP_WITHIN_S = 120
 LOCK_TRIES = 600
 MISTAKE, INTERRUPTED = 2, 143
 
-Request = dict[str, Any]  # config, output, direct, overrides, as the command line has them
+# config, output, direct, verb, input, overrides, as the command line has them
+Request = dict[str, Any]
 
 
 def start(request: Request, dry_run: bool = False) -> int:
@@ -38,6 +39,7 @@ def start(request: Request, dry_run: bool = False) -> int:
         request["config"],
         request["output"],
         *(["--direct"] if request["direct"] else []),
+        *(["--verb", request["verb"], "--input", request["input"]] if request["input"] else []),
         "--supervised",
     ]
     command = [str(WORKER), "train", *words, "--", *request["overrides"]]

@@ -19,16 +19,20 @@ REPORT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """`grit train CONFIG OVERRIDES`, its output in a bucket.
+    """`grit train CONFIG OVERRIDES`, its output in a bucket; or `grit index MODEL` and `grit encode
+    MODEL` with an input.
 
     `config` is a file under `configs/` of this checkout, or a `gs://` address; the folder that
-    holds the latter is copied to each worker, so that relative paths in the YAML hold.
+    holds the latter is copied to each worker, so that relative paths in the YAML hold. A model is a
+    folder in a bucket or a hub id.
     """
 
     config: str
     output: str
     overrides: tuple[str, ...] = ()
     direct: bool = False  # `grit train` itself writes to the bucket, as several hosts need
+    verb: str = "train"
+    input: str | None = None  # of index and encode
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+", self.output):
@@ -36,6 +40,10 @@ class Job:
                 f"--output: expected gs://BUCKET/FOLDER, got {self.output}; files that only the"
                 " machine has are lost with it"
             )
+        if self.verb != "train":
+            return self._check_shared()
+        if self.input is not None:
+            raise LaunchError("--input is for --verb index and --verb encode")
         if self.config.startswith("gs://"):
             if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+/[^/\s]+\.ya?ml", self.config):
                 raise LaunchError(
@@ -58,13 +66,31 @@ class Job:
         if own := [word for word in self.overrides if re.match(r"--(output|resume)\b", word)]:
             raise LaunchError(f"{own[0]} is set by the launcher; leave it out")
 
+    def _check_shared(self) -> None:
+        model = self.config
+        if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+|[-\w.]+/[-\w.]+", model) or (
+            model.startswith("configs/") or model.endswith((".yaml", ".yml"))
+        ):
+            raise LaunchError(
+                f"--verb {self.verb}: expected a model, gs://BUCKET/FOLDER or a hub id, got {model}"
+            )
+        if self.input is None or not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+", self.input):
+            raise LaunchError(
+                f"--verb {self.verb} needs --input gs://BUCKET/FILE, got {self.input or 'none'}"
+            )
+        own = r"--(input|output|shards|store|ray)\b"
+        if taken := [word for word in self.overrides if re.match(own, word)]:
+            raise LaunchError(f"{taken[0]} is set by the launcher; leave it out")
+
     def words(self) -> list[str]:
         """The arguments of worker.py."""
         direct = ["--direct"] if self.direct else []
+        shared = ["--verb", self.verb, "--input", self.input] if self.input else []
         return [
             self.config,
             self.output,
             *direct,
+            *shared,
             *(["--", *self.overrides] if self.overrides else []),
         ]
 

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# A training run on GPUs under Slurm, resumed after preemption, requeue and time limit. From the top of the checkout:
+# A training run on GPUs under Slurm, or an index or vectors made by all of them, resumed after preemption, requeue and
+# time limit. From the top of the checkout:
 #
 #   sbatch --gpus-per-node=8 launch/slurm.sh CONFIG --output DIR [--train.steps 100 ...]
+#   sbatch --gpus-per-node=8 launch/slurm.sh index MODEL --input F.jsonl --output DIR [--kv int8 ...]
+#   sbatch --gpus-per-node=8 launch/slurm.sh encode MODEL --input F.jsonl --output V.npy
 #   launch/slurm.sh --dry-run CONFIG --output DIR          (prints what would run; needs no Slurm)
 #
 # DIR and the data must be on a file system that all nodes share. The environment is $GRIT_VENV (.venv of the checkout).
@@ -21,7 +24,9 @@ fail() { echo "slurm.sh: $1" >&2; exit 2; }
 
 dry_run=false
 if [ "${1:-}" = --dry-run ]; then dry_run=true; shift; fi
-[ $# -ge 1 ] || fail "usage: sbatch launch/slurm.sh CONFIG --output DIR [OVERRIDES]"
+[ $# -ge 1 ] || fail "usage: sbatch launch/slurm.sh CONFIG --output DIR [OVERRIDES], or index|encode MODEL --input F --output OUT"
+verb=train
+case "$1" in index | encode) verb=$1; shift ;; esac
 case " $* " in
   *" --output "* | *" --output="*) ;;
   *) fail "--output DIR is missing: a folder that all nodes share" ;;
@@ -41,7 +46,7 @@ nodes=${SLURM_JOB_NUM_NODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:-8}
 # One process a GPU, each seeing all GPUs of its node: so jax.distributed reads Slurm's variables.
 layout=(--nodes="$nodes" --ntasks="$((nodes * gpus))" --ntasks-per-node="$gpus")
-step=(srun "${layout[@]}" --gpu-bind=none --cpu-bind=none --kill-on-bad-exit=1 --unbuffered "$grit" train "$@")
+step=(srun "${layout[@]}" --gpu-bind=none --cpu-bind=none --kill-on-bad-exit=1 --unbuffered "$grit" "$verb" "$@")
 
 if $dry_run; then
   printf '%q ' "${step[@]}" | sed 's/ $//'
@@ -62,7 +67,7 @@ if $out_of_time; then # the signal has ended the waiting, not the run
 fi
 
 if $out_of_time && [ "$status" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${GRIT_RETRIES:-10}" ]; then
-  echo "slurm.sh: out of time; requeued, and on from the newest checkpoint"
+  echo "slurm.sh: out of time; requeued, and on from what is saved"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

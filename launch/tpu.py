@@ -107,8 +107,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     job = argparse.ArgumentParser(add_help=False)
     job.add_argument(
-        "config", metavar="CONFIG", help="gs://BUCKET/FOLDER/NAME.yaml, or configs/NAME.yaml"
+        "config",
+        metavar="CONFIG|MODEL",
+        help="gs://BUCKET/FOLDER/NAME.yaml, or configs/NAME.yaml; with --verb index or encode a"
+        " model: gs://BUCKET/FOLDER, or a hub id",
     )
+    job.add_argument(
+        "--verb",
+        dest="verb_of_grit",
+        choices=("train", "index", "encode"),
+        default="train",
+        help="the grit command that runs (default: %(default)s)",
+    )
+    job.add_argument("--input", metavar="gs://BUCKET/FILE", help="what is indexed or encoded")
     job.add_argument(
         "--output",
         required=True,
@@ -144,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb("create", "request a slice; returns before it is ready", common, queue, make)
     verb("wait", "wait until the slice is ready", common, queue, pace)
     verb("install", "copy this checkout to all workers and install it", common)
-    words = "start a run on all workers and wait for its end; arguments after -- go to grit train"
+    words = "start a run on all workers and wait for its end; arguments after -- go to grit"
     sub = verb("run", words, common, queue, job, pace, ending)
     sub.add_argument("--detach", action="store_true", help="return once it is started")
     words = "everything: create, install, run, and again after every preemption, until the run ends"
@@ -229,9 +240,12 @@ def setting(args: argparse.Namespace, key: str) -> str:
 def make_job(args: argparse.Namespace, machine: Machine) -> Job:
     """The run that the command line describes."""
     chosen = machine.accelerator
-    return Job(
-        args.config, args.output, tuple(args.after), direct=bool(chosen and chosen.hosts > 1)
-    )
+    return job_of(args, several_hosts=bool(chosen and chosen.hosts > 1))
+
+
+def job_of(args: argparse.Namespace, *, several_hosts: bool) -> Job:
+    direct = several_hosts and args.verb_of_grit == "train"
+    return Job(args.config, args.output, tuple(args.after), direct, args.verb_of_grit, args.input)
 
 
 def make_policy(args: argparse.Namespace) -> Policy:
@@ -371,12 +385,7 @@ def xpk(args: argparse.Namespace, machine: Machine) -> int:
     assert machine.accelerator is not None
     if args.slices < 1:
         raise LaunchError(f"--slices: must be at least 1, got {args.slices}")
-    job = Job(
-        args.config,
-        args.output,
-        tuple(args.after),
-        direct=args.slices * machine.accelerator.hosts_on_gke > 1,
-    )
+    job = job_of(args, several_hosts=args.slices * machine.accelerator.hosts_on_gke > 1)
     options = {"slices": args.slices, "build": not args.no_build, "retries": args.retries}
     return submit(machine, job, args.cluster, args.docker_image, **options)
 

@@ -7,6 +7,8 @@ bucket.
         detached, survives the ssh connection
     worker.py train CONFIG gs://BUCKET/FOLDER -- --train.steps 100
         in the foreground, for containers and batch systems
+    worker.py start MODEL gs://BUCKET/FOLDER --verb index --input gs://BUCKET/F.jsonl -- --kv int8
+        grit index or grit encode in place of grit train
     worker.py status | stop | free
         free: exit status 2 while a run is active
 
@@ -29,6 +31,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import detached
+import share
 from detached import HOME, INSTALLED, INTERRUPTED, MISTAKE, RUN, Request
 from mirror import Mirror, MirrorError
 
@@ -61,6 +64,10 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument(
                 "--direct", action="store_true", help="grit train writes to the bucket itself"
             )
+            sub.add_argument(
+                "--verb", dest="verb_of_grit", choices=("train", *share.VERBS), default="train"
+            )
+            sub.add_argument("--input", help="what is indexed or encoded")
         if name == "train":
             sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
         if name not in ("free", "status"):
@@ -80,11 +87,14 @@ def main(argv: list[str] | None = None) -> int:
         "config": args.config,
         "output": args.output,
         "direct": args.direct,
+        "verb": args.verb_of_grit,
+        "input": args.input,
         "overrides": overrides,
     }
     if args.verb == "start":
         return detached.start(request, args.dry_run)
-    run = lambda: report_failure(lambda: train(request, args.dry_run))
+    work = train if args.verb_of_grit == "train" else share_work
+    run = lambda: report_failure(lambda: work(request, args.dry_run))
     return detached.supervise(run) if args.supervised else run()
 
 
@@ -170,23 +180,11 @@ def train(request: Request, dry_run: bool = False) -> int:
 
     143 when SIGTERM came, 75 when the run ended but its output could not be copied.
     """
-    if not dry_run:
-        # It arrives with SIGTERM when a session ends, and would kill before anything is saved.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    tell = (
-        (lambda text: None) if dry_run else (lambda text: print(f"worker.py: {text}", flush=True))
-    )
-    run = print_only if dry_run else run_quietly
+    tell, run = prepared(dry_run)
     config, output = request["config"], request["output"]
     if config.startswith("gs://"):
         folder, _, name = config.rpartition("/")
-        inputs = HOME / "inputs" / as_name(folder)
-        if not dry_run:
-            inputs.mkdir(parents=True, exist_ok=True)
-        # Files removed from the bucket since must not be read here.
-        mirror_exactly = "--delete-unmatched-destination-objects"
-        run(["gcloud", "storage", "rsync", "--recursive", mirror_exactly, folder, str(inputs)])
-        config = str(inputs / name)
+        config = str(fetched(folder, run, dry_run) / name)
     elif not Path(config).is_absolute():
         config = str(CODE / config)
 
@@ -200,9 +198,7 @@ def train(request: Request, dry_run: bool = False) -> int:
         tell(f"resuming from step {step}" if step else "starting from step 0")
         output = str(local)
 
-    installed = VENV / "bin" / "grit"
-    grit = str(installed) if installed.exists() else shutil.which("grit") or "grit"
-    command = [grit, "train", config, "--output", output, *request["overrides"]]
+    command = [grit_program(), "train", config, "--output", output, *request["overrides"]]
     if dry_run:
         print_only(command)
         if mirror:
@@ -230,7 +226,71 @@ def train(request: Request, dry_run: bool = False) -> int:
     return save_last(mirror, code, tell) if mirror else code
 
 
-def run_mirrored(command: Sequence[str], mirror: Mirror | None, tell) -> int:
+def share_work(request: Request, dry_run: bool = False) -> int:
+    """Runs `grit index` or `grit encode`, its model and input from a bucket, its output copied
+    there; returns its exit status, as `train`."""
+    tell, run = prepared(dry_run)
+    verb, model, output = request["verb"], request["config"], request["output"].rstrip("/")
+    if model.startswith("gs://"):
+        model = str(fetched(model.rstrip("/"), run, dry_run))
+    source = request["input"]
+    if source.startswith("gs://"):
+        folder, _, name = source.rpartition("/")
+        inputs = HOME / "inputs" / as_name(folder)
+        if not dry_run:
+            inputs.mkdir(parents=True, exist_ok=True)
+        run(["gcloud", "storage", "cp", source, str(inputs / name)])
+        source = str(inputs / name)
+    local = HOME / "output" / as_name(output)
+    if not dry_run:
+        local.mkdir(parents=True, exist_ok=True)
+    shared = share.Shared(verb, local, output, run)
+    documents = shared.restore(dry_run)
+    tell(f"resuming from {documents} documents" if documents else f"starting grit {verb}")
+    words = ["--input", source, *share.command(verb, local, output)]
+    command = [grit_program(), verb, model, *words, *request["overrides"]]
+    if dry_run:
+        print_only(command)
+        if verb == "index":
+            print(f"# every {SYNC_EVERY_S:g} s and at the end, where process 0 is")
+            shared.copy_index()
+            shared.commit()
+        else:
+            print("# at the end, where process 0 is")
+            shared.add(local / share.VECTORS, share.VECTORS)
+        return 0
+    code = run_mirrored(command, shared, tell)
+    tell(f"grit {verb} ended with status {code}")
+    return save_last(shared, code, tell)
+
+
+def prepared(dry_run: bool) -> tuple[Callable[[str], None], Callable[[Sequence[str]], str]]:
+    """How a run speaks, and how it runs other programs."""
+    if dry_run:
+        return (lambda text: None), print_only
+    # It arrives with SIGTERM when a session ends, and would kill before anything is saved.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return (lambda text: print(f"worker.py: {text}", flush=True)), run_quietly
+
+
+def fetched(folder: str, run: Callable[[Sequence[str]], str], dry_run: bool) -> Path:
+    """A folder of the bucket on this disk."""
+    inputs = HOME / "inputs" / as_name(folder)
+    if not dry_run:
+        inputs.mkdir(parents=True, exist_ok=True)
+    # Files removed from the bucket since must not be read here.
+    mirror_exactly = "--delete-unmatched-destination-objects"
+    run(["gcloud", "storage", "rsync", "--recursive", mirror_exactly, folder, str(inputs)])
+    return inputs
+
+
+def grit_program() -> str:
+    """The command `grit` of this machine."""
+    installed = VENV / "bin" / "grit"
+    return str(installed) if installed.exists() else shutil.which("grit") or "grit"
+
+
+def run_mirrored(command: Sequence[str], mirror: Mirror | share.Shared | None, tell) -> int:
     """Runs the command, copies its output regularly and forwards SIGTERM to it."""
     children: list[subprocess.Popen] = []
     interrupted: list[int] = []
@@ -276,7 +336,7 @@ def as_name(url: str) -> str:
     return re.sub(r"[^-\w.]+", "_", url.removeprefix("gs://").rstrip("/"))
 
 
-def save_last(mirror: Mirror, code: int, tell) -> int:
+def save_last(mirror: Mirror | share.Shared, code: int, tell) -> int:
     """Copies the output once more, with retries: the machine may be gone in a minute."""
     for attempt in range(3):
         try:
@@ -289,7 +349,7 @@ def save_last(mirror: Mirror, code: int, tell) -> int:
     return INTERRUPTED if code == INTERRUPTED else UNSAVED
 
 
-def keep(mirror: Mirror, last: bool = False) -> None:
+def keep(mirror: Mirror | share.Shared, last: bool = False) -> None:
     """Copies what is new to the bucket, with the log of a detached run."""
     mirror.sync(last)
     if (RUN / "log").exists():

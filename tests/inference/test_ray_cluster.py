@@ -52,6 +52,7 @@ def cluster(folder):
             [str(Path(__file__).parents[1] / "helpers"), os.environ.get("PYTHONPATH", "")]
         ),
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",  # as the process alone has
         "RAY_USAGE_STATS_ENABLED": "0",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -21,6 +21,18 @@ from fake_cloud import FAST, HERE, JOB, LAUNCH, REPOSITORY, WHERE, Cloud
 
 GOLDEN = HERE / "golden"
 SPOT = ["--type=v5litepod-8", "--spot"]
+INDEX = [
+    "gs://bucket/model",
+    "--verb=index",
+    "--input=gs://bucket/in/corpus.jsonl",
+    "--output=gs://bucket/index",
+]
+ENCODE = [
+    "org/model",
+    "--verb=encode",
+    "--input=gs://bucket/in/texts.txt",
+    "--output=gs://bucket/vectors",
+]
 CASES = {
     "create": ["tpu.py", "create", "demo", "--type=v6e-8", *WHERE],
     "create_reserved": [
@@ -91,6 +103,47 @@ CASES = {
         "--",
         "--mesh.data",
         "2",
+    ],
+    "run_index": ["tpu.py", "run", "demo", *INDEX, *WHERE, "--", "--kv", "int8"],
+    "watch_encode": ["tpu.py", "watch", "demo", *ENCODE, "--type=v5p-128", *WHERE],
+    "xpk_index": [
+        "tpu.py",
+        "xpk",
+        "demo",
+        *INDEX,
+        "--type=v6e-16",
+        "--cluster=my-cluster",
+        "--docker-image=i:1",
+        "--no-build",
+        *WHERE,
+    ],
+    "worker_index": [
+        "worker.py",
+        "train",
+        "gs://bucket/model",
+        "gs://bucket/index",
+        "--verb=index",
+        "--input=gs://bucket/in/corpus.jsonl",
+        "--",
+        "--kv",
+        "int8",
+    ],
+    "worker_encode": [
+        "worker.py",
+        "train",
+        "org/model",
+        "gs://bucket/vectors",
+        "--verb=encode",
+        "--input=gs://bucket/in/texts.txt",
+    ],
+    "slurm_index": [
+        "SLURM_JOB_NUM_NODES=2",
+        "slurm.sh",
+        "index",
+        "model",
+        "--input",
+        "c.jsonl",
+        "--output=/shared/index",
     ],
     "worker_install": ["worker.py", "install"],
     "worker_install_cpu": ["worker.py", "install", "--extra=cpu"],
@@ -263,3 +316,20 @@ def test_a_dry_run_runs_nothing(cloud):
             at = words.index("--") if "--" in words else len(words)
             assert cloud.tpu(*words[1:at], "--dry-run", *words[at:]).status == 0
     assert cloud.calls == []
+
+
+@pytest.mark.parametrize("case", ["worker_index", "worker_encode", "slurm_index"])
+def test_grit_takes_the_flags_that_it_is_started_with(case):
+    from grit_jax.cli.main import build_parser
+
+    lines = (GOLDEN / f"{case}.txt").read_text().splitlines()
+    (words,) = [
+        shlex.split(line)
+        for line in lines
+        if "grit index" in line or "grit encode" in line
+        if not line.startswith("#")
+    ]
+    words = words[[word.rpartition("/")[2] for word in words].index("grit") + 1 :]
+    args, rest = build_parser().parse_known_args(words)
+    assert not rest and args.verb == words[0] and args.input and args.output
+    assert case == "slurm_index" or args.shards.startswith("gs://bucket/")

@@ -68,6 +68,25 @@ def one_line(said, status: int) -> str:
             ["create", "Demo", "--type=v5litepod-8", *WHERE],
             "Demo: a name has lower-case letters, digits and dashes",
         ),
+        (
+            ["run", "demo", "configs/gritlm_7b.yaml", "--verb=index", JOB[1], *WHERE],
+            "expected a model, gs://BUCKET/FOLDER or a hub id, got configs/gritlm_7b.yaml",
+        ),
+        (
+            ["run", "demo", "org/model", "--verb=encode", JOB[1], *WHERE],
+            "--verb encode needs --input gs://BUCKET/FILE, got none",
+        ),
+        (
+            ["run", "demo", *JOB, "--input=gs://bucket/c.jsonl", *WHERE],
+            "--input is for --verb index and --verb encode",
+        ),
+        (
+            [
+                *["run", "demo", "org/model", "--verb=index", "--input=gs://bucket/c.jsonl"],
+                *[JOB[1], *WHERE, "--", "--shards", "x"],
+            ],
+            "--shards is set by the launcher; leave it out",
+        ),
         ([*CREATE, "--spot", "--reserved", *WHERE], "--spot or --reserved, not both"),
         ([*CREATE, *WHERE, "--", "x"], "create takes no arguments after --"),
         (["exec", "demo", *WHERE], "nothing to run: exec NAME -- COMMAND"),

@@ -28,6 +28,7 @@ MODULES = (
     "job",
     "machine",
     "mirror",
+    "share",
     "shell",
     "watch",
 )  # of tpu.py and worker.py
@@ -171,6 +172,28 @@ def test_slurm_refuses(slurm, monkeypatch, words, unset, line):
 
 
 # ---- files for other tools -----------------------------------------------------------------------
+
+
+def test_the_job_for_kuberay():
+    from grit_jax.cli.main import build_parser
+
+    job, claim = yaml.safe_load_all((LAUNCH / "ray.yaml").read_text())
+    verb = shlex.split(job["spec"]["entrypoint"])
+    args, rest = build_parser().parse_known_args(verb[1:])
+    assert verb[0] == "grit" and not rest and (args.verb, args.ray) == ("index", "auto")
+    assert args.shards.startswith("gs://") and args.store.startswith("gs://")
+    cluster = job["spec"]["rayClusterSpec"]
+    locked = (REPOSITORY / "requirements.lock").read_text().splitlines()
+    assert f"ray=={cluster['rayVersion']}" in locked
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    (mount,) = head["containers"][0]["volumeMounts"]
+    assert str(args.output).startswith(mount["mountPath"])
+    assert str(args.input).startswith(mount["mountPath"])
+    assert head["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    (workers,) = cluster["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    assert container["image"] == head["containers"][0]["image"] == "IMAGE"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
 def test_the_container():

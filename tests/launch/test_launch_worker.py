@@ -4,6 +4,7 @@ behind."""
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -256,3 +257,72 @@ def test_what_is_missing_is_told_in_a_line(worker, tmp_path, gone, line):
     where = {**os.environ, "PATH": str(tmp_path / "bin")}
     done = subprocess.run(command, capture_output=True, text=True, env=where)
     assert done.returncode == 2 and line in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+# ---- index and encode ----------------------------------------------------------------------------
+
+INDEX = ["--verb=index", "--input=gs://bucket/in/corpus.jsonl"]
+
+
+def give_corpus(cloud, *lines: str) -> None:
+    cloud.bucket("in").mkdir(parents=True, exist_ok=True)
+    cloud.bucket("in/corpus.jsonl").write_text("".join(line + "\n" for line in lines))
+    cloud.bucket("model").mkdir(exist_ok=True)
+    cloud.bucket("model/config.json").write_text("{}")
+
+
+def test_an_index_is_kept_in_the_bucket_and_goes_on_on_another_machine(
+    cloud, worker, tmp_path, monkeypatch
+):
+    give_corpus(cloud, "one", "two", "hang", "four", "five")
+    # What a machine left that died before its index was copied.
+    cloud.bucket("runs/mine/kv").mkdir(parents=True)
+    cloud.bucket("runs/mine/kv/manifest.ocdbt").write_text("of another index")
+    child = worker("train", "gs://bucket/model", OUTPUT, *INDEX, wait=False)
+    index = cloud.bucket("runs/mine/index")
+    documents = lambda: json.loads((index / "index.json").read_text())["documents"]
+    until(lambda: (index / "index.json").exists() and documents() == 3)
+    assert not cloud.bucket("runs/mine/kv").exists()
+    child.send_signal(signal.SIGTERM)
+    said, _ = child.communicate(timeout=LONG_S)
+    assert child.returncode == 143, said
+    assert (index / "documents.jsonl").read_text() == "one\ntwo\nhang\n"
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    cloud.bucket("runs/mine/kv").mkdir(parents=True)  # now it is this index's
+    done = worker("train", "gs://bucket/model", OUTPUT, *INDEX)
+    assert done.returncode == 0 and "resuming from 3 documents" in done.stdout, done.stdout
+    assert (index / "documents.jsonl").read_text().split() == ["one", "two", "hang", "four", "five"]
+    assert documents() == 5 and cloud.bucket("runs/mine/kv").exists()
+
+
+def test_a_worker_where_the_index_does_not_change_copies_nothing(cloud, tmp_path):
+    """It has brought back what was in the bucket, which is older than what process 0 has copied
+    since."""
+    from share import Shared
+
+    calls: list[list[str]] = []
+
+    def run(command):
+        calls.append(list(command))
+        if "rsync" in command:
+            (local / "index.json").write_text('{"documents": 2}')
+        return ""
+
+    local = tmp_path / "local"
+    local.mkdir()
+    shared = Shared("index", local, "gs://bucket/x", run)
+    assert shared.restore() == 2
+    calls.clear()
+    shared.sync(last=True)
+    assert calls == []
+    (local / "index.json").write_text('{"documents": 3}')
+    shared.sync()
+    assert [command[2] for command in calls] == ["rsync", "cp"]
+
+
+def test_vectors_are_in_the_bucket_at_the_end(cloud, worker):
+    give_corpus(cloud, "one", "two")
+    words = ["train", "org/model", OUTPUT, "--verb=encode", *INDEX[1:]]
+    done = worker(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert cloud.bucket("runs/mine/vectors.npy").read_text() == "ONE\nTWO\n"
