@@ -18,7 +18,6 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import block_runs
 import numpy as np
 import pytest
 from processes import check, finish, small_run, start, wait
@@ -150,40 +149,3 @@ def test_killed_on_one_set_of_machines_and_finished_on_another(folder, bucket, t
     )
     for name, weight in GritLM.from_pretrained(tmp_path / "exported").params.items():
         np.testing.assert_allclose(two.params[name], weight, atol=1e-6, err_msg=name)
-
-
-def test_an_index_whose_hosts_share_a_bucket_only(folder, bucket, tiny_model, sentences, tmp_path):
-    """Shards in the bucket, the index on the disk of process 0; killed, and finished by another number
-    of processes."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    rows = [{"id": f"d{i}", "text": text} for i, text in enumerate(sentences[:100])]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["index", str(tmp_path / "model"), "--input", str(tmp_path / "c.jsonl")]
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    block_runs.finish(alone, [*words, "--output", str(alone / "index")], 1)
-    run = tmp_path / "run"
-    run.mkdir()
-    words += ["--shards", "gs://bucket/shards"]
-    words += ["--output", str(run / "index")]
-    own = {1: ["--output", str(tmp_path / "elsewhere" / "index")]}
-    slow = {**bucket, "BLOCK_SECONDS": "0.2"}
-    started = block_runs.start(run, words, 2, environment=slow, own=own)
-    while len(block_runs.encoded(run)) < 30:
-        assert [process.poll() for process in started] == [None, None], block_runs.logs(run)
-        time.sleep(0.05)
-    for process in started:
-        process.kill()
-        process.wait()
-    block_runs.finish(run, words, 3, environment=bucket, own={**own, 2: own[1]})
-    assert not (tmp_path / "elsewhere").exists()
-    again = len(block_runs.encoded(run)) - 100
-    assert 0 <= again <= 8, "only what was being encoded when it was killed"
-    assert block_runs.contents(run / "index") == block_runs.contents(alone / "index")
-    objects = json.load(urllib.request.urlopen(f"{address(bucket)}/storage/v1/b/bucket/o"))
-    names = [item["name"] for item in objects.get("items", [])]
-    assert not [name for name in names if name.startswith("shards/")]
-
-
-def address(bucket: dict[str, str]) -> str:
-    return bucket["STORAGE_EMULATOR_HOST"]

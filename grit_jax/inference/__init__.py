@@ -1,4 +1,4 @@
-"""Inference room: texts to vectors and caches, prefill and decode, the GritLM object."""
+"""Inference room: texts to vectors and caches, the engine, the GritLM object."""
 
 from grit_jax.lazy import lazy_names
 
@@ -8,11 +8,20 @@ __all__, __getattr__, __dir__ = lazy_names(
         "DecodeOptions": "decode",
         "Encoded": "encoder",
         "Encoder": "encoder",
+        "EmbedRequest": "requests",
+        "Engine": "engine",
+        "EngineLimits": "engine",
+        "EngineStats": "engine",
+        "GenerateRequest": "requests",
+        "GenerateResult": "requests",
         "Generation": "decode",
         "GritLM": "model",
         "KVRecord": "records",
         "ModelOptions": "model",
+        "Pending": "requests",
+        "QueueFull": "fair_queue",
         "Sampling": "sampling",
+        "ScoreRequest": "requests",
         "VectorOptions": "vector_file",
         "encode_file": "vector_file",
         "generate": "decode",

@@ -111,7 +111,7 @@ class BlockHosts:
             with joiner:
                 encode_blocks(share, job, encoder, joiner.deliver, joiner.check)
             result = finish()
-        except (GritError, OSError) as error:
+        except GritError as error:
             self._outcomes.report(json.dumps({"error": str(error)}))
             self._outcomes.wait_for_others()
             raise
@@ -129,7 +129,7 @@ class BlockHosts:
         write = lambda block, shard: shards.write(job.names[block], shard.to_bytes())
         try:
             encode_blocks(self._share(missing), job, encoder, write, self._check)
-        except (GritError, OSError) as error:
+        except GritError as error:
             self._outcomes.report(json.dumps({"error": str(error)}))
             raise
         self._outcomes.report(json.dumps({}))

@@ -167,7 +167,7 @@ class Encoder:
         self.width = embedding_width(params, config.hidden_size)  # dimensions of a vector
         # Tokens in one call of the compiled program for each part of the rows; None: by device.
         self.tokens_per_call: int | None = None
-        self._row_multiple = num_row_shards(mesh) if mesh is not None else 1
+        self.row_multiple = num_row_shards(mesh) if mesh is not None else 1
 
     def encode(
         self,
@@ -245,14 +245,14 @@ class Encoder:
             if not len(text):
                 raise GritError(f"{name} has no tokens")
         lengths = [len(text) for text in ids]
-        texts = _Texts(
+        texts = PackedTexts(
             ids,
             pool_starts if pool_starts is not None else [0] * len(ids),
             np.zeros((len(ids), self.width), np.float32),
             [None] * len(ids) if return_cache else None,
             codec,
         )
-        batches = pack_rows(lengths, tokens_per_call or self._tokens_per_call(), self._row_multiple)
+        batches = pack_rows(lengths, tokens_per_call or self.tokens_in_call(), self.row_multiple)
         in_flight: deque[tuple[RowBatch, EncodedRows]] = deque()
         with show_progress(sum(lengths), "encode", "tokens", quiet=not progress) as bar:
 
@@ -263,7 +263,7 @@ class Encoder:
                 bar.update(sum(lengths[i] for row in batch.texts for i in row))
 
             for batch in batches:
-                in_flight.append((batch, self._dispatch(batch, texts)))
+                in_flight.append((batch, self.dispatch(batch, texts)))
                 if len(in_flight) >= IN_FLIGHT:
                     collect()
             while in_flight:
@@ -325,13 +325,14 @@ class Encoder:
         prompts = [self.chat.embed_parts(instruction, text)[-2:] for text in texts]
         return [parts[-1] for parts in self.tokenizer.encode_parts(prompts)]
 
-    def _tokens_per_call(self) -> int:
+    def tokens_in_call(self) -> int:
+        """Tokens in one call of the compiled program, for the devices in use."""
         platform = (
             self.mesh.devices.flat[0] if self.mesh is not None else jax.devices()[0]
         ).platform
-        return (self.tokens_per_call or most_tokens(platform)) * self._row_multiple
+        return (self.tokens_per_call or most_tokens(platform)) * self.row_multiple
 
-    def _dispatch(self, batch: RowBatch, texts: _Texts) -> EncodedRows:
+    def dispatch(self, batch: RowBatch, texts: PackedTexts) -> EncodedRows:
         """Starts the computation of a batch without waiting for it."""
         rows, pooled = texts.lay_out(batch, self.tokenizer.pad_id)
         options = EncodeOptions(
@@ -356,7 +357,7 @@ class Encoder:
                 options=options,
             )
 
-    def _check_finite(self, texts: _Texts, batch: RowBatch, names: Sequence[str]) -> None:
+    def _check_finite(self, texts: PackedTexts, batch: RowBatch, names: Sequence[str]) -> None:
         """Raises GritError for vectors or caches of a batch that hold NaN or infinity."""
         numbers = sorted(i for row in batch.texts for i in row)
         checks = {"vector": lambda i: np.isfinite(texts.vectors[i]).all()}
@@ -392,8 +393,14 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
 
 @dataclasses.dataclass
-class _Texts:
-    """The texts of one encoding pass, and their results as far as they have come."""
+class PackedTexts:
+    """The texts of one encoding pass, and their results as far as they have come.
+
+    Attributes:
+      ids, pool_starts, codec: as of `Encoder.encode_ids`.
+      vectors: one row for each text.
+      caches: the records, None unless they are asked for.
+    """
 
     ids: Sequence[Sequence[int]]
     pool_starts: Sequence[int]
@@ -408,7 +415,7 @@ class _Texts:
         positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         pooled = np.zeros(shape, bool)
         for row, texts in enumerate(batch.texts):
-            for segment, (i, start, stop) in enumerate(self._spans(texts), 1):
+            for segment, (i, start, stop) in enumerate(self.spans(texts), 1):
                 length = stop - start
                 tokens[row, start:stop] = self.ids[i]
                 positions[row, start:stop] = np.arange(length)
@@ -429,7 +436,7 @@ class _Texts:
         arrays = {name: to_host(array) for name, array in named.items()}
         axes = token_axes(self.codec)
         for row, texts in enumerate(batch.texts):
-            for i, start, stop in self._spans(texts):
+            for i, start, stop in self.spans(texts):
                 own = {
                     name: array[(slice(None), row, *token_span(axes[name], start, stop))].copy()
                     for name, array in arrays.items()
@@ -441,7 +448,7 @@ class _Texts:
                     else PackedRecord(tokens, own, self.codec)
                 )
 
-    def _spans(self, texts: Sequence[int]) -> list[tuple[int, int, int]]:
+    def spans(self, texts: Sequence[int]) -> list[tuple[int, int, int]]:
         """Number, first and last token (exclusive) of each text of a row."""
         stops = np.cumsum([len(self.ids[i]) for i in texts]).tolist()
         return [(i, stop - len(self.ids[i]), stop) for i, stop in zip(texts, stops, strict=True)]

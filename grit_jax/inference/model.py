@@ -19,11 +19,13 @@ from jaxtyping import Array, Float, Int
 from grit_jax.errors import GritError
 from grit_jax.inference.decode import DecodeOptions, Generation, generate
 from grit_jax.inference.encoder import Encoded, Encoder
+from grit_jax.inference.engine import Engine, EngineLimits, checked_shape
+from grit_jax.inference.forward import forward_step, logits_step, padded_rows, padding
 from grit_jax.inference.opening import WeightFiles, formats_of, model_shape, modules_of
 from grit_jax.inference.placement import Dtype, Placement, compute_dtype, dtype_for, place_model
 from grit_jax.inference.records import KVRecord, Positions
-from grit_jax.inference.row_packing import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
+from grit_jax.inference.slot_runner import RunnerOptions
 from grit_jax.inference.text import Prompts, TextWriter, conversations, messages_of
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
@@ -32,7 +34,7 @@ from grit_jax.models.lora import AdaptedWeight
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
 from grit_jax.models.quantise import Quantised, storage_axes
-from grit_jax.models.transformer import PARAMETER_AXES, Params, Transformer, parameter_shapes
+from grit_jax.models.transformer import PARAMETER_AXES, Params, parameter_shapes
 from grit_jax.models.weights_hash import WeightsHash
 from grit_jax.runtime.files import home_path, writable_folder
 from grit_jax.sharding import fitted_sharding
@@ -41,29 +43,6 @@ from grit_jax.text.chat_template import ChatTemplate
 from grit_jax.text.length import MAX_LENGTH, MAX_NEW_TOKENS
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.types import AttentionMode, ModelOutput
-
-
-@functools.partial(jax.jit, static_argnames=("config", "mode"))
-def forward_step(
-    params: Params,
-    tokens: Int[Array, "B T"],
-    mask: Int[Array, "B T"],
-    *,
-    config: ModelConfig,
-    mode: AttentionMode,
-) -> Float[Array, "B T D"]:
-    """Hidden states of padded rows. Positions count the tokens that the mask keeps, so that padding
-    may be on either side."""
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    return Transformer(config, params)(tokens, positions, mask, mode=mode).hidden
-
-
-@functools.partial(jax.jit, static_argnames=("config",))
-def logits_step(
-    params: Params, hidden: Float[Array, "B T D"], *, config: ModelConfig
-) -> Float[Array, "B T V"]:
-    """Next-token logits of hidden states."""
-    return Transformer(config, params).logits(hidden)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,6 +358,30 @@ class GritLM:
             on_tokens=on_tokens,
         )
 
+    def engine(
+        self,
+        slots: int = 16,
+        context: int | None = None,
+        limits: EngineLimits = EngineLimits(),
+        *,
+        int8_records: int = 0,
+    ) -> Engine:
+        """An engine that runs requests of this model from many threads.
+
+        Args:
+          slots: requests that are decoded together; rounded up to the mesh's row shards.
+          context: tokens of a slot: records, prompt and answer; None: the model's context.
+          int8_records: tokens of records that a slot holds as int8, apart from `context`; 0:
+            records are kept as they are, within `context`.
+
+        Raises:
+          GritError: a number that is too small or no whole number.
+        """
+        options = RunnerOptions(self.stop_ids, self.generation_mode, mesh=self.mesh)
+        context = self.config.context_length if context is None else context
+        shape = checked_shape(slots, context, int8_records, self.mesh)
+        return Engine(self.params, self.config, self.encoder, shape, options, limits)
+
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
         """Token ids of prompts in the chat format, the assistant's tag last. See `generate` for
         the forms of a prompt."""
@@ -406,34 +409,12 @@ class GritLM:
         if mode not in (*modes, *(known.value for known in modes)):
             raise GritError(f"mode must be 'causal' or 'bidirectional', got {mode!r:.60}")
         mode = AttentionMode(mode)
-        ids = _array("input_ids", input_ids)
-        mask = np.ones(ids.shape, np.int32)
-        if attention_mask is not None:
-            mask = _array("attention_mask", attention_mask)
-        if ids.ndim != 2 or ids.shape != mask.shape:
-            raise GritError(
-                f"input_ids and attention_mask must both be [B, T], got {ids.shape} and"
-                f" {mask.shape}"
-            )
-        if (
-            not np.issubdtype(ids.dtype, np.integer)
-            or ((ids < 0) | (ids >= self.config.vocab_size)).any()
-        ):
-            raise GritError(f"input_ids must be integers from 0 to {self.config.vocab_size - 1}")
-        if not np.isin(mask, (0, 1)).all():
-            raise GritError("attention_mask must hold 1 (token) and 0 (padding) only")
-        longest, context = int(mask.sum(axis=1).max(initial=0)), self.config.context_length
-        if longest > context:
-            raise GritError(
-                f"input_ids has a row of {longest} tokens, but this model's context is {context}"
-            )
-        B, T = ids.shape
-        # Padded to a bucket, so that not every new length is compiled.
-        pad = ((0, (1 << max(B - 1, 0).bit_length()) - B), (0, bucket(T) - T))
-        tokens, marks = np.pad(ids.astype(np.int32), pad), np.pad(mask.astype(np.int32), pad)
+        rows = padded_rows(input_ids, attention_mask, self.config)
         with self._mesh():
-            hidden = forward_step(self.params, tokens, marks, config=self.config, mode=mode)
-        return ModelOutput(hidden[:B, :T], head=self._logits)
+            hidden = forward_step(
+                self.params, rows.tokens, rows.mask, config=self.config, mode=mode
+            )
+        return ModelOutput(hidden[: rows.rows, : rows.length], head=self._logits)
 
     @functools.cached_property
     def weights_hash(self) -> str:
@@ -455,20 +436,14 @@ class GritLM:
         return digest.hexdigest()
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
-        B, T = hidden.shape[:2]
-        pad = ((0, (1 << max(B - 1, 0).bit_length()) - B), (0, bucket(T) - T), (0, 0))
+        (B, T), pad = hidden.shape[:2], padding(*hidden.shape[:2])
         with self._mesh():
-            return logits_step(self.params, jnp.pad(hidden, pad), config=self.config)[:B, :T]
+            return logits_step(self.params, jnp.pad(hidden, (*pad, (0, 0))), config=self.config)[
+                :B, :T
+            ]
 
     def _mesh(self) -> Any:
         return jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext()
-
-
-def _array(name: str, value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value)
-    except ValueError:  # rows of different lengths
-        raise GritError(f"{name} must be [B, T]: pad its rows to one length") from None
 
 
 def _place(name: str, value: Any, mesh: Mesh | None) -> Any:

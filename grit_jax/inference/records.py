@@ -24,8 +24,9 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.types import KV, DocumentKV
 
 SHORTEST_RECORDS = 128  # smallest bucket of the records of a row, in tokens
-# Smallest bucket of plain records beside packed ones: a query's record beside its documents'.
-SHORTEST_BESIDE = 32
+# Smallest bucket of plain records beside packed ones: a query's record beside its documents'. One
+# size for all queries of the default length, since each is a program for each size of documents.
+SHORTEST_BESIDE = 512
 # Rotary positions of the records of a row. "running": one record after the other. "colliding": each
 # from 0, as in the original, whose keys keep the positions of their own pass (`gritlm:
 # rag/eval.py`). In both, the prompt continues at the number of cached tokens.
@@ -178,7 +179,7 @@ def load_records(
             if group is None:
                 group = _Group(record.codec, [[] for _ in range(rows or len(records))], config)
                 groups.append(group)
-            _check_shape(record, config, f"prompt {r}, record {number}")
+            check_record(record, config, f"prompt {r}, record {number}")
             group.rows[r].append(_PlacedRecord(record, position))
             position += len(record.tokens) if positions == "running" else 0
     groups.sort(key=lambda group: group.codec is None)  # packed ones first: they are the documents
@@ -235,9 +236,13 @@ class _Group:
         return arrays
 
 
-def _check_shape(record: KVRecord, config: ModelConfig, name: str) -> None:
+def check_record(record: KVRecord, config: ModelConfig, name: str) -> None:
     """Checks layers, tokens and heads of a whole record. (Streamed records are checked when they
-    are made.)"""
+    are made.)
+
+    Raises:
+      GritError: it is a record of a model of another shape.
+    """
     c, T = config, len(record.tokens)
     if isinstance(record, DocumentKV):
         heads = (c.num_hidden_layers, c.num_key_value_heads)

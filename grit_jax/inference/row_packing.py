@@ -85,6 +85,26 @@ def pack_rows(
     return batches
 
 
+def batch_shapes(
+    longest: int, tokens_per_call: int, row_multiple: int = 1
+) -> list[tuple[int, int]]:
+    """All shapes `(rows, length)` that `pack_rows` may give for texts of up to `longest` tokens.
+
+    >>> batch_shapes(300, 512)
+    [(1, 16), (1, 32), (1, 64), (1, 128), (1, 256), (2, 256), (1, 384)]
+    """
+    shapes = []
+    # Short texts share a row of any length up to PACKED_ROW.
+    longest = max(longest, PACKED_ROW)
+    lengths = sorted({bucket(n, SHORTEST_QUERY) for n in range(1, longest + 1)})
+    for length in lengths:
+        full = _rows(length, tokens_per_call, row_multiple)
+        counts = [1] if length < PACKED_ROW else [1 << n for n in range(full.bit_length() + 1)]
+        rows = {min(full, round_up(count, row_multiple)) for count in counts}
+        shapes += [(count, length) for count in sorted(rows)]
+    return shapes
+
+
 def _full_batches(
     lengths: Sequence[int],
     texts: Sequence[int],

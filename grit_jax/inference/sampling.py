@@ -65,55 +65,55 @@ GREEDY = Sampling()
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class SamplingRows:
-    """The settings of `B` requests as arrays.
-
-    Static: whether all of them are `greedy`, and whether any is `filtered` by top-k or top-p.
-    """
+    """The settings of `B` requests as arrays."""
 
     temperature: Float[Array, " B"]
     top_p: Float[Array, " B"]
     top_k: Int[Array, " B"]
     seed: UInt[Array, " B"]
-    greedy: bool = dataclasses.field(metadata={"static": True}, default=False)
-    filtered: bool = dataclasses.field(metadata={"static": True}, default=False)
 
 
 def sampling_rows(requests: Sequence[Sampling]) -> SamplingRows:
     """Host arrays of the requests' settings."""
-    drawn = [r for r in requests if r.temperature > 0]
     hottest = float(np.finfo(np.float32).max)
     return SamplingRows(
         temperature=np.asarray([min(r.temperature, hottest) for r in requests], np.float32),
         top_p=np.asarray([max(r.top_p, SMALLEST_TOP_P) for r in requests], np.float32),
         top_k=np.asarray([min(r.top_k, INT32_MAX) for r in requests], np.int32),
         seed=np.asarray([int(r.seed) % 2**32 for r in requests], np.uint32),
-        greedy=not drawn,
-        filtered=any(r.top_p < 1 or r.top_k > 0 for r in drawn),
     )
 
 
 def sample(
-    logits: Float[Array, "B V"], rows: SamplingRows, step: Int[Array, ""]
+    logits: Float[Array, "B V"], rows: SamplingRows, step: Int[Array, " B"] | Int[Array, ""]
 ) -> Int[Array, " B"]:
-    """The token number `step` of every row.
+    """The token number `step` of every row (one number for all, or one for each).
 
     Temperature is applied first, then top-k, then top-p, as by transformers' logits warpers; tokens
     that tie with the last one kept are kept, too. The draw is `argmax(logits + Gumbel noise)` with
     a key made of the row's seed and `step`.
+
+    One program serves every setting: what no row needs is skipped when it runs.
     """
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if rows.greedy:
-        return best
-    scaled = logits.astype(jnp.float32) / jnp.maximum(rows.temperature, 1e-6)[:, None]
-    if rows.filtered:
-        scaled = jnp.where(kept(scaled, rows.top_k, rows.top_p), scaled, -jnp.inf)
-    noise = jax.vmap(
-        lambda seed: jax.random.gumbel(
-            jax.random.fold_in(jax.random.key(seed), step), scaled.shape[1:]
+    drawn = rows.temperature > 0
+
+    def filtered(scaled: jax.Array) -> jax.Array:
+        return jnp.where(kept(scaled, rows.top_k, rows.top_p), scaled, -jnp.inf)
+
+    def draw(logits: jax.Array) -> jax.Array:
+        scaled = logits.astype(jnp.float32) / jnp.maximum(rows.temperature, 1e-6)[:, None]
+        filters = drawn & ((rows.top_p < 1) | (rows.top_k > 0))
+        scaled = jax.lax.cond(filters.any(), filtered, lambda scaled: scaled, scaled)
+        noise = jax.vmap(
+            lambda seed, step: jax.random.gumbel(
+                jax.random.fold_in(jax.random.key(seed), step), scaled.shape[1:]
+            )
         )
-    )
-    drawn = jnp.argmax(scaled + noise(rows.seed), axis=-1).astype(jnp.int32)
-    return jnp.where(rows.temperature > 0, drawn, best)
+        steps = jnp.broadcast_to(step, rows.seed.shape)
+        return jnp.argmax(scaled + noise(rows.seed, steps), axis=-1).astype(jnp.int32)
+
+    return jnp.where(drawn, jax.lax.cond(drawn.any(), draw, lambda _: best, logits), best)
 
 
 def kept(

@@ -36,8 +36,9 @@ from grit_jax.models.parameters import (
     parameter_shapes,
 )
 from grit_jax.models.rotary import Rotation, rotate, rotation
+from grit_jax.models.slot_cache import SlotRows, slot_attention
 from grit_jax.sharding import constrain
-from grit_jax.types import KV, Mode, ModelOutput, RouterStats
+from grit_jax.types import KV, AttentionMode, Mode, ModelOutput, RouterStats
 
 __all__ = ["PARAMETER_AXES", "Params", "Transformer", "init_params", "parameter_shapes"]
 
@@ -75,6 +76,7 @@ class Pass:
       mode: who sees whom (static, see `types.Mode`).
       rotations: the tokens' rotary embedding, by whether a layer's is local.
       cache_marks: positions and segments `[B S]` of each cache.
+      slots: what is read instead of caches, where the rows belong to slots of the engine.
       blocks: of prefix mode (see `types.Rows`).
       routed: the tokens that router statistics count, 0 elsewhere.
       return_kv: whether layers return their keys and values.
@@ -87,14 +89,17 @@ class Pass:
     segments: Int[Array, "B T"]
     routed: Int[Array, "B T"]
     cache_marks: Sequence[tuple[Int[Array, "B S"], Int[Array, "B S"]]] = ()
+    slots: SlotRows | None = None
     blocks: Int[Array, "B T"] | None = None
     return_kv: bool = False
 
 
 # What goes from layer to layer: `x` [B T D] and the sum of router statistics (None without
-# experts). A layer's slice of a cache: keys, values and their scales (None without).
+# experts). A layer's slice of a cache: keys, values and their scales (None without). Slots are not
+# sliced: a layer gets its number.
 Carry = tuple[Float[Array, "B T D"], RouterStats | None]
 CachedLayer = tuple[Array, Array, Array | None, Array | None]
+CachedLayers = Sequence[CachedLayer] | Int[Array, ""]
 
 
 class Transformer(nnx.Module):
@@ -131,6 +136,7 @@ class Transformer(nnx.Module):
         *,
         mode: Mode,
         cache: KVCache | Sequence[KVCache] | None = None,
+        slots: SlotRows | None = None,
         return_kv: bool = False,
         blocks: Int[Array, "B T"] | None = None,
         routed: Int[Array, "B T"] | None = None,
@@ -145,6 +151,8 @@ class Transformer(nnx.Module):
           mode: static; one mode, or blocks of `(mode, rows)` (see `types.Mode`).
           cache: keys and values computed before, in one cache or several; read, not changed (see
             `cache.insert`).
+          slots: the slots of the engine that the rows belong to, instead of caches; a row's tokens
+            are one segment.
           return_kv: whether to return the tokens' own keys (unrotated) and values.
           blocks: what prefix mode needs beside (see `types.Rows`).
           routed: the tokens that `ModelOutput.router` is counted over, 0 elsewhere; None:
@@ -169,6 +177,7 @@ class Transformer(nnx.Module):
             segments=segments,
             routed=segments if routed is None else routed,
             cache_marks=[(cache.positions, cache.segments) for cache in caches],
+            slots=slots,
             blocks=blocks,
             return_kv=return_kv,
         )
@@ -181,7 +190,9 @@ class Transformer(nnx.Module):
                 else jax.checkpoint(layer, policy=REMAT_POLICIES[c.remat])
             )
 
-        cached = [(cache.k, cache.v, cache.k_scale, cache.v_scale) for cache in caches]
+        cached: Any = [(cache.k, cache.v, cache.k_scale, cache.v_scale) for cache in caches]
+        if slots is not None:
+            cached = jnp.arange(c.num_hidden_layers)
         (x, router), kv = run_layers(
             make_layer, (x, _no_router_stats(c)), layers, cached, c.layer_kinds, scan=c.scan_layers
         )
@@ -206,17 +217,19 @@ class Transformer(nnx.Module):
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"],
-        cached: KeyValues,
+        slots: SlotRows,
         *,
+        layer: Int[Array, ""],
         kind: LayerKind,
         stack_indices: Mapping[str, Any],
         mode: Mode,
     ) -> LayerOutput:
-        """One layer over its cached keys, as `__call__` applies each.
+        """One layer over the slots, as `__call__` applies each.
 
         For callers whose cached keys arrive layer by layer.
 
         Args:
+          layer: its number.
           kind: what kind of layer it is; static.
           stack_indices: where each of its weights stands (`parameters.stack_indices`).
         """
@@ -232,11 +245,10 @@ class Transformer(nnx.Module):
             positions=positions,
             segments=segments,
             routed=segments,
-            cache_marks=[(cached.positions, cached.segments)],
+            slots=slots,
             return_kv=True,
         )
-        cached_layer = (cached.k, cached.v, cached.k_scale, cached.v_scale)
-        (x, _), kv = _layer((x, _no_router_stats(c)), (own, [cached_layer]), forward, kind)
+        (x, _), kv = _layer((x, _no_router_stats(c)), (own, layer), forward, kind)
         assert kv is not None
         return LayerOutput(x, kv)
 
@@ -262,7 +274,7 @@ def _no_router_stats(config: ModelConfig) -> RouterStats | None:
 
 def _layer(
     carry: Carry,
-    weights_and_caches: tuple[Weights, Sequence[CachedLayer]],
+    weights_and_caches: tuple[Weights, CachedLayers],
     forward: Pass,
     kind: LayerKind,
 ) -> tuple[Carry, KV | None]:
@@ -288,22 +300,15 @@ def _layer(
     v = v.reshape(B, T, c.num_key_value_heads, c.head_dim)
     if c.qk_norm:
         q, k = norm(q, "query_norm"), norm(k, "key_norm")
-    cached = [
-        KeyValues(k, v, *marks, by_head=True, k_scale=k_scale, v_scale=v_scale)
-        for (k, v, k_scale, v_scale), marks in zip(caches, forward.cache_marks, strict=True)
-    ]
     rotated_q, rotated_k, values = (
         checkpoint_name(a, "qkv") for a in (rotate(q, by), rotate(k, by), v)
     )
-    out = attend(
+    out = _attention(
         rotated_q,
         KeyValues(rotated_k, values, forward.positions, forward.segments),
-        mode=forward.mode,
-        window=kind.window,
-        cached=cached,
-        blocks=forward.blocks,
-        scale=c.attention_scale,
-        softcap=c.attn_logit_softcapping,
+        caches,
+        forward,
+        kind.window,
     )
     out = linear(out.reshape(B, T, -1), layer, "attention_out")
     x = x + (norm(out, "attention_post_norm") if c.post_norms else out)
@@ -316,3 +321,27 @@ def _layer(
     x = x + (norm(out, "mlp_post_norm") if c.post_norms else out)
     kv = KV(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)) if forward.return_kv else None
     return (constrain(x, ("rows", "tokens", None)), router), kv
+
+
+def _attention(
+    q: Float[Array, "B T N H"],
+    own: KeyValues,
+    caches: CachedLayers,
+    forward: Pass,
+    window: int | None,
+) -> Float[Array, "B T N H"]:
+    """Attention of a layer to its own tokens, and to caches or slots."""
+    c = forward.config
+    options: dict[str, Any] = {
+        "window": window,
+        "scale": c.attention_scale,
+        "softcap": c.attn_logit_softcapping,
+    }
+    if forward.slots is not None:
+        assert isinstance(forward.mode, AttentionMode)
+        return slot_attention(q, own, forward.slots, caches, mode=forward.mode, **options)
+    cached = [
+        KeyValues(k, v, *marks, by_head=True, k_scale=k_scale, v_scale=v_scale)
+        for (k, v, k_scale, v_scale), marks in zip(caches, forward.cache_marks, strict=True)
+    ]
+    return attend(q, own, mode=forward.mode, cached=cached, blocks=forward.blocks, **options)

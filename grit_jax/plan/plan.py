@@ -35,7 +35,7 @@ class CompiledProgram:
         by the loop's trips.
       host_bytes: what the chip keeps in its host's memory.
       seconds: lower bounds of a run by what bounds it ("compute", "memory", "interconnect",
-        "network", "host"); for "decode" of one token, for "prefill_layer" of one layer.
+        "network", "host"); for "decode" of one token, for "prefill" of one chunk.
     """
 
     fits: bool
@@ -87,7 +87,7 @@ class Plan:
       steps: of the whole training run.
       parameter_bytes, optimizer_bytes: on one chip.
       flops_per_step: model FLOPs of one optimizer step over all chips.
-      programs: by name: "train" and, unless left out, "encode", "prefill_layer" and "decode".
+      programs: by name: "train" and, unless left out, "encode", "prefill" and "decode".
       gradient: the backward passes of a step, in words (`training/gradient_plan.py`).
     """
 
@@ -172,10 +172,8 @@ def plan_on_mesh(config: RunConfig, slices: Slices, mesh: Mesh, *, serving: bool
     if serving:
         lowered = ServingPrograms(config, train.model, mesh)
         add("encode", lowered.encode())
-        layer = lowered.prefill_layer()
-        compiled = add("prefill_layer", layer)
-        if compiled is not None:
-            add("decode", lowered.decode(layer, compiled))
+        add("prefill", lowered.prefill())
+        add("decode", lowered.decode())
     return Plan(
         topology=slices.name,
         chip=slices.chip,

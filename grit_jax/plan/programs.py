@@ -12,30 +12,25 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grit_jax.data.packing import round_up
-from grit_jax.inference.decode import (
-    ROWS_PER_CALL,
-    SHORTEST_PROMPT,
-    SLOTS,
-    cache_fits,
-)
+from grit_jax.inference.decode import ROWS_PER_CALL, cache_fits
 from grit_jax.inference.encoder import EncodeOptions, encode_step
-from grit_jax.inference.placement import TOKENS_PER_CALL
-from grit_jax.inference.records import SHORTEST_RECORDS, LayerRecords
-from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
-from grit_jax.inference.sampling import GREEDY, sampling_rows
-from grit_jax.inference.steps import (
-    DecodeSettings,
-    DecodeSizes,
-    PromptRows,
-    StopConditions,
-    decode_step,
-    prefill_end_step,
-    prefill_layer_step,
-    prefill_start_step,
+from grit_jax.inference.engine_steps import (
+    EngineShape,
+    LastChunk,
+    PromptChunk,
+    SlotSettings,
+    empty_state_step,
+    generate_step,
+    prefill_step,
 )
+from grit_jax.inference.placement import TOKENS_PER_CALL
+from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
+from grit_jax.inference.sampling import GREEDY
+from grit_jax.inference.slot_runner import CHUNK
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes, stack_indices
+from grit_jax.models.parameters import PARAMETER_AXES, parameter_shapes
 from grit_jax.models.quantise import storage_axes
+from grit_jax.models.slot_cache import Span
 from grit_jax.plan.abstract_step import AbstractStep, abstract_step
 from grit_jax.run_config import RunConfig, fit_to_mesh
 from grit_jax.sharding import (
@@ -113,11 +108,11 @@ def _weight_shardings(name: str, weight: Any, mesh: Mesh) -> Any:
 
 
 class ServingPrograms:
-    """The programs that run a trained model: encode documents with their caches, read a prompt
-    after one, decode.
+    """The programs that run a trained model: encode documents with their caches, and the engine's:
+    read a chunk of a prompt, decode.
 
     Weights are in `model.dtype`. Sizes are those of `inference`: one call of documents at the
-    passages' length limit, and questions at theirs over one document each, with as many new tokens
+    passages' length limit, and slots for a document, a question at its limit and as many new tokens
     as `Sampling` has.
     """
 
@@ -148,56 +143,51 @@ class ServingPrograms:
             ),
         )
 
-    def prefill_layer(self) -> LoweredProgram:
-        """One layer of the prompts' pass over their documents' records; it runs once per layer."""
-        data, c = self.config.data, self.model
-        P, T = (
-            bucket(data.document_max_length, SHORTEST_RECORDS),
-            bucket(data.query_max_length, SHORTEST_PROMPT),
-        )
-        B = ROWS_PER_CALL
-        while B > 1 and not cache_fits(c, B, P + T + GREEDY.max_new_tokens):
-            B //= 2
-        marks = _shape((B, P))
-        prompts = self._whole((PromptRows(_shape((B, T)), _shape((B,))), marks, marks))
-        dtype = jnp.dtype(c.dtype)
-        start = _lower(prefill_start_step, self.mesh, self.params, *prompts, config=c, dtype=dtype)
-        shape = (B, c.num_key_value_heads, P, c.head_dim)
-        record = {"k": _shape((*shape[:2], c.head_dim, P), c.dtype), "v": _shape(shape, c.dtype)}
-        indices = {name: _shape(()) for name in stack_indices(self.params, c.layer_kinds, 0)}
+    def shape(self) -> EngineShape:
+        """Slots for the questions of the configuration over one document each."""
+        data, shards = self.config.data, num_row_shards(self.mesh)
+        longest = data.document_max_length + data.query_max_length + GREEDY.max_new_tokens
+        slots = ROWS_PER_CALL
+        while slots > 1 and not cache_fits(self.model, slots, longest):
+            slots //= 2
+        return EngineShape(round_up(slots, shards), bucket(longest))
+
+    def state(self) -> Any:
+        """The engine's state, as shapes."""
+        empty = _lower(empty_state_step, self.mesh, config=self.model, shape=self.shape())
+        return _result(empty)
+
+    def prefill(self) -> LoweredProgram:
+        """A chunk of a prompt in one slot of each share of the mesh."""
+        P = num_row_shards(self.mesh)
+        each, flags = _shape((P,)), _shape((P,), bool)
+        chunk = PromptChunk(_shape((P, CHUNK)), Span(each, each, each))
+        last = LastChunk(flags, self._settings(P), _shape((1,)))
         return _lower(
-            prefill_layer_step,
+            prefill_step,
             self.mesh,
             self.params,
-            _result(start),
-            *self._whole((_shape(()), indices, (LayerRecords(record, None),))),
-            config=c,
-            kind=c.layer_kinds[0],
-            prompt_mode=AttentionMode.CAUSAL,
+            self.state(),
+            *self._whole((chunk, last)),
+            config=self.model,
         )
 
-    def decode(self, layer: LoweredProgram, compiled: jax.stages.Compiled) -> LoweredProgram:
-        """Decoding from the state that the last layer returns, once that layer is compiled."""
-        state, c = _result(layer, compiled), self.model
-        (B, T, _), new = state.x.shape, GREEDY.max_new_tokens
-        end = _lower(
-            prefill_end_step,
+    def decode(self) -> LoweredProgram:
+        """Tokens for all slots."""
+        return _lower(
+            generate_step,
             self.mesh,
             self.params,
-            state,
-            *self._whole((_shape((B,)), self._settings(B))),
-            config=c,
-            sizes=DecodeSizes(round_up(T + new, SLOTS), new),
-        )
-        rest = self._whole((_shape(()), self._settings(B)))
-        return _lower(
-            decode_step, self.mesh, self.params, _result(end), state.records, *rest, config=c
+            self.state(),
+            *self._whole((_shape(()), _shape((1,)), _shape((), bool))),
+            config=self.model,
         )
 
-    def _settings(self, rows: int) -> DecodeSettings:
-        sampling = jax.tree.map(lambda x: _shape(x.shape, x.dtype), sampling_rows([GREEDY] * rows))
-        stop = StopConditions(_shape((rows,)), _shape((rows,), bool), _shape((1,)))
-        return DecodeSettings(sampling, stop)
+    def _settings(self, rows: int) -> SlotSettings:
+        numbers, ids = _shape((rows,), jnp.float32), _shape((rows,))
+        return SlotSettings(
+            numbers, numbers, ids, _shape((rows,), jnp.uint32), ids, _shape((rows,), bool)
+        )
 
     def _whole(self, tree: Any) -> Any:
         """Arguments that generation passes as host arrays: replicated on every device."""

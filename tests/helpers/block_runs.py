@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from grit_jax.rag.index_files import DELETED, DOCUMENTS, VECTORS, file_name
+from grit_jax.rag.index_files import DELETED, DOCUMENTS, VECTORS
 from grit_jax.rag.manifest import MANIFEST, read_manifest, store_path
 from grit_jax.rag.store import RECORDS, _open
 
@@ -123,9 +123,6 @@ def contents(index: Path) -> dict[str, object]:
     assert not list(index.glob("shards/block-*"))
     return {
         "manifest": {k: v for k, v in manifest.items() if k not in ("index_id", "folder")},
-        "files": [
-            (index / file_name(name, manifest["generation"])).read_bytes()
-            for name in (DOCUMENTS, VECTORS, DELETED)
-        ],
+        "files": [(index / name).read_bytes() for name in (DOCUMENTS, VECTORS, DELETED)],
         "records": records(index) if manifest["kv"] != "none" else {},
     }

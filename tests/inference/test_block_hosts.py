@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import time
 from pathlib import Path
 
@@ -85,25 +84,6 @@ def test_several_processes_index_as_one(folder, alone, processes, kv):
     assert len(documents) == 1 and printed[0] == documents[0], "process 0 alone prints"
     assert json.loads(printed[0].splitlines()[-1])["documents"] == 160
     assert not (run / "index" / "shards").exists()
-
-
-def test_several_processes_update_as_one(folder, alone, tmp_path):
-    """Documents changed, new and gone."""
-    rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
-    for row in rows[::5]:
-        row["text"] += " changed"
-    rows = [*rows[:100], *rows[150:], *({"id": f"n{i}", "text": f"new {i}"} for i in range(9))]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    updated = []
-    for processes in (1, 2):
-        run = run_folder(tmp_path, str(processes))
-        shutil.copytree(alone("index", "--kv", "int8") / "index", run / "index")
-        words = index_words(folder, "", "--kv", "int8", "--update", "--delete-missing")
-        own = ["--input", str(tmp_path / "c.jsonl"), "--output", str(run / "index")]
-        finish(run, [*words, *own], processes)
-        updated.append(contents(run / "index"))
-        assert len(encoded(run)) == 22 + 9
-    assert updated[0] == updated[1]
 
 
 def test_several_processes_encode_as_one(folder, alone):

@@ -4,6 +4,7 @@ reading."""
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import ClassVar
 
 import jax
@@ -13,8 +14,8 @@ import pytest
 from generation import generate
 
 from grit_jax.errors import GritError
-from grit_jax.inference import decode as decode_module
 from grit_jax.inference import records as module
+from grit_jax.inference import slot_runner
 from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.records import PackedRecord, load_records
 from grit_jax.inference.sampling import Sampling
@@ -194,9 +195,10 @@ def test_packed_records_of_another_model_are_refused(tiny_config, packed):
 def test_a_layer_computes_before_the_next_one_has_come(
     tiny_config, tiny_params, plain, monkeypatch
 ):
-    """Records on their way give what whole ones give, and no layer is waited for before the one
-    before has its work."""
-    order: list[str] = []
+    """Records on their way give what whole ones give, and no layer waits for the one after it: a
+    layer comes only once the one before it has its work."""
+    layers = tiny_config.num_hidden_layers
+    has_work = [threading.Event() for _ in range(layers)]
 
     @dataclasses.dataclass
     class Coming:
@@ -208,25 +210,21 @@ def test_a_layer_computes_before_the_next_one_has_come(
             return self.whole.tokens
 
         def layer(self, layer):
-            order.append(f"came {layer}")
-            return {
-                "k": self.whole.k[layer],
-                "v": self.whole.v[layer],
-            }
+            if layer and not has_work[layer - 1].wait(60):
+                raise GritError(f"layer {layer - 1} waits for layer {layer}")
+            return self.whole.layer(layer)
 
-    def spy(params, state, layer, *args, **options):
-        order.append(f"read {layer}")
-        return step(params, state, layer, *args, **options)
+    def spy(params, state, x, chunk, layer, *args, **options):
+        has_work[int(layer)].set()
+        return step(params, state, x, chunk, layer, *args, **options)
 
-    step = decode_module.prefill_layer_step
-    monkeypatch.setattr(decode_module, "prefill_layer_step", spy)
     run = lambda pieces: generate(
         tiny_params, tiny_config, [[5, 6, 7]], records=[pieces], sampling=Sampling(4)
     )
     expected = run(plain[:2])
-    order.clear()
+    step = slot_runner.prefill_layer_step
+    monkeypatch.setattr(slot_runner, "prefill_layer_step", spy)
     assert run([Coming(plain[0]), plain[1]]).tokens == expected.tokens
-    assert order == [f"{what} {layer}" for layer in range(3) for what in ("came", "read")]
 
 
 def test_records_kept_as_int8_change_little(tiny_config, tiny_params, plain):

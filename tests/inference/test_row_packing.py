@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket, pack_rows
+from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, batch_shapes, bucket, pack_rows
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -88,3 +88,34 @@ def test_short_texts_fill_the_rows_of_long_ones():
 
 def test_no_texts_are_no_batches():
     assert pack_rows([], 1024) == []
+
+
+@pytest.mark.parametrize("row_multiple", [1, 3, 8])
+@pytest.mark.parametrize("longest", [1, 40, 128, 129, 256, 257, 300, 700, 1100])
+def test_all_shapes_of_batches_are_listed(longest, row_multiple):
+    """Whatever texts of up to `longest` tokens come together: few and many, short and long."""
+    rng = np.random.default_rng(longest)
+    for tokens_per_call in (64, 256, 1000, 2048):
+        shapes = batch_shapes(longest, tokens_per_call, row_multiple)
+        assert len(set(shapes)) == len(shapes) < 80
+        lists = [[n] for n in range(1, longest + 1)]
+        for _ in range(60):
+            count, most = rng.integers(1, rng.choice([4, 20, 200])), rng.integers(1, longest + 1)
+            lists.append(rng.integers(1, most + 1, count).tolist())
+        packed = {
+            (batch.rows, batch.length)
+            for lengths in lists
+            for batch in pack_rows(lengths, tokens_per_call, row_multiple)
+        }
+        assert packed <= set(shapes), (tokens_per_call, packed - set(shapes))
+
+
+def test_shapes_that_are_listed_are_seldom_in_vain():
+    """Each is a program to compile: of those listed, random lists of texts use nearly all."""
+    rng = np.random.default_rng(0)
+    shapes = batch_shapes(300, 2048)
+    packed = set()
+    for _ in range(2000):
+        lengths = rng.integers(1, rng.integers(2, 302), rng.integers(1, 40)).tolist()
+        packed |= {(batch.rows, batch.length) for batch in pack_rows(lengths, 2048)}
+    assert packed == set(shapes)

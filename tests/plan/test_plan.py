@@ -109,7 +109,7 @@ def test_a_configuration_on_a_slice(config, capsys):
     assert found.keys() >= KEYS and set(found["programs"]) == {
         "train",
         "encode",
-        "prefill_layer",
+        "prefill",
         "decode",
     }
     assert all(one["fits"] and one["peak_bytes_per_chip"] > 0 for one in found["programs"].values())
@@ -194,8 +194,7 @@ def test_a_token_reads_weights_and_caches_once(config):
     }
     run, where = read_run_config(config, deep), open_slices("v5e:1x1")
     programs = ServingPrograms(run, run.model.known_shape, make_mesh(run.mesh, where.devices))
-    layer = programs.prefill_layer()
-    decode = programs.decode(layer, layer.lowered.compile())
+    decode = programs.decode()
     found, _ = compile_program(decode, where.chip)
     assert found.costs.memory_bytes == pytest.approx(decode.argument_bytes, rel=0.1)
 

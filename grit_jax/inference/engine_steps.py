@@ -1,0 +1,478 @@
+"""The compiled programs of the engine: insert records, prefill prompts, generate tokens.
+
+All of them update one `EngineState` in place. A prompt is read in chunks of a few fixed lengths,
+into one slot of each share of the mesh (see `slot_cache`); how a prompt is cut into chunks depends
+on its own length alone. A prompt over records is read layer by layer, so that a layer computes
+while later ones are still being loaded from the store. `generate` is a `lax.while_loop` over all
+slots, which runs for a few tokens or to the end of the answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from grit_jax.inference.records import LayerRecords
+from grit_jax.inference.sampling import Sampling, SamplingRows, sample, sampling_rows
+from grit_jax.models.cache import place_keys, rotate_keys
+from grit_jax.models.config import LayerKind, ModelConfig
+from grit_jax.models.slot_cache import (
+    SlotCache,
+    SlotRows,
+    Span,
+    append,
+    constrained,
+    empty_slots,
+    mark_span,
+    pick,
+    put,
+    write_span,
+)
+from grit_jax.models.transformer import Params, Transformer
+from grit_jax.types import AttentionMode
+
+CAUSAL = AttentionMode.CAUSAL
+STEPS = 16  # most tokens of a slot in one call of `generate`
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineShape:
+    """Static sizes of an engine's state.
+
+    Attributes:
+      slots: requests that are decoded together; a multiple of the mesh's row shards.
+      capacity: tokens of a slot: prompt and answer, and records where they are kept beside them.
+      int8_records: tokens of records that a slot holds as int8, apart from the others; 0: records
+        are kept with prompt and answer, in the dtype of the model.
+    """
+
+    slots: int
+    capacity: int
+    int8_records: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class SlotSettings:
+    """How each slot's tokens are chosen, and when its answer ends: after `limit` tokens, or with
+    one of the engine's ends of sequence unless `ignore_eos`."""
+
+    temperature: Float[Array, " B"]
+    top_p: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    seed: UInt[Array, " B"]
+    limit: Int[Array, " B"]
+    ignore_eos: Bool[Array, " B"]
+
+    def sampling(self) -> SamplingRows:
+        """The part that `sample` takes."""
+        return SamplingRows(self.temperature, self.top_p, self.top_k, self.seed)
+
+
+def settings_of(samplings: Sequence[Sampling]) -> SlotSettings:
+    """Host arrays of requests' settings."""
+    rows = sampling_rows(samplings)
+    return SlotSettings(
+        rows.temperature,
+        rows.top_p,
+        rows.top_k,
+        rows.seed,
+        np.asarray([sampling.max_new_tokens for sampling in samplings], np.int32),
+        np.asarray([sampling.ignore_eos for sampling in samplings], bool),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class EngineState:
+    """All slots of an engine.
+
+    Attributes:
+      cache: prompts and answers, and records unless they are in a cache of their own.
+      records: int8 records, before what `cache` holds.
+      token: the last token chosen, which is not in the cache yet.
+      count: tokens of the answer that are chosen, `token` included.
+      active: slots whose answers go on.
+      finite: slots whose logits and caches have all been finite; an answer ends with the first that
+        are not.
+    """
+
+    cache: SlotCache
+    records: SlotCache | None
+    token: Int[Array, " B"]
+    count: Int[Array, " B"]
+    active: Bool[Array, " B"]
+    finite: Bool[Array, " B"]
+    settings: SlotSettings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class PromptChunk:
+    """A part of a prompt in one slot of each share: right-padded tokens, and where they go."""
+
+    tokens: Int[Array, "P T"]
+    span: Span
+
+    @property
+    def segments(self) -> Int[Array, "P T"]:
+        """1 for a token, 0 for padding."""
+        index = jnp.arange(self.tokens.shape[1])
+        return (index < self.span.count[:, None]).astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class LastChunk:
+    """The shares whose prompt ends with a chunk, the settings of their requests, and the tokens
+    that end an answer (-1 matches nothing)."""
+
+    here: Bool[Array, " P"]
+    settings: SlotSettings
+    eos: Int[Array, " n"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Chosen:
+    """Tokens chosen in one call, for the host to read while the next call runs.
+
+    Attributes:
+      tokens: of each slot, in their order; an end of sequence is among them.
+      counts: how many of them each slot has.
+      active, finite: as `EngineState`, after the call.
+      logits: those that each token was chosen from, if they were asked for.
+    """
+
+    tokens: Int[Array, "B n"]
+    counts: Int[Array, " B"]
+    active: Bool[Array, " B"]
+    finite: Bool[Array, " B"]
+    logits: Float[Array, "B n V"] | None = None
+
+
+def empty_state(config: ModelConfig, shape: EngineShape) -> EngineState:
+    """An engine's state without requests."""
+    B = shape.slots
+    zeros, no = jnp.zeros(B, jnp.int32), jnp.zeros(B, bool)
+    settings = SlotSettings(
+        jnp.zeros(B), jnp.ones(B), zeros, jnp.zeros(B, jnp.uint32), jnp.ones(B, jnp.int32), no
+    )
+    records = None
+    if shape.int8_records:
+        records = empty_slots(config, B, shape.int8_records, jnp.dtype(jnp.int8))
+    cache = empty_slots(config, B, shape.capacity)
+    return EngineState(cache, records, zeros, zeros, no, jnp.ones(B, bool), settings)
+
+
+def insert_records(
+    state: EngineState,
+    layer: Int[Array, ""],
+    positions: Int[Array, "P S"],
+    span: Span,
+    records: tuple[LayerRecords, ...],
+    order: Int[Array, " S"] | None,
+    *,
+    config: ModelConfig,
+    local_rope: bool,
+) -> EngineState:
+    """Writes one layer of a slot's records, rotated to `positions`, from the start of the slot on.
+
+    Args:
+      positions: of the records' tokens as they are stored, without gaps.
+      records: this layer of the slot's records, side by side (`RecordRows.layer`), one row for all
+        shares; `span` says whose it is.
+      order: where several groups stand side by side, the indices of their tokens, which leave out
+        the padding between them.
+    """
+    target = state.records if state.records is not None else state.cache
+    P = len(span.local)
+    expanded = [group.expand(layer) for group in records]
+    k = jnp.concatenate([kv.k for kv in expanded], axis=3)
+    v = jnp.concatenate([kv.v for kv in expanded], axis=2)
+    if order is not None:
+        k, v = k[..., order], v[..., order, :]
+    S = target.capacity  # beyond it there is only padding
+    k, v, positions = k[..., :S], v[..., :S, :], positions[:, :S]
+    halves = place_keys(k, positions, jnp.ones_like(positions), config, local=local_rope)
+    finite = jnp.isfinite(k).all() & jnp.isfinite(v).all()
+    spread = lambda x: jnp.broadcast_to(x[None], (1, P, *x.shape[1:]))
+    target = write_span(
+        target, spread(jnp.concatenate(halves, axis=2)), spread(v), span, first_layer=layer
+    )
+    # The first layer begins a request; the others may only find that it is not finite.
+    marked = mark_span(target, positions, span, jnp.broadcast_to(finite, (P,)))
+    before = pick(target.finite, span.local) | (layer == 0)
+    ok = put(target.finite, span.local, before & finite, span.count > 0)
+    target = constrained(dataclasses.replace(marked, finite=ok))
+    return dataclasses.replace(
+        state, **{"records" if state.records is not None else "cache": target}
+    )
+
+
+def prefill(
+    params: Params,
+    state: EngineState,
+    chunk: PromptChunk,
+    last: LastChunk,
+    *,
+    config: ModelConfig,
+    mode: AttentionMode = CAUSAL,
+) -> tuple[EngineState, Chosen]:
+    """Reads a chunk of a prompt after what its slot holds, and chooses the first token after a
+    last one.
+
+    Args:
+      mode: causal, or bidirectional for a prefix language model, whose prompt is one chunk.
+    """
+    model = Transformer(config, params)
+    positions, segments = _positions(state, chunk), chunk.segments
+    out = model(
+        chunk.tokens,
+        positions,
+        segments,
+        mode=mode,
+        slots=_slots_before(state, chunk.span),
+        return_kv=True,
+    )
+    kv = out.kv
+    assert kv is not None
+    k = rotate_keys(kv, positions, segments, config)
+    seen = segments[None, :, None, None, :] > 0
+    finite = (jnp.isfinite(k) | ~seen).all(axis=(0, 2, 3, 4))
+    finite &= (jnp.isfinite(kv.v) | ~seen.swapaxes(3, 4)).all(axis=(0, 2, 3, 4))
+    cache = mark_span(write_span(state.cache, k, kv.v, chunk.span), positions, chunk.span, finite)
+    state = dataclasses.replace(state, cache=constrained(cache))
+    return _first_token(model, state, out.hidden, chunk.span, last)
+
+
+def prefill_start(
+    params: Params, chunk: PromptChunk, *, config: ModelConfig
+) -> Float[Array, "P T D"]:
+    """The chunk before the first layer. For chunks that are read layer by layer."""
+    return Transformer(config, params).embed_tokens(chunk.tokens)
+
+
+def prefill_layer(
+    params: Params,
+    state: EngineState,
+    x: Float[Array, "P T D"],
+    chunk: PromptChunk,
+    layer: Int[Array, ""],
+    stack_indices: dict[str, Int[Array, ""]],
+    *,
+    config: ModelConfig,
+    kind: LayerKind,
+    mode: AttentionMode = CAUSAL,
+) -> tuple[EngineState, Float[Array, "P T D"]]:
+    """One layer of a chunk over what that layer of its slot holds.
+
+    Args:
+      stack_indices: where the layer's weights are in their stacks (`parameters.stack_indices`).
+    """
+    positions, segments = _positions(state, chunk), chunk.segments
+    out = Transformer(config, params).one_layer(
+        x,
+        positions,
+        segments,
+        _slots_before(state, chunk.span),
+        layer=layer,
+        kind=kind,
+        stack_indices=stack_indices,
+        mode=mode,
+    )
+    halves = place_keys(out.kv.k, positions, segments, config, local=kind.local_rope)
+    k = jnp.concatenate(halves, axis=2)
+    seen = segments[:, None, None, :] > 0
+    finite = (jnp.isfinite(k) | ~seen).all(axis=(1, 2, 3))
+    finite &= (jnp.isfinite(out.kv.v) | ~seen.swapaxes(2, 3)).all(axis=(1, 2, 3))
+    cache = write_span(state.cache, k[None], out.kv.v[None], chunk.span, first_layer=layer)
+    active = chunk.span.count > 0
+    # Lengths are those before the chunk until its last layer is done (`prefill_end`).
+    before = pick(cache.finite, chunk.span.local) | ((layer == 0) & (chunk.span.start == 0))
+    ok = put(cache.finite, chunk.span.local, before & finite, active)
+    cache = constrained(dataclasses.replace(cache, finite=ok))
+    return dataclasses.replace(state, cache=cache), out.x
+
+
+def prefill_end(
+    params: Params,
+    state: EngineState,
+    x: Float[Array, "P T D"],
+    chunk: PromptChunk,
+    last: LastChunk,
+    *,
+    config: ModelConfig,
+) -> tuple[EngineState, Chosen]:
+    """What `prefill` does after the last layer."""
+    model = Transformer(config, params)
+    span, finite = chunk.span, pick(state.cache.finite, chunk.span.local)
+    cache = mark_span(state.cache, _positions(state, chunk), span, finite)
+    cache = dataclasses.replace(cache, finite=put(cache.finite, span.local, finite))
+    state = dataclasses.replace(state, cache=constrained(cache))
+    return _first_token(model, state, model.apply_final_norm(x), span, last)
+
+
+def generate(
+    params: Params,
+    state: EngineState,
+    steps: Int[Array, ""],
+    eos: Int[Array, " n"],
+    stop_early: Bool[Array, ""],
+    *,
+    config: ModelConfig,
+    return_logits: bool = False,
+) -> tuple[EngineState, Chosen]:
+    """Up to `steps` more tokens (at most `STEPS`) in every active slot.
+
+    Args:
+      eos: tokens that end an answer; -1 matches nothing.
+      stop_early: return as soon as an answer ends, since a request waits for its slot.
+    """
+    model, B = Transformer(config, params), len(state.token)
+    started = state.active
+    tokens = jnp.zeros((B, STEPS), jnp.int32)
+    logits = jnp.zeros((B, STEPS, config.vocab_size), jnp.float32) if return_logits else None
+    counts = jnp.zeros(B, jnp.int32)
+
+    def goes_on(carry: tuple) -> jax.Array:
+        step, state, *_ = carry
+        ended = (started & ~state.active).any() & stop_early
+        return (step < steps) & state.active.any() & ~ended
+
+    def body(carry: tuple) -> tuple:
+        step, state, tokens, counts, kept = carry
+        active = state.active
+        caches = [cache for cache in (state.records, state.cache) if cache is not None]
+        lengths = [jnp.where(active, cache.lengths, 0) for cache in caches]
+        position = functools.reduce(jnp.add, lengths)
+        out = model(
+            state.token[:, None],
+            position[:, None],
+            jnp.ones((B, 1), jnp.int32),
+            mode=CAUSAL,
+            slots=SlotRows(caches, lengths),
+            return_kv=True,
+        )
+        kv = out.kv
+        assert kv is not None
+        k = rotate_keys(kv, position[:, None], jnp.ones((B, 1), jnp.int32), config)
+        cache = append(state.cache, k[..., 0], kv.v[..., 0, :], position, active)
+        logits = model.logits(out.hidden[:, 0])
+        token = sample(logits, state.settings.sampling(), state.count)
+        ok = _is_finite(logits) & cache.finite
+        # Written where the slot's answer goes on; all active slots are at the same step.
+        tokens = jax.lax.dynamic_update_slice(
+            tokens, jnp.where(active, token, 0)[:, None], (0, step)
+        )
+        if kept is not None:
+            kept = jax.lax.dynamic_update_slice(kept, logits[:, None], (0, step, 0))
+        count = state.count + active
+        ended = _is_end(token, eos) & ~state.settings.ignore_eos
+        ended |= (count >= state.settings.limit) | ~ok
+        state = dataclasses.replace(
+            state,
+            cache=constrained(cache),
+            token=jnp.where(active, token, state.token),
+            count=count,
+            active=active & ~ended,
+            finite=state.finite & (ok | ~active),
+        )
+        return step + 1, state, tokens, counts + active, kept
+
+    _, state, tokens, counts, logits = jax.lax.while_loop(
+        goes_on, body, (jnp.zeros((), jnp.int32), state, tokens, counts, logits)
+    )
+    return state, Chosen(tokens, counts, state.active, state.finite, logits)
+
+
+def open_slot(state: EngineState, span: Span) -> EngineState:
+    """Empties the slots of a span for new requests, where records have a cache of their own."""
+    if state.records is None:
+        return state
+    empty = mark_span(state.records, jnp.zeros((len(span.local), 1), jnp.int32), span)
+    lengths = put(empty.lengths, span.local, span.start, span.count > 0)
+    return dataclasses.replace(state, records=dataclasses.replace(empty, lengths=lengths))
+
+
+def release(state: EngineState, keep: Bool[Array, " B"]) -> EngineState:
+    """Ends the answers of the slots that are not kept."""
+    return dataclasses.replace(state, active=state.active & keep)
+
+
+empty_state_step = jax.jit(empty_state, static_argnames=("config", "shape"))
+insert_records_step = jax.jit(
+    insert_records, static_argnames=("config", "local_rope"), donate_argnames=("state",)
+)
+prefill_step = jax.jit(prefill, static_argnames=("config", "mode"), donate_argnames=("state",))
+prefill_start_step = jax.jit(prefill_start, static_argnames=("config",))
+prefill_layer_step = jax.jit(
+    prefill_layer, static_argnames=("config", "kind", "mode"), donate_argnames=("state", "x")
+)
+prefill_end_step = jax.jit(prefill_end, static_argnames=("config",), donate_argnames=("state",))
+generate_step = jax.jit(
+    generate, static_argnames=("config", "return_logits"), donate_argnames=("state",)
+)
+open_slot_step = jax.jit(open_slot, donate_argnames=("state",))
+release_step = jax.jit(release, donate_argnames=("state",))
+
+
+def _positions(state: EngineState, chunk: PromptChunk) -> Int[Array, "P T"]:
+    """Rotary positions of a chunk: after the records and what the slot holds."""
+    start = chunk.span.start
+    if state.records is not None:
+        start = start + pick(state.records.lengths, chunk.span.local)
+    return start[:, None] + jnp.arange(chunk.tokens.shape[1])
+
+
+def _slots_before(state: EngineState, span: Span) -> SlotRows:
+    """What a chunk reads: the records, and what is before it in its slot."""
+    caches, lengths = [state.cache], [jnp.where(span.count > 0, span.start, 0)]
+    if state.records is not None:
+        caches.insert(0, state.records)
+        lengths.insert(0, jnp.where(span.count > 0, pick(state.records.lengths, span.local), 0))
+    return SlotRows(caches, lengths, span.local)
+
+
+def _first_token(
+    model: Transformer,
+    state: EngineState,
+    hidden: Float[Array, "P T D"],
+    span: Span,
+    last: LastChunk,
+) -> tuple[EngineState, Chosen]:
+    """The first token after a last chunk, chosen from the prompt's last hidden state."""
+    settings = last.settings
+    ends = jnp.take_along_axis(hidden, jnp.maximum(span.count - 1, 0)[:, None, None], axis=1)
+    logits = model.logits(ends[:, 0])
+    token = sample(logits, settings.sampling(), jnp.zeros_like(span.count))
+    finite = _is_finite(logits) & pick(state.cache.finite, span.local)
+    if state.records is not None:
+        finite &= pick(state.records.finite, span.local)
+    ended = (_is_end(token, last.eos) & ~settings.ignore_eos) | (settings.limit <= 1) | ~finite
+    at = lambda whole, part: put(whole, span.local, part, last.here)
+    state = dataclasses.replace(
+        state,
+        token=at(state.token, token),
+        count=at(state.count, jnp.ones_like(token)),
+        active=at(state.active, ~ended),
+        finite=at(state.finite, finite),
+        settings=jax.tree.map(at, state.settings, settings),
+    )
+    chosen = Chosen(token[:, None], jnp.ones_like(token), ~ended, finite, logits[:, None])
+    return state, chosen
+
+
+def _is_end(token: Int[Array, " B"], eos: Int[Array, " n"]) -> Bool[Array, " B"]:
+    return (token[:, None] == eos[None]).any(axis=1)
+
+
+def _is_finite(logits: Float[Array, "B V"]) -> Bool[Array, " B"]:
+    """The maximum is NaN if any logit is; a single -inf is a masked token."""
+    return jnp.isfinite(logits.max(axis=-1))

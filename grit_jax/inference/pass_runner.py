@@ -1,0 +1,291 @@
+"""Requests of a single pass (embeddings and log-probabilities), in batches of a token budget.
+
+The texts of all requests that wait are packed into rows together, whoever sent them; a request of
+many texts goes through several batches, in turn with the others. Not thread-safe; the engine's
+thread calls it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from grit_jax.errors import GritError
+from grit_jax.inference.encoder import EncodedRows, Encoder, PackedTexts
+from grit_jax.inference.fair_queue import FairQueue
+from grit_jax.inference.requests import EmbedRequest, Pending, ScoreRequest
+from grit_jax.inference.row_packing import RowBatch, batch_shapes, pack_rows
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.finite import describe_cause
+from grit_jax.models.losses import token_losses
+from grit_jax.models.transformer import Params, Transformer
+from grit_jax.sharding import put_rows, to_host
+from grit_jax.types import AttentionMode, Rows
+
+LOGIT_BLOCK = 1024  # tokens whose logits exist at a time
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mode"))
+def score_step(
+    params: Params, rows: Rows, *, config: ModelConfig, mode: AttentionMode
+) -> Float[Array, "B T"]:
+    """The negative log-probability of each token given those before it in its segment; that of a
+    segment's first token has no meaning."""
+    model = Transformer(config, params)
+    out = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks)
+    return token_losses(
+        out.hidden,
+        rows.tokens,
+        model.params(),
+        softcap=config.final_logit_softcapping,
+        block=LOGIT_BLOCK,
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """A request, the number of its first text that was not dispatched, and its results so far."""
+
+    pending: Pending[np.ndarray]
+    texts: Sequence[Sequence[int]]
+    next: int = 0
+    left: int = 0
+    results: list[Any] = dataclasses.field(default_factory=list)
+
+    @property
+    def is_score(self) -> bool:
+        return isinstance(self.pending.request, ScoreRequest)
+
+
+@dataclasses.dataclass
+class _Batch:
+    """A dispatched batch: its rows, its output, and the job and text number of each packed text."""
+
+    rows: RowBatch
+    texts: PackedTexts
+    output: EncodedRows | jax.Array
+    owners: list[tuple[_Job, int]]
+
+
+class PassRunner:
+    """Embeds and scores texts with one model.
+
+    Args:
+      encoder: has the weights, how the model embeds, and the mesh.
+      mode: attention of the model when it generates, for scores.
+      limit: most requests that wait.
+      tokens: of a batch, about; None chooses by device.
+      longest: tokens of a text, at most.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        mode: AttentionMode = AttentionMode.CAUSAL,
+        *,
+        limit: int = 1000,
+        tokens: int | None = None,
+        longest: int | None = None,
+    ):
+        self.encoder, self.mode = encoder, mode
+        self.tokens = tokens or encoder.tokens_in_call()
+        self.longest = longest or encoder.config.context_length
+        self.waiting: FairQueue[Pending[np.ndarray]] = FairQueue(limit)
+        self._started: collections.deque[_Job] = collections.deque()
+        self._batches: collections.deque[_Batch] = collections.deque()
+        self._jobs: set[_Job] = set()
+        self._started_first = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or is under way."""
+        return not (self.waiting or self._jobs or self._batches)
+
+    @property
+    def batches(self) -> int:
+        """Batches whose results were not read yet."""
+        return len(self._batches)
+
+    def check(self, request: EmbedRequest | ScoreRequest) -> None:
+        """Checks a request.
+
+        Raises:
+          GritError: a text without tokens or too long, an id outside the vocabulary, or a start
+            that leaves nothing to score, or not one pool start for each text.
+        """
+        texts = [request.ids] if isinstance(request, ScoreRequest) else request.ids
+        for ids in texts:
+            if not len(ids):
+                raise GritError(f"{request.name} has no tokens")
+            if len(ids) > self.longest:
+                raise GritError(
+                    f"{request.name} has {len(ids)} tokens, and at most {self.longest} are read"
+                )
+            if min(ids) < 0 or max(ids) >= self.encoder.config.vocab_size:
+                raise GritError(f"{request.name} has a token id outside the vocabulary")
+        if isinstance(request, EmbedRequest) and len(request.pool_starts) != len(texts):
+            raise GritError(
+                f"{request.name}: {len(texts)} texts, but {len(request.pool_starts)} pool starts;"
+                " each text needs one"
+            )
+        if isinstance(request, ScoreRequest) and not 1 <= request.start < len(request.ids):
+            raise GritError(
+                f"{request.name}: tokens are scored from number {request.start} on, but it has"
+                f" {len(request.ids)}, and the first one has nothing before it"
+            )
+
+    def dispatch(self) -> bool:
+        """Dispatches the next batches, of about `tokens` tokens; False if nothing waits."""
+        chosen: list[tuple[_Job, int]] = []
+        room = self.tokens
+        # Those that wait come first, and every other time those that have texts left: neither holds
+        # up the other for ever.
+        started_first = self._started_first
+        if self._started and self.waiting:
+            self._started_first = not started_first
+        while room > 0 and (job := self._next_job(chosen, started_first)) is not None:
+            while room > 0 and job.next < len(job.texts):
+                chosen.append((job, job.next))
+                room -= len(job.texts[job.next])
+                job.next += 1
+            if job.next < len(job.texts):
+                self._started.append(job)  # the others come first
+        if not chosen:
+            return False
+        starts = [self._pool_start(job, number) for job, number in chosen]
+        ids = [job.texts[number] for job, number in chosen]
+        vectors = np.zeros((len(ids), self.encoder.width), np.float32)
+        texts = PackedTexts(ids, starts, vectors, None, None)
+        for rows in pack_rows([len(i) for i in ids], self.tokens, self.encoder.row_multiple):
+            self._batches.append(_Batch(rows, texts, self._run(rows, texts, chosen), chosen))
+        return True
+
+    def collect(self) -> None:
+        """Waits for the oldest batch and hands out its results."""
+        batch = self._batches.popleft()
+        if isinstance(batch.output, EncodedRows):
+            batch.texts.collect(batch.rows, batch.output)
+            for i in (i for row in batch.rows.texts for i in row):
+                self._add(*batch.owners[i], batch.texts.vectors[i])
+            return
+        losses = to_host(batch.output)
+        for row, numbers in enumerate(batch.rows.texts):
+            for i, start, stop in batch.texts.spans(numbers):
+                job, number = batch.owners[i]
+                first = start + job.pending.request.start
+                self._add(job, number, -losses[row, first:stop])
+
+    def drop_cancelled(self) -> None:
+        """Ends cancelled requests; what is on the device is not waited for."""
+        for pending in [pending for pending in self.waiting if pending.cancelled]:
+            self.waiting.discard(pending)
+            pending.drop()
+        for job in [job for job in self._jobs if job.pending.cancelled]:
+            self._end(job)
+            job.pending.drop()
+
+    def fail_all(self, error: BaseException) -> None:
+        """Ends all requests with an error."""
+        while self.waiting:
+            self.waiting.get().fail(error)
+        for job in list(self._jobs):
+            self._end(job)
+            job.pending.fail(error)
+        self._batches.clear()
+
+    def leaks(self) -> list[str]:
+        """What an idle runner still holds, and should not."""
+        return [f"{len(self._started)} started requests"] if self._started else []
+
+    def warm_up(self, longest: int | None = None, *, score: bool = True) -> None:
+        """Compiles the programs of all batches of texts of up to `longest` tokens."""
+        longest = longest or self.longest
+        for rows, length in batch_shapes(longest, self.tokens, self.encoder.row_multiple):
+            batch = RowBatch(length, rows, [[0]])
+            vectors = np.zeros((1, self.encoder.width), np.float32)
+            texts = PackedTexts([[0, 0]], [0], vectors, None, None)
+            jax.block_until_ready(self.encoder.dispatch(batch, texts).vectors)
+            if score:
+                jax.block_until_ready(self._score(batch, texts))
+
+    # Inside.
+
+    def _next_job(self, chosen: list[tuple[_Job, int]], started_first: bool) -> _Job | None:
+        """The next request of the kind of those chosen."""
+        kind = chosen[0][0].is_score if chosen else None
+        of_kind = lambda is_score: kind is None or is_score == kind
+        goes_on = self._started and of_kind(self._started[0].is_score)
+        if goes_on and started_first:
+            return self._started.popleft()
+        while self.waiting:
+            is_score = isinstance(self.waiting.peek().request, ScoreRequest)
+            if not of_kind(is_score):
+                break
+            pending = self.waiting.get()
+            request = pending.request
+            texts = [request.ids] if is_score else request.ids
+            job = _Job(pending, texts, 0, len(texts), [None] * len(texts))
+            self._jobs.add(job)
+            if len(texts):
+                return job
+            self._finish(job)
+        return self._started.popleft() if goes_on else None
+
+    @staticmethod
+    def _pool_start(job: _Job, number: int) -> int:
+        """Tokens that are left out of the pooled ones; for scores, those of the prompt."""
+        request = job.pending.request
+        return request.start if job.is_score else request.pool_starts[number]
+
+    def _run(
+        self, rows: RowBatch, texts: PackedTexts, chosen: list[tuple[_Job, int]]
+    ) -> EncodedRows | jax.Array:
+        if chosen[0][0].is_score:
+            return self._score(rows, texts)
+        return self.encoder.dispatch(rows, texts)
+
+    def _score(self, batch: RowBatch, texts: PackedTexts) -> jax.Array:
+        encoder = self.encoder
+        rows, answers = texts.lay_out(batch, encoder.tokenizer.pad_id)
+        if self.mode is AttentionMode.PREFIX:
+            prompts = (rows.segments > 0) & ~answers
+            rows = dataclasses.replace(rows, blocks=prompts * rows.segments)
+        mesh = encoder.mesh
+        with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+            if mesh is not None:
+                rows = put_rows(rows, mesh)
+            return score_step(encoder.params, rows, config=encoder.config, mode=self.mode)
+
+    def _add(self, job: _Job, number: int, result: np.ndarray) -> None:
+        if job not in self._jobs:  # cancelled
+            return
+        if not np.isfinite(result).all():
+            cause = describe_cause(self.encoder.params, self.encoder.config.dtype)
+            self._end(job)
+            job.pending.fail(GritError(f"{job.pending.request.name} is not finite: {cause}"))
+            return
+        job.results[number] = result
+        job.left -= 1
+        if not job.left:
+            self._finish(job)
+
+    def _finish(self, job: _Job) -> None:
+        self._end(job)
+        if job.is_score:
+            job.pending.finish(job.results[0])
+        else:
+            empty = np.zeros((0, self.encoder.width), np.float32)
+            job.pending.finish(np.stack(job.results) if job.results else empty)
+
+    def _end(self, job: _Job) -> None:
+        self._jobs.discard(job)
+        if job in self._started:
+            self._started.remove(job)

@@ -1,0 +1,170 @@
+"""Requests to the engine, and their results."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from grit_jax.inference.records import KVRecord, Positions
+from grit_jax.inference.sampling import GREEDY, Sampling
+
+Finish = Literal["stop", "length"]
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GenerateRequest:
+    """A prompt, the records before it, and how it is continued.
+
+    Attributes:
+      prompt: token ids, at least one.
+      records: documents and queries before the prompt, in the order of reading.
+      positions: rotary positions of the records (see `records.Positions`).
+      on_tokens: called with new tokens as they are chosen, in the engine's thread.
+      name: what errors call the request.
+      user: requests of different users are served in turn.
+    """
+
+    prompt: Sequence[int]
+    records: Sequence[KVRecord] = ()
+    sampling: Sampling = GREEDY
+    positions: Positions = "running"
+    on_tokens: Callable[[list[int]], None] | None = None
+    name: str = "the prompt"
+    user: str = ""
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the records."""
+        return sum(len(record.tokens) for record in self.records)
+
+    @property
+    def length(self) -> int:
+        """Tokens that the request may take in all: records, prompt and answer."""
+        return self.cached + len(self.prompt) + self.sampling.max_new_tokens
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EmbedRequest:
+    """Token ids of texts in the embedding format.
+
+    Attributes:
+      ids: of each text, at least one.
+      pool_starts: tokens at the beginning of each text that mean pooling leaves out.
+      name, user: as of `GenerateRequest`.
+    """
+
+    ids: Sequence[Sequence[int]]
+    pool_starts: Sequence[int]
+    name: str = "the text"
+    user: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreRequest:
+    """Token ids whose log-probabilities are asked for, from `start` (at least 1) on, given all
+    tokens before each."""
+
+    ids: Sequence[int]
+    start: int
+    name: str = "the text"
+    user: str = ""
+
+
+@dataclasses.dataclass
+class Times:
+    """Moments of a request, in seconds of `time.monotonic`; None: not reached.
+
+    Attributes:
+      load: seconds of waiting for records, which is no moment.
+    """
+
+    submitted: float = dataclasses.field(default_factory=time.monotonic)
+    admitted: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    load: float = 0.0
+
+
+@dataclasses.dataclass
+class Seconds:
+    """Where the time went: waiting for records, reading prompts (first tokens included), decoding
+    the rest."""
+
+    load: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+
+
+@dataclasses.dataclass
+class GenerateResult:
+    """An answer.
+
+    Attributes:
+      tokens: without the end of sequence.
+      finished: "stop" at an end of sequence, "length" at the limit.
+      logits: those that each token was chosen from, that of the end of sequence included, where the
+        engine returns them.
+    """
+
+    tokens: list[int]
+    finished: Finish
+    times: Times
+    logits: Float[np.ndarray, "n V"] | None = None
+
+
+class Pending(Generic[R]):
+    """The result of a request to come. `cancel` ends the request wherever it is."""
+
+    def __init__(self, request: Any, wake: Callable[[], None] = lambda: None):
+        self.request, self.times = request, Times()
+        self._future: Future[R] = Future()
+        self._cancelled = threading.Event()
+        self._wake = wake
+
+    def result(self, timeout: float | None = None) -> R:
+        """Waits for the result.
+
+        Raises:
+          GritError: the request failed.
+          CancelledError: it was cancelled.
+          TimeoutError: it took longer than `timeout` seconds.
+        """
+        return self._future.result(timeout)
+
+    def cancel(self) -> None:
+        """Ends the request; its slot is free for another one soon after."""
+        self._cancelled.set()
+        self._wake()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
+    def done(self) -> bool:
+        """Whether there is a result or an error."""
+        return self._future.done()
+
+    def finish(self, result: R) -> None:
+        """Sets the result; for the engine."""
+        self.times.finished = time.monotonic()
+        if not self._future.done():
+            self._future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Sets the error; for the engine."""
+        self.times.finished = time.monotonic()
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    def drop(self) -> None:
+        """Sets the error of a cancelled request; for the engine."""
+        self.fail(CancelledError())

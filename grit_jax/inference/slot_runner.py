@@ -1,0 +1,500 @@
+"""Requests in slots: which slot a request gets, what is dispatched next, and what came back.
+
+The host runs ahead of the device: calls are dispatched without waiting, and the tokens of a call
+are read while the next one runs. Not thread-safe; the engine's thread calls it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import queue
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from grit_jax.errors import GritError
+from grit_jax.inference.engine_steps import (
+    STEPS,
+    Chosen,
+    EngineShape,
+    LastChunk,
+    PromptChunk,
+    empty_state_step,
+    generate_step,
+    insert_records_step,
+    open_slot_step,
+    prefill_end_step,
+    prefill_layer_step,
+    prefill_start_step,
+    prefill_step,
+    release_step,
+    settings_of,
+)
+from grit_jax.inference.record_loader import RecordLoader
+from grit_jax.inference.requests import GenerateRequest, GenerateResult, Pending, Seconds
+from grit_jax.inference.row_packing import bucket
+from grit_jax.inference.sampling import Sampling
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.finite import describe_cause
+from grit_jax.models.parameters import stack_indices
+from grit_jax.models.rotary import depends_on_length
+from grit_jax.models.slot_cache import Span
+from grit_jax.models.transformer import Params
+from grit_jax.sharding import num_row_shards
+from grit_jax.text.length import DefaultLength
+from grit_jax.types import AttentionMode
+
+SHORTEST_PROMPT = 32  # smallest bucket of a chunk, in tokens
+CHUNK = 256  # tokens of a prompt that are read in one call
+
+
+@dataclasses.dataclass(frozen=True)
+class RunnerOptions:
+    """How all requests of an engine are decoded.
+
+    Attributes:
+      eos_ids: tokens that end an answer.
+      mode: PREFIX reads a prompt bidirectionally, as a prefix language model was trained to.
+      chunk: tokens of a prompt that are read in one call.
+      return_logits: keep the logits of every new token.
+      mesh: its devices share slots and heads; None is the default device.
+    """
+
+    eos_ids: tuple[int, ...] = ()
+    mode: AttentionMode = AttentionMode.CAUSAL
+    chunk: int = CHUNK
+    return_logits: bool = False
+    mesh: Mesh | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """A request in a slot.
+
+    Attributes:
+      start: tokens in the slot's cache; prompts continue there.
+      read: tokens of the prompt that were dispatched.
+      loader: its records that are still to be inserted.
+      planned: tokens of the answer that were dispatched, at most.
+      live: False once it has ended for the host.
+    """
+
+    pending: Pending[GenerateResult]
+    slot: int
+    start: int = 0
+    read: int = 0
+    loader: RecordLoader | None = None
+    planned: int = 0
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logits: list[np.ndarray] = dataclasses.field(default_factory=list)
+    live: bool = True
+
+    @property
+    def request(self) -> GenerateRequest:
+        return self.pending.request
+
+    @property
+    def rest(self) -> int:
+        """Tokens of the prompt that are still to be dispatched."""
+        return len(self.request.prompt) - self.read
+
+
+@dataclasses.dataclass
+class _Call:
+    """A dispatched call: what it returns, the job of each of its rows, and the steps planned."""
+
+    chosen: Chosen
+    jobs: dict[int, _Job]
+    steps: int
+    is_prefill: bool
+
+
+class SlotRunner:
+    """Runs requests in the slots of one state on the device."""
+
+    def __init__(
+        self,
+        params: Params,
+        config: ModelConfig,
+        shape: EngineShape,
+        options: RunnerOptions = RunnerOptions(),
+    ):
+        self.params, self.options = params, options
+        self.config = dataclasses.replace(config, remat="none")  # no backward pass here
+        self.shares = num_row_shards(options.mesh) if options.mesh is not None else 1
+        if shape.slots % self.shares:
+            raise ValueError(f"{shape.slots} slots do not divide among {self.shares} row shards")
+        with self._mesh():
+            self.state = empty_state_step(config=self.config, shape=shape)
+        # As they are rounded up to.
+        self.capacity = self.state.cache.capacity
+        record_slots = self.state.records
+        self.record_capacity = record_slots.capacity if record_slots else self.capacity
+        self.shape = shape
+        self.jobs: list[_Job | None] = [None] * shape.slots
+        self.seconds = Seconds()
+        self.steps_per_second = 0.0
+        self._reading: collections.deque[_Job] = collections.deque()
+        self._loading: list[_Job] = []
+        self._calls: collections.deque[_Call] = collections.deque()
+        self._marked, self._waited = time.perf_counter(), 0.0
+        eos = options.eos_ids or (-1,)
+        self._eos = np.asarray(eos, np.int32)
+        prefix = options.mode is AttentionMode.PREFIX
+        self._mode = AttentionMode.BIDIRECTIONAL if prefix else AttentionMode.CAUSAL
+        # A bidirectional prompt, and one rotated by its whole length, is read in one piece.
+        self._whole_prompts = prefix or depends_on_length(config)
+
+    @property
+    def free(self) -> int:
+        """Slots without a request."""
+        return self.jobs.count(None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not (self._calls or self._reading or self._loading or self.free < len(self.jobs))
+
+    @property
+    def calls(self) -> int:
+        """Calls dispatched whose results were not read yet."""
+        return len(self._calls)
+
+    def lowered(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with the default of `max_new_tokens` lowered to what its slot has left."""
+        new = request.sampling.max_new_tokens
+        before = len(request.prompt) + (request.cached if self.state.records is None else 0)
+        if not isinstance(new, DefaultLength) or not 1 <= self.capacity - before < new:
+            return request
+        sampling = dataclasses.replace(request.sampling, max_new_tokens=self.capacity - before)
+        return dataclasses.replace(request, sampling=sampling)
+
+    def fits(self, request: GenerateRequest) -> str | None:
+        """None if a slot has room for a request, else what is too long."""
+        beside, cached = len(request.prompt) + request.sampling.max_new_tokens, request.cached
+        if self.state.records is None:
+            beside, cached = beside + cached, 0
+        if beside > self.capacity:
+            return f"{beside} tokens, and a slot holds {self.capacity}"
+        if cached > self.record_capacity:
+            return f"{cached} tokens of records, and a slot holds {self.record_capacity}"
+        return None
+
+    def admit(self, pending: Pending[GenerateResult]) -> None:
+        """Gives a request a free slot."""
+        per_share = len(self.jobs) // self.shares
+        used = [
+            sum(job is not None for job in self.jobs[p * per_share : (p + 1) * per_share])
+            for p in range(self.shares)
+        ]
+        share = used.index(min(used))
+        slot = share * per_share + self.jobs[share * per_share :].index(None)
+        job = _Job(pending, slot)
+        if self.idle:
+            self._mark()
+        self.jobs[slot] = job
+        pending.times.admitted = time.monotonic()
+        request = job.request
+        if request.records:
+            job.loader = RecordLoader(request, self.config, self.record_capacity)
+            job.start = request.cached if self.state.records is None else 0
+            self._loading.append(job)
+        else:
+            if self.state.records is not None:
+                span = self._span({share: job}, {share: (0, 1)})
+                with self._mesh():
+                    self.state = open_slot_step(self.state, span)
+            self._reading.append(job)
+
+    def drop_cancelled(self) -> None:
+        """Frees the slots of cancelled requests."""
+        gone = [job for job in self.jobs if job is not None and job.pending.cancelled]
+        if not gone:
+            return
+        keep = np.ones(len(self.jobs), bool)
+        for job in gone:
+            keep[job.slot] = False
+            self._free(job)
+            job.pending.drop()
+        with self._mesh():
+            self.state = release_step(self.state, keep)
+
+    def prefill(self, tokens: int, *, wait: float) -> int:
+        """Dispatches chunks of prompts of about `tokens` tokens, and the layers of records that
+        have come; returns how many tokens.
+
+        Args:
+          wait: seconds, at most, to wait for records that are being loaded, because there is
+            nothing else to do.
+        """
+        dispatched = 0
+        for job in list(self._loading):
+            dispatched += self._insert(job, 0 if self._reading else wait)
+        while self._reading and dispatched < tokens:
+            dispatched += self._read_chunk()
+        return dispatched
+
+    def decode(self, steps: int, *, stop_early: bool) -> bool:
+        """Dispatches up to `steps` more tokens of all answers; False if none goes on."""
+        # The device runs all active slots: also those that may end within the calls before.
+        going = {job.slot: job for job in self.jobs if job is not None and job.planned > 0}
+        left = max(
+            (job.request.sampling.max_new_tokens - job.planned for job in going.values()), default=0
+        )
+        if left <= 0:
+            return False
+        steps = min(steps, left, STEPS)
+        with self._mesh():
+            self.state, chosen = generate_step(
+                self.params,
+                self.state,
+                np.int32(steps),
+                self._eos,
+                np.bool_(stop_early),
+                config=self.config,
+                return_logits=self.options.return_logits,
+            )
+        for job in going.values():
+            job.planned += steps
+        self._calls.append(_Call(chosen, going, steps, is_prefill=False))
+        return True
+
+    def collect(self) -> None:
+        """Waits for the oldest call and hands out its tokens."""
+        call = self._calls.popleft()
+        tokens, counts = np.asarray(call.chosen.tokens), np.asarray(call.chosen.counts)
+        active, finite = np.asarray(call.chosen.active), np.asarray(call.chosen.finite)
+        kept = np.asarray(call.chosen.logits) if self.options.return_logits else None
+        seconds = self._mark()
+        if call.is_prefill:
+            self.seconds.prefill += seconds
+        else:
+            self.seconds.decode += seconds
+            if (ran := int(counts.max(initial=0))) and seconds > 0:
+                self.steps_per_second = ran / seconds
+        for row, job in call.jobs.items():
+            count = int(counts[row])
+            job.planned -= call.steps - count
+            if not job.live:
+                continue
+            if not finite[row]:
+                cause = describe_cause(self.params, self.config.dtype)
+                name = job.request.name
+                self._fail(job, GritError(f"{name}: the model's logits are not finite: {cause}"))
+                continue
+            if kept is not None:
+                job.logits.append(kept[row, :count])
+            self._add(job, tokens[row, :count].tolist(), goes_on=bool(active[row]))
+
+    def fail_all(self, error: BaseException) -> None:
+        """Ends all requests with an error."""
+        for job in self.jobs:
+            if job is not None:
+                self._fail(job, error)
+        self._calls.clear()
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of the longest chunk of a prompt."""
+        return self.capacity if self._whole_prompts else min(self.options.chunk, self.capacity)
+
+    def warm_up(self) -> None:
+        """Compiles what `drop_cancelled` needs."""
+        with self._mesh():
+            self.state = release_step(self.state, np.ones(len(self.jobs), bool))
+
+    def leaks(self) -> list[str]:
+        """What an idle runner still holds, and should not."""
+        found = []
+        if self.free != len(self.jobs):
+            found.append(f"{len(self.jobs) - self.free} slots")
+        if self._reading or self._loading:
+            found.append(f"{len(self._reading) + len(self._loading)} prompts")
+        if active := int(np.asarray(self.state.active).sum()):
+            found.append(f"{active} active slots on the device")
+        return found
+
+    def _mesh(self) -> contextlib.AbstractContextManager[Any]:
+        mesh = self.options.mesh
+        return jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext()
+
+    def _mark(self) -> float:
+        """Seconds since the last call, waiting for records left out."""
+        now = time.perf_counter()
+        seconds, self._marked = now - self._marked - self._waited, now
+        self._waited = 0.0
+        return seconds
+
+    def _place(self, job: _Job) -> tuple[int, int]:
+        """The share of a job's slot, and the slot's number in it."""
+        return divmod(job.slot, len(self.jobs) // self.shares)
+
+    def _span(self, jobs: dict[int, _Job], parts: dict[int, tuple[int, int]]) -> Span:
+        """Where one job of each share writes; `parts` are start and count by share."""
+        local, start, count = np.zeros((3, self.shares), np.int32)
+        for share, job in jobs.items():
+            local[share] = self._place(job)[1]
+            start[share], count[share] = parts[share]
+        return Span(local, start, count)
+
+    def _chunk_size(self, job: _Job) -> tuple[int, int]:
+        """Tokens of a job's next chunk, and their bucket. Both depend on the request alone."""
+        count = job.rest if self._whole_prompts else min(job.rest, self.options.chunk)
+        return count, min(bucket(count, SHORTEST_PROMPT), self.capacity)
+
+    def _next_chunk(self, jobs: dict[int, _Job]) -> tuple[PromptChunk, LastChunk]:
+        """The next chunks of jobs with one bucket, which are advanced."""
+        size = max(self._chunk_size(job)[1] for job in jobs.values())
+        tokens = np.zeros((self.shares, size), np.int32)
+        here = np.zeros(self.shares, bool)
+        parts, samplings = {}, [Sampling()] * self.shares
+        for share, job in jobs.items():
+            count, _ = self._chunk_size(job)
+            tokens[share, :count] = job.request.prompt[job.read : job.read + count]
+            parts[share] = (job.start, count)
+            samplings[share] = job.request.sampling
+            here[share] = count == job.rest
+            job.read, job.start = job.read + count, job.start + count
+        settings = settings_of(samplings)
+        return PromptChunk(tokens, self._span(jobs, parts)), LastChunk(here, settings, self._eos)
+
+    def _read_chunk(self) -> int:
+        """Dispatches the next chunk of the first prompt, and of the first of each other share if
+        they are of the same bucket."""
+        jobs: dict[int, _Job] = {}
+        size = self._chunk_size(self._reading[0])[1]
+        for job in self._reading:
+            share = self._place(job)[0]
+            if share not in jobs and self._chunk_size(job)[1] == size:
+                jobs[share] = job
+        counts = sum(self._chunk_size(job)[0] for job in jobs.values())
+        chunk, last = self._next_chunk(jobs)
+        with self._mesh():
+            self.state, chosen = prefill_step(
+                self.params, self.state, chunk, last, config=self.config, mode=self._mode
+            )
+        self._after_chunk(chosen, jobs, last)
+        return counts
+
+    def _after_chunk(self, chosen: Chosen, jobs: dict[int, _Job], last: LastChunk) -> None:
+        ended = {share: job for share, job in jobs.items() if last.here[share]}
+        for job in ended.values():
+            job.planned = 1
+            if job in self._reading:
+                self._reading.remove(job)
+        if ended:
+            self._calls.append(_Call(chosen, ended, 1, is_prefill=True))
+
+    def _insert(self, job: _Job, wait: float) -> int:
+        """Dispatches the layers of a job's records that have come, and the first chunk of its
+        prompt over each; returns the tokens of that chunk once it is through."""
+        loader = job.loader
+        assert loader is not None
+        share, _ = self._place(job)
+        while True:
+            try:
+                began = time.perf_counter()
+                item = loader.get(wait)
+                waited = time.perf_counter() - began
+            except queue.Empty:
+                return 0
+            except GritError as error:
+                self._fail(job, error)
+                return 0
+            self._waited += waited
+            self.seconds.load += waited
+            job.pending.times.load += waited
+            layer, records = item
+            rows, kinds = loader.rows, self.config.layer_kinds
+            assert rows is not None
+            with self._mesh():
+                if layer == 0:
+                    job.start = job.start if self.state.records is None else 0
+                    loader.chunk, loader.last = self._next_chunk({share: job})
+                    loader.span = self._span({share: job}, {share: (0, job.request.cached)})
+                    loader.x = prefill_start_step(self.params, loader.chunk, config=self.config)
+                self.state = insert_records_step(
+                    self.state,
+                    np.int32(layer),
+                    np.broadcast_to(loader.positions, (self.shares, loader.positions.shape[1])),
+                    loader.span,
+                    records,
+                    loader.order,
+                    config=self.config,
+                    local_rope=kinds[layer].local_rope,
+                )
+                indices = stack_indices(self.params, kinds, layer)
+                self.state, loader.x = prefill_layer_step(
+                    self.params,
+                    self.state,
+                    loader.x,
+                    loader.chunk,
+                    np.int32(layer),
+                    {name: np.int32(index) for name, index in indices.items()},
+                    config=self.config,
+                    kind=kinds[layer],
+                    mode=self._mode,
+                )
+                if layer + 1 < len(kinds):
+                    continue
+                self.state, chosen = prefill_end_step(
+                    self.params,
+                    self.state,
+                    loader.x,
+                    loader.chunk,
+                    loader.last,
+                    config=self.config,
+                )
+            self._loading.remove(job)
+            job.loader = None
+            if job.rest:
+                self._reading.append(job)
+            self._after_chunk(chosen, {share: job}, loader.last)
+            return int(loader.chunk.span.count.sum())
+
+    def _add(self, job: _Job, new: list[int], *, goes_on: bool) -> None:
+        """Adds the tokens of a call to a job's answer."""
+        sampling = job.request.sampling
+        stopped = (
+            not goes_on
+            and not sampling.ignore_eos
+            and bool(new)
+            and new[-1] in self.options.eos_ids
+        )
+        if new and job.pending.times.first_token is None:
+            job.pending.times.first_token = time.monotonic()
+        new = new[:-1] if stopped else new
+        job.tokens += new
+        if new and job.request.on_tokens is not None:
+            try:
+                job.request.on_tokens(new)
+            except Exception as error:  # the caller's own: its request ends, the others do not
+                self._fail(job, error)
+                keep = np.arange(len(self.jobs)) != job.slot
+                with self._mesh():
+                    self.state = release_step(self.state, keep)
+                return
+        if not goes_on:
+            self._free(job)
+            logits = np.concatenate(job.logits) if job.logits else None
+            finished = "stop" if stopped else "length"
+            job.pending.finish(GenerateResult(job.tokens, finished, job.pending.times, logits))
+
+    def _fail(self, job: _Job, error: BaseException) -> None:
+        self._free(job)
+        job.pending.fail(error)
+
+    def _free(self, job: _Job) -> None:
+        job.live = False
+        self.jobs[job.slot] = None
+        if job.loader is not None:
+            job.loader.close()
+            self._loading.remove(job)
+            job.loader = None
+        if job in self._reading:
+            self._reading.remove(job)
