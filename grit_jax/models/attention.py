@@ -206,9 +206,8 @@ def _fused_attention(
     """
     if queries.q.shape[1] == 1:
         return None
+    options = {**options, "symmetric_window": symmetric_window}
     platform = kernels.platform()
-    if platform == "tpu" and own.blocks is None:  # its masks know no prefix blocks
+    if platform == "tpu":
         return splash_attention(queries, own, cached, **options)
-    if platform == "gpu":
-        return cudnn_attention(queries, own, cached, symmetric_window=symmetric_window, **options)
-    return None
+    return cudnn_attention(queries, own, cached, **options) if platform == "gpu" else None

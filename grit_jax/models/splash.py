@@ -2,20 +2,21 @@
 
 Cached keys come before a row's own keys in one call. The mask over slots is then that of a row
 without cache, shifted by the number of cached keys, and segment ids say which keys a query sees of
-those.
+those. Masks that slots do not express are read from memory.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from grit_jax.models.kernels import ATTENTION_NAME, KeyValues, Queries
+from grit_jax.models.kernels import ATTENTION_NAME, KeyValues, Queries, key_mask
 from grit_jax.sharding import fitted_spec, num_shards
 
 TILE = 128  # splash works on multiples of this many tokens and of this many head dimensions
@@ -45,24 +46,21 @@ def splash_attention(
     cached: Sequence[KeyValues] = (),
     *,
     window: int | None,
+    symmetric_window: bool,
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B T N H"] | None:
     """Attention to own keys and to cached ones, or None where the kernel does not take them.
 
-    It takes heads of a multiple of 128, and
+    It takes heads of a multiple of 128; without cached keys, rows of a multiple of 128 tokens on
+    each device; with cached keys, rows of at least `FEWEST_QUERIES` tokens, which are padded to a
+    multiple of 128, but where tokens are split over devices. int8 keys and values are dequantised
+    as they are put beside the own ones.
 
-    - without cached keys, rows of a multiple of 128 tokens on each device;
-    - with cached keys, rows of at least `FEWEST_QUERIES` tokens; they are padded to a multiple of
-      128, but where tokens are split over devices. int8 keys and values are dequantised as they are
-      put beside the own ones.
-    - a window over own keys, which are in the order of their positions. The kernel's masks know
-      slots, not positions, so that over cached keys, whose positions are in any order, it takes a
-      window only where it hides nothing: not narrower than all keys together, since positions of a
-      text count its tokens.
-
-    Prefix blocks are not expressed by a mask over slots; `attention.attend` does not come here with
-    them.
+    The kernel computes its mask from slots. It reads one from memory, an entry for each query and
+    key, where slots do not express it: for a window over cached keys, whose positions are in any
+    order, and for prefix blocks. Tokens must not be split over devices then. A window that is not
+    narrower than all keys together hides nothing, since positions of a text count its tokens.
     """
     T, H = queries.q.shape[1], queries.q.shape[3]
     shards, S = num_shards("tokens", T), sum(keys.length for keys in cached)
@@ -71,31 +69,61 @@ def splash_attention(
         return None
     if cached and T < FEWEST_QUERIES:
         return None
-    if cached and window is not None:
-        if window < S + T:
-            return None
+    if cached and window is not None and window >= S + T:
         window = None
+    dense = own.blocks is not None or (bool(cached) and window is not None)
+    if dense and shards > 1:
+        return None
     q = (queries.q.astype(jnp.float32) * scale).astype(queries.q.dtype)
     pad = lambda x: jnp.pad(x, ((0, 0), (0, rest)) + ((0, 0),) * (x.ndim - 2)) if rest else x
-    segments = pad(own.segments)
     block = key_block(S, T + rest) if cached else None
     dead = -(S + T + rest) % block if block else 0
-    # Empty slots are segment 0 in a cache, as padding is among the queries.
-    marks = [jnp.where(keys.segments > 0, keys.segments, NO_QUERY) for keys in cached]
-    marks += [jnp.full((len(segments), dead), NO_QUERY, segments.dtype)] if dead else []
+    if dense:
+        seen = _seen(queries, [*cached, own], (dead, rest), window, symmetric_window)
+        mask: tuple[jax.Array, ...] = (seen,)
+        window = None
+    else:
+        segments = pad(own.segments)
+        # Empty slots are segment 0 in a cache, as padding is among the queries.
+        marks = [jnp.where(keys.segments > 0, keys.segments, NO_QUERY) for keys in cached]
+        marks += [jnp.full((len(segments), dead), NO_QUERY, segments.dtype)] if dead else []
+        mask = (segments, jnp.concatenate([*marks, segments], axis=1) if marks else segments)
     keys_of = [keys.dequantised(q.dtype) for keys in cached]
     out = _over_devices(
         pad(q),
         (pad(own.k), pad(own.v)),
         (tuple(k for k, _ in keys_of), tuple(v for _, v in keys_of)),
-        segments,
-        jnp.concatenate([*marks, segments], axis=1) if marks else segments,
+        mask,
         causal=own.causal,
         window=window,
         softcap=softcap,
         block=block,
     )
     return out[:, :T] if rest else out
+
+
+def _seen(
+    queries: Queries,
+    groups: Sequence[KeyValues],
+    padding: tuple[int, int],
+    window: int | None,
+    symmetric_window: bool,
+) -> Bool[Array, "B T S"]:
+    """The mask over cached keys, so many that no query sees, own keys and so many tokens of
+    padding. Each token sees itself: the kernel divides by zero for a tile of queries that see
+    nothing."""
+    dead, rest = padding
+    masks = [
+        key_mask(queries, keys, window=window, symmetric_window=symmetric_window) for keys in groups
+    ]
+    *before, own = masks
+    own = jnp.pad(own, ((0, 0), (0, rest), (0, rest))) | jnp.eye(own.shape[1] + rest, dtype=bool)
+    widths = [(0, 0)] * max(0, len(before) - 1) + [(0, dead)] * bool(before)
+    before = [
+        jnp.pad(mask, ((0, 0), (0, rest), width))
+        for mask, width in zip(before, widths, strict=True)
+    ]
+    return jnp.concatenate([*before, own], axis=2)
 
 
 def query_block(T: int, window: int | None) -> int:
@@ -129,39 +157,38 @@ def computed_tiles(
     return int(((keys + sides[1] - 1 >= near) & (keys <= far)).sum()), len(first) * keys.size
 
 
-def _over_devices(
-    q, own, cached, segments, key_segments, *, causal, window, softcap, block
-) -> jax.Array:
+def _over_devices(q, own, cached, mask, *, causal, window, softcap, block) -> jax.Array:
     """The kernel on each device, under `shard_map`; heads, rows and queries are split.
 
-    The kernel takes its share of the mask's description with its share of the queries, whose keys
-    are all there.
+    The kernel takes its share of a computed mask's description with its share of the queries, whose
+    keys are all there.
 
     Args:
       own: keys and values `[B T K H]`.
       cached: keys `[B K H S]`, several, and values `[B K S H]`.
+      mask: segments of queries and of keys, for a mask computed from slots; or the whole mask `[B T
+        S]`.
       block: keys of a tile, None for as many as queries.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    T, S = q.shape[1], key_segments.shape[1]
+    T, S, dense = q.shape[1], mask[-1].shape[-1], len(mask) == 1
     shards = num_shards("tokens", T)
     side = query_block(T // shards, window)
     sides = (side, block or side)
-    mask: masks.Mask
+    slots: masks.Mask
     if window is not None:
-        mask = masks.LocalMask((T, S), (window - 1, 0 if causal else window - 1), S - T)
+        slots = masks.LocalMask((T, S), (window - 1, 0 if causal else window - 1), S - T)
     elif causal:
-        mask = masks.CausalMask((T, S), S - T)
+        slots = masks.CausalMask((T, S), S - T)
     else:
         # The same for any share of the queries; the kernel cannot split a mask without a border.
-        mask, shards = masks.FullMask((T // shards, S)), 1
+        slots, shards = masks.FullMask((T // shards, S)), 1
 
-    def make(heads: int) -> kernel.SplashAttentionKernel:
-        many = masks.MultiHeadMask([mask] * heads)
+    def make(mask: masks.MultiHeadMask | jax.Array) -> kernel.SplashAttentionKernel:
         return kernel.make_splash_mha(
-            many,
+            mask,
             head_shards=1,
             q_seq_shards=shards,
             attn_logits_soft_cap=softcap,
@@ -171,42 +198,54 @@ def _over_devices(
             ),
         )
 
-    def local(q, own, cached, segments, key_segments, mha):
+    def side_by_side(own, cached):
+        """Keys and values `[B K S H]`, the cached ones first."""
         k, v = (x.swapaxes(1, 2) for x in own)
-        if cached[0]:
-            rest = S - T - sum(x.shape[2] for x in cached[1])
-            dead = [jnp.zeros((*k.shape[:2], rest, k.shape[3]), k.dtype)] if rest else []
-            k = jnp.concatenate([*(x.swapaxes(2, 3) for x in cached[0]), *dead, k], axis=2)
-            v = jnp.concatenate([*cached[1], *dead, v], axis=2)
-        ids = kernel.SegmentIds(segments, key_segments)
-        with jax.named_scope(
-            TILES.format(*computed_tiles(T, S, sides, causal=causal, window=window))
-        ):
+        if not cached[0]:
+            return k, v
+        rest = S - T - sum(x.shape[2] for x in cached[1])
+        dead = [jnp.zeros((*k.shape[:2], rest, k.shape[3]), k.dtype)] if rest else []
+        k = jnp.concatenate([*(x.swapaxes(2, 3) for x in cached[0]), *dead, k], axis=2)
+        return k, jnp.concatenate([*cached[1], *dead, v], axis=2)
+
+    def local(q, own, cached, segments, mha):
+        k, v = side_by_side(own, cached)
+        ids = kernel.SegmentIds(*segments)
+        tiles = computed_tiles(T, S, sides, causal=causal, window=window)
+        with jax.named_scope(TILES.format(*tiles)):
             out = jax.vmap(mha)(q.swapaxes(1, 2), k, v, ids)
         return out.swapaxes(1, 2)
 
-    mesh = jax.sharding.get_abstract_mesh()
+    def local_dense(q, own, cached, seen):
+        k, v = side_by_side(own, cached)
+
+        def attend(q, k, v, seen):
+            mha = make(seen[None])  # one mask for all heads
+            # The kernel asks for this flag in Python, and has made an array of it.
+            for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
+                setattr(mha, name, getattr(mha, name)._replace(is_dynamic_mask=True))
+            return mha(q, k, v)
+
+        return jax.vmap(attend)(q.swapaxes(1, 2), k, v, seen).swapaxes(1, 2)
+
+    mesh, heads = jax.sharding.get_abstract_mesh(), q.shape[2]
     if mesh.empty:
-        return local(q, own, cached, segments, key_segments, make(q.shape[2]))
+        if dense:
+            return local_dense(q, own, cached, *mask)
+        return local(q, own, cached, mask, make(masks.MultiHeadMask([slots] * heads)))
     keys = fitted_spec(("rows", None, "kv_heads", None), own[0].shape, mesh)
-    by_head = PartitionSpec(keys[0], keys[2], None, None)
+    by_head = jax.tree.map(lambda _: PartitionSpec(keys[0], keys[2], None, None), cached)
     tokens = fitted_spec(("tokens",), (T,), mesh)[0]
     split = PartitionSpec(keys[0], tokens, keys[2], None)
-    mha = make(q.shape[2] // (num_shards("kv_heads", own[0].shape[2]) if keys[2] else 1))
+    run = functools.partial(jax.shard_map, mesh=mesh, out_specs=split, check_vma=False)
+    specs = (split, (keys, keys), by_head)
+    if dense:
+        whole = PartitionSpec(keys[0], None, None)
+        return run(local_dense, in_specs=(*specs, whole))(q, own, cached, *mask)
+    heads //= num_shards("kv_heads", own[0].shape[2]) if keys[2] else 1
+    mha = make(masks.MultiHeadMask([slots] * heads))
     mask_spec = mha.manual_sharding_spec(
         NamedSharding(mesh, PartitionSpec(None, tokens if shards > 1 else None))
     )
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        out_specs=split,
-        check_vma=False,
-        in_specs=(
-            split,
-            (keys, keys),
-            jax.tree.map(lambda _: by_head, cached),
-            PartitionSpec(keys[0], tokens),
-            PartitionSpec(keys[0], None),
-            mask_spec,
-        ),
-    )(q, own, cached, segments, key_segments, mha)
+    segments = (PartitionSpec(keys[0], tokens), PartitionSpec(keys[0], None))
+    return run(local, in_specs=(*specs, segments, mask_spec))(q, own, cached, mask, mha)

@@ -248,7 +248,12 @@ def _product(computation: Computation, instruction: Instruction) -> ProgramCosts
         return ProgramCosts(
             flops=_convolution_flops(shapes[0], shapes[1], result, instruction.rest)
         )
-    products = next((n for kernel, n in SPLASH.items() if kernel in instruction.name), 0)
+    names = instruction.name
+    if "tpu_custom_call" in instruction.rest:
+        # In a loop over rows, of which each has a mask, only the operation has the kernel's name.
+        operation = re.search(r'op_name="([^"]*)"', instruction.rest)
+        names += operation[1] if operation else ""
+    products = next((n for kernel, n in SPLASH.items() if kernel in names), 0)
     if not products:
         return ProgramCosts()
     q, k = [shape for shape in shapes if shape.dtype in FLOATS][:2]
