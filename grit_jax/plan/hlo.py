@@ -186,9 +186,9 @@ def _closed(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def trip_count(module: Module, loop: Instruction) -> int:
+def trip_count(module: Module, loop: Instruction) -> int | None:
     """How often a `while` runs: as the compiler notes it, or from a condition `counter < constant`
-    (JAX's loop counters begin at 0); 1 where it depends on the data."""
+    (JAX's loop counters begin at 0); None where it depends on the data."""
     noted = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
     if noted:
         return int(noted[1])
@@ -196,4 +196,6 @@ def trip_count(module: Module, loop: Instruction) -> int:
     root = condition.root
     compared = [condition.by_name[name] for name in root.operands if name in condition.by_name]
     bounds = [int(c.attribute("value") or 1) for c in compared if c.opcode == "constant"]
-    return bounds[0] if root.opcode == "compare" and "direction=LT" in root.rest and bounds else 1
+    return (
+        bounds[0] if root.opcode == "compare" and "direction=LT" in root.rest and bounds else None
+    )

@@ -11,15 +11,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from grit_jax.data.packing import round_up
+from grit_jax.inference.placement import TOKENS_PER_CALL
+from grit_jax.inference.sampling import GREEDY
 from grit_jax.plan.chips import Slices, open_slices, parse_topology
 from grit_jax.plan.flops import step_flops
 from grit_jax.plan.program_costs import ProgramCosts, program_costs
-from grit_jax.plan.programs import LoweredProgram, ServingPrograms, bytes_per_chip, lower_train
+from grit_jax.plan.programs import LoweredProgram, bytes_per_chip, lower_train
+from grit_jax.plan.serving_programs import ServingModel, ServingPrograms, ServingSizes
 from grit_jax.run_config import RunConfig
 from grit_jax.runtime.chips import GIB, HOST_RATE, Chip
 from grit_jax.runtime.progress import say
-from grit_jax.sharding import make_mesh
+from grit_jax.sharding import make_mesh, num_row_shards
 
+SLOTS = 8  # of the engine that is compiled beside a training step
+SERVING = ("encode", "prefill", "decode")  # its programs
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -35,7 +41,7 @@ class CompiledProgram:
         by the loop's trips.
       host_bytes: what the chip keeps in its host's memory.
       seconds: lower bounds of a run by what bounds it ("compute", "memory", "interconnect",
-        "network", "host"); for "decode" of one token, for "prefill" of one chunk.
+        "network", "host"); for "decode" of one token, for "prefill" of one chunk of a prompt.
     """
 
     fits: bool
@@ -52,6 +58,11 @@ class CompiledProgram:
     def roofline(self) -> float | None:
         """The seconds that a run takes at least."""
         return max(self.seconds.values()) if self.seconds else None
+
+    @property
+    def beside(self) -> int:
+        """Bytes beside the arguments: results and intermediate results."""
+        return self.peak_bytes - self.argument_bytes
 
     @property
     def bound(self) -> str | None:
@@ -170,10 +181,19 @@ def plan_on_mesh(config: RunConfig, slices: Slices, mesh: Mesh, *, serving: bool
     config = dataclasses.replace(config, data=data)
     add("train", train)
     if serving:
-        lowered = ServingPrograms(config, train.model, mesh)
-        add("encode", lowered.encode())
-        add("prefill", lowered.prefill())
-        add("decode", lowered.decode())
+        modes, shards = config.model.modes, num_row_shards(mesh)
+        longest = data.document_max_length + data.query_max_length + GREEDY.max_new_tokens
+        model = ServingModel(train.model, config.model.dtype, config.model.pooling, modes.embedding)
+        sizes = ServingSizes(
+            slots=round_up(SLOTS, shards),
+            capacity=longest,
+            document_tokens=data.passage_max_length,
+            question_tokens=data.query_max_length,
+            encode_tokens=TOKENS_PER_CALL["tpu"],
+        )
+        lowered = ServingPrograms(model, mesh, sizes)
+        for name in SERVING:
+            add(name, lowered.lower(name))
     return Plan(
         topology=slices.name,
         chip=slices.chip,
@@ -208,7 +228,8 @@ def compile_program(
             None,
         )
     seconds = time.perf_counter() - started
-    memory, costs = compiled.memory_analysis(), program_costs(compiled.as_text(), experts)
+    memory, costs = compiled.memory_analysis(), ProgramCosts()
+    costs.add(program_costs(compiled.as_text(), experts, program.steps), 1 / program.steps)
     bounds = {
         "compute": costs.flops / chip.flops,
         "memory": costs.memory_bytes / chip.memory_rate,

@@ -94,7 +94,7 @@ class ProgramCosts:
             self.collective_bytes[kind] += times * size
 
 
-def program_costs(text: str, experts: int = 0) -> ProgramCosts:
+def program_costs(text: str, experts: int = 0, trips: int = 1) -> ProgramCosts:
     """Reads the costs of a compiled program from its text. Of a condition's branches, the most
     expensive one counts.
 
@@ -102,16 +102,17 @@ def program_costs(text: str, experts: int = 0) -> ProgramCosts:
       experts: of the model, over all chips. A kernel for some of them receives all rows and
         computes those routed to its experts; rows count as spread evenly, since only the data
         decides.
+      trips: of a loop that ends by the data; one inside of it counts once.
     """
     module = parse(text)
-    return _Counter(module, experts).computation(module.entry)
+    return _Counter(module, experts, trips).computation(module.entry)
 
 
 class _Counter:
     """Adds up the costs of a module's computations, visiting each once."""
 
-    def __init__(self, module: Module, experts: int):
-        self.module, self.experts = module, experts
+    def __init__(self, module: Module, experts: int, trips: int = 1):
+        self.module, self.experts, self.trips = module, experts, trips
         self.known: dict[str, ProgramCosts] = {}
 
     def computation(self, name: str) -> ProgramCosts:
@@ -126,9 +127,11 @@ class _Counter:
     def _instruction(self, computation: Computation, instruction: Instruction) -> ProgramCosts:
         costs = ProgramCosts()
         if instruction.opcode == "while":
-            times = trip_count(self.module, instruction)
+            times, trips = trip_count(self.module, instruction), self.trips
+            self.trips = trips if times else 1
             for called in instruction.called:
-                costs.add(self.computation(called), times)
+                costs.add(self.computation(called), times or trips)
+            self.trips = trips
         elif instruction.opcode == "conditional":
             branches = [self.computation(name) for name in instruction.called]
             costs.add(max(branches, key=lambda c: (c.flops, c.memory_bytes)))

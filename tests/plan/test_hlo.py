@@ -80,7 +80,7 @@ def test_what_an_instruction_reads_and_says_of_itself():
     [
         (("", ""), 5),
         (("constant(5)", "constant(12)"), 12),
-        (("direction=LT", "direction=GT"), 1),
+        (("direction=LT", "direction=GT"), None),
         (("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'), 7),
     ],
 )
@@ -106,4 +106,4 @@ def test_loops_of_compiled_programs():
 
     module = parse(jax.jit(program).lower(jnp.ones((4, 4))).compile().as_text())
     loops = [i for c in module.computations.values() for i in c.instructions if i.opcode == "while"]
-    assert sorted(trip_count(module, loop) for loop in loops) == [1, 7]
+    assert {trip_count(module, loop) for loop in loops} == {None, 7}

@@ -23,7 +23,7 @@ from grit_jax.plan.plan import (
     needed_bytes,
     plan_table,
 )
-from grit_jax.plan.programs import LoweredProgram, ServingPrograms, lower_train
+from grit_jax.plan.programs import LoweredProgram, lower_train
 from grit_jax.run_config import read_run_config
 from grit_jax.runtime.chips import CHIPS, GIB
 from grit_jax.sharding import MeshConfig, make_mesh
@@ -181,22 +181,6 @@ def test_adapters_and_cached_documents_on_one_chip(config):
     assert found.optimizer_bytes == 2 * 4 * adapters + 4 + 4
     train = found.programs["train"]
     assert train.fits and train.costs.sent_bytes == 0 and train.costs.memory_bytes > weights
-
-
-@pytest.mark.tpu
-@pytest.mark.usefixtures("full_optimization")
-def test_a_token_reads_weights_and_caches_once(config):
-    """However many layers their stacks have."""
-    deep = {
-        "model.shape.num_hidden_layers": "12",
-        "model.shape.hidden_size": "1024",
-        "model.shape.intermediate_size": "2048",
-    }
-    run, where = read_run_config(config, deep), open_slices("v5e:1x1")
-    programs = ServingPrograms(run, run.model.known_shape, make_mesh(run.mesh, where.devices))
-    decode = programs.decode()
-    found, _ = compile_program(decode, where.chip)
-    assert found.costs.memory_bytes == pytest.approx(decode.argument_bytes, rel=0.1)
 
 
 @pytest.mark.tpu

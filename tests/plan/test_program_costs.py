@@ -371,3 +371,17 @@ def test_loops_without_a_known_end_run_once():
     program = jax.jit(lambda x: jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: x @ x, x))
     text = program.lower(jnp.ones((4, 4))).compile().as_text()
     assert program_costs(text).flops == 2 * 4 * 4 * 4
+
+
+@pytest.mark.usefixtures("full_optimization")
+def test_a_loop_that_ends_by_the_data():
+    """It counts as often as the caller says, one inside of it once for each time."""
+
+    def program(x):
+        inner = lambda x: jax.lax.while_loop(lambda x: x.sum() < 10, lambda x: x @ x, x)
+        return jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: inner(x @ x), x) @ x
+
+    text = jax.jit(program).lower(jnp.ones((8, 8))).compile().as_text()
+    product = 2 * 8**3
+    assert program_costs(text).flops == 3 * product
+    assert program_costs(text, trips=5).flops == (5 * 2 + 1) * product

@@ -15,7 +15,6 @@ from grit_jax.models.parameters import num_parameters
 from grit_jax.plan.chips import ENVIRONMENT
 from grit_jax.plan.program_costs import program_costs
 from grit_jax.plan.programs import (
-    ServingPrograms,
     bytes_per_chip,
     lower_train,
     train_shapes,
@@ -23,17 +22,6 @@ from grit_jax.plan.programs import (
 from grit_jax.run_config import read_run_config
 from grit_jax.sharding import MeshConfig, make_mesh
 from grit_jax.training.state import HOST
-
-
-def test_documents_are_encoded_with_their_caches(config):
-    """Shapes of the program, lowered for simulated devices: no compiler is needed."""
-    run = read_run_config(config)
-    programs = ServingPrograms(run, run.model.known_shape, make_mesh(run.mesh, jax.devices()))
-    result = programs.encode().lowered.out_info
-    B, M, d = result.vectors.shape
-    assert B * 256 >= 32768 and (M * 4, d) == (256, 256)  # a text has 4 tokens at least
-    assert all(part.shape[:1] == (2,) for part in jax.tree.leaves(result.kv))  # layers
-
 
 # Heads of 128 and rows of 512 tokens: splash attention takes them, four ways.
 SLICED_RUN = """
