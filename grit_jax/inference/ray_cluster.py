@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import socket
@@ -17,6 +18,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, cast
+
+import jax
 
 from grit_jax.errors import GritError
 from grit_jax.inference.blocks import BlockJob, BlockSettings, model_identity
@@ -78,7 +81,13 @@ class RayCluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         _check_address(options.address)
         try:
-            ray.init(address=options.address, logging_level="WARNING", ignore_reinit_error=True)
+            # The actors' errors come as exceptions; their logs hold those of libtpu as well.
+            ray.init(
+                address=options.address,
+                logging_level="WARNING",
+                log_to_driver=False,
+                ignore_reinit_error=True,
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise _no_cluster(options.address, str(error).splitlines()[0][:200]) from None
         try:
@@ -105,7 +114,13 @@ class RayCluster:
         actor_class = self._ray.remote(**self._device.options)(_ModelActor)
         self._first = actor_class.remote(self._load)
         facts = self._get(self._first.facts.remote())
-        say(f"ray: {self._device.actors} actors, each with {self._device.name}")
+        device = self._device
+        say(f"ray: {device.actors} actors, each with {device.name}; JAX runs on {facts.platform}")
+        if "CPU" not in device.name and facts.platform == "cpu":
+            say(
+                f"warning: an actor with {device.name} runs on the CPU; install the extra cuda or"
+                " tpu on the nodes"
+            )
         return cast(GritLM, RemoteModel(facts, _RemoteEncoder(self._first, self._get)))
 
     def encode(
@@ -132,6 +147,7 @@ class RayCluster:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         place = shards.place if is_url(shards.place) else str(Path(shards.place).absolute())
         probe = PROBE + uuid.uuid4().hex
         shards.write(probe, b"")
@@ -143,7 +159,6 @@ class RayCluster:
                 batch_size=1,
                 batch_format="numpy",
                 concurrency=min(self._device.actors, len(window)),
-                ray_remote_args_fn=lambda: {"scheduling_strategy": "SPREAD"},
                 **self._device.options,
             )
             try:
@@ -168,8 +183,14 @@ class RayCluster:
                     )
                 name = f"{n} {kind}" + ("s" if n > 1 else "")
                 return _Device(name, {"num_cpus": 1, **wanted}, options.actors or count // n)
-        nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
-        return _Device("1 CPU of a node", {"num_cpus": 1}, options.actors or nodes)
+        # An actor uses all cores of its node, and takes them all, so that no other comes there.
+        cores = [int(n["Resources"].get("CPU", 0)) for n in self._ray.nodes() if n["Alive"]]
+        if not any(cores):
+            raise GritError(f"--ray {options.address}: the cluster has neither devices nor CPUs")
+        least = min(count for count in cores if count)
+        name = "1 CPU" if least == 1 else f"{least} CPUs"
+        actors = options.actors or sum(1 for count in cores if count)
+        return _Device(name, {"num_cpus": least}, actors)
 
     def _get(self, reference: Any) -> Any:
         try:
@@ -248,6 +269,7 @@ class ModelFacts:
 
     config: ModelConfig
     dtype: str
+    platform: str
     chat: ChatFormat
     mode: AttentionMode
     pooling: PoolingMethod
@@ -262,6 +284,7 @@ class ModelFacts:
         return cls(
             model.config,
             model.dtype,
+            jax.local_devices()[0].platform,
             model.chat,
             model.mode,
             model.pooling,

@@ -149,7 +149,7 @@ def test_the_command_line(folder, cluster, tmp_path):
     words = ["--input", str(folder / "texts.txt"), "--output", str(tmp_path / "v.npy")]
     model = str(folder / "model")
     (log,) = finish(tmp_path, ["encode", model, *words, "--ray", cluster, "--ray-actors", "2"], 1)
-    assert "ray: 2 actors, each with 1 CPU of a node" in log and "100 texts to" in log
+    assert "ray: 2 actors, each with 1 CPU; JAX runs on cpu" in log and "100 texts to" in log
     one = alone(
         folder, ["encode", *words[:2], "--output", str(folder / "three" / "v.npy")], "three"
     )
