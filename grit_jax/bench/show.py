@@ -136,6 +136,7 @@ def _findings(rows: dict[str, RagTiming]) -> str:
 def _conditions(bench: RagBench, model: GritLM) -> str:
     device, row, c = jax.devices()[0], bench.table[0], model.config
     tokens = max(row.query_tokens, row.doc_tokens)
+    devices = "" if model.mesh is None else f"{model.mesh.size} x "
     cold = (
         "The document's record comes from the disk each time."
         if all(timing.cold for timing in bench.table)
@@ -145,8 +146,8 @@ def _conditions(bench: RagBench, model: GritLM) -> str:
         )
     )
     return (
-        f"{num_parameters(c) / 1e6:.0f}M parameters, {c.dtype}, records {row.kv};"
-        f" {device.device_kind}, jax {jax.__version__}. Medians of {row.repeats} rounds over all"
+        f"{num_parameters(c) / 1e6:.0f}M parameters, {model.dtype}, records {row.kv};"
+        f" {devices}{device.device_kind}, jax {jax.__version__}. Medians of {row.repeats} rounds over all"
         f" layouts, the quickest and the slowest beside them, nothing compiled in between. {cold}"
         f" The floor is bytes: a record at {bench.rates.store / 1e9:.2f} GB/s once, and for each"
         f" token {bench.weight_bytes / 1e6:.1f} MB of weights and {kv_bytes(c, tokens) / 1e6:.1f}"

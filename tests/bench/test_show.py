@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 from rag_timings import TOTAL, made_up_bench
 
 from grit_jax.bench import show
+from grit_jax.models.quantise import quantise
+from grit_jax.sharding import MeshConfig, make_mesh
 
 
 def test_a_table_of_every_layout_and_what_it_shows(tiny_model):
@@ -44,6 +47,13 @@ def test_the_conditions_above_the_tables(tiny_model):
     assert "and 36.9 MB of keys and values (48000 tokens) at 2.00 GB/s" in text
     assert "The document's record comes from the disk each time." in text
     assert "come from its page cache" in show.markdown(made_up_bench(cold=False), tiny_model)
+
+
+def test_the_conditions_name_devices_and_the_dtype_of_the_weights(tiny_model):
+    model = copy.copy(tiny_model)
+    model.params = {**tiny_model.params, "up": quantise(tiny_model.params["up"], "int8")}
+    model.mesh = make_mesh(MeshConfig(data=8, fsdp=1))
+    assert "int8, records native; 8 x cpu, jax" in show.markdown(made_up_bench(), model)
 
 
 def test_the_files_without_matplotlib(tiny_model, tmp_path, monkeypatch, capsys):
