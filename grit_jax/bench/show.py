@@ -148,7 +148,8 @@ def _conditions(bench: RagBench, model: GritLM) -> str:
     return (
         f"{num_parameters(c) / 1e6:.0f}M parameters, {model.dtype}, records {row.kv};"
         f" {devices}{device.device_kind}, jax {jax.__version__}. Medians of {row.repeats} rounds"
-        f" over all layouts, the quickest and the slowest beside them, nothing compiled in between. {cold}"
+        f" over all layouts, the quickest and the slowest beside them, nothing compiled in between."
+        f" {cold}"
         f" The floor is bytes: a record at {bench.rates.store / 1e9:.2f} GB/s once, and for each"
         f" token {bench.weight_bytes / 1e6:.1f} MB of weights and {kv_bytes(c, tokens) / 1e6:.1f}"
         f" MB of keys and values ({tokens} tokens) at {bench.rates.memory / 1e9:.2f} GB/s."
