@@ -229,7 +229,7 @@ def compile_program(
         )
     seconds = time.perf_counter() - started
     memory, costs = compiled.memory_analysis(), ProgramCosts()
-    costs.add(program_costs(compiled.as_text(), experts, program.steps), 1 / program.steps)
+    costs.add(program_costs(compiled.as_text(), experts, program.trips), 1 / program.steps)
     bounds = {
         "compute": costs.flops / chip.flops,
         "memory": costs.memory_bytes / chip.memory_rate,

@@ -94,7 +94,7 @@ class ProgramCosts:
             self.collective_bytes[kind] += times * size
 
 
-def program_costs(text: str, experts: int = 0, trips: int = 1) -> ProgramCosts:
+def program_costs(text: str, experts: int = 0, trips: tuple[int, ...] = ()) -> ProgramCosts:
     """Reads the costs of a compiled program from its text. Of a condition's branches, the most
     expensive one counts.
 
@@ -102,7 +102,7 @@ def program_costs(text: str, experts: int = 0, trips: int = 1) -> ProgramCosts:
       experts: of the model, over all chips. A kernel for some of them receives all rows and
         computes those routed to its experts; rows count as spread evenly, since only the data
         decides.
-      trips: of a loop that ends by the data; one inside of it counts once.
+      trips: of a loop that ends by the data, of one inside of it, ...; others count once.
     """
     module = parse(text)
     return _Counter(module, experts, trips).computation(module.entry)
@@ -111,7 +111,7 @@ def program_costs(text: str, experts: int = 0, trips: int = 1) -> ProgramCosts:
 class _Counter:
     """Adds up the costs of a module's computations, visiting each once."""
 
-    def __init__(self, module: Module, experts: int, trips: int = 1):
+    def __init__(self, module: Module, experts: int, trips: tuple[int, ...] = ()):
         self.module, self.experts, self.trips = module, experts, trips
         self.known: dict[str, ProgramCosts] = {}
 
@@ -128,9 +128,10 @@ class _Counter:
         costs = ProgramCosts()
         if instruction.opcode == "while":
             times, trips = trip_count(self.module, instruction), self.trips
-            self.trips = trips if times else 1
+            if times is None:
+                times, self.trips = (trips[0], trips[1:]) if trips else (1, ())
             for called in instruction.called:
-                costs.add(self.computation(called), times or trips)
+                costs.add(self.computation(called), times)
             self.trips = trips
         elif instruction.opcode == "conditional":
             branches = [self.computation(name) for name in instruction.called]

@@ -30,11 +30,13 @@ class LoweredProgram:
     """A lowered program, and the bytes of its arguments on one chip.
 
     Attributes:
-      steps: of its loop in one call, where that ends by the data; its costs are those of one step.
+      trips: of loops that end by the data (see `program_costs`).
+      steps: of a call; costs are those of one of them.
     """
 
     lowered: jax.stages.Lowered
     argument_bytes: int
+    trips: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
     steps: int = dataclasses.field(default=1, kw_only=True)
 
 

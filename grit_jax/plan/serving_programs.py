@@ -4,6 +4,7 @@ documents with their records, read a chunk of a prompt, insert a record, decode.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.int8 import INT8_WEIGHTS, abstract_int8
 from grit_jax.models.parameters import parameter_shapes, stack_indices
 from grit_jax.models.pooling import PoolingMethod
-from grit_jax.models.slot_cache import Span
+from grit_jax.models.slot_cache import KEY_BLOCK, Span
 from grit_jax.plan.programs import (
     LoweredProgram,
     bytes_per_chip,
@@ -91,12 +92,16 @@ class ServingModel:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function with its arguments as shapes, its static arguments, and the steps of its
-    loop in one call."""
+    """A jitted function with its arguments as shapes and its static arguments.
+
+    Attributes:
+      trips, steps: see `programs.LoweredProgram`.
+    """
 
     function: Any
     arguments: Sequence[Any]
     static: dict[str, Any]
+    trips: tuple[int, ...] = ()
     steps: int = 1
 
 
@@ -120,7 +125,7 @@ class ServingPrograms:
         """A program of the table."""
         program = self.table[name]()
         lowered = lower(program.function, self.mesh, *program.arguments, **program.static)
-        return dataclasses.replace(lowered, steps=program.steps)
+        return dataclasses.replace(lowered, trips=program.trips, steps=program.steps)
 
     @property
     def encoded_rows(self) -> tuple[int, int]:
@@ -133,6 +138,11 @@ class ServingPrograms:
     def chunk(self) -> int:
         """Tokens of a chunk of a prompt."""
         return min(CHUNK, self.sizes.capacity)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of keys of a full slot, which attention reads one after the other."""
+        return math.ceil(self.sizes.capacity / KEY_BLOCK)
 
     def _encode(self) -> Program:
         """Documents to vectors and records."""
@@ -153,6 +163,7 @@ class ServingPrograms:
             prefill_step,
             (self.params, self.state, *self._chunk(self.chunk)),
             {"config": self.config},
+            trips=(math.ceil(self.blocks / 2),),  # of the chunks of a prompt on average
         )
 
     def _insert_layer(self) -> Program:
@@ -181,13 +192,15 @@ class ServingPrograms:
             prefill_layer_step,
             (self.params, self.state, x, chunk, *given),
             {"config": c, "kind": c.layer_kinds[0]},
+            trips=(math.ceil(self.sizes.document_tokens / KEY_BLOCK),),
         )
 
     def _decode(self) -> Program:
         """Tokens in all slots; its costs are those of one of the steps of a call."""
         given = replicated((shape_of(()), shape_of((1,)), shape_of((), bool)), self.mesh)
         arguments = (self.params, self.state, *given)
-        return Program(generate_step, arguments, {"config": self.config}, steps=STEPS)
+        trips = (STEPS, self.blocks)
+        return Program(generate_step, arguments, {"config": self.config}, trips, STEPS)
 
     def _span(self) -> Span:
         each = shape_of((self.shares,))

@@ -375,7 +375,7 @@ def test_loops_without_a_known_end_run_once():
 
 @pytest.mark.usefixtures("full_optimization")
 def test_a_loop_that_ends_by_the_data():
-    """It counts as often as the caller says, one inside of it once for each time."""
+    """It counts as often as the caller says, and so does one inside of it."""
 
     def program(x):
         inner = lambda x: jax.lax.while_loop(lambda x: x.sum() < 10, lambda x: x @ x, x)
@@ -384,4 +384,5 @@ def test_a_loop_that_ends_by_the_data():
     text = jax.jit(program).lower(jnp.ones((8, 8))).compile().as_text()
     product = 2 * 8**3
     assert program_costs(text).flops == 3 * product
-    assert program_costs(text, trips=5).flops == (5 * 2 + 1) * product
+    assert program_costs(text, trips=(5,)).flops == (5 * 2 + 1) * product
+    assert program_costs(text, trips=(5, 3)).flops == (5 * (1 + 3) + 1) * product
