@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -25,10 +27,12 @@ def directory(tiny_model, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=list(MESHES))
-def many(request, directory):
-    """The model on eight devices."""
-    return GritLM.from_pretrained(directory, mesh=make_mesh(MESHES[request.param]))
+@pytest.fixture(scope="module")
+def on_devices(directory):
+    """From the name of a mesh to the model on it, opened once."""
+    return functools.cache(
+        lambda name: GritLM.from_pretrained(directory, mesh=make_mesh(MESHES[name]))
+    )
 
 
 def bytes_by_device(model):
@@ -51,7 +55,9 @@ def test_no_device_holds_all_weights(dtype, directory):
     assert bytes_by_device(copies) == [whole[0]] * 8
 
 
-def test_eight_devices_encode_and_decode_as_one(many, tiny_model, sentences):
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_encode_and_decode_as_one(mesh, on_devices, tiny_model, sentences):
+    many = on_devices(mesh)
     texts = sentences[:11]  # not a multiple of eight
     one, other = (m.encode(texts, return_cache=True) for m in (tiny_model, many))
     np.testing.assert_allclose(other.vectors, one.vectors, atol=1e-5)
@@ -70,7 +76,11 @@ def test_eight_devices_encode_and_decode_as_one(many, tiny_model, sentences):
     assert tiny_model.weights_hash == many.weights_hash
 
 
-def test_eight_devices_index_and_answer_as_one(many, tiny_model, sentences, tmp_path):
+@pytest.mark.parametrize(
+    "mesh", ["tensor 2 x fsdp 4", pytest.param("data 8", marks=pytest.mark.slow)]
+)
+def test_eight_devices_index_and_answer_as_one(mesh, on_devices, tiny_model, sentences, tmp_path):
+    many = on_devices(mesh)
     corpus = write_lines(
         tmp_path / "corpus.jsonl",
         *({"id": f"d{i}", "text": t} for i, t in enumerate(sentences[:9])),
