@@ -310,8 +310,12 @@ def slot_attention(
       own: keys of the same tokens, in the axis order of a pass.
       layer: whose keys and values are read.
       mode: causal, or bidirectional among the tokens themselves.
+      window: see `attention.attend`. Positions count the tokens of a slot, so that one wider than
+        what the slots and the pass have room for hides nothing.
     """
     B, T, N, H = q.shape
+    if window is not None and window >= T + sum(cache.capacity for cache in rows.caches):
+        window = None
     if T == 1 and rows.local is None and len(rows.caches) == 1 and window is None:
         [cache], [lengths] = rows.caches, rows.lengths
         out = decode_attention_layer(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_models import config_for
 
+from grit_jax.models import slot_cache
 from grit_jax.models.kernels import KeyValues
 from grit_jax.models.slot_cache import (
     KEY_BLOCK,
@@ -145,6 +146,24 @@ def test_values(T, kinds, local, options, layer):
     assert np.isfinite(out).all()
     real = own.segments > 0
     np.testing.assert_allclose(out[real], wanted[real], atol=3e-6)
+
+
+def test_a_window_that_hides_nothing_costs_nothing(monkeypatch):
+    """The kernel for decoded tokens takes no window; one wider than a slot is none."""
+    rng = np.random.default_rng(0)
+    cache = make_cache(rng, LENGTHS)
+    q, own = make_tokens(rng, B, 1)
+    wanted = attention(q, own, [cache], [LENGTHS], mode=CAUSAL)
+    calls = []
+    decode = slot_cache.decode_attention_layer
+    monkeypatch.setattr(
+        slot_cache, "decode_attention_layer", lambda *a, **o: calls.append(1) or decode(*a, **o)
+    )
+    out = attention(q, own, [cache], [LENGTHS], mode=CAUSAL, window=cache.capacity + 1)
+    np.testing.assert_array_equal(out, wanted)
+    assert calls
+    attention(q, own, [cache], [LENGTHS], mode=CAUSAL, window=cache.capacity)
+    assert len(calls) == 1
 
 
 def test_a_token_that_sees_nothing_but_itself():
