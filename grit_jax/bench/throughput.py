@@ -33,6 +33,7 @@ from grit_jax.types import Batch
 QUERY, PASSAGE = 32, 256  # tokens
 PROMPT, NEW = 128, 64  # tokens of an answer
 ROWS = (1, 8)  # answers decoded together
+MIXED = 48  # requests of all lengths, which wait together for the slots of an engine
 Results = dict[str, dict[str, Any]]
 
 
@@ -60,7 +61,8 @@ def bench_decode(model: GritLM, *, repeats: int = 3, seed: int = 0) -> Results:
     """Decodes answers of 64 tokens to prompts of 128, one row and eight rows; EOS is ignored.
 
     `tokens_per_s` and `seconds` are of decoding alone, `prefill_tokens_per_s` is of reading the
-    prompts.
+    prompts. Of "mixed", 48 requests whose prompts have 2 to 128 tokens and whose answers 1 to 64,
+    they are of the whole: new tokens over the time from the first prompt to the last answer.
     """
     rng, sampling = np.random.default_rng(seed), Sampling(max_new_tokens=NEW, ignore_eos=True)
     results: Results = {}
@@ -76,6 +78,14 @@ def bench_decode(model: GritLM, *, repeats: int = 3, seed: int = 0) -> Results:
             rows=rows,
             prefill_tokens_per_s=round(prefill, 1),
         )
+    prompts = [_ids(rng, model, n) for n in rng.integers(2, PROMPT + 1, MIXED).tolist()]
+    samplings = [
+        Sampling(max_new_tokens=n, ignore_eos=True)
+        for n in rng.integers(1, NEW + 1, MIXED).tolist()
+    ]
+    run = functools.partial(model.generate_ids, prompts, sampling=samplings)
+    total = sum(sampling.max_new_tokens for sampling in samplings)
+    results["mixed"] = _rates(total, _seconds(run, repeats), requests=MIXED)
     return results
 
 

@@ -63,12 +63,18 @@ def test_decode_ignores_the_end_of_sequence(tiny_model, monkeypatch):
     )
     found = bench_decode(tiny_model, repeats=2)
     assert_rates(found, 2)
+    mixed = found.pop("mixed")
     assert {name: (values["rows"], values["tokens"]) for name, values in found.items()} == {
         "rows_1": (1, 4),
         "rows_8": (8, 32),
     }
     assert all(values["prefill_tokens_per_s"] > 0 for values in found.values())
-    assert {len(tokens) for generation in made for tokens in generation.tokens} == {5}
+    *uniform, last = made
+    lengths = [len(tokens) for tokens in last.tokens]
+    assert mixed["requests"] == len(lengths) == 48 and mixed["tokens"] == sum(lengths)
+    assert set(lengths) == {1, 2, 3, 4, 5}
+    of_one_length = [generation for generation in uniform if len(generation.tokens) < 48]
+    assert {len(tokens) for generation in of_one_length for tokens in generation.tokens} == {5}
 
 
 @pytest.mark.slow
