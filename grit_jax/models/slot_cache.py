@@ -23,12 +23,16 @@ from jaxtyping import Array, Bool, Float, Int
 from grit_jax.models.attention import finite_or_zero
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.decode_attention import DecodeCache, OwnToken, decode_attention_layer
-from grit_jax.models.kernels import MASKED, KeyValues, soft_cap
-from grit_jax.sharding import constrain
+from grit_jax.models.kernels import MASKED, KeyValues, platform, soft_cap
+from grit_jax.sharding import constrain, fitted_spec
 from grit_jax.types import AttentionMode
 
 KEY_BLOCK = 256  # keys of a slot that are read at a time
 CAPACITY = 512  # a capacity is a multiple of it (the TPU's kernel reads so many), or one block
+# Tokens around a new one that are written with it on a TPU, of keys, values and positions: whole
+# tiles. For writes of a single token the TPU's compiler gives the cache a layout of its own, and
+# copies all of it into the kernel's for every token.
+TPU_WINDOWS = (128, 32, 128)
 INT8, TINY = 127, 1e-12  # largest code, smallest scale
 
 
@@ -155,45 +159,75 @@ def append(
     grows: Bool[Array, " B"],
 ) -> SlotCache:
     """One token more in each slot that grows. The caller ensures that there is room."""
-    B, mesh = cache.slots, jax.sharding.get_abstract_mesh()
     finite = jnp.isfinite(k).all(axis=(0, 2, 3)) & jnp.isfinite(v).all(axis=(0, 2, 3))
     at = jnp.minimum(cache.lengths, cache.capacity - 1)
-    new_k = finite_or_zero(k).astype(cache.k.dtype)[..., None]
-    new_v = finite_or_zero(v).astype(cache.v.dtype)[..., None, :]
-    places = positions.astype(jnp.int32)[:, None]
+    whole = (cache.k, cache.v, cache.positions[None])
+    new = (
+        finite_or_zero(k).astype(cache.k.dtype)[..., None],
+        finite_or_zero(v).astype(cache.v.dtype)[..., None, :],
+        positions.astype(jnp.int32)[None, :, None],
+    )
+    token_axes = (4, 3, 2)
+    windows = TPU_WINDOWS if platform() == "tpu" else (1, 1, 1)
 
-    def write(whole: Array, part: Array, grows: Array, begin: Sequence[Any]) -> Array:
-        # A slot that does not grow may be between two chunks of its prompt: nothing changes.
-        old = jax.lax.dynamic_slice(whole, begin, part.shape)
-        return jax.lax.dynamic_update_slice(whole, jnp.where(grows, part, old), begin)
+    def write(
+        whole: tuple[Array, ...], new: tuple[Array, ...], at: Array, grows: Array
+    ) -> tuple[Array, ...]:
+        return tuple(
+            _append(*arrays, at, grows)
+            for arrays in zip(whole, new, token_axes, windows, strict=True)
+        )
 
-    if mesh.empty or mesh.size == 1:
-        # Slot by slot, in place: XLA's CPU backend takes several times as long for a scatter.
-        whole_k, whole_v, whole_positions = cache.k, cache.v, cache.positions
-        for b in range(B):
-            own = slice(b, b + 1)
-            whole_k = write(whole_k, new_k[:, own], grows[b], (0, b, 0, 0, at[b]))
-            whole_v = write(whole_v, new_v[:, own], grows[b], (0, b, 0, at[b], 0))
-            whole_positions = write(whole_positions, places[own], grows[b], (b, at[b]))
-    else:
-
-        def by_slot(whole: Array, part: Array, token_axis: int, slot_axis: int) -> Array:
-            def one(whole: Array, part: Array, grows: Array, i: Array) -> Array:
-                begin = [i if axis == token_axis else 0 for axis in range(whole.ndim)]
-                return write(whole, part, grows, begin)
-
-            return jax.vmap(one, (slot_axis, slot_axis, 0, 0), slot_axis)(whole, part, grows, at)
-
-        whole_k, whole_v = by_slot(cache.k, new_k, 3, 1), by_slot(cache.v, new_v, 2, 1)
-        whole_positions = by_slot(cache.positions, places, 0, 0)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:  # each device writes to its own slots and heads
+        axes = (None, "rows", "kv_heads"), (None, "rows", "kv_heads"), (None, "rows")
+        spec = lambda arrays: tuple(
+            fitted_spec(names, x.shape, mesh) for names, x in zip(axes, arrays, strict=True)
+        )
+        specs, parts = spec(whole), spec(new)
+        slots = fitted_spec(("rows",), at.shape, mesh)
+        write = jax.shard_map(
+            write,
+            mesh=mesh,
+            in_specs=(specs, parts, slots, slots),
+            out_specs=specs,
+            check_vma=False,
+        )
+    whole_k, whole_v, whole_positions = write(whole, new, at, grows)
     return dataclasses.replace(
         cache,
         k=whole_k,
         v=whole_v,
-        positions=whole_positions,
+        positions=whole_positions[0],
         lengths=cache.lengths + grows,
         finite=cache.finite & (finite | ~grows),
     )
+
+
+def _append(
+    whole: Array,
+    new: Array,
+    token_axis: int,
+    window: int,
+    at: Int[Array, " B"],
+    grows: Bool[Array, " B"],
+) -> Array:
+    """`append` to one array `[L B ..]`, slot by slot, in place (XLA's CPU backend takes several
+    times as long for a scatter). The `window` tokens around a new one are read and written back."""
+    for b in range(len(at)):
+        start = at[b] // window * window
+        begin: list[Any] = [0, b] + [0] * (whole.ndim - 2)
+        begin[token_axis] = start
+        sizes = [whole.shape[0], 1, *whole.shape[2:]]
+        sizes[token_axis] = window
+        index = start + jnp.arange(window)
+        # A slot that does not grow may be between two chunks of its prompt: nothing changes.
+        here = ((index == at[b]) & grows[b]).reshape(
+            [window if axis == token_axis else 1 for axis in range(whole.ndim)]
+        )
+        old = jax.lax.dynamic_slice(whole, begin, sizes)
+        whole = jax.lax.dynamic_update_slice(whole, jnp.where(here, new[:, b : b + 1], old), begin)
+    return whole
 
 
 def write_span(
