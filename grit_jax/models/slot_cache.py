@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models.attention import finite_or_zero
@@ -440,6 +441,10 @@ def _block(
 
     k, v, positions = read(cache.k, 4), read(cache.v, 3), read(cache.positions, 2, by_layer=False)
     assert k is not None and v is not None and positions is not None
+    if platform() == "tpu":
+        # Left to itself, the compiler reads blocks from a transposed copy of the whole cache.
+        layout = Layout(major_to_minor=(0, 1, 2, 3))
+        k, v = (with_layout_constraint(x, layout) for x in (k, v))
     return KeyValues(
         k,
         v,

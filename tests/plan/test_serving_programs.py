@@ -93,3 +93,20 @@ def test_a_token_reads_weights_and_caches_once():
     decode = programs.lower("decode")
     compiled, _ = compile_program(decode, opened.chip)
     assert compiled.costs.memory_bytes == pytest.approx(decode.argument_bytes, rel=0.1)
+
+
+@pytest.mark.tpu
+@pytest.mark.usefixtures("full_optimization")
+@pytest.mark.parametrize("name", ["prefill", "prefill_layer", "insert_layer"])
+def test_reading_a_prompt_copies_no_cache(name):
+    """It reads weights, and at most a slot or two of many."""
+    model = dataclasses.replace(PRESETS["mistral_7b"], num_hidden_layers=8, vocab_size=512)
+    opened = open_slices("v5e:1x1")
+    mesh = make_mesh(MeshConfig(), opened.devices)
+    sizes = dataclasses.replace(SIZES, slots=128, capacity=1000)
+    programs = ServingPrograms(ServingModel(model, "bfloat16"), mesh, sizes)
+    weights = bytes_per_chip(programs.params)
+    all_keys = programs.state.cache.k.size * 2
+    assert all_keys > 1.5 * 2**30
+    compiled, _ = compile_program(programs.lower(name), opened.chip)
+    assert compiled.costs.memory_bytes < weights + all_keys / 4
