@@ -10,6 +10,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Plan": "plan",
         "compile_program": "plan",
         "make_plan": "plan",
+        "make_serving_plan": "serving",
         "parse_topology": "chips",
         "search_settings": "search",
         "step_flops": "flops",
