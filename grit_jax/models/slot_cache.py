@@ -24,7 +24,8 @@ from jaxtyping import Array, Bool, Float, Int
 from grit_jax.models.attention import finite_or_zero
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.decode_attention import DecodeCache, OwnToken, decode_attention_layer
-from grit_jax.models.kernels import MASKED, KeyValues, platform, soft_cap
+from grit_jax.models.kernels import MASKED, KeyValues, Queries, platform, soft_cap
+from grit_jax.models.splash import splash_attention
 from grit_jax.sharding import constrain, fitted_spec
 from grit_jax.types import AttentionMode
 
@@ -338,7 +339,8 @@ def slot_attention(
 ) -> Float[Array, "B T N H"]:
     """Attention of `T` tokens to themselves and to what their slots hold, with a running softmax.
 
-    The slots are read where they lie, block by block up to the longest length that a row reads.
+    The slots are read where they lie, block by block up to the longest length that a row reads; on
+    TPU, for as many tokens as splash attention takes, whole and beside the tokens' own keys.
 
     Args:
       q: rotated queries; they share `own.positions` and `own.segments` (1, or 0 for padding).
@@ -351,6 +353,7 @@ def slot_attention(
     B, T, N, H = q.shape
     if window is not None and window >= T + sum(cache.capacity for cache in rows.caches):
         window = None
+    scale = H**-0.5 if scale is None else scale
     if T == 1 and rows.local is None and len(rows.caches) == 1 and window is None:
         [cache], [lengths] = rows.caches, rows.lengths
         out = decode_attention_layer(
@@ -358,15 +361,27 @@ def slot_attention(
             OwnToken(own.k[:, 0], own.v[:, 0]),
             DecodeCache(cache.k, cache.v, lengths, cache.k_scale, cache.v_scale),
             layer,
-            scale=H**-0.5 if scale is None else scale,
+            scale=scale,
             softcap=softcap,
         )
         return out[:, None]
+    causal = mode is not AttentionMode.BIDIRECTIONAL
+    if platform() == "tpu":
+        fused = splash_attention(
+            Queries(q, own.positions, own.segments),
+            dataclasses.replace(own, causal=causal),
+            _whole_slots(rows, layer),
+            window=window,
+            symmetric_window=not causal,
+            scale=scale,
+            softcap=softcap,
+        )
+        if fused is not None:
+            return fused
     K = own.k.shape[2]
     G = N // K
-    q = (q.astype(jnp.float32) * (H**-0.5 if scale is None else scale)).astype(q.dtype)
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     q = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    causal = mode is not AttentionMode.BIDIRECTIONAL
     positions = own.positions
 
     def in_window(key_positions: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
@@ -417,10 +432,24 @@ def slot_attention(
     return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q.dtype)
 
 
+def _whole_slots(rows: SlotRows, layer: Int[Array, ""]) -> list[KeyValues]:
+    """A layer of the slots of a pass: segment 1 up to their lengths, and 0 beyond."""
+    groups = []
+    for cache, lengths in zip(rows.caches, rows.lengths, strict=True):
+        keys = _block(cache, layer, rows.local, jnp.zeros((), jnp.int32), cache.capacity)
+        segments = (jnp.arange(cache.capacity) < lengths[:, None]).astype(jnp.int32)
+        groups.append(dataclasses.replace(keys, segments=segments))
+    return groups
+
+
 def _block(
-    cache: SlotCache, layer: Int[Array, ""], local: Int[Array, " P"] | None, start: Int[Array, ""]
+    cache: SlotCache,
+    layer: Int[Array, ""],
+    local: Int[Array, " P"] | None,
+    start: Int[Array, ""],
+    size: int = KEY_BLOCK,
 ) -> KeyValues:
-    """`KEY_BLOCK` tokens of a layer, from `start` on, of all slots or of one slot of each share."""
+    """`size` tokens of a layer, from `start` on, of all slots or of one slot of each share."""
 
     def read(whole: Array | None, token_axis: int | None, by_layer: bool = True) -> Array | None:
         if whole is None:
@@ -429,7 +458,7 @@ def _block(
         begin = [layer if by_layer else 0, *[0] * (whole.ndim - 1)]
         sizes = [1, *whole.shape[1:]]
         if token_axis is not None:
-            begin[token_axis], sizes[token_axis] = start, KEY_BLOCK
+            begin[token_axis], sizes[token_axis] = start, size
         if local is None:
             return jax.lax.dynamic_slice(whole, begin, sizes)[0]
         P, sizes[1] = len(local), 1

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 from tiny_models import config_for
 
 from grit_jax.models import slot_cache
@@ -146,6 +147,46 @@ def test_values(T, kinds, local, options, layer):
     assert np.isfinite(out).all()
     real = own.segments > 0
     np.testing.assert_allclose(out[real], wanted[real], atol=3e-6)
+
+
+@pytest.mark.parametrize("int8, local", [(False, None), (True, [1, 0])], ids=["all", "int8-shares"])
+def test_the_kernel_of_a_tpu_over_slots(monkeypatch, int8, local):
+    """Interpreted, for a pass over prompts with heads as wide as it takes, beside the loop."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    slots, rows, T, S, H = 4, 4 if local is None else 2, 64, KEY_BLOCK, 128
+    k, v, scales = draw(L, slots, K, H, S), draw(L, slots, K, S, H), ()
+    if int8:
+        k, v = (np.round(x * 30).astype(np.int8) for x in (k, v))
+        scales = (
+            np.full((L, slots, K, H), 0.03, np.float32),
+            np.full((L, slots, K, S), 0.04, np.float32),
+        )
+    positions = np.tile(np.arange(S, dtype=np.int32), (slots, 1))
+    lengths = np.array([0, 1, 100, S][:rows], np.int32)
+    cache = SlotCache(k, v, positions, lengths, np.ones(slots, bool), *scales)
+    q, own = draw(rows, T, N, H), KeyValues(draw(rows, T, K, H), draw(rows, T, K, H), None, None)
+    segments = np.ones((rows, T), np.int32)
+    segments[1, 50:] = 0
+    own.positions, own.segments = lengths[:, None] + np.arange(T, dtype=np.int32), segments
+    local = None if local is None else np.array(local, np.int32)
+    run = lambda: jax.jit(
+        lambda q: slot_attention(q, own, SlotRows([cache], [lengths], local), 1, mode=CAUSAL)
+    )(q)
+    wanted, calls = run(), []
+
+    def traced(out):
+        calls.append(out is not None)
+        return out
+
+    monkeypatch.setattr(slot_cache, "platform", lambda: "tpu")
+    splash = slot_cache.splash_attention
+    monkeypatch.setattr(slot_cache, "splash_attention", lambda *a, **o: traced(splash(*a, **o)))
+    make = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", make)
+    real = segments > 0
+    np.testing.assert_allclose(np.asarray(run())[real], np.asarray(wanted)[real], atol=3e-6)
+    assert calls == [True]
 
 
 def test_a_window_that_hides_nothing_costs_nothing(monkeypatch):
