@@ -146,3 +146,15 @@ def test_a_lower_bound_spares_a_compilation(search_of, capsys):
 
 def _bound_by_compute(step):
     return dataclasses.replace(step, seconds={"compute": 2.0, "memory": 0.1, "interconnect": 0.1})
+
+
+@pytest.mark.tpu
+@pytest.mark.usefixtures("full_optimization")
+def test_a_search_with_the_compiler(config, capsys):
+    """A small model fits as it promises most: nothing recomputed, all rows at once."""
+    main(["plan", str(config), "--topology", "v5e:2x2", "--search", "--tries", "1", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    (best,) = printed["candidates"]
+    assert best["fits"] and 0 < best["free_bytes"] < best["hbm_bytes_per_chip"]
+    assert best["model.remat"] == "none" and best["train.embedding_chunk"] is None
+    assert 0 < best["mfu_bound"] < 1 and best["roofline_step_seconds"] > 0
