@@ -115,10 +115,15 @@ class EngineState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class PromptChunk:
-    """A part of a prompt in one slot of each share: right-padded tokens, and where they go."""
+    """A part of a prompt in one slot of each share: right-padded tokens, and where they go.
+
+    Attributes:
+      mode: causal, or bidirectional for a prefix language model, whose prompt is one chunk; static.
+    """
 
     tokens: Int[Array, "P T"]
     span: Span
+    mode: AttentionMode = dataclasses.field(metadata={"static": True}, default=CAUSAL)
 
     @property
     def segments(self) -> Int[Array, "P T"]:
@@ -223,13 +228,9 @@ def prefill(
     last: LastChunk,
     *,
     config: ModelConfig,
-    mode: AttentionMode = CAUSAL,
 ) -> tuple[EngineState, Chosen]:
     """Reads a chunk of a prompt after what its slot holds, and chooses the first token after a
     last one.
-
-    Args:
-      mode: causal, or bidirectional for a prefix language model, whose prompt is one chunk.
     """
     model = Transformer(config, params)
     positions, segments = _positions(state, chunk), chunk.segments
@@ -237,8 +238,8 @@ def prefill(
         chunk.tokens,
         positions,
         segments,
-        mode=mode,
-        slots=_slots_before(state, chunk.span),
+        mode=chunk.mode,
+        cache=_slots_before(state, chunk.span),
         return_kv=True,
     )
     kv = out.kv
@@ -269,7 +270,6 @@ def prefill_layer(
     *,
     config: ModelConfig,
     kind: LayerKind,
-    mode: AttentionMode = CAUSAL,
 ) -> tuple[EngineState, Float[Array, "P T D"]]:
     """One layer of a chunk over what that layer of its slot holds.
 
@@ -285,7 +285,7 @@ def prefill_layer(
         layer=layer,
         kind=kind,
         stack_indices=stack_indices,
-        mode=mode,
+        mode=chunk.mode,
     )
     halves = place_keys(out.kv.k, positions, segments, config, local=kind.local_rope)
     k = jnp.concatenate(halves, axis=2)
@@ -357,7 +357,7 @@ def generate(
             position[:, None],
             jnp.ones((B, 1), jnp.int32),
             mode=CAUSAL,
-            slots=SlotRows(caches, lengths),
+            cache=SlotRows(caches, lengths),
             return_kv=True,
         )
         kv = out.kv
@@ -410,10 +410,10 @@ empty_state_step = jax.jit(empty_state, static_argnames=("config", "shape"))
 insert_records_step = jax.jit(
     insert_records, static_argnames=("config", "local_rope"), donate_argnames=("state",)
 )
-prefill_step = jax.jit(prefill, static_argnames=("config", "mode"), donate_argnames=("state",))
+prefill_step = jax.jit(prefill, static_argnames=("config",), donate_argnames=("state",))
 prefill_start_step = jax.jit(prefill_start, static_argnames=("config",))
 prefill_layer_step = jax.jit(
-    prefill_layer, static_argnames=("config", "kind", "mode"), donate_argnames=("state", "x")
+    prefill_layer, static_argnames=("config", "kind"), donate_argnames=("state", "x")
 )
 prefill_end_step = jax.jit(prefill_end, static_argnames=("config",), donate_argnames=("state",))
 generate_step = jax.jit(

@@ -361,7 +361,8 @@ class SlotRunner:
             here[share] = count == job.rest
             job.read, job.start = job.read + count, job.start + count
         settings = settings_of(samplings)
-        return PromptChunk(tokens, self._span(jobs, parts)), LastChunk(here, settings, self._eos)
+        chunk = PromptChunk(tokens, self._span(jobs, parts), self._mode)
+        return chunk, LastChunk(here, settings, self._eos)
 
     def _read_chunk(self) -> int:
         """Dispatches the next chunk of the first prompt, and of the first of each other share if
@@ -376,7 +377,7 @@ class SlotRunner:
         chunk, last = self._next_chunk(jobs)
         with self._mesh():
             self.state, chosen = prefill_step(
-                self.params, self.state, chunk, last, config=self.config, mode=self._mode
+                self.params, self.state, chunk, last, config=self.config
             )
         self._after_chunk(chosen, jobs, last)
         return counts
@@ -438,7 +439,6 @@ class SlotRunner:
                     {name: np.int32(index) for name, index in indices.items()},
                     config=self.config,
                     kind=kinds[layer],
-                    mode=self._mode,
                 )
                 if layer + 1 < len(kinds):
                     continue

@@ -135,8 +135,7 @@ class Transformer(nnx.Module):
         segments: Int[Array, "B T"],
         *,
         mode: Mode,
-        cache: KVCache | Sequence[KVCache] | None = None,
-        slots: SlotRows | None = None,
+        cache: KVCache | Sequence[KVCache] | SlotRows | None = None,
         return_kv: bool = False,
         blocks: Int[Array, "B T"] | None = None,
         routed: Int[Array, "B T"] | None = None,
@@ -150,16 +149,20 @@ class Transformer(nnx.Module):
           segments: from 1; 0 is padding.
           mode: static; one mode, or blocks of `(mode, rows)` (see `types.Mode`).
           cache: keys and values computed before, in one cache or several; read, not changed (see
-            `cache.insert`).
-          slots: the slots of the engine that the rows belong to, instead of caches; a row's tokens
-            are one segment.
+            `cache.insert`). Or the slots of the engine that the rows belong to; a row's tokens are
+            one segment then.
           return_kv: whether to return the tokens' own keys (unrotated) and values.
           blocks: what prefix mode needs beside (see `types.Rows`).
           routed: the tokens that `ModelOutput.router` is counted over, 0 elsewhere; None:
             `segments`.
         """
         c, weights = self.config, self.params()
-        caches = (cache,) if isinstance(cache, KVCache) else tuple(cache or ())
+        slots = cache if isinstance(cache, SlotRows) else None
+        caches: Sequence[KVCache] = ()
+        if isinstance(cache, KVCache):
+            caches = (cache,)
+        elif cache is not None and not isinstance(cache, SlotRows):
+            caches = cache
         layers = {
             name: value for name, value in weights.items() if not name.startswith(OUTSIDE_LAYERS)
         }
