@@ -19,7 +19,11 @@ def test_which_verbs_continue_and_which_take_the_keys_of_a_configuration():
     """Those that keep what they have done, and those that read a YAML file."""
     names = lambda kind: {verb.name for verb in VERBS.values() if getattr(verb, kind)}
     assert names("resumable") == {"quickstart", "train", "encode", "index", "evidence"}
-    assert names("takes_overrides") == {"train", "plan"} and names("supervised") == {"train", "encode", "index"}
+    assert names("takes_overrides") == {"train", "plan"} and names("supervised") == {
+        "train",
+        "encode",
+        "index",
+    }
 
 
 def test_a_verb_with_overrides_has_a_configuration():
