@@ -299,6 +299,10 @@ class Engine:
             for thread in self._threads:
                 thread.join(None if self._healthy else 1.0)  # a stuck one is left behind
         self._fail(GritError("the engine was closed"))
+        self._settle()
+        with self._lock:
+            self._busy = False
+            self._lock.notify_all()
 
     # The engine's thread.
 

@@ -170,6 +170,7 @@ def test_closing_ends_what_is_under_way(tiny_model):
     engine.close()
     for one in pending:
         assert one.done()
+    assert engine.wait_until_idle(5) and engine.stats().failed == 3
     with pytest.raises(GritError, match="closed"):
         pending[-1].result(0)
 
