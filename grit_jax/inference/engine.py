@@ -38,6 +38,7 @@ from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.engine_steps import STEPS, EngineShape
 from grit_jax.inference.fair_queue import FairQueue
 from grit_jax.inference.pass_runner import PassRunner
+from grit_jax.inference.record_loader import Layered
 from grit_jax.inference.records import SHORTEST_RECORDS, Codec, KVRecord, PackedRecord
 from grit_jax.inference.requests import (
     EmbedRequest,
@@ -197,8 +198,8 @@ class Engine:
             ended.
         """
         if isinstance(request, GenerateRequest):
-            request = self._runner.lowered(checked(request, self.config))
-            if too_long := self._runner.fits(request):
+            request = self._runner.room.lowered(checked(request, self.config))
+            if too_long := self._runner.room.too_long(request):
                 raise GritError(f"{request.name} needs {too_long}; shorten it or max_new_tokens")
         else:
             self._passes.check(request)
@@ -258,22 +259,23 @@ class Engine:
         before = count_compilations()
         runner = self._runner
         self._passes.warm_up(longest_text, score=score)
-        room = runner.capacity - 2 * SHORTEST_PROMPT
+        room = runner.room.capacity - 2 * SHORTEST_PROMPT
         prompts = {min(bucket(n, SHORTEST_PROMPT), room) for n in range(1, runner.chunk + 1)}
         warm = Sampling(max_new_tokens=2, ignore_eos=True)
         requests = [GenerateRequest([0] * n, (), warm) for n in sorted(prompts)]
-        longest = min(longest_records or runner.record_capacity, runner.record_capacity)
+        longest = min(longest_records or runner.room.records, runner.room.records)
         sizes = sorted({min(bucket(n, SHORTEST_RECORDS), longest) for n in range(1, longest + 1)})
         query = [_zeros(self.config, 1, None)]
-        context = min(self.config.context_length, runner.capacity)
+        context = min(self.config.context_length, runner.room.capacity)
         for codec in codecs:
             for size in sizes:
                 size = min(size, context - 2 * SHORTEST_PROMPT)
                 record = _zeros(self.config, size, codec)
                 for beside in ([], query) if codec is not None else ([],):
-                    requests.append(GenerateRequest([0], (record, *beside), warm))
-            record = _zeros(self.config, 1, codec)
-            requests += [GenerateRequest([0] * n, (record,), warm) for n in sorted(prompts)]
+                    for one in (record, Layered(record)):
+                        requests.append(GenerateRequest([0], (one, *beside), warm))
+            layered = Layered(_zeros(self.config, 1, codec))
+            requests += [GenerateRequest([0] * n, (layered,), warm) for n in sorted(prompts)]
         for pending in [self.submit(request) for request in requests]:
             pending.result()
         stopped = self.submit(GenerateRequest([0], (), Sampling(max_new_tokens=room)))

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.inference.records import LayerRecords
-from grit_jax.inference.sampling import Sampling, SamplingRows, sample, sampling_rows
+from grit_jax.inference.sampling import SlotSettings, sample
 from grit_jax.models.cache import place_keys, rotate_keys
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.slot_cache import (
@@ -35,7 +33,7 @@ from grit_jax.models.slot_cache import (
     write_span,
 )
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.types import AttentionMode
+from grit_jax.types import KV, AttentionMode
 
 CAUSAL = AttentionMode.CAUSAL
 STEPS = 16  # most tokens of a slot in one call of `generate`
@@ -55,37 +53,6 @@ class EngineShape:
     slots: int
     capacity: int
     int8_records: int = 0
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class SlotSettings:
-    """How each slot's tokens are chosen, and when its answer ends: after `limit` tokens, or with
-    one of the engine's ends of sequence unless `ignore_eos`."""
-
-    temperature: Float[Array, " B"]
-    top_p: Float[Array, " B"]
-    top_k: Int[Array, " B"]
-    seed: UInt[Array, " B"]
-    limit: Int[Array, " B"]
-    ignore_eos: Bool[Array, " B"]
-
-    def sampling(self) -> SamplingRows:
-        """The part that `sample` takes."""
-        return SamplingRows(self.temperature, self.top_p, self.top_k, self.seed)
-
-
-def settings_of(samplings: Sequence[Sampling]) -> SlotSettings:
-    """Host arrays of requests' settings."""
-    rows = sampling_rows(samplings)
-    return SlotSettings(
-        rows.temperature,
-        rows.top_p,
-        rows.top_k,
-        rows.seed,
-        np.asarray([sampling.max_new_tokens for sampling in samplings], np.int32),
-        np.asarray([sampling.ignore_eos for sampling in samplings], bool),
-    )
 
 
 @jax.tree_util.register_dataclass
@@ -216,6 +183,39 @@ def insert_records(
     before = pick(target.finite, span.local) | (layer == 0)
     ok = put(target.finite, span.local, before & finite, span.count > 0)
     target = constrained(dataclasses.replace(marked, finite=ok))
+    return dataclasses.replace(
+        state, **{"records" if state.records is not None else "cache": target}
+    )
+
+
+def insert_whole(
+    state: EngineState,
+    positions: Int[Array, "P S"],
+    span: Span,
+    records: tuple[LayerRecords, ...],
+    order: Int[Array, " S"] | None,
+    *,
+    config: ModelConfig,
+) -> EngineState:
+    """All layers of a slot's records at once: as `insert_records` for each layer.
+
+    Args:
+      records: arrays `[L 1 ..]`.
+    """
+    target = state.records if state.records is not None else state.cache
+    expanded = [group.expand_all() for group in records]
+    k = jnp.concatenate([kv.k for kv in expanded], axis=4)
+    v = jnp.concatenate([kv.v for kv in expanded], axis=3)
+    if order is not None:
+        k, v = k[..., order], v[..., order, :]
+    S = target.capacity  # beyond it there is only padding
+    k, v, positions = k[..., :S], v[..., :S, :], positions[:, :S]
+    P, one = len(span.local), positions[:1]
+    finite = jnp.isfinite(k).all() & jnp.isfinite(v).all()
+    k = rotate_keys(KV(k, v), one, jnp.ones_like(one), config)
+    spread = lambda x: jnp.broadcast_to(x, (x.shape[0], P, *x.shape[2:]))
+    target = write_span(target, spread(k), spread(v), span)
+    target = constrained(mark_span(target, positions, span, jnp.broadcast_to(finite, (P,))))
     return dataclasses.replace(
         state, **{"records" if state.records is not None else "cache": target}
     )
@@ -410,6 +410,7 @@ empty_state_step = jax.jit(empty_state, static_argnames=("config", "shape"))
 insert_records_step = jax.jit(
     insert_records, static_argnames=("config", "local_rope"), donate_argnames=("state",)
 )
+insert_whole_step = jax.jit(insert_whole, static_argnames=("config",), donate_argnames=("state",))
 prefill_step = jax.jit(prefill, static_argnames=("config",), donate_argnames=("state",))
 prefill_start_step = jax.jit(prefill_start, static_argnames=("config",))
 prefill_layer_step = jax.jit(

@@ -122,7 +122,8 @@ def is_finite(record: DocumentKV | PackedRecord) -> bool:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class LayerRecords:
-    """One layer of the records of a batch that share a codec: arrays by name, rows first."""
+    """One layer of the records of a batch that share a codec: arrays by name, rows first. Or all
+    layers, before the rows."""
 
     arrays: dict[str, Array]
     codec: Codec | None
@@ -132,6 +133,12 @@ class LayerRecords:
         if self.codec is None:
             return KV(self.arrays["k"], self.arrays["v"])
         return self.codec.expand_layer(self.arrays, layer)
+
+    def expand_all(self) -> KV:
+        """Keys `[L B K H S]` and values `[L B K S H]`, where the arrays are of all layers."""
+        if self.codec is None:
+            return KV(self.arrays["k"], self.arrays["v"])
+        return self.codec.expand(self.arrays)
 
 
 @dataclasses.dataclass

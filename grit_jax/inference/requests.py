@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from grit_jax.inference.records import KVRecord, Positions
 from grit_jax.inference.sampling import GREEDY, Sampling
+from grit_jax.text.length import DefaultLength
 
 Finish = Literal["stop", "length"]
 R = TypeVar("R")
@@ -49,6 +50,44 @@ class GenerateRequest:
     def length(self) -> int:
         """Tokens that the request may take in all: records, prompt and answer."""
         return self.cached + len(self.prompt) + self.sampling.max_new_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotRoom:
+    """What a slot has room for.
+
+    Attributes:
+      capacity: tokens of prompt and answer, and of records unless they have a place of their own.
+      apart: tokens of that place, None without one.
+    """
+
+    capacity: int
+    apart: int | None = None
+
+    @property
+    def records(self) -> int:
+        """Tokens of records that a slot holds."""
+        return self.capacity if self.apart is None else self.apart
+
+    def lowered(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with the default of `max_new_tokens` lowered to what its slot has left."""
+        new = request.sampling.max_new_tokens
+        left = self.capacity - len(request.prompt) - (request.cached if self.apart is None else 0)
+        if not isinstance(new, DefaultLength) or not 1 <= left < new:
+            return request
+        sampling = dataclasses.replace(request.sampling, max_new_tokens=left)
+        return dataclasses.replace(request, sampling=sampling)
+
+    def too_long(self, request: GenerateRequest) -> str | None:
+        """What of a request a slot has no room for; None: it fits."""
+        beside, cached = len(request.prompt) + request.sampling.max_new_tokens, request.cached
+        if self.apart is None:
+            beside, cached = beside + cached, 0
+        if beside > self.capacity:
+            return f"{beside} tokens, and a slot holds {self.capacity}"
+        if cached > self.records:
+            return f"{cached} tokens of records, and a slot holds {self.records}"
+        return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

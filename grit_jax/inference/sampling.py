@@ -84,6 +84,37 @@ def sampling_rows(requests: Sequence[Sampling]) -> SamplingRows:
     )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class SlotSettings:
+    """How each slot's tokens are chosen, and when its answer ends: after `limit` tokens, or with
+    one of the engine's ends of sequence unless `ignore_eos`."""
+
+    temperature: Float[Array, " B"]
+    top_p: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    seed: UInt[Array, " B"]
+    limit: Int[Array, " B"]
+    ignore_eos: Bool[Array, " B"]
+
+    def sampling(self) -> SamplingRows:
+        """The part that `sample` takes."""
+        return SamplingRows(self.temperature, self.top_p, self.top_k, self.seed)
+
+
+def settings_of(samplings: Sequence[Sampling]) -> SlotSettings:
+    """Host arrays of requests' settings."""
+    rows = sampling_rows(samplings)
+    return SlotSettings(
+        rows.temperature,
+        rows.top_p,
+        rows.top_k,
+        rows.seed,
+        np.asarray([sampling.max_new_tokens for sampling in samplings], np.int32),
+        np.asarray([sampling.ignore_eos for sampling in samplings], bool),
+    )
+
+
 def sample(
     logits: Float[Array, "B V"], rows: SamplingRows, step: Int[Array, " B"] | Int[Array, ""]
 ) -> Int[Array, " B"]:

@@ -27,18 +27,18 @@ from grit_jax.inference.engine_steps import (
     empty_state_step,
     generate_step,
     insert_records_step,
+    insert_whole_step,
     open_slot_step,
     prefill_end_step,
     prefill_layer_step,
     prefill_start_step,
     prefill_step,
     release_step,
-    settings_of,
 )
-from grit_jax.inference.record_loader import RecordLoader
-from grit_jax.inference.requests import GenerateRequest, GenerateResult, Pending, Seconds
+from grit_jax.inference.record_loader import RecordLoader, in_one_piece, lay_out_whole
+from grit_jax.inference.requests import GenerateRequest, GenerateResult, Pending, Seconds, SlotRoom
 from grit_jax.inference.row_packing import bucket
-from grit_jax.inference.sampling import Sampling
+from grit_jax.inference.sampling import Sampling, settings_of
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.finite import describe_cause
 from grit_jax.models.parameters import stack_indices
@@ -46,7 +46,6 @@ from grit_jax.models.rotary import depends_on_length
 from grit_jax.models.slot_cache import Span
 from grit_jax.models.transformer import Params
 from grit_jax.sharding import num_row_shards
-from grit_jax.text.length import DefaultLength
 from grit_jax.types import AttentionMode
 
 SHORTEST_PROMPT = 32  # smallest bucket of a chunk, in tokens
@@ -131,10 +130,8 @@ class SlotRunner:
             raise ValueError(f"{shape.slots} slots do not divide among {self.shares} row shards")
         with self._mesh():
             self.state = empty_state_step(config=self.config, shape=shape)
-        # As they are rounded up to.
-        self.capacity = self.state.cache.capacity
-        record_slots = self.state.records
-        self.record_capacity = record_slots.capacity if record_slots else self.capacity
+        records = self.state.records
+        self.room = SlotRoom(self.state.cache.capacity, records.capacity if records else None)
         self.shape = shape
         self.jobs: list[_Job | None] = [None] * shape.slots
         self.seconds = Seconds()
@@ -165,26 +162,6 @@ class SlotRunner:
         """Calls dispatched whose results were not read yet."""
         return len(self._calls)
 
-    def lowered(self, request: GenerateRequest) -> GenerateRequest:
-        """The request with the default of `max_new_tokens` lowered to what its slot has left."""
-        new = request.sampling.max_new_tokens
-        before = len(request.prompt) + (request.cached if self.state.records is None else 0)
-        if not isinstance(new, DefaultLength) or not 1 <= self.capacity - before < new:
-            return request
-        sampling = dataclasses.replace(request.sampling, max_new_tokens=self.capacity - before)
-        return dataclasses.replace(request, sampling=sampling)
-
-    def fits(self, request: GenerateRequest) -> str | None:
-        """None if a slot has room for a request, else what is too long."""
-        beside, cached = len(request.prompt) + request.sampling.max_new_tokens, request.cached
-        if self.state.records is None:
-            beside, cached = beside + cached, 0
-        if beside > self.capacity:
-            return f"{beside} tokens, and a slot holds {self.capacity}"
-        if cached > self.record_capacity:
-            return f"{cached} tokens of records, and a slot holds {self.record_capacity}"
-        return None
-
     def admit(self, pending: Pending[GenerateResult]) -> None:
         """Gives a request a free slot."""
         per_share = len(self.jobs) // self.shares
@@ -200,16 +177,22 @@ class SlotRunner:
         self.jobs[slot] = job
         pending.times.admitted = time.monotonic()
         request = job.request
-        if request.records:
-            job.loader = RecordLoader(request, self.config, self.record_capacity)
-            job.start = request.cached if self.state.records is None else 0
+        job.start = request.cached if self.state.records is None else 0
+        if request.records and not in_one_piece(request.records):
+            job.loader = RecordLoader(request, self.config, self.room.records)
             self._loading.append(job)
-        else:
-            if self.state.records is not None:
-                span = self._span({share: job}, {share: (0, 1)})
-                with self._mesh():
-                    self.state = open_slot_step(self.state, span)
-            self._reading.append(job)
+            return
+        with self._mesh():
+            if request.records:
+                whole = lay_out_whole(request, self.config, self.room.records)
+                span = self._span({share: job}, {share: (0, request.cached)})
+                positions = np.broadcast_to(whole.positions, (self.shares, whole.positions.size))
+                self.state = insert_whole_step(
+                    self.state, positions, span, whole.groups, whole.order, config=self.config
+                )
+            elif self.state.records is not None:
+                self.state = open_slot_step(self.state, self._span({share: job}, {share: (0, 1)}))
+        self._reading.append(job)
 
     def drop_cancelled(self) -> None:
         """Frees the slots of cancelled requests."""
@@ -301,7 +284,11 @@ class SlotRunner:
     @property
     def chunk(self) -> int:
         """Tokens of the longest chunk of a prompt."""
-        return self.capacity if self._whole_prompts else min(self.options.chunk, self.capacity)
+        return (
+            self.room.capacity
+            if self._whole_prompts
+            else min(self.options.chunk, self.room.capacity)
+        )
 
     def warm_up(self) -> None:
         """Compiles what `drop_cancelled` needs."""
@@ -345,7 +332,7 @@ class SlotRunner:
     def _chunk_size(self, job: _Job) -> tuple[int, int]:
         """Tokens of a job's next chunk, and their bucket. Both depend on the request alone."""
         count = job.rest if self._whole_prompts else min(job.rest, self.options.chunk)
-        return count, min(bucket(count, SHORTEST_PROMPT), self.capacity)
+        return count, min(bucket(count, SHORTEST_PROMPT), self.room.capacity)
 
     def _next_chunk(self, jobs: dict[int, _Job]) -> tuple[PromptChunk, LastChunk]:
         """The next chunks of jobs with one bucket, which are advanced."""
@@ -415,7 +402,6 @@ class SlotRunner:
             assert rows is not None
             with self._mesh():
                 if layer == 0:
-                    job.start = job.start if self.state.records is None else 0
                     loader.chunk, loader.last = self._next_chunk({share: job})
                     loader.span = self._span({share: job}, {share: (0, job.request.cached)})
                     loader.x = prefill_start_step(self.params, loader.chunk, config=self.config)

@@ -18,7 +18,6 @@ from grit_jax.inference.engine_steps import (
     EngineShape,
     LastChunk,
     PromptChunk,
-    SlotSettings,
     empty_state,
     empty_state_step,
     generate_step,
@@ -29,6 +28,7 @@ from grit_jax.inference.engine_steps import (
 from grit_jax.inference.placement import Dtype, compute_dtype
 from grit_jax.inference.records import SHORTEST_RECORDS, LayerRecords
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
+from grit_jax.inference.sampling import SlotSettings
 from grit_jax.inference.slot_runner import CHUNK, SHORTEST_PROMPT
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.int8 import INT8_WEIGHTS, abstract_int8

@@ -10,7 +10,7 @@ import pytest
 from generation import generate
 
 from grit_jax.inference import engine_steps as steps
-from grit_jax.inference.sampling import Sampling
+from grit_jax.inference.sampling import Sampling, settings_of
 from grit_jax.models.slot_cache import Span
 from grit_jax.models.transformer import init_params
 
@@ -36,7 +36,7 @@ def start(params, config, prompts, samplings, eos=NONE, chunk=64):
                 params,
                 state,
                 steps.PromptChunk(tokens, span),
-                steps.LastChunk(last, steps.settings_of([sampling]), eos),
+                steps.LastChunk(last, settings_of([sampling]), eos),
                 config=config,
             )
         firsts.append(int(chosen.tokens[0, 0]))
@@ -87,7 +87,7 @@ def test_the_cache_is_updated_in_place(tiny_config, full_optimization):
     state = jax.eval_shape(lambda: steps.empty_state(config, shape))
     one = np.zeros(1, np.int32)
     chunk = steps.PromptChunk(np.zeros((1, 32), np.int32), Span(one, one, one + 5))
-    last = steps.LastChunk(one > 0, steps.settings_of([Sampling()]), NONE)
+    last = steps.LastChunk(one > 0, settings_of([Sampling()]), NONE)
     lowered = {
         "generate": steps.generate_step.lower(
             params, state, np.int32(9), NONE, np.bool_(False), config=config
@@ -151,7 +151,7 @@ def test_a_slot_that_is_being_filled_is_left_alone(tiny_config, tiny_params, thr
             tiny_params,
             steps.release_step(state, np.array([True, False])) if not begin else state,
             steps.PromptChunk(tokens, Span(one(1), one(begin), one(len(half)))),
-            steps.LastChunk(np.array([begin > 0]), steps.settings_of([Sampling(NEW)]), NONE),
+            steps.LastChunk(np.array([begin > 0]), settings_of([Sampling(NEW)]), NONE),
             config=tiny_config,
         )
         begin += len(half)
@@ -177,7 +177,7 @@ def test_a_freed_slot_keeps_nothing_for_the_next(tiny_config, tiny_params, three
             params,
             state,
             steps.PromptChunk(tokens, Span(one(0), one(0), one(len(prompt)))),
-            steps.LastChunk(np.array([True]), steps.settings_of([Sampling(NEW)]), NONE),
+            steps.LastChunk(np.array([True]), settings_of([Sampling(NEW)]), NONE),
             config=tiny_config,
         )
         assert bool(chosen.finite[0]) == bool(chosen.active[0]) == finite

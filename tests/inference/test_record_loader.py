@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from grit_jax.errors import GritError
-from grit_jax.inference.record_loader import LAYERS_AHEAD, RecordLoader
+from grit_jax.inference.record_loader import (
+    LAYERS_AHEAD,
+    WHOLE_TOKENS,
+    Layered,
+    RecordLoader,
+    in_one_piece,
+    lay_out_whole,
+)
 from grit_jax.inference.records import load_records
 from grit_jax.inference.requests import GenerateRequest
 
@@ -48,6 +55,26 @@ def test_layers_come_in_order_as_they_are_laid_out(tiny_config, documents):
     assert loader.order is None
     with pytest.raises(queue.Empty):
         loader.get(0)
+
+
+def test_whole_records_are_all_their_layers(tiny_config, documents):
+    request = GenerateRequest([5], tuple(documents[:2]))
+    whole = lay_out_whole(request, tiny_config, 256)
+    expected = load_records([documents[:2]], tiny_config, 1)
+    [group] = whole.groups
+    for layer in range(tiny_config.num_hidden_layers):
+        [wanted] = expected.layer(layer)
+        for name, array in wanted.arrays.items():
+            np.testing.assert_array_equal(group.arrays[name][layer], array)
+    np.testing.assert_array_equal(whole.positions, expected.positions)
+    assert whole.order is None
+
+
+def test_what_goes_in_by_one_call(documents):
+    tokens = len(documents[0].tokens)
+    assert in_one_piece(documents[:1] * (WHOLE_TOKENS // tokens))
+    assert not in_one_piece(documents[:1] * (WHOLE_TOKENS // tokens + 1))
+    assert not in_one_piece([documents[0], Layered(documents[1])])
 
 
 def test_few_layers_are_loaded_ahead_and_none_after_the_end(tiny_config, documents):

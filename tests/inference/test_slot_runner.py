@@ -10,6 +10,7 @@ from generation import generate
 from grit_jax.errors import GritError
 from grit_jax.inference.decode import run_all
 from grit_jax.inference.engine_steps import EngineShape
+from grit_jax.inference.record_loader import Layered, in_one_piece
 from grit_jax.inference.requests import GenerateRequest, Pending
 from grit_jax.inference.sampling import Sampling
 from grit_jax.inference.slot_runner import RunnerOptions, SlotRunner
@@ -33,20 +34,20 @@ def run(runner: SlotRunner, requests: list[GenerateRequest]) -> list[Pending]:
 
 
 def test_what_a_slot_has_room_for(runner, tiny_config, tiny_params, documents):
-    fits = lambda **request: runner.fits(GenerateRequest(**request))
+    fits = lambda **request: runner.room.too_long(GenerateRequest(**request))
     assert fits(prompt=[5] * 200, sampling=Sampling(56)) is None
     assert "257 tokens, and a slot holds 256" in fits(prompt=[5] * 200, sampling=Sampling(57))
     cached = len(documents[0].tokens)
     record = {"prompt": [5] * 240, "records": documents[:1]}
     assert f"{256 + cached} tokens" in fits(**record, sampling=Sampling(16))
-    lowered = runner.lowered(GenerateRequest(**record)).sampling.max_new_tokens
-    assert lowered == 256 - 240 - cached and runner.lowered(GenerateRequest([5])).length == 256
-    assert runner.lowered(GenerateRequest([5] * 300)).length == 300 + 256  # left to `fits`
+    lowered = runner.room.lowered(GenerateRequest(**record)).sampling.max_new_tokens
+    assert lowered == 256 - 240 - cached and runner.room.lowered(GenerateRequest([5])).length == 256
+    assert runner.room.lowered(GenerateRequest([5] * 300)).length == 300 + 256  # left to `too_long`
     apart = SlotRunner(
         tiny_params, tiny_config, EngineShape(slots=1, capacity=256, int8_records=10)
     )
-    assert apart.record_capacity == 256
-    assert "records" in apart.fits(GenerateRequest([5], documents * 4, Sampling(1)))
+    assert apart.room.records == 256
+    assert "records" in apart.room.too_long(GenerateRequest([5], documents * 4, Sampling(1)))
 
 
 def test_more_requests_than_slots(runner, tiny_config, tiny_params, prompts, documents):
@@ -113,6 +114,24 @@ def test_an_error_of_a_listener_ends_its_request_alone(runner, tiny_config, tiny
         failed.result()
     alone = generate(tiny_params, tiny_config, [prompts[1], prompts[3]], sampling=Sampling(NEW))
     assert [pending.result().tokens for pending in others] == alone.tokens
+
+
+@pytest.mark.parametrize("int8_records", [0, 256])
+def test_records_at_once_or_layer_by_layer(
+    tiny_config, tiny_params, prompts, documents, int8_records
+):
+    """Short ones in memory go in by one call, the others layer by layer; the answers are equal."""
+    runner = SlotRunner(tiny_params, tiny_config, EngineShape(2, 512, int8_records))
+    chosen = [documents[:1], documents[:3], documents[1:3]]
+    assert all(in_one_piece(records) for records in chosen)
+    requests = [
+        GenerateRequest(prompts[i], tuple(map(wrap, records)), Sampling(NEW))
+        for wrap in (lambda record: record, Layered)
+        for i, records in enumerate(chosen)
+    ]
+    assert not in_one_piece(requests[-1].records)
+    answers = [pending.result().tokens for pending in run(runner, requests)]
+    assert answers[:3] == answers[3:]
 
 
 def test_a_record_that_cannot_be_read_ends_its_request_alone(runner, prompts, documents):
