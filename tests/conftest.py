@@ -62,6 +62,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs the extra 'tpu'"))
 
 
+MOST_MEMORY = 3 * 2**30  # bytes of a process, beyond which compiled programs are forgotten
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Forgets the programs of earlier files once a process has grown large: JAX keeps all of them."""
+    yield
+    try:
+        with open("/proc/self/statm") as statm:
+            resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no Linux
+        return
+    if resident > MOST_MEMORY:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
     """300 short texts of different lengths, always the same."""
