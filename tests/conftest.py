@@ -25,6 +25,10 @@ if "device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
+# Simulated devices wait for each other in every collective. On a machine that is busy with something
+# else one of them may come late, and after 40 seconds XLA would abort the process.
+if "terminate_timeout" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 from collections.abc import Iterator
 
