@@ -373,11 +373,10 @@ class Engine:
         if pending.cancelled:
             self._counts["cancelled"] += 1
             return
-        try:
-            result = pending.result(0)
-        except Exception:
+        if pending.error() is not None:
             self._counts["failed"] += 1
             return
+        result = pending.result()
         self._counts["finished"] += 1
         if isinstance(result, GenerateResult):
             self._counts["prompt"] += len(pending.request.prompt)

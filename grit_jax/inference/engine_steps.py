@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.inference.records import LayerRecords
-from grit_jax.inference.sampling import SlotSettings, sample
+from grit_jax.inference.sampling import SamplingRows, SlotSettings, sample
 from grit_jax.models.cache import place_keys, rotate_keys
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.slot_cache import (
@@ -133,9 +133,8 @@ def empty_state(config: ModelConfig, shape: EngineShape) -> EngineState:
     """An engine's state without requests."""
     B = shape.slots
     zeros, no = jnp.zeros(B, jnp.int32), jnp.zeros(B, bool)
-    settings = SlotSettings(
-        jnp.zeros(B), jnp.ones(B), zeros, jnp.zeros(B, jnp.uint32), jnp.ones(B, jnp.int32), no
-    )
+    greedy = SamplingRows(jnp.zeros(B), jnp.ones(B), zeros, jnp.zeros(B, jnp.uint32))
+    settings = SlotSettings(greedy, jnp.ones(B, jnp.int32), no)
     records = None
     if shape.int8_records:
         records = empty_slots(config, B, shape.int8_records, jnp.dtype(jnp.int8))
@@ -365,7 +364,7 @@ def generate(
         k = rotate_keys(kv, position[:, None], jnp.ones((B, 1), jnp.int32), config)
         cache = append(state.cache, k[..., 0], kv.v[..., 0, :], position, active)
         logits = model.logits(out.hidden[:, 0])
-        token = sample(logits, state.settings.sampling(), state.count)
+        token = sample(logits, state.settings.sampling, state.count)
         ok = _is_finite(logits) & cache.finite
         # Written where the slot's answer goes on; all active slots are at the same step.
         tokens = jax.lax.dynamic_update_slice(
@@ -452,7 +451,7 @@ def _first_token(
     settings = last.settings
     ends = jnp.take_along_axis(hidden, jnp.maximum(span.count - 1, 0)[:, None, None], axis=1)
     logits = model.logits(ends[:, 0])
-    token = sample(logits, settings.sampling(), jnp.zeros_like(span.count))
+    token = sample(logits, settings.sampling, jnp.zeros_like(span.count))
     finite = _is_finite(logits) & pick(state.cache.finite, span.local)
     if state.records is not None:
         finite &= pick(state.records.finite, span.local)

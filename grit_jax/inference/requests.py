@@ -178,6 +178,10 @@ class Pending(Generic[R]):
         """
         return self._future.result(timeout)
 
+    def error(self) -> BaseException | None:
+        """The error of a request that is done; None: it has a result."""
+        return self._future.exception(0)
+
     def cancel(self) -> None:
         """Ends the request; its slot is free for another one soon after."""
         self._cancelled.set()

@@ -90,26 +90,15 @@ class SlotSettings:
     """How each slot's tokens are chosen, and when its answer ends: after `limit` tokens, or with
     one of the engine's ends of sequence unless `ignore_eos`."""
 
-    temperature: Float[Array, " B"]
-    top_p: Float[Array, " B"]
-    top_k: Int[Array, " B"]
-    seed: UInt[Array, " B"]
+    sampling: SamplingRows
     limit: Int[Array, " B"]
     ignore_eos: Bool[Array, " B"]
-
-    def sampling(self) -> SamplingRows:
-        """The part that `sample` takes."""
-        return SamplingRows(self.temperature, self.top_p, self.top_k, self.seed)
 
 
 def settings_of(samplings: Sequence[Sampling]) -> SlotSettings:
     """Host arrays of requests' settings."""
-    rows = sampling_rows(samplings)
     return SlotSettings(
-        rows.temperature,
-        rows.top_p,
-        rows.top_k,
-        rows.seed,
+        sampling_rows(samplings),
         np.asarray([sampling.max_new_tokens for sampling in samplings], np.int32),
         np.asarray([sampling.ignore_eos for sampling in samplings], bool),
     )

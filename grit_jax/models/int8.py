@@ -134,7 +134,7 @@ def abstract_int8(name: str, shape: Sequence[int]) -> Int8Weight | Int8Table:
     """The shapes and dtypes of a quantised weight, for programs and sizes without arrays."""
     codes = jax.ShapeDtypeStruct(tuple(shape), jnp.int8)
     scales = jax.ShapeDtypeStruct(scale_shape(name, shape), jnp.float32)
-    return (Int8Table if name == "embed" else Int8Weight)(codes, scales)  # type: ignore[arg-type]
+    return (Int8Table if name == "embed" else Int8Weight)(codes, scales)
 
 
 class Int8Builder:

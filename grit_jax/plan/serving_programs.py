@@ -28,7 +28,7 @@ from grit_jax.inference.engine_steps import (
 from grit_jax.inference.placement import Dtype, compute_dtype
 from grit_jax.inference.records import SHORTEST_RECORDS, LayerRecords
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
-from grit_jax.inference.sampling import SlotSettings
+from grit_jax.inference.sampling import SamplingRows, SlotSettings
 from grit_jax.inference.slot_runner import CHUNK, SHORTEST_PROMPT
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.int8 import INT8_WEIGHTS, abstract_int8
@@ -210,7 +210,8 @@ class ServingPrograms:
         P = self.shares
         ids, flags = shape_of((P,)), shape_of((P,), bool)
         numbers = shape_of((P,), jnp.float32)
-        settings = SlotSettings(numbers, numbers, ids, shape_of((P,), jnp.uint32), ids, flags)
+        sampling = SamplingRows(numbers, numbers, ids, shape_of((P,), jnp.uint32))
+        settings = SlotSettings(sampling, ids, flags)
         chunk = PromptChunk(shape_of((P, tokens)), self._span())
         return replicated((chunk, LastChunk(flags, settings, shape_of((1,)))), self.mesh)
 

@@ -27,7 +27,7 @@ def made_up_bench(tokens: int = 48, new_tokens: int = 3, cold: bool = True) -> R
         question, document = (1, long) if shape == "A" else (long, 1)
         return RagTiming(
             mode=mode,
-            shape=shape,  # type: ignore[arg-type]
+            shape=shape,
             kv="native",
             query_tokens=question,
             doc_tokens=document,
