@@ -1,4 +1,5 @@
-"""The working cache that generation reads and appends to, and how documents get into it.
+"""The cache that a pass reads, and how keys and values get into it: in training, over documents. (The
+engine's cache, whose rows have a length each, is in `slot_cache`.)
 
 Every forward pass returns keys *before* rotary embedding. `insert` rotates them once, to their
 positions in the cache; a document's record is therefore valid at any offset, in any order, beside
@@ -22,8 +23,6 @@ from grit_jax.models.attention import finite_or_zero
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.rotary import Rotation, depends_on_length, rotation
 from grit_jax.types import KV
-
-INT8, TINY = 127, 1e-12  # largest code, smallest scale
 
 
 @jax.tree_util.register_dataclass
@@ -170,33 +169,3 @@ def place_keys(
     """One layer's keys rotated to `positions` (`local`: see `rotation`), in two halves of the
     channels."""
     return _rotated_halves(k, rotation(config, positions, segments, local=local))
-
-
-def write_layer(
-    cache: KVCache,
-    layer: Int[Array, ""],
-    halves: tuple[Float[Array, "B K H/2 T"], Float[Array, "B K H/2 T"]],
-    v: Float[Array, "B K T H"],
-) -> KVCache:
-    """Writes one layer's rotated keys (from `place_keys`) and values into the first slots, as int8
-    where the cache is int8.
-
-    The halves are written one by one, because XLA's CPU backend takes longer to join them than for
-    everything else here. Positions and segments are left to the caller.
-    """
-
-    def write(whole: Array, part: Array, channel: int = 0) -> Array:
-        at = (layer, 0, 0, channel, 0)[: whole.ndim]
-        return jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype)[None], at)
-
-    k, v_cache, k_scale, v_scale = cache.k, cache.v, cache.k_scale, cache.v_scale
-    if v_scale is not None:
-        scale = jnp.maximum(jnp.abs(v).max(3) / INT8, TINY)
-        v_scale, v = write(v_scale, scale), jnp.round(v / scale[..., None])
-    for number, half in enumerate(halves):
-        channel = number * half.shape[2]
-        if k_scale is not None:
-            scale = jnp.maximum(jnp.abs(half).max(3) / INT8, TINY)
-            k_scale, half = write(k_scale, scale, channel), jnp.round(half / scale[..., None])
-        k = write(k, half, channel)
-    return dataclasses.replace(cache, k=k, v=write(v_cache, v), k_scale=k_scale, v_scale=v_scale)
