@@ -1,5 +1,5 @@
-"""The cache that a pass reads, and how keys and values get into it: in training, over documents. (The
-engine's cache, whose rows have a length each, is in `slot_cache`.)
+"""The cache that a pass reads, and how keys and values get into it: in training, over documents.
+(The engine's cache, whose rows have a length each, is in `slot_cache`.)
 
 Every forward pass returns keys *before* rotary embedding. `insert` rotates them once, to their
 positions in the cache; a document's record is therefore valid at any offset, in any order, beside
