@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from grit_jax.data.packing import round_up
 from grit_jax.errors import GritError
 from grit_jax.inference.engine_steps import STEPS, EngineShape
 from grit_jax.inference.records import KVRecord, Positions, check_record
-from grit_jax.inference.requests import Finish, GenerateRequest, Pending, Seconds
+from grit_jax.inference.requests import Finish, GenerateRequest, GenerateResult, Pending, Seconds
 from grit_jax.inference.row_packing import bucket
 from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.inference.slot_runner import RunnerOptions, SlotRunner
@@ -147,9 +147,11 @@ def generate(
     return result
 
 
-def run_all(runner: SlotRunner, waiting: Sequence[Pending], steps: int):
+def run_all(
+    runner: SlotRunner, waiting: Sequence[Pending[GenerateResult]], steps: int
+) -> Iterator[Pending[GenerateResult]]:
     """Runs requests through a runner in this thread; yields each one that has ended."""
-    queue, under_way = list(reversed(waiting)), list[Pending]()
+    queue, under_way = list(reversed(waiting)), list[Pending[GenerateResult]]()
     try:
         while queue or under_way:
             while queue and runner.free:
