@@ -17,6 +17,7 @@ hands out what the calls before have returned, while the device computes.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import faulthandler
 import logging
@@ -49,7 +50,12 @@ from grit_jax.inference.requests import (
 )
 from grit_jax.inference.row_packing import bucket
 from grit_jax.inference.sampling import Sampling
-from grit_jax.inference.slot_runner import SHORTEST_PROMPT, RunnerOptions, SlotRunner
+from grit_jax.inference.slot_runner import (
+    SHORTEST_PROMPT,
+    RunnerOptions,
+    SlotRunner,
+    prompt_bucket,
+)
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params
 from grit_jax.runtime.arguments import whole_number
@@ -172,6 +178,8 @@ class Engine:
         ]
         for thread in self._threads:
             thread.start()
+        # A thread inside a program of XLA when the interpreter ends would abort the process.
+        atexit.register(self.close)
 
     def __enter__(self) -> Engine:
         return self
@@ -260,7 +268,7 @@ class Engine:
         runner = self._runner
         self._passes.warm_up(longest_text, score=score)
         room = runner.room.capacity - 2 * SHORTEST_PROMPT
-        prompts = {min(bucket(n, SHORTEST_PROMPT), room) for n in range(1, runner.chunk + 1)}
+        prompts = {min(prompt_bucket(n), room) for n in range(1, runner.chunk + 1)}
         warm = Sampling(max_new_tokens=2, ignore_eos=True)
         requests = [GenerateRequest([0] * n, (), warm) for n in sorted(prompts)]
         longest = min(longest_records or runner.room.records, runner.room.records)
@@ -294,6 +302,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the engine; requests that are not finished get an error."""
+        atexit.unregister(self.close)
         with self._lock:
             self._closing = True
             self._lock.notify_all()

@@ -6,7 +6,8 @@ is read in blocks where it lies, and no block behind a row's length is:
 - on TPU by a kernel (`decode_kernel`), where heads are a multiple of 128 and the capacity is one of
   the kernel's block. With narrower heads the compiler keeps values in another layout than kernels
   take, and copies the whole cache for each call.
-- on the CPU row after row by XLA: the cost follows the sum of the lengths.
+- on the CPU four rows of similar lengths at a time by XLA: the cost follows the sum of the
+  lengths.
 - on GPU, and for other shapes on TPU, all rows side by side: the cost follows the longest length.
 
 A row's result does not depend, bit for bit, on the capacity (on TPU: from one block up), on the
@@ -19,6 +20,7 @@ Windows, segments and marks are not expressed by a length: rows that need them u
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +32,12 @@ from grit_jax.models.kernels import MASKED, platform, soft_cap
 from grit_jax.sharding import fitted_spec
 
 # Keys of a block: the fewer, the less is read behind a row's length, and the more often the loop's
-# fixed cost is paid. On a CPU, 16 rows of 8 query and 4 key heads of 64 take about the same time
-# with 256 and 512 at full length, and 256 take half of it at short lengths.
+# fixed cost is paid.
 DECODE_BLOCK = 256
+# On a CPU: keys of a block, and rows side by side at most. For 12 layers of 16 rows, 9 query and 3
+# key heads of 64, one row and 256 keys at a time took 9.8 ms at length 100, 33 at lengths up to
+# 1,500 and 70 at 2,000; these take 4.2, 27 and 53 (and one busy row of 1,800 13 instead of 4.4).
+CPU_BLOCK, CPU_ROWS = 128, 4
 
 
 @jax.tree_util.register_dataclass
@@ -117,8 +122,9 @@ def decode_attention_layer(
             return decode_kernel.decode_kernel(
                 q, own and (own.k, own.v), stacks, cache.lengths, layer, softcap=softcap
             )
-        # A CPU has no use for rows side by side; on other devices a row alone is too little work.
-        return _blocked(q, own, cache, layer, softcap, rows=1 if kind == "cpu" else len(q))
+        rows = math.gcd(len(q), CPU_ROWS) if kind == "cpu" else len(q)
+        block = CPU_BLOCK if kind == "cpu" else DECODE_BLOCK
+        return _blocked(q, own, cache, layer, softcap, rows=rows, block_keys=block)
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -151,22 +157,24 @@ def _blocked(
     layer: Int[Array, ""],
     softcap: float | None,
     rows: int,
+    block_keys: int,
 ) -> Float[Array, "B K G H"]:
-    """`rows` rows at a time, block after block up to the longest of them, with a running softmax.
-    A block behind a row's length changes nothing: it adds zeros."""
+    """`rows` rows of similar lengths at a time, block after block up to the longest of them, with a
+    running softmax. A block behind a row's length changes nothing: it adds zeros."""
     B, K, G, H = q.shape
     S = cache.v.shape[3]
-    if S < DECODE_BLOCK:  # a whole block, so that sums have the order that they have elsewhere
-        cache = _padded(cache, DECODE_BLOCK - S)
-        S = DECODE_BLOCK
+    if block_keys > S:  # a whole block, so that sums have the order that they have elsewhere
+        cache = _padded(cache, block_keys - S)
+        S = block_keys
 
     def product(form: str, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.einsum(
             form, x.astype(q.dtype), y.astype(q.dtype), preferred_element_type=jnp.float32
         )
 
-    def some_rows(row: jax.Array | int) -> jax.Array:
-        mine = lambda x: jax.lax.dynamic_slice_in_dim(x, row, rows)
+    def some_rows(members: jax.Array | None) -> jax.Array:
+        """The result of some rows, whose numbers are given, or of all."""
+        mine = lambda x: x if members is None else x[members]
         lengths, query = jnp.minimum(mine(cache.lengths), S), mine(q)
         if own is None:
             top, total = jnp.full((rows, K, G), MASKED), jnp.zeros((rows, K, G))
@@ -177,26 +185,30 @@ def _blocked(
             own_v = mine(own.v).astype(jnp.float32)[:, :, None]
             out = jnp.broadcast_to(own_v, (rows, K, G, H))
         if cache.k_scale is not None:
-            scale = jax.lax.dynamic_slice(cache.k_scale, (layer, row, 0, 0), (1, rows, K, H))
-            query = query * scale[0, :, :, None]
+            scale = jax.lax.dynamic_index_in_dim(cache.k_scale, layer, keepdims=False)
+            query = query * mine(scale)[:, :, None]
 
         def block(number: jax.Array, state: tuple) -> tuple:
             top, total, out = state
-            first = number * DECODE_BLOCK
-            start = jnp.minimum(first, S - DECODE_BLOCK)
+            first = number * block_keys
+            start = jnp.minimum(first, S - block_keys)
 
             def take(stack: jax.Array, axis: int) -> jax.Array:
                 """This block; at the end of a capacity that is no multiple of a block, keys of the
                 block before come behind it."""
-                at: list[jax.Array | int] = [layer, row] + [0] * (stack.ndim - 2)
-                at[axis] = start
-                sizes = [1, rows, *stack.shape[2:]]
-                sizes[axis] = DECODE_BLOCK
-                part = jax.lax.dynamic_slice(stack, at, sizes)[0]
-                return part if S % DECODE_BLOCK == 0 else jnp.roll(part, start - first, axis - 1)
+                at: list[jax.Array | int] = [layer, 0] + [0] * (stack.ndim - 2)
+                sizes = [1, B, *stack.shape[2:]]
+                at[axis], sizes[axis] = start, block_keys
+                if members is None:
+                    part = jax.lax.dynamic_slice(stack, at, sizes)[0]
+                else:
+                    sizes[1] = 1
+                    cut = lambda row: jax.lax.dynamic_slice(stack, [layer, row, *at[2:]], sizes)[0]
+                    part = jnp.concatenate([cut(row) for row in members])
+                return part if S % block_keys == 0 else jnp.roll(part, start - first, axis - 1)
 
             s = soft_cap(product("bkgh,bkhs->bkgs", query, take(cache.k, 4)), softcap)
-            valid = first + jnp.arange(DECODE_BLOCK) < lengths[:, None, None, None]
+            valid = first + jnp.arange(block_keys) < lengths[:, None, None, None]
             new_top = jnp.maximum(top, jnp.where(valid, s, MASKED).max(-1))
             p = jnp.where(valid, jnp.exp(s - new_top[..., None]), 0.0)
             rescale = jnp.exp(top - new_top)
@@ -204,13 +216,15 @@ def _blocked(
             seen = product("bkgs,bksh->bkgh", weights, take(cache.v, 3))
             return new_top, total * rescale + p.sum(-1), out * rescale[..., None] + seen
 
-        blocks = (lengths.max() + DECODE_BLOCK - 1) // DECODE_BLOCK
+        blocks = (lengths.max() + block_keys - 1) // block_keys
         _, total, out = jax.lax.fori_loop(0, blocks, block, (top, total, out))
         return (out / jnp.maximum(total, 1e-30)[..., None]).astype(q.dtype)
 
     if rows == B:
-        return some_rows(0)
-    return jax.lax.map(some_rows, jnp.arange(0, B, rows)).reshape(q.shape)
+        return some_rows(None)
+    order = jnp.argsort(cache.lengths)
+    out = jax.lax.map(some_rows, order.reshape(-1, rows)).reshape(q.shape)
+    return out[jnp.argsort(order)]
 
 
 def _padded(cache: DecodeCache, slots: int) -> DecodeCache:

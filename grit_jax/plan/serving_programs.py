@@ -29,7 +29,7 @@ from grit_jax.inference.placement import Dtype, compute_dtype
 from grit_jax.inference.records import SHORTEST_RECORDS, LayerRecords
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
 from grit_jax.inference.sampling import SamplingRows, SlotSettings
-from grit_jax.inference.slot_runner import CHUNK, SHORTEST_PROMPT
+from grit_jax.inference.slot_runner import CHUNK, prompt_bucket
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.int8 import INT8_WEIGHTS, abstract_int8
 from grit_jax.models.parameters import parameter_shapes, stack_indices
@@ -182,7 +182,7 @@ class ServingPrograms:
     def _prefill_layer(self) -> Program:
         """One layer of a question over what its slot holds."""
         c, tokens = self.config, min(self.sizes.question_tokens, self.chunk)
-        T = min(bucket(tokens, SHORTEST_PROMPT), self.sizes.capacity)
+        T = min(prompt_bucket(tokens), self.sizes.capacity)
         chunk, _ = self._chunk(T)
         x = shape_of((self.shares, T, c.hidden_size), c.dtype)
         indices = {name: shape_of(()) for name in stack_indices(self.params, c.layer_kinds, 0)}

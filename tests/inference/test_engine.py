@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -173,6 +175,23 @@ def test_closing_ends_what_is_under_way(tiny_model):
     assert engine.wait_until_idle(5) and engine.stats().failed == 3
     with pytest.raises(GritError, match="closed"):
         pending[-1].result(0)
+
+
+def test_a_process_may_end_with_an_open_engine(tiny_model, tmp_path):
+    """Somebody forgot to close it: the interpreter waits for the program that runs."""
+    tiny_model.save_pretrained(tmp_path)
+    program = f"""
+from grit_jax import GritLM
+from grit_jax.inference.requests import GenerateRequest
+from grit_jax.inference.sampling import Sampling
+
+engine = GritLM.from_pretrained({str(tmp_path)!r}).engine(slots=2, context=2048)
+first = engine.submit(GenerateRequest([5], (), Sampling(1)))
+engine.submit(GenerateRequest([5], (), Sampling(2000, ignore_eos=True)))
+first.result(100)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_failing_device_fails_its_requests_and_the_engine_goes_on(tiny_model, monkeypatch):

@@ -127,6 +127,31 @@ def test_a_row_alone_in_company_and_in_any_capacity():
     np.testing.assert_array_equal(compiled()(q, own, larger, 1), full)
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_rows_of_any_lengths_side_by_side(int8):
+    """Twelve rows in any order of lengths: each has the bits that it has alone."""
+    q, own, cache = make(int8=int8)
+    rows = np.arange(12) % B
+    lengths = np.random.default_rng(0).permutation(np.linspace(0, S, 12).astype(np.int32))
+    take = lambda x: None if x is None else x[:, rows]
+    many = DecodeCache(
+        take(cache.k), take(cache.v), lengths, take(cache.k_scale), take(cache.v_scale)
+    )
+    out = compiled()(q[rows], OwnToken(own.k[rows], own.v[rows]), many, 1)
+    for row, source in enumerate(rows):
+        one = lambda x: None if x is None else x[:, source : source + 1]
+        alone = DecodeCache(
+            one(cache.k),
+            one(cache.v),
+            lengths[row : row + 1],
+            one(cache.k_scale),
+            one(cache.v_scale),
+        )
+        mine = OwnToken(own.k[source : source + 1], own.v[source : source + 1])
+        wanted = compiled()(q[source : source + 1], mine, alone, 1)
+        np.testing.assert_array_equal(out[row], wanted[0])
+
+
 def test_no_layer_is_copied():
     """In a scan over layers that closes over the stacks, no array of a layer's size is made, and
     the bytes behind the lengths are not read."""
