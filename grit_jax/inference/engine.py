@@ -57,6 +57,7 @@ from grit_jax.inference.slot_runner import (
     prompt_bucket,
 )
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.kernels import platform
 from grit_jax.models.transformer import Params
 from grit_jax.runtime.arguments import whole_number
 from grit_jax.runtime.compilations import count_compilations
@@ -357,7 +358,10 @@ class Engine:
         nothing_else = not (started or runner.calls or passes.batches)
         read = runner.prefill(self.limits.prefill_tokens, wait=0.01 if nothing_else else 0.0)
         more = runner.decode(self._steps(), stop_early=waiting)
-        while runner.calls > (1 if read or more else 0):
+        # One call runs while the tokens of the one before are read. Not where a request waits for a
+        # slot: the call would run without it. On an accelerator waiting for results costs more.
+        ahead = (read or more) and not (waiting and platform() == "cpu")
+        while runner.calls > (1 if ahead else 0):
             runner.collect()
         while passes.batches > (1 if started and more else 0):
             passes.collect()

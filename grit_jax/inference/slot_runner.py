@@ -55,10 +55,12 @@ CHUNK = 256  # tokens of a prompt that are read in one call
 def prompt_bucket(tokens: int) -> int:
     """The length that a chunk of `tokens` tokens is padded to.
 
-    Between 128 and 256 there is one more than `bucket` has: reading prompts is about half of the
-    work of an engine on a CPU.
+    Up to 256 there are two more than `bucket` has: reading prompts is more than half of the work of
+    an engine on a CPU.
     """
-    return round_up(tokens, 64) if 128 < tokens <= 256 else bucket(tokens, SHORTEST_PROMPT)
+    if tokens > 256:
+        return bucket(tokens, SHORTEST_PROMPT)
+    return round_up(tokens, 32 if tokens <= 128 else 64)
 
 
 @dataclasses.dataclass(frozen=True)

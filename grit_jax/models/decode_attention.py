@@ -203,8 +203,9 @@ def _blocked(
                     part = jax.lax.dynamic_slice(stack, at, sizes)[0]
                 else:
                     sizes[1] = 1
-                    cut = lambda row: jax.lax.dynamic_slice(stack, [layer, row, *at[2:]], sizes)[0]
-                    part = jnp.concatenate([cut(row) for row in members])
+                    starts = [(layer, row, *at[2:]) for row in members]
+                    cuts = [jax.lax.dynamic_slice(stack, begin, sizes)[0] for begin in starts]
+                    part = jnp.concatenate(cuts)
                 return part if S % block_keys == 0 else jnp.roll(part, start - first, axis - 1)
 
             s = soft_cap(product("bkgh,bkhs->bkgs", query, take(cache.k, 4)), softcap)
