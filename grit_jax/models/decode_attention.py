@@ -203,7 +203,7 @@ def _blocked(
                     part = jax.lax.dynamic_slice(stack, at, sizes)[0]
                 else:
                     sizes[1] = 1
-                    starts = [(layer, row, *at[2:]) for row in members]
+                    starts = [[layer, members[i], *at[2:]] for i in range(rows)]
                     cuts = [jax.lax.dynamic_slice(stack, begin, sizes)[0] for begin in starts]
                     part = jnp.concatenate(cuts)
                 return part if S % block_keys == 0 else jnp.roll(part, start - first, axis - 1)
