@@ -196,7 +196,7 @@ def _blocked(
             def take(stack: jax.Array, axis: int) -> jax.Array:
                 """This block; at the end of a capacity that is no multiple of a block, keys of the
                 block before come behind it."""
-                at: list[jax.Array | int] = [layer, 0] + [0] * (stack.ndim - 2)
+                at: list[jax.Array | int] = [layer, *[0] * (stack.ndim - 1)]
                 sizes = [1, B, *stack.shape[2:]]
                 at[axis], sizes[axis] = start, block_keys
                 if members is None:
