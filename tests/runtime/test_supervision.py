@@ -24,6 +24,8 @@ def start(work: str, begin: str = "", **how: Any) -> subprocess.Popen:
 from grit_jax.runtime.preemption import PREEMPTED, Preempted, on_sigterm
 from grit_jax.runtime.supervision import joined_others, watched
 """
+    # The tests themselves may run under nohup, whose children ignore SIGHUP.
+    begin = f"signal.signal(signal.SIGHUP, signal.SIG_DFL)\n{begin}"
     code = f"{words}{begin}\ndef work():\n    {work.strip()}\nwatched(work)\nprint('at its end')"
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, **how)
