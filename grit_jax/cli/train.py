@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import tempfile
+from pathlib import Path
 
 from grit_jax.cli import flags
 from grit_jax.cli.hosts import join_run
@@ -47,7 +50,10 @@ def train(args: argparse.Namespace, arguments: list[str]) -> None:
 
 def _import_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", type=flags.name, metavar="SOURCE", help="directory or Hugging Face hub id"
+        "model",
+        type=flags.name,
+        metavar="SOURCE",
+        help="directory, Hugging Face hub id, or a GGUF file",
     )
     parser.add_argument("out", metavar="OUT", type=flags.path)
     parser.add_argument(
@@ -60,11 +66,18 @@ def _import_flags(parser: argparse.ArgumentParser) -> None:
 
 def import_(args: argparse.Namespace) -> None:
     from grit_jax.inference.model import GritLM
+    from grit_jax.models.hf import gguf
     from grit_jax.models.parameters import num_parameters
     from grit_jax.runtime.files import new_folder
 
-    with new_folder(args.out) as folder:
-        model = GritLM.from_pretrained(args.model)
+    source = Path(args.model).expanduser()
+    with new_folder(args.out) as folder, contextlib.ExitStack() as stack:
+        if gguf.is_gguf(source):
+            # Beside OUT: a large model may not fit where temporary files usually are.
+            plain = stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent))
+            gguf.write_directory(source, Path(plain))
+            source = Path(plain)
+        model = GritLM.from_pretrained(source if source.is_dir() else args.model)
         model.save_pretrained(folder, dtype=args.dtype)
     size, family = num_parameters(model.config), model.config.architecture
     print_text(f"{args.model} -> {args.out}: {family}, {size:,} parameters")
