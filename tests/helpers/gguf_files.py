@@ -1,0 +1,168 @@
+"""Tiny GGUF files, written by the format's library under its own names for the tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import jax
+import numpy as np
+
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.hf.weights import hf_names
+from grit_jax.models.parameters import init_params, layers_with
+from grit_jax.sharding import to_host
+
+TEXT = "the quick brown fox jumps over the lazy dog in 1999"
+SPECIAL = ["<unk>", "<s>", "</s>", "<|im_end|>"]
+_GEMMA: dict[str, Any] = dict(
+    hidden_act="gelu_pytorch_tanh",
+    zero_centered_norm=True,
+    post_norms=True,
+    scale_embeddings=True,
+    tie_word_embeddings=True,
+    query_pre_attn_scalar=16,
+    sliding_window=8,
+)
+# By the format's word for the architecture; mixtral says llama.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": dict(architecture="llama"),
+    "qwen2": dict(architecture="qwen2", attention_bias=True),
+    "qwen3": dict(architecture="qwen3", qk_norm=True),
+    "gemma2": dict(
+        architecture="gemma2",
+        layer_types=("sliding_attention", "full_attention"),
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        **_GEMMA,
+    ),
+    "gemma3": dict(
+        architecture="gemma3_text",
+        layer_types=("sliding_attention",) * 2,
+        qk_norm=True,
+        rope_theta=1e6,
+        rope_local_base_freq=1e4,
+        **_GEMMA,
+    ),
+    "mixtral": dict(architecture="mixtral", num_experts=4, num_experts_per_tok=2),
+}
+
+
+def byte_level() -> tuple[list[str], list[str]]:
+    """Tokens and merges of a byte-level tokenizer."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merges = ["t h", "th e", "Ġ the", "o w", "q u", "Ġ f"]
+    return [*SPECIAL, *sorted(ByteLevel.alphabet()), *(m.replace(" ", "") for m in merges)], merges
+
+
+def sentencepiece() -> tuple[list[str], list[float], list[int]]:
+    """Tokens, scores and kinds of a SentencePiece tokenizer."""
+    kind = gguf.TokenType
+    pieces = [(text, 0.0, kind.UNKNOWN if text == "<unk>" else kind.CONTROL) for text in SPECIAL]
+    pieces += [(f"<0x{i:02X}>", 0.0, kind.BYTE) for i in range(256)]
+    words = ["th", "▁th", "▁the", "qu", "ow", "er", *sorted({*TEXT.replace(" ", "▁")})]
+    pieces += [(word, -float(i), kind.NORMAL) for i, word in enumerate(words)]
+    texts, scores, kinds = zip(*pieces, strict=True)
+    return list(texts), list(scores), [int(k) for k in kinds]
+
+
+def write(
+    path: Path, name: str, tokenizer: str = "gpt2", **changed: Any
+) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Writes a file with random weights; returns the model that it holds.
+
+    Args:
+      name: of `MODELS`.
+      tokenizer: gpt2 or llama, as the format calls the kinds.
+      changed: metadata to add or to replace, `__` for a dot.
+    """
+    tokens = byte_level()[0] if tokenizer == "gpt2" else sentencepiece()[0]
+    config = ModelConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-6,
+        dtype="float32",
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        **MODELS[name],
+    )
+    params = {key: to_host(value) for key, value in init_params(config, jax.random.key(0)).items()}
+    rng = np.random.default_rng(0)
+    for key, value in params.items():  # norms and biases that are not ones and zeros
+        if value.ndim < 3 and key not in ("embed", "head"):
+            params[key] = (value + rng.normal(size=value.shape) / 10).astype(np.float32)
+    arch = "llama" if name == "mixtral" else name
+    writer = gguf.GGUFWriter(path, arch)
+    metadata = {
+        "block_count": 2,
+        "context_length": 128,
+        "embedding_length": 32,
+        "feed_forward_length": 48,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "attention.key_length": 16,
+        "attention.value_length": 16,
+        "rope.dimension_count": 16,
+        "vocab_size": len(tokens),
+    }
+    if config.num_experts:
+        metadata |= {"expert_count": 4, "expert_used_count": 2}
+    if config.sliding_window:
+        metadata["attention.sliding_window"] = config.sliding_window
+    for key, number in metadata.items():
+        writer.add_uint32(f"{arch}.{key}", number)
+    writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6)
+    writer.add_float32(f"{arch}.rope.freq_base", config.rope_theta)
+    writer.add_tokenizer_model(tokenizer)
+    writer.add_token_list(tokens)
+    if tokenizer == "gpt2":
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_merges(byte_level()[1])
+        writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
+    else:
+        _, scores, kinds = sentencepiece()
+        writer.add_token_scores(scores)
+        writer.add_token_types(kinds)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ messages[0]['content'] }}<|im_end|>")
+    for key, value in changed.items():
+        writer.add_uint32(key.replace("__", "."), value)
+    for target, array in _tensors(config, params, arch):
+        writer.add_tensor(target, np.ascontiguousarray(array, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return config, params
+
+
+def _tensors(config: ModelConfig, params: dict[str, np.ndarray], arch: str):
+    """What llama.cpp's converter stores for each tensor of a Hugging Face model."""
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], 2)
+
+    def stored(key: str, array: np.ndarray) -> np.ndarray:
+        if arch == "llama" and key in ("query", "key"):
+            heads = 4 if key == "query" else 2
+            array = array.reshape(heads, 2, 8, -1).swapaxes(1, 2).reshape(array.shape)
+        return array + 1 if config.zero_centered_norm and key.endswith("norm") else array
+
+    for key, value in params.items():
+        template, linear = hf_names(config)[key]
+        template = template if key == "head" else "model." + template
+        template = template.replace(".{expert}", "")
+        turn = lambda a, linear=linear: a.swapaxes(-1, -2) if linear else a
+        rows = layers_with(key, config.layer_kinds) if "{layer}" in template else [None]
+        for row, layer in enumerate(rows):
+            target = known.get_name(template.format(layer=layer), (".weight", ".bias"))
+            assert target is not None, template
+            yield target, stored(key, turn(value if layer is None else value[row]))
