@@ -22,7 +22,7 @@ _GEMMA: dict[str, Any] = dict(
     post_norms=True,
     scale_embeddings=True,
     tie_word_embeddings=True,
-    query_pre_attn_scalar=16,
+    query_pre_attn_scalar=256,
     sliding_window=8,
 )
 # By the format's word for the architecture; mixtral says llama.
@@ -47,6 +47,10 @@ MODELS: dict[str, dict[str, Any]] = {
     ),
     "mixtral": dict(architecture="mixtral", num_experts=4, num_experts_per_tok=2),
 }
+
+
+# What transformers takes for granted, which does not read all of the file's metadata.
+HEAD_DIMS = {"qwen3": 128, "gemma2": 256, "gemma3": 256}
 
 
 def byte_level() -> tuple[list[str], list[str]]:
@@ -86,7 +90,7 @@ def write(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=HEAD_DIMS.get(name, 8),
         max_position_embeddings=128,
         rms_norm_eps=1e-6,
         dtype="float32",
@@ -109,9 +113,9 @@ def write(
         "feed_forward_length": 48,
         "attention.head_count": 4,
         "attention.head_count_kv": 2,
-        "attention.key_length": 16,
-        "attention.value_length": 16,
-        "rope.dimension_count": 16,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
         "vocab_size": len(tokens),
     }
     if config.num_experts:
@@ -153,7 +157,11 @@ def _tensors(config: ModelConfig, params: dict[str, np.ndarray], arch: str):
     def stored(key: str, array: np.ndarray) -> np.ndarray:
         if arch == "llama" and key in ("query", "key"):
             heads = 4 if key == "query" else 2
-            array = array.reshape(heads, 2, 8, -1).swapaxes(1, 2).reshape(array.shape)
+            array = (
+                array.reshape(heads, 2, config.head_dim // 2, -1)
+                .swapaxes(1, 2)
+                .reshape(array.shape)
+            )
         return array + 1 if config.zero_centered_norm and key.endswith("norm") else array
 
     for key, value in params.items():
