@@ -119,7 +119,7 @@ TRAIN = Verb(
 )
 IMPORT = Verb(
     "import",
-    "read a Hugging Face directory or hub id and write a model directory",
+    "read a Hugging Face directory, hub id or GGUF file and write a model directory",
     _import_flags,
     import_,
 )

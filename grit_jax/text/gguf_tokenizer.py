@@ -46,7 +46,7 @@ DIGITS_ALONE = ("smollm",)
 GEMMA = ("gemma2", "gemma3")
 
 
-def tokenizer_files(metadata: Mapping[str, Any], location: str) -> TokenizerFiles:
+def read(metadata: Mapping[str, Any], location: str) -> TokenizerFiles:
     """The tokenizer of a GGUF file.
 
     Args:
@@ -69,7 +69,6 @@ def tokenizer_files(metadata: Mapping[str, Any], location: str) -> TokenizerFile
     config: dict[str, Any] = {"clean_up_tokenization_spaces": False}
     if template := metadata.get("tokenizer.chat_template"):
         config["chat_template"] = template
-    model: bytes | None = None
     if kind == "gpt2":
         core = _byte_level(metadata, tokens, location)
         begins = metadata.get("tokenizer.ggml.add_bos_token", False)
@@ -90,7 +89,7 @@ def tokenizer_files(metadata: Mapping[str, Any], location: str) -> TokenizerFile
             pair=[*sequence, *(part.replace("$A", "$B") + ":1" for part in sequence)],
             special_tokens=[(part, core.token_to_id(part)) for part in {*sequence} - {"$A"}],
         )
-    return TokenizerFiles(core.to_str(), names, config, model)
+    return TokenizerFiles(core.to_str(), names, config, None)
 
 
 def _added(metadata: Mapping[str, Any], tokens: list[str]) -> list[AddedToken]:
@@ -130,14 +129,12 @@ def _sentencepiece(
     metadata: Mapping[str, Any], tokens: list[str], gemma: bool, location: str
 ) -> tokenizers.Tokenizer:
     """Through SentencePiece's own format, whose conversion is tested."""
-    from sentencepiece import sentencepiece_model_pb2
-
     kinds = metadata.get("tokenizer.ggml.token_type")
     scores = metadata.get("tokenizer.ggml.scores")
     if not kinds or not scores or UNKNOWN not in kinds:
         raise GritError(f"{location}: its tokenizer has no scores, or no kinds of tokens")
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", not gemma))
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
+    proto = sentencepiece_model.new_model()
     for i, (token, score, kind) in enumerate(zip(tokens, scores, kinds, strict=True)):
         if gemma:
             score = -float(i)

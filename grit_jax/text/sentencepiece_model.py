@@ -135,11 +135,17 @@ def llama_spaces(core: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
     core.decoder = _decoder(prefix=prefix)
 
 
-def _parse(model: bytes, location: str) -> Any:
-    from google.protobuf.message import DecodeError
+def new_model() -> Any:
+    """An empty model in SentencePiece's own format."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
+    return sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
+
+
+def _parse(model: bytes, location: str) -> Any:
+    from google.protobuf.message import DecodeError
+
+    proto = new_model()
     try:
         proto.ParseFromString(model)
     except DecodeError:

@@ -8,7 +8,7 @@ import tokenizers
 gguf_files = pytest.importorskip("gguf_files", reason="needs the extra 'gguf'")
 
 from grit_jax.errors import GritError
-from grit_jax.text.gguf_tokenizer import tokenizer_files
+from grit_jax.text.gguf_tokenizer import read
 
 
 def metadata(kind: str, **changed) -> dict:
@@ -23,7 +23,7 @@ def metadata(kind: str, **changed) -> dict:
 
 
 def encode(text: str, kind: str, **changed) -> list[str]:
-    files = tokenizer_files(metadata(kind, **changed), "F")
+    files = read(metadata(kind, **changed), "F")
     return tokenizers.Tokenizer.from_str(files.tokenizer_json).encode(text).tokens
 
 
@@ -67,4 +67,4 @@ def test_sentencepiece():
 )
 def test_what_is_not_known_is_named(kind, changed, message):
     with pytest.raises(GritError, match=message):
-        tokenizer_files(metadata(kind, **changed), "F")
+        read(metadata(kind, **changed), "F")

@@ -326,6 +326,9 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         return path
+    if path.suffix.lower() == ".gguf":
+        problem = "import it first: grit import FILE.gguf OUT" if path.exists() else "no such file"
+        raise GritError(f"{source}: {problem}")
     if path.exists():
         raise GritError(
             f"{source}: a file; expected a model directory (with config.json in it) or a hub id"

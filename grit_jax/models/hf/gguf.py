@@ -21,9 +21,9 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.read_config import config_from_hf
 from grit_jax.models.hf.safetensors_io import Tensor, write_tensors
 from grit_jax.models.hf.weights import MAX_SHARD_BYTES, hf_names
+from grit_jax.models.parameters import layers_with, parameter_shapes
 from grit_jax.runtime.files import write_json
-from grit_jax.text import tokenizer_files
-from grit_jax.text.gguf_tokenizer import tokenizer_files as read_tokenizer
+from grit_jax.text import gguf_tokenizer, tokenizer_files
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -99,14 +99,27 @@ def write_directory(path: Path, directory: Path) -> None:
             " --merge FIRST_PART OUT"
         )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    read = lambda name: gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        try:
+            return gguf.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise GritError(
+                f"{path}: {name} has the type {tensor.tensor_type.name}, which the package gguf"
+                " does not dequantise; take a file of another type"
+            ) from None
+
     hf = _config(metadata, tensors, read, str(path))
     config = config_from_hf(hf, str(path))
-    tokenizer = read_tokenizer(metadata, str(path))
+    tokenizer = gguf_tokenizer.read(metadata, str(path))
     written = _weights(config, tensors, read, str(path))
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory, written, "float32", MAX_SHARD_BYTES)
     write_json(directory / "config.json", hf)
+    named = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
+    ends = dict.fromkeys(end for end in named if end is not None)
+    write_json(directory / "generation_config.json", {"eos_token_id": list(ends)})
     tokenizer_files.write(directory, tokenizer, config.architecture)
 
 
@@ -188,6 +201,8 @@ def _rope_scaling(
     kind, factor = optional("rope.scaling.type"), optional("rope.scaling.factor")
     if FREQUENCIES in tensors:
         stored = read(FREQUENCIES)
+        if (stored == 1).all():
+            return None
         for factor in LLAMA3_FACTORS:
             if np.allclose(stored, _llama3(hf, factor), rtol=1e-4):
                 return {
@@ -225,8 +240,6 @@ def _weights(
     location: str,
 ) -> list[Tensor]:
     """The tensors as a Hugging Face directory has them; each is read when it is written."""
-    from grit_jax.models.parameters import layers_with, parameter_shapes
-
     names, used, written = hf_names(config), {FREQUENCIES}, []
 
     def add(ours: str, source: str, target: str, expert: int | None = None) -> None:

@@ -9,7 +9,7 @@ gguf_files = pytest.importorskip("gguf_files", reason="needs the extra 'gguf'")
 
 from grit_jax.cli.main import main
 from grit_jax.errors import GritError
-from grit_jax.models.hf.directory import read_model_directory
+from grit_jax.models.hf.directory import read_model_directory, resolve
 from grit_jax.models.hf.gguf import is_gguf, write_directory
 
 
@@ -48,6 +48,20 @@ def test_metadata_that_cannot_be_read_is_named(changed, message, tmp_path):
     with pytest.raises(GritError, match=message):
         write_directory(tmp_path / "model.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_end_of_a_turn_ends_an_answer_too(tmp_path):
+    gguf_files.write(tmp_path / "model.gguf", "llama", tokenizer__ggml__eot_token_id=3)
+    write_directory(tmp_path / "model.gguf", tmp_path / "out")
+    assert read_model_directory(tmp_path / "out").settings.stop_token_ids == (2, 3)
+
+
+def test_other_verbs_and_missing_files_are_told_what_to_do(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(GritError, match=r"model.gguf: import it first: grit import"):
+        resolve(tmp_path / "model.gguf")
+    with pytest.raises(GritError, match=r"^none.gguf: no such file$"):
+        resolve("none.gguf")
 
 
 def test_a_truncated_file_and_one_of_another_format(tmp_path):
