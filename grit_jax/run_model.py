@@ -17,7 +17,8 @@ from grit_jax.inference.model import GritLM, ModelOptions
 from grit_jax.inference.opening import modules_of
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
-from grit_jax.models.hf.peft import write_adapter
+from grit_jax.models.hf.peft import AdapterBase, write_adapter
+from grit_jax.models.hf.sources import published_name, resolve
 from grit_jax.models.lora import adapter_shapes
 from grit_jax.models.projection import PROJECTION, PROJECTION_AXES, layers_of
 from grit_jax.models.transformer import Params, parameter_shapes
@@ -55,7 +56,7 @@ def load_tokenizer(config: RunConfig, output: RunFolder) -> Tokenizer:
     run reads it."""
     section, kept = config.tokenizer, output.local / "tokenizer"
     if section.path:
-        return Tokenizer.from_pretrained(huggingface.resolve(section.path))
+        return Tokenizer.from_pretrained(resolve(section.path))
     if section.train_on:
         if is_first() and not (kept / "tokenizer.json").exists():
             texts = itertools.chain.from_iterable(map(iter_documents, section.train_on))
@@ -66,7 +67,7 @@ def load_tokenizer(config: RunConfig, output: RunFolder) -> Tokenizer:
         output.fetch()  # process 0 has it
         return Tokenizer.from_pretrained(kept)
     if config.model.path:
-        return Tokenizer.from_pretrained(huggingface.resolve(config.model.path))
+        return Tokenizer.from_pretrained(resolve(config.model.path))
     raise GritError(
         "tokenizer: set tokenizer.path, or tokenizer.train_on, or start from a model.path that"
         " has one"
@@ -82,7 +83,7 @@ def model_shape(section: ModelSection) -> ModelConfig:
     if not section.path:
         assert section.known_shape is not None
         return section.known_shape
-    directory = huggingface.resolve(section.path)
+    directory = resolve(section.path)
     shape = huggingface.read_model_directory(directory, with_params=False).config
     check_shape(section, shape)
     return shape
@@ -98,7 +99,7 @@ def load_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> LoadedMod
     section, params, base = config.model, None, None
     model_config = dataclasses.replace(model_shape(section), **model_settings(section))
     if section.path:
-        directory = huggingface.resolve(section.path)
+        directory = resolve(section.path)
         tokenizer.check_fits(model_config.vocab_size, str(section.path))
     else:
         ids = {
@@ -183,11 +184,20 @@ def public_model(
     )
 
 
-def write_run_adapter(out: Path, config: RunConfig, trained: GritLM, state: TrainState) -> None:
+def write_run_adapter(
+    out: Path,
+    config: RunConfig,
+    trained: GritLM,
+    state: TrainState,
+    base: FrozenBase,
+    dtype: str = "float32",
+) -> None:
     """Writes the adapters of a LoRA run for PEFT, and the projection beside them.
 
     Args:
       trained: the model with the adapters in it.
+      base: the model that they were trained on.
+      dtype: float32 or bfloat16, of what is written.
     """
     projection = {name: trained.params[name] for name in PROJECTION_AXES if name in trained.params}
     modules = dataclasses.replace(
@@ -196,4 +206,13 @@ def write_run_adapter(out: Path, config: RunConfig, trained: GritLM, state: Trai
     )
     params = {**state.params, **projection}
     assert config.lora is not None
-    write_adapter(out, trained.config, config.lora, params, str(config.model.path), modules)
+    settings = huggingface.DirectorySettings(
+        trained.pooling,
+        trained.mode,
+        trained.generation_mode,
+        trained.chat.name,
+        trained.stop_ids,
+        modules,
+    )
+    of = AdapterBase(published_name(base.model), base.weights)
+    write_adapter(out, trained.config, config.lora, params, of, settings, dtype)

@@ -24,6 +24,7 @@ from grit_jax.errors import GritError, out_of_memory
 from grit_jax.evaluation.held_out import make_evaluation
 from grit_jax.inference.model import GritLM
 from grit_jax.models.hf import directory as huggingface
+from grit_jax.models.hf.sources import resolve
 from grit_jax.run_config import (
     PATH_KEYS,
     RunConfig,
@@ -350,7 +351,7 @@ def _inputs(config: RunConfig, batches: JointBatches, tokenizer: Tokenizer) -> d
     )
     inputs["tokenizer"] = Input(name, f"{tokenizer.vocab_size} ids", tokenizer.digest)
     if config.model.path:
-        directory = huggingface.resolve(config.model.path)
+        directory = resolve(config.model.path)
         inputs["model.path"] = describe_weights(directory, config.model.path)
     return inputs
 
@@ -482,7 +483,8 @@ def _export(
     checkpoints.close()
     trained = public_model(config, model.config, tokenizer, mesh)(state)
     if adapter:
-        write_run_adapter(out, config, trained, state)
+        assert model.base is not None
+        write_run_adapter(out, config, trained, state, model.base, dtype or "float32")
     else:
         trained.save_pretrained(out, dtype or config.model.export_dtype)
     return step

@@ -25,7 +25,10 @@ AXES_HELP = {
 def add_model(parser: argparse.ArgumentParser, *, placed: bool = True) -> None:
     """Declares MODEL and, with `placed`, the flags that say where and in which dtype it runs."""
     parser.add_argument(
-        "model", type=flags.name, metavar="MODEL", help="directory or Hugging Face hub id"
+        "model",
+        type=flags.name,
+        metavar="MODEL",
+        help="directory, Hugging Face hub id, or smollm2 or smollm2-grit",
     )
     if not placed:
         return
@@ -59,7 +62,7 @@ def load_model(args: argparse.Namespace) -> GritLM:
     from grit_jax.inference.model import GritLM
     from grit_jax.inference.opening import model_shape
     from grit_jax.inference.placement import place_model, warn_of_cpu
-    from grit_jax.models.hf.directory import resolve
+    from grit_jax.models.hf.sources import resolve
 
     path = resolve(args.model)
     mesh = {axis: getattr(args, f"mesh_{axis}") for axis in MESH_AXES}

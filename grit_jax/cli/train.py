@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from grit_jax.cli import flags
 from grit_jax.cli.hosts import join_run
 from grit_jax.cli.output import print_text
 from grit_jax.cli.verb import Verb
+from grit_jax.errors import GritError
 
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +55,7 @@ def _import_flags(parser: argparse.ArgumentParser) -> None:
         "model",
         type=flags.name,
         metavar="SOURCE",
-        help="directory, Hugging Face hub id, or a GGUF file",
+        help="directory, Hugging Face hub id, a GGUF file, or smollm2 or smollm2-grit",
     )
     parser.add_argument("out", metavar="OUT", type=flags.path)
     parser.add_argument(
@@ -88,22 +90,38 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         type=flags.name,
         metavar="CHECKPOINT",
-        help="the run's output folder, or its gs:// address",
+        help="the run's output folder, or its gs:// address; or smollm2 or smollm2-grit",
     )
     parser.add_argument("out", metavar="OUT", type=flags.path)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="of the written weights (default: as the run trained them)",
+        help="of the written weights (default: as the run trained them; adapters and models known"
+        " by name: float32)",
     )
     parser.add_argument(
-        "--adapter", action="store_true", help="only the adapters of a LoRA run, in PEFT's format"
+        "--adapter",
+        action="store_true",
+        help="only the adapters of a LoRA run or of smollm2-grit, in PEFT's format",
     )
 
 
 def export(args: argparse.Namespace) -> None:
+    from grit_jax.inference.model import GritLM
+    from grit_jax.models.hf.sources import ADAPTED, NAMES, adapter_folder
+    from grit_jax.runtime.files import new_folder
     from grit_jax.train import export_checkpoint
 
+    if args.checkpoint in NAMES and not Path(args.checkpoint).exists():
+        with new_folder(args.out) as folder:
+            if not args.adapter:
+                GritLM.from_pretrained(args.checkpoint).save_pretrained(folder, args.dtype)
+            elif args.checkpoint in ADAPTED:
+                shutil.copytree(adapter_folder(args.checkpoint), folder, dirs_exist_ok=True)
+            else:
+                raise GritError(f"{args.checkpoint}: has no adapters; leave --adapter out")
+        print_text(f"{args.checkpoint} -> {args.out}")
+        return
     step = export_checkpoint(args.checkpoint, args.out, dtype=args.dtype, adapter=args.adapter)
     print_text(f"step {step} of {args.checkpoint} -> {args.out}")
 

@@ -30,6 +30,7 @@ from grit_jax.inference.text import Prompts, TextWriter, conversations, messages
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.hf.sentence_transformers import SentenceModules
+from grit_jax.models.hf.sources import resolve
 from grit_jax.models.lora import AdaptedWeight
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.projection import PROJECTION_AXES
@@ -104,11 +105,7 @@ class GritLM:
         self.pooling, self.mode = options.pooling, options.mode
         self.generation_mode = options.generation_mode
         self.template, self.sentence = options.template, options.sentence
-        end = tokenizer.encode_parts([chat.answer_parts("")[1:]])[0][0]
-        ends = [end[0]] if len(end) == 1 else []
-        self.stop_ids = tuple(
-            dict.fromkeys(i for i in (*ends, tokenizer.eos_id, *options.stop_ids) if i is not None)
-        )
+        self.stop_ids = tuple(dict.fromkeys((*tokenizer.answer_ends(chat), *options.stop_ids)))
         self.encoder = Encoder(
             self.config, self.params, tokenizer, chat, self.pooling, self.mode, mesh
         )
@@ -122,7 +119,8 @@ class GritLM:
         *,
         mesh: Mesh | Placement | Literal["auto"] | None = None,
     ) -> GritLM:
-        """Opens a model directory (ours or a plain Hugging Face one) or a hub id.
+        """Opens a model directory (ours or a plain Hugging Face one), a hub id, or a model that
+        the package knows by name: "smollm2", "smollm2-grit" (docs/smollm2.md).
 
         Args:
           dtype: of weights and computation. "int8": matrices in 8 bits, one scale for each output,
@@ -140,7 +138,7 @@ class GritLM:
         """
         if not isinstance(source, str | Path):
             raise GritError(f"a model is a directory or a hub id, got {source!r:.60}")
-        path = huggingface.resolve(source)
+        path = resolve(source)
         if mesh == "auto":
             mesh = place_model(model_shape(path), dtype, name=str(source))
         tokens_per_call = None

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 
 from grit_jax.data.abstract_batch import abstract_batch
 from grit_jax.errors import GritError
+from grit_jax.inference.opening import model_shape
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.hf import directory as huggingface
+from grit_jax.models.hf.sources import is_here, resolve
 from grit_jax.run_config import RunConfig, batch_needs, step_config
 from grit_jax.run_model import model_settings
 from grit_jax.training.joint import StepConfig
@@ -43,12 +43,12 @@ def abstract_step(config: RunConfig) -> AbstractStep:
     """
     section, shape = config.model, config.model.known_shape
     if shape is None:
-        if not Path(str(section.path)).is_dir():
+        if not is_here(section.path):
             raise GritError(
                 f"model.path: {section.path} is not a directory; name the model by model.preset or"
                 " model.shape"
             )
-        shape = huggingface.read_model_directory(str(section.path), with_params=False).config
+        shape = model_shape(resolve(str(section.path)))
     model_config = dataclasses.replace(shape, **model_settings(section))
     data = config.data.fit_to_context(model_config.context_length)
     config = dataclasses.replace(config, data=data)

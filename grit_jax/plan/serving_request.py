@@ -9,6 +9,7 @@ from typing import Any
 from grit_jax.errors import GritError
 from grit_jax.inference.opening import model_shape
 from grit_jax.models.hf import directory as huggingface
+from grit_jax.models.hf.sources import is_here, resolve
 from grit_jax.plan.serving import ServingRequest
 from grit_jax.plan.serving_programs import ServingModel
 from grit_jax.run_config import RunConfig, read_run_config
@@ -45,7 +46,7 @@ def serving_request(
         return ServingRequest(source.stem, model, mesh=mesh, **(lengths | options))
     if other := [key for key in overrides if not key.startswith("mesh.")]:
         raise GritError(f"--{other[0]}: a model has no such key; give a configuration (.yaml)")
-    directory = huggingface.resolve(source)
+    directory = resolve(source)
     settings = huggingface.read_model_directory(directory, with_params=False).settings
     model = ServingModel(model_shape(directory), dtype, settings.pooling, settings.embedding_mode)
     return ServingRequest(str(source), model, mesh=mesh, **options)
@@ -59,12 +60,12 @@ def config_shape(config: RunConfig) -> Any:
     """
     shape = config.model.known_shape
     if shape is None:
-        if not Path(str(config.model.path)).is_dir():
+        if not is_here(config.model.path):
             raise GritError(
                 f"model.path: {config.model.path} is not a directory; name the model by"
                 " model.preset or model.shape"
             )
-        shape = model_shape(Path(str(config.model.path)))
+        shape = model_shape(resolve(str(config.model.path)))
     return shape
 
 

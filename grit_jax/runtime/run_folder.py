@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.cache_folder import cache_folder
 from grit_jax.runtime.files import expand_home, is_temporary
 from grit_jax.runtime.hosts import is_first
 from grit_jax.runtime.progress import say
@@ -263,13 +264,12 @@ class RunFolder:
 
 def _scratch(address: str) -> Path:
     """A folder of this machine for one output and process."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = (
         re.sub(r"[^-\w.]+", "_", address)[-60:]
         + "-"
         + hashlib.sha256(address.encode()).hexdigest()[:8]
     )
-    return cache / "grit_jax" / "outputs" / name / str(_number())
+    return cache_folder() / "outputs" / name / str(_number())
 
 
 def _number() -> int:

@@ -259,6 +259,12 @@ class Tokenizer:
             )
         return chat.with_tokens(self.bos_token, eos)
 
+    def answer_ends(self, chat: ChatFormat) -> tuple[int, ...]:
+        """Token ids that end an answer in a format of this tokenizer."""
+        end = self.encode_parts([chat.answer_parts("")[1:]])[0][0]
+        ends = [*(end if len(end) == 1 else ()), self.eos_id]
+        return tuple(dict.fromkeys(i for i in ends if i is not None))
+
     def check_fits(self, vocab_size: int, location: str) -> None:
         """Raises GritError if the tokenizer has ids beyond a model's vocabulary.
 

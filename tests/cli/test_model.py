@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
+import packaged_model
 import pytest
 from cli_world import run
 
@@ -11,6 +13,8 @@ from grit_jax.cli.main import build_parser
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.errors import GritError
 from grit_jax.inference import placement
+from grit_jax.inference.model import GritLM
+from grit_jax.models.hf.directory import read_model_directory
 from grit_jax.sharding import MESH_AXES
 
 
@@ -51,6 +55,47 @@ def test_devices_mesh_and_dtype_are_the_first_line(parse, in_world, capsys, monk
     monkeypatch.setattr(placement, "usable_devices", lambda: jax.devices()[:1])
     assert load_model(parse("model")).mesh is None
     assert capsys.readouterr().err == "devices: 1 x cpu, weights in float32\n"
+
+
+@pytest.fixture
+def packaged(monkeypatch, tmp_path):
+    """The packaged model and an adapter to it, as an installation has them."""
+    site = packaged_model.write_package(tmp_path / "site")
+    packaged_model.install(monkeypatch, site, tmp_path / "adapters", tmp_path / "cache")
+    packaged_model.ship_random_adapter(tmp_path / "adapters")
+    return tmp_path
+
+
+def test_a_name_is_a_model_to_every_verb(parse, packaged, capsys, monkeypatch):
+    """It becomes a directory, which is then sharded and quantised as any other."""
+    plain, whole = load_model(parse("smollm2")), load_model(parse("smollm2-grit"))
+    texts = ["the quick fox", "lazy dog"]
+    expected = whole.encode(texts)
+    assert (expected * plain.encode(texts)).sum(axis=1).max() < 0.999
+    monkeypatch.setattr(placement, "usable_devices", lambda: jax.devices()[:4])
+    sharded = load_model(parse("smollm2-grit", "--mesh.tensor", "2", "--mesh.fsdp", "2"))
+    np.testing.assert_allclose(sharded.encode(texts), expected, atol=1e-5)
+    monkeypatch.setattr(placement, "usable_devices", lambda: jax.devices()[:1])
+    small = load_model(parse("smollm2-grit", "--dtype", "int8"))
+    assert small.dtype == "int8" and (small.encode(texts) * expected).sum(axis=1).min() > 0.99
+    assert small.weights_hash == whole.weights_hash == sharded.weights_hash
+
+
+def test_a_name_is_exported_and_imported(packaged, capsys, monkeypatch):
+    monkeypatch.chdir(packaged)
+    for verb, name in (("export", "smollm2-grit"), ("export", "smollm2"), ("import", "smollm2")):
+        assert run(capsys, f"{verb} {name} {verb}-{name}").status == 0
+        exported, named = GritLM.from_pretrained(f"{verb}-{name}"), GritLM.from_pretrained(name)
+        assert exported.weights_hash == named.weights_hash
+    assert run(capsys, "export smollm2-grit half --dtype bfloat16").status == 0
+    assert read_model_directory("half").config.architecture == "llama"
+    assert run(capsys, "export smollm2-grit adapter --adapter").status == 0
+    written, shipped = (packaged / "adapter", packaged / "adapters" / packaged_model.FOLDER)
+    names = {path.relative_to(written) for path in written.rglob("*.*")}
+    assert names == {path.relative_to(shipped) for path in shipped.rglob("*.*")} and len(names) > 5
+    refused = run(capsys, "export smollm2 none --adapter")
+    assert refused.status == 2 and "smollm2: has no adapters; leave --adapter out" in refused.err
+    assert not (packaged / "none").exists()
 
 
 def test_axes_and_dtypes_that_there_are(parse, capsys):

@@ -11,7 +11,8 @@ import pytest
 
 from grit_jax.inference.model import GritLM
 from grit_jax.models.config import ModelConfig
-from grit_jax.models.hf.peft import write_adapter  # noqa: E402
+from grit_jax.models.hf.directory import DirectorySettings  # noqa: E402
+from grit_jax.models.hf.peft import AdapterBase, write_adapter  # noqa: E402
 from grit_jax.models.hf.sentence_transformers import SentenceModules
 from grit_jax.models.lora import LoraConfig, attach
 from grit_jax.models.transformer import init_params
@@ -184,7 +185,9 @@ def test_peft_opens_an_exported_adapter(base, tokens, tmp_path):
         name: np.asarray(rng.normal(size=a.shape) * 0.1, np.float32)
         for name, a in state.params.items()
     }
-    write_adapter(tmp_path, model.config, LORA, adapters, str(folder), SentenceModules())
+    write_adapter(
+        tmp_path, model.config, LORA, adapters, AdapterBase(str(folder)), DirectorySettings()
+    )
     peer = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         expected = peer(input_ids=torch.from_numpy(tokens.astype(np.int64))).logits.numpy()

@@ -9,7 +9,6 @@ tokenizer's files are read by `text/tokenizer.py`.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -44,9 +43,10 @@ __all__ = [
     "load_params",
     "read_along",
     "read_model_directory",
-    "resolve",
+    "read_settings",
     "save_params",
     "write_model_directory",
+    "write_settings",
 ]
 
 GRIT_FILE = "grit.json"
@@ -142,7 +142,18 @@ def write_model_directory(
     key = "use_bidirectional_attention" if gemma3 else "is_causal"
     write_modules(directory, modules, config.hidden_size, key)
     write_projection(directory, params, dtype)
-    # The last file: a directory that has it is complete.
+    write_settings(directory, settings, dense)  # the last file: a directory that has it is complete
+
+
+def write_settings(
+    directory: Path, settings: DirectorySettings, dense: Sequence[Dense], **more: Any
+) -> None:
+    """Writes grit.json.
+
+    Args:
+      dense: the Dense modules of the projection, in order.
+      more: further keys, which `read_settings` does not read.
+    """
     grit: dict[str, Any] = {
         "pooling": settings.pooling,
         "embedding_mode": settings.embedding_mode.value,
@@ -151,7 +162,7 @@ def write_model_directory(
     grit |= {} if settings.chat_format is None else {"chat_format": settings.chat_format}
     folders = [module.folder for module in dense]
     grit |= {"projection": folders[0] if len(folders) == 1 else folders} if folders else {}
-    write_json(directory / GRIT_FILE, grit)
+    write_json(directory / GRIT_FILE, grit | more)
 
 
 def read_model_directory(
@@ -179,7 +190,7 @@ def read_model_directory(
     config = config_from_hf(hf, str(directory / "config.json"))
     grit_path = directory / GRIT_FILE
     if grit_path.exists():
-        settings, dense = _read_grit(directory, hf)
+        settings, dense = read_settings(directory, hf)
     else:
         # GritLM's own hub directories have files of sentence-transformers, with which it would
         # embed causally and without its format; their code, named in auto_map, does not.
@@ -229,10 +240,17 @@ def _check_model(directory: Path) -> None:
         )
 
 
-def _read_grit(
+def read_settings(
     directory: Path, hf: Mapping[str, Any]
 ) -> tuple[DirectorySettings, tuple[Dense, ...]]:
-    """What grit.json says, and the Dense modules that it names."""
+    """The settings of grit.json, and the Dense modules that it names.
+
+    Args:
+      hf: config.json of the directory.
+
+    Raises:
+      GritError: a damaged file, or a value that is not known.
+    """
     path = directory / GRIT_FILE
     grit = read_json(path)
 
@@ -312,45 +330,3 @@ def _warn_of_differences(settings: DirectorySettings) -> None:
             " from this directory will differ from ours",
             stacklevel=3,
         )
-
-
-def resolve(source: str | Path, revision: str | None = None) -> Path:
-    """The directory of a model: `source` itself, or a download of that hub id (weights, JSON,
-    tokenizer).
-
-    Raises:
-      GritError: the model is neither a directory nor on the hub, or the hub cannot be reached.
-    """
-    if not str(source).strip():
-        raise GritError("the model's name is empty; give a model directory or a hub id")
-    path = Path(os.path.expanduser(source))
-    if path.is_dir():
-        return path
-    if path.suffix.lower() == ".gguf":
-        problem = "import it first: grit import FILE.gguf OUT" if path.exists() else "no such file"
-        raise GritError(f"{source}: {problem}")
-    if path.exists():
-        raise GritError(
-            f"{source}: a file; expected a model directory (with config.json in it) or a hub id"
-        )
-    if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", str(source)):
-        raise GritError(f"{source}: model not found: no such directory")
-    import huggingface_hub  # slow to import, and a local directory does not need it
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            str(source),
-            revision=revision,
-            allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja"],
-            # Mistral's and Meta's own copies of the weights; modules of sentence-transformers begin
-            # with a number.
-            ignore_patterns=["[!0-9]*/*.safetensors", "consolidated*"],
-        )
-    except Exception as error:  # not found, gated, offline, no network: many classes
-        reason = str(error).strip().partition("\n")[0]
-        raise GritError(
-            f"{source}: model not found: no such directory, and no such model on the hub"
-            f" ({type(error).__name__}: {reason}); check the name, the network, and HF_TOKEN for a"
-            " gated model"
-        ) from None
-    return Path(folder)

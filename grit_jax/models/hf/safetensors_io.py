@@ -46,17 +46,20 @@ class TensorFiles:
     Tensors are read, not memory-mapped: mapped pages would stay in the process's memory beside the
     arrays made from them.
 
+    Args:
+      single: name of the file that holds everything, if there are no shards.
+
     Raises:
       GritError: no safetensors file (pickles are refused), a shard of the index missing, or a
         damaged file.
     """
 
-    def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, single: str = SINGLE_FILE):
+        self.directory, self._single = Path(directory), single
         self._headers: dict[str, dict[str, _Entry]] = {}
         self._file_of: dict[str, str] = {}
-        if (self.directory / SINGLE_FILE).is_file():
-            self._file_of = dict.fromkeys(self._header(SINGLE_FILE), SINGLE_FILE)
+        if (self.directory / single).is_file():
+            self._file_of = dict.fromkeys(self._header(single), single)
         elif (self.directory / INDEX_FILE).is_file():
             self._file_of = self._read_index()
         else:
@@ -77,7 +80,7 @@ class TensorFiles:
 
     def path(self, name: str) -> Path:
         """The file that holds a tensor, or that should."""
-        fallback = SINGLE_FILE if (self.directory / SINGLE_FILE).is_file() else INDEX_FILE
+        fallback = self._single if (self.directory / self._single).is_file() else INDEX_FILE
         return self.directory / self._file_of.get(name, fallback)
 
     def read(self, name: str, shape: Sequence[int]) -> np.ndarray:
@@ -196,7 +199,7 @@ class TensorFiles:
                 " pickle can run any code. If you trust their source, convert them with"
                 " transformers' save_pretrained"
             )
-        return f"{self.directory}: no {SINGLE_FILE} and no {INDEX_FILE} there"
+        return f"{self.directory}: no {self._single} and no {INDEX_FILE} there"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +240,7 @@ def write_tensors(
     )
     with contextlib.ExitStack() as files:  # all are written before the first is renamed
         for name, shard in zip(names, shards, strict=True):
-            _write_shard(files.enter_context(write_file(directory / name)), shard, dtype)
+            write_shard(files.enter_context(write_file(directory / name)), shard, dtype)
         if len(shards) > 1:
             for entry in (INDEX_FILE, SINGLE_FILE):
                 (directory / entry).unlink(missing_ok=True)
@@ -272,9 +275,13 @@ def _shards(tensors: Sequence[Tensor], itemsize: int, limit: int) -> Iterator[li
     yield shard
 
 
-def _write_shard(file: BinaryIO, tensors: Sequence[Tensor], dtype: str) -> None:
+def write_shard(file: BinaryIO, tensors: Sequence[Tensor], dtype: str) -> None:
     """Writes the safetensors layout: the header's length in 8 bytes, the header (JSON), the
-    values."""
+    values.
+
+    Args:
+      dtype: float32 or bfloat16.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # required by transformers
     start = 0
     for tensor in tensors:

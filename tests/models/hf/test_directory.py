@@ -19,7 +19,6 @@ from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.hf.directory import (
     DirectorySettings,
     read_model_directory,
-    resolve,
     write_model_directory,
 )
 from grit_jax.models.hf.families import FAMILIES
@@ -220,36 +219,6 @@ def test_directory_errors(tmp_path, small):
             read_model_directory(tmp_path, with_params=False)
     (tmp_path / "grit.json").write_text('{"of": "a later version"}')
     assert read_model_directory(tmp_path, with_params=False).settings.pooling == "mean"
-
-
-def test_resolve(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    assert resolve(tmp_path) == tmp_path == resolve(str(tmp_path))
-    (tmp_path / "file").write_text("")
-    with raises("a file"):
-        resolve(tmp_path / "file")
-    calls = []
-
-    def absent(name, **options):
-        calls.append((name, options))
-        raise FileNotFoundError("offline\nand more lines")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
-    for name in (tmp_path / "absent", "./absent", "a/b/c", "~absent/x"):
-        with raises("model not found: no such directory$"):
-            resolve(name)
-    with raises("name is empty"):
-        resolve("")
-    assert not calls  # a path is never asked of the hub
-    with raises("some/model: model not found", r"FileNotFoundError: offline\)", "network"):
-        resolve("some/model", revision="v2")
-    assert calls[0][0] == "some/model" and calls[0][1]["revision"] == "v2"
-    assert not any(
-        "bin" in pattern or pattern == "*.py" for pattern in calls[0][1]["allow_patterns"]
-    )
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
-    assert resolve("some/model") == tmp_path
 
 
 def test_the_package_offers_what_it_says():
