@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-import packaged_model
 import pytest
 from cli_world import run
+
+packaged_model = pytest.importorskip("packaged_model", reason="needs the extra 'gguf'")
 
 from grit_jax.cli import flags, model
 from grit_jax.cli.main import build_parser

@@ -13,7 +13,6 @@ from grit_jax.inference.model import GritLM
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.directory import DirectorySettings  # noqa: E402
 from grit_jax.models.hf.peft import AdapterBase, write_adapter  # noqa: E402
-from grit_jax.models.hf.sentence_transformers import SentenceModules
 from grit_jax.models.lora import LoraConfig, attach
 from grit_jax.models.transformer import init_params
 from grit_jax.sharding import MeshConfig, make_mesh

@@ -167,3 +167,13 @@ def test_a_format_without_an_end(tmp_path):
         match="no special token '</s>', with which the format 'grit' ends an answer, and no end of",
     ):
         tokenizer.format(GRIT)
+
+
+def test_what_ends_an_answer(tiny_tokenizer):
+    """The end in the format, and the tokenizer's own where that is another."""
+    end = tiny_tokenizer.eos_id
+    assert tiny_tokenizer.answer_ends(tiny_tokenizer.format(GRIT)) == (end,)
+    chat = GRIT.with_tokens(None, str(tiny_tokenizer.bos_token))
+    assert tiny_tokenizer.answer_ends(chat) == (tiny_tokenizer.bos_id, end)
+    words = GRIT.with_tokens(None, "two tokens, which cannot stop")
+    assert tiny_tokenizer.answer_ends(words) == (end,)

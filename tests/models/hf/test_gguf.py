@@ -10,8 +10,8 @@ gguf_files = pytest.importorskip("gguf_files", reason="needs the extra 'gguf'")
 from grit_jax.cli.main import main
 from grit_jax.errors import GritError
 from grit_jax.models.hf.directory import read_model_directory
-from grit_jax.models.hf.sources import resolve
 from grit_jax.models.hf.gguf import is_gguf, write_directory
+from grit_jax.models.hf.sources import resolve
 
 
 @pytest.mark.parametrize("name", gguf_files.MODELS)

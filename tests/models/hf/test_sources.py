@@ -9,13 +9,14 @@ import sys
 import warnings
 from pathlib import Path
 
-import gguf_files
 import huggingface_hub
 import numpy as np
-import packaged_model
 import pytest
 from golden_models import raises
 from safetensors.numpy import load_file, save_file
+
+gguf_files = pytest.importorskip("gguf_files", reason="needs the extra 'gguf'")
+packaged_model = pytest.importorskip("packaged_model")
 
 from grit_jax import GritLM
 from grit_jax.models.hf import gguf, sources
