@@ -282,6 +282,9 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:
         ),
         "pieces_row_length": data.cached_batch and limits.cached_row,
         "cached_row_length": data.cached_batch and limits.continuation_row,
+        "teacher_row_length": (
+            data.cached_batch and train.loss.cached_distillation and limits.teacher_row
+        ),
     }
     for key, length in lengths.items():
         if length % ways:
@@ -342,4 +345,5 @@ def batch_needs(config: RunConfig) -> BatchNeeds:
         prefix_generation=modes.generation is AttentionMode.PREFIX,
         separate_sides=train.backward == "split" or train.gradient != "both",
         teacher_scores=train.loss.distillation_factor > 0,
+        teacher_rows=train.loss.cached_distillation > 0,
     )

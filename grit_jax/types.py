@@ -116,6 +116,22 @@ class GenerativeBatch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
+class TeacherRows:
+    """The examples of a `CachedBatch` as a teacher reads them: documents, question and answer in
+    one text, nothing cached.
+
+    Attributes:
+      rows: row `i` holds the examples of row `i` of `CachedBatch.text`.
+      columns: for each target of `text`, the token of the teacher's row that predicts the same
+        token; -1 where there is no target or no teacher.
+    """
+
+    rows: Rows
+    columns: Int[Array, "B T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
 class CachedBatch:
     """Sequences that continue after cached texts (documents, or a query in the embedding format).
 
@@ -128,12 +144,14 @@ class CachedBatch:
       cached_owner: the segment of `text` that a cached token belongs to; 0 is padding.
       cached_positions: the rotary position of a cached token in the cache.
       text: what continues after them.
+      teacher: the same examples without caches, where the run distils them.
     """
 
     cached_texts: Rows
     cached_owner: Int[Array, "B S"]
     cached_positions: Int[Array, "B S"]
     text: GenerativeBatch
+    teacher: TeacherRows | None = None
 
 
 @jax.tree_util.register_dataclass

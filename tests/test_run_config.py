@@ -19,6 +19,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.run_config import (
     ModelSection,
     RunConfig,
+    TrainSection,
     fit_to_context,
     fit_to_mesh,
     read_run_config,
@@ -26,6 +27,7 @@ from grit_jax.run_config import (
     step_config,
 )
 from grit_jax.sharding import MeshConfig, make_mesh
+from grit_jax.training.losses import LossConfig
 
 
 @pytest.fixture
@@ -187,11 +189,16 @@ def test_a_configuration_says_what_it_lowers_and_its_yaml_repeats_it(capsys, tmp
             {"cached_batch": 8, "cached_row_length": 2049},
             "data.cached_row_length: must be .*, got 2049 tokens",
         ),
+        (
+            {"cached_batch": 8, "teacher_row_length": 2049},
+            "data.teacher_row_length: must be .*, got 2049 tokens",
+        ),
     ],
 )
 def test_lengths_that_do_not_divide_are_refused_by_key(data, words):
     sources = {kind: ["x.jsonl"] for kind in ("embedding", "generative", "cached")}
-    run = RunConfig(ModelSection(path="x"), "out", data=DataConfig(**sources, **data))
+    train = TrainSection(loss=LossConfig(cached_distillation=1.0))
+    run = RunConfig(ModelSection(path="x"), "out", data=DataConfig(**sources, **data), train=train)
     mesh = make_mesh(MeshConfig(1, 2, 1, context=4), jax.devices()[:8])
     with pytest.raises(GritError, match=words):
         fit_to_mesh(run, mesh)

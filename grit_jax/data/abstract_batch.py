@@ -3,6 +3,8 @@ allows."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -57,6 +59,11 @@ def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batc
         )
     if config.cached_batch:
         example = TokenCached([ids(limits.cached_row)], text(limits.continuation_row))
+        if needs.teacher_rows:
+            # The answer is the last token: that the two predict as many is all that matters.
+            last = lambda length: TokenText(ids(length), np.arange(length) == length - 1)
+            read = last(limits.teacher_row)
+            example = dataclasses.replace(example, text=last(limits.continuation_row), teacher=read)
         cached = cached_batch(
             [example] * config.cached_batch,
             CachedPacking(
@@ -65,6 +72,7 @@ def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batc
                 config.row_multiple,
                 blocks=needs.sample_blocks,
                 prefix=needs.prefix_generation,
+                teacher_row_length=limits.teacher_row if needs.teacher_rows else None,
             ),
         )
     return jax.tree.map(

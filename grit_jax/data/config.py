@@ -41,6 +41,9 @@ class DataConfig:
         query_max_length`.
       cached_row_length: tokens of a row of questions and answers that continue cached texts.
         Default: `generative_max_length`.
+      teacher_row_length: tokens of a row of the texts that a teacher reads (documents, question
+        and answer in one), with `train.loss.cached_distillation`. Default: `pieces_row_length +
+        cached_row_length`.
       row_multiple: the number of rows in a batch is rounded up to a multiple of it, because each
         new shape compiles a new program. Default: 8.
       probe_steps: batches packed before the run to find its largest shapes, so that few programs
@@ -79,6 +82,7 @@ class DataConfig:
     generative_row_length: int | None = None
     pieces_row_length: int | None = None
     cached_row_length: int | None = None
+    teacher_row_length: int | None = None
     row_multiple: int = 8
     probe_steps: int = 8
     layouts: list[str] = dataclasses.field(default_factory=lambda: list(CACHED_MODES))
@@ -175,13 +179,16 @@ class DataConfig:
 
     def limits(self) -> LengthLimits:
         """The token limits, with the defaults of those that are None."""
+        cached_row = self.pieces_row_length or self.document_max_length + self.query_max_length
+        continuation_row = self.cached_row_length or self.generative_max_length
         return LengthLimits(
             query=self.query_max_length,
             passage=self.passage_max_length,
             generative=self.generative_max_length,
             document=self.document_max_length,
-            cached_row=self.pieces_row_length or self.document_max_length + self.query_max_length,
-            continuation_row=self.cached_row_length or self.generative_max_length,
+            cached_row=cached_row,
+            continuation_row=continuation_row,
+            teacher_row=self.teacher_row_length or cached_row + continuation_row,
         )
 
 
@@ -196,9 +203,12 @@ class BatchNeeds:
         only target ("bc").
       separate_sides: queries and passages do not share rows, so that either can be encoded alone.
       teacher_scores: batches hold a teacher's scores of the passages.
+      teacher_rows: cached batches hold the texts that a teacher reads, and their own documents are
+        shuffled.
     """
 
     sample_blocks: bool = False
     prefix_generation: bool = False
     separate_sides: bool = False
     teacher_scores: bool = False
+    teacher_rows: bool = False

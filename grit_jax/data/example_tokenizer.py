@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from grit_jax.data.formats import (
     CachedExample,
@@ -20,7 +21,7 @@ from grit_jax.data.formats import (
 from grit_jax.data.packing import fit_documents
 from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
 from grit_jax.text.chat import ChatFormat, PromptPart
-from grit_jax.text.rag_layouts import RagMode, compose
+from grit_jax.text.rag_layouts import READING_MODES, RagMode, compose
 from grit_jax.text.tokenizer import Tokenizer
 
 # Before tokenization a text is truncated to this many characters for each token of the longest
@@ -29,11 +30,16 @@ CHARACTERS_PER_TOKEN = 10
 # A cached example is left out if it has no room for this many characters of each document.
 MIN_DOCUMENT_CHARACTERS = 8
 
+# A prompt and the ids of each of its parts; one of these parts: the ids of its prompt, its number.
+EncodedPrompt: TypeAlias = tuple[list[PromptPart], list[list[int]]]
+PlacedPart: TypeAlias = tuple[list[list[int]], int]
+
 
 @dataclasses.dataclass(frozen=True)
 class LengthLimits:
     """The most tokens of a text of each kind, BOS, instruction and tags included; then the tokens
-    of a row of cached texts and of a row of continuations in a cached batch."""
+    of a cached batch's rows: of cached texts, of continuations, and of a teacher's texts (0: there
+    is no teacher)."""
 
     query: int
     passage: int
@@ -41,6 +47,7 @@ class LengthLimits:
     document: int
     cached_row: int
     continuation_row: int
+    teacher_row: int = 0
 
 
 class ExampleTokenizer:
@@ -94,25 +101,40 @@ class ExampleTokenizer:
         ]
 
     def cached(
-        self, examples: Sequence[CachedExample], modes: Sequence[RagMode]
+        self,
+        examples: Sequence[CachedExample],
+        modes: Sequence[RagMode],
+        orders: Sequence[Sequence[int]] | None = None,
     ) -> list[TokenCached]:
         """Cached texts, continuation and answer of each example in its layout; documents are
-        truncated to fit."""
+        truncated to fit.
+
+        Args:
+          orders: the order of each example's documents in its layout; each then has a teacher's
+            text as well, with the documents in the order of the data, truncated as in the layout.
+            None: the order of the data, and no teacher.
+        """
         prompts: list[list[PromptPart]] = []
         counts: list[int] = []  # of cached texts
-        for example, mode in zip(examples, modes, strict=True):
-            layout = compose(
-                mode, example.question, [d[: self._characters] for d in example.docs], self.chat
-            )
-            for text in layout.cached:
-                *tags, last = self.chat.embed_parts("", text.text)
-                prompts.append(
-                    [*tags, dataclasses.replace(last, is_document=text.kind == "document")]
-                )
+        for number, (example, mode) in enumerate(zip(examples, modes, strict=True)):
+            docs = [d[: self._characters] for d in example.docs]
+            in_order = docs if orders is None else [docs[i] for i in orders[number]]
+            layout = compose(mode, example.question, in_order, self.chat)
+            for cached_text in layout.cached:
+                *tags, last = self.chat.embed_parts("", cached_text.text)
+                is_document = cached_text.kind == "document"
+                prompts.append([*tags, dataclasses.replace(last, is_document=is_document)])
             prompts.append([*layout.continuation, *self.chat.answer_parts(example.answer)])
             counts.append(len(layout.cached))
+            if orders is not None:
+                prompts.append(self._teacher_parts(example, mode, docs))
         encoded = iter(zip(prompts, self.tokenizer.encode_parts(prompts), strict=True))
-        return [self._fit([next(encoded) for _ in range(count)], next(encoded)) for count in counts]
+        fitted = []
+        for number, count in enumerate(counts):
+            cached, text = [next(encoded) for _ in range(count)], next(encoded)
+            teacher = None if orders is None else (*next(encoded), orders[number])
+            fitted.append(self._fit(cached, text, teacher))
+        return fitted
 
     def check(self, example: Example, where: str) -> str | None:
         """The reason why an example cannot be used, or None.
@@ -151,6 +173,11 @@ class ExampleTokenizer:
             if self._too_long(text, self.limits.continuation_row):
                 limit = self.limits.continuation_row
                 return f"question and answer do not fit cached_row_length ({limit})"
+            if self.limits.teacher_row and self._too_long(
+                self._teacher_parts(example, mode, _shortest(example)), self.limits.teacher_row
+            ):
+                limit = self.limits.teacher_row
+                return f"documents, question and answer do not fit teacher_row_length ({limit})"
         return None
 
     def _check_embedding(self, example: EmbeddingExample, where: str) -> str | None:
@@ -183,11 +210,19 @@ class ExampleTokenizer:
         self, example: CachedExample, mode: RagMode
     ) -> tuple[list[list[PromptPart]], list[PromptPart]]:
         """Prompt parts of the cached texts and of the continuation, documents at their shortest."""
-        layout = compose(
-            mode, example.question, ["x" * MIN_DOCUMENT_CHARACTERS] * len(example.docs), self.chat
-        )
+        layout = compose(mode, example.question, _shortest(example), self.chat)
         cached = [self.chat.embed_parts("", text.text) for text in layout.cached]
         return cached, [*layout.continuation, *self.chat.answer_parts(example.answer)]
+
+    def _teacher_parts(
+        self, example: CachedExample, mode: RagMode, docs: Sequence[str]
+    ) -> list[PromptPart]:
+        """What a teacher reads: the documents in the text. Empty for a layout without documents:
+        its answers are not those of one who has read them."""
+        if mode == "none":
+            return []
+        layout = compose(READING_MODES[mode], example.question, docs, self.chat)
+        return [*layout.continuation, *self.chat.answer_parts(example.answer)]
 
     def _too_long(self, parts: Sequence[PromptPart], limit: int) -> bool:
         return self._total_too_long([parts], limit)
@@ -223,47 +258,80 @@ class ExampleTokenizer:
 
     def _fit(
         self,
-        cached: list[tuple[list[PromptPart], list[list[int]]]],
-        text: tuple[list[PromptPart], list[list[int]]],
+        cached: list[EncodedPrompt],
+        text: EncodedPrompt,
+        teacher: tuple[list[PromptPart], list[list[int]], Sequence[int]] | None = None,
     ) -> TokenCached:
         # A document keeps the same tokens in every layout, so its limit is the same in each.
         max_tokens = max(self.limits.document - self._document_prompt, 1)
-        _truncate_documents(
-            [(parts[-1], ids, len(parts) - 1) for parts, ids in cached],
-            max_tokens,
-            self.limits.cached_row,
-        )
-        parts, ids = text
-        _truncate_documents(
-            [(part, ids, n) for n, part in enumerate(parts)],
-            max_tokens,
-            self.limits.continuation_row,
-        )
+        cached_documents = _documents(cached)
+        _truncate_documents(cached_documents, cached, max_tokens, self.limits.cached_row)
+        documents = _documents([text])
+        _truncate_documents(documents, [text], max_tokens, self.limits.continuation_row)
+        read = TokenText([], [])
+        if teacher is not None:
+            parts, ids, order = teacher
+            documents += cached_documents  # a layout has them in one of the two places
+            _truncate_to_teacher(documents, (parts, ids), order, self.limits.teacher_row)
+            read = _with_targets(parts, ids, self.limits.teacher_row)
         return TokenCached(
             [[i for part in ids for i in part] for _, ids in cached],
-            _with_targets(parts, ids, self.limits.continuation_row),
+            _with_targets(*text, self.limits.continuation_row),
             self._document_prompt,
+            read,
         )
+
+
+def _shortest(example: CachedExample) -> list[str]:
+    """The example's documents at their shortest."""
+    return ["x" * MIN_DOCUMENT_CHARACTERS] * len(example.docs)
+
+
+def _documents(prompts: Sequence[EncodedPrompt]) -> list[PlacedPart]:
+    """The parts of prompts that are documents."""
+    return [
+        (ids, number)
+        for parts, ids in prompts
+        for number, part in enumerate(parts)
+        if part.is_document
+    ]
 
 
 def _truncate_documents(
-    candidates: list[tuple[PromptPart, list[list[int]], int]], max_tokens: int, room: int
+    documents: Sequence[PlacedPart],
+    prompts: Sequence[EncodedPrompt],
+    max_tokens: int,
+    room: int,
 ) -> None:
-    """Truncates documents in place: to `max_tokens` each, and all together to what the other parts
-    leave of `room`.
+    """Truncates the documents of prompts in place: to `max_tokens` each, and all together to what
+    the other parts leave of `room`."""
+    for ids, number in documents:
+        ids[number] = ids[number][:max_tokens]
+    total = sum(len(part) for _, ids in prompts for part in ids)
+    lengths = [len(ids[number]) for ids, number in documents]
+    kept = fit_documents(lengths, room - total + sum(lengths))
+    for (ids, number), length in zip(documents, kept, strict=True):
+        ids[number] = ids[number][:length]
+
+
+def _truncate_to_teacher(
+    documents: Sequence[PlacedPart], teacher: EncodedPrompt, order: Sequence[int], room: int
+) -> None:
+    """Truncates a layout's documents and those of its teacher in place, so that both read the same
+    ones and the teacher's text is within `room`.
 
     Args:
-      candidates: (part, ids of its prompt by part, number of the part in that prompt).
+      order: for each of the layout's documents, its number among the teacher's.
     """
-    documents = [(ids, n) for part, ids, n in candidates if part.is_document]
-    for ids, n in documents:
-        ids[n] = ids[n][:max_tokens]
-    prompts = {id(ids): ids for _, ids, _ in candidates}
-    total = sum(len(part) for ids in prompts.values() for part in ids)
-    lengths = [len(ids[n]) for ids, n in documents]
-    kept = fit_documents(lengths, room - total + sum(lengths))
-    for (ids, n), length in zip(documents, kept, strict=True):
-        ids[n] = ids[n][:length]
+    read = _documents([teacher])
+    if not read:
+        return
+    read = [read[number] for number in order]
+    for (ids, number), (read_ids, place) in zip(documents, read, strict=True):
+        read_ids[place] = read_ids[place][: len(ids[number])]
+    _truncate_documents(read, [teacher], room, room)
+    for (ids, number), (read_ids, place) in zip(documents, read, strict=True):
+        ids[number] = ids[number][: len(read_ids[place])]
 
 
 def _with_targets(

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
-from grit_jax.types import CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
+from grit_jax.types import CachedBatch, EmbeddingBatch, GenerativeBatch, Rows, TeacherRows
 
 SEGMENT_MULTIPLE = 8
 
@@ -100,6 +100,7 @@ class CachedPacking:
       row_length: T, tokens of a row of continuations.
       row_multiple, min_rows, prefix, pad_id: as in `GenerativePacking`, for the continuations.
       blocks: a cached text without its tags is a block of prefix attention.
+      teacher_row_length: U, tokens of a row that a teacher reads; None: there is no teacher.
     """
 
     cached_row_length: int
@@ -109,6 +110,7 @@ class CachedPacking:
     blocks: bool = False
     prefix: bool = False
     pad_id: int = 0
+    teacher_row_length: int | None = None
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -299,10 +301,15 @@ def generative_batch(texts: Sequence[TokenText], packing: GenerativePacking) -> 
 
 
 def place_cached(examples: Sequence[TokenCached], packing: CachedPacking) -> Placement:
-    """Where examples go, each with its cached texts and its continuation in the same row of both
-    arrays; only lengths matter."""
+    """Where examples go, each with its cached texts, its continuation and its teacher's text in the
+    same row of all arrays; only lengths matter."""
     lengths = [(sum(map(len, example.cached_texts)), len(example.text.ids)) for example in examples]
-    return _place_rows(lengths, (packing.cached_row_length, packing.row_length), packing)
+    capacity = packing.cached_row_length, packing.row_length
+    if packing.teacher_row_length is None:
+        return _place_rows(lengths, capacity, packing)
+    read = [len(example.teacher.ids) for example in examples]
+    lengths_read = [(*pair, length) for pair, length in zip(lengths, read, strict=True)]
+    return _place_rows(lengths_read, (*capacity, packing.teacher_row_length), packing)
 
 
 def pack_cached(
@@ -343,7 +350,37 @@ def pack_cached(
         prefixes = _prefix_blocks(continuations, text, placement.row, starts)
         text = dataclasses.replace(text, blocks=prefixes)
     generative = GenerativeBatch(text, targets, sequence, len(examples))
-    return CachedBatch(cached, owner, positions, generative)
+    teacher = None
+    if packing.teacher_row_length is not None:
+        teacher = _teacher_rows(examples, placement, packing, starts)
+    return CachedBatch(cached, owner, positions, generative, teacher)
+
+
+def _teacher_rows(
+    examples: Sequence[TokenCached],
+    placement: Placement,
+    packing: CachedPacking,
+    starts: np.ndarray,
+) -> TeacherRows:
+    """The teacher's texts at the places of their examples.
+
+    Args:
+      starts: the token of its row where each continuation begins.
+    """
+    assert packing.teacher_row_length is not None
+    rows = _empty_rows(placement.num_rows, packing.teacher_row_length, packing.pad_id)
+    texts = [example.teacher for example in examples]
+    begins = _write_texts(rows, placement, [text.ids for text in texts])
+    if packing.prefix:
+        blocks = _prefix_blocks(texts, rows, placement.row, begins)
+        rows = dataclasses.replace(rows, blocks=blocks)
+    columns = np.full((placement.num_rows, packing.row_length), -1, np.int32)
+    for i, example in enumerate(examples):
+        read, predicted = (np.flatnonzero(t.targets) for t in (example.teacher, example.text))
+        if len(read):  # both end with the answer
+            # A token is predicted from the one before it.
+            columns[placement.row[i], starts[i] + predicted] = begins[i] + read - 1
+    return TeacherRows(rows, columns)
 
 
 def cached_batch(examples: Sequence[TokenCached], packing: CachedPacking) -> CachedBatch:

@@ -20,7 +20,7 @@ from grit_jax.data.batch_order import (
 )
 from grit_jax.data.config import BatchNeeds, DataConfig
 from grit_jax.data.example_tokenizer import ExampleTokenizer
-from grit_jax.data.formats import EmbeddingExample, Kind, Text
+from grit_jax.data.formats import CachedExample, EmbeddingExample, Kind, Text
 from grit_jax.data.lines import Source
 from grit_jax.data.multihost import HostGroup, deliver, tokenize_together
 from grit_jax.data.packing import (
@@ -181,6 +181,8 @@ class JointBatches:
         self.config, self.seed, self.num_steps = config, seed, num_steps
         self.needs, self._hosts = needs, hosts
         self.limits = config.limits()
+        if not needs.teacher_rows:
+            self.limits = dataclasses.replace(self.limits, teacher_row=0)
         self._tokenizer = ExampleTokenizer(
             tokenizer,
             chat,
@@ -318,12 +320,20 @@ class JointBatches:
             min_rows=self._min_shapes.get("cached_rows", 0),
             blocks=self.needs.sample_blocks,
             prefix=self.needs.prefix_generation,
+            teacher_row_length=self.limits.teacher_row or None,
         )
         layouts = self._rng(step, 2).integers(len(self.config.layouts), size=len(chosen))
 
         def tokenize(numbers: Sequence[int]) -> list[TokenCached]:
             modes = [self.config.layouts[layouts[i]] for i in numbers]
-            return self._tokenizer.cached([_example(chosen[i]) for i in numbers], modes)
+            examples: list[CachedExample] = [_example(chosen[i]) for i in numbers]
+            if not self.needs.teacher_rows:
+                return self._tokenizer.cached(examples, modes)
+            orders = [
+                np.random.default_rng((self.seed, _STEP, step, 3, i)).permutation(len(example.docs))
+                for i, example in zip(numbers, examples, strict=True)
+            ]
+            return self._tokenizer.cached(examples, modes, orders)
 
         key = f"{step}/cached"
         texts = tokenize_together(self._hosts, key, len(chosen), tokenize, TokenCached)

@@ -107,28 +107,35 @@ class TokenCached:
 
     Attributes:
       prompt_length: leading ids (tags) of each cached text.
+      teacher: documents, question and the same answer in one text, as a teacher reads them; empty
+        without a teacher.
     """
 
     cached_texts: Sequence[Sequence[int]]
     text: TokenText
     prompt_length: int = 0
+    teacher: TokenText = dataclasses.field(default_factory=lambda: TokenText([], []))
 
     def header(self) -> list[int]:
-        return [self.prompt_length, *self.text.header(), *map(len, self.cached_texts)]
+        lengths = map(len, self.cached_texts)
+        return [self.prompt_length, *self.text.header(), *self.teacher.header(), *lengths]
 
     def content(self) -> np.ndarray:
         cached = [np.asarray(ids, np.int32) for ids in self.cached_texts]
-        return np.concatenate([*cached, self.text.content()])
+        return np.concatenate([*cached, self.text.content(), self.teacher.content()])
 
     @classmethod
     def placeholder(cls, header: np.ndarray) -> Self:
-        cached = [[0] * length for length in header[3:].tolist()]
-        return cls(cached, TokenText.placeholder(header[1:3]), int(header[0]))
+        cached = [[0] * length for length in header[5:].tolist()]
+        text, teacher = (TokenText.placeholder(part) for part in (header[1:3], header[3:5]))
+        return cls(cached, text, int(header[0]), teacher)
 
     def with_content(self, content: np.ndarray) -> Self:
-        *cached, text = np.split(content, np.cumsum([len(ids) for ids in self.cached_texts]))
+        lengths = [*map(len, self.cached_texts), len(self.text.ids)]
+        *cached, text, teacher = np.split(content, np.cumsum(lengths))
         return dataclasses.replace(
             self,
             cached_texts=[ids.tolist() for ids in cached],
             text=self.text.with_content(text),
+            teacher=self.teacher.with_content(teacher),
         )

@@ -1,13 +1,15 @@
-"""Blocked cross-entropy: of tokens over the vocabulary, and of any rows over candidates.
+"""Blocked cross-entropy: of tokens over the vocabulary, and of any rows over candidates; and the
+divergence of tokens from a teacher.
 
 Used by training and evaluation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,12 @@ LOWEST = -1e30  # start of a running maximum: finite, since `-inf - (-inf)` is N
 Scores = Callable[
     [Any, Array, Int[Array, " c"]], tuple[list[Float[Array, "... c"]], Bool[Array, "... c"]]
 ]
+Computed = TypeVar("Computed")  # arrays [..., c]: what is computed for a block of c candidates
+State = TypeVar("State")
 Running = tuple[Array, Array, Array]  # maximum, sum of exponentials, score of the target
+# Of a teacher: maximum, sum of exponentials, and their sum weighted by the difference between the
+# teacher's and the student's scores.
+Compared = tuple[Array, Array, Array]
 
 
 def token_losses(
@@ -48,26 +55,117 @@ def token_losses(
         a model without a head.
       softcap: of the logits (see `kernels.soft_cap`).
     """
-    dtype = hidden.dtype
-    plain = lambda head: head.dequantise(dtype) if isinstance(head, Quantised) else head
-    head = plain(weights["head"]).T if "head" in weights else plain(weights["embed"])
     labels = jnp.roll(tokens, -1, axis=1)  # the last token predicts none: dropped below
 
     def logits(rows: tuple[Array, Array], words: Array, number: Array) -> tuple[list[Array], Array]:
         hidden, label = rows
-        scores = product(hidden.astype(dtype), words.T, jnp.float32)
-        return [soft_cap(scores, softcap)], label[:, :, None] == number
+        return [_logits(hidden, words, softcap)], label[:, :, None] == number
 
     (losses,) = cross_entropy(
         logits,
         (hidden.astype(jnp.float32), labels),
-        jnp.asarray(head).astype(dtype),
+        _words(weights, hidden.dtype),
         block,
         row_axes=("rows", "tokens"),
         axes=("vocab_out", "embed"),
         split=True,
     )
     return jnp.roll(losses, 1, axis=1).at[:, 0].set(0.0)
+
+
+@dataclasses.dataclass
+class DistilledLosses:
+    """Losses of each token given the one before it, 0 in the first column.
+
+    Attributes:
+      nll: negative log-likelihood.
+      divergence: KL(teacher, student) over the vocabulary.
+    """
+
+    nll: Float[Array, "B T"]
+    divergence: Float[Array, "B T"]
+
+
+def distilled_token_losses(
+    hidden: Float[Array, "B T D"],
+    teacher: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
+    weights: Weights,
+    *,
+    softcap: float | None = None,
+    block: int = 4096,
+) -> DistilledLosses:
+    """The losses of `token_losses`, and each token's divergence from a teacher with the same head.
+
+    The divergence of the next token's distributions `p` (teacher) and `q` (student) is
+    `sum(p * (log p - log q))` over the vocabulary, in float32. Both models' logits are computed
+    block by block in one pass, and no more of them exist at a time than `block` tokens have over
+    the whole vocabulary. The teacher gets no gradient, neither does the head from its logits.
+
+    Args:
+      hidden: hidden states of the student.
+      teacher: those of the teacher, where it predicts the same tokens.
+      weights, softcap: as in `token_losses`.
+    """
+    labels = jnp.roll(tokens, -1, axis=1)  # the last token predicts none: dropped below
+    dtype = hidden.dtype
+
+    def logits(rows: Any, words: Array, number: Array) -> tuple[Array, Array, Array]:
+        hidden, teacher, label = rows
+        fixed = _logits(teacher.astype(dtype), jax.lax.stop_gradient(words), softcap)
+        return _logits(hidden, words, softcap), fixed, label[:, :, None] == number
+
+    def start(shapes: tuple[Array, Array, Array]) -> tuple[Running, Compared]:
+        return _start(shapes[0]), _start(shapes[1])
+
+    def update(
+        state: tuple[Running, Compared], scores: tuple[Array, Array, Array], real: Array
+    ) -> tuple[Running, Compared]:
+        student, fixed, target = scores
+        running, (top, total, difference) = state
+        new = jnp.maximum(top, jnp.where(real, fixed, -jnp.inf).max(axis=-1))
+        share = jnp.where(real, jnp.exp(fixed - new[..., None]), 0.0)
+        # Of each candidate, not of the sums: where the two agree, it is exactly 0.
+        apart = (share * (fixed - student)).sum(axis=-1)
+        shrunk = jnp.exp(top - new)
+        compared = new, total * shrunk + share.sum(axis=-1), difference * shrunk + apart
+        return _on(running, jnp.where(real, student, -jnp.inf), target), compared
+
+    rows = hidden.astype(jnp.float32), jax.lax.stop_gradient(teacher).astype(jnp.float32), labels
+    running, compared = _over_blocks(
+        _Reduction(logits, start, update),
+        rows,
+        _words(weights, dtype),
+        max(1, block // 2),
+        row_axes=("rows", "tokens"),
+        axes=("vocab_out", "embed"),
+        split=True,
+    )
+    top, total, own = running
+    fixed_top, fixed_total, difference = compared
+    if top.ndim > labels.ndim:  # sums over parts of the vocabulary
+        normaliser = jax.nn.logsumexp(top + jnp.log(total), axis=0)
+        fixed = jax.nn.logsumexp(fixed_top + jnp.log(fixed_total), axis=0)
+        own = own.sum(axis=0)
+        mean = (difference * jnp.exp(fixed_top - fixed)).sum(axis=0)
+    else:
+        normaliser, fixed = top + jnp.log(total), fixed_top + jnp.log(fixed_total)
+        mean = difference / fixed_total
+    shift = lambda losses: jnp.roll(losses, 1, axis=1).at[:, 0].set(0.0)
+    return DistilledLosses(shift(normaliser - own), shift(mean - fixed + normaliser))
+
+
+def _words(weights: Weights, dtype: jnp.dtype) -> Float[Array, "V D"]:
+    """The vectors of the vocabulary's words, by whose products with hidden states logits arise."""
+    plain = lambda head: head.dequantise(dtype) if isinstance(head, Quantised) else head
+    head = plain(weights["head"]).T if "head" in weights else plain(weights["embed"])
+    return jnp.asarray(head).astype(dtype)
+
+
+def _logits(
+    hidden: Float[Array, "B T D"], words: Float[Array, "v D"], softcap: float | None
+) -> Float[Array, "B T v"]:
+    return soft_cap(product(hidden.astype(words.dtype), words.T, jnp.float32), softcap)
 
 
 def cross_entropy(
@@ -96,6 +194,63 @@ def cross_entropy(
       split: candidates stay sharded along their first axis, and each device scores its own; the
         sums are joined once, after the last block.
     """
+
+    def update(
+        state: list[Running], given: tuple[list[Array], Array], real: Array
+    ) -> list[Running]:
+        kinds, target = given
+        return [
+            _on(one, jnp.where(real, x, -jnp.inf), target)
+            for one, x in zip(state, kinds, strict=True)
+        ]
+
+    state = _over_blocks(
+        _Reduction(scores, lambda shapes: [_start(x) for x in shapes[0]], update),
+        rows,
+        candidates,
+        block,
+        row_axes=row_axes,
+        axes=axes,
+        split=split,
+    )
+    if state[0][0].ndim > len(row_axes):  # of parts of the candidates
+        return [
+            jax.nn.logsumexp(top + jnp.log(total), axis=0) - own.sum(axis=0)
+            for top, total, own in state
+        ]
+    return [top + jnp.log(total) - own for top, total, own in state]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reduction(Generic[Computed, State]):
+    """What is computed for each block of candidates, and how it joins the numbers so far.
+
+    Attributes:
+      scores: computes the scores of a block, arrays `[..., c]`.
+      start: the state before the first block, from the shapes of a block's scores.
+      update: the state with the scores of one more block, and whether a candidate is real.
+    """
+
+    scores: Callable[[Any, Array, Int[Array, " c"]], Computed]
+    start: Callable[[Computed], State]
+    update: Callable[[State, Computed, Bool[Array, "... c"]], State]
+
+
+def _over_blocks(
+    reduction: _Reduction[Computed, State],
+    rows: Any,
+    candidates: Float[Array, "C D"],
+    block: int,
+    *,
+    row_axes: Sequence[str | None],
+    axes: Sequence[str | None],
+    split: bool,
+) -> State:
+    """Running numbers of each row over all blocks of candidates (see `cross_entropy`).
+
+    With `split` candidates on several devices, the numbers have a leading axis: those of each part.
+    """
+    scores = reduction.scores
     count, leaf = candidates.shape[0], jax.tree.leaves(rows)[0]
     number_of_rows = math.prod(leaf.shape[: len(row_axes)])
     groups, ways = (num_shards(axes[0], count), 1) if split else (1, num_shards(axes[0], count))
@@ -125,35 +280,27 @@ def cross_entropy(
             else x
         )
 
-    def step(state: list[Running], given: tuple[Array, Array]) -> tuple[list[Running], None]:
+    def step(state: State, given: tuple[Array, Array]) -> tuple[State, None]:
         part, number = given
-        kinds, target = score(rows, constrain(part, (*lead, None, None)), number)
-        real = jnp.expand_dims(number >= 0, range(len(lead), target.ndim - 1))
-        return [
-            _on(one, jnp.where(real, x, -jnp.inf), target)
-            for one, x in zip(state, kinds, strict=True)
-        ], None
+        computed = score(rows, constrain(part, (*lead, None, None)), number)
+        dimensions = jax.tree.leaves(computed)[0].ndim
+        real = jnp.expand_dims(number >= 0, range(len(lead), dimensions - 1))
+        return reduction.update(state, computed, real), None
 
     rows = jax.tree.map(for_each_group, rows)
     numbers = in_blocks(jnp.arange(count) + 1) - 1  # -1 is none
     blocks = constrain(in_blocks(candidates), (None, *lead, way, *axes[1:])), numbers
     first = jax.tree.map(lambda x: x[0], blocks)
-    kinds, _ = jax.eval_shape(score, rows, *first)
-    state = [
-        (jnp.full(x.shape[:-1], LOWEST), jnp.zeros(x.shape[:-1]), jnp.zeros(x.shape[:-1]))
-        for x in kinds
-    ]
-    state = (
-        step(state, first)[0]
-        if len(numbers) == 1
-        else jax.lax.scan(jax.checkpoint(step), state, blocks)[0]
-    )
-    if lead:
-        return [
-            jax.nn.logsumexp(top + jnp.log(total), axis=0) - own.sum(axis=0)
-            for top, total, own in state
-        ]
-    return [top + jnp.log(total) - own for top, total, own in state]
+    state = reduction.start(jax.eval_shape(score, rows, *first))
+    if len(numbers) == 1:
+        return step(state, first)[0]
+    return jax.lax.scan(jax.checkpoint(step), state, blocks)[0]
+
+
+def _start(scores: Array) -> tuple[Array, Array, Array]:
+    """The running numbers before the first block, for scores `[..., c]`."""
+    shape = scores.shape[:-1]
+    return jnp.full(shape, LOWEST), jnp.zeros(shape), jnp.zeros(shape)
 
 
 def _on(running: Running, scores: Array, target: Array) -> Running:

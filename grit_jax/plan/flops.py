@@ -63,6 +63,8 @@ def step_flops(config: RunConfig, model: ModelConfig) -> int:
     sides = _sides(config)
     total = sum(_trained_flops(config, model, texts, True) for texts in _language(config))
     total += sum(_trained_flops(config, model, texts, trained) for texts, trained in sides)
+    if config.data.cached_batch and config.train.loss.cached_distillation:
+        total += _teacher_flops(config, model)
     if sides:
         (queries, queries_trained), (passages, passages_trained) = sides
         widths = config.train.loss.matryoshka_dims or [config.model.projection or model.hidden_size]
@@ -70,6 +72,13 @@ def step_flops(config: RunConfig, model: ModelConfig) -> int:
         directions = 2 if config.train.loss.symmetric else 1
         total += 2 * queries.count * passages.count * sum(widths) * products * directions
     return total
+
+
+def _teacher_flops(config: RunConfig, model: ModelConfig) -> int:
+    """Forward pass over documents, questions and answers; logits where the student has its own."""
+    limits, count = config.data.limits(), config.data.cached_batch
+    texts = Texts(count, limits.teacher_row, config.model.modes.generation)
+    return forward_flops(model, texts) + count * limits.continuation_row * head_flops(model)
 
 
 # Weights whose products a layer's backward pass computes again, by rematerialisation policy

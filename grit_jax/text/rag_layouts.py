@@ -21,6 +21,16 @@ RagMode: TypeAlias = Literal[
 ]
 MODES: tuple[RagMode, ...] = get_args(RagMode)
 CACHED_MODES: tuple[RagMode, ...] = ("doc", "query", "query-doc", "doc-query")
+# The layout that reads the same texts in the same order, without a cache.
+READING_MODES: dict[RagMode, RagMode] = {
+    "none": "none",
+    "query-then-doc": "query-then-doc",
+    "doc-then-query": "doc-then-query",
+    "doc": "doc-then-query",
+    "query": "query-then-doc",
+    "query-doc": "query-then-doc",
+    "doc-query": "doc-then-query",
+}
 
 # The query comes first, the documents follow it.
 AFTER_QUERY = "Optionally using the prior context answer the query prior to it"

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from grit_jax.models.cache import cache_from
+from grit_jax.models.cache import KVCache, cache_from
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.embedding import embed_rows
 from grit_jax.models.lora import LoraConfig
-from grit_jax.models.losses import token_losses
+from grit_jax.models.losses import distilled_token_losses, token_losses
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
@@ -31,8 +31,10 @@ from grit_jax.types import (
     CachedBatch,
     EmbeddingBatch,
     GenerativeBatch,
+    ModelOutput,
     RouterStats,
     Rows,
+    TeacherRows,
 )
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
@@ -59,8 +61,10 @@ class StepConfig:
     gradient: Literal["both", "query", "passage"] = "both"
     lora: LoraConfig | None = None
     seed: int = 0  # of the adapters' dropout, with the step
-    # From the trained parameters to the model's weights.
+    # From the trained parameters to the model's weights, and to a teacher's, which have no dropout
+    # (None: the same).
     weights_of: Callable[[Params], Params] = lambda params: params
+    teacher_weights_of: Callable[[Params], Params] | None = None
     fuse: bool | None = None  # see `gradient_plan.can_fuse`
 
 
@@ -198,19 +202,28 @@ def embedding_losses(
 
 @dataclasses.dataclass
 class LanguagePass:
-    """The language loss of a pass, and how its tokens were spread over experts (None without
-    them)."""
+    """The language loss of a pass, how its tokens were spread over experts (None without them), and
+    the divergence from a teacher (None without one)."""
 
     loss: Float[Array, ""]
     router: RouterStats | None
+    divergence: Float[Array, ""] | None = None
 
 
-def generative_pass(
-    params: Params, batch: GenerativeBatch, config: StepConfig, cache=None
-) -> LanguagePass:
-    """Language loss of packed sequences, after cached documents where there are any."""
-    model, rows = Transformer(config.model, config.weights_of(params)), batch.rows
-    out = model(
+def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig) -> LanguagePass:
+    """Language loss of packed sequences."""
+    model = Transformer(config.model, config.weights_of(params))
+    out = _read(model, batch.rows, config)
+    losses = _token_losses(model, out.hidden, batch.rows.tokens, config)
+    return LanguagePass(language_loss(losses, batch, config.loss), out.router)
+
+
+def _read(
+    model: Transformer, rows: Rows, config: StepConfig, cache: KVCache | None = None
+) -> ModelOutput:
+    """Packed sequences as the language loss reads them, after cached documents where there are
+    any."""
+    return model(
         rows.tokens,
         rows.positions,
         rows.segments,
@@ -218,8 +231,6 @@ def generative_pass(
         cache=cache,
         blocks=rows.blocks,
     )
-    losses = _token_losses(model, out.hidden, rows.tokens, config)
-    return LanguagePass(language_loss(losses, batch, config.loss), out.router)
 
 
 def _token_losses(
@@ -263,7 +274,8 @@ def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> Langu
     """Language loss of answers over cached documents, with gradients through the documents' caches.
 
     The same two passes as in serving: the cached texts as they are embedded, blind to each other,
-    then the text on their cache.
+    then the text on their cache. With `cached_distillation`, the divergence from a teacher that
+    reads the documents as text, too.
     """
     model, texts = Transformer(config.model, config.weights_of(params)), batch.cached_texts
     kv = model(
@@ -275,13 +287,44 @@ def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> Langu
         return_kv=True,
     ).kv
     cache = cache_from(kv, batch.cached_positions, batch.cached_owner, config.model)
-    return generative_pass(params, batch.text, config, cache)
+    text = batch.text
+    out = _read(model, text.rows, config, cache)
+    if not config.loss.cached_distillation:
+        losses = _token_losses(model, out.hidden, text.rows.tokens, config)
+        return LanguagePass(language_loss(losses, text, config.loss), out.router)
+    if batch.teacher is None:
+        raise ValueError("cached_distillation needs the batch's `teacher`")
+    both = distilled_token_losses(
+        out.hidden,
+        _teacher_hidden(params, batch.teacher, config),
+        text.rows.tokens,
+        model.params(),
+        softcap=config.model.final_logit_softcapping,
+        block=config.loss.logits_block,
+    )
+    divergence = jnp.where(batch.teacher.columns >= 0, both.divergence, 0.0)
+    nll, divergence = (language_loss(x, text, config.loss) for x in (both.nll, divergence))
+    return LanguagePass(nll, out.router, divergence)
+
+
+def _teacher_hidden(
+    params: Params, batch: TeacherRows, config: StepConfig
+) -> Float[Array, "B T D"]:
+    """The teacher's hidden states at the tokens from which the student's next ones are predicted;
+    no gradient reaches the weights."""
+    weights_of = config.teacher_weights_of or config.weights_of
+    model = Transformer(config.model, weights_of(jax.lax.stop_gradient(params)))
+    hidden = _read(model, batch.rows, config).hidden
+    # The column of a token's teacher stands where the token is predicted, not where it is.
+    columns = jnp.maximum(jnp.roll(batch.columns, -1, axis=1), 0)
+    return jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
 
 
 def language_losses(
     passes: dict[str, LanguagePass], config: StepConfig
 ) -> tuple[Float[Array, ""], Parts]:
-    """The share of the language passes (`loss_gen`, `loss_cached`) in the loss, and their parts.
+    """The share of the language passes (`loss_gen`, `loss_cached`) in the loss, and their parts;
+    the divergence of the cached pass from its teacher is `loss_cached_kl`.
 
     A mixture of experts adds `router_aux_loss_coef` times the load-balancing loss of each pass,
     outside of the factors; the embedding pass has none (`gritlm:
@@ -290,6 +333,9 @@ def language_losses(
     factors = {"loss_gen": config.loss.generative_factor, "loss_cached": config.loss.cached_factor}
     parts = {name: language.loss for name, language in passes.items()}
     total = sum((factors[name] * loss for name, loss in parts.items()), jnp.zeros((), jnp.float32))
+    if (cached := passes.get("loss_cached")) is not None and cached.divergence is not None:
+        parts["loss_cached_kl"] = cached.divergence
+        total += config.loss.cached_distillation * cached.divergence
     routers = [
         router_aux_loss(language.router, config.model.num_experts)
         for language in passes.values()
@@ -304,8 +350,8 @@ def language_losses(
 def joint_loss(
     params: Params, batch: Batch, config: StepConfig, *, fused: bool = False
 ) -> tuple[Float[Array, ""], Parts]:
-    """`contrastive + factor * language + factor * cached` (and the routers' share), and the parts
-    by name.
+    """`contrastive + factor * language + factor * cached` (and the shares of a teacher and of the
+    routers), and the parts by name.
 
     Args:
       fused: embedding rows and generative rows go through the layers together (see `fused_pass`).

@@ -12,13 +12,17 @@ TEMPERATURE = 0.02  # similarities are divided by it; the value of the original'
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """The losses and their weights. The total is `contrastive + generative_factor * language +
-    cached_factor * cached`.
+    cached_factor * cached + cached_distillation * divergence`.
 
     Attributes:
       temperature: similarities are divided by it.
       generative: how the language loss is averaged: "token" sums over all tokens and divides by the
         number of sequences; "mixed" takes the mean over the tokens of each group of
         `mix_group_size` sequences (None: the whole batch), then the mean over groups.
+      cached_distillation: weight of the divergence KL(teacher, student) of answers over cached
+        documents, over the whole vocabulary, averaged over tokens as `generative` says. The teacher
+        is the model itself, with the weights of the step and no gradient: it reads the documents in
+        the text, in the order of the data, while the student's are shuffled. 0: no teacher.
       emb_grad_scale: scales the gradient of the contrastive loss. For parity only: the original's
         effective gradient is 1/devices of the true one.
       symmetric: adds the other direction, each positive against all queries, and takes the mean of
@@ -45,6 +49,7 @@ class LossConfig:
     generative: Literal["token", "mixed"] = "mixed"
     generative_factor: float = 1.0
     cached_factor: float = 1.0
+    cached_distillation: float = 0.0
     mix_group_size: int | None = None
     emb_grad_scale: float = 1.0
     symmetric: bool = False
@@ -64,7 +69,13 @@ class LossConfig:
                 raise ValueError(
                     f"train.loss.{key}: must be a finite number above 0, got {getattr(self, key)}"
                 )
-        for key in ("generative_factor", "cached_factor", "distillation_factor", "emb_grad_scale"):
+        for key in (
+            "generative_factor",
+            "cached_factor",
+            "cached_distillation",
+            "distillation_factor",
+            "emb_grad_scale",
+        ):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(
                     f"train.loss.{key}: must be a finite number >= 0, got {getattr(self, key)}"

@@ -29,10 +29,14 @@ def make_step(
         here = config
         if config.lora is not None:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-            weights_of = lambda params: dataclasses.replace(state, params=params).weights(
+            weights = lambda params, key: dataclasses.replace(state, params=params).weights(
                 config.lora, key
             )
-            here = dataclasses.replace(config, weights_of=weights_of)
+            here = dataclasses.replace(
+                config,
+                weights_of=lambda params: weights(params, key),
+                teacher_weights_of=lambda params: weights(params, None),
+            )
         (loss, parts), grads = joint_gradient(state.params, batch, here)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -74,6 +74,11 @@ def model_flops(batch: Batch, config: StepConfig) -> int:
             model, config.lora, batch.cached.text.rows, config.generation_mode, head=True
         )
         total += 3 * _cached_attention(model, batch.cached)
+        if (teacher := batch.cached.teacher) is not None:
+            mode = config.generation_mode
+            total += _pass_flops(model, config.lora, teacher.rows, mode, trained=False)
+            # Its logits where the student has its own.
+            total += head_flops(model) * int(np.count_nonzero(batch.cached.text.rows.segments))
     return total
 
 
@@ -126,5 +131,7 @@ def _text_lengths(segments: np.ndarray) -> np.ndarray:
 def _all_rows(batch: Batch) -> list[Rows]:
     rows = [batch.embedding.rows] if batch.embedding is not None else []
     rows += [batch.generative.rows] if batch.generative is not None else []
-    rows += [batch.cached.cached_texts, batch.cached.text.rows] if batch.cached is not None else []
+    if (cached := batch.cached) is not None:
+        rows += [cached.cached_texts, cached.text.rows]
+        rows += [cached.teacher.rows] if cached.teacher is not None else []
     return rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -41,6 +43,22 @@ def test_the_largest_batch_holds_every_text_at_its_limit():
         256,
     )
     assert batch.generative.targets.dtype == np.float32 and batch.embedding.pool.dtype == bool
+
+
+def test_rows_of_a_teacher():
+    config = DataConfig(
+        cached=["c"],
+        cached_batch=3,
+        document_max_length=300,
+        query_max_length=100,
+        generative_max_length=256,
+        row_multiple=2,
+    )
+    needs = BatchNeeds(teacher_rows=True)
+    teacher = abstract_batch(config, needs).cached.teacher
+    assert teacher.rows.tokens.shape == (4, 400 + 256) and teacher.columns.shape == (4, 256)
+    short = abstract_batch(dataclasses.replace(config, teacher_row_length=200), needs).cached
+    assert short.teacher.rows.tokens.shape == (4, 200) and short.text.targets.shape == (4, 256)
 
 
 def test_shapes_are_made_without_reading_data():

@@ -16,8 +16,9 @@ from grit_jax.data.packing import (
     GenerativePacking,
     generative_batch,
 )
+from grit_jax.data.token_texts import TokenText
 from grit_jax.text.chat import GRIT
-from grit_jax.text.rag_layouts import CACHED_MODES, MODES, compose
+from grit_jax.text.rag_layouts import CACHED_MODES, MODES, READING_MODES, compose
 
 LIMITS = LengthLimits(
     query=24, passage=40, generative=60, document=48, cached_row=120, continuation_row=150
@@ -245,3 +246,65 @@ def test_documents_keep_at_least_a_little(reader):
                 cached = compose(mode, example.question, example.docs).cached
                 for piece, text in zip(tokens.cached_texts, cached, strict=True):
                     assert text.kind == "query" or len(piece) >= 2 + MIN_DOCUMENT_CHARACTERS // 2
+
+
+TAUGHT = dataclasses.replace(LIMITS, teacher_row=200)
+
+
+def taught(tokenizer, example, mode, order, limits=TAUGHT):
+    """An example with its documents in `order`, and its teacher's text."""
+    reader = ExampleTokenizer(tokenizer, GRIT, limits, layouts=MODES)
+    assert reader.check(example, "f:1") is None
+    (tokens,) = reader.cached([example], [mode], [order])
+    return tokens
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_teacher_reads_the_documents_in_the_order_of_the_data(tiny_tokenizer, mode):
+    example = CachedExample(("amber.", "river stone", "paper"), "which paper?", " quiet ")
+    tokens = taught(tiny_tokenizer, example, mode, [2, 0, 1])
+    shuffled = dataclasses.replace(example, docs=tuple(example.docs[i] for i in (2, 0, 1)))
+    plain = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS, layouts=MODES)
+    assert (
+        dataclasses.replace(tokens, teacher=TokenText([], []))
+        == plain.cached([shuffled], [mode])[0]
+    )
+    if mode == "none":
+        assert tokens.teacher == TokenText([], [])
+        return
+    read = {"doc": "doc-then-query", "doc-query": "doc-then-query"}
+    read |= {"query": "query-then-doc", "query-doc": "query-then-doc"}
+    assert READING_MODES[mode] == read.get(mode, mode)
+    layout = compose(read.get(mode, mode), "which paper?", example.docs)
+    prompt, answer = whole(tiny_tokenizer, layout.text), whole(tiny_tokenizer, "quiet</s>")
+    assert list(tokens.teacher.ids) == prompt + answer
+    assert list(tokens.teacher.targets) == [False] * len(prompt) + [True] * len(answer)
+
+
+@pytest.mark.parametrize("mode", sorted({*MODES} - {"none"}))
+@pytest.mark.parametrize("teacher_row", [200, 125])
+def test_student_and_teacher_read_the_same_parts_of_documents(tiny_tokenizer, mode, teacher_row):
+    """Cut to the row of either: the short document stays whole, the answer always."""
+    words = ("amber " * 200, "river", "stone " * 200)
+    example = CachedExample(words, "which paper is it?", "quiet engine")
+    limits = dataclasses.replace(LIMITS, teacher_row=teacher_row)
+    tokens = taught(tiny_tokenizer, example, mode, [2, 1, 0], limits)
+    length = len(tokens.teacher.ids)
+    assert length == 125 if teacher_row == 125 else 125 < length <= 200
+    assert sum(tokens.teacher.targets) == sum(tokens.text.targets) > 0
+    student = [i for piece in [*tokens.cached_texts, tokens.text.ids] for i in piece]
+    counts = [
+        [tiny_tokenizer.decode(list(ids)).count(word) for word in ("amber", "river", "stone")]
+        for ids in (student, tokens.teacher.ids)
+    ]
+    assert counts[0] == counts[1] and counts[0][1] == 1 < min(counts[0][0], counts[0][2])
+
+
+def test_what_a_teacher_cannot_read(tiny_tokenizer):
+    short = dataclasses.replace(LIMITS, teacher_row=40)
+    reader = ExampleTokenizer(tiny_tokenizer, GRIT, short, layouts=["doc"])
+    example = CachedExample(("d",) * 3, "which paper is it?", "quiet " * 9)
+    words = "documents, question and answer do not fit teacher_row_length (40)"
+    assert reader.check(example, "f:1") == words
+    plain = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS, layouts=["doc"])
+    assert plain.check(example, "f:1") is None

@@ -21,7 +21,11 @@ STEPS = 5
 NEEDS = [
     BatchNeeds(),
     BatchNeeds(
-        sample_blocks=True, prefix_generation=True, separate_sides=True, teacher_scores=True
+        sample_blocks=True,
+        prefix_generation=True,
+        separate_sides=True,
+        teacher_scores=True,
+        teacher_rows=True,
     ),
 ]
 

@@ -261,3 +261,53 @@ def test_cached_batch():
 )
 def test_fit_documents(lengths, room, kept):
     assert fit_documents(lengths, room) == kept
+
+
+def test_a_teacher_reads_every_example_in_its_own_row():
+    """A target of the continuation leads to the token before the same token of the teacher's
+    text."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for i in range(12):
+        documents, answer = random_texts(i, 2, 12), random_texts(50 + i, 1, 9)[0]
+        text = TokenText([7, 8, *answer], [False] * 2 + [True] * len(answer))
+        read = [3, *documents[1], *documents[0], 7, *answer]
+        teacher = TokenText(read, [i >= len(read) - len(answer) for i in range(len(read))])
+        examples.append(
+            TokenCached(documents, text, 0, teacher if rng.random() < 0.8 else TokenText([], []))
+        )
+    packing = CachedPacking(48, 40, row_multiple=2, prefix=True, teacher_row_length=50)
+    batch = cached_batch(examples, packing)
+    rows, columns = batch.teacher.rows, batch.teacher.columns
+    assert (
+        len(rows.tokens) == len(batch.text.targets) == len(columns) and rows.tokens.shape[1] == 50
+    )
+    seen = 0
+    for i, example in enumerate(examples):
+        predicted = (batch.text.sequence == i) & (batch.text.targets > 0)
+        (r,) = set(np.nonzero(predicted)[0].tolist())
+        if not example.teacher.ids:
+            assert (columns[predicted] == -1).all()
+            continue
+        seen += 1
+        np.testing.assert_array_equal(
+            rows.tokens[r, columns[predicted] + 1], batch.text.rows.tokens[predicted]
+        )
+        (segment,) = set(rows.segments[r, columns[predicted] + 1].tolist())
+        here = rows.segments[r] == segment
+        assert rows.tokens[r, here].tolist() == list(example.teacher.ids)
+        assert rows.positions[r, here].tolist() == list(range(here.sum()))
+        # What stands before the answer is one block of prefix attention.
+        assert (rows.blocks[r, here] == ~np.array(example.teacher.targets)).all()
+    assert 0 < seen < len(examples)
+    assert ((columns >= 0) <= (batch.text.targets > 0)).all()
+
+
+def test_a_teachers_row_limits_what_is_packed_into_one():
+    text = TokenText([1, 2], [False, True])
+    examples = [TokenCached([[5]], text, 0, TokenText([1] * 6, [False] * 5 + [True]))] * 4
+    rows = lambda length: len(
+        cached_batch(examples, CachedPacking(99, 99, 1, teacher_row_length=length)).text.targets
+    )
+    assert (rows(None), rows(24), rows(12), rows(6)) == (1, 1, 2, 4)
+    assert cached_batch(examples, CachedPacking(99, 99, 1)).teacher is None

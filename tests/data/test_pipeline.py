@@ -531,3 +531,49 @@ def test_config_from_yaml(tmp_path, files):
     )
     with pytest.raises(GritError, match="generative_bach"):
         load_config(DataConfig, path, {"generative_bach": "5"})
+
+
+def test_documents_are_shuffled_where_a_teacher_reads_them_in_order(tiny_tokenizer, tmp_path):
+    """Another order in each epoch, the same one every time; without a teacher, that of the data."""
+    lines = [
+        {"docs": [f"first {n}", f"second {n}", f"third {n}"], "text": [f"why {n}?", f"so {n}"]}
+        for n in range(6)
+    ]
+    path = write(tmp_path / "rag.jsonl", lines)
+    config = DataConfig(cached=[path], cached_batch=6, layouts=["doc"], probe_steps=0)
+    needs = BatchNeeds(teacher_rows=True)
+    plain, taught, again = (
+        JointBatches(config, tiny_tokenizer, GRIT, seed=3, needs=n)
+        for n in (BatchNeeds(), needs, needs)
+    )
+
+    def orders(step, batches):
+        batch, words = batches[step].cached, ("first", "second", "third")
+        rows = batch.cached_texts
+        for owner in range(1, 7):
+            text = tiny_tokenizer.decode(rows.tokens[0][batch.cached_owner[0] == owner])
+            yield tuple(sorted(words, key=text.index))
+
+    straight = ("first", "second", "third")
+    assert {order for step in range(4) for order in orders(step, plain)} == {straight}
+    drawn = [order for step in range(4) for order in orders(step, taught)]
+    assert len(set(drawn)) > 4 and drawn[:6] != drawn[6:12]
+    for step in range(4):
+        assert same(taught[step], again[step]) and plain.ids(step) == taught.ids(step)
+        teacher = taught[step].cached.teacher.rows
+        for segment in range(1, 7):
+            text = tiny_tokenizer.decode(teacher.tokens[0][teacher.segments[0] == segment])
+            assert tuple(sorted(straight, key=text.index)) == straight
+    assert plain[0].cached.teacher is None
+
+
+def test_a_teacher_changes_no_layout_and_no_other_batch(config, tiny_tokenizer, batches):
+    """Over single documents, the cached rows are those of a run without one."""
+    taught = JointBatches(
+        config, tiny_tokenizer, GRIT, seed=3, num_steps=60, needs=BatchNeeds(teacher_rows=True)
+    )
+    for step in range(3):
+        one, other = batches[step], taught[step]
+        assert (other.cached.teacher.columns >= 0).sum() == (other.cached.text.targets > 0).sum()
+        other.cached.teacher = None
+        assert same(one, other)

@@ -17,6 +17,12 @@ from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
         TokenText([5, 6], [False, False]),
         TokenCached([[1, 2], [], [3]], TokenText([8, 9], [False, True]), 1),
         TokenCached([], TokenText([8], [True])),
+        TokenCached(
+            [[1, 2], [3]],
+            TokenText([8, 9], [False, True]),
+            1,
+            TokenText([4, 3, 1, 2, 9], [False] * 4 + [True]),
+        ),
     ],
 )
 def test_a_text_travels_as_header_and_content(text):

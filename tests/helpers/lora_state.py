@@ -72,6 +72,7 @@ def run(
     steps=3,
     lr=3e-3,
     projection=None,
+    loss=LossConfig(),
     **step,
 ):
     """Metrics of each step, and the state before and after."""
@@ -83,9 +84,7 @@ def run(
         state = start(config, lora, optimizer, mesh, projection)
         before = jax.tree.map(np.asarray, state)
         shardings = jax.tree.map(lambda part: part.sharding.spec, (state.params, state.frozen))
-        function = make_step(
-            StepConfig(config, LossConfig(), lora=lora, **step), optimizer, schedule
-        )
+        function = make_step(StepConfig(config, loss, lora=lora, **step), optimizer, schedule)
         metrics = []
         for _ in range(steps):
             state, found = function(state, put_rows(batch, mesh))

@@ -135,3 +135,19 @@ def test_frozen_weights_and_constant_sides_have_no_gradient(run):
     tokens = 12 * 16 + 3 * 24
     weights = 3 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) * tokens + 2 * 32 * 100 * 72
     assert saved == weights - 3 * (3 * 2 * (32 * 2 + 2 * 32)) * tokens
+
+
+def test_a_teacher_of_cached_documents_reads_forward_alone(run):
+    """Documents, question and answer in a row; logits where the student has its own."""
+    cached = {
+        "data__cached": "[c.jsonl]",
+        "data__cached_batch": "2",
+        "data__pieces_row_length": "40",
+        "data__cached_row_length": "24",
+    }
+    plain, taught = run(**cached), run(**cached, train__loss__cached_distillation="0.5")
+    abstract = abstract_step(taught)
+    rise = step_flops(taught, abstract.model) - step_flops(plain, abstract.model)
+    assert rise == forward_flops(abstract.model, Texts(2, 64, CAUSAL)) + 2 * 24 * 2 * 32 * 100
+    _, metrics = jax.eval_shape(abstract.step, abstract.state, abstract.batch)
+    assert "loss_cached_kl" in metrics

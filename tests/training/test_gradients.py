@@ -29,7 +29,9 @@ VOCAB, WIDTH = 64, 24
 LOSSES = {
     "token": LossConfig(generative="token", generative_factor=0.5, cached_factor=2.0),
     "mixed": LossConfig(generative="mixed", generative_factor=0.5),
-    "mixed in groups": LossConfig(generative="mixed", mix_group_size=3),
+    "mixed in groups": LossConfig(
+        generative="mixed", mix_group_size=3, cached_distillation=0.5, logits_block=16
+    ),
 }
 
 
@@ -61,12 +63,27 @@ def make_batch(separate=True, prefix=False):
         ),
         cached_batch(
             [
-                TokenCached([ids(rng, 3, 8) for _ in range(rng.integers(0, 3))], text(rng))
+                with_teacher(
+                    TokenCached([ids(rng, 3, 8) for _ in range(rng.integers(0, 3))], text(rng))
+                )
                 for _ in range(8)
             ],
-            CachedPacking(cached_row_length=20, row_length=WIDTH, row_multiple=2),
+            CachedPacking(
+                cached_row_length=20, row_length=WIDTH, row_multiple=2, teacher_row_length=36
+            ),
         ),
     )
+
+
+def with_teacher(example):
+    """A teacher that reads the documents, in another order, and the continuation in one; none
+    without documents."""
+    documents = [i for document in reversed(example.cached_texts) for i in [0, *document]]
+    if not documents:
+        return example
+    text = example.text
+    read = TokenText([*documents, *text.ids], [False] * len(documents) + [*text.targets])
+    return dataclasses.replace(example, teacher=read)
 
 
 @pytest.fixture(scope="module")

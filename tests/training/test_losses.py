@@ -17,6 +17,7 @@ from grit_jax.training.losses import LossConfig
             "train.loss.distillation_temperature: must be a finite number above 0",
         ),
         ({"generative_factor": -1.0}, "train.loss.generative_factor: must be"),
+        ({"cached_distillation": -0.1}, "train.loss.cached_distillation: must be a finite number"),
         ({"distillation_factor": float("inf")}, "train.loss.distillation_factor"),
         ({"emb_grad_scale": -0.5}, "train.loss.emb_grad_scale"),
         ({"mix_group_size": 0}, "train.loss.mix_group_size: must be at least 1, got 0"),

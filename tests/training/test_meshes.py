@@ -40,6 +40,7 @@ EVERYTHING = LossConfig(
     mix_group_size=3,
     similarity_block=8,
     logits_block=64,
+    cached_distillation=0.7,
 )
 
 
@@ -50,6 +51,13 @@ def batch() -> Batch:
     rng = np.random.default_rng(0)
     ids = lambda low, high: rng.integers(1, VOCAB, rng.integers(low, high)).tolist()
     answer = lambda tokens: TokenText(tokens, [i > 1 for i in range(len(tokens))])
+
+    def cached():
+        documents, text = [ids(4, 8), ids(4, 8)], answer(ids(6, 14))
+        read = [i for document in reversed(documents) for i in document]
+        teacher = TokenText([*read, *text.ids], [False] * len(read) + list(text.targets))
+        return TokenCached(documents, text, 2, teacher)
+
     passages = [ids(6, 14) if i % 9 != 1 else [] for i in range(36)]
     passages[6] = list(passages[0])
     return Batch(
@@ -67,9 +75,14 @@ def batch() -> Batch:
             GenerativePacking(row_length=16, row_multiple=16, prefix=True),
         ),
         cached_batch(
-            [TokenCached([ids(4, 8), ids(4, 8)], answer(ids(6, 14)), 2) for _ in range(16)],
+            [cached() for _ in range(16)],
             CachedPacking(
-                cached_row_length=16, row_length=16, row_multiple=16, blocks=True, prefix=True
+                cached_row_length=16,
+                row_length=16,
+                row_multiple=16,
+                blocks=True,
+                prefix=True,
+                teacher_row_length=32,
             ),
         ),
     )
@@ -131,7 +144,7 @@ def test_every_option_on_a_mesh(config, batch, single, mesh, how):
     assert (
         parts.keys()
         == other_parts.keys()
-        == {"loss_emb", "loss_gen", "loss_cached", "loss_distill"}
+        == {"loss_emb", "loss_gen", "loss_cached", "loss_cached_kl", "loss_distill"}
     )
     for name in parts:
         np.testing.assert_allclose(other_parts[name], parts[name], rtol=1e-5, err_msg=name)

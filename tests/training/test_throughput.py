@@ -16,7 +16,15 @@ from grit_jax.training import throughput as measure
 from grit_jax.training.joint import StepConfig, joint_loss
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.throughput import count_tokens, memory_in_use, model_flops, peak_flops
-from grit_jax.types import AttentionMode, Batch, CachedBatch, EmbeddingBatch, GenerativeBatch, Rows
+from grit_jax.types import (
+    AttentionMode,
+    Batch,
+    CachedBatch,
+    EmbeddingBatch,
+    GenerativeBatch,
+    Rows,
+    TeacherRows,
+)
 
 BIDIRECTIONAL, CAUSAL, PREFIX = (
     AttentionMode.BIDIRECTIONAL,
@@ -106,6 +114,21 @@ def test_texts_read_their_own_cached_pieces():
     apart = model_flops(Batch(generative=generative(text)), config)
     apart += measure._pass_flops(MODEL, None, pieces, BIDIRECTIONAL)
     assert model_flops(batch, config) - apart == 3 * 2 * 4 * 4 * 32 * (3 * 4 + 2 * 6 + 7 * 5)
+
+
+def test_a_teacher_has_a_forward_pass_alone():
+    """Over its own rows, with logits where the student has them; its tokens count as the batch's."""
+    pieces, text, read = packed([[4], [5]], 8), packed([[3], [7]], 8), packed([[6], [11]], 12)
+    owner = pieces.segments
+    cached = CachedBatch(pieces, owner, np.zeros_like(owner), generative(text))
+    teacher = TeacherRows(read, np.full((2, 8), -1))
+    config, taught = StepConfig(MODEL, LossConfig()), dataclasses.replace(cached, teacher=teacher)
+    layers = 2 * (128 * 128 + 2 * 128 * 64 + 128 * 128 + 3 * 128 * 256)
+    pairs = 6 * 7 // 2 + 11 * 12 // 2
+    forward = 2 * layers * 17 + 2 * 4 * 4 * 32 * pairs + 2 * 128 * 96 * 10
+    rise = model_flops(Batch(cached=taught), config) - model_flops(Batch(cached=cached), config)
+    assert rise == forward
+    assert count_tokens(Batch(cached=taught))["tokens"] == 9 + 10 + 17
 
 
 def test_a_side_held_fixed_has_no_backward_pass():

@@ -58,6 +58,7 @@ LOSSES: tuple[tuple[str, str, str], ...] = (
     ("loss_emb", "Finding", "contrastive loss: picking the right document from the batch"),
     ("loss_gen", "Writing", "language loss: nats per predicted token"),
     ("loss_cached", "Answering", "language loss of answers over cached documents"),
+    ("loss_cached_kl", "Distilling", "divergence of answers over caches from answers over text"),
 )
 
 
