@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,32 +74,61 @@ def sentencepiece() -> tuple[list[str], list[float], list[int]]:
     return list(texts), list(scores), [int(k) for k in kinds]
 
 
+def tokenizer_keys(kind: str) -> dict[str, Any]:
+    """The metadata of a tokenizer, gpt2 or llama as the format calls the kinds."""
+    keys: dict[str, Any] = {"model": kind, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "gpt2":
+        keys["tokens"], keys["merges"] = byte_level()
+        keys["token_type"] = [3] * len(SPECIAL) + [1] * (len(keys["tokens"]) - len(SPECIAL))
+        keys["pre"] = "qwen2"
+    else:
+        keys["tokens"], keys["scores"], keys["token_type"] = sentencepiece()
+    return {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+
 def write(
-    path: Path, name: str, tokenizer: str = "gpt2", **changed: Any
+    path: Path,
+    name: str,
+    tokenizer: str = "gpt2",
+    *,
+    types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
+    sizes: Mapping[str, Any] | None = None,
+    **changed: Any,
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """Writes a file with random weights; returns the model that it holds.
 
     Args:
       name: of `MODELS`.
       tokenizer: gpt2 or llama, as the format calls the kinds.
-      changed: metadata to add or to replace, `__` for a dot.
+      types: tensors that are quantised, and how; with a type to which the library cannot
+        quantise, their values are random.
+      extra: tensors to add.
+      sizes: of `ModelConfig`, to replace.
+      changed: metadata to add, to replace or (None) to leave out, `__` for a dot and ARCH for the
+        architecture. Numbers are written as 32 bits.
     """
-    tokens = byte_level()[0] if tokenizer == "gpt2" else sentencepiece()[0]
+    keys = tokenizer_keys(tokenizer)
+    fields = {key.replace("__", "."): value for key, value in changed.items()}
+    tokens = fields.get("tokenizer.ggml.tokens", keys["tokenizer.ggml.tokens"])
     config = ModelConfig(
-        vocab_size=len(tokens),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=HEAD_DIMS.get(name, 8),
-        max_position_embeddings=128,
-        rms_norm_eps=1e-6,
-        dtype="float32",
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        **MODELS[name],
+        **dict(
+            vocab_size=len(tokens),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=HEAD_DIMS.get(name, 8),
+            max_position_embeddings=128,
+            rms_norm_eps=1e-6,
+            dtype="float32",
+            initializer_range=0.2,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        | MODELS[name]
+        | (sizes or {})
     )
     params = {key: to_host(value) for key, value in init_params(config, jax.random.key(0)).items()}
     rng = np.random.default_rng(0)
@@ -105,44 +136,37 @@ def write(
         if value.ndim < 3 and key not in ("embed", "head"):
             params[key] = (value + rng.normal(size=value.shape) / 10).astype(np.float32)
     arch = "llama" if name == "mixtral" else name
-    writer = gguf.GGUFWriter(path, arch)
-    metadata = {
-        "block_count": 2,
-        "context_length": 128,
-        "embedding_length": 32,
-        "feed_forward_length": 48,
-        "attention.head_count": 4,
-        "attention.head_count_kv": 2,
+    keys |= {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
         "rope.dimension_count": config.head_dim,
-        "vocab_size": len(tokens),
+        "vocab_size": config.vocab_size,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.freq_base": config.rope_theta,
     }
     if config.num_experts:
-        metadata |= {"expert_count": 4, "expert_used_count": 2}
+        keys |= {"expert_count": 4, "expert_used_count": 2}
     if config.sliding_window:
-        metadata["attention.sliding_window"] = config.sliding_window
-    for key, number in metadata.items():
-        writer.add_uint32(f"{arch}.{key}", number)
-    writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6)
-    writer.add_float32(f"{arch}.rope.freq_base", config.rope_theta)
-    writer.add_tokenizer_model(tokenizer)
-    writer.add_token_list(tokens)
-    if tokenizer == "gpt2":
-        writer.add_tokenizer_pre("qwen2")
-        writer.add_token_merges(byte_level()[1])
-        writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
-    else:
-        _, scores, kinds = sentencepiece()
-        writer.add_token_scores(scores)
-        writer.add_token_types(kinds)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_chat_template("{{ messages[0]['content'] }}<|im_end|>")
-    for key, value in changed.items():
-        writer.add_uint32(key.replace("__", "."), value)
-    for target, array in _tensors(config, params, arch):
-        writer.add_tensor(target, np.ascontiguousarray(array, np.float32))
+        keys["attention.sliding_window"] = config.sliding_window
+    keys["tokenizer.chat_template"] = "{{ messages[0]['content'] }}<|im_end|>"
+    keys = {key if key.startswith("tokenizer.") else f"{arch}.{key}": v for key, v in keys.items()}
+    keys |= {key.replace("ARCH", arch): value for key, value in fields.items()}
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in keys.items():
+        _add(writer, key, value)
+    for target, array in [*_tensors(config, params, arch), *(extra or {}).items()]:
+        array = np.ascontiguousarray(array, np.float32)
+        kind = (types or {}).get(target)
+        if kind is None:
+            writer.add_tensor(target, array)
+        else:
+            writer.add_tensor(target, _stored(array, kind, rng), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -150,13 +174,40 @@ def write(
     return config, params
 
 
+def _stored(
+    array: np.ndarray, kind: gguf.GGMLQuantizationType, rng: np.random.Generator
+) -> np.ndarray:
+    """The blocks of an array, or random ones with finite values."""
+    try:
+        return gguf.quantize(array, kind)
+    except NotImplementedError:
+        size, width = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (array.size // size, width), np.uint8)
+    with contextlib.suppress(NotImplementedError), np.errstate(all="ignore"):
+        blocks[~np.isfinite(gguf.dequantize(blocks, kind)).all(axis=1)] = 0
+    return blocks.reshape(*array.shape[:-1], -1)
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif value is not None:
+        writer.add_array(key, value)
+
+
 def _tensors(config: ModelConfig, params: dict[str, np.ndarray], arch: str):
     """What llama.cpp's converter stores for each tensor of a Hugging Face model."""
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], 2)
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
 
     def stored(key: str, array: np.ndarray) -> np.ndarray:
         if arch == "llama" and key in ("query", "key"):
-            heads = 4 if key == "query" else 2
+            heads = config.num_attention_heads if key == "query" else config.num_key_value_heads
             array = (
                 array.reshape(heads, 2, config.head_dim // 2, -1)
                 .swapaxes(1, 2)

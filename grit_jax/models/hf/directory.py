@@ -230,6 +230,10 @@ def _check_model(directory: Path) -> None:
         raise GritError(
             f"{directory}: the output folder of a training run; its model is {directory / 'model'}"
         )
+    if files := sorted(directory.glob("*.gguf")):
+        raise GritError(
+            f"{directory}: no config.json there; import {files[0]} first: grit import FILE.gguf OUT"
+        )
     adapter = directory / "adapter_config.json"
     if adapter.is_file():
         base = read_json(adapter).get("base_model_name_or_path")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,15 @@ import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.hf import gguf_config
 from grit_jax.models.hf.read_config import config_from_hf
 from grit_jax.models.hf.safetensors_io import Tensor, write_tensors
+from grit_jax.models.hf.sentence_transformers import SentenceModules, write_modules
 from grit_jax.models.hf.weights import MAX_SHARD_BYTES, hf_names
 from grit_jax.models.parameters import layers_with, parameter_shapes
 from grit_jax.runtime.files import write_json
 from grit_jax.text import gguf_tokenizer, tokenizer_files
 
-ARCHITECTURES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
-}  # and mixtral, which says llama and has experts
 # Our name -> the tensor's in a layer.
 LAYER_NAMES = {
     "attention_norm": "attn_norm.weight",
@@ -60,9 +55,14 @@ OTHER_NAMES = {
     "final_norm": "output_norm.weight",
     "head": "output.weight",
 }
-# Llama 3's rotary scaling is stored as its factors: those of the published models.
-LLAMA3_FACTORS = (8.0, 32.0)
 FREQUENCIES = "rope_freqs.weight"
+VERSIONS = (2, 3)
+# What a file may hold other than a model, by `general.type`.
+_NO_MODEL = {
+    "adapter": "a LoRA adapter, not a model; merge it into its base first (llama-export-lora)",
+    "mmproj": "the vision or audio part of a model; import the file of its language model",
+    "imatrix": "an importance matrix, not a model",
+}
 
 
 def is_gguf(path: Path) -> bool:
@@ -79,179 +79,151 @@ def write_directory(path: Path, directory: Path) -> None:
     """Writes what a GGUF file holds as a plain Hugging Face directory, with weights in float32.
 
     Raises:
-      GritError: no GGUF file, one of several parts, a damaged or truncated one, an architecture or
-        a tokenizer that is not supported, or the library is missing.
+      GritError: no GGUF file, one of several parts, a damaged or truncated one, no model of
+        supported architecture and tokenizer, or the library is missing.
     """
+    _check_header(path)
     try:
         import gguf
     except ImportError:
         raise GritError(
             f"{path}: a GGUF file needs the extra 'gguf': pip install 'grit_jax[gguf]'"
         ) from None
-    try:
-        reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except Exception as error:  # of a damaged file: many classes
-        raise GritError(f"{path}: not a whole GGUF file ({error}); download it again") from None
-    if metadata.get("split.count", 1) > 1:
-        raise GritError(
-            f"{path}: one part of {metadata['split.count']}; merge them first: llama-gguf-split"
-            " --merge FIRST_PART OUT"
-        )
+    reader = _open(path)
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    _check_kind(path, metadata)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    _check_types(path, tensors.values())
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str, expert: int | None = None) -> np.ndarray:
         tensor = tensors[name]
-        try:
-            return gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
-            raise GritError(
-                f"{path}: {name} has the type {tensor.tensor_type.name}, which the package gguf"
-                " does not dequantise; take a file of another type"
-            ) from None
+        data = tensor.data if expert is None else tensor.data[expert]
+        return gguf.dequantize(data, tensor.tensor_type)
 
-    hf = _config(metadata, tensors, read, str(path))
+    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
+    factors = read(FREQUENCIES) if FREQUENCIES in tensors else None
+    hf = gguf_config.hf_config(metadata, shapes, factors, str(path))
+    embeds = gguf_config.pooling(metadata, str(path))
     config = config_from_hf(hf, str(path))
     tokenizer = gguf_tokenizer.read(metadata, str(path))
-    written = _weights(config, tensors, read, str(path))
+    written = _weights(config, shapes, read, str(path))
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory, written, "float32", MAX_SHARD_BYTES)
     write_json(directory / "config.json", hf)
-    named = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
-    ends = dict.fromkeys(end for end in named if end is not None)
-    write_json(directory / "generation_config.json", {"eos_token_id": list(ends)})
+    ends = gguf_tokenizer.end_tokens(metadata)
+    write_json(directory / "generation_config.json", {"eos_token_id": ends})
     tokenizer_files.write(directory, tokenizer, config.architecture)
+    if embeds is not None:
+        modules = SentenceModules(pooling=embeds[0], bidirectional=embeds[1])
+        write_modules(directory, modules, config.hidden_size)
 
 
-def _config(
-    metadata: Mapping[str, Any],
-    tensors: Mapping[str, Any],
-    read: Callable[[str], np.ndarray],
-    location: str,
-) -> dict[str, Any]:
-    """config.json of the file's model."""
-    name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+def _check_header(path: Path) -> None:
+    """Raises GritError for a file that does not begin as a GGUF file in little-endian order."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(24)
+    except OSError as error:
+        raise GritError(f"{path}: cannot be read ({error.strerror})") from None
+    if not start:
+        raise GritError(f"{path}: the file is empty; download it again")
+    if start.startswith(b"version https://git-"):
+        raise GritError(f"{path}: a pointer of Git LFS, not the file itself; run git lfs pull")
+    if not start.startswith(b"GGUF"):
+        raise GritError(f"{path}: not a GGUF file (it begins with {start[:4]!r}, not b'GGUF')")
+    if len(start) < 24:
+        raise GritError(f"{path}: truncated after {len(start)} bytes; download it again")
+    version = int.from_bytes(start[4:8], "little")
+    if not version & 0xFFFF:
         raise GritError(
-            f"{location}: the architecture {name!r} is not supported, only"
-            f" {', '.join(ARCHITECTURES)} and mixtral"
+            f"{path}: in big-endian order, which is not supported; convert it first:"
+            " gguf-convert-endian FILE little (it belongs to the package gguf)"
+        )
+    if version not in VERSIONS:
+        raise GritError(
+            f"{path}: GGUF version {version}, only {' and '.join(map(str, VERSIONS))} are"
+            " supported; take a file of a newer converter"
         )
 
-    def value(key: str, default: Any = None) -> Any:
-        found = metadata.get(f"{name}.{key}", default)
-        if found is None:
-            raise GritError(f"{location}: '{name}.{key}' is missing")
-        return found
 
-    optional = lambda key: metadata.get(f"{name}.{key}")
-    experts = optional("expert_count") or 0
-    model_type = "mixtral" if experts and name == "llama" else ARCHITECTURES[name]
-    if experts and model_type != "mixtral":
-        raise GritError(f"{location}: a {name} model with experts is not supported")
-    heads, hidden = value("attention.head_count"), value("embedding_length")
-    layers = value("block_count")
-    head_dim = optional("attention.key_length") or optional("rope.dimension_count")
-    head_dim = head_dim or hidden // heads
-    if "token_embd.weight" not in tensors:
-        raise GritError(f"{location}: the tensor token_embd.weight is missing")
-    hf: dict[str, Any] = {
-        "model_type": model_type,
-        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
-        "hidden_size": hidden,
-        "intermediate_size": value("feed_forward_length"),
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": optional("attention.head_count_kv") or heads,
-        "head_dim": head_dim,
-        "max_position_embeddings": value("context_length"),
-        "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
-        "rope_theta": value("rope.freq_base", 1e6 if name == "gemma3" else 10000.0),
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "hidden_act": "silu",
-    }
-    for key, ours in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
-        hf[f"{ours}_token_id"] = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    if window := optional("attention.sliding_window"):
-        hf["sliding_window"] = window
-    elif name == "llama":
-        hf["sliding_window"] = None
-    if experts:
-        hf |= {"num_local_experts": experts, "num_experts_per_tok": value("expert_used_count")}
-    if name in ("gemma2", "gemma3"):
-        hf.pop("hidden_act")
-        hf["hidden_activation"] = "gelu_pytorch_tanh"
-        # The largest model of each has queries scaled by hidden_size / heads; no key says so.
-        largest = layers == {"gemma2": 46, "gemma3": 62}[name]
-        hf["query_pre_attn_scalar"] = hidden // heads if largest else head_dim
-    if name == "gemma2":
-        hf["attn_logit_softcapping"] = value("attn_logit_softcapping", 50.0)
-        hf["final_logit_softcapping"] = value("final_logit_softcapping", 30.0)
-    if scaling := _rope_scaling(optional, tensors, read, hf, location):
-        hf["rope_scaling"] = scaling
-    return hf
+def _open(path: Path) -> Any:
+    """The library's reader of a file; metadata and the table of tensors are read and checked."""
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        def _build_tensors(self, start_offs: int, fields: Any) -> None:
+            """Checks the table of tensors before the library makes arrays of it."""
+            for field in fields:
+                _, name, _, dims, kind, offset = field.parts
+                name, kind = bytes(name).decode(), int(kind[0])
+                if kind not in gguf.GGMLQuantizationType._value2member_map_:
+                    raise GritError(
+                        f"{path}: {name} has the type {kind}, which the installed package gguf does"
+                        " not know; update it: pip install -U gguf"
+                    )
+                size, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+                end = start_offs + int(offset[0]) + math.prod(dims.tolist()) * width // size
+                if end > len(self.data):
+                    raise GritError(
+                        f"{path}: truncated: {name} ends at byte {end}, but the file has"
+                        f" {len(self.data)}; download it again"
+                    )
+            super()._build_tensors(start_offs, fields)
+
+    try:
+        return Reader(path)
+    except GritError:
+        raise
+    except Exception as error:  # of a damaged file: many classes
+        raise GritError(f"{path}: not a whole GGUF file ({error}); download it again") from None
 
 
-def _rope_scaling(
-    optional: Callable[[str], Any],
-    tensors: Mapping[str, Any],
-    read: Callable[[str], np.ndarray],
-    hf: Mapping[str, Any],
-    location: str,
-) -> dict[str, Any] | None:
-    kind, factor = optional("rope.scaling.type"), optional("rope.scaling.factor")
-    if FREQUENCIES in tensors:
-        stored = read(FREQUENCIES)
-        if (stored == 1).all():
-            return None
-        for factor in LLAMA3_FACTORS:
-            if np.allclose(stored, _llama3(hf, factor), rtol=1e-4):
-                return {
-                    "rope_type": "llama3",
-                    "factor": factor,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 8192,
-                }
-        raise GritError(f"{location}: its rotary frequencies ({FREQUENCIES}) are not known")
-    if kind in (None, "none") or factor in (None, 1.0):
-        return None
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor}
-    if kind == "yarn":
-        original = optional("rope.scaling.original_context_length")
-        scaling = {"rope_type": "yarn", "factor": factor}
-        return scaling | ({"original_max_position_embeddings": original} if original else {})
-    raise GritError(f"{location}: rotary scaling {kind!r} is not supported")
+def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raises GritError for what is no model, or only a part of one."""
+    if (parts := metadata.get("split.count", 1)) > 1:
+        first = re.sub(r"-\d{5}-of-", "-00001-of-", path.name)
+        raise GritError(
+            f"{path}: one part of {parts}; merge them first: llama-gguf-split --merge {first}"
+            " OUT.gguf"
+        )
+    kind = metadata.get("general.type", "model")
+    kind = "mmproj" if metadata.get("general.architecture") == "clip" else kind
+    if kind in _NO_MODEL:
+        raise GritError(f"{path}: {_NO_MODEL[kind]}")
 
 
-def _llama3(hf: Mapping[str, Any], factor: float) -> np.ndarray:
-    """What Llama 3.1's scaling divides each rotary frequency by."""
-    exponents = np.arange(0, hf["head_dim"], 2) / hf["head_dim"]
-    wavelength = 2 * math.pi * hf["rope_theta"] ** exponents
-    smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
-    between = 1 / ((1 - smooth) / factor + smooth)
-    return np.where(wavelength < 8192 / 4, 1.0, np.where(wavelength > 8192, factor, between))
+def _check_types(path: Path, tensors: Iterable[Any]) -> None:
+    """Raises GritError for the first tensor of a type that the library does not dequantise."""
+    import gguf
+
+    for kind, tensor in {tensor.tensor_type: tensor for tensor in tensors}.items():
+        width = gguf.GGML_QUANT_SIZES[kind][1]
+        try:
+            gguf.dequantize(np.zeros((1, width), np.uint8), kind)
+        except NotImplementedError:
+            raise GritError(
+                f"{path}: {tensor.name} has the type {kind.name}, which the package gguf does not"
+                " dequantise; take a file of another type"
+            ) from None
 
 
 def _weights(
     config: ModelConfig,
-    tensors: Mapping[str, Any],
-    read: Callable[[str], np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str, int | None], np.ndarray],
     location: str,
 ) -> list[Tensor]:
     """The tensors as a Hugging Face directory has them; each is read when it is written."""
     names, used, written = hf_names(config), {FREQUENCIES}, []
 
     def add(ours: str, source: str, target: str, expert: int | None = None) -> None:
-        if source not in tensors:
+        if source not in shapes:
             raise GritError(f"{location}: the tensor {source} is missing")
         used.add(source)
-        shape = tuple(int(n) for n in reversed(tensors[source].shape))
-        shape = shape if expert is None else shape[1:]
+        shape = shapes[source] if expert is None else shapes[source][1:]
 
         def values() -> np.ndarray:
-            array = read(source) if expert is None else read(source)[expert]
-            return _undone(array, ours, config).astype(np.float32)
+            return _undone(read(source, expert), ours, config).astype(np.float32)
 
         written.append(Tensor(target, shape, values))
 
@@ -269,11 +241,11 @@ def _weights(
                 # Files of before 2024-04 have a tensor for each expert.
                 alone = re.sub(r"_exps\.", f".{expert}.", source)
                 to = target.format(layer=layer, expert=expert)
-                if source in tensors:
+                if source in shapes:
                     add(ours, source, to, expert)
                 else:
                     add(ours, alone, to)
-    if unused := sorted(tensors.keys() - used):
+    if unused := sorted(shapes.keys() - used):
         raise GritError(
             f"{location}: {len(unused)} tensors are no part of a {config.architecture} model as it"
             f" is known here: {', '.join(unused[:5])}"
@@ -285,7 +257,7 @@ def _undone(array: np.ndarray, ours: str, config: ModelConfig) -> np.ndarray:
     """A weight as it was before llama.cpp's converter."""
     if config.zero_centered_norm and ours.endswith("norm"):
         return array - 1.0
-    if config.architecture in ("llama", "mixtral") and ours in ("query", "key"):
+    if config.architecture in ("llama", "mistral", "mixtral") and ours in ("query", "key"):
         heads = config.num_attention_heads if ours == "query" else config.num_key_value_heads
         halves = array.reshape(heads, -1, 2, array.shape[-1])
         return halves.swapaxes(1, 2).reshape(array.shape)
