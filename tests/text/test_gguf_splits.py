@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -181,6 +182,12 @@ def test_every_name_splits_without_losing_text():
     for name, splits in SPLITS.items():
         assert "".join(words(splits.pre_tokenizer())) == TEXT, name
     assert len(SPLITS) > 60
+
+
+def test_the_documentation_lists_every_name():
+    """Messages refer to it."""
+    page = (Path(__file__).parents[2] / "docs/import.md").read_text(encoding="utf-8")
+    assert [name for name in SPLITS if f"`{name}`" not in page] == []
 
 
 def test_names_that_also_change_merges_and_the_beginning():
