@@ -37,12 +37,46 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _pydocs_flags(parser: argparse.ArgumentParser) -> None:
+    from grit_jax.pydocs.documents import MAX_CHARACTERS
+
     parser.add_argument("--output", required=True, type=flags.path, metavar="DIR")
     parser.add_argument(
         "--documents",
         type=flags.positive,
         metavar="N",
         help="use at most N documents (default: all)",
+    )
+    parser.add_argument(
+        "--packages",
+        type=flags.several(flags.name),
+        metavar="NAME,...",
+        help="installed packages to read; python is the standard library (default:"
+        " those that the quickstart reads)",
+    )
+    parser.add_argument(
+        "--held-out-packages",
+        type=flags.several(flags.name),
+        metavar="NAME,...",
+        help="packages whose documents are held out whole, in DIR/heldout_packages (default: those"
+        " of the quickstart, or none with --packages)",
+    )
+    parser.add_argument(
+        "--documents-per-package",
+        type=flags.positive,
+        metavar="N",
+        help="use at most N documents of a package (default: all)",
+    )
+    parser.add_argument(
+        "--characters",
+        type=flags.positive,
+        default=MAX_CHARACTERS,
+        metavar="N",
+        help="characters of a document; longer ones are cut (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sentences",
+        action="store_true",
+        help="answer questions in sentences, not by the span of the document alone",
     )
     _seed_flag(parser)
 
@@ -118,17 +152,31 @@ def data(args: argparse.Namespace) -> None:
 
 
 def _write_pydocs(args: argparse.Namespace) -> None:
-    from grit_jax.pydocs.corpus import write_corpus
+    from grit_jax.pydocs.corpus import CorpusOptions, write_corpus
+    from grit_jax.pydocs.docstrings import DEFAULT_HELD_OUT_PACKAGES, DEFAULT_PACKAGES
     from grit_jax.runtime.files import writable_folder
 
     writable_folder(args.output)
+    given = args.packages is not None
+    options = CorpusOptions(
+        packages=args.packages if given else DEFAULT_PACKAGES,
+        held_out_packages=args.held_out_packages or (() if given else DEFAULT_HELD_OUT_PACKAGES),
+        documents=args.documents,
+        documents_per_package=args.documents_per_package,
+        characters=args.characters,
+        sentences=args.sentences,
+    )
     try:
-        summary = write_corpus(args.output, args.seed, max_documents=args.documents)
+        summary = write_corpus(args.output, args.seed, options)
     except ValueError as error:
         raise GritError(str(error)) from None
     print_text(
         f"{summary.documents} documents: {summary.train} to train on, {summary.held_out} held out"
+        f" by name, {summary.held_out_in_packages} in packages that are held out whole,"
+        f" {summary.dropped} duplicates left out"
     )
+    from_packages = ", ".join(f"{name} {count}" for name, count in summary.packages.items())
+    print_text(f"from: {from_packages}")
     for name, rows in summary.rows.items():
         print_text(f"  {args.output / name}.jsonl: {rows} lines")
 

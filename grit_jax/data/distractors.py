@@ -109,6 +109,9 @@ def write_rows(
     extended = (
         distractors.among(*pair) for pair in progress(pairs, "distractors", "rows", quiet=quiet)
     )
-    return write_jsonl(
-        output, ({"docs": list(e.docs), "text": [e.question, e.answer]} for e in extended)
-    )
+    return write_jsonl(output, map(_line, extended))
+
+
+def _line(example: CachedExample) -> dict:
+    line: dict = {"docs": list(example.docs), "text": [example.question, example.answer]}
+    return line | ({"answer": example.expected} if example.expected else {})

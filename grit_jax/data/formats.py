@@ -21,6 +21,7 @@ import json
 from typing import Any, Literal, TypeAlias
 
 from grit_jax.errors import GritError
+from grit_jax.text.answer_matching import normalise_answer
 
 MOST_SCORE = 1e30  # a teacher's score beyond it would not survive float32
 
@@ -57,11 +58,17 @@ class GenerativeExample:
 
 @dataclasses.dataclass(frozen=True)
 class CachedExample:
-    """A question over documents, each of them `{title} {text}`, and its answer."""
+    """A question over documents, each of them `{title} {text}`, and its answer.
+
+    Attributes:
+      expected: the part of the answer that an answer must contain to match (`match` of
+        `grit_jax.text.answer_matching`); "" stands for the whole answer.
+    """
 
     docs: tuple[str, ...]
     question: str
     answer: str
+    expected: str = ""
 
 
 Example: TypeAlias = EmbeddingExample | GenerativeExample | CachedExample
@@ -222,7 +229,19 @@ def _cached(data: dict[str, Any], place: str) -> CachedExample:
         tuple(document_text(d, place, f"docs[{i}]") for i, d in enumerate(docs)),
         _string(text[0], place, "the question"),
         _string(text[1], place, "the answer"),
+        _expected(data, place),
     )
+
+
+def _expected(data: dict[str, Any], place: str) -> str:
+    expected = data.get("answer", "")
+    if not isinstance(expected, str):
+        raise LineError(place, f'"answer" must be a string, got {_type(expected)}')
+    if normalise_answer(expected) not in normalise_answer(data["text"][1]):
+        raise LineError(
+            place, f'"answer" must be a part of the answer in "text", got {expected!r:.60}'
+        )
+    return expected
 
 
 def parse_json(line: str | bytes, place: str) -> Any:

@@ -161,8 +161,9 @@ def score_answers(
             # A new shape was compiled, which does not count as answering: the batch is timed again.
         for i, text, truncated in zip(numbers, batch.answers, batch.truncated, strict=True):
             score = score_answer(text, rows[i].answer)
+            match = score_answer(text, rows[i].expected or rows[i].answer).match
             share = seconds / len(numbers)
-            scores[i] = score.match, score.exact_match, score.f1, share, truncated
+            scores[i] = match, score.exact_match, score.f1, share, truncated
         bar.update(len(numbers), mode)
     return scores
 

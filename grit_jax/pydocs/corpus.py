@@ -22,7 +22,11 @@ from tqdm import tqdm
 from grit_jax.data.bm25 import BM25, words
 from grit_jax.data.formats import titled
 from grit_jax.errors import GritError
-from grit_jax.pydocs.docstrings import DEFAULT_PACKAGES, read_packages
+from grit_jax.pydocs.docstrings import (
+    DEFAULT_HELD_OUT_PACKAGES,
+    DEFAULT_PACKAGES,
+    read_packages,
+)
 from grit_jax.pydocs.documents import (
     MAX_CHARACTERS,
     Document,
@@ -68,11 +72,38 @@ COPYING_SHARE = 0.6  # copying examples per training document
 
 
 @dataclasses.dataclass(frozen=True)
+class CorpusOptions:
+    """What a corpus is made of.
+
+    Attributes:
+      packages: those whose documentation is read; `python` is the standard library.
+      held_out_packages: those that are held out whole. None of their text is trained on.
+      path: the folders to search for packages, by default `sys.path`.
+      documents: at most that many documents, a subset chosen by a hash of their names.
+      documents_per_package: at most that many of each package, chosen in the same way.
+      characters: of a document; the rest of a longer one is left out.
+      questions: asked of a training document.
+      sentences: questions are answered in sentences, not by the span alone.
+    """
+
+    packages: Sequence[str] = DEFAULT_PACKAGES
+    held_out_packages: Sequence[str] = DEFAULT_HELD_OUT_PACKAGES
+    path: Sequence[str] | None = None
+    documents: int | None = None
+    documents_per_package: int | None = None
+    characters: int = MAX_CHARACTERS
+    questions: int = 3
+    sentences: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class CorpusSummary:
     """Counts of a written corpus.
 
     Attributes:
-      documents: documents read; `train`, `held_out` and `dropped` (duplicates) are their split.
+      documents: documents read; `train`, `held_out`, `held_out_in_packages` and `dropped`
+        (duplicates) are their split.
+      packages: documents of each package, the most first.
       rows: lines of each file.
       skipped_files: source files that do not parse.
       missing_packages: packages that are not installed.
@@ -82,7 +113,9 @@ class CorpusSummary:
     documents: int
     train: int
     held_out: int
+    held_out_in_packages: int
     dropped: int
+    packages: dict[str, int]
     rows: dict[str, int]
     skipped_files: int
     missing_packages: tuple[str, ...]
@@ -90,46 +123,36 @@ class CorpusSummary:
 
 
 def write_corpus(
-    out: Path,
-    seed: int,
-    *,
-    rag_variants: int = 3,
-    max_documents: int | None = None,
-    progress: bool = True,
-    packages: Sequence[str] = DEFAULT_PACKAGES,
+    out: Path, seed: int, options: CorpusOptions = CorpusOptions(), *, progress: bool = True
 ) -> CorpusSummary:
     """Writes
-    `out/train/{embedding_summary,embedding_question,generative,copying,rag,recite,documents}.jsonl`
-    and `out/heldout/{embedding,generative,rag,documents}.jsonl`. The same seed and packages give
-    the same bytes.
+    `out/train/{embedding_summary,embedding_question,generative,copying,rag,recite,documents}.jsonl`,
+    `out/heldout/{embedding,generative,rag,documents}.jsonl` and, of packages that are held out
+    whole, the same four files in `out/heldout_packages`. The same seed and packages give the same
+    bytes.
 
     Args:
-      rag_variants: questions per training document.
-      max_documents: use a subset of that many documents, chosen by a hash of their names.
       progress: show a progress bar on a terminal.
-      packages: those whose documentation is read; `python` is the standard library.
 
     Raises:
       ValueError: too few documents for a corpus.
       GritError: a file cannot be written.
     """
-    read = read_packages(packages, progress=progress)
-    documents = read.documents
-    if max_documents is not None:
-        chosen = sorted(
-            documents, key=lambda d: hashlib.sha256(f"subset {d.id}".encode()).digest()
-        )[:max_documents]
-        documents = sorted(chosen, key=lambda d: d.id)
-    splits = split_documents(documents)
+    held_out = set(options.held_out_packages)
+    names = dict.fromkeys([*options.packages, *options.held_out_packages])
+    read = read_packages(tuple(names), path=options.path, progress=progress)
+    documents = _chosen(read.documents, options)
+    splits = split_documents(documents, held_out)
     if not splits.train or not splits.heldout:
         raise ValueError(
-            f"{len(documents)} documents in {', '.join(packages)} are too few for a corpus: "
-            f"{len(splits.train)} to train on and {len(splits.heldout)} held out"
+            f"{len(documents)} documents in {', '.join(options.packages)} are too few for a corpus:"
+            f" {len(splits.train)} to train on and {len(splits.heldout)} held out"
         )
     out = Path(out)
-    real = _real_questions(splits.train, seed, rag_variants)
+    real = _real_questions(splits.train, seed, options.questions)
     random_names = RandomNames(_vocabulary(splits.train))
     heldout_rag = heldout_questions(splits.heldout, seed)
+    lines = lambda asked: [question.row(sentence=options.sentences) for question in asked]
     files = {
         "train/embedding_summary": lambda: summary_rows(splits.train),
         "train/embedding_question": lambda: question_rows(splits.train, real),
@@ -138,36 +161,68 @@ def write_corpus(
             *explanation_rows(splits.train),
         ],
         "train/copying": lambda: copying_rows(splits.train, random_names, seed),
-        "train/rag": lambda: training_questions(
-            splits.train, real, random_names, seed, rag_variants
+        "train/rag": lambda: lines(
+            training_questions(splits.train, real, random_names, seed, options.questions)
         ),
         "train/recite": lambda: reciting_rows(splits.train, random_names, seed),
         "train/documents": lambda: document_lines(splits.train),
         "heldout/embedding": lambda: summary_rows(splits.heldout, known=splits.train),
         "heldout/generative": lambda: documentation_rows(splits.heldout),
-        "heldout/rag": lambda: [q.row() for q in heldout_rag],
+        "heldout/rag": lambda: lines(heldout_rag),
         "heldout/documents": lambda: document_lines(splits.heldout),
     }
+    if splits.packages:
+        files |= {
+            "heldout_packages/embedding": lambda: summary_rows(splits.packages, splits.train),
+            "heldout_packages/generative": lambda: documentation_rows(splits.packages),
+            "heldout_packages/rag": lambda: lines(heldout_questions(splits.packages, seed)),
+            "heldout_packages/documents": lambda: document_lines(splits.packages),
+        }
     rows = {}
     for name, make in tqdm(
         files.items(), desc="writing the corpus", unit="file", disable=None if progress else True
     ):
-        lines = make()
+        of_file = make()
         if not name.endswith("documents"):
-            random.Random(f"{seed} {name}").shuffle(lines)
+            random.Random(f"{seed} {name}").shuffle(of_file)
         path = out / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows[name] = write_jsonl(path, lines)
+        rows[name] = write_jsonl(path, of_file)
     return CorpusSummary(
         len(documents),
         len(splits.train),
         len(splits.heldout),
+        len(splits.packages),
         len(splits.dropped),
+        dict(Counter(d.package for d in documents).most_common()),
         rows,
         len(read.skipped),
         tuple(read.missing),
         best_constant([q.row() for q in heldout_rag]),
     )
+
+
+def _chosen(documents: Sequence[Document], options: CorpusOptions) -> list[Document]:
+    """The documents that the options keep, in order. Packages that are held out whole add a tenth
+    to the number of documents."""
+    held_out = set(options.held_out_packages)
+    groups: dict[str, list[Document]] = {}
+    for document in documents:
+        groups.setdefault(document.package, []).append(document)
+    some = [d for group in groups.values() for d in _subset(group, options.documents_per_package)]
+    whole = [d for d in some if d.package in held_out]
+    others = [d for d in some if d.package not in held_out]
+    count = options.documents
+    kept = [*_subset(others, count), *_subset(whole, count and max(1, count // 10))]
+    return [
+        dataclasses.replace(d, max_characters=options.characters)
+        for d in sorted(kept, key=lambda d: d.id)
+    ]
+
+
+def _subset(documents: Sequence[Document], count: int | None) -> list[Document]:
+    order = lambda d: hashlib.sha256(f"subset {d.id}".encode()).digest()
+    return sorted(documents, key=order)[:count]
 
 
 def document_lines(documents: Sequence[Document]) -> list[dict]:
@@ -310,8 +365,8 @@ def training_questions(
     random_names: RandomNames,
     seed: int,
     variants: int,
-) -> list[dict]:
-    """Cached examples: up to `variants` questions per document, about half of them over randomised
+) -> list[Question]:
+    """Questions of cached examples: up to `variants` questions per document, about half of them over randomised
     documents."""
     result: list[Question] = []
     for document in documents:
@@ -323,7 +378,7 @@ def training_questions(
             if candidates := list(questions_about(altered, generator).values()):
                 chosen.append(generator.choice(candidates))
         result += chosen
-    return [q.row() for q in capped(result, int(MAX_TRAIN_SHARE * len(result)))]
+    return capped(result, int(MAX_TRAIN_SHARE * len(result)))
 
 
 def reciting_rows(
@@ -398,30 +453,20 @@ def capped(asked: Sequence[Question], limit: int) -> list[Question]:
     return kept
 
 
-def prepare_corpus(data: Path, seed: int, *, max_documents: int | None = None) -> dict[str, Any]:
-    """Writes the corpus unless it exists, and returns its counts for the report.
-
-    `max_documents` is that of `write_corpus`.
-    """
+def prepare_corpus(
+    data: Path, seed: int, options: CorpusOptions = CorpusOptions()
+) -> dict[str, Any]:
+    """Writes the corpus unless it exists, and returns its counts for the report."""
     done = data / "corpus.json"
     if not done.exists():
         say("reading the documentation of the Python packages installed here")
         try:
-            summary = write_corpus(data, seed, max_documents=max_documents)
+            summary = write_corpus(data, seed, options)
         except ValueError as error:
             raise GritError(
                 f"the documentation of the installed packages is too little to train on: {error}"
             ) from None
-        write_json(
-            done,
-            {
-                "documents": summary.documents,
-                "train": summary.train,
-                "held_out": summary.held_out,
-                "dropped": summary.dropped,
-                "rows": summary.rows,
-                "skipped_files": summary.skipped_files,
-                "missing_packages": list(summary.missing_packages),
-            },
-        )
+        counts = dataclasses.asdict(summary)
+        del counts["best_constant"]
+        write_json(done, counts)
     return read_json(done)

@@ -38,11 +38,14 @@ from grit_jax.pydocs.documents import (
     signature_items,
     source_text,
 )
+from grit_jax.pydocs.sections import plain_markup
 
 logger = logging.getLogger(__name__)
 
 STANDARD_LIBRARY = "python"
 DEFAULT_PACKAGES = (STANDARD_LIBRARY, "numpy", "jax", "flax", "optax", "orbax.checkpoint", "grain")
+# Held out whole, beside the held-out names of the others. Dependencies of the package.
+DEFAULT_HELD_OUT_PACKAGES = ("jinja2", "rich", "tqdm")
 MIN_CHARACTERS = 40  # shorter docstrings say no more than the name
 
 _SKIPPED_FOLDERS = frozenset(
@@ -111,7 +114,7 @@ class _Module:
     def _add(
         self, name: str, kind: str, signature: str, parameters: tuple, doc: str | None
     ) -> None:
-        doc = doc.strip() if doc else ""
+        doc = plain_markup(doc.strip()) if doc else ""
         if len(doc) >= MIN_CHARACTERS and "\x00" not in doc:
             self.documents.append(
                 (name, Document(name, kind, signature, parameters, doc, self.package))
@@ -429,7 +432,7 @@ def _builtin_documents() -> Iterator[Document]:
                 members |= {n: m for n, m in sorted(vars(thing).items()) if not _private(n)}
             for member, value in members.items():
                 doc = (
-                    inspect.cleandoc(value.__doc__)
+                    plain_markup(inspect.cleandoc(value.__doc__))
                     if isinstance(getattr(value, "__doc__", None), str)
                     else ""
                 )

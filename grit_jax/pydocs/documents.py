@@ -9,12 +9,11 @@ import functools
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 MAX_CHARACTERS = 300  # of a document's text: about 80 tokens of a vocabulary of 2,048
-MAX_SIGNATURE = (
-    160  # of a document's text: a longer signature would leave no room for the description
-)
+# Of a document's text: a longer signature would leave no room for the description.
+MAX_SIGNATURE = 160
 MAX_DEFAULT = 40  # of the source text of a default; a longer one is written `...`
 HELD_OUT_PERCENT = 10
 NEAR_DUPLICATE = (
@@ -32,6 +31,7 @@ class Document:
       parameters: (name, source text of the default or None), without self and cls.
       doc: cleaned docstring.
       package: the package it was read from.
+      max_characters: of `text`.
     """
 
     id: str
@@ -40,6 +40,7 @@ class Document:
     parameters: tuple[tuple[str, str | None], ...]
     doc: str
     package: str
+    max_characters: int = MAX_CHARACTERS
 
     @functools.cached_property
     def _parts(self) -> tuple[str, str, str]:
@@ -65,8 +66,8 @@ class Document:
 
     @functools.cached_property
     def text(self) -> str:
-        """Signature and docstring, truncated to `MAX_CHARACTERS` characters at the end of a line or
-        a sentence."""
+        """Signature and docstring, truncated to `max_characters` characters at the end of a line
+        or a sentence."""
         summary, paragraph, others = self._parts
         return self._shown(f"{summary} {paragraph}".strip() + "\n" + others)
 
@@ -76,7 +77,7 @@ class Document:
         return self._shown(self.rest)
 
     def _shown(self, body: str) -> str:
-        return clip(f"{clip_signature(self.signature)}\n{body}".strip(), MAX_CHARACTERS)
+        return clip(f"{clip_signature(self.signature)}\n{body}".strip(), self.max_characters)
 
 
 def clip(text: str, limit: int) -> str:
@@ -152,12 +153,18 @@ def parameters_of(items: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, s
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Documents by split, each sorted by id. `train` and `heldout` share no text; `dropped` holds
-    the duplicates."""
+    """Documents by split, each sorted by id. No text of `train` is in another one.
+
+    Attributes:
+      heldout: those whose names are held out (`split_of`).
+      dropped: duplicates.
+      packages: those of packages that are held out whole.
+    """
 
     train: list[Document]
     heldout: list[Document]
     dropped: list[Document]
+    packages: list[Document] = dataclasses.field(default_factory=list)
 
 
 def split_of(name: str) -> str:
@@ -169,16 +176,19 @@ def split_of(name: str) -> str:
     )
 
 
-def split_documents(documents: Iterable[Document]) -> Split:
+def split_documents(documents: Iterable[Document], packages: Collection[str] = ()) -> Split:
     """Splits documents by `split_of`, with equal and near-equal texts (`near_duplicates`) in one
     split only.
 
+    Args:
+      packages: those that are held out whole.
+
     A training document close to a held-out one is dropped, never the other way round, so that a
-    model trained on another version's split has not seen a name held out here. `heldout` keeps one
-    document of a cluster of near duplicates, `train` one of equal texts.
+    model trained on another version's split has not seen a name held out here. `heldout` and
+    `packages` keep one document of a cluster of near duplicates, `train` one of equal texts.
     """
     documents = sorted(documents, key=lambda d: d.id)
-    splits = [split_of(d.id) for d in documents]
+    splits = ["packages" if d.package in packages else split_of(d.id) for d in documents]
     clusters = _components(
         len(documents),
         near_duplicates([d.doc for d in documents])
@@ -188,8 +198,9 @@ def split_documents(documents: Iterable[Document]) -> Split:
     seen: set[str] = set()
     result = Split([], [], [])
     for document, assigned, cluster in zip(documents, splits, clusters, strict=True):
-        if assigned == "heldout":
-            (result.dropped if cluster in heldout_clusters else result.heldout).append(document)
+        if assigned != "train":
+            kept = result.heldout if assigned == "heldout" else result.packages
+            (result.dropped if cluster in heldout_clusters else kept).append(document)
             heldout_clusters.add(cluster)
     for document, assigned, cluster in zip(documents, splits, clusters, strict=True):
         if assigned == "train":

@@ -1,5 +1,6 @@
-"""Questions whose answer is a short literal span of one document: the default of a parameter, the
-order of parameters, the continuation of a quotation.
+"""Questions that a person asks about one document, whose answer is a short span of it: the default
+or the type of a parameter, what is returned, what is raised and when, since which version there is
+something, what to use instead of it, and what it is for.
 
 They are used to train answers over cached documents and to test them: a question can be answered
 only by reading its document.
@@ -21,10 +22,12 @@ from grit_jax.pydocs.documents import (
     render_signature,
     split_of,
 )
+from grit_jax.pydocs.sections import read_sections
 from grit_jax.text.answer_matching import normalise_answer
 
-MAX_ANSWER = 60  # characters: about 20 tokens
-CONTINUATION_WORDS = 3
+MAX_ANSWER = 60  # characters: about 20 tokens of the quickstart's vocabulary
+# Of documents longer than the quickstart's, answers may have a fifth of the characters.
+ANSWER_SHARE = 5
 # Defaults that are easily guessed.
 TRIVIAL = frozenset(("None", "True", "False", "0", "1", "''", '""', "..."))
 
@@ -32,36 +35,92 @@ PHRASINGS = {
     "default": (
         "What is the default value of `{what}` in `{id}`?",
         "In `{id}`, what does `{what}` default to?",
-        "`{id}`: which default has the parameter `{what}`?",
+        "Which value does `{id}` use if I leave out `{what}`?",
     ),
-    "order": (
-        "Which parameter follows `{what}` in `{id}`?",
-        "In the signature of `{id}`, what comes after `{what}`?",
-        "`{id}`: which parameter comes next after `{what}`?",
+    "type": (
+        "What type does the parameter `{what}` of `{id}` have?",
+        "What do I pass as `{what}` to `{id}`?",
+        "In `{id}`, which type is `{what}`?",
     ),
-    # The answer begins with the quoted words, so that its first tokens are found by locating them.
-    "quotation": (
-        'Quote `{id}` from "{what}" on.',
-        'Which sentence of `{id}` has the words "{what}"? Quote it from there.',
-        'In `{id}`, what is said from "{what}" on?',
+    "returns": (
+        "What does `{id}` return?",
+        "What do I get back from `{id}`?",
+        "What is the return value of `{id}`?",
+    ),
+    "raised when": (
+        "When does `{id}` raise `{what}`?",
+        "In which case do I get a `{what}` from `{id}`?",
+        "Why would `{id}` raise `{what}`?",
+    ),
+    "raised what": (
+        "What does `{id}` raise {what}?",
+        "Which exception do I have to expect from `{id}` {what}?",
+        "Which error does `{id}` give {what}?",
+    ),
+    "added": (
+        "Since which version is there `{id}`?",
+        "In which version was `{id}` added?",
+        "From which version on can I use `{id}`?",
+    ),
+    "deprecated": (
+        "Since which version is `{id}` deprecated?",
+        "When was `{id}` deprecated?",
+        "In which version did `{id}` become deprecated?",
+    ),
+    "instead": (
+        "What should I use instead of `{id}`?",
+        "Is there a replacement for `{id}`?",
+        "`{id}` is not recommended; what replaces it?",
+    ),
+    "purpose": (
+        "What does `{id}` do?",
+        "What is `{id}` for?",
+        "What can I use `{id}` for?",
     ),
 }
+# The answer as a sentence; {answer} is the span of the document.
+SENTENCES = {
+    "default": "The default of `{what}` is `{answer}`.",
+    "type": "`{what}` is of type {answer}.",
+    "returns": "It returns {answer}.",
+    "raised when": "It raises `{what}` {answer}.",
+    "raised what": "It raises `{answer}`.",
+    "added": "Since version {answer}.",
+    "deprecated": "It is deprecated since version {answer}.",
+    "instead": "Use `{answer}` instead.",
+    "purpose": "{answer}.",
+}
+
+
+_SMALL_WORDS = frozenset(
+    "a an the if when in for unless on whether all this that these one no each any its".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about the document `id`. `kind` is a key of `PHRASINGS`, and `answer` is a literal
-    span of `document` (title and text in one string)."""
+    """A question about the document `id`.
+
+    Attributes:
+      kind: a key of `PHRASINGS`.
+      answer: a span of `document` (title and text in one string) after whitespace is normalised.
+      sentence: a sentence with that span, as a person would be answered.
+    """
 
     id: str
     kind: str
     text: str
     answer: str
     document: str
+    sentence: str = ""
 
-    def row(self) -> dict:
-        """The question as a line of a data file of kind `cached`."""
-        return {"docs": [self.document], "text": [self.text, self.answer]}
+    def row(self, *, sentence: bool = False) -> dict:
+        """The question as a line of a data file of kind `cached`; with `sentence`, the text is
+        answered by the sentence, and the span is kept as `"answer"`, by which it is scored."""
+        row: dict = {"docs": [self.document], "text": [self.text, self.answer]}
+        return (
+            row | {"text": [self.text, self.sentence], "answer": self.answer} if sentence else row
+        )
 
 
 def best_constant(rows: Sequence[dict]) -> tuple[str, float]:
@@ -71,7 +130,7 @@ def best_constant(rows: Sequence[dict]) -> tuple[str, float]:
     normalised constant. The constants tried are the gold answers themselves. `("", 0.0)` without
     rows.
     """
-    golds = Counter(normalise_answer(row["text"][1]) for row in rows)
+    golds = Counter(normalise_answer(row.get("answer", row["text"][1])) for row in rows)
     best, best_count = "", 0
     for constant in sorted(golds):
         inside = {
@@ -93,60 +152,71 @@ def questions_about(document: Document, generator: random.Random) -> dict[str, Q
     """At most one question of each kind about `document`, by kind; kinds that the document has no
     answer for are left out."""
     shown = titled(document.id, document.text)
-    items = parse_signature(document.signature) if document.signature else []
-    # Only parameters in the part of the signature that is shown can be asked for.
-    call = document.text.partition("\n")[0]
-    items = [p for p in items if re.search(rf"[(\s]{re.escape(p[0])}(?=[=,)\s])", call)]
-    plain = [p for p in items if p[0] not in ("/", "*")]
-    candidates = []  # (kind, what the question names, answer)
-
-    defaults = [
-        (n, d) for n, d in plain if d is not None and d not in TRIVIAL and f"{n}={d}" in call
-    ]
-    if not defaults and generator.random() < 0.15:
-        # Some questions have easily guessed answers, too.
-        defaults = [(n, d) for n, d in plain if d is not None and d != "..." and f"{n}={d}" in call]
-    if defaults:
-        candidates.append(("default", *generator.choice(defaults)))
-
-    steps = [
-        (a[0], b[0]) for a, b in zip(plain, plain[1:], strict=False) if not (a[0] + b[0]).count("*")
-    ]
-    if steps:
-        candidates.append(("order", *generator.choice(steps)))
-
-    gap = _gap(document, shown, generator)
-    if gap:
-        candidates.append(("quotation", *gap))
-
+    words = " ".join(shown.split())
+    longest = max(MAX_ANSWER, document.max_characters // ANSWER_SHARE)
     result = {}
-    for kind, what, answer in candidates:
-        phrase = generator.choice(PHRASINGS[kind]).format(what=what, id=document.id)
-        question = Question(document.id, kind, phrase, answer, shown)
-        if len(answer) <= MAX_ANSWER and answer in shown and not guessable(question):
+    for kind, facts in _facts(document, generator).items():
+        facts = [
+            (what, answer)
+            for what, answer in facts
+            if len(answer) <= longest and answer in words and what in words
+        ]
+        if not facts:
+            continue
+        what, answer = generator.choice(facts)
+        asked = generator.choice(PHRASINGS[kind]).format(what=_inside(what), id=document.id)
+        told = SENTENCES[kind].format(what=what, answer=_inside(answer))
+        told = told[0].upper() + told[1:]
+        question = Question(document.id, kind, asked, answer, shown, told)
+        if not guessable(question):
             result[kind] = question
     return result
 
 
-def _gap(document: Document, shown: str, generator: random.Random) -> tuple[str, str] | None:
-    """(2 to 4 words of the docstring that occur once, the same words with the next
-    `CONTINUATION_WORDS`)."""
-    lines = [line.split(" ") for line in document.text.split("\n")[bool(document.signature) :]]
-    starts = [(line, i) for line in lines for i in range(len(line) - 2 - CONTINUATION_WORDS + 1)]
-    for _ in range(min(6, len(starts))):
-        line, i = generator.choice(starts)
-        length = generator.randint(2, min(4, len(line) - i - CONTINUATION_WORDS))
-        context = " ".join(line[i : i + length])
-        answer = " ".join(line[i : i + length + CONTINUATION_WORDS]).rstrip(".,:;")
-        long_enough = len(answer) >= len(context) + 8
-        if (
-            shown.count(context) == 1
-            and '"' not in context
-            and long_enough
-            and len(answer) <= MAX_ANSWER
-        ):
-            return context, answer
-    return None
+def _inside(phrase: str) -> str:
+    """A phrase as it stands inside a sentence: its first word in lower case, unless it is a
+    name."""
+    first = phrase.split(" ")[0]
+    return (
+        phrase[0].lower() + phrase[1:]
+        if re.fullmatch("[A-Z][a-z]*", first) and (first.lower() in _SMALL_WORDS)
+        else phrase
+    )
+
+
+def _facts(document: Document, generator: random.Random) -> dict[str, list[tuple[str, str]]]:
+    """(what the question names, the answer) of each kind of question."""
+    sections = read_sections(document.doc)
+    summary = document.summary.rstrip(".")
+    own = document.id.rpartition(".")[2]
+    parameters = [name for name, _ in document.parameters]
+    return {
+        "default": _defaults(document, generator),
+        "type": list(sections.types),
+        "returns": [("", phrase) for phrase in sections.returns[:1] if len(phrase) > 2],
+        "raised when": list(sections.raises),
+        "raised what": [(condition, name) for name, condition in sections.raises],
+        "added": [("", sections.added)] * bool(sections.added),
+        "deprecated": [("", sections.deprecated)] * bool(sections.deprecated),
+        "instead": [("", sections.instead)]
+        * (sections.instead.removesuffix("()") not in {"", own, document.id, *parameters}),
+        # What is returned has a question of its own.
+        "purpose": [("", summary)] * (len(summary) >= 15 and not summary.startswith("Return")),
+    }
+
+
+def _defaults(document: Document, generator: random.Random) -> list[tuple[str, str]]:
+    """Parameters in the part of the signature that is shown, and their defaults."""
+    items = parse_signature(document.signature) if document.signature else []
+    call = document.text.partition("\n")[0]
+    shown = [
+        (name, default)
+        for name, default in items
+        if default is not None and default != "..." and f"{name}={default}" in call
+    ]
+    telling = [(name, default) for name, default in shown if default not in TRIVIAL]
+    # Some questions have easily guessed answers, too.
+    return telling or (shown if generator.random() < 0.15 else [])
 
 
 # ---- randomised documents, which cannot be known by heart ----------------------------------------

@@ -29,7 +29,7 @@ from grit_jax.evaluation.retrieval import bm25_retrieval, evaluate_retrieval, po
 from grit_jax.inference.model import GritLM
 from grit_jax.models.parameters import num_parameters
 from grit_jax.models.transformer import init_params
-from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION, prepare_corpus
+from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION, CorpusOptions, prepare_corpus
 from grit_jax.pydocs.questions import best_constant
 from grit_jax.quickstart.configs import ANSWER_TOKENS, LAYOUTS, base_config, joint_config
 from grit_jax.quickstart.report import FORMAT, Report, write_html
@@ -75,7 +75,7 @@ def run_quickstart(out: Path, settings: QuickstartSettings = QuickstartSettings(
     # --- corpus ---
     data = out / "data"
     with clock("corpus"):
-        corpus = prepare_corpus(data, seed, max_documents=settings.documents)
+        corpus = prepare_corpus(data, seed, CorpusOptions(documents=settings.documents))
     held_out = {
         kind: data / "heldout" / f"{kind}.jsonl"
         for kind in ("embedding", "generative", "rag", "documents")

@@ -25,6 +25,8 @@ class Corpus:
     rows: dict[str, int]
     skipped_files: int
     missing_packages: list[str]
+    held_out_in_packages: int = 0
+    packages: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
