@@ -366,8 +366,8 @@ def training_questions(
     seed: int,
     variants: int,
 ) -> list[Question]:
-    """Questions of cached examples: up to `variants` questions per document, about half of them over randomised
-    documents."""
+    """Questions of cached examples: up to `variants` for a document, about half of them over
+    randomised documents."""
     result: list[Question] = []
     for document in documents:
         generator = random.Random(f"{seed} answers {document.id}")

@@ -93,7 +93,8 @@ SENTENCES = {
 
 
 _SMALL_WORDS = frozenset(
-    "a an the if when in for unless on whether all this that these one no each any its".split()
+    ("a", "an", "the", "this", "that", "these", "its", "all", "each", "any", "one", "no")
+    + ("if", "when", "in", "for", "unless", "on", "whether")
 )
 
 

@@ -25,7 +25,7 @@ _HEADINGS = {
     "raises": "raises",
 }
 _EXCEPTION = r"`?(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit|Iteration)`?"
-_CONDITION = re.compile(r"(?:if|when|in case|for|unless|on)\b", re.IGNORECASE)
+_CONDITION = re.compile(r"(?:if|when|in case|for|unless|on) \S", re.IGNORECASE)
 _DISCOURAGED = re.compile(
     r"deprecat|obsolete|legacy|superseded|discouraged|not recommended", re.IGNORECASE
 )
@@ -143,7 +143,7 @@ def _numpydoc_block(lines: list[str], start: int, depth: int) -> list[str]:
         under = lines[end + 1].strip() if end + 1 < len(lines) else ""
         if lines[end].strip() and len(under) >= 3 and set(under) <= {"-", "="}:
             break
-        if lines[end].lstrip().startswith(".. "):
+        if lines[end][depth:].startswith(".. "):
             break
         end += 1
     return [line[depth:] for line in lines[start:end]]
@@ -177,12 +177,11 @@ def _items(block: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 def _typed(head: str) -> Iterator[tuple[str, str]]:
     """The (name, type) pairs of an item of parameters: `x, y : int` or `x (int): ...`."""
-    if found := re.match(r"([*\w, ]+?) : (.+)$", head):
-        names, typed = found.groups()
-    elif found := re.match(r"(\*{0,2}\w+) \(([^()]*(?:\([^()]*\)[^()]*)*)\):", head):
-        names, typed = found.groups()
-    else:
+    numpydoc = re.match(r"([*\w, ]+?) : (.+)$", head)
+    found = numpydoc or re.match(r"(\*{0,2}\w+) \(([^()]*(?:\([^()]*\)[^()]*)*)\):", head)
+    if not found:
         return
+    names, typed = found.groups()
     for name in names.split(","):
         yield name.strip(" *"), _type(typed)
 
@@ -208,9 +207,10 @@ def _returned(block: list[str]) -> list[str]:
     if item is None:
         return []
     head, body = item
-    if body and (re.fullmatch(r"[\w, ]+ : .+", head) or not head.endswith((".", ","))):
-        if len(head.split()) < 8 and not head.startswith(("The ", "A ", "An ")):
-            return [_phrase(" ".join(body)), _type(head.partition(" : ")[2] or head)]
+    name, _, typed = head.partition(" : ")
+    sentence = head.endswith((".", ",", ":")) or head.startswith(("The ", "A ", "An "))
+    if body and len(head.split()) < 8 and (typed or not (sentence or ": " in head)):
+        return [_phrase(" ".join(body)), _type(typed or name)]
     found = re.match(r"`?[\w.\[\], |]{1,40}`?: +(.+)", head)  # Google's `type: description`
     text = found[1] if found else head
     following = [line.strip() for line in block[1:] if line.strip()]

@@ -57,6 +57,8 @@ class ChatFormat:
     embed_end: str = ""
     # Whether mean pooling takes what stands before the text as well.
     pools_prompt: bool = False
+    # Follows `bos` in a conversation: the system turn that the model was tuned with.
+    opening: str = ""
 
     def with_tokens(self, bos: str | None, eos: str | None) -> ChatFormat:
         """The same tags between another tokenizer's begin and end of sequence (None: it has
@@ -95,7 +97,7 @@ class ChatFormat:
         `turn_separator` in the place of `bos`.
         """
         parts: list[PromptPart] = []
-        opening = self.turn_separator if continues else self.bos
+        opening = self.turn_separator if continues else self.bos + self.opening
         for number, turn in enumerate(turns):
             if number % 2 == 0:
                 parts.append(PromptPart(opening + self.user, is_template=True))
@@ -126,9 +128,9 @@ class ChatFormat:
         `render_turns(turns_of(messages))`."""
         s = json.dumps
         return (
-            f"{{{{ {s(self.bos)} }}}}{{% set ns = namespace(system='') %}}{{% for message in"
-            " messages %}{% if message['role'] == 'system' %}{% set ns.system = ns.system +"
-            " message['content'] + '\\n\\n' %}{% elif message['role'] == 'user' %}{{"
+            f"{{{{ {s(self.bos + self.opening)} }}}}{{% set ns = namespace(system='') %}}{{% for"
+            " message in messages %}{% if message['role'] == 'system' %}{% set ns.system ="
+            " ns.system + message['content'] + '\\n\\n' %}{% elif message['role'] == 'user' %}{{"
             f" {s(self.user)} + ns.system + message['content'] }}}}{{% set ns.system = '' %}}{{% if"
             f" not loop.last or add_generation_prompt %}}{{{{ {s(self.assistant)} }}}}{{% endif"
             " %}{% elif message['role'] == 'assistant' %}{{ message['content'] | trim +"
@@ -169,6 +171,14 @@ QWEN = ChatFormat(
     embed_bare="<|im_start|>embed\n",
     assistant="<|im_end|>\n<|im_start|>assistant\n",
     turn_separator="\n",
+)
+
+# SmolLM2-Instruct's own chat template opens with this system turn.
+SMOLLM2 = dataclasses.replace(
+    QWEN,
+    name="smollm2",
+    opening="<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging"
+    " Face<|im_end|>\n",
 )
 
 GEMMA = ChatFormat(
@@ -242,7 +252,7 @@ class SentenceFormat(ChatFormat):
         return [PromptPart(template, is_template=True), PromptPart(prompt + text)]
 
 
-FORMATS = {chat.name: chat for chat in (GRIT, LLAMA3, QWEN, GEMMA)}
+FORMATS = {chat.name: chat for chat in (GRIT, LLAMA3, QWEN, SMOLLM2, GEMMA)}
 
 
 def turns_of(messages: Sequence[Mapping[str, str]]) -> list[str]:

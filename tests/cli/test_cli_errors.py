@@ -18,7 +18,6 @@ from cli_world import bad_files, bad_indexes, bad_models, full_disk, good_files,
 
 from grit_jax.inference.model import GritLM
 from grit_jax.models.transformer import init_params
-from grit_jax.pydocs import corpus as questions
 
 WHOLE = ("grit.json", "config.json", "dataset_info.json", "report.json", "config.yaml")
 PARTS = (".npy", ".safetensors", ".tmp")
@@ -102,7 +101,7 @@ def test_one_line_and_status_2(command, capsys):
         ("import model x", 150, " x/[a-z.]*: cannot be written \\(File too large\\)"),
         ("data prepare generative.jsonl --output x", 512, "x: .*File too large"),
         (
-            "data pydocs --output x",
+            "data pydocs --output x --packages json,argparse",
             1024,
             "x/.*: cannot be written \\(File too large\\); make room",
         ),
@@ -120,11 +119,6 @@ def test_one_line_and_status_2(command, capsys):
     ],
 )
 def test_a_full_disk(command, room, words, capsys, monkeypatch):
-    write = questions.write_corpus
-    few = {"packages": ["json", "argparse"], "progress": False}
-    monkeypatch.setattr(
-        questions, "write_corpus", lambda out, seed, **more: write(out, seed, **more, **few)
-    )
     Path("many.txt").write_text("a line\n" * 100)
     before = results()
     with full_disk(room):
@@ -158,13 +152,9 @@ def test_a_checkpoint_of_another_model_and_a_damaged_one(capsys):
     assert not Path("x/out").exists()
 
 
-def test_too_little_documentation(capsys, monkeypatch):
-    write = questions.write_corpus
-    none = {"packages": ["no_such_package"], "progress": False}
-    monkeypatch.setattr(
-        questions, "write_corpus", lambda out, seed, **more: write(out, seed, **more, **none)
-    )
-    check(run(capsys, "data pydocs --output x"), "0 documents in no_such_package are too few")
+def test_too_little_documentation(capsys):
+    command = "data pydocs --output x --packages no_such_package"
+    check(run(capsys, command), "0 documents in no_such_package are too few")
 
 
 def test_an_interruption_and_a_bug_keep_their_own_ways(capsys, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 from cli_world import run, write_lines
 
 from grit_jax.data.sources import open_source
-from grit_jax.pydocs import corpus as questions
 
 pytestmark = pytest.mark.usefixtures("in_world")
 
@@ -50,15 +50,18 @@ def test_data(capsys, tmp_path, monkeypatch):
     assert said.out == f"16 embedding examples in {tmp_path}/set\n"
     assert len(open_source(tmp_path / "set")) == 16
 
-    write = questions.write_corpus
-    few = {"packages": ["json", "argparse", "logging"], "progress": False}
-    monkeypatch.setattr(
-        questions, "write_corpus", lambda out, seed, **more: write(out, seed, **more, **few)
+    packages = "--packages json,argparse,logging --held-out-packages csv"
+    said = run(capsys, f"data pydocs --output {tmp_path}/corpus --seed 4 --documents 40 {packages}")
+    first, origin, *files = said.out.splitlines()
+    count = re.fullmatch(
+        r"(\d+) documents: (\d+) to train on, (\d+) held out by name, (\d+) in packages that are"
+        r" held out whole, (\d+) duplicates left out",
+        first,
     )
-    said = run(capsys, f"data pydocs --output {tmp_path}/corpus --seed 4 --documents 40")
-    first, *files = said.out.splitlines()
-    assert first.startswith("40 documents: ") and first.endswith(" held out")
+    documents, *parts = map(int, count.groups())
+    assert documents == sum(parts) == 44 and parts[2] == 4
+    assert set(re.findall(r"(\w+) \d+", origin)) == {"json", "argparse", "logging", "csv"}
     for line in files:
         name, count = line.strip().removesuffix(" lines").split(": ")
         assert len(Path(name).read_text().splitlines()) == int(count)
-    assert len(files) == 11
+    assert len(files) == 15

@@ -93,6 +93,19 @@ def test_files(sentences, examples, tmp_path):
     }
 
 
+def test_the_expected_part_is_kept(sentences, tmp_path):
+    line = {"docs": [sentences[0]], "text": ["q", "It is a."], "answer": "a"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(line) + "\n")
+    lines = [{"id": str(i), "text": text} for i, text in enumerate(sentences[:9])]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out.jsonl"
+    write_rows(tmp_path / "q.jsonl", out, [3], corpus=tmp_path / "c.jsonl", quiet=True)
+    written = json.loads(out.read_text())
+    assert (
+        written["answer"] == "a" and written["text"] == line["text"] and len(written["docs"]) == 3
+    )
+
+
 def test_mistakes_are_named(sentences, examples, tmp_path):
     with pytest.raises(
         GritError, match="expected 4 documents beside its own, got 2.*--k.*--corpus"

@@ -46,6 +46,10 @@ GOOD = [
     ),
     ({"docs": [{"title": "", "text": "d"}], "text": ["q", "a"]}, CachedExample(("d",), "q", "a")),
     ({"docs": [["", "d"]], "text": ["q", "a"]}, CachedExample(("d",), "q", "a")),
+    (
+        {"docs": ["d"], "text": ["q", "It is a."], "answer": "a"},
+        CachedExample(("d",), "q", "It is a.", "a"),
+    ),
 ]
 
 
@@ -56,6 +60,8 @@ def test_good_lines(line, example):
 
 
 BAD = [
+    ('{"docs": ["d"], "text": ["q", "It is a."], "answer": "b"}', '"answer" must be a part of'),
+    ('{"docs": ["d"], "text": ["q", "It is 7."], "answer": 7}', "must be a string, got"),
     ("{", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
     ('{"query": "q"\n', "not valid JSON: Expecting ',' delimiter at column 14"),
     (b"\xff\xfe", "not UTF-8 text"),

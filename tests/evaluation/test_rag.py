@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import AnswerSettings, evaluate_rag
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
-from grit_jax.text.answer_matching import score_answer
+from grit_jax.text.answer_matching import normalise_answer, score_answer
 from grit_jax.text.rag_layouts import MODES
 
 NEW = 4
@@ -84,6 +85,23 @@ def test_documents_from_an_index(tiny_model, rows, sentences, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_match_is_of_the_expected_part(tiny_model, rows):
+    """Of answers that are sentences, the part that counts is searched."""
+    settings = AnswerSettings(max_new_tokens=NEW)
+    right = [row for row in rows if len(normalise_answer(row.answer).split()) > 1]
+    parts = [
+        dataclasses.replace(
+            row, answer=f"So it is {row.answer}", expected=normalise_answer(row.answer).split()[0]
+        )
+        for row in right
+    ]
+    whole = evaluate_rag(tiny_model, right, ["doc"], settings=settings, quiet=True)["doc"]
+    found = evaluate_rag(tiny_model, parts, ["doc"], settings=settings, quiet=True)["doc"]
+    unmarked = [dataclasses.replace(row, expected="") for row in parts]
+    missed = evaluate_rag(tiny_model, unmarked, ["doc"], settings=settings, quiet=True)["doc"]
+    assert found["match"] >= whole["match"] > 0 == missed["match"] == found["exact_match"]
+
+
 def test_windows_do_not_matter(tiny_model, rows, monkeypatch):
     import grit_jax.evaluation.rag as module
 

@@ -24,6 +24,7 @@ from grit_jax.evaluation.rag_table import evaluate_table
 from grit_jax.evidence import cached, recipes, run
 from grit_jax.models.config import ModelConfig
 from grit_jax.pydocs import corpus
+from grit_jax.pydocs.corpus import CorpusOptions
 from grit_jax.quickstart import configs as quickstart
 from grit_jax.run_config import RunConfig, read_run_config
 from grit_jax.train import TrainResult
@@ -315,7 +316,7 @@ def make_small(monkeypatch):
     monkeypatch.setattr(
         corpus,
         "write_corpus",
-        lambda out, seed, **_: write(out, seed, max_documents=250, progress=False),
+        lambda out, seed, _: write(out, seed, CorpusOptions(documents=250), progress=False),
     )
 
 

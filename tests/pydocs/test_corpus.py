@@ -1,6 +1,7 @@
 """The files of the corpus: answers that stand in their documents, no constant that guesses, the
 same bytes again."""
 
+import dataclasses
 import json
 import os
 import random
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from grit_jax.pydocs import corpus
-from grit_jax.pydocs.corpus import write_corpus
+from grit_jax.pydocs.corpus import CorpusOptions, write_corpus
 from grit_jax.pydocs.documents import Document, split_of
 from grit_jax.pydocs.questions import MAX_ANSWER, best_constant
 from grit_jax.text.answer_matching import normalise_answer
@@ -29,25 +30,29 @@ FILES = {
         "documents",
     },
     "heldout": {"embedding", "generative", "rag", "documents"},
+    "heldout_packages": {"embedding", "generative", "rag", "documents"},
 }
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """A package of 300 documented functions that share a vocabulary."""
+    """Two packages, of 300 and of 60 documented functions, that share a vocabulary."""
     root = tmp_path_factory.mktemp("site")
-    (root / "forest").mkdir()
     generator = random.Random(0)
     vocabulary = [
         f"{a}{b}"
         for a in ("ba", "ce", "di", "fo", "gu", "ha", "le")
         for b in ("rin", "tal", "mos", "vek", "pun")
     ]
-    (root / "forest" / "__init__.py").write_text("")
-    for module in range(10):
+    for package, module in [*(("forest", n) for n in range(10)), ("meadow", 10), ("meadow", 11)]:
+        (root / package).mkdir(exist_ok=True)
+        (root / package / "__init__.py").write_text("")
         source = ""
         for function in range(30):
-            prose = [" ".join(generator.choice(vocabulary) for _ in range(12)) for _ in range(4)]
+            prose = [
+                " ".join(generator.choice(vocabulary) for _ in range(words))
+                for words in (8, 12, 12, 12)
+            ]
             source += (
                 f"def f{module}_{function}(first, second={generator.randint(2, 99999)},"
                 " third=None):\n"
@@ -55,7 +60,7 @@ def library(tmp_path_factory):
                 + ".\n    ".join(prose[1:])
                 + '.\n    """\n'
             )
-        (root / "forest" / f"m{module}.py").write_text(source)
+        (root / package / f"m{module}.py").write_text(source)
     return root
 
 
@@ -64,7 +69,8 @@ def written(library, tmp_path_factory):
     out = tmp_path_factory.mktemp("corpus")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(library))
-        summary = write_corpus(out, 0, progress=False, packages=["forest", "absent_package"])
+        options = CorpusOptions(["forest", "absent_package"], ["meadow"])
+        summary = write_corpus(out, 0, options, progress=False)
     return out, summary
 
 
@@ -81,7 +87,9 @@ def test_files_and_counts(written):
         f"{side}/{name}.jsonl" for side, names in FILES.items() for name in names
     }
     assert all(len(lines(out, name)) == count > 0 for name, count in summary.rows.items())
-    assert summary.documents == 300 == summary.train + summary.held_out + summary.dropped
+    by_name = summary.train + summary.held_out + summary.dropped
+    assert summary.documents == 360 == by_name + summary.held_out_in_packages
+    assert summary.packages == {"forest": 300, "meadow": 60}
     assert summary.missing_packages == ("absent_package",)
 
 
@@ -91,7 +99,9 @@ def test_no_heldout_document_is_trained_on(written):
     held = lines(out, "heldout/documents")
     assert held and all(split_of(line["id"]) == "heldout" for line in held)
     trained = "".join((out / "train" / f"{name}.jsonl").read_text() for name in FILES["train"])
-    for line in held:
+    whole = lines(out, "heldout_packages/documents")
+    assert whole and all(line["id"].startswith("meadow.") for line in whole)
+    for line in held + whole:
         assert json.dumps(line["text"])[1:-1] not in trained and f"{line['id']} " not in trained
 
 
@@ -125,7 +135,7 @@ def test_answers_stand_in_their_documents(written, name):
     unaltered = 0
     for row in rows:
         [shown], (question, answer) = row["docs"], row["text"]
-        assert answer in shown and 0 < len(answer) <= MAX_ANSWER
+        assert answer in " ".join(shown.split()) and 0 < len(answer) <= MAX_ANSWER
         assert re.search(rf"`{re.escape(shown.split(' ')[0])}`", question)  # retrieval can find it
         unaltered += shown in known
     assert 0.4 < unaltered / len(rows) < 0.6 if name == "train/rag" else unaltered == len(rows)
@@ -159,9 +169,9 @@ def test_frequent_answers_are_capped():
 
 def test_same_seed_same_bytes_whatever_the_hash_seed(library, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from grit_jax.pydocs.corpus import write_corpus; "
-        "write_corpus(Path(sys.argv[1]), int(sys.argv[2]), progress=False, packages=['forest'], "
-        "max_documents=200); "
+        "import sys; from pathlib import Path; from grit_jax.pydocs.corpus import CorpusOptions, write_corpus; "
+        "options = CorpusOptions(['forest'], ['meadow'], documents=200); "
+        "write_corpus(Path(sys.argv[1]), int(sys.argv[2]), options, progress=False); "
         "assert 'jax' not in sys.modules and 'forest' not in sys.modules"
     )
     contents = []
@@ -183,4 +193,42 @@ def test_same_seed_same_bytes_whatever_the_hash_seed(library, tmp_path):
 
 def test_too_few_documents_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="too few"):
-        write_corpus(tmp_path, 0, progress=False, packages=["absent_package"])
+        write_corpus(tmp_path, 0, CorpusOptions(["absent_package"], []), progress=False)
+
+
+def test_options(library, tmp_path):
+    """Numbers of documents, their length, and answers in sentences."""
+    options = CorpusOptions(
+        ["forest"], ["meadow"], [str(library)], documents=100, characters=150, sentences=True
+    )
+    summary = write_corpus(tmp_path, 0, options, progress=False)
+    assert summary.packages == {"forest": 100, "meadow": 10}
+    assert all(len(line["text"]) <= 150 for line in lines(tmp_path, "train/documents"))
+    for name in ("train/rag", "heldout/rag", "heldout_packages/rag"):
+        for row in lines(tmp_path, name):
+            assert row["answer"] in " ".join(row["docs"][0].split())
+            assert row["text"][1].endswith(".")
+            assert normalise_answer(row["answer"]) in normalise_answer(row["text"][1])
+    fewer = dataclasses.replace(options, documents=None, documents_per_package=80)
+    summary = write_corpus(tmp_path / "fewer", 0, fewer, progress=False)
+    assert summary.packages == {"forest": 80, "meadow": 60}
+
+
+def test_no_text_of_a_whole_package_is_trained_on(tmp_path):
+    """A function that a package took over from another one is dropped there."""
+    doc = "Walks over the meadow until all of the many flowers have been seen at least twice."
+    site = tmp_path / "site"
+    for package in ("alpha", "omega"):
+        (site / package).mkdir(parents=True)
+        functions = [f'def walk():\n    """{doc}"""\n'] + [
+            f'def {package}{n}(first=7{n}):\n    """Number {n} of {package}: '
+            + f"{package} {n} " * 9
+            + '"""\n'
+            for n in range(80)
+        ]
+        (site / package / "__init__.py").write_text("\n".join(functions))
+    options = CorpusOptions(["alpha"], ["omega"], [str(site)])
+    write_corpus(tmp_path / "out", 0, options, progress=False)
+    trained = {line["id"] for line in lines(tmp_path / "out", "train/documents")}
+    whole = {line["id"] for line in lines(tmp_path / "out", "heldout_packages/documents")}
+    assert "omega.walk" in whole and "alpha.walk" not in trained and trained
