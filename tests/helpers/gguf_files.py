@@ -93,6 +93,7 @@ def write(
     *,
     types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
+    without: str | None = None,
     sizes: Mapping[str, Any] | None = None,
     **changed: Any,
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
@@ -104,6 +105,7 @@ def write(
       types: tensors that are quantised, and how; with a type to which the library cannot
         quantise, their values are random.
       extra: tensors to add.
+      without: a part of the names of tensors to leave out.
       sizes: of `ModelConfig`, to replace.
       changed: metadata to add, to replace or (None) to leave out, `__` for a dot and ARCH for the
         architecture. Numbers are written as 32 bits.
@@ -161,6 +163,8 @@ def write(
     for key, value in keys.items():
         _add(writer, key, value)
     for target, array in [*_tensors(config, params, arch), *(extra or {}).items()]:
+        if without is not None and without in target:
+            continue
         array = np.ascontiguousarray(array, np.float32)
         kind = (types or {}).get(target)
         if kind is None:

@@ -151,24 +151,10 @@ def _open(path: Path) -> Any:
     import gguf
 
     class Reader(gguf.GGUFReader):
-        def _build_tensors(self, start_offs: int, fields: Any) -> None:
-            """Checks the table of tensors before the library makes arrays of it."""
-            for field in fields:
-                _, name, _, dims, kind, offset = field.parts
-                name, kind = bytes(name).decode(), int(kind[0])
-                if kind not in gguf.GGMLQuantizationType._value2member_map_:
-                    raise GritError(
-                        f"{path}: {name} has the type {kind}, which the installed package gguf does"
-                        " not know; update it: pip install -U gguf"
-                    )
-                size, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
-                end = start_offs + int(offset[0]) + math.prod(dims.tolist()) * width // size
-                if end > len(self.data):
-                    raise GritError(
-                        f"{path}: truncated: {name} ends at byte {end}, but the file has"
-                        f" {len(self.data)}; download it again"
-                    )
-            super()._build_tensors(start_offs, fields)
+        def _build_tensors(self, *args: Any) -> None:  # type: ignore[override]
+            if len(args) == 2:
+                _check_table(path, self.data, *args)
+            super()._build_tensors(*args)
 
     try:
         return Reader(path)
@@ -176,6 +162,33 @@ def _open(path: Path) -> Any:
         raise
     except Exception as error:  # of a damaged file: many classes
         raise GritError(f"{path}: not a whole GGUF file ({error}); download it again") from None
+
+
+def _check_table(path: Path, data: np.ndarray, start: int, fields: Iterable[Any]) -> None:
+    """Raises GritError for a tensor of unknown type, or one that ends after the file.
+
+    Args:
+      data: the file's bytes.
+      start: where the tensors begin.
+      fields: the library's entries of the table.
+    """
+    import gguf
+
+    for field in fields:
+        _, letters, _, dims, number, offset = field.parts
+        name, kind = bytes(letters).decode(), int(number[0])
+        if kind not in gguf.GGMLQuantizationType._value2member_map_:
+            raise GritError(
+                f"{path}: {name} has the type {kind}, which the installed package gguf does not"
+                " know; update it: pip install -U gguf"
+            )
+        size, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+        end = start + int(offset[0]) + math.prod(dims.tolist()) * width // size
+        if end > len(data):
+            raise GritError(
+                f"{path}: truncated: {name} ends at byte {end}, but the file has {len(data)};"
+                " download it again"
+            )
 
 
 def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
@@ -216,35 +229,45 @@ def _weights(
     """The tensors as a Hugging Face directory has them; each is read when it is written."""
     names, used, written = hf_names(config), {FREQUENCIES}, []
 
-    def add(ours: str, source: str, target: str, expert: int | None = None) -> None:
+    def add(
+        ours: str, source: str, target: str, expected: tuple[int, ...], expert: int | None = None
+    ) -> None:
         if source not in shapes:
             raise GritError(f"{location}: the tensor {source} is missing")
         used.add(source)
-        shape = shapes[source] if expert is None else shapes[source][1:]
+        whole = expected if expert is None else (config.num_experts, *expected)
+        if shapes[source] != whole:
+            raise GritError(
+                f"{location}: {source} has the shape {list(shapes[source])}, but the metadata mean"
+                f" {list(whole)}; the file is damaged"
+            )
 
         def values() -> np.ndarray:
             return _undone(read(source, expert), ours, config).astype(np.float32)
 
-        written.append(Tensor(target, shape, values))
+        written.append(Tensor(target, expected, values))
 
-    for ours in parameter_shapes(config):
-        target = names[ours][0] if ours == "head" else "model." + names[ours][0]
+    for ours, stacked in parameter_shapes(config).items():
+        target, linear = names[ours]
+        target = target if ours == "head" else "model." + target
+        each = stacked if ours in OTHER_NAMES else stacked[2 if "{expert}" in target else 1 :]
+        expected = each[::-1] if linear else each  # [out, in] in files
         if ours in OTHER_NAMES:
-            add(ours, OTHER_NAMES[ours], target)
+            add(ours, OTHER_NAMES[ours], target, expected)
             continue
         for layer in layers_with(ours, config.layer_kinds):
             source = f"blk.{layer}.{LAYER_NAMES[ours]}"
             if "{expert}" not in target:
-                add(ours, source, target.format(layer=layer))
+                add(ours, source, target.format(layer=layer), expected)
                 continue
             for expert in range(config.num_experts):
                 # Files of before 2024-04 have a tensor for each expert.
                 alone = re.sub(r"_exps\.", f".{expert}.", source)
                 to = target.format(layer=layer, expert=expert)
                 if source in shapes:
-                    add(ours, source, to, expert)
+                    add(ours, source, to, expected, expert)
                 else:
-                    add(ours, alone, to)
+                    add(ours, alone, to, expected)
     if unused := sorted(shapes.keys() - used):
         raise GritError(
             f"{location}: {len(unused)} tensors are no part of a {config.architecture} model as it"
