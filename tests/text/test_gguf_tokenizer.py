@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import tokenizers
 
@@ -111,7 +113,9 @@ def test_ends_of_turns_are_found_by_their_text():
 
 
 def test_special_tokens_that_do_not_exist():
-    files = read(metadata("llama", padding_token_id=2**32 - 1), "F")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files = read(metadata("llama", padding_token_id=2**32 - 1), "F")
     assert files.names == {"bos": "<s>", "eos": "</s>", "pad": None}
     with pytest.warns(UserWarning, match="'tokenizer.ggml.eos_token_id' is 5000, but there are"):
         assert read(metadata("llama", eos_token_id=5000), "F").names["eos"] is None
@@ -153,6 +157,8 @@ def test_gemmas_runs_of_spaces():
     keys |= {"architecture": "gemma2", "add_bos_token": False}
     assert encode("the   fox", "llama", **keys)[:3] == ["th", "e", "▁▁▁"]
     assert encode(" the", "llama", **keys) == ["▁the"]
+    keys["token_type"] = [*kinds[:260], 1, 1, *kinds[262:]]  # by merges then
+    assert encode("the   fox", "llama", **keys)[:3] == ["th", "e", "▁▁▁"]
 
 
 @pytest.mark.parametrize(
