@@ -17,7 +17,9 @@ from grit_jax.text.rag_layouts import MODES
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
     add = flags.kinds(parser, "retrieval", "perplexity", "rag")
     retrieval = add(
-        "retrieval", "recall and nDCG over the pool of all pos and neg of an embedding file"
+        "retrieval",
+        "recall and nDCG over the pool of all pos and neg of an embedding file, beside BM25 and"
+        " both together",
     )
     perplexity = add("perplexity", "perplexity of the answers of a generative file")
     rag = add(
@@ -101,12 +103,14 @@ def evaluate(args: argparse.Namespace) -> None:
         return _evaluate_rag(args)
     model = load_model(args)
     if args.kind == "retrieval":
-        from grit_jax.evaluation.retrieval import bm25_retrieval, score_retrieval
+        from grit_jax.evaluation.hybrid import compare_retrieval
+        from grit_jax.evaluation.retrieval import DenseOptions
 
-        score = score_retrieval(model, args.input, search=search_settings(args))
+        compared = compare_retrieval(model, args.input, DenseOptions(search=search_settings(args)))
         scores: dict[str, Any] = {
-            "model": {**score.scores, "truncated": score.truncated},
-            "bm25": bm25_retrieval(args.input),
+            "model": {**compared.dense, "truncated": compared.truncated},
+            "bm25": compared.bm25,
+            "hybrid": compared.hybrid,
         }
     else:
         from grit_jax.evaluation.perplexity import score_perplexity

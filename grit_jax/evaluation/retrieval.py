@@ -96,16 +96,10 @@ def score_retrieval(
         context, an instruction longer than `max_length`, a vector that is not finite, or fewer
         dimensions than `search` asks for.
     """
-    search.check(model.embedding_width)
     pool = pool_of(examples)
-    max_length = length_limit(max_length, model.config.context_length)
-    texts = [*pool.queries, *pool.texts]
-    vectors, truncated = _encode(model, texts, max_length, quiet)
-    warn_truncated(truncated, len(texts), max_length)
-    result = ExactSearch(vectors[len(pool.queries) :], model.mesh, settings=search).search(
-        vectors[: len(pool.queries)], max(*ks, NDCG_AT)
-    )
-    return RetrievalScore(score_rankings(result.rows.tolist(), pool.relevant, ks), truncated)
+    options = DenseOptions(max_length, search, quiet)
+    rankings, truncated = dense_rankings(model, pool, max(*ks, NDCG_AT), options)
+    return RetrievalScore(score_rankings(rankings, pool.relevant, ks), truncated)
 
 
 def bm25_retrieval(
@@ -117,6 +111,32 @@ def bm25_retrieval(
     k = max(*ks, NDCG_AT)
     queries = progress([query.text for query in pool.queries], "bm25", "queries", quiet=quiet)
     return score_rankings([index.search(query, k) for query in queries], pool.relevant, ks)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseOptions:
+    """How a model searches; see `score_retrieval`."""
+
+    max_length: int = MAX_LENGTH
+    search: SearchSettings = SearchSettings()
+    quiet: bool = False
+
+
+def dense_rankings(
+    model: GritLM, pool: Pool, k: int, options: DenseOptions = DenseOptions()
+) -> tuple[list[list[int]], int]:
+    """For each query the `k` passages most similar to it, best first; and how many texts were
+    truncated."""
+    options.search.check(model.embedding_width)
+    max_length = length_limit(options.max_length, model.config.context_length)
+    texts = [*pool.queries, *pool.texts]
+    vectors, truncated = _encode(model, texts, max_length, options.quiet)
+    warn_truncated(truncated, len(texts), max_length)
+    passages = vectors[len(pool.queries) :]
+    result = ExactSearch(passages, model.mesh, settings=options.search).search(
+        vectors[: len(pool.queries)], min(k, len(passages))
+    )
+    return result.rows.tolist(), truncated
 
 
 def score_rankings(

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("in_world")
 
 def test_eval(capsys):
     found = run(capsys, "eval retrieval model --input embedding.jsonl --json").json
-    assert found.keys() == {"model", "bm25"}
+    assert found.keys() == {"model", "bm25", "hybrid"}
     assert found["model"].pop("truncated") == 0
     for scores in found.values():
         assert scores.keys() == {"recall@1", "recall@10", "ndcg@10"}
