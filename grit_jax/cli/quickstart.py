@@ -8,14 +8,14 @@ from pathlib import Path
 from grit_jax.cli import flags
 from grit_jax.cli.output import print_result
 from grit_jax.cli.verb import Verb
+from grit_jax.errors import GritError
 
 
 def _quickstart_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=flags.path,
-        default=Path("runs/quickstart"),
-        help="folder (default: %(default)s)",
+        help="folder (default: runs/quickstart, with --base runs/ and the model's name)",
     )
     parser.add_argument(
         "--seed", type=flags.natural, default=0, metavar="N", help="(default: %(default)s)"
@@ -24,6 +24,13 @@ def _quickstart_flags(parser: argparse.ArgumentParser) -> None:
         "--from-scratch",
         action="store_true",
         help="also train the tokenizer and the base model here (slow)",
+    )
+    parser.add_argument(
+        "--base",
+        type=flags.name,
+        metavar="MODEL",
+        help="use this pretrained model (smollm2, a directory or a hub id) instead of training one;"
+        " some 15 minutes for smollm2",
     )
     parser.add_argument(
         "--documents",
@@ -35,7 +42,7 @@ def _quickstart_flags(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=flags.positive,
         metavar="N",
-        help="train for N steps (default: 180)",
+        help="train for N steps (default: 180; with --base: no training)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print report.json on stdout and nothing else"
@@ -43,12 +50,22 @@ def _quickstart_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def quickstart(args: argparse.Namespace) -> None:
-    from grit_jax.quickstart.report import terminal_report
+    from grit_jax.quickstart.report import pretrained_terminal_report, terminal_report
     from grit_jax.quickstart.run import run_quickstart
-    from grit_jax.quickstart.settings import QuickstartSettings
+    from grit_jax.quickstart.settings import PretrainedSettings, QuickstartSettings
 
+    if args.base is not None:
+        from grit_jax.quickstart.pretrained import run_pretrained
+
+        if args.from_scratch:
+            raise GritError("--from-scratch: not with --base, which names a model that is there")
+        of_base = PretrainedSettings(args.base, args.seed, args.documents, args.steps)
+        out = args.out or Path("runs") / Path(args.base).name
+        scored = run_pretrained(out, of_base)
+        print_result(scored.to_dict(), args.json, pretrained_terminal_report(scored))
+        return
     settings = QuickstartSettings(args.seed, args.from_scratch, args.documents, args.steps)
-    report = run_quickstart(args.out, settings)
+    report = run_quickstart(args.out or Path("runs/quickstart"), settings)
     print_result(report.to_dict(), args.json, terminal_report(report))
 
 

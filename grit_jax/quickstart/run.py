@@ -44,7 +44,7 @@ from grit_jax.quickstart.report.contents import (
     SampleDocument,
     Training,
 )
-from grit_jax.quickstart.settings import QuickstartSettings
+from grit_jax.quickstart.settings import PretrainedSettings, QuickstartSettings
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, build_index
 from grit_jax.run_config import read_run_config
@@ -63,13 +63,13 @@ def run_quickstart(out: Path, settings: QuickstartSettings = QuickstartSettings(
     Raises:
       GritError: the folder holds a run with other settings, or cannot be written.
     """
-    _claim(out, settings)
+    claim(out, settings)
     report_path = out / "report.json"
     if report_path.exists():
         report = Report.read(report_path)
         say(f"{out} holds a finished quickstart; reporting it (remove the folder to run it again)")
         return report
-    started, clock = time.perf_counter(), _Clock(out / "timings.json")
+    started, clock = time.perf_counter(), Clock(out / "timings.json")
     seed = settings.seed
 
     # --- corpus ---
@@ -125,7 +125,7 @@ def run_quickstart(out: Path, settings: QuickstartSettings = QuickstartSettings(
             index=index,
             settings=AnswerSettings(ANSWER_TOKENS, instruction=QUESTION_INSTRUCTION),
         )
-        samples = _samples(model, index, held_out["rag"])
+        samples = answered_samples(model, index, held_out["rag"])
 
     # --- report ---
     questions = [json.loads(line) for line in held_out["rag"].read_text().splitlines()]
@@ -201,15 +201,21 @@ def _train_base(out: Path, seed: int) -> None:
     shutil.copytree(warm.model, out / "base", dirs_exist_ok=True)
 
 
-def _samples(model: GritLM, index: Index, questions: Path) -> list[Sample]:
+def answered_samples(
+    model: GritLM,
+    index: Index,
+    questions: Path,
+    count: int = SAMPLES,
+    max_new_tokens: int = ANSWER_TOKENS,
+) -> list[Sample]:
     """A few questions with the document that search found and the answer of every mode."""
     asker = Asker(model, index)
     lines = [json.loads(line) for line in questions.read_text().splitlines()]
-    chosen = lines[:: max(1, len(lines) // SAMPLES)][:SAMPLES]
+    chosen = lines[:: max(1, len(lines) // count)][:count]
     asked = [line["text"][0] for line in chosen]
     by_mode = {
         mode: asker.ask(
-            asked, mode=mode, instruction=QUESTION_INSTRUCTION, max_new_tokens=ANSWER_TOKENS
+            asked, mode=mode, instruction=QUESTION_INSTRUCTION, max_new_tokens=max_new_tokens
         )
         for mode in MODES
     }
@@ -219,7 +225,7 @@ def _samples(model: GritLM, index: Index, questions: Path) -> list[Sample]:
         samples.append(
             Sample(
                 question=line["text"][0],
-                gold=line["text"][1],
+                gold=line.get("answer", line["text"][1]),
                 document=SampleDocument(
                     document["id"], document["score"], index.text(document["id"])
                 ),
@@ -248,7 +254,7 @@ def _commands(out: Path, question: str, settings: QuickstartSettings) -> list[st
     ]
 
 
-def _claim(out: Path, settings: QuickstartSettings) -> None:
+def claim(out: Path, settings: QuickstartSettings | PretrainedSettings) -> None:
     """Marks an empty folder as this run's, or checks that it is.
 
     Raises:
@@ -270,13 +276,15 @@ def _claim(out: Path, settings: QuickstartSettings) -> None:
         raise GritError(
             f"{out}: cannot be used as output folder ({error.strerror}); choose another --out"
         ) from None
-    for field in dataclasses.fields(settings):
-        previous, current = claimed.get(field.name), getattr(settings, field.name)
-        if previous != current:
-            flag = f"--{field.name.replace('_', '-')}"
+    given = dataclasses.asdict(settings)
+    for name in dict.fromkeys((*given, *claimed)):
+        # What the other kind of quickstart does not know is as if it were not set.
+        previous, current = claimed.get(name) or None, given.get(name) or None
+        if name != "version" and previous != current:
+            flag = f"--{name.replace('_', '-')}"
             raise GritError(
-                f"{out} holds a quickstart {_flag_text(flag, previous)}, not"
-                f" {_flag_text(flag, current)}; choose another --out or remove it"
+                f"{out} holds a quickstart {_flag_text(flag, claimed.get(name))}, not"
+                f" {_flag_text(flag, given.get(name))}; choose another --out or remove it"
             )
 
 
@@ -287,7 +295,7 @@ def _flag_text(flag: str, value: object) -> str:
     return f"with {flag}" if value is True else f"with {flag} {value}"
 
 
-class _Clock:
+class Clock:
     """Seconds by stage, added up over the runs of a quickstart that was interrupted."""
 
     def __init__(self, path: Path):

@@ -25,3 +25,20 @@ class QuickstartSettings:
     def is_small(self) -> bool:
         """Whether the corpus or the training was cut short."""
         return self.documents is not None or self.steps is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedSettings:
+    """The flags of `grit quickstart --base MODEL`. A folder belongs to one set of them.
+
+    Attributes:
+      base: the model: a directory, a hub id or a known name.
+      seed: of the corpus and of the training.
+      documents: at most this many documents of the corpus; None takes all of them.
+      steps: optimizer steps of a short training that starts from the model; None: no training.
+    """
+
+    base: str
+    seed: int = 0
+    documents: int | None = None
+    steps: int | None = None

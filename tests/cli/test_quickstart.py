@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from cli_world import run
+from pretrained_fixture import made_up_pretrained
 from report_fixture import made_up_json
 
 from grit_jax.evidence import run as evidence
+from grit_jax.quickstart import pretrained
 from grit_jax.quickstart import run as quickstart
-from grit_jax.quickstart.settings import QuickstartSettings
+from grit_jax.quickstart.settings import PretrainedSettings, QuickstartSettings
 
 
 def test_a_finished_quickstart_is_reported(capsys, tmp_path):
@@ -45,6 +47,27 @@ def test_flags_are_the_settings_of_a_quickstart(command, folder, settings, capsy
     result = run(capsys, command)
     assert calls == [(Path(folder), settings)] and result.status == 130
     assert "the same command continues where it stopped" in result.err
+
+
+@pytest.mark.parametrize(
+    "command, folder, settings",
+    [
+        ("quickstart --base smollm2", "runs/smollm2", PretrainedSettings("smollm2")),
+        (
+            "quickstart --base some/dir --out q --seed 3 --documents 40 --steps 5",
+            "q",
+            PretrainedSettings("some/dir", seed=3, documents=40, steps=5),
+        ),
+    ],
+)
+def test_flags_with_a_pretrained_model(command, folder, settings, capsys, monkeypatch):
+    calls = []
+    report = made_up_pretrained()
+    monkeypatch.setattr(pretrained, "run_pretrained", lambda *a: calls.append(a) or report)
+    assert "BM25" in run(capsys, command).out and calls == [(Path(folder), settings)]
+    assert run(capsys, f"{command} --json").json == report.to_dict()
+    refused = run(capsys, f"{command} --from-scratch")
+    assert refused.status == 2 and "--from-scratch: not with --base" in refused.err
 
 
 def test_flags_of_evidence(capsys, monkeypatch):

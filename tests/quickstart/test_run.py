@@ -25,16 +25,16 @@ from grit_jax.text.rag_layouts import MODES
     ],
 )
 def test_a_folder_of_other_settings_is_refused(settings, message, tmp_path):
-    quickstart._claim(tmp_path, QuickstartSettings())
-    quickstart._claim(tmp_path, QuickstartSettings())
+    quickstart.claim(tmp_path, QuickstartSettings())
+    quickstart.claim(tmp_path, QuickstartSettings())
     with pytest.raises(GritError, match=message):
-        quickstart._claim(tmp_path, settings)
+        quickstart.claim(tmp_path, settings)
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(GritError, match="another --out"):
-        quickstart._claim(tmp_path / "file", QuickstartSettings())
+        quickstart.claim(tmp_path / "file", QuickstartSettings())
 
 
 def test_the_printed_commands_repeat_the_settings(tmp_path):

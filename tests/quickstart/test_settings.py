@@ -7,13 +7,14 @@ import dataclasses
 import pytest
 
 from grit_jax.cli.main import build_parser
-from grit_jax.quickstart.settings import QuickstartSettings
+from grit_jax.quickstart.settings import PretrainedSettings, QuickstartSettings
 
 
 def test_each_setting_is_a_flag_with_the_same_default():
     args = vars(build_parser().parse_args(["quickstart"]))
     flags = {key: args[key] for key in args.keys() - {"verb", "parser", "out", "json"}}
-    assert flags == dataclasses.asdict(QuickstartSettings())
+    assert flags == dataclasses.asdict(QuickstartSettings()) | {"base": None}
+    assert dataclasses.asdict(PretrainedSettings("m")).keys() == flags.keys() - {"from_scratch"}
 
 
 @pytest.mark.parametrize(

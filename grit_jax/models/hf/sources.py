@@ -110,6 +110,12 @@ def published_name(source: str) -> str:
     return PACKAGED[source].hub_id if source in PACKAGED else source
 
 
+def has_adapter(name: str) -> bool:
+    """Whether the adapter of a name of `ADAPTED` is in this version of the package."""
+    folder = ADAPTERS / ADAPTED[name].folder
+    return all((folder / file).is_file() for file in (CONFIG_FILE, WEIGHTS_FILE))
+
+
 def adapter_folder(name: str) -> Path:
     """The shipped PEFT folder of a name of `ADAPTED`.
 
@@ -117,7 +123,7 @@ def adapter_folder(name: str) -> Path:
       GritError: it is not there.
     """
     folder = ADAPTERS / ADAPTED[name].folder
-    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+    if not has_adapter(name):
         raise GritError(
             f"{name}: its adapter is not in this version of grit_jax ({folder}); use"
             f" {ADAPTED[name].base}, the model without it"

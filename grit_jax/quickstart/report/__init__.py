@@ -7,9 +7,13 @@ __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "FORMAT": "contents",
+        "PretrainedReport": "pretrained_contents",
         "Report": "contents",
         "html_report": "page",
+        "pretrained_html": "pretrained_page",
+        "pretrained_terminal_report": "pretrained_terminal",
         "terminal_report": "terminal",
         "write_html": "page",
+        "write_pretrained_html": "pretrained_page",
     },
 )

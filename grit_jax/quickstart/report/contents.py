@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from grit_jax.errors import GritError
 from grit_jax.quickstart.settings import QuickstartSettings
 from grit_jax.runtime.files import read_json
 from grit_jax.runtime.json_dataclass import from_json
 
+T = TypeVar("T")
 FORMAT = 1  # of report.json; another number is a report that this version cannot read
 
 
@@ -110,6 +111,29 @@ class Sample:
     answers: dict[str, str]
 
 
+class AnswersReport(Protocol):
+    """What the reports of both quickstarts have: answers, an index, samples, commands."""
+
+    @property
+    def rag(self) -> dict[str, RagScores]: ...
+    @property
+    def rag_retrieved(self) -> dict[str, RagScores]: ...
+    @property
+    def rag_questions(self) -> int: ...
+    @property
+    def best_constant(self) -> BestConstant: ...
+    @property
+    def index(self) -> dict[str, Any]: ...
+    @property
+    def samples(self) -> list[Sample]: ...
+    @property
+    def commands(self) -> list[str]: ...
+    @property
+    def timings(self) -> dict[str, float]: ...
+    @property
+    def seconds(self) -> float: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Everything that a quickstart measured.
@@ -155,10 +179,15 @@ class Report:
         Raises:
           GritError: it is not JSON, or another version of the package wrote it.
         """
-        tree = read_json(path)
-        if tree.get("format") != FORMAT:
-            raise GritError(
-                f"{path}: written by another version of grit_jax ({tree.get('version', 'unknown')});"
-                " remove the folder or choose another --out"
-            )
-        return from_json(cls, tree, str(path))
+        return read_report(cls, path)
+
+
+def read_report(cls: type[T], path: Path) -> T:
+    """Reads a report.json as `cls`; see `Report.read`."""
+    tree = read_json(path)
+    if tree.get("format") != FORMAT:
+        raise GritError(
+            f"{path}: written by another version of grit_jax ({tree.get('version', 'unknown')});"
+            " remove the folder or choose another --out"
+        )
+    return from_json(cls, tree, str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from grit_jax.quickstart.report.contents import Report, Sample
+from grit_jax.quickstart.report.contents import AnswersReport, Report, Sample
 from grit_jax.quickstart.report.wording import (
     count,
     decimal,
@@ -134,7 +134,7 @@ def rag_sentence(report: Report) -> str:
     return " ".join(sentences)
 
 
-def index_sentence(report: Report) -> str:
+def index_sentence(report: AnswersReport) -> str:
     """What the index holds and what it cost."""
     index = report.index
     return (

@@ -30,15 +30,15 @@ from grit_jax.quickstart.report.charts import (
     tick_texts,
     ticks,
 )
-from grit_jax.quickstart.report.contents import RagScores, Report
+from grit_jax.quickstart.report.contents import AnswersReport, RagScores, Report
 from grit_jax.quickstart.report.wording import decimal, latency, plain, score
 from grit_jax.runtime.files import write_text
 
 _SYSTEM_KINDS = {"trained": "main", "base": "soft", "untrained": "plain", "bm25": "other"}
 _GROUP_KINDS = {facts.CLOSED: "plain", facts.READ: "other", facts.CACHED: "main"}
-_UNIT_AXIS, _UNIT_TEXTS = (0.0, 0.25, 0.5, 0.75, 1.0), ("0", "", "0.5", "", "1")
-_SEARCH_BARS = BarStyle(280, 66, _UNIT_AXIS, _UNIT_TEXTS)
-_MODE_BARS = BarStyle(370, 112, _UNIT_AXIS, _UNIT_TEXTS, mono=True)
+UNIT_AXIS, UNIT_TEXTS = (0.0, 0.25, 0.5, 0.75, 1.0), ("0", "", "0.5", "", "1")
+_SEARCH_BARS = BarStyle(280, 66, UNIT_AXIS, UNIT_TEXTS)
+_MODE_BARS = BarStyle(370, 112, UNIT_AXIS, UNIT_TEXTS, mono=True)
 
 
 def write_html(
@@ -54,19 +54,19 @@ def write_html(
 
 def html_report(report: Report, metrics: Sequence[Mapping[str, Any]]) -> str:
     """The page as a string. The same report and metrics give the same page."""
-    references = _references(report)
+    references = references_of(report)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             report=report,
             facts=facts,
-            style=Markup(_file("report.css")),
-            losses=_loss_charts(metrics),
+            style=Markup(file_text("report.css")),
+            losses=loss_charts(metrics),
             retrieval_charts=_retrieval_charts(report),
             perplexity_chart=_perplexity_chart(report),
-            match_chart=_match_chart(report, references),
-            seconds_chart=_seconds_chart(report),
+            match_chart=match_chart(report, references),
+            seconds_chart=seconds_chart(report),
             references=references,
         )
     )
@@ -101,7 +101,7 @@ def unbroken(command: str) -> Markup:
 # ---- charts --------------------------------------------------------------------------------------
 
 
-def _loss_charts(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Markup]]:
+def loss_charts(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Markup]]:
     """Title, explanation and chart of each loss that the metrics hold."""
     charts = []
     for key, title, what in facts.LOSSES:
@@ -140,7 +140,7 @@ def _perplexity_chart(report: Report) -> Markup:
     return dots("chart-perplexity", title, rows, width=370, label_width=68)
 
 
-def _references(report: Report) -> list[Reference]:
+def references_of(report: AnswersReport) -> list[Reference]:
     """What a match score has to be above to mean anything."""
     constant, closed = report.best_constant, report.rag["none"].match
     answer = wording.clip(plain(constant.answer), 32)
@@ -154,13 +154,15 @@ def _references(report: Report) -> list[Reference]:
     ]
 
 
-def _match_chart(report: Report, references: Sequence[Reference]) -> Markup:
+def match_chart(report: AnswersReport, references: Sequence[Reference]) -> Markup:
+    """A bar for the match score of each mode."""
     rows = _mode_rows(report, lambda scores: scores.match, score, markers=True)
     title = "Match score by mode"
     return bars("chart-match", title, rows, _MODE_BARS, references)
 
 
-def _seconds_chart(report: Report) -> Markup:
+def seconds_chart(report: AnswersReport) -> Markup:
+    """A bar for the seconds per question of each mode."""
     longest = max(scores.seconds for scores in report.rag.values())
     axis = ticks(0.0, longest or 1.0, 3)
     texts = tick_texts(axis, " s") if longest >= 1 else tick_texts([1e3 * t for t in axis], " ms")
@@ -171,7 +173,7 @@ def _seconds_chart(report: Report) -> Markup:
 
 
 def _mode_rows(
-    report: Report,
+    report: AnswersReport,
     value_of: Callable[[RagScores], float],
     text: Callable[[float], str],
     *,
@@ -198,10 +200,10 @@ def _mode_rows(
 # ---- the template --------------------------------------------------------------------------------
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     """Escapes every value, and replaces what no screen shows, unless it is markup already."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_file),
+        loader=jinja2.FunctionLoader(file_text),
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else plain(value),
         undefined=jinja2.StrictUndefined,
@@ -216,6 +218,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _file(name: str) -> str:
+def file_text(name: str) -> str:
     """The text of a file beside this module, in a wheel as in a checkout."""
     return (resources.files(__package__) / name).read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from grit_jax.quickstart.report import facts
-from grit_jax.quickstart.report.contents import Report
+from grit_jax.quickstart.report.contents import AnswersReport, Report
 from grit_jax.quickstart.report.facts import RETRIEVAL_SCORES, SYSTEMS
 from grit_jax.quickstart.report.wording import count, decimal, duration, latency, plain, score
 
@@ -21,13 +21,13 @@ def terminal_report(report: Report) -> str:
     """The report for a terminal, a newline at its end. Text of documents keeps its characters; all
     else is ASCII."""
     blocks = [
-        _wrapped(facts.headline(report) + " " + facts.origin(report)),
+        wrapped(facts.headline(report) + " " + facts.origin(report)),
         _training(report),
         _retrieval(report),
         _language(report),
         _rag(report),
-        _samples(report),
-        _commands(report),
+        samples(report),
+        commands(report),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -74,14 +74,16 @@ def folded(command: str) -> str:
     return "  " + " \\\n    ".join(lines)
 
 
-def _wrapped(text: str, indent: str = "") -> str:
+def wrapped(text: str, indent: str = "") -> str:
+    """A paragraph on lines that fit."""
     text = plain(text).strip()
     # textwrap counts wide characters as one column.
     width = max(WIDTH // 2, WIDTH - max(columns(text) - len(text), 0))
     return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
 
 
-def _titled(title: str, *parts: str) -> str:
+def titled(title: str, *parts: str) -> str:
+    """A section: its title in capitals, then its parts."""
     return "\n".join([title.upper(), *parts])
 
 
@@ -92,7 +94,7 @@ def _training(report: Report) -> str:
         f"loss {decimal(training.loss_first)} -> {decimal(training.loss_last)};"
         f" {count(training.tokens)} tokens{rate}"
     )
-    return _titled("Training", _wrapped(text, "  "))
+    return titled("Training", wrapped(text, "  "))
 
 
 def _retrieval(report: Report) -> str:
@@ -100,9 +102,9 @@ def _retrieval(report: Report) -> str:
         [label, *(score(getattr(report.retrieval, system)[key]) for key, _ in RETRIEVAL_SCORES)]
         for system, label in SYSTEMS
     ]
-    return _titled(
+    return titled(
         "Finding",
-        _wrapped(facts.retrieval_sentence(report), "  "),
+        wrapped(facts.retrieval_sentence(report), "  "),
         table(["search by", *(name for _, name in RETRIEVAL_SCORES)], rows),
     )
 
@@ -114,14 +116,23 @@ def _language(report: Report) -> str:
         ["base", decimal(language.perplexity_base)],
         ["trained", decimal(language.perplexity_after)],
     ]
-    return _titled(
+    return titled(
         "Writing",
-        _wrapped(facts.language_sentence(report), "  "),
+        wrapped(facts.language_sentence(report), "  "),
         table(["model", "perplexity"], rows),
     )
 
 
 def _rag(report: Report) -> str:
+    return titled(
+        "Answering",
+        wrapped(facts.rag_sentence(report), "  "),
+        *answer_lines(report),
+    )
+
+
+def answer_lines(report: AnswersReport) -> list[str]:
+    """The table of the seven modes, the best constant answer, and the index."""
     head = ["mode", "question", "document", "match", "exact", "F1", "searched", "time"]
     rows = []
     for mode in facts.MODES:
@@ -139,17 +150,16 @@ def _rag(report: Report) -> str:
             ]
         )
     constant = report.best_constant
-    return _titled(
-        "Answering",
-        _wrapped(facts.rag_sentence(report), "  "),
+    return [
         table(head, rows, words=3),
         f'  The best constant answer, "{fitted(constant.answer, 40)}", would score'
         f" {score(constant.match)}.",
-        _wrapped(facts.index_sentence(report), "  "),
-    )
+        wrapped(facts.index_sentence(report), "  "),
+    ]
 
 
-def _samples(report: Report) -> str:
+def samples(report: AnswersReport) -> str:
+    """A few questions with the answer of every mode."""
     blocks = []
     for sample in report.samples[:SAMPLES]:
         lines = [
@@ -165,9 +175,10 @@ def _samples(report: Report) -> str:
             answer = fitted(sample.answers[mode.name], WIDTH - 25)
             lines.append(f"  {mode.name:<16}{verdict}  {answer}".rstrip())
         blocks.append("\n".join(lines))
-    return _titled("A few answers", "\n\n".join(blocks))
+    return titled("A few answers", "\n\n".join(blocks))
 
 
-def _commands(report: Report) -> str:
-    commands = "\n".join(folded(plain(command)) for command in report.commands)
-    return _titled(f"What it ran, {duration(report.seconds)} in all", commands)
+def commands(report: AnswersReport) -> str:
+    """What was run, as shell commands."""
+    lines = "\n".join(folded(plain(command)) for command in report.commands)
+    return titled(f"What it ran, {duration(report.seconds)} in all", lines)
