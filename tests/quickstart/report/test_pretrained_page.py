@@ -44,10 +44,11 @@ def test_page_says_everything(tmp_path):
     for search in report.retrieval.values():
         for scores in (search.dense, search.bm25, search.hybrid, search.before):
             assert all(f"{value:.3f}" in page.text for value in scores.values())
+    assert "the training configuration" in page.text
     for words in ("smollm2-grit", "11.1", "13.3", "12.2", "seed 4", "120 of 673 queries", "7.2"):
         assert words in page.text, words
     for command in report.commands:
         assert command in "".join(page.words)
     assert len([a for a in page.all("svg") if a.get("role") == "img"]) == 5
     plain = Page(pretrained_html(bare())).text
-    assert "train.yaml" not in plain and "Held-out packages" not in plain
+    assert "the training configuration" not in plain and "Held-out packages" not in plain
