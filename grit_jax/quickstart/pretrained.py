@@ -21,7 +21,7 @@ from grit_jax.evaluation.retrieval import evaluate_retrieval
 from grit_jax.inference.model import GritLM, ModelOptions
 from grit_jax.models.hf.sources import ADAPTED, has_adapter
 from grit_jax.models.parameters import num_parameters
-from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION, prepare_corpus
+from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION, CorpusOptions, prepare_corpus
 from grit_jax.pydocs.questions import best_constant
 from grit_jax.quickstart.configs import continued_config
 from grit_jax.quickstart.pretrained_data import Part, ScoredFiles, write_scored
@@ -41,6 +41,7 @@ from grit_jax.train import train
 
 ANSWER_TOKENS = 40  # of an answer: a sentence
 SAMPLES = 4
+DOCUMENT_CHARACTERS = 600  # of a document; longer ones are cut
 
 
 def run_pretrained(out: Path, settings: PretrainedSettings) -> PretrainedReport:
@@ -59,7 +60,13 @@ def run_pretrained(out: Path, settings: PretrainedSettings) -> PretrainedReport:
     started, clock = time.perf_counter(), Clock(out / "timings.json")
     name = model_of(settings.base)
     with clock("corpus"):
-        corpus = prepare_corpus(out / "data", settings.seed, max_documents=settings.documents)
+        corpus = prepare_corpus(
+            out / "data",
+            settings.seed,
+            CorpusOptions(
+                documents=settings.documents, characters=DOCUMENT_CHARACTERS, sentences=True
+            ),
+        )
         scored = write_scored(out / "data", out / "scored")
     with clock("model"):
         model = GritLM.from_pretrained(name, dtype="auto", mesh="auto")
@@ -223,7 +230,8 @@ def _commands(out: Path, name: str, question: str, settings: PretrainedSettings)
         if (scored / f"{pool}.jsonl").exists()
     ]
     return [
-        f"grit data pydocs --output {data}{seed}{documents}",
+        f"grit data pydocs --output {data}{seed}{documents} --characters {DOCUMENT_CHARACTERS}"
+        " --sentences",
         *training,
         *pools,
         f"grit eval perplexity {model} --input {scored / 'language.jsonl'}",

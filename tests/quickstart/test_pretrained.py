@@ -70,7 +70,9 @@ def test_a_base_stands_for_the_model_with_its_adapter(monkeypatch, tmp_path, cap
 def test_the_printed_commands_can_be_typed(tmp_path):
     settings = PretrainedSettings("m", seed=3, documents=50, steps=2)
     commands = pretrained._commands(Path("q"), "m", "why?", settings)
-    assert commands[0] == "grit data pydocs --output q/data --seed 3 --documents 50"
+    assert commands[0] == (
+        "grit data pydocs --output q/data --seed 3 --documents 50 --characters 600 --sentences"
+    )
     assert "grit eval perplexity q/model --input q/scored/language.jsonl" in commands
     parser = build_parser()
     for command in commands:
