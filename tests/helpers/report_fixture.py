@@ -46,6 +46,8 @@ def made_up_json() -> dict[str, Any]:
             "rows": {"train/documents": 8103, "heldout/documents": 909},
             "skipped_files": 0,
             "missing_packages": [],
+            "held_out_in_packages": 320,
+            "packages": {"python": 5000, "numpy": 4012},
         },
         "model": {
             "parameters": 1312768,
