@@ -31,6 +31,8 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|
 _REFUSED = {
     "remove_extra_whitespaces": "removes spaces",
     "precompiled_charsmap": "normalises texts",
+    "normalizer.lowercase": "makes texts lower case",
+    "normalizer.strip_accents": "removes accents",
     "add_sep_token": "adds a separator",
 }
 

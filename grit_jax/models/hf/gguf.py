@@ -270,8 +270,8 @@ def _weights(
                     add(ours, alone, to, expected)
     if unused := sorted(shapes.keys() - used):
         raise GritError(
-            f"{location}: {len(unused)} tensors are no part of a {config.architecture} model as it"
-            f" is known here: {', '.join(unused[:5])}"
+            f"{location}: unknown tensors for a {config.architecture} model:"
+            f" {', '.join(unused[:5])} ({len(unused)} in all); such a model is not supported"
         )
     return written
 
