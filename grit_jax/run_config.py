@@ -65,6 +65,7 @@ PATH_KEYS = (
     "tokenizer.train_on",
     "data.embedding",
     "data.generative",
+    "data.distilled",
     "data.cached",
     "data.num_samples",
     "train.eval_embedding",
@@ -219,6 +220,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
             raise ValueError("lora: adapters need a trained model; set model.path")
+        loss = self.train.loss
+        if loss.generative_distillation and self.lora is None:
+            raise ValueError(
+                "train.loss.generative_distillation: the teacher is the model without its adapters;"
+                " add a lora section, or set the factor to 0"
+            )
+        if self.data.distilled and not loss.generative_distillation:
+            raise ValueError(
+                "data.distilled has no effect with train.loss.generative_distillation: 0"
+            )
 
 
 def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -346,4 +357,5 @@ def batch_needs(config: RunConfig) -> BatchNeeds:
         separate_sides=train.backward == "split" or train.gradient != "both",
         teacher_scores=train.loss.distillation_factor > 0,
         teacher_rows=train.loss.cached_distillation > 0,
+        base_teacher=train.loss.generative_distillation > 0,
     )

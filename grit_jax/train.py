@@ -339,6 +339,9 @@ def _inputs(config: RunConfig, batches: JointBatches, tokenizer: Tokenizer) -> d
     numbers: collections.Counter[str] = collections.Counter()
     for source in batches.summary:
         used = "" if source.used == source.lines else f", {source.used} used"
+        # The settings leave out lists of file names, so `data.distilled` is recorded here.
+        if source.kind == "generative" and source.name in config.data.distilled:
+            used += ", distilled"
         inputs[f"data.{source.kind}[{numbers[source.kind]}]"] = Input(
             source.name, f"{source.lines} lines{used}", source.digest
         )

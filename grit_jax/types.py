@@ -106,12 +106,15 @@ class GenerativeBatch:
       sequence: the number of the example that a token belongs to, 0 ... in batch order (0 at
         padding, where `targets` is 0).
       sequences: how many examples there are; static.
+      distilled: True at the tokens of examples that the run distils from the base model; None where
+        it distils none.
     """
 
     rows: Rows
     targets: Float[Array, "B T"]
     sequence: Int[Array, "B T"]
     sequences: int = dataclasses.field(metadata={"static": True}, default=1)
+    distilled: Bool[Array, "B T"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -16,10 +16,12 @@ from grit_jax.config import dump_yaml
 from grit_jax.data.config import DataConfig
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
+from grit_jax.models.lora import LoraConfig
 from grit_jax.run_config import (
     ModelSection,
     RunConfig,
     TrainSection,
+    batch_needs,
     fit_to_context,
     fit_to_mesh,
     read_run_config,
@@ -209,6 +211,21 @@ def test_lengths_that_do_not_divide_are_refused_by_key(data, words):
         ).data.row_multiple
         == 8
     )
+
+
+def test_a_base_teaches_adapters_alone():
+    """And its sources are files, which are resolved and stand in no settings."""
+    train = TrainSection(loss=LossConfig(generative_distillation=0.5))
+    data = DataConfig(generative=["a.jsonl"], distilled=["a.jsonl"])
+    model = ModelSection(path="x")
+    run = RunConfig(model, "out", data=data, train=train, lora=LoraConfig())
+    assert batch_needs(run).base_teacher and not any("distilled" in key for key in settings_of(run))
+    with pytest.raises(
+        ValueError, match="generative_distillation: the teacher is the model without"
+    ):
+        RunConfig(model, "out", data=data, train=train)
+    with pytest.raises(ValueError, match="data.distilled has no effect with"):
+        RunConfig(model, "out", data=data, lora=LoraConfig())
 
 
 def test_settings_name_no_file_and_a_preset_is_its_shape():

@@ -56,6 +56,7 @@ def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batc
                 config.row_multiple,
                 prefix=needs.prefix_generation,
             ),
+            [True] * config.generative_batch if needs.base_teacher else None,
         )
     if config.cached_batch:
         example = TokenCached([ids(limits.cached_row)], text(limits.continuation_row))

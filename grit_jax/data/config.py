@@ -22,6 +22,8 @@ class DataConfig:
     Attributes:
       embedding: sources of `{"query", "pos", "neg"}` lines. Default: none.
       generative: sources of `{"text"}` lines. Default: none.
+      distilled: those of the generative sources that `train.loss.generative_distillation` applies
+        to. Default: all.
       cached: sources of `{"docs", "text"}` lines. Default: none.
       embedding_batch: queries in a step. Default: 0.
       generative_batch: sequences in a step. Default: 0.
@@ -68,6 +70,7 @@ class DataConfig:
 
     embedding: list[str] = dataclasses.field(default_factory=list)
     generative: list[str] = dataclasses.field(default_factory=list)
+    distilled: list[str] = dataclasses.field(default_factory=list)
     cached: list[str] = dataclasses.field(default_factory=list)
     embedding_batch: int = 0
     generative_batch: int = 0
@@ -126,6 +129,12 @@ class DataConfig:
             raise ValueError(
                 f"data.num_samples: '{unknown[0]}' is not a source; expected some of"
                 f" {', '.join(sorted(known))}"
+            )
+
+        if unknown := [name for name in self.distilled if name not in self.generative]:
+            raise ValueError(
+                f"data.distilled: '{unknown[0]}' is not a source of data.generative; expected some"
+                f" of {', '.join(self.generative) or 'none'}"
             )
 
     def check_trains(self) -> None:
@@ -205,6 +214,7 @@ class BatchNeeds:
       teacher_scores: batches hold a teacher's scores of the passages.
       teacher_rows: cached batches hold the texts that a teacher reads, and their own documents are
         shuffled.
+      base_teacher: generative batches mark the examples that are distilled from the base model.
     """
 
     sample_blocks: bool = False
@@ -212,3 +222,4 @@ class BatchNeeds:
     separate_sides: bool = False
     teacher_scores: bool = False
     teacher_rows: bool = False
+    base_teacher: bool = False

@@ -280,21 +280,35 @@ def place_generative(texts: Sequence[TokenText], packing: GenerativePacking) -> 
 
 
 def pack_generative(
-    texts: Sequence[TokenText], placement: Placement, packing: GenerativePacking
+    texts: Sequence[TokenText],
+    placement: Placement,
+    packing: GenerativePacking,
+    distilled: Sequence[bool] | None = None,
 ) -> GenerativeBatch:
-    """The batch with the texts at their places; `sequence` numbers them in the order given."""
+    """The batch with the texts at their places; `sequence` numbers them in the order given.
+
+    Args:
+      distilled: which of them are distilled from the base model; None: the run distils none.
+    """
     rows = _empty_rows(placement.num_rows, packing.row_length, packing.pad_id)
     starts = _write_texts(rows, placement, [text.ids for text in texts])
     if packing.prefix:
         blocks = _prefix_blocks(texts, rows, placement.row, starts)
         rows = dataclasses.replace(rows, blocks=blocks)
     targets, sequence = _targets(texts, rows, placement.row, starts)
-    return GenerativeBatch(rows, targets, sequence, len(texts))
+    marks = None
+    if distilled is not None:
+        marks = np.asarray(distilled, bool)[sequence] & (rows.segments > 0)
+    return GenerativeBatch(rows, targets, sequence, len(texts), marks)
 
 
-def generative_batch(texts: Sequence[TokenText], packing: GenerativePacking) -> GenerativeBatch:
+def generative_batch(
+    texts: Sequence[TokenText],
+    packing: GenerativePacking,
+    distilled: Sequence[bool] | None = None,
+) -> GenerativeBatch:
     """A batch for the language loss, prepared on one host."""
-    return pack_generative(texts, place_generative(texts, packing), packing)
+    return pack_generative(texts, place_generative(texts, packing), packing, distilled)
 
 
 # ---- cached --------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from grit_jax.data.packing import (
 from grit_jax.data.sources import open_sources
 from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
 from grit_jax.errors import GritError
-from grit_jax.runtime.files import write_json
+from grit_jax.runtime.files import expand_home, write_json
 from grit_jax.runtime.progress import say
 from grit_jax.text.chat import GRIT, ChatFormat
 from grit_jax.text.tokenizer import Tokenizer
@@ -307,7 +307,11 @@ class JointBatches:
         texts = tokenize_together(self._hosts, key, len(chosen), tokenize, TokenText)
         placement = place_generative(texts, packing)
         texts = deliver(self._hosts, key, texts, placement.row, placement.num_rows)
-        return pack_generative(texts, placement, packing)
+        distilled = None
+        if self.needs.base_teacher:
+            names = {expand_home(name) for name in self.config.distilled or self.config.generative}
+            distilled = [source.name in names for source, _ in chosen]
+        return pack_generative(texts, placement, packing, distilled)
 
     def _cached(self, step: int) -> CachedBatch | None:
         chosen = self._kinds["cached"].select(step)

@@ -63,8 +63,7 @@ def step_flops(config: RunConfig, model: ModelConfig) -> int:
     sides = _sides(config)
     total = sum(_trained_flops(config, model, texts, True) for texts in _language(config))
     total += sum(_trained_flops(config, model, texts, trained) for texts, trained in sides)
-    if config.data.cached_batch and config.train.loss.cached_distillation:
-        total += _teacher_flops(config, model)
+    total += _teacher_flops(config, model)
     if sides:
         (queries, queries_trained), (passages, passages_trained) = sides
         widths = config.train.loss.matryoshka_dims or [config.model.projection or model.hidden_size]
@@ -75,10 +74,17 @@ def step_flops(config: RunConfig, model: ModelConfig) -> int:
 
 
 def _teacher_flops(config: RunConfig, model: ModelConfig) -> int:
-    """Forward pass over documents, questions and answers; logits where the student has its own."""
-    limits, count = config.data.limits(), config.data.cached_batch
-    texts = Texts(count, limits.teacher_row, config.model.modes.generation)
-    return forward_flops(model, texts) + count * limits.continuation_row * head_flops(model)
+    """FLOPs of the teachers' forward passes. One that reads cached documents as text has logits
+    where the student has its own."""
+    data, loss, limits = config.data, config.train.loss, config.data.limits()
+    mode, total = config.model.modes.generation, 0
+    if data.cached_batch and loss.cached_distillation:
+        total += forward_flops(model, Texts(data.cached_batch, limits.teacher_row, mode))
+        total += data.cached_batch * limits.continuation_row * head_flops(model)
+    if data.generative_batch and loss.generative_distillation:
+        texts = Texts(data.generative_batch, limits.generative, mode, predicted=True)
+        total += forward_flops(model, texts)
+    return total
 
 
 # Weights whose products a layer's backward pass computes again, by rematerialisation policy

@@ -25,6 +25,7 @@ from grit_jax.training.joint import (
     fused_pass,
     generative_pass,
     in_chunks,
+    language_losses,
     pick_sides,
 )
 from grit_jax.training.language import token_weights
@@ -56,22 +57,26 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
         pull,
     )
     generative = in_chunks(text, min(config.generative_chunk or texts, texts))
-    factor = config.loss.generative_factor
+    none = {"loss_gen": jnp.zeros(())}
+    if config.loss.generative_distillation:
+        none["loss_gen_kl"] = jnp.zeros(())
     pairs = min(len(embedding[1]), len(generative.targets))
 
+    # Beside what is differentiated: the language passes' share of the loss, and their parts.
     def of_embedding(params: Params, part: Any) -> tuple[Any, Any]:
         rows, mask, pull = part
         vectors = embed_in_chunks(params, rows, mask, embed.segments_per_row, summed)
-        return (vectors[0] * pull).sum(), jnp.zeros(())
+        return (vectors[0] * pull).sum(), (jnp.zeros(()), none)
 
     def of_generative(params: Params, part: Any) -> tuple[Any, Any]:
-        loss = generative_pass(params, part, summed).loss
-        return factor * loss, loss
+        losses = language_losses({"loss_gen": generative_pass(params, part, summed)}, summed)
+        return losses[0], losses
 
     def of_both(params: Params, parts: Any) -> tuple[Any, Any]:
         (rows, mask, pull), part = parts
         vectors, language = fused_pass(params, rows, mask, embed.segments_per_row, part, summed)
-        return (vectors * pull).sum() + factor * language.loss, language.loss
+        losses = language_losses({"loss_gen": language}, summed)
+        return (vectors * pull).sum() + losses[0], losses
 
     first = lambda tree: jax.tree.map(lambda x: x[:pairs], tree)
     rest = lambda tree: jax.tree.map(lambda x: x[pairs:], tree)
@@ -80,8 +85,8 @@ def fused_gradient(params: Params, batch: Batch, config: StepConfig) -> Any:
         sums.append(_summed(of_embedding, params, rest(embedding)))
     if len(generative.targets) > pairs:
         sums.append(_summed(of_generative, params, rest(generative)))
-    loss, gradient = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums)
-    return (share + factor * loss, parts | {"loss_gen": loss}), gradient
+    (total, named), gradient = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums)
+    return (share + total, parts | named), gradient
 
 
 def _summed(

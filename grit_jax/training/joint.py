@@ -34,7 +34,6 @@ from grit_jax.types import (
     ModelOutput,
     RouterStats,
     Rows,
-    TeacherRows,
 )
 
 BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
@@ -65,6 +64,8 @@ class StepConfig:
     # (None: the same).
     weights_of: Callable[[Params], Params] = lambda params: params
     teacher_weights_of: Callable[[Params], Params] | None = None
+    # To those of the base model, which has no adapters.
+    base_weights_of: Callable[[Params], Params] | None = None
     fuse: bool | None = None  # see `gradient_plan.can_fuse`
 
 
@@ -210,12 +211,20 @@ class LanguagePass:
     divergence: Float[Array, ""] | None = None
 
 
+@dataclasses.dataclass
+class Teacher:
+    """A teacher's hidden states where the student predicts, and the targets that it teaches."""
+
+    hidden: Float[Array, "B T D"]
+    taught: Bool[Array, "B T"]
+
+
 def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig) -> LanguagePass:
-    """Language loss of packed sequences."""
+    """Language loss of packed sequences, and with `generative_distillation` their divergence from
+    the base model."""
     model = Transformer(config.model, config.weights_of(params))
     out = _read(model, batch.rows, config)
-    losses = _token_losses(model, out.hidden, batch.rows.tokens, config)
-    return LanguagePass(language_loss(losses, batch, config.loss), out.router)
+    return _language_pass(model, out, batch, config, _base_teacher(params, batch, config))
 
 
 def _read(
@@ -233,11 +242,35 @@ def _read(
     )
 
 
-def _token_losses(
-    model: Transformer, hidden: jax.Array, tokens: jax.Array, config: StepConfig
-) -> Float[Array, "B T"]:
+def _language_pass(
+    model: Transformer,
+    out: ModelOutput,
+    text: GenerativeBatch,
+    config: StepConfig,
+    teacher: Teacher | None,
+) -> LanguagePass:
+    """The losses of packed sequences from their hidden states."""
     cap, block = config.model.final_logit_softcapping, config.loss.logits_block
-    return token_losses(hidden, tokens, model.params(), softcap=cap, block=block)
+    tokens, weights = text.rows.tokens, model.params()
+    if teacher is None:
+        losses = token_losses(out.hidden, tokens, weights, softcap=cap, block=block)
+        return LanguagePass(language_loss(losses, text, config.loss), out.router)
+    both = distilled_token_losses(
+        out.hidden, teacher.hidden, tokens, weights, softcap=cap, block=block
+    )
+    divergence = jnp.where(teacher.taught, both.divergence, 0.0)
+    nll, divergence = (language_loss(x, text, config.loss) for x in (both.nll, divergence))
+    return LanguagePass(nll, out.router, divergence)
+
+
+def _base_teacher(params: Params, batch: GenerativeBatch, config: StepConfig) -> Teacher | None:
+    """The base model over the same rows."""
+    if not config.loss.generative_distillation:
+        return None
+    if batch.distilled is None or config.base_weights_of is None:
+        raise ValueError("generative_distillation needs a base, and the batch's `distilled`")
+    model = Transformer(config.model, config.base_weights_of(jax.lax.stop_gradient(params)))
+    return Teacher(_read(model, batch.rows, config).hidden, batch.distilled)
 
 
 def fused_pass(
@@ -266,8 +299,9 @@ def fused_pass(
     )
     embedded, written = deinterleave(out.hidden, *kinds)
     vectors = text_vectors(params, embedded, rows.segments, mask, segments_per_row, config.pooling)
-    losses = _token_losses(model, written, batch.rows.tokens, config)
-    return vectors, LanguagePass(language_loss(losses, batch, config.loss), out.router)
+    out = dataclasses.replace(out, hidden=written)
+    teacher = _base_teacher(params, batch, config)
+    return vectors, _language_pass(model, out, batch, config, teacher)
 
 
 def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> LanguagePass:
@@ -287,44 +321,31 @@ def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> Langu
         return_kv=True,
     ).kv
     cache = cache_from(kv, batch.cached_positions, batch.cached_owner, config.model)
-    text = batch.text
-    out = _read(model, text.rows, config, cache)
+    out = _read(model, batch.text.rows, config, cache)
+    teacher = _reading_teacher(params, batch, config)
+    return _language_pass(model, out, batch.text, config, teacher)
+
+
+def _reading_teacher(params: Params, batch: CachedBatch, config: StepConfig) -> Teacher | None:
+    """The model itself, over the documents as text; no gradient reaches the weights."""
     if not config.loss.cached_distillation:
-        losses = _token_losses(model, out.hidden, text.rows.tokens, config)
-        return LanguagePass(language_loss(losses, text, config.loss), out.router)
+        return None
     if batch.teacher is None:
         raise ValueError("cached_distillation needs the batch's `teacher`")
-    both = distilled_token_losses(
-        out.hidden,
-        _teacher_hidden(params, batch.teacher, config),
-        text.rows.tokens,
-        model.params(),
-        softcap=config.model.final_logit_softcapping,
-        block=config.loss.logits_block,
-    )
-    divergence = jnp.where(batch.teacher.columns >= 0, both.divergence, 0.0)
-    nll, divergence = (language_loss(x, text, config.loss) for x in (both.nll, divergence))
-    return LanguagePass(nll, out.router, divergence)
-
-
-def _teacher_hidden(
-    params: Params, batch: TeacherRows, config: StepConfig
-) -> Float[Array, "B T D"]:
-    """The teacher's hidden states at the tokens from which the student's next ones are predicted;
-    no gradient reaches the weights."""
     weights_of = config.teacher_weights_of or config.weights_of
     model = Transformer(config.model, weights_of(jax.lax.stop_gradient(params)))
-    hidden = _read(model, batch.rows, config).hidden
+    hidden = _read(model, batch.teacher.rows, config).hidden
+    columns = batch.teacher.columns
     # The column of a token's teacher stands where the token is predicted, not where it is.
-    columns = jnp.maximum(jnp.roll(batch.columns, -1, axis=1), 0)
-    return jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
+    place = jnp.maximum(jnp.roll(columns, -1, axis=1), 0)
+    return Teacher(jnp.take_along_axis(hidden, place[:, :, None], axis=1), columns >= 0)
 
 
 def language_losses(
     passes: dict[str, LanguagePass], config: StepConfig
 ) -> tuple[Float[Array, ""], Parts]:
     """The share of the language passes (`loss_gen`, `loss_cached`) in the loss, and their parts;
-    the divergence of the cached pass from its teacher is `loss_cached_kl`.
+    their divergences from a teacher are `loss_gen_kl` and `loss_cached_kl`.
 
     A mixture of experts adds `router_aux_loss_coef` times the load-balancing loss of each pass,
     outside of the factors; the embedding pass has none (`gritlm:
@@ -333,9 +354,13 @@ def language_losses(
     factors = {"loss_gen": config.loss.generative_factor, "loss_cached": config.loss.cached_factor}
     parts = {name: language.loss for name, language in passes.items()}
     total = sum((factors[name] * loss for name, loss in parts.items()), jnp.zeros((), jnp.float32))
-    if (cached := passes.get("loss_cached")) is not None and cached.divergence is not None:
-        parts["loss_cached_kl"] = cached.divergence
-        total += config.loss.cached_distillation * cached.divergence
+    for name, factor in (
+        ("loss_gen", config.loss.generative_distillation),
+        ("loss_cached", config.loss.cached_distillation),
+    ):
+        if name in passes and (divergence := passes[name].divergence) is not None:
+            parts[f"{name}_kl"] = divergence
+            total += factor * divergence
     routers = [
         router_aux_loss(language.router, config.model.num_experts)
         for language in passes.values()
@@ -350,7 +375,7 @@ def language_losses(
 def joint_loss(
     params: Params, batch: Batch, config: StepConfig, *, fused: bool = False
 ) -> tuple[Float[Array, ""], Parts]:
-    """`contrastive + factor * language + factor * cached` (and the shares of a teacher and of the
+    """`contrastive + factor * language + factor * cached` (and the shares of teachers and of the
     routers), and the parts by name.
 
     Args:

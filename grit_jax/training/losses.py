@@ -12,7 +12,7 @@ TEMPERATURE = 0.02  # similarities are divided by it; the value of the original'
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """The losses and their weights. The total is `contrastive + generative_factor * language +
-    cached_factor * cached + cached_distillation * divergence`.
+    cached_factor * cached`, and the factors of distillation times their divergences.
 
     Attributes:
       temperature: similarities are divided by it.
@@ -23,6 +23,10 @@ class LossConfig:
         documents, over the whole vocabulary, averaged over tokens as `generative` says. The teacher
         is the model itself, with the weights of the step and no gradient: it reads the documents in
         the text, in the order of the data, while the student's are shuffled. 0: no teacher.
+      generative_distillation: weight of the divergence KL(teacher, student) of generative answers,
+        over the whole vocabulary, averaged in the same way. The teacher is the base of a LoRA run,
+        without its adapters, so that its answers are kept; `data.distilled` names the sources that
+        it teaches. 0: no teacher.
       emb_grad_scale: scales the gradient of the contrastive loss. For parity only: the original's
         effective gradient is 1/devices of the true one.
       symmetric: adds the other direction, each positive against all queries, and takes the mean of
@@ -50,6 +54,7 @@ class LossConfig:
     generative_factor: float = 1.0
     cached_factor: float = 1.0
     cached_distillation: float = 0.0
+    generative_distillation: float = 0.0
     mix_group_size: int | None = None
     emb_grad_scale: float = 1.0
     symmetric: bool = False
@@ -73,6 +78,7 @@ class LossConfig:
             "generative_factor",
             "cached_factor",
             "cached_distillation",
+            "generative_distillation",
             "distillation_factor",
             "emb_grad_scale",
         ):

@@ -36,6 +36,7 @@ def make_step(
                 config,
                 weights_of=lambda params: weights(params, key),
                 teacher_weights_of=lambda params: weights(params, None),
+                base_weights_of=lambda params: state.frozen,
             )
         (loss, parts), grads = joint_gradient(state.params, batch, here)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

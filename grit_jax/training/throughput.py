@@ -68,6 +68,10 @@ def model_flops(batch: Batch, config: StepConfig) -> int:
         total += _pass_flops(
             model, config.lora, batch.generative.rows, config.generation_mode, head=True
         )
+        if batch.generative.distilled is not None:  # by the base, which has no adapters
+            total += _pass_flops(
+                model, None, batch.generative.rows, config.generation_mode, head=True, trained=False
+            )
     if batch.cached is not None:
         total += _pass_flops(model, config.lora, batch.cached.cached_texts, config.embedding_mode)
         total += _pass_flops(

@@ -9,6 +9,14 @@ from grit_jax.errors import GritError
 
 EMBEDDING = DataConfig(embedding=["e.jsonl"], embedding_batch=4, passage_max_length=2048)
 GENERATIVE = DataConfig(generative=["g.jsonl"], generative_batch=4, generative_max_length=2048)
+
+
+def test_what_is_distilled_is_a_generative_source():
+    DataConfig(generative=["a", "b"], distilled=["b"])
+    with pytest.raises(ValueError, match="data.distilled: 'c' is not a source of data.generative"):
+        DataConfig(generative=["a", "b"], distilled=["c"])
+
+
 CACHED = DataConfig(cached=["c.jsonl"], cached_batch=4, document_max_length=2048)
 
 

@@ -26,6 +26,7 @@ NEEDS = [
         separate_sides=True,
         teacher_scores=True,
         teacher_rows=True,
+        base_teacher=True,
     ),
 ]
 

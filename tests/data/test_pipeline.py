@@ -577,3 +577,26 @@ def test_a_teacher_changes_no_layout_and_no_other_batch(config, tiny_tokenizer, 
         assert (other.cached.teacher.columns >= 0).sum() == (other.cached.text.targets > 0).sum()
         other.cached.teacher = None
         assert same(one, other)
+
+
+@pytest.mark.parametrize("named", [[], ["chat"]])
+def test_what_is_distilled_from_the_base_goes_by_its_source(
+    config, files, tiny_tokenizer, batches, named
+):
+    """All sources unless some are named; nothing else of a batch changes."""
+    config = dataclasses.replace(config, distilled=[files[name] for name in named])
+    needs = BatchNeeds(base_teacher=True)
+    marked = JointBatches(config, tiny_tokenizer, GRIT, seed=3, num_steps=60, needs=needs)
+    kinds = set()
+    for step in range(8):
+        plain, batch = batches[step], marked[step]
+        text = batch.generative
+        for number, place in enumerate(marked.ids(step)["generative"]):
+            here = (text.sequence == number) & (text.rows.segments > 0)
+            (flag,) = set(text.distilled[here].tolist())
+            assert flag == (not named or "chat.jsonl" in place)
+            kinds.add(flag)
+        assert not text.distilled[text.rows.segments == 0].any()
+        text.distilled = None
+        assert same(plain, batch)
+    assert kinds == ({True, False} if named else {True})

@@ -151,3 +151,21 @@ def test_a_teacher_of_cached_documents_reads_forward_alone(run):
     assert rise == forward_flops(abstract.model, Texts(2, 64, CAUSAL)) + 2 * 24 * 2 * 32 * 100
     _, metrics = jax.eval_shape(abstract.step, abstract.state, abstract.batch)
     assert "loss_cached_kl" in metrics
+
+
+def test_a_base_that_teaches_reads_forward_alone(run):
+    lora = {"model__path": "somewhere", "lora": "{rank: 2, targets: [q_proj]}"}
+    model = abstract_step(run()).model
+    plain, taught = run(**lora), run(**lora, train__loss__generative_distillation="0.5")
+    rise = step_flops(taught, model) - step_flops(plain, model)
+    assert rise == forward_flops(model, Texts(3, 24, CAUSAL, predicted=True))
+    abstract = abstract_step(
+        run(
+            **lora,
+            train__loss__generative_distillation="0.5",
+            model__shape="{vocab_size: 100, hidden_size: 32, intermediate_size: 48,"
+            " num_hidden_layers: 1, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8}",
+        )
+    )
+    _, metrics = jax.eval_shape(abstract.step, abstract.state, abstract.batch)
+    assert "loss_gen_kl" in metrics

@@ -93,6 +93,20 @@ def test_equals_the_losses_one_after_the_other(shallow, params, batch, chunks, l
     )
 
 
+def test_rows_distilled_from_a_base(shallow, params, batch):
+    """Whether together or one after the other, in chunks or not; the base is not trained."""
+    text = batch.generative
+    text = dataclasses.replace(text, distilled=text.sequence % 3 > 0)
+    batch = Batch(batch.embedding, text)
+    loss = dataclasses.replace(LOSS, generative_distillation=2.0, mix_group_size=3)
+    base_of = lambda params: {name: 0.7 * value for name, value in params.items()}
+    how = {"model": shallow, "loss": loss, "base_weights_of": base_of}
+    separate = gradient(params, batch, backward="separate", **how)
+    assert separate[0][1]["loss_gen_kl"] > 0.01
+    assert_equal(gradient(params, batch, **how), separate)
+    assert_equal(gradient(params, batch, embedding_chunk=3, generative_chunk=5, **how), separate)
+
+
 def test_modes(shallow, params, batch):
     """A mode of its own for each kind, and blocks for the one that has them."""
     text = batch.generative

@@ -18,6 +18,7 @@ from grit_jax.training.losses import LossConfig
         ),
         ({"generative_factor": -1.0}, "train.loss.generative_factor: must be"),
         ({"cached_distillation": -0.1}, "train.loss.cached_distillation: must be a finite number"),
+        ({"generative_distillation": float("nan")}, "train.loss.generative_distillation: must be"),
         ({"distillation_factor": float("inf")}, "train.loss.distillation_factor"),
         ({"emb_grad_scale": -0.5}, "train.loss.emb_grad_scale"),
         ({"mix_group_size": 0}, "train.loss.mix_group_size: must be at least 1, got 0"),

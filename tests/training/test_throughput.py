@@ -131,6 +131,14 @@ def test_a_teacher_has_a_forward_pass_alone():
     assert count_tokens(Batch(cached=taught))["tokens"] == 9 + 10 + 17
 
 
+def test_a_base_has_a_forward_pass_alone():
+    text = generative(packed([[3], [7]], 8))
+    marked = dataclasses.replace(text, distilled=text.rows.segments > 0)
+    config = StepConfig(MODEL, LossConfig())
+    plain, taught = (model_flops(Batch(generative=b), config) for b in (text, marked))
+    assert 3 * (taught - plain) == plain  # which is a forward pass and a backward one
+
+
 def test_a_side_held_fixed_has_no_backward_pass():
     batch = Batch(dataclasses.replace(embedding(packed([[8], [8], [8]], 8), 1, 2), query_rows=1))
     both, query, passage = (
