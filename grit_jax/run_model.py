@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def check_shape(section: ModelSection, loaded: ModelConfig) -> None:
     asked, has = dataclasses.asdict(section.known_shape), dataclasses.asdict(loaded)
     free = {"dtype", "remat", "scan_layers", "initializer_range", "architecture"}
     for key in (key for key in asked if key not in free and not key.endswith("token_id")):
-        if asked[key] != has[key]:
+        if asked[key] != has[key] and not _close(asked[key], has[key]):
             which = (
                 f"model.shape.{key}"
                 if section.preset is None
@@ -146,6 +147,15 @@ def check_shape(section: ModelSection, loaded: ModelConfig) -> None:
             raise GritError(
                 f"{which} is {asked[key]}, but the model at {section.path} has {has[key]}"
             )
+
+
+def _close(one: Any, other: Any) -> bool:
+    """Whether two settings are the same number, which a GGUF file rounds to 32 bits."""
+    return (
+        isinstance(one, float)
+        and isinstance(other, float)
+        and math.isclose(one, other, rel_tol=1e-6)
+    )
 
 
 def projection_width(section: ModelSection, params: Params | None) -> int | None:

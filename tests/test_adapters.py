@@ -8,25 +8,13 @@ from pathlib import Path
 import pytest
 
 import grit_jax
-from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.peft import read_adapter
 from grit_jax.models.hf.sources import ADAPTED, ADAPTERS, PACKAGED
+from grit_jax.models.presets import preset
 from grit_jax.text.chat import FORMATS
 
 MAX_BYTES = 8_000_000
-SHAPES = {
-    "smollm2": ModelConfig(
-        architecture="llama",
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=64,
-        tie_word_embeddings=True,
-    )
-}
+SHAPES = {"smollm2": "smollm2_135m"}  # presets
 
 
 def test_they_are_where_the_package_looks_for_them():
@@ -45,7 +33,7 @@ def test_a_shipped_adapter(name):
     assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
     peft = json.loads((folder / "adapter_config.json").read_text())
     assert peft["base_model_name_or_path"] == PACKAGED[ADAPTED[name].base].hub_id
-    adapter = read_adapter(folder, SHAPES[ADAPTED[name].base])
+    adapter = read_adapter(folder, preset(SHAPES[ADAPTED[name].base]))
     assert len(str(adapter.base.weights)) == 32 and adapter.settings.chat_format in FORMATS
     card = (folder / "MODEL_CARD.md").read_text()
     assert "Apache-2.0" in card and peft["base_model_name_or_path"] in card

@@ -115,6 +115,8 @@ def test_a_shape_beside_the_path_must_be_that_of_the_model(base):
         ({"num_hidden_layers": 4}, "model.shape.num_hidden_layers is 4, but the model at x has 3"),
         ({"rope_theta": 5.0}, "model.shape.rope_theta is 5.0, but the model at x has 10000.0"),
         ({"tie_word_embeddings": True}, "model.shape.tie_word_embeddings is True, .* has False"),
+        ({"rope_theta": 10000.0 * (1 + 1e-7)}, None),  # as 32 bits round it in a GGUF file
+        ({"rope_theta": 10000.1}, "model.shape.rope_theta is 10000.1, but"),
         # What is no part of the weights' meaning: how it is computed, and the tokenizer's ids.
         ({"dtype": "bfloat16", "remat": "none", "scan_layers": False}, None),
         ({"initializer_range": 1.0, "bos_token_id": 7, "eos_token_id": 8, "pad_token_id": 9}, None),

@@ -16,11 +16,11 @@ from grit_jax.data.formats import titled
 from grit_jax.runtime.files import write_jsonl
 
 # Lines of each file that are scored; the lines of a file are in a random order.
-QUERIES = 120
+QUERIES = 100
 PACKAGE_QUERIES = 80
 LANGUAGE_TEXTS = 60
 QUESTIONS = 32
-DOCUMENTS = 200  # in the index, those that the questions are about among them
+DOCUMENTS = 160  # in the index, those that the questions are about among them
 
 
 @dataclasses.dataclass(frozen=True)

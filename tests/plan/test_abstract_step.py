@@ -192,3 +192,13 @@ def test_a_configuration_that_trains_on_nothing(tmp_path):
         match="^data: every batch size is 0; set data.embedding_batch, data.generative_batch or data.cached_batch$",
     ):
         abstract_step(read_run_config(tmp_path / "run.yaml"))
+
+
+def test_a_packaged_model_is_here(tmp_path, monkeypatch):
+    packaged_model = pytest.importorskip("packaged_model", reason="needs the extra 'gguf'")
+    site = packaged_model.write_package(tmp_path / "site")
+    packaged_model.install(monkeypatch, site, tmp_path / "adapters", tmp_path / "cache")
+    (tmp_path / "run.yaml").write_text(
+        "model: {path: smollm2}\ndata: {generative: [a], generative_batch: 8}\noutput: out\n"
+    )
+    assert abstract_step(read_run_config(tmp_path / "run.yaml")).model.hidden_size == 32
