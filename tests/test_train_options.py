@@ -59,7 +59,9 @@ EVERYTHING = EMBEDDING | {
     "train.backward": "split",
     "train.generative_chunk": 8,
     "train.cached_chunk": 8,
+    "train.loss": EMBEDDING["train.loss"] | {"cached_distillation": 0.5},
 }
+HALVED = ("loss_distill", "loss_cached_kl")  # parts of the loss with a factor of 0.5
 ALONE = {
     kind: {
         f"data.{other}_batch": 0 for other in ("embedding", "generative", "cached") if other != kind
@@ -159,7 +161,7 @@ def check_parts(lines, generated) -> None:
         assert {key for key in line if key.startswith("loss_")} == parts
         assert all(np.isfinite(line[part]) for part in parts)
         assert line["loss"] == pytest.approx(
-            sum(line[part] / (1 + (part == "loss_distill")) for part in parts), rel=1e-5
+            sum(line[part] * (0.5 if part in HALVED else 1) for part in parts), rel=1e-5
         )
 
 
@@ -196,7 +198,7 @@ def test_every_option_at_once(folder):
     """All three losses, attention, chunks and backward passes of each; both sides of the data in
     the summary."""
     output = train(run(folder, "everything", **EVERYTHING, **evaluated(folder))).output
-    check_parts(read_lines(output / "metrics.jsonl"), ["loss_gen", "loss_cached"])
+    check_parts(read_lines(output / "metrics.jsonl"), ["loss_gen", "loss_cached", "loss_cached_kl"])
     found = {
         entry["kind"]: entry for entry in json.loads((output / "data_summary.json").read_text())
     }

@@ -147,7 +147,8 @@ def check_inputs(before: RunRecord, inputs: Mapping[str, Input], checkpoint: str
                     " output"
                 )
             sizes = f"{was.size} -> {now.size}" if was.size != now.size else f"{now.size} as before"
-            changes.append(f"{key} {now.name}: {sizes}, other content")
+            content = ", other content" if was.digest != now.digest else ""
+            changes.append(f"{key} {now.name}: {sizes}{content}")
     return changes
 
 

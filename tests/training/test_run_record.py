@@ -88,6 +88,9 @@ def test_inputs_that_may_change_and_a_tokenizer_that_may_not():
     assert check({"data.embedding[0]": Input("p.jsonl", "100 lines", "bb")}) == [
         "data.embedding[0] p.jsonl: 100 lines as before, other content"
     ]
+    assert check({"data.embedding[0]": Input("p.jsonl", "100 lines, 9 used", "aa")}) == [
+        "data.embedding[0] p.jsonl: 100 lines -> 100 lines, 9 used"
+    ]
     assert check({"data.cached[0]": Input("c.jsonl", "1 lines", "c")}) == [
         "data.cached[0] c.jsonl is new"
     ]
