@@ -19,7 +19,7 @@ from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.rag import AnswerSettings, evaluate_rag
 from grit_jax.evaluation.retrieval import evaluate_retrieval
 from grit_jax.inference.model import GritLM, ModelOptions
-from grit_jax.models.hf.sources import ADAPTED, has_adapter
+from grit_jax.models.hf.sources import ADAPTED, has_adapter, resolve
 from grit_jax.models.parameters import num_parameters
 from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION, CorpusOptions, prepare_corpus
 from grit_jax.pydocs.questions import best_constant
@@ -52,14 +52,16 @@ def run_pretrained(out: Path, settings: PretrainedSettings) -> PretrainedReport:
       GritError: no such model, or a folder that holds a run with other settings or cannot be
         written.
     """
-    claim(out, settings)
     report_path = out / "report.json"
+    if not report_path.exists():
+        name = model_of(settings.base)
+        resolve(name)  # what is no model is an error before anything is written
+    claim(out, settings)
     if report_path.exists():
         report = PretrainedReport.read(report_path)
         say(f"{out} holds a finished quickstart; reporting it (remove the folder to run it again)")
         return report
     started, clock = time.perf_counter(), Clock(out / "timings.json")
-    name = model_of(settings.base)
     with clock("corpus"):
         corpus = prepare_corpus(
             out / "data",

@@ -91,6 +91,12 @@ def test_a_folder_of_the_other_quickstart_is_refused(tmp_path):
         pretrained.claim(tmp_path / "plain", PretrainedSettings("smollm2"))
 
 
+def test_what_is_no_model_is_an_error_before_anything_is_written(tmp_path):
+    with pytest.raises(GritError, match="model not found: no such directory"):
+        pretrained.run_pretrained(tmp_path / "out", PretrainedSettings("./none"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow  # half a minute: every layout compiles for two batch shapes
 def test_a_whole_run_and_a_short_training(tiny_model, sentences, tmp_path, monkeypatch):
     tiny_model.save_pretrained(tmp_path / "model")
