@@ -108,6 +108,8 @@ class GenerativeBatch:
       sequences: how many examples there are; static.
       distilled: True at the tokens of examples that the run distils from the base model; None where
         it distils none.
+      max_targets: the most targets of a row, rounded up, where losses are computed at targets alone
+        (as distillation does); 0: at all tokens; static.
     """
 
     rows: Rows
@@ -115,6 +117,7 @@ class GenerativeBatch:
     sequence: Int[Array, "B T"]
     sequences: int = dataclasses.field(metadata={"static": True}, default=1)
     distilled: Bool[Array, "B T"] | None = None
+    max_targets: int = dataclasses.field(metadata={"static": True}, default=0)
 
 
 @jax.tree_util.register_dataclass

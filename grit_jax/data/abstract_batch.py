@@ -61,10 +61,11 @@ def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batc
     if config.cached_batch:
         example = TokenCached([ids(limits.cached_row)], text(limits.continuation_row))
         if needs.teacher_rows:
-            # The answer is the last token: that the two predict as many is all that matters.
-            last = lambda length: TokenText(ids(length), np.arange(length) == length - 1)
-            read = last(limits.teacher_row)
-            example = dataclasses.replace(example, text=last(limits.continuation_row), teacher=read)
+            # Student and teacher predict equally many tokens.
+            count = min(limits.continuation_row, limits.teacher_row) - 1
+            answer = lambda length: TokenText(ids(length), np.arange(length) >= length - count)
+            text, read = answer(limits.continuation_row), answer(limits.teacher_row)
+            example = dataclasses.replace(example, text=text, teacher=read)
         cached = cached_batch(
             [example] * config.cached_batch,
             CachedPacking(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
+from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText, max_targets
 from grit_jax.types import CachedBatch, EmbeddingBatch, GenerativeBatch, Rows, TeacherRows
 
 SEGMENT_MULTIPLE = 8
@@ -55,6 +55,7 @@ class GenerativePacking:
       row_length: T, tokens of a row.
       row_multiple: the number of rows is rounded up to a multiple of it.
       min_rows: the least number of rows.
+      min_targets: the least `max_targets` of a batch that has one.
       prefix: the tokens before a sequence's first target are a block of prefix attention.
       pad_id: token id of padding.
     """
@@ -62,6 +63,7 @@ class GenerativePacking:
     row_length: int
     row_multiple: int = 8
     min_rows: int = 0
+    min_targets: int = 0
     prefix: bool = False
     pad_id: int = 0
 
@@ -98,7 +100,8 @@ class CachedPacking:
     Attributes:
       cached_row_length: S, tokens of a row of cached texts.
       row_length: T, tokens of a row of continuations.
-      row_multiple, min_rows, prefix, pad_id: as in `GenerativePacking`, for the continuations.
+      row_multiple, min_rows, min_targets, prefix, pad_id: as in `GenerativePacking`, for the
+        continuations.
       blocks: a cached text without its tags is a block of prefix attention.
       teacher_row_length: U, tokens of a row that a teacher reads; None: there is no teacher.
     """
@@ -107,6 +110,7 @@ class CachedPacking:
     row_length: int
     row_multiple: int = 8
     min_rows: int = 0
+    min_targets: int = 0
     blocks: bool = False
     prefix: bool = False
     pad_id: int = 0
@@ -296,10 +300,11 @@ def pack_generative(
         blocks = _prefix_blocks(texts, rows, placement.row, starts)
         rows = dataclasses.replace(rows, blocks=blocks)
     targets, sequence = _targets(texts, rows, placement.row, starts)
-    marks = None
-    if distilled is not None:
-        marks = np.asarray(distilled, bool)[sequence] & (rows.segments > 0)
-    return GenerativeBatch(rows, targets, sequence, len(texts), marks)
+    if distilled is None:
+        return GenerativeBatch(rows, targets, sequence, len(texts))
+    marks = np.asarray(distilled, bool)[sequence] & (rows.segments > 0)
+    most = min(max_targets(texts, placement.row, packing.min_targets), packing.row_length)
+    return GenerativeBatch(rows, targets, sequence, len(texts), marks, most)
 
 
 def generative_batch(
@@ -367,6 +372,8 @@ def pack_cached(
     teacher = None
     if packing.teacher_row_length is not None:
         teacher = _teacher_rows(examples, placement, packing, starts)
+        most = max_targets(continuations, placement.row, packing.min_targets)
+        generative.max_targets = min(most, packing.row_length)
     return CachedBatch(cached, owner, positions, generative, teacher)
 
 

@@ -297,6 +297,7 @@ class JointBatches:
             self.config.generative_row_length or self.limits.generative,
             self.config.row_multiple,
             min_rows=self._min_shapes.get("generative_rows", 0),
+            min_targets=self._min_shapes.get("generative_targets", 0),
             prefix=self.needs.prefix_generation,
         )
 
@@ -322,6 +323,7 @@ class JointBatches:
             self.limits.continuation_row,
             self.config.row_multiple,
             min_rows=self._min_shapes.get("cached_rows", 0),
+            min_targets=self._min_shapes.get("cached_targets", 0),
             blocks=self.needs.sample_blocks,
             prefix=self.needs.prefix_generation,
             teacher_row_length=self.limits.teacher_row or None,
@@ -416,8 +418,10 @@ def _shapes(batch: Batch) -> dict[str, int]:
         shapes["segments"] = batch.embedding.segments_per_row
     if batch.generative is not None:
         shapes["generative_rows"] = len(batch.generative.rows.tokens)
+        shapes["generative_targets"] = batch.generative.max_targets
     if batch.cached is not None:
         shapes["cached_rows"] = len(batch.cached.text.rows.tokens)
+        shapes["cached_targets"] = batch.cached.text.max_targets
     return shapes
 
 

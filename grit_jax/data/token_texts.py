@@ -101,6 +101,22 @@ class TokenText:
         return type(self)((content // 2).tolist(), (content % 2 == 1).tolist())
 
 
+TARGET_MULTIPLE = 32
+
+
+def max_targets(texts: Sequence[TokenText], rows: np.ndarray, least: int = 0) -> int:
+    """The most targets that a row may have, rounded up to a multiple of `TARGET_MULTIPLE`.
+
+    The tokens from each text's first target on, which every host knows.
+
+    Args:
+      rows: the row of each text.
+    """
+    counts = np.zeros(int(rows.max(initial=0)) + 1, np.int64)
+    np.add.at(counts, rows, [len(text.ids) - text.first_target for text in texts])
+    return max(-(-int(counts.max()) // TARGET_MULTIPLE) * TARGET_MULTIPLE, least)
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenCached:
     """A continuation with its answer, and the ids of the cached texts that it follows.

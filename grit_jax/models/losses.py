@@ -75,39 +75,39 @@ def token_losses(
 
 @dataclasses.dataclass
 class DistilledLosses:
-    """Losses of each token given the one before it, 0 in the first column.
+    """Losses of predicted tokens.
 
     Attributes:
       nll: negative log-likelihood.
       divergence: KL(teacher, student) over the vocabulary.
     """
 
-    nll: Float[Array, "B T"]
-    divergence: Float[Array, "B T"]
+    nll: Float[Array, "B A"]
+    divergence: Float[Array, "B A"]
 
 
-def distilled_token_losses(
-    hidden: Float[Array, "B T D"],
-    teacher: Float[Array, "B T D"],
-    tokens: Int[Array, "B T"],
+def distilled_losses(
+    hidden: Float[Array, "B A D"],
+    teacher: Float[Array, "B A D"],
+    labels: Int[Array, "B A"],
     weights: Weights,
     *,
     softcap: float | None = None,
     block: int = 4096,
 ) -> DistilledLosses:
-    """The losses of `token_losses`, and each token's divergence from a teacher with the same head.
+    """Losses of tokens given the states before them: beside the negative log-likelihood, the
+    divergence from a teacher with the same head.
 
-    The divergence of the next token's distributions `p` (teacher) and `q` (student) is
+    The divergence of the token's distributions `p` (teacher) and `q` (student) is
     `sum(p * (log p - log q))` over the vocabulary, in float32. Both models' logits are computed
     block by block in one pass, and no more of them exist at a time than `block` tokens have over
     the whole vocabulary. The teacher gets no gradient, neither does the head from its logits.
 
     Args:
-      hidden: hidden states of the student.
-      teacher: those of the teacher, where it predicts the same tokens.
+      hidden: states of the student from which the tokens `labels` are predicted.
+      teacher: those of the teacher.
       weights, softcap: as in `token_losses`.
     """
-    labels = jnp.roll(tokens, -1, axis=1)  # the last token predicts none: dropped below
     dtype = hidden.dtype
 
     def logits(rows: Any, words: Array, number: Array) -> tuple[Array, Array, Array]:
@@ -151,8 +151,7 @@ def distilled_token_losses(
     else:
         normaliser, fixed = top + jnp.log(total), fixed_top + jnp.log(fixed_total)
         mean = difference / fixed_total
-    shift = lambda losses: jnp.roll(losses, 1, axis=1).at[:, 0].set(0.0)
-    return DistilledLosses(shift(normaliser - own), shift(mean - fixed + normaliser))
+    return DistilledLosses(normaliser - own, mean - fixed + normaliser)
 
 
 def _words(weights: Weights, dtype: jnp.dtype) -> Float[Array, "V D"]:

@@ -9,13 +9,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.models.cache import KVCache, cache_from
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.embedding import embed_rows
 from grit_jax.models.lora import LoraConfig
-from grit_jax.models.losses import distilled_token_losses, token_losses
+from grit_jax.models.losses import distilled_losses, token_losses
 from grit_jax.models.moe import router_aux_loss
 from grit_jax.models.pooling import PoolingMethod, text_vectors
 from grit_jax.models.transformer import Params, Transformer
@@ -23,7 +23,7 @@ from grit_jax.sharding import constrain
 from grit_jax.training.contrastive import contrastive_loss, distillation_loss
 from grit_jax.training.gather_vectors import gather_vectors
 from grit_jax.training.interleave import deinterleave, interleave, joined_rows, num_blocks
-from grit_jax.training.language import language_loss
+from grit_jax.training.language import language_loss, token_weights
 from grit_jax.training.losses import LossConfig
 from grit_jax.types import (
     AttentionMode,
@@ -213,10 +213,15 @@ class LanguagePass:
 
 @dataclasses.dataclass
 class Teacher:
-    """A teacher's hidden states where the student predicts, and the targets that it teaches."""
+    """A teacher's hidden states.
 
-    hidden: Float[Array, "B T D"]
-    taught: Bool[Array, "B T"]
+    Attributes:
+      columns: for each target of the student's rows, the state that predicts the same token; -1
+        where none is to be compared.
+    """
+
+    hidden: Float[Array, "B U D"]
+    columns: Int[Array, "B T"]
 
 
 def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig) -> LanguagePass:
@@ -255,12 +260,23 @@ def _language_pass(
     if teacher is None:
         losses = token_losses(out.hidden, tokens, weights, softcap=cap, block=block)
         return LanguagePass(language_loss(losses, text, config.loss), out.router)
-    both = distilled_token_losses(
-        out.hidden, teacher.hidden, tokens, weights, softcap=cap, block=block
+    # Targets alone, padded with tokens of weight 0: logits are much of the work.
+    here = jnp.argsort(text.targets <= 0, axis=1, stable=True)
+    here = here[:, : text.max_targets or text.targets.shape[1]]
+    at = lambda x: jnp.take_along_axis(x, here, axis=1)
+    states = lambda hidden, columns: jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
+    columns = at(teacher.columns)
+    both = distilled_losses(
+        states(out.hidden, jnp.maximum(here - 1, 0)),
+        states(teacher.hidden, jnp.maximum(columns, 0)),
+        at(tokens),
+        weights,
+        softcap=cap,
+        block=block,
     )
-    divergence = jnp.where(teacher.taught, both.divergence, 0.0)
-    nll, divergence = (language_loss(x, text, config.loss) for x in (both.nll, divergence))
-    return LanguagePass(nll, out.router, divergence)
+    share = at(token_weights(text, config.loss))
+    divergence = jnp.where(columns >= 0, both.divergence, 0.0)
+    return LanguagePass((both.nll * share).sum(), out.router, (divergence * share).sum())
 
 
 def _base_teacher(params: Params, batch: GenerativeBatch, config: StepConfig) -> Teacher | None:
@@ -270,7 +286,9 @@ def _base_teacher(params: Params, batch: GenerativeBatch, config: StepConfig) ->
     if batch.distilled is None or config.base_weights_of is None:
         raise ValueError("generative_distillation needs a base, and the batch's `distilled`")
     model = Transformer(config.model, config.base_weights_of(jax.lax.stop_gradient(params)))
-    return Teacher(_read(model, batch.rows, config).hidden, batch.distilled)
+    before = jnp.arange(batch.targets.shape[1]) - 1
+    columns = jnp.where(batch.distilled, before, -1)
+    return Teacher(_read(model, batch.rows, config).hidden, columns)
 
 
 def fused_pass(
@@ -335,10 +353,7 @@ def _reading_teacher(params: Params, batch: CachedBatch, config: StepConfig) -> 
     weights_of = config.teacher_weights_of or config.weights_of
     model = Transformer(config.model, weights_of(jax.lax.stop_gradient(params)))
     hidden = _read(model, batch.teacher.rows, config).hidden
-    columns = batch.teacher.columns
-    # The column of a token's teacher stands where the token is predicted, not where it is.
-    place = jnp.maximum(jnp.roll(columns, -1, axis=1), 0)
-    return Teacher(jnp.take_along_axis(hidden, place[:, :, None], axis=1), columns >= 0)
+    return Teacher(hidden, batch.teacher.columns)
 
 
 def language_losses(

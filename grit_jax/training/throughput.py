@@ -23,7 +23,7 @@ from grit_jax.training.flops import (
     weight_flops,
 )
 from grit_jax.training.joint import StepConfig
-from grit_jax.types import AttentionMode, Batch, CachedBatch, Rows
+from grit_jax.types import AttentionMode, Batch, CachedBatch, GenerativeBatch, Rows
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
@@ -64,26 +64,28 @@ def model_flops(batch: Batch, config: StepConfig) -> int:
             total += _pass_flops(model, config.lora, rows, config.embedding_mode, trained=trained)
         width = model.hidden_size  # a projection's is not far from it, and this product is small
         total += 3 * 2 * len(part.queries) * len(part.passages) * width
-    if batch.generative is not None:
-        total += _pass_flops(
-            model, config.lora, batch.generative.rows, config.generation_mode, head=True
-        )
-        if batch.generative.distilled is not None:  # by the base, which has no adapters
+    mode = config.generation_mode
+    if (text := batch.generative) is not None:
+        total += _pass_flops(model, config.lora, text.rows, mode, predicted=_predicted(text))
+        if text.distilled is not None:  # by the base, which has no adapters
             total += _pass_flops(
-                model, None, batch.generative.rows, config.generation_mode, head=True, trained=False
+                model, None, text.rows, mode, predicted=_predicted(text), trained=False
             )
     if batch.cached is not None:
+        text = batch.cached.text
         total += _pass_flops(model, config.lora, batch.cached.cached_texts, config.embedding_mode)
-        total += _pass_flops(
-            model, config.lora, batch.cached.text.rows, config.generation_mode, head=True
-        )
+        total += _pass_flops(model, config.lora, text.rows, mode, predicted=_predicted(text))
         total += 3 * _cached_attention(model, batch.cached)
         if (teacher := batch.cached.teacher) is not None:
-            mode = config.generation_mode
-            total += _pass_flops(model, config.lora, teacher.rows, mode, trained=False)
-            # Its logits where the student has its own.
-            total += head_flops(model) * int(np.count_nonzero(batch.cached.text.rows.segments))
+            total += _pass_flops(
+                model, config.lora, teacher.rows, mode, predicted=_predicted(text), trained=False
+            )
     return total
+
+
+def _predicted(text: GenerativeBatch) -> int:
+    """Tokens that have logits."""
+    return int(np.count_nonzero(text.targets if text.max_targets else text.rows.segments))
 
 
 def _pass_flops(
@@ -92,10 +94,11 @@ def _pass_flops(
     rows: Rows,
     mode: AttentionMode,
     *,
-    head: bool = False,
+    predicted: int = 0,
     trained: bool = True,
 ) -> int:
-    """A pass over packed texts that see themselves, forward and backward."""
+    """A pass over packed texts that see themselves, forward and backward, and through the head at
+    `predicted` tokens."""
     lengths = _text_lengths(rows.segments)
     bidirectional = lengths
     if mode is AttentionMode.CAUSAL:
@@ -107,7 +110,7 @@ def _pass_flops(
         int(visible_pairs(lengths, bidirectional, kind.window).sum()) for kind in model.layer_kinds
     )
     shapes = parameter_shapes(model)
-    matrices = tokens * (weight_flops(model, shapes) + (head_flops(model) if head else 0))
+    matrices = tokens * weight_flops(model, shapes) + predicted * head_flops(model)
     adapters = tokens * weight_flops(model, adapter_shapes(lora, shapes)) if lora else None
     return trained_flops(matrices, attention_flops(model, pairs), adapters, trained=trained)
 

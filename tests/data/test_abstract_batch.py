@@ -59,6 +59,7 @@ def test_rows_of_a_teacher():
     assert teacher.rows.tokens.shape == (4, 400 + 256) and teacher.columns.shape == (4, 256)
     short = abstract_batch(dataclasses.replace(config, teacher_row_length=200), needs).cached
     assert short.teacher.rows.tokens.shape == (4, 200) and short.text.targets.shape == (4, 256)
+    assert short.text.max_targets == 224  # 199, rounded up
 
 
 def test_shapes_are_made_without_reading_data():

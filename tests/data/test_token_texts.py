@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
+from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText, max_targets
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,17 @@ def test_the_first_target():
     assert TokenText([5, 6, 7], [False, True, False]).first_target == 1
     assert TokenText([5, 6], np.array([False, True])).first_target == 1
     assert TokenText([5, 6], [False, False]).first_target == 2
+
+
+def test_the_most_targets_of_a_row_are_known_without_the_ids():
+    """From the first target on, in multiples of 32; never fewer than there are."""
+    texts = [
+        TokenText([1] * 30, [False] * 10 + [True] * 20),
+        TokenText([1] * 20, [False] * 6 + [True, False] * 7),
+        TokenText([1] * 90, [False] * 90),
+    ]
+    places = [TokenText.placeholder(np.asarray(text.header(), "<i4")) for text in texts]
+    for given in (texts, places):
+        assert max_targets(given, np.array([0, 1, 1])) == 32
+        assert max_targets(given, np.array([2, 2, 0])) == 64  # 20 and 14
+        assert max_targets(given, np.array([0, 1, 1]), least=96) == 96

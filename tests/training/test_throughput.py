@@ -137,6 +137,10 @@ def test_a_base_has_a_forward_pass_alone():
     config = StepConfig(MODEL, LossConfig())
     plain, taught = (model_flops(Batch(generative=b), config) for b in (text, marked))
     assert 3 * (taught - plain) == plain  # which is a forward pass and a backward one
+    # At targets alone: of 10 tokens, 4 have logits.
+    text.targets[:, 2:] = 0
+    fewer = dataclasses.replace(text, max_targets=32)
+    assert plain - model_flops(Batch(generative=fewer), config) == 3 * 6 * 2 * 128 * 96
 
 
 def test_a_side_held_fixed_has_no_backward_pass():
