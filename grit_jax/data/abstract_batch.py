@@ -64,8 +64,9 @@ def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batc
             # Student and teacher predict equally many tokens.
             count = min(limits.continuation_row, limits.teacher_row) - 1
             answer = lambda length: TokenText(ids(length), np.arange(length) >= length - count)
-            text, read = answer(limits.continuation_row), answer(limits.teacher_row)
-            example = dataclasses.replace(example, text=text, teacher=read)
+            example = dataclasses.replace(
+                example, text=answer(limits.continuation_row), teacher=answer(limits.teacher_row)
+            )
         cached = cached_batch(
             [example] * config.cached_batch,
             CachedPacking(
