@@ -64,6 +64,7 @@ NEGATIVES = 4
 NEAR_WORDS = 0.6
 MAX_SHARE = 0.02  # of the held-out questions: the most that may have the same answer
 MAX_TRAIN_SHARE = 0.02
+MAX_KIND_SHARE = 1 / 3  # of the training questions: the most that may be of one kind
 HELD_OUT_QUESTIONS = 450
 QUESTIONS_PER_DOCUMENT = 2
 QUESTION_EMBEDDINGS = 2  # embedding examples made from the questions of a training document
@@ -349,14 +350,17 @@ def _vocabulary(documents: Sequence[Document]) -> list[str]:
 def _real_questions(
     documents: Sequence[Document], seed: int, variants: int
 ) -> dict[str, list[Question]]:
-    """Questions about unaltered documents by document id, the kinds in a random order."""
+    """Questions about unaltered documents by document id, the rarer kinds first: few documents say
+    what is raised, nearly all what they are for."""
     asked = {}
     for document in documents:
         generator = random.Random(f"{seed} asked {document.id}")
-        candidates = list(questions_about(document, generator).values())
-        generator.shuffle(candidates)
-        asked[document.id] = candidates[: max(variants, QUESTION_EMBEDDINGS)]
-    return asked
+        asked[document.id] = list(questions_about(document, generator).values())
+    count = Counter(question.kind for questions in asked.values() for question in questions)
+    return {
+        name: sorted(questions, key=lambda q: count[q.kind])[: max(variants, QUESTION_EMBEDDINGS)]
+        for name, questions in asked.items()
+    }
 
 
 def training_questions(
@@ -367,17 +371,21 @@ def training_questions(
     variants: int,
 ) -> list[Question]:
     """Questions of cached examples: up to `variants` for a document, about half of them over
-    randomised documents."""
+    randomised documents, and none of the kinds more often than `MAX_KIND_SHARE`."""
     result: list[Question] = []
+    count = Counter(question.kind for questions in real.values() for question in questions)
     for document in documents:
         generator = random.Random(f"{seed} answers {document.id}")
         unaltered = variants // 2 + (variants % 2 and generator.random() < 0.5)
         chosen = real.get(document.id, [])[:unaltered]
         for _ in range(variants - len(chosen)):
             altered = randomised(document, random_names, generator)
-            if candidates := list(questions_about(altered, generator).values()):
-                chosen.append(generator.choice(candidates))
+            if candidates := questions_about(altered, generator).values():
+                asked = Counter(question.kind for question in chosen)
+                chosen.append(min(candidates, key=lambda q: (asked[q.kind], count[q.kind])))
         result += chosen
+    random.Random(f"{seed} kinds").shuffle(result)
+    result = balanced(result, MAX_KIND_SHARE)
     return capped(result, int(MAX_TRAIN_SHARE * len(result)))
 
 
@@ -439,6 +447,24 @@ def heldout_questions(documents: Sequence[Document], seed: int) -> list[Question
             break
         del chosen[max(i for i, q in enumerate(chosen) if normalise_answer(q.answer) in constant)]
     return chosen
+
+
+def balanced(asked: Sequence[Question], share: float) -> list[Question]:
+    """The first questions of each kind, as many that no kind has more than `share` of them; all
+    where there are too few kinds for that."""
+    count = Counter(question.kind for question in asked)
+    limit = max(count.values(), default=0)
+    while limit > 1 and limit > share * sum(min(n, limit) for n in count.values()):
+        limit -= 1
+    if limit <= 1:
+        return list(asked)
+    seen: Counter[str] = Counter()
+    kept = []
+    for question in asked:
+        seen[question.kind] += 1
+        if seen[question.kind] <= limit:
+            kept.append(question)
+    return kept
 
 
 def capped(asked: Sequence[Question], limit: int) -> list[Question]:

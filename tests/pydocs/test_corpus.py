@@ -16,7 +16,7 @@ import pytest
 from grit_jax.pydocs import corpus
 from grit_jax.pydocs.corpus import CorpusOptions, write_corpus
 from grit_jax.pydocs.documents import Document, split_of
-from grit_jax.pydocs.questions import MAX_ANSWER, best_constant
+from grit_jax.pydocs.questions import MAX_ANSWER, Question, best_constant
 from grit_jax.text.answer_matching import normalise_answer
 
 FILES = {
@@ -232,3 +232,40 @@ def test_no_text_of_a_whole_package_is_trained_on(tmp_path):
     trained = {line["id"] for line in lines(tmp_path / "out", "train/documents")}
     whole = {line["id"] for line in lines(tmp_path / "out", "heldout_packages/documents")}
     assert "omega.walk" in whole and "alpha.walk" not in trained and trained
+
+
+@pytest.mark.parametrize(
+    "counts, kept",
+    [
+        ({"a": 90, "b": 20, "c": 5, "d": 5}, {"a": 10, "b": 10, "c": 5, "d": 5}),
+        ({"a": 8, "b": 8, "c": 8}, {"a": 8, "b": 8, "c": 8}),
+        ({"a": 8, "b": 3}, {"a": 8, "b": 3}),  # two kinds cannot have a third each
+        ({}, {}),
+    ],
+)
+def test_no_kind_has_more_than_its_share(counts, kept):
+    questions = [
+        Question(str(n), kind, "q", f"{kind} {n}", "d")
+        for kind, count in counts.items()
+        for n in range(count)
+    ]
+    found = corpus.balanced(questions, 1 / 3)
+    assert Counter(q.kind for q in found) == kept
+    assert [q for q in questions if q in found] == found  # the first ones, in order
+
+
+def test_rare_kinds_come_first():
+    """Of three kinds, the two of which there are fewest are asked."""
+    plain = "Counts the {} trees of a forest.\n\nReturns:\n  The number of {} trees."
+    raising = "\n\nRaises:\n  KeyError: If there are no {} trees."
+    names = ["oak", "elm", "fir", "ash", "yew", "fig"]
+    documents = [
+        Document(
+            f"p.{name}", "function", "", (), (plain + raising * (n < 2)).replace("{}", name), "p"
+        )
+        for n, name in enumerate(names)
+    ]
+    asked = corpus._real_questions(documents, 0, 2)
+    for name in names[:2]:
+        assert [q.kind for q in asked[f"p.{name}"]][:2] == ["raised when", "raised what"]
+    assert all({q.kind for q in asked[f"p.{n}"]} == {"returns", "purpose"} for n in names[2:])
