@@ -17,6 +17,7 @@ from evidence_rows import rows
 
 from grit_jax.cli.main import build_parser
 from grit_jax.config import build, dump_yaml
+from grit_jax.data.config import DataConfig
 from grit_jax.data.pipeline import JointBatches
 from grit_jax.errors import GritError
 from grit_jax.evaluation.rag import read_questions
@@ -29,6 +30,7 @@ from grit_jax.quickstart import configs as quickstart
 from grit_jax.run_config import RunConfig, read_run_config
 from grit_jax.train import TrainResult
 from grit_jax.training import loop
+from grit_jax.training.losses import LossConfig
 
 KINDS, LOSSES = ("embedding", "generative", "cached"), ("loss_emb", "loss_gen", "loss_cached")
 
@@ -67,9 +69,9 @@ def test_joint_models_differ_in_their_losses_and_learning_rates_alone():
         name: dataclasses.replace(
             config,
             output="",
-            data=None,
+            data=DataConfig(),
             optimizer=dataclasses.replace(config.optimizer, lr=0.0),
-            train=dataclasses.replace(config.train, loss=None),
+            train=dataclasses.replace(config.train, loss=LossConfig()),
         )
         for name, config in twins.items()
     }
