@@ -139,11 +139,10 @@ def write_corpus(
       ValueError: too few documents for a corpus.
       GritError: a file cannot be written.
     """
-    held_out = set(options.held_out_packages)
-    names = dict.fromkeys([*options.packages, *options.held_out_packages])
-    read = read_packages(tuple(names), path=options.path, progress=progress)
+    names = tuple(dict.fromkeys([*options.packages, *options.held_out_packages]))
+    read = read_packages(names, path=options.path, progress=progress)
     documents = _chosen(read.documents, options)
-    splits = split_documents(documents, held_out)
+    splits = split_documents(documents, options.held_out_packages)
     if not splits.train or not splits.heldout:
         raise ValueError(
             f"{len(documents)} documents in {', '.join(options.packages)} are too few for a corpus:"
@@ -204,17 +203,19 @@ def write_corpus(
 
 
 def _chosen(documents: Sequence[Document], options: CorpusOptions) -> list[Document]:
-    """The documents that the options keep, in order. Packages that are held out whole add a tenth
-    to the number of documents."""
-    held_out = set(options.held_out_packages)
+    """The documents that the options keep, in order; at most an eleventh of a number of them are of
+    packages that are held out whole."""
     groups: dict[str, list[Document]] = {}
     for document in documents:
         groups.setdefault(document.package, []).append(document)
     some = [d for group in groups.values() for d in _subset(group, options.documents_per_package)]
-    whole = [d for d in some if d.package in held_out]
-    others = [d for d in some if d.package not in held_out]
+    whole = [d for d in some if d.package in options.held_out_packages]
+    others = [d for d in some if d.package not in options.held_out_packages]
     count = options.documents
-    kept = [*_subset(others, count), *_subset(whole, count and max(1, count // 10))]
+    if count is not None:
+        whole = _subset(whole, count // 11)
+        count -= len(whole)
+    kept = [*_subset(others, count), *whole]
     return [
         dataclasses.replace(d, max_characters=options.characters)
         for d in sorted(kept, key=lambda d: d.id)

@@ -59,7 +59,7 @@ def test_data(capsys, tmp_path, monkeypatch):
         first,
     )
     documents, *parts = map(int, count.groups())
-    assert documents == sum(parts) == 44 and parts[2] == 4
+    assert documents == sum(parts) == 40 and parts[2] == 3
     assert set(re.findall(r"(\w+) \d+", origin)) == {"json", "argparse", "logging", "csv"}
     for line in files:
         name, count = line.strip().removesuffix(" lines").split(": ")

@@ -202,7 +202,7 @@ def test_options(library, tmp_path):
         ["forest"], ["meadow"], [str(library)], documents=100, characters=150, sentences=True
     )
     summary = write_corpus(tmp_path, 0, options, progress=False)
-    assert summary.packages == {"forest": 100, "meadow": 10}
+    assert summary.packages == {"forest": 91, "meadow": 9}
     assert all(len(line["text"]) <= 150 for line in lines(tmp_path, "train/documents"))
     for name in ("train/rag", "heldout/rag", "heldout_packages/rag"):
         for row in lines(tmp_path, name):
