@@ -84,7 +84,6 @@ def test_documents_from_an_index(tiny_model, rows, sentences, tmp_path):
     assert found["doc"]["f1"] == pytest.approx(np.mean(alone)) and set(found) == {"doc", "auto"}
 
 
-@pytest.mark.slow
 def test_a_match_is_of_the_expected_part(tiny_model, rows):
     """Of answers that are sentences, the part that counts is searched."""
     settings = AnswerSettings(max_new_tokens=NEW)
@@ -102,6 +101,7 @@ def test_a_match_is_of_the_expected_part(tiny_model, rows):
     assert found["match"] >= whole["match"] > 0 == missed["match"] == found["exact_match"]
 
 
+@pytest.mark.slow
 def test_windows_do_not_matter(tiny_model, rows, monkeypatch):
     import grit_jax.evaluation.rag as module
 

@@ -125,6 +125,12 @@ def test_only_what_is_shown_is_asked():
     assert set(questions_about(document, random.Random(0))) == {"purpose"}
     longer = dataclasses.replace(document, max_characters=1000)
     assert set(questions_about(longer, random.Random(0))) == {"purpose", "returns"}
+    # Of a parameter that is not shown, nothing is asked, though its type occurs in the text.
+    hidden = doc.partition("Returns")[0] + "Parameters\n----------\nlast : words and words\n    It."
+    document = dataclasses.replace(
+        document, doc=hidden.replace("Does", "Like words and words, does")
+    )
+    assert set(questions_about(document, random.Random(0))) == {"purpose"}
 
 
 def test_what_is_not_recommended_names_something_else():
