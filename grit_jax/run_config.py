@@ -96,6 +96,9 @@ class ModelSection:
     projection: int | None = None
     # The dtype of the computation; weights and moments are float32.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # What the operands of products with weights are rounded to; None: nothing, but what the device
+    # does to float32 by itself (TPUs round it to bfloat16). Sums stay in float32.
+    matmul_precision: Literal["bfloat16", "float32"] | None = None
     remat: Remat = "full"  # see models/transformer.py: REMAT_POLICIES
     scan_layers: bool = True
     export_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -345,6 +348,7 @@ def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:
         gradient=train.gradient,
         lora=config.lora,
         seed=train.seed,
+        matmul_precision=config.model.matmul_precision,
     )
 
 

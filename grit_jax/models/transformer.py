@@ -19,6 +19,7 @@ from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.kernels import ATTENTION_NAME, KeyValues, soft_cap
 from grit_jax.models.layer_stack import Layer, run_layers
 from grit_jax.models.layers import (
+    PRODUCT_NAME,
     Weights,
     gated_mlp,
     linear,
@@ -55,7 +56,8 @@ REMAT_POLICIES = {
     ),
     "save_attention": jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME),
     "save_qkv": jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME, "qkv"),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # By name: of an adapted weight the sum is kept, and not also the products with its factors.
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT_NAME),
 }
 
 

@@ -66,6 +66,7 @@ class StepConfig:
     teacher_weights_of: Callable[[Params], Params] | None = None
     # To those of the base model, which has no adapters.
     base_weights_of: Callable[[Params], Params] | None = None
+    matmul_precision: str | None = None  # see `jax.default_matmul_precision`
     fuse: bool | None = None  # see `gradient_plan.can_fuse`
 
 

@@ -38,7 +38,8 @@ def make_step(
                 teacher_weights_of=lambda params: weights(params, None),
                 base_weights_of=lambda params: state.frozen,
             )
-        (loss, parts), grads = joint_gradient(state.params, batch, here)
+        with jax.default_matmul_precision(config.matmul_precision):
+            (loss, parts), grads = joint_gradient(state.params, batch, here)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
