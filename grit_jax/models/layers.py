@@ -80,7 +80,9 @@ def linear(
     else:
         out = _product(x, weight, group_sizes)
     bias = weights.get(name + "_bias")
-    return checkpoint_name(out if bias is None else out + bias.astype(x.dtype), PRODUCT_NAME)
+    out = out if bias is None else out + bias.astype(x.dtype)
+    # Experts' products are computed again: rows are many, as each token has several experts.
+    return out if group_sizes is not None else checkpoint_name(out, PRODUCT_NAME)
 
 
 def token_embeddings(

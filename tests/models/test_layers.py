@@ -124,6 +124,36 @@ def test_a_product_over_tokens_that_are_split_over_devices(rng):
     ) == jax.ShapeDtypeStruct((2, 8, F), jnp.float32)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_with_operands_of_bfloat16_and_sums_of_float32(rng, rows, dtype):
+    """On a CPU: bfloat16 numbers, and float32 ones where the precision asks for it; the gradients'
+    products, too. The truth is float64's, of the rounded operands."""
+    rounded = lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+    x, weight, gradient = normal(rng, rows, 128), normal(rng, 128, 64), normal(rng, rows, 64)
+    with jax.default_matmul_precision("bfloat16"):
+        out, pull = jax.vjp(product, jnp.asarray(x, dtype), jnp.asarray(weight, dtype))
+        dx, dweight = pull(jnp.asarray(gradient, dtype))
+    assert out.dtype == dx.dtype == dweight.dtype == dtype
+    # Results of bfloat16 are rounded once, at the end.
+    within = {"rtol": 1e-5 if dtype == "float32" else 2**-8, "atol": 1e-4}
+    x, weight, gradient = rounded(x), rounded(weight), rounded(gradient)
+    np.testing.assert_allclose(np.asarray(out, np.float64), x @ weight, **within)
+    np.testing.assert_allclose(np.asarray(dx, np.float64), gradient @ weight.T, **within)
+    np.testing.assert_allclose(np.asarray(dweight, np.float64), x.T @ gradient, **within)
+
+
+def test_float32_is_not_rounded_unless_the_precision_says_so(rng):
+    x, weight = normal(rng, 40, 128), normal(rng, 128, 64)
+    exact = x.astype(np.float64) @ weight
+    error = lambda out: np.abs(np.asarray(out, np.float64) - exact).max()
+    assert error(product(x, weight)) < 1e-4
+    with jax.default_matmul_precision("bfloat16"):
+        assert error(product(x, weight)) > 1e-3  # rounded
+        narrow = product(x, weight[:, :8])  # LoRA's factors
+    assert np.abs(np.asarray(narrow) - exact[:, :8]).max() < 1e-4
+
+
 def test_the_embedding_table_and_the_head(rng):
     table, tokens = normal(rng, 5, D), np.array([[4, 0, 4], [1, 2, 3]])
     found = token_embeddings(tokens, {"embed": table}, jnp.bfloat16)

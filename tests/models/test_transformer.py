@@ -12,6 +12,7 @@ from flax import nnx
 from grit_jax.models.cache import cache_from
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.layers import rms_norm
+from grit_jax.models.lora import LoraConfig, attach, init_adapters
 from grit_jax.models.transformer import Transformer, init_params, parameter_shapes
 from grit_jax.types import AttentionMode
 
@@ -88,6 +89,25 @@ def test_scan_and_remat_change_nothing(params, rows, change):
     if not config.scan_layers:  # remat has no part in a forward pass
         assert_equal(forward(params, rows, config=config), forward(params, rows))
     assert_equal(gradients(params, rows, config=config), gradients(params, rows))
+
+
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_remat_dots_keeps_each_product_of_an_adapted_layer_once(rows, precision):
+    """All floats kept for the backward pass: those of the layers' products and inputs, and none of
+    the products with the adapters' factors."""
+    config = dataclasses.replace(CONFIG, remat="dots", hidden_size=64, intermediate_size=96)
+    params, lora = init_params(config, jax.random.key(0)), LoraConfig(rank=2)
+    adapters = init_adapters(lora, parameter_shapes(config), jax.random.key(1))
+
+    def loss(adapters):
+        model = Transformer(config, attach(params, adapters, lora))
+        return jnp.sum(model(*rows, mode=BIDIRECTIONAL).hidden)
+
+    with jax.default_matmul_precision(precision):
+        _, pull = jax.vjp(loss, adapters)
+    F, L = config.intermediate_size, config.num_hidden_layers
+    kept = [x.size for x in jax.tree.leaves(pull) if x.shape[:1] == (L,) and x.shape[-1] == F]
+    assert sum(size == L * B * T * F for size in kept) == 2  # gate and up
 
 
 def test_packing_changes_nothing(params, rows):
