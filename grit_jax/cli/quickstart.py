@@ -71,30 +71,83 @@ def quickstart(args: argparse.Namespace) -> None:
 
 def _evidence_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--part", choices=("joint", "cached", "all"), default="all", help="(default: %(default)s)"
+        "--base",
+        type=flags.name,
+        metavar="MODEL",
+        help="the claims on this pretrained model (smollm2, a directory or a hub id) instead of"
+        " models trained from nothing",
+    )
+    parser.add_argument(
+        "--part",
+        choices=("joint", "cached", "documents", "codecs", "prompts", "all"),
+        default="all",
+        help="with --base also documents (caches beside reading), codecs and prompts (default:"
+        " %(default)s)",
     )
     parser.add_argument(
         "--seeds",
         type=flags.positive,
-        default=3,
         metavar="N",
-        help="runs of each configuration (default: %(default)s)",
+        help="runs of each configuration (default: 3)",
     )
     parser.add_argument(
         "--out",
         type=flags.path,
-        default=Path("runs/evidence"),
-        help="folder (default: %(default)s)",
+        help="folder (default: runs/evidence, with --base runs/evidence- and the model's name)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print evidence.json on stdout and nothing else"
     )
+    pretrained = parser.add_argument_group("with --base")
+    pretrained.add_argument(
+        "--model",
+        type=flags.name,
+        metavar="MODEL",
+        help="the trained model that documents, codecs and prompts score (default: the adapter that"
+        " is shipped for the base)",
+    )
+    pretrained.add_argument(
+        "--data",
+        type=flags.path,
+        metavar="DIR",
+        help="a corpus made by grit data pydocs --sentences (default: made in the folder)",
+    )
+    pretrained.add_argument(
+        "--questions",
+        type=flags.positive,
+        metavar="N",
+        help="answer at most N held-out questions (default: 64)",
+    )
+    pretrained.add_argument(
+        "--queries",
+        type=flags.positive,
+        metavar="N",
+        help="search for at most N held-out queries (default: 128)",
+    )
 
 
 def evidence(args: argparse.Namespace) -> None:
+    given = {
+        name: getattr(args, name)
+        for name in ("model", "data", "questions", "queries")
+        if getattr(args, name) is not None
+    }
+    if args.base is not None:
+        from grit_jax.evidence.pretrained import PretrainedOptions, run_pretrained_evidence
+        from grit_jax.evidence.pretrained_tables import markdown as pretrained_markdown
+
+        out = args.out or Path("runs") / f"evidence-{Path(args.base).name}"
+        scored = run_pretrained_evidence(out, PretrainedOptions(args.base, **given), args.part)
+        print_result(scored, args.json, pretrained_markdown(scored).rstrip())
+        return
+    if given:
+        raise GritError(f"--{next(iter(given))}: only with --base")
+    if args.part in ("documents", "codecs", "prompts"):
+        raise GritError(f"--part {args.part}: only with --base")
     from grit_jax.evidence.run import markdown, run_evidence
 
-    report = run_evidence(args.out, seeds=args.seeds, part=args.part)
+    seeds = 3 if args.seeds is None else args.seeds
+    report = run_evidence(args.out or Path("runs/evidence"), seeds=seeds, part=args.part)
     print_result(report, args.json, markdown(report).rstrip())
 
 
