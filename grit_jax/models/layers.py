@@ -175,7 +175,8 @@ def product(
     as fast): so products of bfloat16 numbers are written that way there. With
     `jax.default_matmul_precision("bfloat16")` float32 numbers are rounded for it, as TPUs do.
     """
-    rounded = jax.config.jax_default_matmul_precision == "bfloat16"
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    rounded = precision == "bfloat16"
     narrow = (x.dtype == jnp.bfloat16 or rounded) and platform() == "cpu"
     if x.ndim == 3 and num_shards("tokens", x.shape[1]) > 1:
         return jnp.matmul(x, weight, preferred_element_type=dtype)
