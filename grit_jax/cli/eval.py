@@ -9,14 +9,20 @@ from typing import Any
 from grit_jax.cli import flags
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
-from grit_jax.cli.search import add_search_flags, search_settings
+from grit_jax.cli.search import (
+    SEARCHES,
+    add_retrieval_flags,
+    add_search_flags,
+    retrieval,
+    search_settings,
+)
 from grit_jax.cli.verb import Verb
 from grit_jax.text.rag_layouts import MODES
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
     add = flags.kinds(parser, "retrieval", "perplexity", "rag")
-    retrieval = add(
+    ranked = add(
         "retrieval",
         "recall and nDCG over the pool of all pos and neg of an embedding file, beside BM25 and"
         " both together",
@@ -27,11 +33,12 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
         "match, exact match and F1 of the seven layouts over a questions file; several --k and "
         "--kv give a table",
     )
-    for kind in (retrieval, perplexity, rag):
+    for kind in (ranked, perplexity, rag):
         add_model(kind)
         kind.add_argument("--input", required=True, type=flags.path, metavar="F.jsonl")
         kind.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    for kind in (retrieval, rag):
+    add_retrieval_flags(ranked, None)
+    for kind in (ranked, rag):
         add_search_flags(kind)
     _rag_flags(rag)
 
@@ -106,12 +113,24 @@ def evaluate(args: argparse.Namespace) -> None:
         from grit_jax.evaluation.hybrid import compare_retrieval
         from grit_jax.evaluation.retrieval import DenseOptions
 
-        compared = compare_retrieval(model, args.input, DenseOptions(search=search_settings(args)))
+        compared = compare_retrieval(
+            model,
+            args.input,
+            DenseOptions(search=search_settings(args)),
+            searches=SEARCHES if args.search is None else [args.search],
+            retrieval=retrieval(args),
+        )
         scores: dict[str, Any] = {
-            "model": {**compared.dense, "truncated": compared.truncated},
-            "bm25": compared.bm25,
-            "hybrid": compared.hybrid,
+            name: values
+            for name, values in (
+                ("model", compared.dense),
+                ("bm25", compared.bm25),
+                ("hybrid", compared.hybrid),
+            )
+            if values
         }
+        for name in [name for name in scores if name != "bm25"][:1]:
+            scores[name] = {**scores[name], "truncated": compared.truncated}
     else:
         from grit_jax.evaluation.perplexity import score_perplexity
 

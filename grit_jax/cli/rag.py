@@ -8,7 +8,7 @@ from grit_jax.cli import flags
 from grit_jax.cli.hosts import add_shared, shared_run
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
-from grit_jax.cli.search import add_search_flags, search_settings
+from grit_jax.cli.search import add_retrieval_flags, add_search_flags, retrieval, search_settings
 from grit_jax.cli.verb import Verb
 from grit_jax.rag.document_length import LONGEST_DOCUMENT, ROOM_FOR_QUESTION
 from grit_jax.text.rag_layouts import MODES
@@ -111,6 +111,7 @@ def _ask_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instruction", default="", metavar="T", help="instruction of the search query"
     )
+    add_retrieval_flags(parser, "dense")
     add_search_flags(parser)
     parser.add_argument(
         "--max-new-tokens",
@@ -132,6 +133,7 @@ def ask(args: argparse.Namespace) -> None:
         args.question,
         mode=args.mode,
         k=args.k,
+        retrieval=retrieval(args),
         instruction=args.instruction,
         max_new_tokens=args.max_new_tokens,
     )[0]

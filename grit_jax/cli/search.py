@@ -1,4 +1,4 @@
-"""How the vectors of an index are searched: the flags of `ask` and `eval`."""
+"""How documents are found: the flags of `ask` and `eval`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from grit_jax.errors import GritError
 
 if TYPE_CHECKING:
     from grit_jax.rag.search.exact import SearchSettings
+    from grit_jax.rag.search.hybrid import Retrieval
 
+SEARCHES, FUSIONS = ("dense", "lexical", "hybrid"), ("scores", "ranks")  # rag/search/hybrid.py's
 SEARCH_PRECISIONS = ("float32", "bfloat16", "int8")  # rag/search/exact.py's PRECISIONS
 
 
@@ -34,6 +36,35 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
         help="candidates per result that are compared again by their whole vectors, with a "
         "--search-precision or --search-dim (default: %(default)s)",
     )
+
+
+def add_retrieval_flags(parser: argparse.ArgumentParser, search: str | None) -> None:
+    """Declares `--search` and `--fusion`.
+
+    Args:
+      search: the default; None: all three.
+    """
+    default = "all three" if search is None else "%(default)s"
+    parser.add_argument(
+        "--search",
+        choices=SEARCHES,
+        default=search,
+        help=f"by vectors, by words (BM25), or by both together (default: {default})",
+    )
+    parser.add_argument(
+        "--fusion",
+        choices=FUSIONS,
+        default="scores",
+        help="how hybrid search puts both together: by their standardised scores, or by their "
+        "ranks (default: %(default)s)",
+    )
+
+
+def retrieval(args: argparse.Namespace) -> Retrieval:
+    """What `--search` and `--fusion` say."""
+    from grit_jax.rag.search.hybrid import Retrieval
+
+    return Retrieval(args.search or "hybrid", args.fusion)
 
 
 def search_settings(args: argparse.Namespace) -> SearchSettings:

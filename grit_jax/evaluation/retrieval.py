@@ -122,21 +122,39 @@ class DenseOptions:
     quiet: bool = False
 
 
-def dense_rankings(
-    model: GritLM, pool: Pool, k: int, options: DenseOptions = DenseOptions()
-) -> tuple[list[list[int]], int]:
-    """For each query the `k` passages most similar to it, best first; and how many texts were
-    truncated."""
+@dataclasses.dataclass(frozen=True)
+class PoolVectors:
+    """Vectors `[N, D]` of a pool's queries and passages, and how many texts were truncated."""
+
+    queries: np.ndarray
+    passages: np.ndarray
+    truncated: int
+
+
+def encode_pool(model: GritLM, pool: Pool, options: DenseOptions = DenseOptions()) -> PoolVectors:
+    """The vectors of all texts of a pool.
+
+    Raises:
+      GritError: see `score_retrieval`.
+    """
     options.search.check(model.embedding_width)
     max_length = length_limit(options.max_length, model.config.context_length)
     texts = [*pool.queries, *pool.texts]
     vectors, truncated = _encode(model, texts, max_length, options.quiet)
     warn_truncated(truncated, len(texts), max_length)
-    passages = vectors[len(pool.queries) :]
-    result = ExactSearch(passages, model.mesh, settings=options.search).search(
-        vectors[: len(pool.queries)], min(k, len(passages))
-    )
-    return result.rows.tolist(), truncated
+    count = len(pool.queries)
+    return PoolVectors(vectors[:count], vectors[count:], truncated)
+
+
+def dense_rankings(
+    model: GritLM, pool: Pool, k: int, options: DenseOptions = DenseOptions()
+) -> tuple[list[list[int]], int]:
+    """For each query the `k` passages most similar to it, best first; and how many texts were
+    truncated."""
+    vectors = encode_pool(model, pool, options)
+    search = ExactSearch(vectors.passages, model.mesh, settings=options.search)
+    result = search.search(vectors.queries, min(k, len(vectors.passages)))
+    return result.rows.tolist(), vectors.truncated
 
 
 def score_rankings(

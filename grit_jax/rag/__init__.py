@@ -13,6 +13,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Index": "index",
         "IndexOptions": "index_options",
         "IndexSummary": "index_options",
+        "Retrieval": "search.hybrid",
         "build_index": "build",
     },
 )

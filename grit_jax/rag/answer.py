@@ -25,6 +25,7 @@ from grit_jax.rag.index import Index
 from grit_jax.rag.record_format import RecordError
 from grit_jax.rag.route_costs import load_costs
 from grit_jax.rag.router import RouteCosts, route
+from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.runtime.progress import say
 from grit_jax.text.length import MAX_LENGTH
 from grit_jax.text.rag_layouts import MODES, RagMode
@@ -111,6 +112,15 @@ class _Batch:
     warnings: list[list[str]]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """How the documents of questions are found; see `Asker.ask`."""
+
+    k: int
+    instruction: str
+    retrieval: Retrieval
+
+
 class Asker:
     """Answers questions with one model, over an index or over documents given with each question.
 
@@ -130,6 +140,7 @@ class Asker:
         mode: str = "auto",
         k: int = 1,
         *,
+        retrieval: Retrieval = Retrieval(),
         instruction: str = "",
         documents: Sequence[Sequence[str]] | None = None,
         max_new_tokens: int = 64,
@@ -142,7 +153,9 @@ class Asker:
         Args:
           mode: one of the seven layouts, or `auto`: for each question the quickest layout that uses
             the documents.
-          k: documents retrieved for each question.
+          k: documents retrieved for each question; a search by words may find fewer. A question
+            for which none is found is answered without, with a warning.
+          retrieval: how they are found; by their vectors, unless told.
           instruction: of the search query. Without one, the pass that embeds the query also gives
             the record that the query-caching layouts read; with one they need a second pass,
             because that record has no instruction.
@@ -176,13 +189,14 @@ class Asker:
             # Before any clock runs: they may have to be measured.
             self._costs = load_costs(self.model, self.index)
         sampling = sampling or Sampling(max_new_tokens=max_new_tokens)
+        search = _Search(k, instruction, retrieval)
         answers: list[Answer] = []
         for start in range(0, len(questions), QUESTIONS_TOGETHER):
             stop = start + QUESTIONS_TOGETHER
             given = documents[start:stop] if documents is not None else None
             timings = AskTimings()
             with timings.stage("total"):
-                batch = self._retrieve(questions[start:stop], mode, k, instruction, given, timings)
+                batch = self._retrieve(questions[start:stop], mode, search, given, timings)
                 answers += self._answer(batch, sampling, timings)
             share = timings.share(len(batch.questions))
             for answer in answers[start:]:
@@ -246,8 +260,7 @@ class Asker:
         self,
         questions: list[str],
         mode: RagMode | Literal["auto"],
-        k: int,
-        instruction: str,
+        search: _Search,
         given: Sequence[Sequence[str]] | None,
         timings: AskTimings,
     ) -> _Batch:
@@ -258,12 +271,13 @@ class Asker:
             return _Batch(questions, empty, None, ["none"] * len(questions), warnings)
         searching = given is None
         vectors, queries = None, None
+        by_vectors = searching and search.retrieval.search != "lexical"
         with timings.stage("encode_query"):
             # `auto` may choose a layout that reads the query's record, which this pass gives.
             recording = (
                 mode == "auto"
-                and searching
-                and not instruction
+                and by_vectors
+                and not search.instruction
                 and self._worth_recording(questions)
             )
             if mode in QUERY_CACHES or recording:
@@ -271,19 +285,19 @@ class Asker:
                     questions, max_length=self._generator.max_length, return_cache=True
                 )
                 vectors, queries = encoded.vectors, encoded.caches
-            if searching and (vectors is None or instruction):
-                vectors = self.model.encode(questions, instruction, self._generator.max_length)
+            if by_vectors and (vectors is None or search.instruction):
+                length = self._generator.max_length
+                vectors = self.model.encode(questions, search.instruction, length)
         with timings.stage("search"):
             if given is not None:
                 documents = [
                     [_Document(str(i), text) for i, text in enumerate(texts)] for texts in given
                 ]
             else:
-                assert vectors is not None
-                documents = self._search(vectors, k)
+                documents = self._search(questions, vectors if by_vectors else None, search)
         modes: list[RagMode]
         if mode != "auto":
-            modes = [mode] * len(questions)
+            modes = [mode if found or not searching else "none" for found in documents]
         else:
             modes = [
                 self._route(q, d, queries is not None)
@@ -292,14 +306,21 @@ class Asker:
             if queries is None and any(chosen in QUERY_CACHES for chosen in modes):
                 with timings.stage("encode_query"):
                     queries = self._generator.records(questions)
-        return _Batch(questions, documents, queries, modes, warnings)
+        batch = _Batch(questions, documents, queries, modes, warnings)
+        without = [i for i, found in enumerate(documents) if not found]
+        if without and searching:
+            what = "has a word of the question" if not by_vectors else "is allowed"
+            self._warn(f"no document {what}; answered without documents", without, batch)
+        return batch
 
-    def _search(self, vectors: np.ndarray, k: int) -> list[list[_Document]]:
+    def _search(
+        self, questions: Sequence[str], vectors: np.ndarray | None, search: _Search
+    ) -> list[list[_Document]]:
         index = self.index
         assert index is not None
-        result = index.search(vectors, k)
         documents = []
-        for rows, scores in zip(result.rows.tolist(), result.scores.tolist(), strict=True):
+        for hits in index.find(questions, vectors, search.k, search.retrieval):
+            rows, scores = hits.rows.tolist(), hits.scores.tolist()
             lines = [index.documents[row] for row in rows]
             documents.append(
                 [

@@ -50,6 +50,7 @@ from grit_jax.rag.index_files import (
 from grit_jax.rag.index_options import IndexOptions, IndexSummary
 from grit_jax.rag.manifest import keeps_records_inside, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
+from grit_jax.rag.search import lexical
 from grit_jax.rag.search.milvus import choose, fill
 from grit_jax.rag.store import DocumentStore, claim_store, remove_store, store_owner
 from grit_jax.runtime.blobs import BlobStore
@@ -275,6 +276,7 @@ class _Build:
         deleted = _delete_missing(writer, contents, corpus, self.options.delete_missing)
         store = _free_space(writer, self.store, contents)
         fill(writer, quiet)
+        lexical.update(writer, quiet)
         writer.commit(complete=True)
         return dataclasses.replace(
             _summary(self.model, writer, store, contents),
@@ -480,6 +482,7 @@ def _summary(
         kv=manifest.kv,
         vectors="milvus" if manifest.milvus is not None else "exact",
         bytes_vectors=manifest.documents * manifest.dim * 4,
+        bytes_lexical=lexical.lexical_bytes(writer.path, manifest),
         bytes_kv=size.bytes if size is not None else 0,
         bytes_per_token_per_layer=round(per_token, 1),
         kv_ratio=round(per_token / bfloat16, 4),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from grit_jax.data.bm25 import BM25
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.rag.build import build_index
@@ -23,12 +26,20 @@ from grit_jax.rag.search.exact import (
     SearchSettings,
     StoredVectors,
 )
+from grit_jax.rag.search.hybrid import (
+    Hits,
+    HybridSearch,
+    Retrieval,
+    dense_hits,
+    lexical_hits,
+)
+from grit_jax.rag.search.lexical import open_lexical
 from grit_jax.rag.search.milvus import MilvusSearch
 from grit_jax.rag.store import DocumentStore
 from grit_jax.runtime.files import home_path
 from grit_jax.runtime.progress import say
 
-__all__ = ["Index", "IndexOptions", "IndexSummary", "SearchSettings", "build_index"]
+__all__ = ["Index", "IndexOptions", "IndexSummary", "Retrieval", "SearchSettings", "build_index"]
 
 
 class Index:
@@ -129,8 +140,48 @@ class Index:
         >>> [index.documents[row]["id"] for row in result.rows[0].tolist()]
         ['list.sort']
         """
-        try:
+        with self._naming_documents():
             return self._search.search(queries, k)
+
+    def find(
+        self,
+        texts: Sequence[str],
+        queries: np.ndarray | None,
+        k: int,
+        retrieval: Retrieval = Retrieval(),
+    ) -> list[Hits]:
+        """The `k` best documents for each query.
+
+        Args:
+          texts: of the queries.
+          queries: their vectors `[Q, D]`; None for a search by words alone.
+          retrieval: what searches. A search by words gives fewer than `k` documents where fewer
+            have a word of the query.
+
+        Raises:
+          GritError: as `search`.
+        """
+        if retrieval.search == "lexical":
+            return [lexical_hits(self.lexical.scores(text), k) for text in texts]
+        if queries is None:
+            raise ValueError(f"{retrieval.search} search needs the queries' vectors")
+        if retrieval.search == "dense":
+            return dense_hits(self.search(queries, k))
+        hybrid = HybridSearch(self._search, self.lexical)
+        with self._naming_documents():
+            return hybrid.search(texts, queries, k, retrieval)
+
+    @functools.cached_property
+    def lexical(self) -> BM25:
+        """BM25 over the documents as they are encoded, opened (or, where the index has none, built)
+        when first needed."""
+        return open_lexical(self.path, self.manifest, self.documents)
+
+    @contextlib.contextmanager
+    def _naming_documents(self) -> Iterator[None]:
+        """Vectors that are not finite are an error that names their documents."""
+        try:
+            yield
         except NonFiniteRows as error:
             raise non_finite_documents(self.path, self.documents, error) from None
 

@@ -58,7 +58,8 @@ class IndexSummary:
       lines_skipped: lines of the corpus that are no documents, by reason (`on_error`).
       tokens_encoded, seconds: of this run.
       kv, vectors: how records are kept, and what searches the vectors.
-      bytes_vectors, bytes_kv: in the whole index; those of records include their headers.
+      bytes_vectors, bytes_lexical, bytes_kv: in the whole index (`bytes_lexical`: of its BM25
+        index); those of records include their headers.
       bytes_per_token_per_layer, kv_ratio: of the records; the ratio is to bfloat16 keys and values
         without headers.
     """
@@ -77,6 +78,7 @@ class IndexSummary:
     kv: str
     vectors: str
     bytes_vectors: int
+    bytes_lexical: int
     bytes_kv: int
     bytes_per_token_per_layer: float
     kv_ratio: float
@@ -98,6 +100,7 @@ class IndexSummary:
         kv += f" ({self.kv}: {self.kv_ratio:.2f} of bfloat16)"
         return (
             f"{self.documents} documents ({self.tokens_encoded} tokens encoded in"
-            f" {self.seconds:.1f} s{also}): vectors {self.bytes_vectors / 1e6:.1f} MB, caches"
-            f" {self.bytes_kv / 1e6:.1f} MB{kv if self.bytes_kv else ''}"
+            f" {self.seconds:.1f} s{also}): vectors {self.bytes_vectors / 1e6:.1f} MB, BM25"
+            f" {self.bytes_lexical / 1e6:.1f} MB, caches {self.bytes_kv / 1e6:.1f} MB"
+            f"{kv if self.bytes_kv else ''}"
         )

@@ -43,6 +43,23 @@ class MilvusCollection:
 
 
 @dataclasses.dataclass(frozen=True)
+class LexicalFiles:
+    """The BM25 index of an index.
+
+    Attributes:
+      folder: its name in the index's folder.
+      generation, rows, deleted: how much of the index's files it covers.
+      words: version of the way texts are split into words.
+    """
+
+    folder: str
+    generation: int
+    rows: int
+    deleted: int
+    words: int
+
+
+@dataclasses.dataclass(frozen=True)
 class IndexManifest:
     """What `index.json` holds.
 
@@ -57,6 +74,7 @@ class IndexManifest:
       compression: `RecordIdentity.compression` of the records; None before the store is made.
       store: where the records are: a URL, an absolute path, or a path relative to the index's
         folder; None: `kv` in that folder.
+      milvus, lexical: the copies of the documents that search them, if there are any.
       documents, tokens: of the rows that are not deleted.
       rows, deleted, documents_bytes: of the files, deleted rows included.
       generation: of the files; see `index_files`.
@@ -73,6 +91,7 @@ class IndexManifest:
     compression: str | None = None
     store: str | None = None
     milvus: MilvusCollection | None = None
+    lexical: LexicalFiles | None = None
     documents: int = 0
     tokens: int = 0
     rows: int = 0
@@ -133,6 +152,8 @@ def read_manifest(path: Path) -> IndexManifest:
     known = {name: value for name, value in values.items() if name in names}
     if known.get("milvus") is not None:
         known["milvus"] = MilvusCollection(**known["milvus"])
+    if known.get("lexical") is not None:
+        known["lexical"] = LexicalFiles(**known["lexical"])
     return IndexManifest(**known)
 
 
@@ -151,20 +172,26 @@ def _is_valid(values: dict[str, Any]) -> bool:
     if any(name not in values for name in REQUIRED):
         return False
     counts = [values[name] for name in (*COUNTS, "generation")]
-    milvus = values.get("milvus")
+    milvus, lexical = values.get("milvus"), values.get("lexical")
     return (
         all(type(count) is int and count >= 0 for count in counts)
         and isinstance(values["model"], dict)
         and all(isinstance(values[name], str) for name in ("kv", "pooling"))
         and all(isinstance(values[name], (str, type(None))) for name in ("store", "compression"))
         and all(isinstance(values.get(name, ""), str) for name in ("index_id", "folder"))
-        and (milvus is None or _is_valid_collection(milvus))
+        and (milvus is None or _has_fields(milvus, MilvusCollection))
+        and (lexical is None or _is_valid_lexical(lexical))
     )
 
 
-def _is_valid_collection(values: Any) -> bool:
-    names = {field.name for field in dataclasses.fields(MilvusCollection)}
-    return isinstance(values, dict) and set(values) == names
+def _is_valid_lexical(values: Any) -> bool:
+    return (
+        _has_fields(values, LexicalFiles) and os.path.basename(values["folder"]) == values["folder"]
+    )
+
+
+def _has_fields(values: Any, type_: type) -> bool:
+    return isinstance(values, dict) and set(values) == {f.name for f in dataclasses.fields(type_)}
 
 
 def write_manifest(path: Path, manifest: IndexManifest) -> None:

@@ -37,6 +37,11 @@ def test_index_and_ask(capsys, texts, tmp_path):
     ).json
     assert [document["id"] for document in fewer["documents"]] == [first["id"], second["id"]]
     assert fewer["documents"][0]["score"] == pytest.approx(first["score"], abs=2e-6)
+    words = run(capsys, f"{ask} --search lexical --json").json
+    assert words["documents"][0]["id"] == "d4" and words["documents"][0]["score"] > 1.5
+    both = run(capsys, f"{ask} --search hybrid --fusion ranks --json").json
+    assert both["documents"] == [{"id": "d4", "score": pytest.approx(1 / 61, abs=1e-6)}]
+    assert run(capsys, f"{ask} --search hybrid --json").json["documents"][0]["score"] > 0.5
     none = run(capsys, f"{ask} --mode none --json").json
     assert (none["documents"], none["mode"], none["timings"].keys()) == ([], "none", TIMINGS)
     auto = run(capsys, f"{ask} --json").json

@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 
 from grit_jax.cli import flags
-from grit_jax.cli.search import SEARCH_PRECISIONS, add_search_flags, search_settings
+from grit_jax.cli.search import (
+    FUSIONS,
+    SEARCH_PRECISIONS,
+    SEARCHES,
+    add_retrieval_flags,
+    add_search_flags,
+    retrieval,
+    search_settings,
+)
 from grit_jax.errors import GritError
+from grit_jax.rag.search import hybrid
 from grit_jax.rag.search.exact import PRECISIONS, SearchSettings
 
 
@@ -20,6 +29,15 @@ def parser():
 def test_precisions_are_those_of_the_search():
     """Its module imports JAX, the command line does not."""
     assert SEARCH_PRECISIONS == PRECISIONS
+    assert (SEARCHES, FUSIONS) == (hybrid.SEARCHES, hybrid.FUSIONS)
+
+
+def test_how_documents_are_found():
+    parser = flags.Parser(prog="grit try")
+    add_retrieval_flags(parser, "dense")
+    assert retrieval(parser.parse_args([])) == hybrid.Retrieval()
+    args = parser.parse_args(["--search", "hybrid", "--fusion", "ranks"])
+    assert retrieval(args) == hybrid.Retrieval("hybrid", "ranks")
 
 
 def test_settings(parser):

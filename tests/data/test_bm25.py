@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from grit_jax.data.bm25 import BM25, words
+from grit_jax.errors import GritError
 
 
 def test_words():
@@ -44,3 +47,39 @@ def test_bm25_ranks_the_text_with_the_rare_word_first():
     index = BM25(["a common word", "a common rareWord", "another common text", ""])
     assert index.search("rare common", 2)[0] == 1 and len(index.search("common", 9)) == 4
     assert index.search("common", 0) == [] and BM25([]).search("x", 3) == []
+
+
+def test_texts_without_words_score_nothing():
+    assert BM25(["", "?!"]).scores("x").tolist() == [0, 0] == BM25(["", "?!"]).scores("").tolist()
+
+
+def test_a_stored_index_is_the_same_and_a_damaged_one_is_named(tmp_path):
+    texts = ["river stone", "river river boat boat", "", "rareWord"]
+    BM25(texts).save(tmp_path / "index")
+    stored = BM25.load(tmp_path / "index")
+    assert stored.size == 4
+    for query in ("river boat", "word", "whale", ""):
+        np.testing.assert_array_equal(stored.scores(query), BM25(texts).scores(query))
+    BM25(["", ""]).save(tmp_path / "empty")
+    assert BM25.load(tmp_path / "empty").scores("a b").tolist() == [0, 0]
+    (tmp_path / "index" / "params.index.json").write_text("{}")
+    with pytest.raises(GritError, match="index: cannot be read"):
+        BM25.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize("before", ["import jax", "pass"])
+def test_the_library_runs_no_program_of_jax(before):
+    """Its import would, and the backends would be initialised before a run has chosen them."""
+    code = f"""
+import sys
+{before}
+from grit_jax.data.bm25 import BM25
+assert BM25(["one", "two"]).search("two", 1) == [1]
+if "jax" in sys.modules:
+    import jax.lax
+    from jax._src import xla_bridge
+    assert not xla_bridge.backends_are_initialized()
+    assert jax.lax.top_k is not None
+assert {before!r} != "pass" or "jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

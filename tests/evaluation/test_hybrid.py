@@ -1,20 +1,15 @@
-"""Search by meaning and by words together: fusion by hand, and each part as it is alone."""
+"""Search by meaning and by words together: each part as it is alone, and fusion over a pool."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from grit_jax.data.formats import EmbeddingExample, Text
 from grit_jax.evaluation import hybrid
-from grit_jax.evaluation.hybrid import compare_retrieval, fuse
-from grit_jax.evaluation.retrieval import bm25_retrieval, evaluate_retrieval
-
-
-def test_reciprocal_ranks_are_added():
-    # 1/61 + 1/63 = .032266 for "a", 1/62 + 1/61 = .032522 for "b"; once ranked, 1/62 and 1/63.
-    assert fuse([["a", "b", "c"], ["b", "d", "a"]]) == ["b", "a", "d", "c"]
-    assert fuse([[3, 1], []]) == [3, 1]
-    assert fuse([[1], [2]]) == [1, 2]  # equal ones in the order of the first
+from grit_jax.evaluation.hybrid import compare_retrieval
+from grit_jax.evaluation.retrieval import PoolVectors, bm25_retrieval, evaluate_retrieval
+from grit_jax.rag.search.hybrid import Retrieval
 
 
 def example(query, pos, neg):
@@ -29,13 +24,34 @@ def test_the_parts_are_those_alone(tiny_model, sentences):
     assert compared.bm25 == bm25_retrieval(rows)
     assert (compared.queries, compared.pool, compared.truncated) == (20, 40, 0)
     assert 0 < compared.hybrid["ndcg@10"] < 1
+    weighted = lambda weight: Retrieval("hybrid", dense_weight=weight)
+    only = compare_retrieval(tiny_model, rows, searches=["hybrid"], retrieval=weighted(1))
+    assert only.hybrid == compared.dense and only.dense == only.bm25 == {}
 
 
-def test_a_passage_without_a_word_of_the_query_has_no_rank_by_words(tiny_model, monkeypatch):
-    rows = [example("one", "one two", ["three", "four"]), example("five", "six", ["seven"])]
-    given = {0: [1, 2, 0, 3, 4], 1: [4, 3, 2, 1, 0]}  # passages: one two, three, four, six, seven
-    monkeypatch.setattr(hybrid, "dense_rankings", lambda *a: (list(given.values()), 0))
-    scores = compare_retrieval(tiny_model, rows, ks=(1, 2)).hybrid
-    # First query: 1/63 + 1/61 puts its passage first. Second: no word, the order by meaning stays.
-    assert scores["recall@1"] == 0.5 and scores["recall@2"] == 1.0
-    assert scores["ndcg@10"] == pytest.approx((1 + 0.6309297536) / 2)
+def test_words_alone_need_no_model(sentences):
+    rows = [example(s, t, []) for s, t in zip(sentences[:3], sentences[3:6])]
+    compared = compare_retrieval(None, rows, searches=["lexical"])
+    assert compared.bm25 == bm25_retrieval(rows)
+
+
+@pytest.mark.parametrize("fusion, first", [("scores", 1.0), ("ranks", 0.5)])
+def test_a_sure_search_by_words_decides(monkeypatch, fusion, first):
+    """By its scores; ranks do not tell that it is sure."""
+    rows = [
+        example("whale river", "whale river", ["river"]),
+        example("boat", "boat", ["stone", "tree"]),
+    ]
+    # Passages in order: whale river, river, boat, stone, tree.
+    vectors = PoolVectors(
+        np.array([[1, 0], [0, 1]], np.float32),
+        np.array([[0.80, 0], [0.81, 0], [0, 0.50], [0, 0.9], [0, 0.88]], np.float32),
+        0,
+    )
+    monkeypatch.setattr(hybrid, "encode_pool", lambda *a: vectors)
+
+    class Model:
+        mesh = None
+
+    found = compare_retrieval(Model(), rows, ks=(1,), retrieval=Retrieval("hybrid", fusion)).hybrid
+    assert found["recall@1"] == first

@@ -250,6 +250,8 @@ CASES = {
     "ask model --index index q --search-oversampling 0": (
         "--search-oversampling: must be at least 1, got 0"
     ),
+    "ask model --index index q --search words": "--search: invalid choice: 'words'",
+    "ask model --index index q --fusion sum": "--fusion: invalid choice: 'sum'",
     # ---- eval
     **{
         f"eval {kind} model --input {name}": words

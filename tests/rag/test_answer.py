@@ -11,12 +11,14 @@ import dense_reference as dense
 import pytest
 from dense_answer import dense_answer
 
+from grit_jax.data.bm25 import BM25
 from grit_jax.errors import GritError
 from grit_jax.rag import store as store_module
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES
 from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.record_format import StreamedRecord, encode_record
+from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.rag.store import RECORDS
 from grit_jax.text.rag_layouts import MODES, compose
 
@@ -88,6 +90,41 @@ def test_documents_come_from_search(tiny_model, asker, indices, sentences):
     )
     assert len(asker.ask(QUESTION, "none", max_new_tokens=1)[0].documents) == 0
     assert len(asker.ask(QUESTION, "doc", k=100, max_new_tokens=1)[0].documents) == 12
+
+
+@pytest.mark.parametrize("mode", ["doc", "auto"])
+def test_documents_are_found_by_words(asker, indices, sentences, mode, monkeypatch):
+    """And the model encodes no query for it, unless a layout reads its record."""
+    index = indices["native"]
+    expected = BM25([index.text(i) for i in range(12)])
+    monkeypatch.setattr(asker.model, "encode", None)
+    answer = asker.ask(QUESTION, mode, k=3, retrieval=Retrieval("lexical"), max_new_tokens=2)[0]
+    best = expected.search(QUESTION, 3)
+    assert [document["id"] for document in answer.documents] == [f"d{i}" for i in best]
+    scores = [document["score"] for document in answer.documents]
+    assert scores == pytest.approx([expected.scores(QUESTION)[i] for i in best], rel=1e-5)
+
+
+def test_documents_are_found_by_both(tiny_model, asker, indices):
+    index, retrieval = indices["native"], Retrieval("hybrid", "ranks", 0.25)
+    found = asker.ask([QUESTION, "amber"], "doc", k=4, retrieval=retrieval, max_new_tokens=2)
+    vectors = tiny_model.encode([QUESTION, "amber"])
+    for answer, hits in zip(found, index.find([QUESTION, "amber"], vectors, 4, retrieval)):
+        ids = [index.documents[row]["id"] for row in hits.rows.tolist()]
+        assert [document["id"] for document in answer.documents] == ids and len(ids) == 4
+
+
+@pytest.mark.parametrize("mode", ["doc", "query-doc", "auto"])
+def test_where_no_document_is_found_the_answer_does_without(tiny_model, asker, mode, capsys):
+    both = asker.ask(
+        ["whales!", QUESTION], mode, retrieval=Retrieval("lexical"), max_new_tokens=NEW
+    )
+    assert both[0].documents == [] and both[0].mode == "none"
+    assert both[0].warnings == [
+        "no document has a word of the question; answered without documents"
+    ]
+    assert both[0].answer == expected(tiny_model, "none", "whales!", [])
+    assert both[1].documents and both[1].mode != "none" and both[1].warnings == []
 
 
 def test_an_instruction_is_for_the_search_alone(tiny_model, asker, indices, monkeypatch):

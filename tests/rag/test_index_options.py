@@ -22,6 +22,7 @@ SUMMARY = IndexSummary(
     kv="native",
     vectors="exact",
     bytes_vectors=96,
+    bytes_lexical=1_500_000,
     bytes_kv=2_000_000,
     bytes_per_token_per_layer=64.0,
     kv_ratio=2.0,
@@ -31,8 +32,8 @@ SUMMARY = IndexSummary(
 def test_a_summary_as_a_line():
     assert str(SUMMARY) == (
         "3 documents (20 tokens encoded in 1.2 s, 1 were indexed before, 1 cut to 64 tokens,"
-        " 2 corpus lines skipped): vectors 0.0 MB, caches 2.0 MB; 64 bytes of cache per token and"
-        " layer (native: 2.00 of bfloat16)"
+        " 2 corpus lines skipped): vectors 0.0 MB, BM25 1.5 MB, caches 2.0 MB; 64 bytes of cache"
+        " per token and layer (native: 2.00 of bfloat16)"
     )
     assert "bytes of cache" not in str(dataclasses.replace(SUMMARY, bytes_kv=0))
 

@@ -137,6 +137,7 @@ def test_much_dead_is_copied_away_and_its_bytes_come_free(model, index, tmp_path
         "documents.1.jsonl",
         "index.json",
         "kv.1",
+        "lexical.1",
         "vectors.1.npy",
     ]
     assert sum(file.stat().st_size for file in index.rglob("*") if file.is_file()) < 0.6 * size

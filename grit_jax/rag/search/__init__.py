@@ -1,4 +1,4 @@
-"""Vector search: exact on the device mesh, or Milvus."""
+"""Search by vectors (exact on the device mesh, or Milvus), by words (BM25), and by both."""
 
 from grit_jax.lazy import lazy_names
 
@@ -6,7 +6,10 @@ __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ExactSearch": "exact",
+        "Hits": "hybrid",
+        "HybridSearch": "hybrid",
         "MilvusSearch": "milvus",
+        "Retrieval": "hybrid",
         "SearchResult": "exact",
         "SearchSettings": "exact",
     },

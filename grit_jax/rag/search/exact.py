@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from grit_jax.errors import GritError
 from grit_jax.sharding import mesh_axes, num_row_shards, to_host
@@ -82,11 +82,16 @@ class SearchSettings:
 class SearchResult:
     """The best rows for each query, best first; equal scores in the order of the rows.
 
-    `rows` and `scores` (inner products) are `[Q, min(k, N)]`.
+    `rows` and `scores` (inner products) are `[Q, min(k, N)]`, N being the number of allowed rows.
     """
 
     rows: Int[np.ndarray, "Q k"]
     scores: Float[np.ndarray, "Q k"]
+
+
+def no_results(queries: int) -> SearchResult:
+    """No row for any query."""
+    return SearchResult(np.zeros((queries, 0), np.int64), np.zeros((queries, 0), np.float32))
 
 
 class NonFiniteRows(GritError):
@@ -103,8 +108,14 @@ class NonFiniteRows(GritError):
 class Searcher(Protocol):
     """Finds rows for queries: `ExactSearch` here, `milvus.MilvusSearch`."""
 
-    def search(self, queries: Float[np.ndarray, "Q D"], k: int) -> SearchResult:
-        """The `k` best rows for each query (all rows, ranked, when there are fewer)."""
+    def search(
+        self,
+        queries: Float[np.ndarray, "Q D"],
+        k: int,
+        allowed: Bool[np.ndarray, " N"] | None = None,
+    ) -> SearchResult:
+        """The `k` best of the allowed rows for each query (all of them, ranked, when there are
+        fewer); None: every row is allowed."""
 
 
 class StoredVectors(Protocol):
@@ -237,23 +248,35 @@ class ExactSearch:
         self._blocks = -(-per_device // self._block)
         self._rows = self._place()
 
-    def search(self, queries: Float[np.ndarray, "Q D"], k: int) -> SearchResult:
-        """The `k` best rows for each query (all rows, ranked, when there are fewer).
+    def search(
+        self,
+        queries: Float[np.ndarray, "Q D"],
+        k: int,
+        allowed: Bool[np.ndarray, " N"] | None = None,
+    ) -> SearchResult:
+        """The `k` best of the allowed rows for each query (all of them, ranked, when there are
+        fewer); None: every row is allowed.
 
         Raises:
           GritError: `k` below 1, queries of another dimension, or one that is not finite.
         """
         queries = checked_queries(queries, k, self.dim)
-        k = min(k, self.count)
+        count = self.count if allowed is None else int(np.count_nonzero(allowed))
+        k = min(k, count)
+        if not k:
+            return no_results(len(queries))
         if self._whole:
-            return self._search(queries, k)
+            return self._search(queries, k, allowed)
         candidates = self._search(
-            queries[:, : self._searched], self.settings.candidates(k, self.count)
+            queries[:, : self._searched], self.settings.candidates(k, count), allowed
         )
         return rescored(self._stored, queries, list(candidates.rows), k)
 
-    def _search(self, queries: Float[np.ndarray, "Q D"], k: int) -> SearchResult:
+    def _search(
+        self, queries: Float[np.ndarray, "Q D"], k: int, allowed: Bool[np.ndarray, " N"] | None
+    ) -> SearchResult:
         """The `k` best rows by the vectors on the devices."""
+        mask = None if allowed is None else self._place_mask(allowed)
         rows, scores = (
             np.zeros((len(queries), k), np.int64),
             np.zeros((len(queries), k), np.float32),
@@ -264,7 +287,13 @@ class ExactSearch:
             padded[: len(part)] = part
             with self._context():
                 best = _search(
-                    self._rows, padded, np.int32(self.count), k=k, mesh=self.mesh, axes=self._axes
+                    self._rows,
+                    padded,
+                    np.int32(self.count),
+                    mask,
+                    k=k,
+                    mesh=self.mesh,
+                    axes=self._axes,
                 )
             rows[start : start + len(part)] = to_host(best.rows)[: len(part)]
             scores[start : start + len(part)] = to_host(best.scores)[: len(part)]
@@ -293,6 +322,16 @@ class ExactSearch:
                 )
             jax.block_until_ready(placed)  # or all blocks would wait in the host's memory
         return placed
+
+    def _place_mask(self, allowed: Bool[np.ndarray, " N"]) -> Bool[Array, "devices blocks rows"]:
+        """Which rows are allowed, where the rows are."""
+        shape = (self._devices, self._blocks, self._block)
+        mask = np.zeros(shape, bool)
+        mask.reshape(-1)[: self.count] = allowed
+        if self.mesh is None:
+            return jnp.asarray(mask)
+        sharding = NamedSharding(self.mesh, PartitionSpec(self._axes))
+        return jax.make_array_from_callback(shape, sharding, mask.__getitem__)
 
     def _read(self, number: int, index: tuple[slice, ...]) -> Float[np.ndarray, "devices rows D"]:
         """Block `number` of the devices in `index`; zeros where there are no more rows."""
@@ -349,6 +388,7 @@ def _search(
     rows: _DeviceRows,
     queries: Float[Array, "Q D"],
     count: Int[Array, ""],
+    allowed: Bool[Array, "devices blocks rows"] | None,
     *,
     k: int,
     mesh: Mesh | None,
@@ -357,33 +397,36 @@ def _search(
     """Top-k of every device over its blocks, then of all devices together."""
     devices, blocks, block, _ = rows.values.shape
 
-    def search_device(rows: _DeviceRows, first: jax.Array) -> _TopK:
+    def search_device(rows: _DeviceRows, first: jax.Array, allowed: Array | None) -> _TopK:
         """`rows` [1 blocks rows D] begin at row `first[0]`."""
 
-        def step(best: _TopK, part: tuple[_DeviceRows, jax.Array]) -> tuple[_TopK, None]:
-            values, start = part
+        def step(best: _TopK, part: tuple[_DeviceRows, jax.Array, Any]) -> tuple[_TopK, None]:
+            values, start, mask = part
             # Sums of huge products can overflow to NaN, which top_k would rank first.
             scores = values.scores(queries)
             scores = jnp.where(jnp.isnan(scores), LOWEST, jnp.maximum(scores, LOWEST))
             numbers = start + jnp.arange(block)
             scores = jnp.where(numbers < count, scores, -jnp.inf)
+            if mask is not None:
+                scores = jnp.where(mask, scores, -jnp.inf)
             return _merge(best, _TopK(scores, jnp.broadcast_to(numbers, scores.shape)), k), None
 
         none = _TopK(jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), count))
         if mesh is not None:
             none = jax.tree.map(lambda a: jax.lax.pcast(a, axes, to="varying"), none)
         starts = first[0] + block * jnp.arange(blocks)
-        best, _ = jax.lax.scan(step, none, (jax.tree.map(lambda a: a[0], rows), starts))
+        own, mask = jax.tree.map(lambda a: a[0], (rows, allowed))
+        best, _ = jax.lax.scan(step, none, (own, starts, mask))
         return jax.tree.map(lambda a: a[None], best)
 
     firsts = blocks * block * jnp.arange(devices)
     if mesh is None:
-        by_device = search_device(rows, firsts)
+        by_device = search_device(rows, firsts, allowed)
     else:
         split = PartitionSpec(axes)
         by_device = jax.shard_map(
-            search_device, mesh=mesh, in_specs=(split, split), out_specs=split
-        )(rows, firsts)
+            search_device, mesh=mesh, in_specs=(split, split, split), out_specs=split
+        )(rows, firsts, allowed)
     # [devices Q k] -> [Q devices*k]: devices in the order of their rows, so that a tie goes to the
     # lowest row here too.
     flat = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(len(queries), -1), by_device)

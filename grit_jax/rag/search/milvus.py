@@ -43,6 +43,7 @@ from grit_jax.rag.search.exact import (
     StoredVectors,
     check_rows,
     checked_queries,
+    no_results,
     rescored,
 )
 from grit_jax.rag.search.milvus_server import (
@@ -190,8 +191,10 @@ class MilvusSearch:
                 "run the same grit index again, which fills it from the index's own files"
             )
 
-    def search(self, queries: np.ndarray, k: int) -> SearchResult:
-        """The `k` best rows for each query; see `ExactSearch.search`.
+    def search(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+    ) -> SearchResult:
+        """The `k` best allowed rows for each query; see `ExactSearch.search`.
 
         Raises:
           GritError: `k` below 1 or more than Milvus returns, queries of another dimension or not
@@ -199,11 +202,14 @@ class MilvusSearch:
           NonFiniteRows: a stored vector holds NaN or infinity.
         """
         queries = checked_queries(queries, k, self._stored.shape[1])
-        count = len(self._rows)
+        numbers = np.arange(len(self._rows)) if allowed is None else np.flatnonzero(allowed)
+        count = len(numbers)
         k = min(k, count)
+        if not k:
+            return no_results(len(queries))
         candidates = self._settings.candidates(k, count)
         if candidates == count or not len(queries):
-            return rescored(self._stored, queries, [np.arange(count)] * len(queries), k)
+            return rescored(self._stored, queries, [numbers] * len(queries), k)
         if k > MOST_RESULTS:
             raise GritError(f"k: Milvus returns at most {MOST_RESULTS} results, got {k}")
         results = self._server.call(
@@ -214,9 +220,20 @@ class MilvusSearch:
             anns_field=VECTOR,
             output_fields=[ROW],
             search_params={"metric_type": "IP"},
+            **({} if allowed is None else self._filter(allowed)),
             consistency_level="Strong",
         )
         return rescored(self._stored, queries, [self._positions(hits, k) for hits in results], k)
+
+    def _filter(self, allowed: np.ndarray) -> dict[str, Any]:
+        """Milvus' filter for the allowed rows: their numbers, or those of the others where these
+        are fewer. The index's own files decide which they are."""
+        few = np.count_nonzero(allowed) <= len(allowed) / 2
+        rows = self._rows[allowed if few else ~allowed]
+        return {
+            "filter": f"{ROW} {'in' if few else 'not in'} {{rows}}",
+            "filter_params": {"rows": rows.tolist()},
+        }
 
     def _positions(self, hits: Any, k: int) -> np.ndarray:
         """Numbers of the hits' rows among those that are not deleted."""

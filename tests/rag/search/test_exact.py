@@ -150,7 +150,7 @@ def test_fewer_dimensions_are_brought_to_length_one_again():
     """Row 1 points where the query does, but little of it is in the first two dimensions."""
     vectors = unit(np.array([[0.9, 0.5, 0.0], [0.3, 0.0, 1.0]]))
     search = ExactSearch(vectors, settings=SearchSettings(dim=2))
-    best = search._search(np.array([[1.0, 0.0]]), 2)
+    best = search._search(np.array([[1.0, 0.0]]), 2, None)
     assert best.rows.tolist() == [[1, 0]] and best.scores[0, 0] == pytest.approx(1)
     assert search.search(np.array([[1.0, 0.0, 0.0]]), 2).rows.tolist() == [
         [0, 1]
