@@ -88,7 +88,7 @@ def _evidence_flags(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         type=flags.positive,
         metavar="N",
-        help="runs of each configuration (default: 3)",
+        help="runs of each configuration (default: 3, with --base 1)",
     )
     parser.add_argument(
         "--out",
@@ -104,13 +104,32 @@ def _evidence_flags(parser: argparse.ArgumentParser) -> None:
         type=flags.name,
         metavar="MODEL",
         help="the trained model that documents, codecs and prompts score (default: the adapter that"
-        " is shipped for the base)",
+        " is shipped for the base, else the model that cached trains with self-distillation)",
     )
     pretrained.add_argument(
         "--data",
         type=flags.path,
         metavar="DIR",
         help="a corpus made by grit data pydocs --sentences (default: made in the folder)",
+    )
+    pretrained.add_argument(
+        "--chat",
+        type=flags.path,
+        metavar="F",
+        help="conversations in the base's own words, trained on with distillation from the base"
+        " (default: none)",
+    )
+    pretrained.add_argument(
+        "--chat-heldout",
+        type=flags.path,
+        metavar="F",
+        help="conversations whose perplexity is scored (default: none)",
+    )
+    pretrained.add_argument(
+        "--steps",
+        type=flags.positive,
+        metavar="N",
+        help="of each training of joint and cached (default: 24)",
     )
     pretrained.add_argument(
         "--questions",
@@ -127,21 +146,20 @@ def _evidence_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def evidence(args: argparse.Namespace) -> None:
-    given = {
-        name: getattr(args, name)
-        for name in ("model", "data", "questions", "queries")
-        if getattr(args, name) is not None
-    }
+    names = ("model", "data", "chat", "chat_heldout", "steps", "questions", "queries")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.base is not None:
-        from grit_jax.evidence.pretrained import PretrainedOptions, run_pretrained_evidence
+        from grit_jax.evidence.pretrained import run_pretrained_evidence
+        from grit_jax.evidence.pretrained_run import PretrainedOptions
         from grit_jax.evidence.pretrained_tables import markdown as pretrained_markdown
 
+        given |= {} if args.seeds is None else {"seeds": args.seeds}
         out = args.out or Path("runs") / f"evidence-{Path(args.base).name}"
         scored = run_pretrained_evidence(out, PretrainedOptions(args.base, **given), args.part)
         print_result(scored, args.json, pretrained_markdown(scored).rstrip())
         return
     if given:
-        raise GritError(f"--{next(iter(given))}: only with --base")
+        raise GritError(f"--{next(iter(given)).replace('_', '-')}: only with --base")
     if args.part in ("documents", "codecs", "prompts"):
         raise GritError(f"--part {args.part}: only with --base")
     from grit_jax.evidence.run import markdown, run_evidence

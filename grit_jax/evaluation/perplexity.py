@@ -7,14 +7,14 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from grit_jax.data.example_tokenizer import ExampleTokenizer, LengthLimits
 from grit_jax.data.formats import GenerativeExample
@@ -79,6 +79,61 @@ def score_perplexity(
       GritError: an unreadable file, a bad line, nothing to predict, a `max_length` beyond the
         model's context, or a loss that is not finite.
     """
+    texts, truncated = _tokenised(model, examples, max_length, raw_strings)
+    total, count = 0.0, 0.0
+    with progress(sum(len(text.ids) for text in texts), "perplexity", "tokens", quiet=quiet) as bar:
+        for batch in _batches(texts, model):
+            total += float(_on_mesh(_nll_step, model, batch))
+            count += float(np.sum(batch.targets))
+            bar.update(int(np.sum(np.asarray(batch.rows.segments) > 0)))
+    mean = total / count
+    _check_mean(model, mean)
+    return PerplexityScore(math.exp(mean), truncated)
+
+
+@dataclasses.dataclass
+class TextLosses:
+    """Negative log-likelihoods of whole texts (their answers), and how many tokens each predicts.
+
+    Texts with nothing to predict are left out.
+    """
+
+    nll: Float[np.ndarray, " B"]
+    tokens: Int[np.ndarray, " B"]
+
+    @property
+    def perplexity(self) -> float:
+        """Of all texts together: that of `evaluate_perplexity`."""
+        return math.exp(float(self.nll.sum() / self.tokens.sum()))
+
+
+def text_losses(
+    model: GritLM, examples: str | Path | Iterable[GenerativeExample], *, quiet: bool = False
+) -> TextLosses:
+    """The losses whose mean over tokens `evaluate_perplexity` takes, text by text.
+
+    Raises:
+      GritError: as `score_perplexity`.
+    """
+    texts, _ = _tokenised(model, examples, MAX_LENGTH, raw_strings=False)
+    nll, tokens = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+    with progress(sum(len(text.ids) for text in texts), "perplexity", "tokens", quiet=quiet) as bar:
+        for batch in _batches(texts, model):
+            losses = np.asarray(_on_mesh(_losses_step, model, batch), np.float64)
+            np.add.at(nll, np.asarray(batch.sequence), losses)
+            np.add.at(tokens, np.asarray(batch.sequence), np.asarray(batch.targets, np.int64))
+            bar.update(int(np.sum(np.asarray(batch.rows.segments) > 0)))
+    _check_mean(model, float(nll.sum() / tokens.sum()))
+    return TextLosses(nll, tokens)
+
+
+def _tokenised(
+    model: GritLM,
+    examples: str | Path | Iterable[GenerativeExample],
+    max_length: int,
+    raw_strings: bool,
+) -> tuple[list[TokenText], int]:
+    """The examples that have something to predict, and how many of all were truncated."""
     if isinstance(examples, (str, Path)):
         source = read_examples(examples, "generative")
         examples = [source[i] for i in range(len(source))]
@@ -107,23 +162,19 @@ def score_perplexity(
             f"perplexity: {left_out} of {len(tokenized)} examples have nothing to predict within"
             f" {max_length} tokens"
         )
-    total, count = 0.0, 0.0
-    with progress(sum(len(text.ids) for text in texts), "perplexity", "tokens", quiet=quiet) as bar:
-        for batch in _batches(texts, model):
-            total += _nll(model, batch)
-            count += float(np.sum(batch.targets))
-            bar.update(int(np.sum(np.asarray(batch.rows.segments) > 0)))
-    mean = total / count
+    return texts, truncated
+
+
+def _check_mean(model: GritLM, mean: float) -> None:
     if not math.isfinite(mean) or mean > MAX_MEAN_LOSS:
         cause = describe_cause(model.params, model.config.dtype)
         raise GritError(f"perplexity: the mean loss is {mean}: {cause}")
-    return PerplexityScore(math.exp(mean), truncated)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mode"))
-def _nll_step(
+def _losses(
     params: Params, batch: GenerativeBatch, *, config: ModelConfig, mode: AttentionMode
-) -> Float[Array, ""]:
+) -> Float[Array, "B T"]:
+    """Losses of the targets; 0 at all other tokens."""
     model = Transformer(config, params)
     rows = batch.rows
     out = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks)
@@ -134,16 +185,25 @@ def _nll_step(
         softcap=config.final_logit_softcapping,
         block=LOGIT_BLOCK,
     )
-    return jnp.sum(losses * batch.targets)
+    return losses * batch.targets
 
 
-def _nll(model: GritLM, batch: GenerativeBatch) -> float:
+_losses_step = jax.jit(_losses, static_argnames=("config", "mode"))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mode"))
+def _nll_step(
+    params: Params, batch: GenerativeBatch, *, config: ModelConfig, mode: AttentionMode
+) -> Float[Array, ""]:
+    return jnp.sum(_losses(params, batch, config=config, mode=mode))
+
+
+def _on_mesh(step: Callable[..., jax.Array], model: GritLM, batch: GenerativeBatch) -> jax.Array:
+    """A compiled step with the model's weights, on its devices."""
     with jax.set_mesh(model.mesh) if model.mesh is not None else contextlib.nullcontext():
         if model.mesh is not None:
             batch = put_rows(batch, model.mesh)
-        return float(
-            _nll_step(model.params, batch, config=model.config, mode=model.generation_mode)
-        )
+        return step(model.params, batch, config=model.config, mode=model.generation_mode)
 
 
 def _batches(texts: list[TokenText], model: GritLM) -> Iterable[GenerativeBatch]:

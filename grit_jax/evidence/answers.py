@@ -39,6 +39,9 @@ KVS = (NATIVE, "int8", "int4", "pca2")
 READING: tuple[RagMode, ...] = ("query-then-doc", "doc-then-query")
 # Layouts that are also scored over documents in reversed order.
 REVERSED: tuple[RagMode, ...] = ("doc-then-query", *DOCUMENT_CACHES)
+ALL_CACHED = "all cached layouts"
+CACHED_GROUPS: dict[str, tuple[RagMode, ...]] = {mode: (mode,) for mode in DOCUMENT_CACHES}
+CACHED_GROUPS[ALL_CACHED] = DOCUMENT_CACHES
 MAX_NEW_TOKENS = 40  # of an answer: a sentence
 BLOCK = 32  # questions whose documents' records are in memory at a time
 
@@ -196,57 +199,94 @@ class AnswerScores:
             for case in cases
         }
 
+    def mean(self, cases: Sequence[AnswerCase]) -> Float[np.ndarray, "seeds B"]:
+        """`match` averaged over some cases."""
+        return np.mean([self.of(case) for case in cases], axis=0)
+
     def better_reading(self, k: int) -> AnswerCase:
         """The reading layout that scores better over `k` documents."""
         return max((AnswerCase(mode, k) for mode in READING), key=lambda case: self.of(case).mean())
 
     def cost(
-        self, claim: str, reference: AnswerCase, measured: AnswerCase, limit: float | None = None
+        self,
+        claim: str,
+        reference: Sequence[AnswerCase],
+        measured: Sequence[AnswerCase],
+        limit: float | None = None,
     ) -> dict[str, Any]:
-        """Points of match lost from one case to another, and whether that is within a limit."""
-        lost = points_lost(self.of(reference), self.of(measured))
-        result = {"claim": claim, "reference": reference.key, "measured": measured.key}
-        return {
-            **result,
-            **lost.to_dict(),
-            "limit": limit,
-            "outcome": None if limit is None else lost.outcome(limit),
-        }
+        """Points of match lost from some cases to others, each averaged, and whether that is within
+        a limit."""
+        return _cost(claim, self.mean(reference), self.mean(measured), limit)
 
 
 def document_costs(scores: AnswerScores, ks: Sequence[int] = KS) -> list[dict[str, Any]]:
-    """What caches cost beside reading, and what reversing the documents costs."""
-    costs = [
-        scores.cost(
-            f"{mode}, k = {k}, beside {scores.better_reading(k).mode}",
-            scores.better_reading(k),
-            AnswerCase(mode, k),
-            CACHING_LIMITS.get(k),
-        )
-        for k in ks
-        for mode in DOCUMENT_CACHES
-    ]
-    return costs + [
-        scores.cost(
-            f"{mode}, k = {k}: reversed beside forward",
-            AnswerCase(mode, k),
-            AnswerCase(mode, k, "reversed"),
-        )
-        for k in ks
-        for mode in REVERSED
-        if k > 1
-    ]
+    """What caches cost beside reading, and what reversing the documents costs: by layout, and for
+    all cached layouts together."""
+    costs = []
+    for k in ks:
+        reading = scores.better_reading(k)
+        for name, modes in CACHED_GROUPS.items():
+            costs.append(
+                scores.cost(
+                    f"{name}, k = {k}, beside {reading.mode}",
+                    [reading],
+                    [AnswerCase(mode, k) for mode in modes],
+                    CACHING_LIMITS.get(k),
+                )
+            )
+    for k in (k for k in ks if k > 1):
+        for name, modes in ({"doc-then-query": READING[1:]} | CACHED_GROUPS).items():
+            costs.append(
+                scores.cost(
+                    f"{name}, k = {k}: reversed beside forward",
+                    [AnswerCase(mode, k) for mode in modes],
+                    [AnswerCase(mode, k, "reversed") for mode in modes],
+                )
+            )
+    return costs
 
 
 def codec_costs(scores: AnswerScores) -> list[dict[str, Any]]:
-    """What each compression costs beside native records."""
+    """What each compression costs beside native records: by layout, and for all together."""
     return [
         scores.cost(
-            f"{mode}: {kv} beside {NATIVE}",
-            AnswerCase(mode),
-            AnswerCase(mode, kv=kv),
+            f"{name}: {kv} beside {NATIVE}",
+            [AnswerCase(mode) for mode in modes],
+            [AnswerCase(mode, kv=kv) for mode in modes],
             COMPRESSION_LIMIT,
         )
-        for mode in DOCUMENT_CACHES
+        for name, modes in CACHED_GROUPS.items()
         for kv in KVS[1:]
     ]
+
+
+def distillation_costs(
+    distilled: AnswerScores, undistilled: AnswerScores, ks: Sequence[int] = KS
+) -> list[dict[str, Any]]:
+    """What answers lose without self-distillation: by number and order of documents, read and from
+    caches."""
+    groups = {"doc-then-query (no cache)": READING[1:], ALL_CACHED: DOCUMENT_CACHES}
+    orders: list[tuple[int, Order]] = [(k, "forward") for k in ks]
+    orders += [(k, "reversed") for k in ks if k > 1]
+    costs = []
+    for name, modes in groups.items():
+        for k, order in orders:
+            cases = [AnswerCase(mode, k, order) for mode in modes]
+            claim = f"{name}, k = {k}{', reversed' if order == 'reversed' else ''}"
+            costs.append(_cost(claim, distilled.mean(cases), undistilled.mean(cases), None))
+    every = [AnswerCase(mode, k, order) for k, order in orders for mode in DOCUMENT_CACHES]
+    costs.append(
+        _cost(f"{ALL_CACHED}, every k and order", distilled.mean(every), undistilled.mean(every))
+    )
+    return costs
+
+
+def _cost(
+    claim: str,
+    reference: Float[np.ndarray, "seeds B"],
+    measured: Float[np.ndarray, "seeds B"],
+    limit: float | None = None,
+) -> dict[str, Any]:
+    lost = points_lost(reference, measured)
+    outcome = None if limit is None else lost.outcome(limit)
+    return {"claim": claim, **lost.to_dict(), "limit": limit, "outcome": outcome}

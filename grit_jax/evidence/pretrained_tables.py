@@ -16,6 +16,8 @@ SPREAD = (
     " whole interval is, else *not decided* by so few rows."
 )
 
+TRAINED = "Adapters, trained from the base with equal steps on the same examples in the same order."
+
 
 def markdown(report: Mapping[str, Any]) -> str:
     """All parts that a report holds, and what was run."""
@@ -27,14 +29,18 @@ def markdown(report: Mapping[str, Any]) -> str:
         blocks += ["## Compressed records", *_codecs(report["codecs"])]
     if "prompts" in report:
         blocks += ["## Instructions and examples in prompts", *_prompts(report["prompts"])]
+    if "joint" in report:
+        blocks += ["## Both losses together beside each alone", *_joint(report["joint"])]
+    if "cached" in report:
+        blocks += ["## Caches with and without self-distillation", *_cached(report["cached"])]
     commands = "\n".join(report["commands"])
     blocks += [SPREAD, f"Made by:\n\n```bash\n{commands}\n```"]
     return "\n\n".join(blocks) + "\n"
 
 
-def cost_table(costs: Sequence[Mapping[str, Any]], unit: str = "points lost") -> str:
+def cost_table(costs: Sequence[Mapping[str, Any]], lost: str = "points lost") -> str:
     """Differences with their intervals, limits and outcomes."""
-    rows = [["comparison", unit, f"{COVERAGE} % interval", "limit", "outcome"]]
+    rows = [["comparison", lost, f"{COVERAGE} % interval", "limit", "outcome"]]
     rows.append(["---", "---:", "---:", "---:", "---"])
     for cost in costs:
         limit, outcome = cost.get("limit"), cost.get("outcome")
@@ -86,6 +92,51 @@ def _codecs(part: Mapping[str, Any]) -> list[str]:
         _questions(part),
         cost_table(part["costs"]),
     ]
+
+
+def _joint(part: Mapping[str, Any]) -> list[str]:
+    kinds = list(part["texts"])
+    rows = [["model", "steps", "nDCG@10 x 100", *(f"perplexity, {kind}" for kind in kinds)]]
+    rows.append(["---", *["---:"] * (2 + len(kinds))])
+    for name, model in part["models"].items():
+        steps = str(model["training"][0]["steps"]) if model["training"] else ""
+        perplexities = [f"{model['perplexity'][kind]:.3f}" for kind in kinds]
+        rows.append([name, steps, f"{100 * model['ndcg@10']:.1f}", *perplexities])
+    texts = " and ".join(
+        f"{part['texts'][kind]} of {part['texts_all'][kind]} held-out texts ({kind})"
+        for kind in kinds
+    )
+    return [
+        f"{TRAINED} {_seeds(part)}; {part['queries']} of {part['queries_all']} held-out queries,"
+        f" {texts}.",
+        table(rows),
+        cost_table(part["costs"], "lost"),
+    ]
+
+
+def _cached(part: Mapping[str, Any]) -> list[str]:
+    blocks = [
+        f"{TRAINED} *distilled* has the divergence from the model that reads the documents in its"
+        f" loss, *undistilled* has not. {_seeds(part)}; {_questions(part)} Match x 100:"
+    ]
+    for name, model in part["models"].items():
+        blocks += [
+            f"*{name}*, {model['training'][0]['steps']} steps:",
+            document_table(model["scores"]),
+        ]
+    blocks += [
+        "Points lost without self-distillation, beside with it:",
+        cost_table(part["costs"]),
+        "What caches cost each model:",
+    ]
+    for name, model in part["models"].items():
+        blocks += [f"*{name}*:", cost_table(model["costs"])]
+    return blocks
+
+
+def _seeds(part: Mapping[str, Any]) -> str:
+    count = len(part["seeds"])
+    return f"Means over {count} seeds" if count > 1 else "One seed"
 
 
 def _prompts(part: Mapping[str, Any]) -> list[str]:

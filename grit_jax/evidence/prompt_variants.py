@@ -63,33 +63,34 @@ def score_search(
     example: EmbeddingExample,
     scores: ScoreFile,
     *,
+    variants: Sequence[str] = tuple(SEARCH_VARIANTS),
     quiet: bool = False,
 ) -> None:
-    """nDCG@10 of every query in every variant, over the pool of all queries' passages, added to
-    `scores`.
+    """nDCG@10 of every query in every variant that `scores` lacks, over the pool of all queries'
+    passages.
 
-    More queries mean a larger pool, so scores of fewer are not kept: the cases' names hold the
+    More queries mean a larger pool, so scores of fewer are not reused: a case's name holds the
     number of queries.
 
     Args:
       example: shown by the variant "one example"; no row of `queries`.
     """
     pool, count = pool_of(queries), len(queries)
-    variants = [name for name in SEARCH_VARIANTS if not scores.count(search_case(name, count))]
-    if not variants:
+    missing = [name for name in variants if not scores.count(search_case(name, count))]
+    if not missing:
         return
     texts = [
         Text(search_instruction(variant, query.instruction or "", example), query.text)
-        for variant in variants
+        for variant in missing
         for query in pool.queries
     ]
-    varied = Pool(texts, pool.texts, list(pool.relevant) * len(variants))
+    varied = Pool(texts, pool.texts, list(pool.relevant) * len(missing))
     rankings, _ = dense_rankings(model, varied, NDCG_AT, DenseOptions(quiet=quiet))
     values = [
         ndcg(ranking, relevant, NDCG_AT)
         for ranking, relevant in zip(rankings, varied.relevant, strict=True)
     ]
-    for number, variant in enumerate(variants):
+    for number, variant in enumerate(missing):
         of_variant = values[number * count : (number + 1) * count]
         scores.add(search_case(variant, count), {"ndcg@10": of_variant})
 

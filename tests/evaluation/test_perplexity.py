@@ -15,7 +15,7 @@ import grit_jax
 from grit_jax import GritLM
 from grit_jax.data.formats import GenerativeExample
 from grit_jax.errors import GritError
-from grit_jax.evaluation.perplexity import evaluate_perplexity, score_perplexity
+from grit_jax.evaluation.perplexity import evaluate_perplexity, score_perplexity, text_losses
 
 
 def reference(model, rows, limit: int = 10**9) -> float:
@@ -177,3 +177,15 @@ def test_int8_weights_keep_the_perplexity_of_the_shipped_model(tmp_path):
     expected = score("float32")
     assert 3 < expected < 200
     assert score("int8") == pytest.approx(expected, rel=0.01)
+
+
+def test_losses_by_text_are_those_of_each_text_alone(tiny_model, rows):
+    """Packed beside others in a row or not; together they are the perplexity of the file."""
+    examples = [GenerativeExample(tuple(row)) for row in rows[:7]]
+    losses = text_losses(tiny_model, examples, quiet=True)
+    assert losses.perplexity == pytest.approx(
+        evaluate_perplexity(tiny_model, examples, quiet=True), rel=1e-6
+    )
+    for i, example in enumerate(examples):
+        alone = evaluate_perplexity(tiny_model, [example], quiet=True)
+        assert np.exp(losses.nll[i] / losses.tokens[i]) == pytest.approx(alone, rel=1e-5)

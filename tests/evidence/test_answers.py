@@ -84,7 +84,7 @@ def test_answers_in_a_case_are_those_of_its_documents_in_its_order(
 def test_costs_by_hand(tmp_path):
     scores = answer_scores(tmp_path)
     by = {cost["claim"]: cost for cost in answers.document_costs(scores)}
-    assert len(by) == 3 * 3 + 2 * 4
+    assert len(by) == 3 * 4 + 2 * 5
     doc = by["doc, k = 5, beside doc-then-query"]  # the better of both reading layouts
     assert (doc["mean"], doc["limit"], doc["outcome"]) == (0, 3.0, "within")
     bad = by["query-doc, k = 1, beside doc-then-query"]
@@ -92,10 +92,22 @@ def test_costs_by_hand(tmp_path):
     assert by["query-doc, k = 3, beside doc-then-query"]["limit"] is None
     turned = by["doc, k = 3: reversed beside forward"]
     assert (turned["mean"], turned["outcome"]) == (2, None) and turned["low"] >= 0
+    together = by["all cached layouts, k = 1, beside doc-then-query"]
+    assert together["mean"] == pytest.approx(20 / 3) and together["outcome"] == "beyond"
     codecs = {cost["claim"]: cost for cost in answers.codec_costs(scores)}
-    assert len(codecs) == 9 and codecs["doc: int8 beside native"]["outcome"] == "within"
+    assert len(codecs) == 12 and codecs["doc: int8 beside native"]["outcome"] == "within"
     int4 = codecs["doc: int4 beside native"]
     assert (int4["mean"], int4["outcome"]) == (3, "not decided") and int4["low"] < 1 < int4["high"]
     summary = scores.summary(answers.codec_cases())["doc, k = 1, int4"]
     assert summary["match"] == summary["f1"] == 0.77
     assert summary["standard_error"] == pytest.approx(np.sqrt(0.77 * 0.23 / 99))
+
+
+def test_costs_of_leaving_distillation_out(tmp_path):
+    better, worse = answer_scores(tmp_path / "a"), answer_scores(tmp_path / "b", lambda case: 60)
+    by = {cost["claim"]: cost["mean"] for cost in answers.distillation_costs(better, worse)}
+    assert len(by) == 2 * 5 + 1
+    assert by["doc-then-query (no cache), k = 3, reversed"] == 18
+    assert by["all cached layouts, k = 1"] == pytest.approx((20 + 0 + 20) / 3)
+    # Ten orders and numbers of documents: 3 forward, 2 reversed, which is 2 points worse.
+    assert by["all cached layouts, every k and order"] == pytest.approx(40 / 3 - 2 * 2 / 5)

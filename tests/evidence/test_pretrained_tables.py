@@ -16,7 +16,7 @@ def test_the_tables(tmp_path):
     tables = [cells(block) for block in text.split("\n\n") if block.startswith("|")]
     for table in tables:
         assert len({len(row) for row in table}) == 1
-    layouts, costs, packed, packed_costs, search, answers = tables
+    layouts, costs, packed, packed_costs, search, answers, *trained = tables
     assert layouts[0] == ["layout", "k = 1", "k = 3", "k = 3, reversed", "k = 5", "k = 5, reversed"]
     by = {row[0]: row[1:] for row in layouts}
     # The question-first reading layout is scored in one order, as are single documents.
@@ -24,7 +24,7 @@ def test_the_tables(tmp_path):
     assert "Closed book: 30.0 ± 4.6. 100 of 400 held-out questions." in text
     row = next(row for row in costs if row[0] == "query-doc, k = 1, beside doc-then-query")
     assert row[1].startswith("+20.0 ± ") and row[3:] == ["2", "beyond"]
-    assert [row[-1] for row in costs if "reversed beside" in row[0]] == [""] * 8
+    assert [row[-1] for row in costs if "reversed beside" in row[0]] == [""] * 10
     assert (
         packed[0] == ["layout", "native", "int8", "int4", "pca2"] and packed[2][3] == "77.0 ± 4.2"
     )
@@ -35,13 +35,23 @@ def test_the_tables(tmp_path):
     shown = [row[1] for row in answers[2:8]]
     assert shown[1] == "none" and shown[4:] == ["1 example", "3 examples"]
     assert shown[3] == "unrelated: Translate the prior text into French"
+    joint, joint_costs, distilled, undistilled, gains, *caches = trained
+    assert joint[2:4] == [
+        ["base", "", "50.0", "9.000", "3.000"],
+        ["unified", "24", "50.0", "9.000", "3.000"],
+    ]
+    assert joint_costs[2][1:] == ["+1.0 ± 0.5", "+0.1 to +1.9", "2", "within"]
+    assert "64 of 900 held-out texts (documentation) and 60 of 60 held-out texts (chat)" in text
+    assert (distilled[4][:2], undistilled[4][:2]) == (["doc", "80.0 ± 4.0"], ["doc", "60.0 ± 4.9"])
+    assert len(gains) == 2 + 11 and len(caches) == 2 and "Means over 2 seeds; 100 of 400" in text
     assert text.startswith("# Evidence on m\n")
     assert text.endswith("Made by:\n\n```bash\ngrit evidence --base m\n```\n")
 
 
 def test_parts_that_were_not_run_are_left_out(tmp_path):
     report = made_up_report(tmp_path)
-    del report["documents"], report["prompts"]
+    for part in ("documents", "prompts", "joint", "cached"):
+        del report[part]
     text = markdown(report)
     assert "## Compressed records" in text and "## Instructions" not in text and "k = 3" not in text
 

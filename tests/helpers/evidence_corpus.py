@@ -26,12 +26,17 @@ def write_corpus(data: Path, sentences: list[str], questions: int = 6) -> Path:
         }
         files = {
             "embedding_summary" if folder == "train" else "embedding": list(
-                map(pair, range(first, first + 12))
+                map(pair, range(first, first + (24 if folder == "train" else 12)))
             ),
             "generative": [{"text": [f"Write {d['id']}.", d["text"]]} for d in documents],
-            "rag": [question(d) for d in documents[:questions]],
+            "rag": [question(d) for d in documents[: questions if folder == "heldout" else 40]],
             "documents": documents,
         }
+        if folder == "train":
+            files["embedding_question"] = [
+                {**pair(i), "query": ["answer it", f"Where is {sentences[i][:20]}?"]}
+                for i in range(first, first + 24)
+            ]
         (data / folder).mkdir(parents=True)
         for name, rows in files.items():
             write_jsonl(data / folder / f"{name}.jsonl", rows)
