@@ -10,7 +10,7 @@ are there.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,12 @@ def run_pretrained_evidence(
         say(f"evidence: {name}")
         with clock(name):
             made = makers[name](run)
-        report[name] = {**made, "seconds": clock.seconds[name]}
-        report["commands"] = commands(out, options, [n for n in PARTS if n in report])
+        command = part_command(out, options, name)
+        report[name] = {**made, "seconds": clock.seconds[name], "command": command}
+        report["commands"] = [
+            *([corpus_command(out)] if options.data is None else []),
+            *(report[each]["command"] for each in PARTS if each in report),
+        ]
         write_text(out / "table.md", markdown(report))
         write_json(previous, report)
     return report
@@ -222,25 +226,33 @@ def _claim(out: Path, options: PretrainedOptions) -> None:
             )
 
 
-def commands(out: Path, options: PretrainedOptions, parts: Sequence[str]) -> list[str]:
-    """What makes these parts again, as shell commands."""
-    lines = []
-    if options.data is None:
-        lines.append(
-            f"grit data pydocs --output {shlex.quote(str(out / 'data'))} --seed {CORPUS_SEED}"
-            f" --characters {DOCUMENT_CHARACTERS} --sentences"
-        )
-    flags = f"--base {shlex.quote(options.base)}"
-    if options.model is not None:
-        flags += f" --model {shlex.quote(options.model)}"
-    if options.data is not None:
-        flags += f" --data {shlex.quote(str(options.data))}"
-    for flag, path in (("--chat", options.chat), ("--chat-heldout", options.chat_heldout)):
-        if path is not None:
-            flags += f" {flag} {shlex.quote(str(path))}"
-    if options.steps is not None:
-        flags += f" --steps {options.steps}"
-    flags += f" --seeds {options.seeds} --questions {options.questions} --queries {options.queries}"
-    return lines + [
-        f"grit evidence {flags} --part {part} --out {shlex.quote(str(out))}" for part in parts
+def corpus_command(out: Path) -> str:
+    """What makes the corpus in the output folder, as a shell command."""
+    return (
+        f"grit data pydocs --output {shlex.quote(str(out / 'data'))} --seed {CORPUS_SEED}"
+        f" --characters {DOCUMENT_CHARACTERS} --sentences"
+    )
+
+
+def part_command(out: Path, options: PretrainedOptions, part: str) -> str:
+    """What runs a part with these options, as a shell command."""
+    values = {
+        "--base": options.base,
+        "--part": part,
+        "--model": options.model,
+        "--data": options.data,
+        "--chat": options.chat,
+        "--chat-heldout": options.chat_heldout,
+        "--steps": options.steps,
+        "--seeds": options.seeds if part in TRAINING else None,
+        "--questions": options.questions,
+        "--queries": options.queries,
+        "--out": out,
+    }
+    given = [
+        word
+        for flag, value in values.items()
+        if value is not None
+        for word in (flag, shlex.quote(str(value)))
     ]
+    return f"grit evidence {' '.join(given)}"

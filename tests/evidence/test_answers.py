@@ -10,6 +10,7 @@ from evidence_corpus import write_corpus
 from evidence_scores import answer_scores
 
 from grit_jax.data.distractors import Distractors
+from grit_jax.data.formats import CachedExample
 from grit_jax.evidence import answers
 from grit_jax.evidence.answers import AnswerCase, Questions, score_cases
 from grit_jax.evidence.score_file import ScoreFile
@@ -111,3 +112,9 @@ def test_costs_of_leaving_distillation_out(tmp_path):
     assert by["all cached layouts, k = 1"] == pytest.approx((20 + 0 + 20) / 3)
     # Ten orders and numbers of documents: 3 forward, 2 reversed, which is 2 points worse.
     assert by["all cached layouts, every k and order"] == pytest.approx(40 / 3 - 2 * 2 / 5)
+
+
+def test_the_part_that_must_be_in_an_answer():
+    row = CachedExample(("d",), "How many?", "There are three of them.", expected="three")
+    scores = answers.answer_scores([row, row], ["I count three here.", "There are 3 of them."])
+    assert scores["match"] == [1, 0] and scores["f1"] == [pytest.approx(2 / 9), pytest.approx(0.8)]

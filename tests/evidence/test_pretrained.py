@@ -72,15 +72,16 @@ def test_the_printed_commands_can_be_typed():
     options = PretrainedOptions(
         "smollm2", "runs/a b", Path("d"), Path("c"), Path("h"), 12, seeds=2, questions=8, queries=9
     )
-    [command] = pretrained.commands(Path("x"), options, ["codecs"])
+    command = pretrained.part_command(Path("x"), options, "cached")
     typed = build_parser().parse_args(shlex.split(command)[1:])
     assert (typed.base, typed.model, typed.data) == ("smollm2", "runs/a b", Path("d"))
-    assert (typed.questions, typed.queries, typed.part) == (8, 9, "codecs")
+    assert (typed.questions, typed.queries, typed.part) == (8, 9, "cached")
     assert (typed.chat, typed.chat_heldout) == (Path("c"), Path("h"))
     assert (typed.steps, typed.seeds) == (12, 2)
-    corpus, command = pretrained.commands(Path("x"), PretrainedOptions("m"), ["prompts"])
-    parsed = build_parser().parse_args(shlex.split(corpus)[1:])
-    assert (parsed.characters, parsed.sentences) == (500, True) and "--model" not in command
+    plain = pretrained.part_command(Path("x"), PretrainedOptions("m"), "prompts")
+    assert plain == "grit evidence --base m --part prompts --questions 64 --queries 128 --out x"
+    parsed = build_parser().parse_args(shlex.split(pretrained.corpus_command(Path("x")))[1:])
+    assert (parsed.characters, parsed.sentences) == (500, True)
 
 
 def few_tokens(monkeypatch):
@@ -120,6 +121,9 @@ def test_a_trained_model_by_parts(world, capsys, monkeypatch):
     assert len(report["documents"]["scores"]) == 24
     search = report["prompts"]["search"]
     assert (search["queries"], search["queries_all"]) == (6, 12) and len(search["variants"]) == 6
+    # Each part has the command that it was run with.
+    commands = [report[part]["command"] for part in ("documents", "codecs", "prompts")]
+    assert report["commands"] == commands and all("--questions 3" in line for line in commands)
     # Done, and not done again.
     monkeypatch.setattr(answers, "row_documents", None)
     monkeypatch.setattr(prompt_variants, "_answers", None)
