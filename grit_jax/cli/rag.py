@@ -64,13 +64,24 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
         help="at a line that is no document (an empty one, say): fail before the work, or skip it "
         "and count it (default: %(default)s)",
     )
+    parser.add_argument(
+        "--quality-questions",
+        type=flags.natural,
+        metavar="N",
+        help="measure what answers lose by starting from the records, on N questions that the "
+        "model asks itself (default: 32 for an index of 32 documents or more; 0: do not)",
+    )
     add_shared(parser, "INDEX/shards")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def index(args: argparse.Namespace) -> None:
-    from grit_jax.rag.index import IndexOptions, build_index
+    import jax
+
+    from grit_jax.rag.index import Index, IndexOptions, build_index
+    from grit_jax.rag.quality import QUESTIONS, SMALLEST, check_questions, keep_receipt
     from grit_jax.runtime.hosts import is_first
+    from grit_jax.runtime.progress import say
 
     options = IndexOptions(
         kv=args.kv,
@@ -83,12 +94,26 @@ def index(args: argparse.Namespace) -> None:
         on_error=args.on_error,
         shards=args.shards,
     )
+    questions = args.quality_questions
+    if questions:
+        check_questions(questions)
+    receipt = None
     with shared_run(args) as open_model:
         model, cluster = open_model()
         summary = build_index(model, args.input, args.output, options, cluster=cluster)
+        # One process answers: on several hosts the others would wait for it.
+        alone = cluster is None and jax.process_count() == 1
+        if questions or (questions is None and summary.documents >= SMALLEST):
+            if alone:
+                built = Index.open(args.output, model)
+                receipt = keep_receipt(model, built, questions or QUESTIONS)[0]
+            elif is_first():
+                say("quality: not measured by several processes; the same command on one does it")
     if not is_first():
         return
-    print_result(summary.to_dict(), args.json, str(summary))
+    text = str(summary) if receipt is None else f"{summary}\n{receipt}"
+    kept = receipt.to_dict() if receipt is not None else None
+    print_result({**summary.to_dict(), "quality": kept}, args.json, text)
 
 
 def _ask_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,15 +145,24 @@ def _ask_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="(default: %(default)s)",
     )
+    parser.add_argument(
+        "--quality",
+        type=flags.finite,
+        metavar="POINTS",
+        help="auto takes no layout that loses more by the index's receipt (default: 2)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def ask(args: argparse.Namespace) -> None:
     from grit_jax.rag.answer import Asker
     from grit_jax.rag.index import Index
+    from grit_jax.rag.quality import POINTS
 
     model = load_model(args)
-    asker = Asker(model, Index.open(args.index, model, search_settings(args)))
+    quality = POINTS if args.quality is None else args.quality
+    index = Index.open(args.index, model, search_settings(args))
+    asker = Asker(model, index, quality=quality)
     answer = asker.ask(
         args.question,
         mode=args.mode,

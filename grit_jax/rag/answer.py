@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -22,14 +22,16 @@ from grit_jax.rag.generator import (
     RagPrompt,
 )
 from grit_jax.rag.index import Index
+from grit_jax.rag.quality import POINTS, receipt_of
 from grit_jax.rag.record_format import RecordError
 from grit_jax.rag.route_costs import load_costs
-from grit_jax.rag.router import RouteCosts, route
+from grit_jax.rag.router import ROUTED, RouteCosts, route
 from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.runtime.progress import say
 from grit_jax.text.length import MAX_LENGTH
 from grit_jax.text.rag_layouts import MODES, RagMode
 
+CacheUse: TypeAlias = Literal["exact", "composed", "read"]
 QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time
 
 
@@ -68,6 +70,9 @@ class Answer:
     Attributes:
       documents: the documents that were read (`{"id", "score"}`, best first).
       mode: the layout that was used.
+      cache: how the documents were read: "read" as text; "exact" from one record as it was
+        computed, which gives the numbers of encoding the document now; "composed" from records
+        that were made apart and read together, or that are compressed.
       timings: seconds by stage.
       warnings: what was read differently than asked for, and why.
       new_tokens: tokens generated, without the end of sequence.
@@ -77,6 +82,7 @@ class Answer:
     answer: str
     documents: list[dict[str, Any]]
     mode: str
+    cache: CacheUse
     timings: dict[str, float]
     warnings: list[str]
     new_tokens: int
@@ -126,12 +132,22 @@ class Asker:
 
     Args:
       max_length: tokens of a document and of a query's record; an index brings its own.
+      quality: points that mode `auto` lets a layout lose by the index's receipt (see `quality`).
     """
 
-    def __init__(self, model: GritLM, index: Index | None = None, *, max_length: int = MAX_LENGTH):
+    def __init__(
+        self,
+        model: GritLM,
+        index: Index | None = None,
+        *,
+        max_length: int = MAX_LENGTH,
+        quality: float = POINTS,
+    ):
         self.model, self.index = model, index
         self._generator = RagGenerator(model, index.max_length if index is not None else max_length)
         self._costs: RouteCosts | None = None
+        receipt = receipt_of(index) if index is not None else None
+        self._routed = [m for m in ROUTED if receipt is None or receipt.allows(m, quality)]
         self._warned: set[str] = set()
 
     def ask(
@@ -227,6 +243,7 @@ class Asker:
                 text,
                 [_shown(document) for document in batch.documents[i]],
                 batch.modes[i],
+                _cache_use(batch, i, records),
                 {},
                 batch.warnings[i],
                 len(generated.tokens[i]),
@@ -344,6 +361,7 @@ class Asker:
             self._costs,
             documents_stored=self._stored,
             query_recorded=recorded,
+            among=self._routed,
         ).mode
 
     def _worth_recording(self, questions: Sequence[str]) -> bool:
@@ -434,6 +452,14 @@ def _prompts(batch: _Batch, records: dict[str, KVRecord]) -> list[RagPrompt]:
             zip(batch.questions, batch.documents, batch.modes, strict=True)
         )
     ]
+
+
+def _cache_use(batch: _Batch, question: int, records: dict[str, KVRecord]) -> CacheUse:
+    mode, documents = batch.modes[question], batch.documents[question]
+    if mode not in DOCUMENT_CACHES or not documents:
+        return "read"
+    alone = len(documents) == 1 and mode not in QUERY_CACHES
+    return "exact" if alone and records[documents[0].text].codec is None else "composed"
 
 
 def _shown(document: _Document) -> dict[str, Any]:

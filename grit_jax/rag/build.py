@@ -35,7 +35,7 @@ from grit_jax.rag.codecs.codecs import (
     sample_tokens,
     to_bytes,
 )
-from grit_jax.rag.corpus import Corpus, CorpusDocument
+from grit_jax.rag.corpus import Corpus, CorpusDocument, spread
 from grit_jax.rag.document_blocks import DocumentBlocks, DocumentSettings, block_tokens
 from grit_jax.rag.document_length import default_max_length
 from grit_jax.rag.index_files import (
@@ -63,7 +63,6 @@ SHARDS = "shards"  # in the index's folder, while several processes are at work
 # Of the rows: with more deleted ones, the others are copied to new files, which frees the bytes.
 DELETED_SHARE = 0.25
 SAMPLED_RECORDS = 64  # looked up before a store without an identity is taken for this index's
-GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many are taken
 
 
 @dataclasses.dataclass
@@ -395,11 +394,9 @@ def calibrated(
     """
     ids: dict[int, list[int]] = {}
     tokens = sample_tokens(kind, model.config)
-    for n in range(4 * documents):  # the sequence reaches every document in time
-        number = int(documents * (n * GOLDEN % 1))
-        if number not in ids:
-            ids[number] = model.encoder.format([content(number)], max_length=max_length).ids[0]
-            tokens -= len(ids[number])
+    for number in spread(documents):
+        ids[number] = model.encoder.format([content(number)], max_length=max_length).ids[0]
+        tokens -= len(ids[number])
         if tokens <= 0:
             break
     names = [f"document {number + 1} of the corpus" for number in ids]

@@ -18,6 +18,7 @@ from grit_jax.runtime.progress import progress
 
 OnError: TypeAlias = Literal["fail", "skip"]
 
+GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many are taken
 MANY_LINES = 200_000  # from here on checking takes seconds and shows its progress
 
 
@@ -153,3 +154,19 @@ def parse_document(line: str | bytes, place: str) -> CorpusDocument:
         raise LineError(place, 'the document has no "text"')
     document_text(data, place, "the document")
     return CorpusDocument(id, data.get("title") or "", data["text"])
+
+
+def spread(documents: int) -> Iterator[int]:
+    """Numbers of documents, each once, in an order in which the first few are from all over.
+
+    >>> import itertools
+    >>> list(itertools.islice(spread(100), 5))
+    [0, 61, 23, 85, 47]
+    """
+    seen: set[int] = set()
+    for n in range(4 * documents):  # reaches (nearly) every number
+        number = int(documents * (n * GOLDEN % 1))
+        if number not in seen:
+            seen.add(number)
+            yield number
+    yield from (number for number in range(documents) if number not in seen)

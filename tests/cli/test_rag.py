@@ -98,3 +98,20 @@ def test_an_index_without_records(capsys, tmp_path):
         capsys, f"ask model --index {tmp_path}/index Who? --mode doc --max-new-tokens 4 --json"
     )
     assert said.json["mode"] == "doc" and "warning" in said.err and "--kv none" in said.err
+
+
+def test_the_receipt_of_an_index(capsys, tmp_path):
+    index = f"index model --input corpus.jsonl --output {tmp_path}/index"
+    assert run(capsys, f"{index} --json").json["quality"] is None  # so few documents: not unasked
+    refused = run(capsys, f"{index} --quality-questions 3")
+    assert refused.status == 2 and "at least 8, or 0" in refused.err
+    made = run(capsys, f"{index} --quality-questions 8 --json").json
+    receipt = json.loads((tmp_path / "index" / "quality.json").read_text())
+    assert made["quality"] == receipt and receipt["questions"] == 8
+    assert made["encoded"] == 0  # measured on the index as it is
+    lines = run(capsys, f"{index} --quality-questions 8").out
+    assert "points lost against reading the documents, over 8 questions" in lines
+    ask = f"ask model --index {tmp_path}/index Who? --max-new-tokens 2"
+    assert run(capsys, f"{ask} --mode doc --json").json["cache"] == "exact"
+    assert run(capsys, f"{ask} --quality -1000 --json").json["mode"] == "doc-then-query"
+    assert run(capsys, f"{ask} --quality nan").status == 2

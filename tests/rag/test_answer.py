@@ -13,11 +13,14 @@ from dense_answer import dense_answer
 
 from grit_jax.data.bm25 import BM25
 from grit_jax.errors import GritError
+from grit_jax.rag import answer as answer_module
 from grit_jax.rag import store as store_module
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES
 from grit_jax.rag.index import Index, IndexOptions, build_index
+from grit_jax.rag.quality import RECEIPT, LayoutQuality, QualityReceipt
 from grit_jax.rag.record_format import StreamedRecord, encode_record
+from grit_jax.rag.router import PassWork, RouteCosts
 from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.rag.store import RECORDS
 from grit_jax.text.rag_layouts import MODES, compose
@@ -268,6 +271,47 @@ def test_auto_uses_documents_and_says_how(tiny_model, asker, indices):
     assert answer.mode in MODES and answer.mode != "none" and len(answer.documents) == 1
     texts = [indices["native"].text(answer.documents[0]["id"])]
     assert answer.answer == expected(tiny_model, answer.mode, QUESTION, texts)
+
+
+@pytest.mark.parametrize(
+    "mode, k, cache",
+    [
+        ("none", 1, "read"),
+        ("doc-then-query", 1, "read"),
+        ("query", 1, "read"),
+        ("doc", 1, "exact"),
+        ("doc", 2, "composed"),
+        ("query-doc", 1, "composed"),
+    ],
+)
+def test_how_the_documents_were_read(asker, mode, k, cache):
+    assert asker.ask(QUESTION, mode, k, max_new_tokens=1)[0].cache == cache
+
+
+def test_a_compressed_record_is_not_exact(tiny_model, corpus, tmp_path):
+    build_index(tiny_model, corpus, tmp_path / "index", IndexOptions(kv="int8"), quiet=True)
+    asker = Asker(tiny_model, Index.open(tmp_path / "index", tiny_model))
+    assert asker.ask(QUESTION, "doc", max_new_tokens=1)[0].cache == "composed"
+
+
+@pytest.mark.parametrize(
+    "lost, quality, chosen",
+    [(1.0, 2.0, "doc"), (9.0, 2.0, "doc-then-query"), (9.0, 12.0, "doc")],
+)
+def test_auto_takes_no_layout_that_loses_too_much(
+    tiny_model, corpus, tmp_path, monkeypatch, lost, quality, chosen
+):
+    """Reading from the record is the quickest here; the index's receipt decides if it may be."""
+    build_index(tiny_model, corpus, tmp_path / "index", quiet=True)
+    index = Index.open(tmp_path / "index", tiny_model)
+    layouts = {"doc": LayoutQuality(50.0, lost, 0.5), "query": LayoutQuality(10.0, 50.0, 0.5)}
+    manifest = index.manifest
+    receipt = QualityReceipt(layouts, 60.0, 32, 0, 12, manifest.model, manifest.compression)
+    (index.path / RECEIPT).write_text(json.dumps(receipt.to_dict()))
+    costs = RouteCosts(PassWork.of(tiny_model.config), 1.0, 0.0, 0.0, 0.0)
+    monkeypatch.setattr(answer_module, "load_costs", lambda model, index: costs)
+    asked = Asker(tiny_model, index, quality=quality).ask(QUESTION, max_new_tokens=1)[0]
+    assert asked.mode == chosen
 
 
 def test_json_has_every_key(asker):
