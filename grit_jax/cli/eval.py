@@ -13,7 +13,8 @@ from grit_jax.cli.search import (
     SEARCHES,
     add_retrieval_flags,
     add_search_flags,
-    retrieval,
+    add_where_flag,
+    retrieval_settings,
     search_settings,
 )
 from grit_jax.cli.verb import Verb
@@ -38,6 +39,8 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--input", required=True, type=flags.path, metavar="F.jsonl")
         kind.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     add_retrieval_flags(ranked, None)
+    add_retrieval_flags(rag, "dense")
+    add_where_flag(rag)
     for kind in (ranked, rag):
         add_search_flags(kind)
     _rag_flags(rag)
@@ -118,7 +121,7 @@ def evaluate(args: argparse.Namespace) -> None:
             args.input,
             DenseOptions(search=search_settings(args)),
             searches=SEARCHES if args.search is None else [args.search],
-            retrieval=retrieval(args),
+            retrieval=retrieval_settings(args),
         )
         scores: dict[str, Any] = {
             name: values
@@ -144,6 +147,7 @@ def _evaluate_rag(args: argparse.Namespace) -> None:
     from grit_jax.rag.index import Index
     from grit_jax.runtime.files import writable_folder
 
+    retrieval = retrieval_settings(args)
     model = load_model(args)
     if args.output is not None:
         writable_folder(args.output)
@@ -155,7 +159,9 @@ def _evaluate_rag(args: argparse.Namespace) -> None:
         corpus=args.corpus,
         index=Index.open(args.index, model, search) if args.index else None,
         seed=args.seed,
-        settings=AnswerSettings(args.max_new_tokens, instruction=args.instruction),
+        settings=AnswerSettings(
+            args.max_new_tokens, instruction=args.instruction, retrieval=retrieval
+        ),
     )
     if args.output is not None:
         table.write(args.output)

@@ -8,7 +8,13 @@ from grit_jax.cli import flags
 from grit_jax.cli.hosts import add_shared, shared_run
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
-from grit_jax.cli.search import add_retrieval_flags, add_search_flags, retrieval, search_settings
+from grit_jax.cli.search import (
+    add_retrieval_flags,
+    add_search_flags,
+    add_where_flag,
+    retrieval_settings,
+    search_settings,
+)
 from grit_jax.cli.verb import Verb
 from grit_jax.rag.document_length import LONGEST_DOCUMENT, ROOM_FOR_QUESTION
 from grit_jax.text.rag_layouts import MODES
@@ -137,6 +143,7 @@ def _ask_flags(parser: argparse.ArgumentParser) -> None:
         "--instruction", default="", metavar="T", help="instruction of the search query"
     )
     add_retrieval_flags(parser, "dense")
+    add_where_flag(parser)
     add_search_flags(parser)
     parser.add_argument(
         "--max-new-tokens",
@@ -159,6 +166,9 @@ def ask(args: argparse.Namespace) -> None:
     from grit_jax.rag.index import Index
     from grit_jax.rag.quality import POINTS
 
+    retrieval = retrieval_settings(
+        args
+    )  # a mistake in --where is reported before the model is loaded
     model = load_model(args)
     quality = POINTS if args.quality is None else args.quality
     index = Index.open(args.index, model, search_settings(args))
@@ -167,7 +177,7 @@ def ask(args: argparse.Namespace) -> None:
         args.question,
         mode=args.mode,
         k=args.k,
-        retrieval=retrieval(args),
+        retrieval=retrieval,
         instruction=args.instruction,
         max_new_tokens=args.max_new_tokens,
     )[0]

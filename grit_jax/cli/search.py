@@ -60,11 +60,32 @@ def add_retrieval_flags(parser: argparse.ArgumentParser, search: str | None) -> 
     )
 
 
-def retrieval(args: argparse.Namespace) -> Retrieval:
-    """What `--search` and `--fusion` say."""
+def add_where_flag(parser: argparse.ArgumentParser) -> None:
+    """Declares `--where`."""
+    parser.add_argument(
+        "--where",
+        default="",
+        metavar="EXPR",
+        help="only documents whose metadata fulfil this, like 'year >= 2020 and lang in"
+        ' ["en", "de"]\'; the language is in docs/search.md',
+    )
+
+
+def retrieval_settings(args: argparse.Namespace) -> Retrieval:
+    """What `--search`, `--fusion` and `--where` say.
+
+    Raises:
+      GritError: a mistake in the expression, or there is no index to search.
+    """
     from grit_jax.rag.search.hybrid import Retrieval
 
-    return Retrieval(args.search or "hybrid", args.fusion)
+    where = args.where if "where" in args else ""
+    retrieval = Retrieval(args.search or "hybrid", args.fusion, where=where)
+    if retrieval != Retrieval() and "index" in args and args.index is None:
+        raise GritError(
+            "--search, --fusion and --where say how an index is searched, and no --index is given"
+        )
+    return retrieval
 
 
 def search_settings(args: argparse.Namespace) -> SearchSettings:

@@ -25,6 +25,7 @@ from grit_jax.rag.generator import (
     RagGenerator,
     RagPrompt,
 )
+from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.runtime.progress import Progress, progress, say
 from grit_jax.text.answer_matching import score_answer
 from grit_jax.text.length import MAX_LENGTH, warn_truncated
@@ -45,12 +46,14 @@ class AnswerSettings:
     Attributes:
       max_new_tokens: tokens of an answer.
       max_length: tokens of a document; documents of an index were limited when it was built.
-      instruction: of the search query, if documents are retrieved.
+      instruction, retrieval: of the search query and how it finds documents, if they are
+        retrieved.
     """
 
     max_new_tokens: int = 16
     max_length: int = MAX_LENGTH
     instruction: str = ""
+    retrieval: Retrieval = Retrieval()
 
 
 def evaluate_rag(
@@ -288,6 +291,7 @@ def from_index(
             [rows[i].question for i in numbers],
             mode=mode,
             k=k,
+            retrieval=settings.retrieval,
             instruction=settings.instruction,
             max_new_tokens=settings.max_new_tokens,
         )

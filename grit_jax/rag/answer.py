@@ -326,8 +326,13 @@ class Asker:
         batch = _Batch(questions, documents, queries, modes, warnings)
         without = [i for i, found in enumerate(documents) if not found]
         if without and searching:
-            what = "has a word of the question" if not by_vectors else "is allowed"
-            self._warn(f"no document {what}; answered without documents", without, batch)
+            reasons = []
+            if search.retrieval.where:
+                reasons.append("fulfils the filter")
+            if not by_vectors:
+                reasons.append("has a word of the question")
+            reason = f"no document {' and '.join(reasons)}"
+            self._warn(f"{reason}; answered without documents", without, batch)
         return batch
 
     def _search(

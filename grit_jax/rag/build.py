@@ -7,14 +7,13 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from grit_jax.data.lines import JsonlFile
 from grit_jax.errors import GritError
 from grit_jax.inference.block_hosts import BlockCluster, agree, run_blocks, share_plan
 from grit_jax.inference.blocks import (
@@ -35,19 +34,13 @@ from grit_jax.rag.codecs.codecs import (
     sample_tokens,
     to_bytes,
 )
-from grit_jax.rag.corpus import Corpus, CorpusDocument, spread
+from grit_jax.rag.corpus import Corpus, spread
 from grit_jax.rag.document_blocks import DocumentBlocks, DocumentSettings, block_tokens
 from grit_jax.rag.document_length import default_max_length
-from grit_jax.rag.index_files import (
-    DOCUMENTS,
-    IndexSettings,
-    IndexWriter,
-    file_name,
-    indexed_line,
-    kept_rows,
-    writing,
-)
+from grit_jax.rag.index_contents import IndexContents, compare
+from grit_jax.rag.index_files import IndexSettings, IndexWriter, writing
 from grit_jax.rag.index_options import IndexOptions, IndexSummary
+from grit_jax.rag.indexed_documents import document_line
 from grit_jax.rag.manifest import keeps_records_inside, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search import lexical
@@ -63,33 +56,6 @@ SHARDS = "shards"  # in the index's folder, while several processes are at work
 # Of the rows: with more deleted ones, the others are copied to new files, which frees the bytes.
 DELETED_SHARE = 0.25
 SAMPLED_RECORDS = 64  # looked up before a store without an identity is taken for this index's
-
-
-@dataclasses.dataclass
-class _Contents:
-    """What the index holds, compared with the corpus.
-
-    Attributes:
-      unchanged: ids of the corpus's documents that are indexed as they are.
-      changed: rows and tokens, by id, of documents whose text differs in the corpus.
-      missing: rows and tokens, by id, of documents that are not in the corpus.
-      keys: of the record of each row that is not deleted.
-      truncated: rows, not deleted, of documents that lost their end.
-      deleted_keys: of the records of deleted rows.
-    """
-
-    unchanged: set[str] = dataclasses.field(default_factory=set)
-    changed: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    missing: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    keys: dict[int, str] = dataclasses.field(default_factory=dict)
-    truncated: set[int] = dataclasses.field(default_factory=set)
-    deleted_keys: set[str] = dataclasses.field(default_factory=set)
-
-    def delete(self, rows: Iterable[int]) -> None:
-        """Takes note that rows were deleted."""
-        for row in rows:
-            self.deleted_keys.add(self.keys.pop(row))
-            self.truncated.discard(row)
 
 
 def build_index(
@@ -111,7 +77,7 @@ def build_index(
     writes the index, which is the one that a single process writes.
 
     Args:
-      corpus: JSONL of `{"id", "title"?, "text"}`.
+      corpus: JSONL of `{"id", "title"?, "text", "metadata"?}`.
       output: the index's folder.
       cluster: encodes the blocks instead of this process.
 
@@ -198,7 +164,7 @@ class _Build:
         model: GritLM,
         writer: IndexWriter,
         corpus: Corpus,
-        contents: _Contents,
+        contents: IndexContents,
         options: IndexOptions,
     ):
         self.model, self.writer, self.corpus = model, writer, corpus
@@ -212,7 +178,10 @@ class _Build:
     ) -> _Build:
         """Compares the index with the corpus, and opens its document store."""
         choose(writer, options.vectors, options.milvus)
-        return cls(model, writer, corpus, _compare(writer, corpus, options.update), options)
+        contents = compare(writer, corpus, options.update)
+        build = cls(model, writer, corpus, contents, options)
+        contents.replace_metadata(writer, corpus)
+        return build
 
     def plan(self, shards: BlobStore | None) -> dict[str, Any]:
         """What is to be encoded and how, as JSON; shards that do not belong to it are removed."""
@@ -245,14 +214,7 @@ class _Build:
         contents, documents = self.contents, [self.corpus[number] for number in numbers]
         keys, truncated = shard.keys or [""] * len(documents), set(shard.truncated)
         lines = [
-            {
-                "id": document.id,
-                "title": document.title,
-                "text": document.text,
-                "key": key,
-                "tokens": length,
-                **({"truncated": True} if i in truncated else {}),
-            }
+            document_line(document, key, length, i in truncated)
             for i, (document, key, length) in enumerate(
                 zip(documents, keys, shard.lengths, strict=True)
             )
@@ -281,7 +243,7 @@ class _Build:
             _summary(self.model, writer, store, contents),
             encoded=self.encoded,
             skipped=len(contents.unchanged),
-            replaced=len(contents.changed),
+            replaced=len(contents.changed) + len(contents.other_metadata),
             deleted=deleted,
             lines_skipped=dict(self.corpus.skipped),
             tokens_encoded=self.tokens,
@@ -301,46 +263,11 @@ def _settings(model: GritLM, options: IndexOptions) -> IndexSettings:
     )
 
 
-def _compare(writer: IndexWriter, corpus: Corpus, update: bool) -> _Contents:
-    """Compares the index with the corpus.
-
-    Raises:
-      GritError: a document has changed, and `update` is not set.
-    """
-    contents, manifest = _Contents(), writer.manifest
-    if not manifest.rows:
-        return contents
-    lines = JsonlFile(writer.path / file_name(DOCUMENTS, manifest.generation))
-    kept = set(kept_rows(writer.path, manifest).tolist())
-    for row in range(manifest.rows):
-        line = indexed_line(lines[row], lines.where(row))
-        if row not in kept:
-            contents.deleted_keys.add(line["key"])
-            continue
-        contents.keys[row] = line["key"]
-        if line.get("truncated"):
-            contents.truncated.add(row)
-        document = CorpusDocument(line["id"], line["title"], line["text"])
-        digest = corpus.digests.get(document.id)
-        if digest is None:
-            contents.missing[document.id] = (row, line["tokens"])
-        elif digest == document.digest:
-            contents.unchanged.add(document.id)
-        elif update:
-            contents.changed[document.id] = (row, line["tokens"])
-        else:
-            raise GritError(
-                f"{corpus.where(document.id)}: document {document.id!r} has changed since it was"
-                f" indexed in {writer.path}; replace it with --update, or choose another --output"
-            )
-    return contents
-
-
 # ---- the document store --------------------------------------------------------------------------
 
 
 def _open_store(
-    model: GritLM, writer: IndexWriter, corpus: Corpus, contents: _Contents
+    model: GritLM, writer: IndexWriter, corpus: Corpus, contents: IndexContents
 ) -> DocumentStore | None:
     """The index's document store: an existing one, or a new one whose codec is calibrated on
     documents from all over the corpus. None: the index keeps no records."""
@@ -366,7 +293,7 @@ def _open_store(
     return store
 
 
-def _adopt(writer: IndexWriter, store: DocumentStore, contents: _Contents) -> None:
+def _adopt(writer: IndexWriter, store: DocumentStore, contents: IndexContents) -> None:
     """Gives a store that an earlier version made the identity of its index.
 
     Raises:
@@ -409,7 +336,7 @@ def calibrated(
 
 
 def _delete_missing(
-    writer: IndexWriter, contents: _Contents, corpus: str | Path, delete: bool
+    writer: IndexWriter, contents: IndexContents, corpus: str | Path, delete: bool
 ) -> int:
     """Deletes the documents that are not in the corpus, or says that there are some; how many were
     deleted."""
@@ -428,7 +355,7 @@ def _delete_missing(
 
 
 def _free_space(
-    writer: IndexWriter, store: DocumentStore | None, contents: _Contents
+    writer: IndexWriter, store: DocumentStore | None, contents: IndexContents
 ) -> DocumentStore | None:
     """Removes records that no document has any more; copies the index to new files where many of
     its rows are deleted. The store that is used from then on."""
@@ -453,7 +380,7 @@ def _free_space(
 
 
 def _summary(
-    model: GritLM, writer: IndexWriter, store: DocumentStore | None, contents: _Contents
+    model: GritLM, writer: IndexWriter, store: DocumentStore | None, contents: IndexContents
 ) -> IndexSummary:
     """What the index holds; the counts of the run are 0."""
     manifest, config = writer.manifest, model.config

@@ -1,4 +1,5 @@
-"""A corpus to index: `{"id", "title"?, "text"}` a line, all checked before the first is encoded."""
+"""A corpus to index: `{"id", "title"?, "text", "metadata"?}` a line, all checked before the
+first is encoded."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from grit_jax.data.formats import LineError, check_unicode, document_text, parse_json, titled
 from grit_jax.data.lines import JsonlFile
@@ -24,23 +26,31 @@ MANY_LINES = 200_000  # from here on checking takes seconds and shows its progre
 
 @dataclasses.dataclass(frozen=True)
 class CorpusDocument:
-    """A document as it is written in the corpus."""
+    """A document as it is written in the corpus. `metadata` is what filters see (`filters.py`)."""
 
     id: str
     title: str
     text: str
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def content(self) -> str:
         """The text that is encoded: `{title} {text}`, or the one that is not empty."""
         return titled(self.title, self.text)
 
+    def content_equals(self, other: CorpusDocument) -> bool:
+        """Whether title and text are those of another document."""
+        return (self.title, self.text) == (other.title, other.text)
+
     @property
     def digest(self) -> bytes:
-        """16 bytes that change when title or text do."""
-        return hashlib.blake2b(
+        """16 bytes that change when title, text or metadata do."""
+        content = hashlib.blake2b(
             f"{len(self.title)} {self.title}{self.text}".encode(), digest_size=16
-        ).digest()
+        )
+        if self.metadata:
+            content.update(json.dumps(self.metadata, sort_keys=True).encode())
+        return content.digest()
 
 
 class Corpus:
@@ -105,6 +115,10 @@ class Corpus:
     def __getitem__(self, index: int) -> CorpusDocument:
         return self._document(self._order[index])
 
+    def document(self, id: str) -> CorpusDocument:
+        """The document with an id."""
+        return self._document(self._numbers[id])
+
     def id(self, number: int) -> str:
         """The id of document `number`."""
         return self._ids[number]
@@ -147,13 +161,15 @@ def parse_document(line: str | bytes, place: str) -> CorpusDocument:
         id = str(id)
     if not isinstance(id, str) or not id:
         raise LineError(
-            place, 'expected {"id": ..., "title"?: ..., "text": ...} with a string as "id"'
+            place,
+            'expected {"id": ..., "title"?: ..., "text": ..., "metadata"?: ...} with a string as'
+            ' "id"',
         )
     check_unicode(id, place, "the id")
     if "text" not in data:
         raise LineError(place, 'the document has no "text"')
     document_text(data, place, "the document")
-    return CorpusDocument(id, data.get("title") or "", data["text"])
+    return CorpusDocument(id, data.get("title") or "", data["text"], _metadata(data, place))
 
 
 def spread(documents: int) -> Iterator[int]:
@@ -170,3 +186,17 @@ def spread(documents: int) -> Iterator[int]:
             seen.add(number)
             yield number
     yield from (number for number in range(documents) if number not in seen)
+
+
+def _metadata(data: dict[str, Any], place: str) -> dict[str, Any]:
+    metadata = data.get("metadata")
+    if metadata is None:
+        return {}
+    try:
+        text = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise LineError(place, "the metadata has NaN or infinity, which JSON lacks") from None
+    if not isinstance(metadata, dict):
+        raise LineError(place, f'"metadata" must be an object, got {text:.40}')
+    check_unicode(text, place, "the metadata")
+    return metadata

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,14 @@ from grit_jax.data.bm25 import BM25
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.rag.build import build_index
-from grit_jax.rag.corpus import CorpusDocument
-from grit_jax.rag.index_files import IndexedDocuments, kept_vectors, non_finite_documents
+from grit_jax.rag.filters import check_fields, parse_filter
+from grit_jax.rag.index_files import kept_vectors
 from grit_jax.rag.index_options import IndexOptions, IndexSummary
+from grit_jax.rag.indexed_documents import (
+    IndexedDocuments,
+    indexed_document,
+    non_finite_documents,
+)
 from grit_jax.rag.manifest import AGAIN, IndexManifest, read_manifest, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search.exact import (
@@ -42,6 +48,9 @@ from grit_jax.runtime.progress import say
 __all__ = ["Index", "IndexOptions", "IndexSummary", "Retrieval", "SearchSettings", "build_index"]
 
 
+MOST_FILTERS = 64  # whose masks are kept
+
+
 class Index:
     """An index opened for reading, with the model that made it; see `open`.
 
@@ -49,8 +58,8 @@ class Index:
       path: the index's folder.
       kv: how records are kept, or "none".
       max_length: tokens of a document.
-      documents: `documents[row]` is `{"id", "title", "text", "key", "tokens", "truncated"?}`; rows
-        are numbered without the deleted ones.
+      documents: `documents[row]` is a line of the index (`indexed_documents.py`); rows are
+        numbered without the deleted ones.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class Index:
         self.kv, self.max_length = manifest.kv, manifest.max_length
         self.documents = IndexedDocuments(path, manifest)
         self._stored: StoredVectors = kept_vectors(path, manifest, self.documents.rows)
+        self._allowed: dict[str, np.ndarray] = {}  # by filter
         self._milvus: Searcher | None = None
         if manifest.milvus is not None:
             self._milvus = MilvusSearch(path, manifest, self._stored, self.documents.rows, search)
@@ -126,9 +136,11 @@ class Index:
             store_path(self.path, manifest), identity, index_id=manifest.index_id
         )
 
-    def search(self, queries: np.ndarray, k: int) -> SearchResult:
+    def search(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+    ) -> SearchResult:
         """Rows of the `k` best documents for query vectors `[Q, D]`, best first, with their inner
-        products.
+        products; of the `allowed` ones alone, if a mask is given.
 
         Raises:
           GritError: a query or a stored vector that is not finite (the message names the document).
@@ -141,7 +153,7 @@ class Index:
         ['list.sort']
         """
         with self._naming_documents():
-            return self._search.search(queries, k)
+            return self._search.search(queries, k, allowed)
 
     def find(
         self,
@@ -155,21 +167,41 @@ class Index:
         Args:
           texts: of the queries.
           queries: their vectors `[Q, D]`; None for a search by words alone.
-          retrieval: what searches. A search by words gives fewer than `k` documents where fewer
-            have a word of the query.
+          retrieval: what searches, and among which documents. There are fewer than `k` results
+            where fewer fulfil the filter, or have a word of the query in a search by words.
 
         Raises:
-          GritError: as `search`.
+          GritError: as `search` and `allowed`.
         """
+        allowed = self.allowed(retrieval.where) if retrieval.where else None
         if retrieval.search == "lexical":
-            return [lexical_hits(self.lexical.scores(text), k) for text in texts]
+            return [lexical_hits(self.lexical.scores(text), k, allowed) for text in texts]
         if queries is None:
             raise ValueError(f"{retrieval.search} search needs the queries' vectors")
         if retrieval.search == "dense":
-            return dense_hits(self.search(queries, k))
+            return dense_hits(self.search(queries, k, allowed))
         hybrid = HybridSearch(self._search, self.lexical)
         with self._naming_documents():
-            return hybrid.search(texts, queries, k, retrieval)
+            return hybrid.search(texts, queries, k, retrieval, allowed)
+
+    def allowed(self, where: str) -> np.ndarray:
+        """Which documents fulfil a filter (`filters.py`): bool `[N]`.
+
+        Raises:
+          GritError: a mistake in the expression, or a field that no document has.
+        """
+        if where not in self._allowed:
+            keep = parse_filter(where)
+            check_fields(keep, self._metadata, str(self.path))
+            mask = np.fromiter(map(keep.matches, self._metadata), bool, len(self))
+            if len(self._allowed) == MOST_FILTERS:
+                del self._allowed[next(iter(self._allowed))]
+            self._allowed[where] = mask
+        return self._allowed[where]
+
+    @functools.cached_property
+    def _metadata(self) -> list[dict[str, Any]]:
+        return self.documents.metadata()
 
     @functools.cached_property
     def lexical(self) -> BM25:
@@ -188,7 +220,7 @@ class Index:
     def text(self, document: int | str) -> str:
         """A document, by row or id, as it is encoded: `{title} {text}`."""
         line = self.documents[self._rows[document] if isinstance(document, str) else document]
-        return CorpusDocument(line["id"], line["title"], line["text"]).content
+        return indexed_document(line).content
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:

@@ -2,9 +2,10 @@
 that was committed.
 
     index.json       the manifest (`manifest.py`)
-    documents.jsonl  {"id", "title", "text", "key", "tokens", "truncated"?} a line, a row each
+    documents.jsonl  the documents, a line and row each (`indexed_documents.py`)
     vectors.npy      float32 [rows, D], a NumPy file
     deleted.bin      int64 numbers of the rows whose document was replaced or deleted
+    lexical.N/       a BM25 index of the documents (`search/lexical.py`)
     milvus.db        a copy of the vectors for Milvus to search, if it does (`search/milvus.py`)
     kv/              the document store (`store.py`), unless it is kept elsewhere
 
@@ -42,7 +43,7 @@ from grit_jax.rag.manifest import (
     store_path,
     write_manifest,
 )
-from grit_jax.rag.search.exact import NonFiniteRows, StoredVectors
+from grit_jax.rag.search.exact import StoredVectors
 from grit_jax.rag.store import store_owner
 from grit_jax.runtime.files import LOCK, is_temporary, lock_folder, write_file
 
@@ -281,49 +282,6 @@ def kept_vectors(path: Path, manifest: IndexManifest, rows: np.ndarray) -> Store
     return _SelectedVectors(mapped, rows) if manifest.deleted else mapped
 
 
-def indexed_line(data: bytes, where: str) -> dict[str, Any]:
-    """A line of `documents.jsonl`.
-
-    Raises:
-      GritError: it is damaged.
-    """
-    try:
-        line = json.loads(data)
-        if not {"id", "title", "text", "key", "tokens"} <= line.keys():
-            raise ValueError("no 'id', 'title', 'text', 'key' and 'tokens'")
-        return line
-    except (ValueError, AttributeError) as error:
-        raise GritError(f"{where}: is damaged ({error}); {AGAIN}") from None
-
-
-class IndexedDocuments:
-    """Documents by number, deleted ones left out, read from disk when indexed; only their offsets
-    are in memory."""
-
-    def __init__(self, path: Path, manifest: IndexManifest):
-        name = path / file_name(DOCUMENTS, manifest.generation)
-        self.rows = kept_rows(path, manifest)
-        self._lines = JsonlFile(name)
-        if len(self._lines) < manifest.rows:
-            raise GritError(
-                f"{name}: is cut short ({len(self._lines)} of {manifest.rows} documents); {AGAIN}"
-            )
-        # Kept open: a writer that copies the index to the next generation removes the file.
-        self._file = open(name, "rb")  # noqa: SIM115
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        if not 0 <= number < len(self.rows):
-            raise IndexError(number)
-        row = self.rows[number]
-        start, end = self._lines.offsets[row]
-        return indexed_line(
-            os.pread(self._file.fileno(), end - start, start), self._lines.where(row)
-        )
-
-
 # ---- opening an index to write to it -------------------------------------------------------------
 
 
@@ -468,16 +426,4 @@ def npy_header(count: int, dim: int) -> bytes:
         + (NPY_HEADER - 10).to_bytes(2, "little")
         + text.ljust(NPY_HEADER - 11).encode()
         + b"\n"
-    )
-
-
-def non_finite_documents(
-    path: Path, documents: IndexedDocuments, error: NonFiniteRows
-) -> GritError:
-    """The error that names the documents of an index whose vectors are not finite."""
-    ids = ", ".join(repr(documents[row]["id"]) for row in error.rows[:3])
-    more = f" and {len(error.rows) - 3} more" if len(error.rows) > 3 else ""
-    return GritError(
-        f"{path}: the vectors of documents {ids}{more} are not finite (NaN or infinity); {AGAIN},"
-        " into a new folder"
     )

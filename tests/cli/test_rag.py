@@ -115,3 +115,21 @@ def test_the_receipt_of_an_index(capsys, tmp_path):
     assert run(capsys, f"{ask} --mode doc --json").json["cache"] == "exact"
     assert run(capsys, f"{ask} --quality -1000 --json").json["mode"] == "doc-then-query"
     assert run(capsys, f"{ask} --quality nan").status == 2
+
+
+def test_ask_and_eval_over_documents_that_fulfil_a_filter(capsys, tmp_path):
+    lines = [json.loads(line) for line in Path("corpus.jsonl").read_text().splitlines()]
+    rows = [line | {"metadata": {"n": i, "kind": "ab"[i % 2]}} for i, line in enumerate(lines)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = f"--index {tmp_path}/index"
+    run(capsys, f"index model --input {tmp_path}/c.jsonl --output {tmp_path}/index")
+    where = """--where 'n < 7 and kind == "b"'"""
+    for search in ("dense", "hybrid"):
+        ask = f"ask model {index} 'Title 4' --k 9 --max-new-tokens 1 --json --search {search}"
+        found = run(capsys, f"{ask} --mode doc {where}").json
+        assert sorted(document["id"] for document in found["documents"]) == ["d1", "d3", "d5"]
+    none = run(capsys, f"{ask} --mode doc --where 'n > 9'")
+    assert (none.json["documents"], none.json["mode"]) == ([], "none")
+    assert "warning: no document fulfils the filter; answered without documents" in none.err
+    rag = f"eval rag model --input rag.jsonl --modes doc --max-new-tokens 1 --json {index}"
+    assert run(capsys, f"{rag} --search hybrid {where}").json.keys() == {"doc"}

@@ -11,7 +11,7 @@ from grit_jax.cli.search import (
     SEARCHES,
     add_retrieval_flags,
     add_search_flags,
-    retrieval,
+    retrieval_settings,
     search_settings,
 )
 from grit_jax.errors import GritError
@@ -35,9 +35,9 @@ def test_precisions_are_those_of_the_search():
 def test_how_documents_are_found():
     parser = flags.Parser(prog="grit try")
     add_retrieval_flags(parser, "dense")
-    assert retrieval(parser.parse_args([])) == hybrid.Retrieval()
+    assert retrieval_settings(parser.parse_args([])) == hybrid.Retrieval()
     args = parser.parse_args(["--search", "hybrid", "--fusion", "ranks"])
-    assert retrieval(args) == hybrid.Retrieval("hybrid", "ranks")
+    assert retrieval_settings(args) == hybrid.Retrieval("hybrid", "ranks")
 
 
 def test_settings(parser):

@@ -252,6 +252,9 @@ CASES = {
     ),
     "ask model --index index q --search words": "--search: invalid choice: 'words'",
     "ask model --index index q --fusion sum": "--fusion: invalid choice: 'sum'",
+    "ask absent --index index q --where 'year >'": "where: position 7: expected a value",
+    "ask model --index index q --where 'year > 1'": "'year'; no document has any",
+    "eval rag model --input rag.jsonl --where 'year > 1'": "no --index is given",
     # ---- eval
     **{
         f"eval {kind} model --input {name}": words

@@ -26,6 +26,11 @@ def test_other_ways_to_write_a_document():
         ('{"_id": "a", "text": "t", "metadata": {}}', CorpusDocument("a", "", "t")),
         ('{"id": 7, "title": null, "text": "t"}', CorpusDocument("7", "", "t")),
         ('{"id": "a", "title": "T", "text": ""}', CorpusDocument("a", "T", "")),
+        ('{"id": 7, "text": "t", "metadata": null}', CorpusDocument("7", "", "t")),
+        (
+            '{"id": "a", "text": "t", "metadata": {"y": [1, "é"]}}',
+            CorpusDocument("a", "", "t", {"y": [1, "é"]}),
+        ),
         ('{"id": "x", "title": [], "text": "a", "id2": 0}', CorpusDocument("x", "", "a")),
     ):
         assert parse_document(line, "c:1") == expected
@@ -44,6 +49,10 @@ def test_a_digest_changes_with_title_and_text():
         )
     }
     assert len(digests) == 6
+    plain, metadata = CorpusDocument("a", "T", "x"), {"y": 1, "z": 2}
+    assert plain.digest != CorpusDocument("a", "T", "x", metadata).digest
+    swapped = CorpusDocument("a", "T", "x", dict(reversed(metadata.items())))
+    assert swapped.digest == CorpusDocument("a", "T", "x", metadata).digest
     assert CorpusDocument("a", "T", "x").digest == CorpusDocument("b", "T", "x").digest
 
 
@@ -75,6 +84,13 @@ def test_lines_that_are_no_documents_can_be_skipped(tmp_path):
     "line, message",
     [
         ("{", r"c\.jsonl:2: not valid JSON"),
+        (
+            '{"id": "x", "text": "a", "metadata": [1, 2]}',
+            r'c\.jsonl:2: "metadata" must be an object, got \[1, 2\]',
+        ),
+        ('{"id": "x", "text": "a", "metadata": ""}', r'"metadata" must be an object, got ""'),
+        ('{"id": "x", "text": "a", "metadata": {"a": NaN}}', "the metadata has NaN or infinity"),
+        (r'{"id": "x", "text": "a", "metadata": {"a": "\ud800"}}', "the metadata"),
         ("[1]", r"c\.jsonl:2: expected a JSON object"),
         ('{"text": "a"}', r'c\.jsonl:2: .*"id"'),
         ('{"id": "x"}', r"c\.jsonl:2: the document has no \"text\""),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 
 import fake_model
+import numpy as np
 import pytest
+from fake_model import vector
 from stored_rows import ROWS, assert_holds, write_rows
 
 from grit_jax.errors import GritError
-from grit_jax.rag import index_files
-from grit_jax.rag.index import Index, build_index
+from grit_jax.rag import indexed_documents
+from grit_jax.rag.index import Index, IndexOptions, Retrieval, build_index
 from grit_jax.rag.store import DocumentStore
 
 
@@ -31,7 +33,7 @@ def test_opening_takes_no_longer_for_many_documents(model, tmp_path, monkeypatch
     rows = [{"id": f"d{i}", "text": f"{i}"} for i in range(1000)]
     build_index(model, write_rows(tmp_path / "c.jsonl", rows), tmp_path / "index", quiet=True)
     with monkeypatch.context() as patch:
-        for owner, name in ((index_files, "indexed_line"), (DocumentStore, "_read")):
+        for owner, name in ((indexed_documents, "indexed_line"), (DocumentStore, "_read")):
             patch.setattr(owner, name, lambda *_, **__: pytest.fail("read"))
         began = time.perf_counter()
         index = Index.open(tmp_path / "index", model)
@@ -50,3 +52,37 @@ def test_documents_by_row_and_by_id(model, corpus, tmp_path):
             index.documents[row]
     with pytest.raises(KeyError):
         index.text("d40")
+
+
+def test_only_documents_that_fulfil_a_filter_are_found(model, tmp_path):
+    """Whatever searches: the first of the whole ranking that do."""
+    rows = [{**row, "metadata": {"n": i, "odd": bool(i % 2)}} for i, row in enumerate(ROWS)]
+    path = write_rows(tmp_path / "c.jsonl", rows)
+    build_index(model, path, tmp_path / "index", IndexOptions(kv="none"), quiet=True)
+    index = Index.open(tmp_path / "index", model)
+    queries, texts = np.stack([vector([1]), vector([2])]), ["text number 7", "title 12"]
+    where = "n >= 5 and n < 25 and odd == true or n == 30"
+    kept = {*range(5, 25, 2), 30}
+    for search in ("dense", "lexical", "hybrid"):
+        whole = index.find(texts, queries, 40, Retrieval(search))
+        some = index.find(texts, queries, 4, Retrieval(search, where=where))
+        for all_hits, hits in zip(whole, some):
+            assert set(hits.rows.tolist()) <= kept and len(hits.rows) == 4
+            if search != "hybrid":  # whose scores depend on the other candidates
+                expected = [row for row in all_hits.rows.tolist() if row in kept][:4]
+                assert hits.rows.tolist() == expected
+        more = index.find(texts, queries, 40, Retrieval(search, where=where))
+        assert search == "lexical" or all(set(hits.rows.tolist()) == kept for hits in more)
+        for hits in index.find(texts, queries, 4, Retrieval(search, where="n > 99")):
+            assert hits.rows.tolist() == []
+    with pytest.raises(GritError, match="index has the metadata 'm'; there are: n, odd"):
+        index.find(texts, queries, 4, Retrieval(where="m == 1"))
+    for n in range(100):
+        assert index.allowed(f"n == {n}").sum() == (n < 40)
+    assert len(index._allowed) == 64
+
+
+def test_without_metadata_there_is_nothing_to_filter(model, corpus, tmp_path):
+    build_index(model, corpus, tmp_path / "index", quiet=True)
+    with pytest.raises(GritError, match="'n'; no document has any .the key \"metadata\" of corpus"):
+        Index.open(tmp_path / "index", model).allowed("n == 1")

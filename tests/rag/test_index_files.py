@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import io
-import json
 import os
 
 import numpy as np
@@ -18,16 +17,15 @@ from grit_jax.rag.index_files import (
     DOCUMENTS,
     NPY_HEADER,
     VECTORS,
-    IndexedDocuments,
     IndexSettings,
     deleted_rows,
     file_name,
-    indexed_line,
     kept_rows,
     kept_vectors,
     npy_header,
     writing,
 )
+from grit_jax.rag.indexed_documents import IndexedDocuments
 from grit_jax.rag.manifest import MANIFEST, read_manifest
 
 SETTINGS = IndexSettings({}, "mean", "none", 3, default_max_length=64)
@@ -114,13 +112,6 @@ def test_deleted_rows_that_do_not_exist(tmp_path):
     (path / DELETED).write_bytes(np.array([1, 1], "<i8").tobytes())
     with pytest.raises(GritError, match="1 rows are left, expected 0"):
         kept_rows(path, dataclasses.replace(manifest, deleted=2, documents=0))
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"id": "a", "title": "", "text": "t"}'])
-def test_a_damaged_line(data):
-    with pytest.raises(GritError, match=r"^documents\.jsonl:7: is damaged .*grit index"):
-        indexed_line(data, "documents.jsonl:7")
-    assert indexed_line(json.dumps(line(1)).encode(), "d:1") == line(1)
 
 
 def test_another_setting_is_named(tmp_path):

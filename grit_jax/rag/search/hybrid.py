@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from grit_jax.data.bm25 import BM25, best
 from grit_jax.errors import GritError
+from grit_jax.rag.filters import parse_filter
 from grit_jax.rag.search.exact import Searcher, SearchResult
 
 SEARCHES = ("dense", "lexical", "hybrid")
@@ -42,11 +43,14 @@ class Retrieval:
       search: "dense" (by vectors), "lexical" (by words, BM25) or "hybrid" (both, fused).
       fusion: how "hybrid" fuses: by standardised "scores" or by "ranks".
       dense_weight: of the vectors in the fusion, from 0 to 1; the rest is that of the words.
+      where: an expression over the documents' metadata (`rag/filters.py`); only those that fulfil
+        it are found. Empty: all.
     """
 
     search: str = "dense"
     fusion: str = "scores"
     dense_weight: float = 0.5
+    where: str = ""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -57,6 +61,8 @@ class Retrieval:
                 raise GritError(f"{name}: expected {', '.join(known)}, got {value!r}")
         if not 0 <= self.dense_weight <= 1:
             raise GritError(f"dense weight: expected a number from 0 to 1, got {self.dense_weight}")
+        if self.where:
+            parse_filter(self.where)
 
 
 @dataclasses.dataclass(frozen=True)

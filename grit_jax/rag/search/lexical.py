@@ -17,7 +17,8 @@ from pathlib import Path
 from grit_jax.data.bm25 import BM25, WORDS
 from grit_jax.data.formats import titled
 from grit_jax.errors import GritError
-from grit_jax.rag.index_files import IndexedDocuments, IndexWriter
+from grit_jax.rag.index_files import IndexWriter
+from grit_jax.rag.indexed_documents import IndexedDocuments
 from grit_jax.rag.manifest import IndexManifest, LexicalFiles
 from grit_jax.runtime.files import is_temporary, new_folder
 from grit_jax.runtime.progress import progress, say

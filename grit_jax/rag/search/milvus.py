@@ -27,14 +27,8 @@ from typing import Any
 import numpy as np
 
 from grit_jax.errors import GritError
-from grit_jax.rag.index_files import (
-    IndexedDocuments,
-    IndexWriter,
-    deleted_rows,
-    kept_rows,
-    kept_vectors,
-    non_finite_documents,
-)
+from grit_jax.rag.index_files import IndexWriter, deleted_rows, kept_rows, kept_vectors
+from grit_jax.rag.indexed_documents import IndexedDocuments, non_finite_documents
 from grit_jax.rag.manifest import IndexManifest, MilvusCollection
 from grit_jax.rag.search.exact import (
     NonFiniteRows,
@@ -56,6 +50,7 @@ from grit_jax.rag.search.milvus_server import (
 )
 from grit_jax.runtime.progress import progress, say
 
+MOST_FILTERED = 1_000_000  # rows named in a filter: 8 MB of text
 MOST_RESULTS = 16384  # Milvus gives no more for a query
 # Sent in one request, and the most that is lost when a writer is killed. Milvus accepts messages of
 # up to 64 MB.
@@ -220,20 +215,24 @@ class MilvusSearch:
             anns_field=VECTOR,
             output_fields=[ROW],
             search_params={"metric_type": "IP"},
-            **({} if allowed is None else self._filter(allowed)),
+            filter="" if allowed is None else self._filter(allowed),
             consistency_level="Strong",
         )
         return rescored(self._stored, queries, [self._positions(hits, k) for hits in results], k)
 
-    def _filter(self, allowed: np.ndarray) -> dict[str, Any]:
-        """Milvus' filter for the allowed rows: their numbers, or those of the others where these
-        are fewer. The index's own files decide which they are."""
+    def _filter(self, allowed: np.ndarray) -> str:
+        """Milvus' expression for the allowed rows: their numbers, or those of the others where
+        these are fewer. Which they are is decided by the index's own files."""
         few = np.count_nonzero(allowed) <= len(allowed) / 2
         rows = self._rows[allowed if few else ~allowed]
-        return {
-            "filter": f"{ROW} {'in' if few else 'not in'} {{rows}}",
-            "filter_params": {"rows": rows.tolist()},
-        }
+        if len(rows) > MOST_FILTERED:
+            raise GritError(
+                f"the filter keeps {np.count_nonzero(allowed)} of {len(allowed)} documents, and"
+                f" Milvus is told at most {MOST_FILTERED} rows; keep or leave out fewer, or search"
+                " exactly (grit index --vectors exact)"
+            )
+        # As text: Milvus Lite knows no parameters of an expression.
+        return f"{ROW} {'in' if few else 'not in'} [{','.join(map(str, rows.tolist()))}]"
 
     def _positions(self, hits: Any, k: int) -> np.ndarray:
         """Numbers of the hits' rows among those that are not deleted."""

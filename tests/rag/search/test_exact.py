@@ -248,3 +248,24 @@ def test_search_says_what_is_wrong():
             search.search(queries, k)
     with pytest.raises(GritError):
         ExactSearch(np.ones((0, 4), np.float32))
+
+
+@pytest.mark.parametrize("devices", [None, 8])
+@pytest.mark.parametrize("precision, dim", [("float32", None), ("int8", 16)])
+def test_rows_that_are_not_allowed_are_not_found(devices, precision, dim):
+    rng = np.random.default_rng(4)
+    vectors, queries = clustered(3000, 48, rng), clustered(5, 48, rng)
+    search = ExactSearch(
+        vectors, mesh_of(devices), block=256, settings=SearchSettings(precision, dim, 8)
+    )
+    for share in (0.5, 0.003):
+        allowed = rng.random(3000) < share
+        numbers = np.flatnonzero(allowed)
+        found = search.search(queries, 20, allowed)
+        rows, scores = exact(vectors[allowed], queries, 20)
+        if precision == "float32" or len(numbers) < 160:  # else few dimensions may miss some
+            np.testing.assert_array_equal(found.rows, numbers[rows])
+            np.testing.assert_allclose(found.scores, scores, atol=2e-6)
+        assert set(found.rows.ravel().tolist()) <= set(numbers.tolist())
+    nothing = search.search(queries, 20, np.zeros(3000, bool))
+    assert nothing.rows.shape == nothing.scores.shape == (5, 0)

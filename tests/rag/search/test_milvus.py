@@ -20,7 +20,7 @@ from fake_model import vector
 
 from grit_jax.errors import GritError
 from grit_jax.rag import index_files
-from grit_jax.rag.index import Index, IndexOptions, SearchSettings, build_index
+from grit_jax.rag.index import Index, IndexOptions, Retrieval, SearchSettings, build_index
 from grit_jax.rag.index_files import NPY_HEADER, VECTORS, IndexSettings, writing
 from grit_jax.rag.manifest import MANIFEST, read_manifest
 from grit_jax.rag.search import milvus
@@ -127,6 +127,30 @@ def test_added_replaced_deleted_and_copied_to_a_new_generation(model, tmp_path, 
     assert collections(path) == [f"{entry.name}_1"]  # that of the old files is gone
     build(model, path, rows[:1])
     assert_finds(Index.open(path, model), rows[:1])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_only_allowed_rows_are_found(model, tmp_path, monkeypatch, share):
+    """By the rows' numbers, or those of the others where they are fewer."""
+    path, rng = tmp_path / "index", np.random.default_rng(0)
+    rows = [row | {"metadata": {"kept": bool(rng.random() < share)}} for row in ROWS]
+    build(model, path, rows, vectors="milvus")
+    rows = rows[7:]  # so that numbers in the files and in the index differ
+    build(model, path, rows)
+    index = Index.open(path, model)
+    assert isinstance(index._search, MilvusSearch) and index.manifest.deleted
+    allowed = np.array([row["metadata"]["kept"] for row in rows])
+    queries = index.vectors[:30].astype(np.float64)
+    scores = np.where(allowed, queries @ index.vectors.astype(np.float64).T, -np.inf)
+    best = np.argsort(-scores.astype(np.float32), axis=1, kind="stable")[:, :6]
+    found = index.search(queries, 6, index.allowed("kept == true"))
+    np.testing.assert_array_equal(found.rows, best)
+    found = index.find([""] * 30, queries, 1000, Retrieval(where="kept == true"))
+    assert all(set(hits.rows.tolist()) == set(np.flatnonzero(allowed)) for hits in found)
+    assert index.search(queries, 6, np.zeros(len(rows), bool)).rows.shape == (30, 0)
+    monkeypatch.setattr(milvus, "MOST_FILTERED", 20)
+    with pytest.raises(GritError, match=f"keeps {allowed.sum()} of 393 documents.*at most 20 rows"):
+        index.search(queries, 6, allowed)
 
 
 def test_one_index_changes_to_milvus_and_back_without_encoding(model, tmp_path):
