@@ -14,7 +14,9 @@ from jaxtyping import Float
 
 from grit_jax.data.packing import round_up
 from grit_jax.errors import GritError
+from grit_jax.inference.adjustments import PLAIN, check_adjustments
 from grit_jax.inference.engine_steps import STEPS, EngineShape
+from grit_jax.inference.logprobs import TokenLogprobs
 from grit_jax.inference.records import KVRecord, Positions, check_record
 from grit_jax.inference.requests import Finish, GenerateRequest, GenerateResult, Pending, Seconds
 from grit_jax.inference.row_packing import bucket
@@ -45,6 +47,7 @@ class Generation:
     Attributes:
       tokens: new tokens of each prompt, without the end of sequence.
       finished: why each answer ended: "stop" at an end of sequence, "length" at its limit.
+      logprobs: of each answer's tokens; None for those that do not ask for them.
       logits: `logits[b, i]` are those that token `i` of prompt `b` was chosen from (that of the end
         of sequence included), zeros after the end.
     """
@@ -53,6 +56,7 @@ class Generation:
     finished: list[Finish]
     timings: Timings
     logits: Float[np.ndarray, "B new V"] | None = None
+    logprobs: list[TokenLogprobs | None] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +138,11 @@ def generate(
             bar.update(1)
     result.timings = runner.seconds
     kept: dict[int, np.ndarray] = {}
+    result.logprobs = [None] * len(prompts)
     for i, pending in zip(order, waiting, strict=True):
         answer = pending.result()
         result.tokens[i], result.finished[i] = answer.tokens, answer.finished
+        result.logprobs[i] = answer.logprobs
         if answer.logits is not None:
             kept[i] = answer.logits
     if options.return_logits:
@@ -184,7 +190,8 @@ def engine_shape(
     slots = round_up(1 << (rows - 1).bit_length(), shards)
     while slots > shards and not cache_fits(config, slots, capacity):
         slots = max(slots // 2, shards)
-    return EngineShape(slots, capacity, beside)
+    adjustable = any(request.sampling.adjustments != PLAIN for request in requests)
+    return EngineShape(slots, capacity, beside, adjustable)
 
 
 def cache_fits(config: ModelConfig, rows: int, length: int) -> bool:
@@ -242,6 +249,7 @@ def checked(request: GenerateRequest, config: ModelConfig) -> GenerateRequest:
         raise GritError(
             f"{name} has a token id outside the vocabulary (0 to {config.vocab_size - 1})"
         )
+    check_adjustments(request.sampling.adjustments, config.vocab_size, name)
     if request.records:
         check_records(config)
     for number, record in enumerate(request.records):

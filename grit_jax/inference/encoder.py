@@ -89,6 +89,32 @@ class FormattedTexts:
     truncated: list[int]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    """The tokens around an embedding text; the other attributes are as in `FormattedTexts`."""
+
+    head: list[int]
+    end: list[int]
+    prompt: int
+    pool_start: int
+    max_length: int
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text."""
+        return self.max_length - len(self.head) - len(self.end)
+
+    def around(self, bodies: Sequence[list[int]]) -> FormattedTexts:
+        """Texts in the format, cut to their room."""
+        return FormattedTexts(
+            [self.head + body[: self.room] + self.end for body in bodies],
+            self.prompt,
+            self.pool_start,
+            self.max_length,
+            [i for i, body in enumerate(bodies) if len(body) > self.room],
+        )
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class EncodedRows:
@@ -284,6 +310,32 @@ class Encoder:
           GritError: as `encode`.
         """
         texts = check_texts(texts)
+        frame = self._frame(instruction, max_length)
+        room = frame.room
+        limit = CHARACTERS_PER_TOKEN * (room + CUT_MARGIN)
+        bodies = self._bodies(instruction, [text[:limit] for text in texts])
+        # The few texts whose beginning was too short for `room` tokens are tokenised whole.
+        short = [
+            i
+            for i, ids in enumerate(bodies)
+            if len(texts[i]) > limit and len(ids) < room + CUT_MARGIN
+        ]
+        for i, ids in zip(short, self._bodies(instruction, [texts[i] for i in short]), strict=True):
+            bodies[i] = ids
+        return frame.around(bodies)
+
+    def format_ids(
+        self, ids: Sequence[Sequence[int]], instruction: str = "", max_length: int = MAX_LENGTH
+    ) -> FormattedTexts:
+        """`format` of texts that are token ids already.
+
+        Raises:
+          GritError: a `max_length` beyond the model's context, or an instruction that leaves no
+            room for a text.
+        """
+        return self._frame(instruction, max_length).around([list(text) for text in ids])
+
+    def _frame(self, instruction: str, max_length: int) -> _Frame:
         if not isinstance(instruction, str):
             raise GritError(
                 "instruction must be one string for all texts, got"
@@ -301,24 +353,8 @@ class Encoder:
                 f"instruction and tags take {prompt} tokens and max_length is {max_length}:"
                 " nothing is left for a text; shorten the instruction or raise max_length"
             )
-        room = max_length - len(head) - len(end)
-        limit = CHARACTERS_PER_TOKEN * (room + CUT_MARGIN)
-        bodies = self._bodies(instruction, [text[:limit] for text in texts])
-        # The few texts whose beginning was too short for `room` tokens are tokenised whole.
-        short = [
-            i
-            for i, ids in enumerate(bodies)
-            if len(texts[i]) > limit and len(ids) < room + CUT_MARGIN
-        ]
-        for i, ids in zip(short, self._bodies(instruction, [texts[i] for i in short]), strict=True):
-            bodies[i] = ids
-        return FormattedTexts(
-            [head + body[:room] + end for body in bodies],
-            prompt,
-            0 if self.chat.pools_prompt else len(head) + len(last),
-            max_length,
-            [i for i, body in enumerate(bodies) if len(body) > room],
-        )
+        pool_start = 0 if self.chat.pools_prompt else len(head) + len(last)
+        return _Frame(head, end, prompt, pool_start, max_length)
 
     def _bodies(self, instruction: str, texts: Sequence[str]) -> list[list[int]]:
         # How a text is tokenised depends on the tag before it, and on nothing before that tag.

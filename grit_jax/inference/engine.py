@@ -34,6 +34,7 @@ from jax.sharding import Mesh
 
 from grit_jax.data.packing import round_up
 from grit_jax.errors import GritError
+from grit_jax.inference.adjustments import PLAIN
 from grit_jax.inference.decode import PREFILL_TOKENS, checked
 from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.engine_steps import STEPS, EngineShape
@@ -120,7 +121,9 @@ class EngineStats:
     leaks: int
 
 
-def checked_shape(slots: int, context: int, int8_records: int, mesh: Mesh | None) -> EngineShape:
+def checked_shape(
+    slots: int, context: int, int8_records: int, mesh: Mesh | None, adjustable: bool = False
+) -> EngineShape:
     """Slots for each row shard of a mesh, at least `slots` in all.
 
     Raises:
@@ -132,7 +135,7 @@ def checked_shape(slots: int, context: int, int8_records: int, mesh: Mesh | None
     if int8_records < 0:
         raise GritError(f"int8_records must be 0 (none) or above, got {int8_records}")
     shards = num_row_shards(mesh) if mesh is not None else 1
-    return EngineShape(round_up(slots, shards), context, int8_records)
+    return EngineShape(round_up(slots, shards), context, int8_records, adjustable)
 
 
 class Engine:
@@ -199,7 +202,7 @@ class Engine:
 
         Returns:
           What its result will be: a `GenerateResult`; unit vectors `[N, D]` of an `EmbedRequest`;
-          log-probabilities `[len(ids) - start]` of a `ScoreRequest`.
+          log-probabilities `[len(ids) - start]` of a `ScoreRequest`, or `TokenLogprobs` with `top`.
 
         Raises:
           QueueFull: too many requests wait.
@@ -210,6 +213,11 @@ class Engine:
             request = self._runner.room.lowered(checked(request, self.config))
             if too_long := self._runner.room.too_long(request):
                 raise GritError(f"{request.name} needs {too_long}; shorten it or max_new_tokens")
+            if request.sampling.adjustments != PLAIN and not self._runner.shape.adjustable:
+                raise GritError(
+                    f"{request.name} has adjustments, and this engine was opened without"
+                    " adjustable=True"
+                )
         else:
             self._passes.check(request)
         pending: Pending[Any] = Pending(request, self._notify)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grit_jax.inference.adjustments import AdjustmentRows, SlotAdjustments
+from grit_jax.inference.logprobs import TokenLogprobs, no_logprobs, wanted_logprobs
 from grit_jax.inference.records import LayerRecords
 from grit_jax.inference.sampling import SamplingRows, SlotSettings, sample
 from grit_jax.models.cache import place_keys, rotate_keys
@@ -48,11 +50,13 @@ class EngineShape:
       capacity: tokens of a slot: prompt and answer, and records where they are kept beside them.
       int8_records: tokens of records that a slot holds as int8, apart from the others; 0: records
         are kept with prompt and answer, in the dtype of the model.
+      adjustable: whether requests may have `Adjustments`.
     """
 
     slots: int
     capacity: int
     int8_records: int = 0
+    adjustable: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -68,6 +72,7 @@ class EngineState:
       active: slots whose answers go on.
       finite: slots whose logits and caches have all been finite; an answer ends with the first that
         are not.
+      adjustments: of the requests, in an adjustable engine.
     """
 
     cache: SlotCache
@@ -77,6 +82,7 @@ class EngineState:
     active: Bool[Array, " B"]
     finite: Bool[Array, " B"]
     settings: SlotSettings
+    adjustments: SlotAdjustments | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -102,12 +108,13 @@ class PromptChunk:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class LastChunk:
-    """The shares whose prompt ends with a chunk, the settings of their requests, and the tokens
-    that end an answer (-1 matches nothing)."""
+    """The shares whose prompt ends with a chunk, their requests' settings, the tokens that end an
+    answer (-1 matches nothing), and adjustments in an adjustable engine."""
 
     here: Bool[Array, " P"]
     settings: SlotSettings
     eos: Int[Array, " n"]
+    adjustments: AdjustmentRows | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -120,6 +127,7 @@ class Chosen:
       counts: how many of them each slot has.
       active, finite: as `EngineState`, after the call.
       logits: those that each token was chosen from, if they were asked for.
+      logprobs: of the tokens, in an adjustable engine; zeros where no slot asks for them.
     """
 
     tokens: Int[Array, "B n"]
@@ -127,6 +135,7 @@ class Chosen:
     active: Bool[Array, " B"]
     finite: Bool[Array, " B"]
     logits: Float[Array, "B n V"] | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 def empty_state(config: ModelConfig, shape: EngineShape) -> EngineState:
@@ -139,7 +148,8 @@ def empty_state(config: ModelConfig, shape: EngineShape) -> EngineState:
     if shape.int8_records:
         records = empty_slots(config, B, shape.int8_records, jnp.dtype(jnp.int8))
     cache = empty_slots(config, B, shape.capacity)
-    return EngineState(cache, records, zeros, zeros, no, jnp.ones(B, bool), settings)
+    adjustments = SlotAdjustments.empty(B, config.vocab_size) if shape.adjustable else None
+    return EngineState(cache, records, zeros, zeros, no, jnp.ones(B, bool), settings, adjustments)
 
 
 def insert_records(
@@ -339,6 +349,8 @@ def generate(
     tokens = jnp.zeros((B, STEPS), jnp.int32)
     logits = jnp.zeros((B, STEPS, config.vocab_size), jnp.float32) if return_logits else None
     counts = jnp.zeros(B, jnp.int32)
+    adjusts = state.adjustments is not None
+    logprobs = no_logprobs((B, STEPS), config.vocab_size) if adjusts else None
 
     def goes_on(carry: tuple) -> jax.Array:
         step, state, *_ = carry
@@ -346,7 +358,7 @@ def generate(
         return (step < steps) & state.active.any() & ~ended
 
     def body(carry: tuple) -> tuple:
-        step, state, tokens, counts, kept = carry
+        step, state, tokens, counts, kept, logprobs = carry
         active = state.active
         caches = [cache for cache in (state.records, state.cache) if cache is not None]
         lengths = [jnp.where(active, cache.lengths, 0) for cache in caches]
@@ -364,7 +376,13 @@ def generate(
         k = rotate_keys(kv, position[:, None], jnp.ones((B, 1), jnp.int32), config)
         cache = append(state.cache, k[..., 0], kv.v[..., 0, :], position, active)
         logits = model.logits(out.hidden[:, 0])
-        token = sample(logits, state.settings.sampling, state.count)
+        adjustments = state.adjustments
+        chosen_from = logits if adjustments is None else adjustments.apply(logits, active)
+        token = sample(chosen_from, state.settings.sampling, state.count)
+        if adjustments is not None:
+            adjustments = adjustments.count(token, active)
+            new = wanted_logprobs(logits, token, adjustments.logprobs & active)
+            logprobs = logprobs.with_column(new, step)
         ok = _is_finite(logits) & cache.finite
         # Written where the slot's answer goes on; all active slots are at the same step.
         tokens = jax.lax.dynamic_update_slice(
@@ -382,13 +400,14 @@ def generate(
             count=count,
             active=active & ~ended,
             finite=state.finite & (ok | ~active),
+            adjustments=adjustments,
         )
-        return step + 1, state, tokens, counts + active, kept
+        return step + 1, state, tokens, counts + active, kept, logprobs
 
-    _, state, tokens, counts, logits = jax.lax.while_loop(
-        goes_on, body, (jnp.zeros((), jnp.int32), state, tokens, counts, logits)
+    _, state, tokens, counts, logits, logprobs = jax.lax.while_loop(
+        goes_on, body, (jnp.zeros((), jnp.int32), state, tokens, counts, logits, logprobs)
     )
-    return state, Chosen(tokens, counts, state.active, state.finite, logits)
+    return state, Chosen(tokens, counts, state.active, state.finite, logits, logprobs)
 
 
 def open_slot(state: EngineState, span: Span) -> EngineState:
@@ -451,7 +470,12 @@ def _first_token(
     settings = last.settings
     ends = jnp.take_along_axis(hidden, jnp.maximum(span.count - 1, 0)[:, None, None], axis=1)
     logits = model.logits(ends[:, 0])
-    token = sample(logits, settings.sampling, jnp.zeros_like(span.count))
+    rows, adjustments, logprobs = last.adjustments, state.adjustments, None
+    chosen_from = logits if rows is None else rows.apply(logits)
+    token = sample(chosen_from, settings.sampling, jnp.zeros_like(span.count))
+    if adjustments is not None and rows is not None:
+        logprobs = wanted_logprobs(logits, token, rows.logprobs & last.here)[:, None]
+        adjustments = adjustments.begin(rows, token, span.local, last.here)
     finite = _is_finite(logits) & pick(state.cache.finite, span.local)
     if state.records is not None:
         finite &= pick(state.records.finite, span.local)
@@ -464,8 +488,9 @@ def _first_token(
         active=at(state.active, ~ended),
         finite=at(state.finite, finite),
         settings=jax.tree.map(at, state.settings, settings),
+        adjustments=adjustments,
     )
-    chosen = Chosen(token[:, None], jnp.ones_like(token), ~ended, finite, logits[:, None])
+    chosen = Chosen(token[:, None], jnp.ones_like(token), ~ended, finite, logits[:, None], logprobs)
     return state, chosen
 
 

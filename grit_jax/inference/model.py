@@ -363,6 +363,7 @@ class GritLM:
         limits: EngineLimits = EngineLimits(),
         *,
         int8_records: int = 0,
+        adjustable: bool = False,
     ) -> Engine:
         """An engine that runs requests of this model from many threads.
 
@@ -371,13 +372,15 @@ class GritLM:
           context: tokens of a slot: records, prompt and answer; None: the model's context.
           int8_records: tokens of records that a slot holds as int8, apart from `context`; 0:
             records are kept as they are, within `context`.
+          adjustable: whether requests may have penalties, biases and log-probabilities
+            (`Adjustments`); takes 8 bytes for each slot and token of the vocabulary.
 
         Raises:
           GritError: a number that is too small or no whole number.
         """
         options = RunnerOptions(self.stop_ids, self.generation_mode, mesh=self.mesh)
         context = self.config.context_length if context is None else context
-        shape = checked_shape(slots, context, int8_records, self.mesh)
+        shape = checked_shape(slots, context, int8_records, self.mesh, adjustable)
         return Engine(self.params, self.config, self.encoder, shape, options, limits)
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from grit_jax.errors import GritError
 from grit_jax.inference.encoder import EncodedRows, Encoder, PackedTexts
 from grit_jax.inference.fair_queue import FairQueue
+from grit_jax.inference.logprobs import TokenLogprobs, logprobs_of
 from grit_jax.inference.requests import EmbedRequest, Pending, ScoreRequest
 from grit_jax.inference.row_packing import RowBatch, batch_shapes, pack_rows
 from grit_jax.models.config import ModelConfig
@@ -31,16 +33,19 @@ from grit_jax.sharding import put_rows, to_host
 from grit_jax.types import AttentionMode, Rows
 
 LOGIT_BLOCK = 1024  # tokens whose logits exist at a time
+TOP_BLOCK = 256  # the same, where the most likely tokens are asked for
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mode"))
+@functools.partial(jax.jit, static_argnames=("config", "mode", "top"))
 def score_step(
-    params: Params, rows: Rows, *, config: ModelConfig, mode: AttentionMode
-) -> Float[Array, "B T"]:
+    params: Params, rows: Rows, *, config: ModelConfig, mode: AttentionMode, top: bool = False
+) -> Float[Array, "B T"] | TokenLogprobs:
     """The negative log-probability of each token given those before it in its segment; that of a
-    segment's first token has no meaning."""
+    segment's first token has no meaning. With `top`, `TokenLogprobs` `[B T ..]`."""
     model = Transformer(config, params)
     out = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks)
+    if top:
+        return _top_logprobs(model, out.hidden, rows.tokens)
     return token_losses(
         out.hidden,
         rows.tokens,
@@ -48,6 +53,18 @@ def score_step(
         softcap=config.final_logit_softcapping,
         block=LOGIT_BLOCK,
     )
+
+
+def _top_logprobs(
+    model: Transformer, hidden: Float[Array, "B T D"], tokens: Int[Array, "B T"]
+) -> TokenLogprobs:
+    """Of each token given the state before it; of the first column without meaning."""
+    before = jnp.roll(hidden, 1, axis=1).reshape(-1, hidden.shape[-1])
+    one = lambda pair: jax.tree.map(
+        lambda array: array[0], logprobs_of(model.logits(pair[0][None]), pair[1][None])
+    )
+    flat = jax.lax.map(one, (before, tokens.reshape(-1)), batch_size=TOP_BLOCK)
+    return jax.tree.map(lambda array: array.reshape(*tokens.shape, *array.shape[1:]), flat)
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,6 +81,10 @@ class _Job:
     def is_score(self) -> bool:
         return isinstance(self.pending.request, ScoreRequest)
 
+    @property
+    def kind(self) -> str:
+        return _kind(self.pending.request)
+
 
 @dataclasses.dataclass
 class _Batch:
@@ -71,7 +92,7 @@ class _Batch:
 
     rows: RowBatch
     texts: PackedTexts
-    output: EncodedRows | jax.Array
+    output: EncodedRows | jax.Array | TokenLogprobs
     owners: list[tuple[_Job, int]]
 
 
@@ -176,12 +197,13 @@ class PassRunner:
             for i in (i for row in batch.rows.texts for i in row):
                 self._add(*batch.owners[i], batch.texts.vectors[i])
             return
-        losses = to_host(batch.output)
+        output = jax.tree.map(to_host, batch.output)
         for row, numbers in enumerate(batch.rows.texts):
             for i, start, stop in batch.texts.spans(numbers):
                 job, number = batch.owners[i]
                 first = start + job.pending.request.start
-                self._add(job, number, -losses[row, first:stop])
+                scores = output[row, first:stop]
+                self._add(job, number, scores if job.pending.request.top else -scores)
 
     def drop_cancelled(self) -> None:
         """Ends cancelled requests; what is on the device is not waited for."""
@@ -220,18 +242,17 @@ class PassRunner:
 
     def _next_job(self, chosen: list[tuple[_Job, int]], started_first: bool) -> _Job | None:
         """The next request of the kind of those chosen."""
-        kind = chosen[0][0].is_score if chosen else None
-        of_kind = lambda is_score: kind is None or is_score == kind
-        goes_on = self._started and of_kind(self._started[0].is_score)
+        kind = chosen[0][0].kind if chosen else None
+        of_kind = lambda other: kind is None or other == kind
+        goes_on = self._started and of_kind(self._started[0].kind)
         if goes_on and started_first:
             return self._started.popleft()
         while self.waiting:
-            is_score = isinstance(self.waiting.peek().request, ScoreRequest)
-            if not of_kind(is_score):
+            if not of_kind(_kind(self.waiting.peek().request)):
                 break
             pending = self.waiting.get()
             request = pending.request
-            texts = [request.ids] if is_score else request.ids
+            texts = [request.ids] if isinstance(request, ScoreRequest) else request.ids
             job = _Job(pending, texts, 0, len(texts), [None] * len(texts))
             self._jobs.add(job)
             if len(texts):
@@ -247,12 +268,14 @@ class PassRunner:
 
     def _run(
         self, rows: RowBatch, texts: PackedTexts, chosen: list[tuple[_Job, int]]
-    ) -> EncodedRows | jax.Array:
+    ) -> EncodedRows | jax.Array | TokenLogprobs:
         if chosen[0][0].is_score:
-            return self._score(rows, texts)
+            return self._score(rows, texts, top=chosen[0][0].pending.request.top)
         return self.encoder.dispatch(rows, texts)
 
-    def _score(self, batch: RowBatch, texts: PackedTexts) -> jax.Array:
+    def _score(
+        self, batch: RowBatch, texts: PackedTexts, *, top: bool = False
+    ) -> jax.Array | TokenLogprobs:
         encoder = self.encoder
         rows, answers = texts.lay_out(batch, encoder.tokenizer.pad_id)
         if self.mode is AttentionMode.PREFIX:
@@ -262,12 +285,13 @@ class PassRunner:
         with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
             if mesh is not None:
                 rows = put_rows(rows, mesh)
-            return score_step(encoder.params, rows, config=encoder.config, mode=self.mode)
+            return score_step(encoder.params, rows, config=encoder.config, mode=self.mode, top=top)
 
-    def _add(self, job: _Job, number: int, result: np.ndarray) -> None:
+    def _add(self, job: _Job, number: int, result: Any) -> None:
         if job not in self._jobs:  # cancelled
             return
-        if not np.isfinite(result).all():
+        scores = result.chosen if isinstance(result, TokenLogprobs) else result
+        if not np.isfinite(scores).all():
             cause = describe_cause(self.encoder.params, self.encoder.config.dtype)
             self._end(job)
             job.pending.fail(GritError(f"{job.pending.request.name} is not finite: {cause}"))
@@ -289,3 +313,10 @@ class PassRunner:
         self._jobs.discard(job)
         if job in self._started:
             self._started.remove(job)
+
+
+def _kind(request: EmbedRequest | ScoreRequest) -> str:
+    """What a batch holds requests of: one program runs all of it."""
+    if isinstance(request, ScoreRequest):
+        return "top" if request.top else "score"
+    return "embed"

@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from grit_jax.inference.logprobs import TokenLogprobs
 from grit_jax.inference.records import KVRecord, Positions
 from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.text.length import DefaultLength
@@ -29,6 +30,8 @@ class GenerateRequest:
       records: documents and queries before the prompt, in the order of reading.
       positions: rotary positions of the records (see `records.Positions`).
       on_tokens: called with new tokens as they are chosen, in the engine's thread.
+      on_logprobs: called with the log-probabilities of new tokens, right before `on_tokens`; for
+        requests that ask for log-probabilities (`Adjustments.logprobs`).
       name: what errors call the request.
       user: requests of different users are served in turn.
     """
@@ -38,6 +41,7 @@ class GenerateRequest:
     sampling: Sampling = GREEDY
     positions: Positions = "running"
     on_tokens: Callable[[list[int]], None] | None = None
+    on_logprobs: Callable[[TokenLogprobs], None] | None = None
     name: str = "the prompt"
     user: str = ""
 
@@ -109,12 +113,13 @@ class EmbedRequest:
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoreRequest:
     """Token ids whose log-probabilities are asked for, from `start` (at least 1) on, given all
-    tokens before each."""
+    tokens before each. With `top`, the most likely tokens in their places, too."""
 
     ids: Sequence[int]
     start: int
     name: str = "the text"
     user: str = ""
+    top: bool = False
 
 
 @dataclasses.dataclass
@@ -151,12 +156,14 @@ class GenerateResult:
       finished: "stop" at an end of sequence, "length" at the limit.
       logits: those that each token was chosen from, that of the end of sequence included, where the
         engine returns them.
+      logprobs: of the tokens, where the request asks for them.
     """
 
     tokens: list[int]
     finished: Finish
     times: Times
     logits: Float[np.ndarray, "n V"] | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 class Pending(Generic[R]):
@@ -195,6 +202,11 @@ class Pending(Generic[R]):
     def done(self) -> bool:
         """Whether there is a result or an error."""
         return self._future.done()
+
+    def on_done(self, call: Callable[[], None]) -> None:
+        """Calls `call` once there is a result or an error, in the thread that sets it; at once if
+        there is one."""
+        self._future.add_done_callback(lambda _: call())
 
     def finish(self, result: R) -> None:
         """Sets the result; for the engine."""

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from grit_jax.errors import GritError
+from grit_jax.inference.adjustments import PLAIN, Adjustments
 from grit_jax.runtime.arguments import finite_number, whole_number
 from grit_jax.text.length import MAX_NEW_TOKENS
 
@@ -36,6 +37,7 @@ class Sampling:
       top_k: keeps the most likely tokens (0: all).
       seed: any whole number; taken modulo 2**32.
       ignore_eos: continue to `max_new_tokens` past an end of sequence (for benchmarks).
+      adjustments: penalties, biases and log-probabilities.
 
     Raises:
       GritError: a value of another type or out of range.
@@ -47,6 +49,7 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     ignore_eos: bool = False
+    adjustments: Adjustments = PLAIN
 
     def __post_init__(self) -> None:
         whole_number("max_new_tokens", self.max_new_tokens, 1)

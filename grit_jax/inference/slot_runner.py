@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grit_jax.errors import GritError
+from grit_jax.inference.adjustments import adjustment_rows
 from grit_jax.inference.engine_steps import (
     STEPS,
     Chosen,
@@ -35,10 +36,12 @@ from grit_jax.inference.engine_steps import (
     prefill_step,
     release_step,
 )
+from grit_jax.inference.logprobs import joined
 from grit_jax.inference.record_loader import RecordLoader, in_one_piece, lay_out_whole
-from grit_jax.inference.requests import GenerateRequest, GenerateResult, Pending, Seconds, SlotRoom
+from grit_jax.inference.requests import GenerateResult, Pending, Seconds, SlotRoom
 from grit_jax.inference.row_packing import bucket, round_up
 from grit_jax.inference.sampling import Sampling, settings_of
+from grit_jax.inference.slot_jobs import Call, Job
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.finite import describe_cause
 from grit_jax.models.parameters import stack_indices
@@ -82,48 +85,6 @@ class RunnerOptions:
     mesh: Mesh | None = None
 
 
-@dataclasses.dataclass(eq=False)
-class _Job:
-    """A request in a slot.
-
-    Attributes:
-      start: tokens in the slot's cache; prompts continue there.
-      read: tokens of the prompt that were dispatched.
-      loader: its records that are still to be inserted.
-      planned: tokens of the answer that were dispatched, at most.
-      live: False once it has ended for the host.
-    """
-
-    pending: Pending[GenerateResult]
-    slot: int
-    start: int = 0
-    read: int = 0
-    loader: RecordLoader | None = None
-    planned: int = 0
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logits: list[np.ndarray] = dataclasses.field(default_factory=list)
-    live: bool = True
-
-    @property
-    def request(self) -> GenerateRequest:
-        return self.pending.request
-
-    @property
-    def rest(self) -> int:
-        """Tokens of the prompt that are still to be dispatched."""
-        return len(self.request.prompt) - self.read
-
-
-@dataclasses.dataclass
-class _Call:
-    """A dispatched call: what it returns, the job of each of its rows, and the steps planned."""
-
-    chosen: Chosen
-    jobs: dict[int, _Job]
-    steps: int
-    is_prefill: bool
-
-
 class SlotRunner:
     """Runs requests in the slots of one state on the device."""
 
@@ -144,12 +105,12 @@ class SlotRunner:
         records = self.state.records
         self.room = SlotRoom(self.state.cache.capacity, records.capacity if records else None)
         self.shape = shape
-        self.jobs: list[_Job | None] = [None] * shape.slots
+        self.jobs: list[Job | None] = [None] * shape.slots
         self.seconds = Seconds()
         self.steps_per_second = 0.0
-        self._reading: collections.deque[_Job] = collections.deque()
-        self._loading: list[_Job] = []
-        self._calls: collections.deque[_Call] = collections.deque()
+        self._reading: collections.deque[Job] = collections.deque()
+        self._loading: list[Job] = []
+        self._calls: collections.deque[Call] = collections.deque()
         self._marked, self._waited = time.perf_counter(), 0.0
         eos = options.eos_ids or (-1,)
         self._eos = np.asarray(eos, np.int32)
@@ -182,7 +143,7 @@ class SlotRunner:
         ]
         share = used.index(min(used))
         slot = share * per_share + self.jobs[share * per_share :].index(None)
-        job = _Job(pending, slot)
+        job = Job(pending, slot)
         if self.idle:
             self._mark()
         self.jobs[slot] = job
@@ -255,7 +216,7 @@ class SlotRunner:
             )
         for job in going.values():
             job.planned += steps
-        self._calls.append(_Call(chosen, going, steps, is_prefill=False))
+        self._calls.append(Call(chosen, going, steps, is_prefill=False))
         return True
 
     def collect(self) -> None:
@@ -264,6 +225,9 @@ class SlotRunner:
         tokens, counts = np.asarray(call.chosen.tokens), np.asarray(call.chosen.counts)
         active, finite = np.asarray(call.chosen.active), np.asarray(call.chosen.finite)
         kept = np.asarray(call.chosen.logits) if self.options.return_logits else None
+        logprobs = call.chosen.logprobs
+        if any(job.request.sampling.adjustments.logprobs for job in call.jobs.values()):
+            logprobs = jax.tree.map(np.asarray, logprobs)
         seconds = self._mark()
         if call.is_prefill:
             self.seconds.prefill += seconds
@@ -283,6 +247,8 @@ class SlotRunner:
                 continue
             if kept is not None:
                 job.logits.append(kept[row, :count])
+            if job.request.sampling.adjustments.logprobs and logprobs is not None:
+                job.logprobs.append(logprobs[row, :count])
             self._add(job, tokens[row, :count].tolist(), goes_on=bool(active[row]))
 
     def fail_all(self, error: BaseException) -> None:
@@ -328,11 +294,11 @@ class SlotRunner:
         self._waited = 0.0
         return seconds
 
-    def _place(self, job: _Job) -> tuple[int, int]:
+    def _place(self, job: Job) -> tuple[int, int]:
         """The share of a job's slot, and the slot's number in it."""
         return divmod(job.slot, len(self.jobs) // self.shares)
 
-    def _span(self, jobs: dict[int, _Job], parts: dict[int, tuple[int, int]]) -> Span:
+    def _span(self, jobs: dict[int, Job], parts: dict[int, tuple[int, int]]) -> Span:
         """Where one job of each share writes; `parts` are start and count by share."""
         local, start, count = np.zeros((3, self.shares), np.int32)
         for share, job in jobs.items():
@@ -340,12 +306,12 @@ class SlotRunner:
             start[share], count[share] = parts[share]
         return Span(local, start, count)
 
-    def _chunk_size(self, job: _Job) -> tuple[int, int]:
+    def _chunk_size(self, job: Job) -> tuple[int, int]:
         """Tokens of a job's next chunk, and their bucket. Both depend on the request alone."""
         count = job.rest if self._whole_prompts else min(job.rest, self.options.chunk)
         return count, min(prompt_bucket(count), self.room.capacity)
 
-    def _next_chunk(self, jobs: dict[int, _Job]) -> tuple[PromptChunk, LastChunk]:
+    def _next_chunk(self, jobs: dict[int, Job]) -> tuple[PromptChunk, LastChunk]:
         """The next chunks of jobs with one bucket, which are advanced."""
         size = max(self._chunk_size(job)[1] for job in jobs.values())
         tokens = np.zeros((self.shares, size), np.int32)
@@ -358,14 +324,17 @@ class SlotRunner:
             samplings[share] = job.request.sampling
             here[share] = count == job.rest
             job.read, job.start = job.read + count, job.start + count
-        settings = settings_of(samplings)
+        settings, adjustments = settings_of(samplings), None
+        if self.shape.adjustable:
+            asked = [sampling.adjustments for sampling in samplings]
+            adjustments = adjustment_rows(asked, self.config.vocab_size)
         chunk = PromptChunk(tokens, self._span(jobs, parts), self._mode)
-        return chunk, LastChunk(here, settings, self._eos)
+        return chunk, LastChunk(here, settings, self._eos, adjustments)
 
     def _read_chunk(self) -> int:
         """Dispatches the next chunk of the first prompt, and of the first of each other share if
         they are of the same bucket."""
-        jobs: dict[int, _Job] = {}
+        jobs: dict[int, Job] = {}
         size = self._chunk_size(self._reading[0])[1]
         for job in self._reading:
             share = self._place(job)[0]
@@ -380,16 +349,16 @@ class SlotRunner:
         self._after_chunk(chosen, jobs, last)
         return counts
 
-    def _after_chunk(self, chosen: Chosen, jobs: dict[int, _Job], last: LastChunk) -> None:
+    def _after_chunk(self, chosen: Chosen, jobs: dict[int, Job], last: LastChunk) -> None:
         ended = {share: job for share, job in jobs.items() if last.here[share]}
         for job in ended.values():
             job.planned = 1
             if job in self._reading:
                 self._reading.remove(job)
         if ended:
-            self._calls.append(_Call(chosen, ended, 1, is_prefill=True))
+            self._calls.append(Call(chosen, ended, 1, is_prefill=True))
 
-    def _insert(self, job: _Job, wait: float) -> int:
+    def _insert(self, job: Job, wait: float) -> int:
         """Dispatches the layers of a job's records that have come, and the first chunk of its
         prompt over each; returns the tokens of that chunk once it is through."""
         loader = job.loader
@@ -454,7 +423,7 @@ class SlotRunner:
             self._after_chunk(chosen, {share: job}, loader.last)
             return int(loader.chunk.span.count.sum())
 
-    def _add(self, job: _Job, new: list[int], *, goes_on: bool) -> None:
+    def _add(self, job: Job, new: list[int], *, goes_on: bool) -> None:
         """Adds the tokens of a call to a job's answer."""
         sampling = job.request.sampling
         stopped = (
@@ -469,6 +438,8 @@ class SlotRunner:
         job.tokens += new
         if new and job.request.on_tokens is not None:
             try:
+                if job.request.on_logprobs is not None:
+                    job.request.on_logprobs(job.logprobs[-1][: len(new)])
                 job.request.on_tokens(new)
             except Exception as error:  # the caller's own: its request ends, the others do not
                 self._fail(job, error)
@@ -479,14 +450,22 @@ class SlotRunner:
         if not goes_on:
             self._free(job)
             logits = np.concatenate(job.logits) if job.logits else None
-            finished = "stop" if stopped else "length"
-            job.pending.finish(GenerateResult(job.tokens, finished, job.pending.times, logits))
+            logprobs = joined(job.logprobs)[: len(job.tokens)] if job.logprobs else None
+            job.pending.finish(
+                GenerateResult(
+                    job.tokens,
+                    "stop" if stopped else "length",
+                    job.pending.times,
+                    logits,
+                    logprobs,
+                )
+            )
 
-    def _fail(self, job: _Job, error: BaseException) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         self._free(job)
         job.pending.fail(error)
 
-    def _free(self, job: _Job) -> None:
+    def _free(self, job: Job) -> None:
         job.live = False
         self.jobs[job.slot] = None
         if job.loader is not None:

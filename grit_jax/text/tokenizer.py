@@ -236,6 +236,15 @@ class Tokenizer:
         """The text of ids; special tokens are left out unless `skip_special` is False."""
         return self._template.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
+    @property
+    def json(self) -> str:
+        """The content of its tokenizer.json."""
+        return self._json
+
+    def token_text(self, token: int) -> str | None:
+        """How the vocabulary spells a token; None for an id that no token has."""
+        return self._template.id_to_token(token)
+
     def format(self, chat: ChatFormat = GRIT) -> ChatFormat:
         """`chat` with this tokenizer's own begin and end of sequence, unless the format's are
         special tokens here.

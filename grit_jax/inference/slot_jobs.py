@@ -1,0 +1,55 @@
+"""What the runner of an engine's slots knows of its requests and of the calls under way."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from grit_jax.inference.engine_steps import Chosen
+from grit_jax.inference.logprobs import TokenLogprobs
+from grit_jax.inference.record_loader import RecordLoader
+from grit_jax.inference.requests import GenerateRequest, GenerateResult, Pending
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A request in a slot.
+
+    Attributes:
+      start: tokens in the slot's cache; prompts continue there.
+      read: tokens of the prompt that were dispatched.
+      loader: its records that are still to be inserted.
+      planned: tokens of the answer that were dispatched, at most.
+      live: False once it has ended for the host.
+    """
+
+    pending: Pending[GenerateResult]
+    slot: int
+    start: int = 0
+    read: int = 0
+    loader: RecordLoader | None = None
+    planned: int = 0
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logits: list[np.ndarray] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+    live: bool = True
+
+    @property
+    def request(self) -> GenerateRequest:
+        return self.pending.request
+
+    @property
+    def rest(self) -> int:
+        """Tokens of the prompt that are still to be dispatched."""
+        return len(self.request.prompt) - self.read
+
+
+@dataclasses.dataclass
+class Call:
+    """A dispatched call: what it returns, the job of each of its rows, and the steps planned."""
+
+    chosen: Chosen
+    jobs: dict[int, Job]
+    steps: int
+    is_prefill: bool
