@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from grit_jax import __version__
-from grit_jax.cli import bench, data, encode, eval, flags, plan, quickstart, rag, train
+from grit_jax.cli import bench, data, encode, eval, flags, plan, quickstart, rag, serve, train
 from grit_jax.cli.output import STDOUT, discard_stdout, escape_unprintable
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError, out_of_memory
@@ -31,6 +31,7 @@ VERBS: dict[str, Verb] = {
         encode.GENERATE,
         rag.INDEX,
         rag.ASK,
+        serve.SERVE,
         eval.EVAL,
         plan.PLAN,
         quickstart.EVIDENCE,

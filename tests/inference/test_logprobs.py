@@ -20,9 +20,7 @@ def check(logprobs, tokens: list[int], expected: np.ndarray) -> None:
     """`expected` `[n V]` are the log-probabilities of the whole vocabulary."""
     rows = np.arange(len(tokens))
     np.testing.assert_allclose(logprobs.chosen, expected[rows, tokens], atol=1e-4)
-    np.testing.assert_allclose(
-        logprobs.top, np.sort(expected, axis=1)[:, ::-1][:, :TOP], atol=1e-4
-    )
+    np.testing.assert_allclose(logprobs.top, np.sort(expected, axis=1)[:, ::-1][:, :TOP], atol=1e-4)
     np.testing.assert_allclose(
         np.take_along_axis(expected, np.asarray(logprobs.top_ids), 1), logprobs.top, atol=1e-4
     )

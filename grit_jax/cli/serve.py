@@ -1,0 +1,125 @@
+"""`grit serve`: one HTTP endpoint for embeddings and answers."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+from grit_jax.cli import flags
+from grit_jax.cli.model import add_model, load_model
+from grit_jax.cli.verb import Verb
+from grit_jax.errors import GritError
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")  # of the extra `serve`
+
+
+def _serve_flags(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen (default: %(default)s, this machine only; 0.0.0.0: all networks)",
+    )
+    parser.add_argument(
+        "--port",
+        type=flags.natural,
+        default=8000,
+        metavar="N",
+        help="(default: %(default)s; 0 takes a free one, which is printed)",
+    )
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help="what the field 'model' of requests says (default: MODEL as it is written here)",
+    )
+    parser.add_argument(
+        "--slots",
+        type=flags.positive,
+        default=16,
+        metavar="N",
+        help="answers that are generated together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--context",
+        type=flags.positive,
+        metavar="N",
+        help="tokens of a slot: documents, prompt and answer (default: the model's context, or as "
+        "many as 4 GiB hold for all slots)",
+    )
+    parser.add_argument(
+        "--instruction",
+        default="",
+        metavar="T",
+        help="of embedding requests with input_type 'query' and no instruction of their own "
+        "(default: none)",
+    )
+    parser.add_argument(
+        "--api-keys",
+        type=flags.path,
+        metavar="FILE",
+        help="requests must carry one of the keys in this file, one a line (default: no key)",
+    )
+    parser.add_argument(
+        "--max-queue",
+        type=flags.positive,
+        default=256,
+        metavar="N",
+        help="requests that may wait; one more is answered with 429 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-body-bytes",
+        type=flags.positive,
+        default=32 * 2**20,
+        metavar="N",
+        help="of a request (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-request-tokens",
+        type=flags.positive,
+        default=300_000,
+        metavar="N",
+        help="of all inputs of a request together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=flags.positive,
+        default=120,
+        metavar="SECONDS",
+        help="that open requests have to end after SIGTERM (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-warm-up",
+        action="store_true",
+        help="compile programs when they are first needed, not before the server is ready",
+    )
+
+
+def serve(args: argparse.Namespace) -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise GritError(
+            f"{', '.join(missing)} not installed; run pip install 'grit-jax[serve]' first"
+        )
+    from grit_jax.serving.server import serve as run
+    from grit_jax.serving.settings import ServeLimits, ServeSettings, read_api_keys
+
+    if args.port > 65535:
+        raise GritError(f"--port {args.port}: expected a number up to 65535")
+    limits = ServeLimits(
+        body_bytes=args.max_body_bytes, tokens=args.max_request_tokens, queue=args.max_queue
+    )
+    settings = ServeSettings(
+        name=args.name or args.model,
+        slots=args.slots,
+        context=args.context,
+        instruction=args.instruction,
+        api_keys=read_api_keys(args.api_keys) if args.api_keys else (),
+        limits=limits,
+        warm_up=not args.no_warm_up,
+        grace=args.grace,
+    )
+    run(load_model(args), settings, args.host, args.port)
+
+
+SERVE = Verb("serve", "serve embeddings and answers over HTTP", _serve_flags, serve)

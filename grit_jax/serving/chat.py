@@ -1,0 +1,135 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from grit_jax.inference.requests import GenerateRequest
+from grit_jax.serving.answers import Delta, RunningAnswer, start_all
+from grit_jax.serving.embeddings import Reply
+from grit_jax.serving.errors import bad_request
+from grit_jax.serving.generation import (
+    Stream,
+    check_choices,
+    new_id,
+    now,
+    samplings_of,
+    stop_strings,
+    streamed,
+    token_logprobs,
+    usage_of,
+)
+from grit_jax.serving.messages import plain_messages
+from grit_jax.serving.protocol import ChatBody
+from grit_jax.serving.service import Service, gather
+from grit_jax.text.length import DefaultLength
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """What all parts of a reply have in common."""
+
+    service: Service
+    name: str
+    id: str
+    created: int
+    top: int | None  # most likely tokens beside each; None: no log-probabilities
+
+    def body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.name,
+            "choices": choices,
+        }
+
+    def logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        if self.top is None or delta.logprobs is None:
+            return None
+        content = token_logprobs(self.service, delta.tokens, delta.logprobs, self.top)
+        return {"content": content, "refusal": None}
+
+
+async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
+    """Answers a conversation.
+
+    Raises:
+      ApiError: a request that is refused, or an answer that fails.
+    """
+    name = service.check_model(body.model)
+    check_choices(service, body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_request("top_logprobs: only with logprobs: true", "top_logprobs")
+    if (form := (body.response_format or {}).get("type", "text")) != "text":
+        raise bad_request(
+            f"response_format: this server has 'text' only, got {form!r:.60}", "response_format"
+        )
+    messages = plain_messages(body.messages)
+    samplings = samplings_of(body, _most_tokens(service, body), logprobs=bool(body.logprobs))
+    stop = stop_strings(service, body)
+    service.check_ready()
+    prompt = await service.prepare(lambda: service.model.prompt_ids(messages)[0])
+    requests = [
+        GenerateRequest(prompt, (), sampling, name="messages", user=user) for sampling in samplings
+    ]
+    answers = start_all(service, requests, stop, whole=not body.stream)
+    top = (body.top_logprobs or 0) if body.logprobs else None
+    form_ = _Form(service, name, new_id("chatcmpl"), now(), top)
+    if body.stream:
+        return _stream(form_, body, answers)
+    deltas = await gather([answer.complete() for answer in answers])
+    usage = usage_of(answers, len(answers))
+    reply = form_.body(
+        "chat.completion",
+        [
+            {
+                "index": number,
+                "message": {
+                    "role": "assistant",
+                    "content": delta.text,
+                    "refusal": None,
+                    "annotations": [],
+                },
+                "logprobs": form_.logprobs(delta),
+                "finish_reason": delta.finished,
+            }
+            for number, delta in enumerate(deltas)
+        ],
+    )
+    reply["usage"] = usage.body()
+    return Reply(reply, usage.prompt, usage.cached, usage.completion)
+
+
+def _most_tokens(service: Service, body: ChatBody) -> int:
+    """Tokens of an answer, at most: by default what the prompt leaves of the context."""
+    given = (
+        body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    )
+    if given is None:
+        return DefaultLength(service.context)
+    if given < 1:
+        raise bad_request("max_tokens: expected at least 1", "max_tokens")
+    return given
+
+
+def _stream(form: _Form, body: ChatBody, answers: list[RunningAnswer]) -> Stream:
+    usage_wanted = body.stream_options is not None and bool(body.stream_options.include_usage)
+    usage = lambda: usage_of(answers, len(answers))
+
+    def part(number: int, content: dict[str, Any], delta: Delta | None) -> dict[str, Any]:
+        choice = {
+            "index": number,
+            "delta": content,
+            "logprobs": form.logprobs(delta) if delta is not None else None,
+            "finish_reason": delta.finished if delta is not None else None,
+        }
+        chunk = form.body("chat.completion.chunk", [choice])
+        return chunk | {"usage": None} if usage_wanted else chunk
+
+    head = lambda number: [part(number, {"role": "assistant", "content": ""}, None)]
+    chunk = lambda number, delta: part(number, {"content": delta.text} if delta.text else {}, delta)
+    last: Any = lambda: form.body("chat.completion.chunk", []) | {"usage": usage().body()}
+    events = streamed(answers, head, chunk, last if usage_wanted else None)
+    return Stream(events, usage, answers)

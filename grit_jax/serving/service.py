@@ -1,0 +1,209 @@
+"""A model and its engine behind the endpoints: what a request needs, and how it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from grit_jax.errors import GritError
+from grit_jax.inference.decode import MOST_CACHE_BYTES, bytes_per_token
+from grit_jax.inference.engine import EngineLimits
+from grit_jax.inference.fair_queue import QueueFull
+from grit_jax.inference.model import GritLM
+from grit_jax.inference.requests import EmbedRequest, GenerateRequest, Pending, ScoreRequest
+from grit_jax.models.config import ModelConfig
+from grit_jax.models.slot_cache import KEY_BLOCK
+from grit_jax.serving.errors import ApiError, bad_request
+from grit_jax.serving.metrics import ServerMetrics
+from grit_jax.serving.settings import ServeSettings
+from grit_jax.text.token_bytes import TokenBytes
+
+T = TypeVar("T")
+
+
+def default_context(config: ModelConfig, slots: int) -> int:
+    """Tokens of a slot: the model's context, or as many as `MOST_CACHE_BYTES` hold for all
+    slots."""
+    most = MOST_CACHE_BYTES // (slots * bytes_per_token(config))
+    return min(config.context_length, max(KEY_BLOCK, most // KEY_BLOCK * KEY_BLOCK))
+
+
+class Service:
+    """One model that is served.
+
+    Attributes:
+      ready: whether all programs are compiled and nothing says that the server shall end.
+      created: seconds since 1970, for `/v1/models`.
+      context: tokens of a slot.
+    """
+
+    def __init__(self, model: GritLM, settings: ServeSettings):
+        self.model, self.settings = model, settings
+        self.context = settings.context or default_context(model.config, settings.slots)
+        if self.context > model.config.context_length:
+            raise GritError(
+                f"--context {self.context}: this model's context is {model.config.context_length}"
+            )
+        self.engine = model.engine(
+            settings.slots,
+            self.context,
+            EngineLimits(waiting=settings.limits.queue),
+            adjustable=True,
+        )
+        self.metrics = ServerMetrics(self.engine, settings.name)
+        self.token_bytes = TokenBytes(model.tokenizer)
+        self.created = int(time.time())
+        self.compiled, self.draining = not settings.warm_up, False
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
+        self._seconds = 1.0  # of an answer, a moving mean
+
+    @property
+    def ready(self) -> bool:
+        return self.compiled and not self.draining and self.engine.stats().healthy
+
+    def warm_up(self) -> int:
+        """Compiles what requests need; returns how many programs.
+
+        Texts to embed that are longer than a slot, and log-probabilities of prompts, compile theirs
+        when they first come.
+        """
+        programs = self.engine.warm_up(codecs=(), longest_text=self.context, score=False)
+        self.compiled = True
+        return programs
+
+    def user_of(self, authorization: str | None) -> str | None:
+        """Who sends a request, by its key; None: nobody who may.
+
+        All keys are compared, each in constant time.
+        """
+        if not self._keys:
+            return ""
+        scheme, _, key = (authorization or "").partition(" ")
+        given = hashlib.sha256(key.strip().encode()).digest()
+        same = [hmac.compare_digest(given, known) for known in self._keys]
+        return f"key {same.index(True)}" if any(same) and scheme.lower() == "bearer" else None
+
+    def check_model(self, name: str | None) -> str:
+        """The name of the model that a request gets.
+
+        Raises:
+          ApiError: 404 for another name.
+        """
+        if name not in (None, self.settings.name):
+            raise ApiError(
+                404,
+                f"the model {name!r:.200} does not exist here; this server has"
+                f" {self.settings.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        return self.settings.name
+
+    def submit(self, request: GenerateRequest | EmbedRequest | ScoreRequest) -> Pending[Any]:
+        """Queues a request in the engine.
+
+        Raises:
+          ApiError: 400 for a request that does not fit, 429 where too many wait, 503 where the
+            engine has ended or is not ready.
+        """
+        self.check_ready()
+        try:
+            return self.engine.submit(request)
+        except QueueFull as error:
+            self.metrics.refused()
+            raise ApiError(
+                429, str(error), code="overloaded", headers={"Retry-After": str(self.retry_after())}
+            ) from None
+        except GritError as error:
+            if str(error).startswith("the engine"):  # closed or failed
+                raise ApiError(503, str(error), code="engine_failed") from None
+            raise bad_request(str(error), code=_code(str(error))) from None
+
+    def check_ready(self) -> None:
+        """Raises ApiError: 503 while programs are compiled."""
+        if not self.compiled:
+            raise ApiError(
+                503,
+                "the server is compiling its programs; /ready says when it is done",
+                code="not_ready",
+                headers={"Retry-After": "5"},
+            )
+
+    def retry_after(self) -> int:
+        """Whole seconds after which a queue like the present one has become shorter."""
+        stats = self.engine.stats()
+        rounds = 1 + stats.waiting / stats.slots
+        return max(1, min(60, math.ceil(rounds * self._seconds / 2)))
+
+    def took(self, seconds: float) -> None:
+        """Notes how long an answer took."""
+        self._seconds += 0.1 * (seconds - self._seconds)
+
+    async def prepare(self, work: Callable[[], T]) -> T:
+        """Runs work on texts (tokenising, templates) beside the event loop.
+
+        Raises:
+          ApiError: 400 for a `GritError`.
+        """
+        try:
+            return await asyncio.to_thread(work)
+        except GritError as error:
+            raise bad_request(str(error), code=_code(str(error))) from None
+
+    @staticmethod
+    async def result(pending: Pending[T]) -> T:
+        """Waits for a request; cancels it if the one who waits is cancelled.
+
+        Raises:
+          ApiError: 500, it failed; 503, the engine was closed.
+        """
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        pending.on_done(lambda: call_in_loop(loop, done.set))
+        try:
+            await done.wait()
+        finally:
+            if not pending.done():
+                pending.cancel()
+        return outcome(pending)
+
+
+def outcome(pending: Pending[T]) -> T:
+    """The result of a request that is done.
+
+    Raises:
+      ApiError: 500, it failed; 503, the engine was closed.
+    """
+    error = pending.error()
+    if error is None:
+        return pending.result()
+    status = 503 if "engine" in str(error) else 500
+    raise ApiError(status, str(error) or type(error).__name__, code="generation_failed")
+
+
+async def gather(work: list[Awaitable[T]]) -> list[T]:
+    """All results; if one fails or the caller is cancelled, the others are cancelled, too."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Any]) -> None:
+    """Calls in the event loop, from another thread, unless the loop has ended."""
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        return
+
+
+def _code(message: str) -> str | None:
+    """OpenAI's word for a text that is too long."""
+    long = ("context", "a slot holds", "at most")
+    return "context_length_exceeded" if any(word in message for word in long) else None

@@ -1,0 +1,74 @@
+"""How a model is served: names, limits, keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from grit_jax.errors import GritError
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeLimits:
+    """What a request may ask for. More is a 400, a body that is too large a 413, and one request
+    too many a 429.
+
+    Attributes:
+      body_bytes: of a request.
+      items: inputs of an embedding request, prompts of a completion (OpenAI's limit).
+      tokens: of all inputs of a request together (OpenAI's limit for embeddings).
+      choices: answers to a request: `n` times its prompts.
+      stops: stop strings.
+      queue: requests that wait for a slot or for a batch of embeddings.
+    """
+
+    body_bytes: int = 32 * MIB
+    items: int = 2048
+    tokens: int = 300_000
+    choices: int = 128
+    stops: int = 16
+    queue: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeSettings:
+    """How a model is served.
+
+    Attributes:
+      name: what the `model` field of requests says.
+      slots: answers that are generated together.
+      context: tokens of a slot, records, prompt and answer; None: what `default_context` says.
+      instruction: of embedding requests with `input_type` "query" and no instruction of their own.
+      api_keys: requests must carry one of them; empty: no key is needed.
+      warm_up: compile everything before the server is ready.
+      grace: seconds that open requests have after SIGTERM.
+    """
+
+    name: str
+    slots: int = 16
+    context: int | None = None
+    instruction: str = ""
+    api_keys: Sequence[str] = ()
+    limits: ServeLimits = ServeLimits()
+    warm_up: bool = True
+    grace: float = 120.0
+
+
+def read_api_keys(path: Path) -> list[str]:
+    """The keys of a file, one a line; empty lines and lines that begin with # are left out.
+
+    Raises:
+      GritError: the file cannot be read or has no key.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise GritError(f"--api-keys {path}: {reason}") from None
+    keys = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    if not keys:
+        raise GritError(f"--api-keys {path}: there is no key in this file; put one on each line")
+    return keys

@@ -1,0 +1,23 @@
+"""Files of keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from grit_jax.errors import GritError
+from grit_jax.serving.settings import read_api_keys
+
+
+def test_one_key_a_line(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nsesame\n\n  other  \n")
+    assert read_api_keys(file) == ["sesame", "other"]
+
+
+def test_a_file_without_keys(tmp_path):
+    file = tmp_path / "keys"
+    with pytest.raises(GritError, match="No such file"):
+        read_api_keys(file)
+    file.write_text("# none\n")
+    with pytest.raises(GritError, match="no key in this file"):
+        read_api_keys(file)
