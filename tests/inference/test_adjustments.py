@@ -86,9 +86,12 @@ def test_bad_adjustments_are_refused(tiny_model):
     ):
         with pytest.raises(GritError, match=words_):
             Adjustments(**bad)
-    with tiny_model.engine(slots=1, context=128) as engine:
-        with pytest.raises(GritError, match="adjustable=True"):
-            engine.submit(GenerateRequest([1], (), greedy(Adjustments(presence_penalty=1.0))))
+    request = GenerateRequest([1], (), greedy(Adjustments(presence_penalty=1.0)))
+    with (
+        tiny_model.engine(slots=1, context=128) as engine,
+        pytest.raises(GritError, match="adjustable=True"),
+    ):
+        engine.submit(request)
     beyond = greedy(Adjustments(logit_bias=((10**6, 1.0),)))
     with pytest.raises(GritError, match="logit_bias has token 1000000"):
         tiny_model.generate_ids([[1]], sampling=beyond)
