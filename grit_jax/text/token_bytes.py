@@ -32,7 +32,8 @@ class TokenBytes:
     def __getitem__(self, token: int) -> bytes:
         """The bytes of a token id; none for an id that no token has."""
         if token in self._added:
-            return self._added[token].encode()
+            text = self._added[token]
+            return (text.replace(_SPACE, " ") if self._spaces else text).encode()
         text = self._text(token)
         if text is None:
             return b""

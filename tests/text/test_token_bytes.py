@@ -14,7 +14,11 @@ TEXT = "Amber river, na\u00efve \u2603 \U0001f600 x = [1, 23]\n    return <0x41>
 
 def joined(tokenizer: Tokenizer, text: str) -> bytes:
     table = TokenBytes(tokenizer)
-    return b"".join(table[i] for i in tokenizer.encode(text, continues=True))
+    ids = tokenizer.encode(text, continues=True)
+    # An unknown character is a special token, which stands for nothing that was written.
+    return b"".join(
+        table[i] for i in ids if tokenizer.token_text(i) not in tokenizer.special_tokens
+    )
 
 
 def test_of_our_own_tokenizers(tiny_tokenizer):
@@ -29,10 +33,9 @@ def test_of_byte_level_ones():
 
 @pytest.mark.parametrize("kind", sorted(MAKERS))
 def test_of_every_kind(kind, tmp_path):
-    """Of text without the mark that some vocabularies write for a space, and in their own
-    normal form."""
+    """Of text without the mark that some vocabularies write for a space; in their own normal form,
+    and without the space that some put before a text."""
     tokenizer = Tokenizer.from_pretrained(make(kind, tmp_path / kind))
     text = TEXT.replace("\u2581", "").replace("<0x41>", "")
-    assert (
-        joined(tokenizer, text) == tokenizer.decode(tokenizer.encode(text, continues=True)).encode()
-    )
+    decoded = tokenizer.decode(tokenizer.encode(text, continues=True)).encode()
+    assert joined(tokenizer, text).lstrip() == decoded.lstrip()
