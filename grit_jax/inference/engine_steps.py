@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from grit_jax.inference.adjustments import AdjustmentRows, SlotAdjustments
 from grit_jax.inference.logprobs import TokenLogprobs, no_logprobs, wanted_logprobs
 from grit_jax.inference.records import LayerRecords
-from grit_jax.inference.sampling import SamplingRows, SlotSettings, sample
+from grit_jax.inference.sampling import SamplingRows, SlotSettings, is_end, sample
 from grit_jax.models.cache import place_keys, rotate_keys
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.slot_cache import (
@@ -391,7 +391,7 @@ def generate(
         if kept is not None:
             kept = jax.lax.dynamic_update_slice(kept, logits[:, None], (0, step, 0))
         count = state.count + active
-        ended = _is_end(token, eos) & ~state.settings.ignore_eos
+        ended = is_end(token, eos) & ~state.settings.ignore_eos
         ended |= (count >= state.settings.limit) | ~ok
         state = dataclasses.replace(
             state,
@@ -479,7 +479,7 @@ def _first_token(
     finite = _is_finite(logits) & pick(state.cache.finite, span.local)
     if state.records is not None:
         finite &= pick(state.records.finite, span.local)
-    ended = (_is_end(token, last.eos) & ~settings.ignore_eos) | (settings.limit <= 1) | ~finite
+    ended = (is_end(token, last.eos) & ~settings.ignore_eos) | (settings.limit <= 1) | ~finite
     at = lambda whole, part: put(whole, span.local, part, last.here)
     state = dataclasses.replace(
         state,
@@ -492,10 +492,6 @@ def _first_token(
     )
     chosen = Chosen(token[:, None], jnp.ones_like(token), ~ended, finite, logits[:, None], logprobs)
     return state, chosen
-
-
-def _is_end(token: Int[Array, " B"], eos: Int[Array, " n"]) -> Bool[Array, " B"]:
-    return (token[:, None] == eos[None]).any(axis=1)
 
 
 def _is_finite(logits: Float[Array, "B V"]) -> Bool[Array, " B"]:

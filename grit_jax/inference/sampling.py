@@ -139,6 +139,11 @@ def sample(
     return jnp.where(drawn, jax.lax.cond(drawn.any(), draw, lambda _: best, logits), best)
 
 
+def is_end(token: Int[Array, " B"], eos: Int[Array, " n"]) -> Bool[Array, " B"]:
+    """Whether a token ends its answer."""
+    return (token[:, None] == eos[None]).any(axis=1)
+
+
 def kept(
     logits: Float[Array, "B V"], top_k: Int[Array, " B"], top_p: Float[Array, " B"]
 ) -> Bool[Array, "B V"]:
