@@ -21,11 +21,11 @@ import jax
 
 from grit_jax import __version__
 from grit_jax.config import dump_yaml
-from grit_jax.data.lines import read_examples
 from grit_jax.errors import GritError
+from grit_jax.evaluation.hybrid import compare_retrieval
 from grit_jax.evaluation.perplexity import evaluate_perplexity
 from grit_jax.evaluation.rag import AnswerSettings, evaluate_rag
-from grit_jax.evaluation.retrieval import bm25_retrieval, evaluate_retrieval, pool_of
+from grit_jax.evaluation.retrieval import evaluate_retrieval
 from grit_jax.inference.model import GritLM
 from grit_jax.models.parameters import num_parameters
 from grit_jax.models.transformer import init_params
@@ -93,18 +93,18 @@ def run_quickstart(out: Path, settings: QuickstartSettings = QuickstartSettings(
     metrics = read_lines(out / "metrics.jsonl")
 
     # --- scores ---
-    say("scoring the trained model, the base it started from, a random one and BM25")
+    say("scoring the trained model, the base it started from, a random one, BM25 and both together")
     model, base = GritLM.from_pretrained(trained.model), GritLM.from_pretrained(out / "base")
     random = GritLM(
         model.config, init_params(model.config, jax.random.key(seed)), model.tokenizer, model.chat
     )
     with clock("scores"):
         models = {"trained": model, "base": base, "untrained": random}
+        compared = compare_retrieval(model, held_out["embedding"])
         retrieval = {
-            name: evaluate_retrieval(scored, held_out["embedding"])
-            for name, scored in models.items()
+            name: evaluate_retrieval(models[name], held_out["embedding"])
+            for name in ("base", "untrained")
         }
-        retrieval["bm25"] = bm25_retrieval(held_out["embedding"])
         perplexity = {
             name: evaluate_perplexity(scored, held_out["generative"])
             for name, scored in models.items()
@@ -129,7 +129,6 @@ def run_quickstart(out: Path, settings: QuickstartSettings = QuickstartSettings(
 
     # --- report ---
     questions = [json.loads(line) for line in held_out["rag"].read_text().splitlines()]
-    examples = read_examples(held_out["embedding"], "embedding")
     report = Report(
         format=FORMAT,
         version=__version__,
@@ -152,8 +151,11 @@ def run_quickstart(out: Path, settings: QuickstartSettings = QuickstartSettings(
         ),
         retrieval=Retrieval(
             **retrieval,
-            queries=len(examples),
-            pool=len(pool_of([examples[i] for i in range(len(examples))]).texts),
+            trained=compared.dense,
+            bm25=compared.bm25,
+            hybrid=compared.hybrid,
+            queries=compared.queries,
+            pool=compared.pool,
         ),
         language=Language(
             perplexity_before=perplexity["untrained"],

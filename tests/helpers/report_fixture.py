@@ -68,6 +68,7 @@ def made_up_json() -> dict[str, Any]:
             "base": {"recall@1": 0.171, "recall@10": 0.402, "ndcg@10": 0.279},
             "untrained": {"recall@1": 0.008, "recall@10": 0.051, "ndcg@10": 0.026},
             "bm25": {"recall@1": 0.437, "recall@10": 0.662, "ndcg@10": 0.549},
+            "hybrid": {"recall@1": 0.501, "recall@10": 0.783, "ndcg@10": 0.627},
             "pool": 2496,
             "queries": 500,
         },

@@ -55,7 +55,8 @@ class Training:
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
     """Fractions by metric (`recall@1`, `recall@10`, `ndcg@10`) of each system: the trained model,
-    the base it started from, a random initialisation and BM25."""
+    the base it started from, a random initialisation, BM25, and the trained model fused with BM25
+    (empty in reports that earlier versions wrote)."""
 
     trained: dict[str, float]
     base: dict[str, float]
@@ -63,6 +64,7 @@ class Retrieval:
     bm25: dict[str, float]
     queries: int
     pool: int
+    hybrid: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

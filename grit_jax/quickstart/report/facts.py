@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from grit_jax.quickstart.report.contents import AnswersReport, Report, Sample
+from grit_jax.quickstart.report.contents import AnswersReport, Report, Retrieval, Sample
 from grit_jax.quickstart.report.wording import (
     count,
     decimal,
@@ -48,6 +48,7 @@ SYSTEMS: tuple[tuple[str, str], ...] = (
     ("base", "base"),
     ("untrained", "untrained"),
     ("bm25", "BM25"),
+    ("hybrid", "hybrid"),
 )
 RETRIEVAL_SCORES: tuple[tuple[str, str], ...] = (
     ("recall@1", "recall@1"),
@@ -60,6 +61,12 @@ LOSSES: tuple[tuple[str, str, str], ...] = (
     ("loss_cached", "Answering", "language loss of answers over cached documents"),
     ("loss_cached_kl", "Distilling", "divergence of answers over caches from answers over text"),
 )
+
+
+def searches(retrieval: Retrieval) -> list[tuple[str, dict[str, float]]]:
+    """Name and scores of each system that the report has."""
+    scores = [(label, getattr(retrieval, system)) for system, label in SYSTEMS]
+    return [(label, values) for label, values in scores if values]
 
 
 def is_right(sample: Sample, mode: str) -> bool:
@@ -106,6 +113,8 @@ def retrieval_sentence(report: Report) -> str:
         )
     comparison = "ahead of" if trained > bm25 else "behind" if trained < bm25 else "level with"
     sentences.append(f"That is {comparison} BM25, search by matching words ({score(bm25)}).")
+    if hybrid := retrieval.hybrid.get("ndcg@10"):
+        sentences.append(f"Both together, as hybrid search fuses them, reach {score(hybrid)}.")
     return " ".join(sentences)
 
 

@@ -34,7 +34,14 @@ from grit_jax.quickstart.report.contents import AnswersReport, RagScores, Report
 from grit_jax.quickstart.report.wording import decimal, latency, plain, score
 from grit_jax.runtime.files import write_text
 
-_SYSTEM_KINDS = {"trained": "main", "base": "soft", "untrained": "plain", "bm25": "other"}
+# By their labels in `facts.SYSTEMS`.
+_SYSTEM_KINDS = {
+    "trained": "main",
+    "base": "soft",
+    "untrained": "plain",
+    "BM25": "other",
+    "hybrid": "main",
+}
 _GROUP_KINDS = {facts.CLOSED: "plain", facts.READ: "other", facts.CACHED: "main"}
 UNIT_AXIS, UNIT_TEXTS = (0.0, 0.25, 0.5, 0.75, 1.0), ("0", "", "0.5", "", "1")
 _SEARCH_BARS = BarStyle(280, 66, UNIT_AXIS, UNIT_TEXTS)
@@ -116,9 +123,8 @@ def _retrieval_charts(report: Report) -> list[tuple[str, Markup]]:
     charts = []
     for key, name in facts.RETRIEVAL_SCORES:
         rows = [
-            Bar(label, value, score(value), _SYSTEM_KINDS[system])
-            for system, label in facts.SYSTEMS
-            for value in [getattr(report.retrieval, system)[key]]
+            Bar(label, scores[key], score(scores[key]), _SYSTEM_KINDS[label])
+            for label, scores in facts.searches(report.retrieval)
         ]
         identity = f"chart-{key.replace('@', '-')}"
         drawing = bars(identity, f"Search, {name}", rows, _SEARCH_BARS)

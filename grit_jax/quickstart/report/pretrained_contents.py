@@ -39,7 +39,7 @@ class Search:
     """Fractions by metric (`recall@1`, `recall@10`, `ndcg@10`) of three searches in one pool.
 
     Attributes:
-      hybrid: of the rankings of `dense` and `bm25`, fused.
+      hybrid: of `dense` and `bm25`, fused (`rag/search/hybrid.py`).
       before: of the model before its training here; None without one.
       queries: number of queries, of `queries_all` in the held-out file; `pool`: of passages.
     """

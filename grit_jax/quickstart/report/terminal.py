@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from grit_jax.quickstart.report import facts
 from grit_jax.quickstart.report.contents import AnswersReport, Report
-from grit_jax.quickstart.report.facts import RETRIEVAL_SCORES, SYSTEMS
+from grit_jax.quickstart.report.facts import RETRIEVAL_SCORES
 from grit_jax.quickstart.report.wording import count, decimal, duration, latency, plain, score
 
 WIDTH = 100
@@ -99,8 +99,8 @@ def _training(report: Report) -> str:
 
 def _retrieval(report: Report) -> str:
     rows = [
-        [label, *(score(getattr(report.retrieval, system)[key]) for key, _ in RETRIEVAL_SCORES)]
-        for system, label in SYSTEMS
+        [label, *(score(scores[key]) for key, _ in RETRIEVAL_SCORES)]
+        for label, scores in facts.searches(report.retrieval)
     ]
     return titled(
         "Finding",

@@ -54,7 +54,8 @@ def test_page_says_everything():
     for mode in MODES:
         assert page.words.count(mode) >= 4 and f"{report.rag[mode].match:.3f}" in page.text
     retrieval = report.retrieval
-    for scores in (retrieval.trained, retrieval.base, retrieval.untrained, retrieval.bm25):
+    for system in ("trained", "base", "untrained", "bm25", "hybrid"):
+        scores = getattr(retrieval, system)
         assert all(f"{value:.3f}" in page.text for value in scores.values())
     for words in (
         "8,103 documents",
@@ -164,3 +165,14 @@ def test_written_page_is_whole_and_alone(tmp_path: Path):
 def test_unwritable_path_is_the_users_error(tmp_path: Path):
     with pytest.raises(GritError, match="cannot be written"):
         write_html(made_up_report(), [], tmp_path / "absent" / "report.html")
+
+
+def test_a_report_of_a_version_without_hybrid_search():
+    """Nothing is shown of it."""
+    report = made_up_report()
+    without = dataclasses.replace(
+        report, retrieval=dataclasses.replace(report.retrieval, hybrid={})
+    )
+    page = Page(html_report(without, made_up_metrics()))
+    assert "hybrid" in Page(html_report(report, made_up_metrics())).text
+    assert "hybrid" not in page.text and "0.549" in page.text
