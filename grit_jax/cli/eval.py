@@ -129,6 +129,7 @@ def evaluate(args: argparse.Namespace) -> None:
                 ("model", compared.dense),
                 ("bm25", compared.bm25),
                 ("hybrid", compared.hybrid),
+                ("reranked", compared.reranked),
             )
             if values
         }

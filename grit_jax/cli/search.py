@@ -39,7 +39,7 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_retrieval_flags(parser: argparse.ArgumentParser, search: str | None) -> None:
-    """Declares `--search` and `--fusion`.
+    """Declares `--search`, `--fusion` and `--rerank`.
 
     Args:
       search: the default; None: all three.
@@ -58,6 +58,14 @@ def add_retrieval_flags(parser: argparse.ArgumentParser, search: str | None) -> 
         help="how hybrid search puts both together: by their standardised scores, or by their "
         "ranks (default: %(default)s)",
     )
+    parser.add_argument(
+        "--rerank",
+        type=flags.natural,
+        default=0,
+        metavar="N",
+        help="have the model judge the first N documents, from their keys and values, and order "
+        "them by it (default: 0, none)",
+    )
 
 
 def add_where_flag(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +80,7 @@ def add_where_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def retrieval_settings(args: argparse.Namespace) -> Retrieval:
-    """What `--search`, `--fusion` and `--where` say.
+    """What `--search`, `--fusion`, `--where` and `--rerank` say.
 
     Raises:
       GritError: a mistake in the expression, or there is no index to search.
@@ -80,10 +88,11 @@ def retrieval_settings(args: argparse.Namespace) -> Retrieval:
     from grit_jax.rag.search.hybrid import Retrieval
 
     where = args.where if "where" in args else ""
-    retrieval = Retrieval(args.search or "hybrid", args.fusion, where=where)
+    retrieval = Retrieval(args.search or "hybrid", args.fusion, where=where, rerank=args.rerank)
     if retrieval != Retrieval() and "index" in args and args.index is None:
         raise GritError(
-            "--search, --fusion and --where say how an index is searched, and no --index is given"
+            "--search, --fusion, --where and --rerank say how an index is searched, and no --index"
+            " is given"
         )
     return retrieval
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -23,7 +24,9 @@ from grit_jax.rag.generator import (
 )
 from grit_jax.rag.index import Index
 from grit_jax.rag.quality import POINTS, receipt_of
+from grit_jax.rag.question_batch import CacheUse, QuestionBatch, RetrievedDocument
 from grit_jax.rag.record_format import RecordError
+from grit_jax.rag.rerank import relevance, relevance_question
 from grit_jax.rag.route_costs import load_costs
 from grit_jax.rag.router import ROUTED, RouteCosts, route
 from grit_jax.rag.search.hybrid import Retrieval
@@ -31,7 +34,7 @@ from grit_jax.runtime.progress import say
 from grit_jax.text.length import MAX_LENGTH
 from grit_jax.text.rag_layouts import MODES, RagMode
 
-CacheUse: TypeAlias = Literal["exact", "composed", "read"]
+T = TypeVar("T")
 QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time
 
 
@@ -44,6 +47,7 @@ class AskTimings:
 
     encode_query: float = 0.0
     search: float = 0.0
+    rerank: float = 0.0
     load: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
@@ -68,7 +72,8 @@ class Answer:
     """An answer.
 
     Attributes:
-      documents: the documents that were read (`{"id", "score"}`, best first).
+      documents: the documents that were read (`{"id", "score"}`, best first); of reranked ones the
+        score is the probability that they are relevant, and `"search_score"` is the search's.
       mode: the layout that was used.
       cache: how the documents were read: "read" as text; "exact" from one record as it was
         computed, which gives the numbers of encoding the document now; "composed" from records
@@ -91,31 +96,6 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `grit ask`."""
         return dataclasses.asdict(self)
-
-
-@dataclasses.dataclass
-class _Document:
-    """A document to read. `row` is its row in the index, None if the caller gave its text; `key`
-    and `tokens` are those of its record."""
-
-    id: str
-    text: str
-    score: float | None = None
-    row: int | None = None
-    key: str = ""
-    tokens: int = 0
-
-
-@dataclasses.dataclass
-class _Batch:
-    """Questions that are answered together, with their documents, the questions' records if a
-    layout may read them, and the layout of each."""
-
-    questions: list[str]
-    documents: list[list[_Document]]
-    queries: list[KVRecord] | None
-    modes: list[RagMode]
-    warnings: list[list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,17 +199,14 @@ class Asker:
                 answer.timings = dict(share)
         return answers
 
-    def _answer(self, batch: _Batch, sampling: Sampling, timings: AskTimings) -> list[Answer]:
+    def _answer(
+        self, batch: QuestionBatch, sampling: Sampling, timings: AskTimings
+    ) -> list[Answer]:
         """Loads the records of a batch and generates its answers; they carry no timings yet."""
         with timings.stage("load"):
             records = self._records(batch)
-        while True:
-            try:
-                generated = self._generator.generate(_prompts(batch, records), sampling)
-                break
-            except RecordError as error:  # in a layer that was read after the first ones
-                with timings.stage("load"):
-                    self._replace(error, batch, records)
+        generate = functools.partial(self._generator.generate, sampling=sampling)
+        generated = self._run(generate, batch, records, timings)
         for name in ("load", "prefill", "decode"):
             setattr(timings, name, getattr(timings, name) + getattr(generated.timings, name))
         truncated = [
@@ -241,9 +218,9 @@ class Asker:
         return [
             Answer(
                 text,
-                [_shown(document) for document in batch.documents[i]],
+                [document.shown() for document in batch.documents[i]],
                 batch.modes[i],
-                _cache_use(batch, i, records),
+                batch.cache_use(i, records),
                 {},
                 batch.warnings[i],
                 len(generated.tokens[i]),
@@ -252,8 +229,24 @@ class Asker:
             for i, text in enumerate(generated.answers)
         ]
 
+    def _run(
+        self,
+        run: Callable[[list[RagPrompt]], T],
+        batch: QuestionBatch,
+        records: dict[str, KVRecord],
+        timings: AskTimings,
+    ) -> T:
+        """The result for the prompts of a batch; a record that turns out to be damaged is computed
+        anew."""
+        while True:
+            try:
+                return run(batch.prompts(records))
+            except RecordError as error:  # in a layer that was read after the first ones
+                with timings.stage("load"):
+                    self._replace(error, batch, records)
+
     def _limit_documents(
-        self, batch: _Batch, question: int, read: DocumentsRead, new_tokens: int
+        self, batch: QuestionBatch, question: int, read: DocumentsRead, new_tokens: int
     ) -> None:
         """Leaves only those documents of a question that were read, and warns about the others."""
         documents = batch.documents[question]
@@ -280,12 +273,12 @@ class Asker:
         search: _Search,
         given: Sequence[Sequence[str]] | None,
         timings: AskTimings,
-    ) -> _Batch:
+    ) -> QuestionBatch:
         """Finds the documents of each question, and chooses its layout."""
         warnings: list[list[str]] = [[] for _ in questions]
         if mode == "none":
-            empty: list[list[_Document]] = [[] for _ in questions]
-            return _Batch(questions, empty, None, ["none"] * len(questions), warnings)
+            empty: list[list[RetrievedDocument]] = [[] for _ in questions]
+            return QuestionBatch(questions, empty, None, ["none"] * len(questions), warnings)
         searching = given is None
         vectors, queries = None, None
         by_vectors = searching and search.retrieval.search != "lexical"
@@ -308,10 +301,19 @@ class Asker:
         with timings.stage("search"):
             if given is not None:
                 documents = [
-                    [_Document(str(i), text) for i, text in enumerate(texts)] for texts in given
+                    [RetrievedDocument(str(i), text) for i, text in enumerate(texts)]
+                    for texts in given
                 ]
             else:
                 documents = self._search(questions, vectors if by_vectors else None, search)
+        if searching and search.retrieval.rerank:
+            with timings.stage("rerank"):
+                documents = [
+                    self._reranked(question, candidates, warned)[: search.k]
+                    for question, candidates, warned in zip(
+                        questions, documents, warnings, strict=True
+                    )
+                ]
         modes: list[RagMode]
         if mode != "auto":
             modes = [mode if found or not searching else "none" for found in documents]
@@ -323,7 +325,7 @@ class Asker:
             if queries is None and any(chosen in QUERY_CACHES for chosen in modes):
                 with timings.stage("encode_query"):
                     queries = self._generator.records(questions)
-        batch = _Batch(questions, documents, queries, modes, warnings)
+        batch = QuestionBatch(questions, documents, queries, modes, warnings)
         without = [i for i, found in enumerate(documents) if not found]
         if without and searching:
             reasons = []
@@ -337,22 +339,49 @@ class Asker:
 
     def _search(
         self, questions: Sequence[str], vectors: np.ndarray | None, search: _Search
-    ) -> list[list[_Document]]:
+    ) -> list[list[RetrievedDocument]]:
         index = self.index
         assert index is not None
         documents = []
-        for hits in index.find(questions, vectors, search.k, search.retrieval):
+        count = max(search.k, search.retrieval.rerank)
+        for hits in index.find(questions, vectors, count, search.retrieval):
             rows, scores = hits.rows.tolist(), hits.scores.tolist()
             lines = [index.documents[row] for row in rows]
             documents.append(
                 [
-                    _Document(line["id"], index.text(row), score, row, line["key"], line["tokens"])
+                    RetrievedDocument(
+                        line["id"], index.text(row), score, row, line["key"], line["tokens"]
+                    )
                     for row, score, line in zip(rows, scores, lines, strict=True)
                 ]
             )
         return documents
 
-    def _route(self, question: str, documents: Sequence[_Document], recorded: bool) -> RagMode:
+    def _reranked(
+        self, question: str, candidates: Sequence[RetrievedDocument], warnings: list[str]
+    ) -> list[RetrievedDocument]:
+        """Candidates by the probability that they are relevant; equal ones in their order."""
+        count = len(candidates)
+        batch = QuestionBatch(
+            [relevance_question(question)] * count,
+            [[candidate] for candidate in candidates],
+            None,
+            ["doc"] * count,
+            [[] for _ in candidates],
+        )
+        records = self._records(batch)
+        judge = functools.partial(relevance, self._generator)
+        scores = self._run(judge, batch, records, AskTimings()).tolist()
+        warnings += dict.fromkeys(warning for warned in batch.warnings for warning in warned)
+        reranked = [
+            dataclasses.replace(candidate, score=score, search_score=candidate.score)
+            for candidate, score in zip(candidates, scores, strict=True)
+        ]
+        return sorted(reranked, key=lambda document: -(document.score or 0.0))
+
+    def _route(
+        self, question: str, documents: Sequence[RetrievedDocument], recorded: bool
+    ) -> RagMode:
         if not documents:
             return "none"
         if any(document.row is None for document in documents):
@@ -380,11 +409,11 @@ class Asker:
     def _stored(self) -> bool:
         return self.index is not None and self.index.kv != "none"
 
-    def _records(self, batch: _Batch) -> dict[str, KVRecord]:
+    def _records(self, batch: QuestionBatch) -> dict[str, KVRecord]:
         """Records by text, for all questions whose layout reads them; those that cannot be used are
         computed."""
         questions_of: dict[str, list[int]] = {}
-        needed: dict[str, _Document] = {}
+        needed: dict[str, RetrievedDocument] = {}
         for i, (mode, documents) in enumerate(zip(batch.modes, batch.documents, strict=True)):
             for document in documents if mode in DOCUMENT_CACHES else ():
                 questions_of.setdefault(document.text, []).append(i)
@@ -411,7 +440,9 @@ class Asker:
             records |= dict(zip(texts, self._generator.records(texts), strict=True))
         return records
 
-    def _replace(self, error: RecordError, batch: _Batch, records: dict[str, KVRecord]) -> None:
+    def _replace(
+        self, error: RecordError, batch: QuestionBatch, records: dict[str, KVRecord]
+    ) -> None:
         """Computes the record that turned out to be unusable."""
         questions = [
             i
@@ -422,7 +453,7 @@ class Asker:
         self._warn(f"{error}; its cache is computed", questions, batch)
         records[text] = self._generator.records([text])[0]
 
-    def _fetch(self, documents: Sequence[_Document]) -> Sequence[KVRecord | GritError]:
+    def _fetch(self, documents: Sequence[RetrievedDocument]) -> Sequence[KVRecord | GritError]:
         """Records from the store, long ones still being read, or what is wrong with each."""
         if not documents:
             return []
@@ -433,40 +464,10 @@ class Asker:
         except GritError as error:  # the store itself
             return [GritError(f"{name}: {error}") for name in names]
 
-    def _warn(self, message: str, questions: Sequence[int], batch: _Batch) -> None:
+    def _warn(self, message: str, questions: Sequence[int], batch: QuestionBatch) -> None:
         """Adds a warning to the answers of some questions; stderr gets each message once."""
         for i in dict.fromkeys(questions):
             batch.warnings[i].append(message)
         if message not in self._warned:
             self._warned.add(message)
             say(f"warning: {message}")
-
-
-def _prompts(batch: _Batch, records: dict[str, KVRecord]) -> list[RagPrompt]:
-    return [
-        RagPrompt(
-            mode,
-            question,
-            tuple(document.text for document in documents),
-            tuple(records[document.text] for document in documents)
-            if mode in DOCUMENT_CACHES
-            else (),
-            batch.queries[i] if batch.queries is not None and mode in QUERY_CACHES else None,
-        )
-        for i, (question, documents, mode) in enumerate(
-            zip(batch.questions, batch.documents, batch.modes, strict=True)
-        )
-    ]
-
-
-def _cache_use(batch: _Batch, question: int, records: dict[str, KVRecord]) -> CacheUse:
-    mode, documents = batch.modes[question], batch.documents[question]
-    if mode not in DOCUMENT_CACHES or not documents:
-        return "read"
-    alone = len(documents) == 1 and mode not in QUERY_CACHES
-    return "exact" if alone and records[documents[0].text].codec is None else "composed"
-
-
-def _shown(document: _Document) -> dict[str, Any]:
-    score = None if document.score is None else round(document.score, 6)
-    return {"id": document.id, "score": score}

@@ -6,8 +6,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float
+
 from grit_jax.errors import GritError
-from grit_jax.inference.decode import Timings
+from grit_jax.inference.decode import Generation, Timings
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord, Positions
 from grit_jax.inference.sampling import Sampling
@@ -121,6 +124,26 @@ class RagGenerator:
             the context even without documents.
           ValueError: a prompt without the records that its layout reads.
         """
+        generated, read = self._generate(prompts, sampling)
+        answers = [self.model.tokenizer.decode(tokens).strip() for tokens in generated.tokens]
+        return RagAnswers(answers, generated.tokens, read, generated.timings)
+
+    def first_logits(self, prompts: Sequence[RagPrompt]) -> Float[np.ndarray, "P V"]:
+        """The logits of the first token of each answer; prompts are fitted as by `generate`.
+
+        Raises:
+          GritError, ValueError: as `generate`.
+        """
+        if not prompts:
+            return np.zeros((0, self.model.config.vocab_size), np.float32)
+        generated, _ = self._generate(prompts, Sampling(max_new_tokens=1), return_logits=True)
+        assert generated.logits is not None
+        return generated.logits[:, 0]
+
+    def _generate(
+        self, prompts: Sequence[RagPrompt], sampling: Sampling, return_logits: bool = False
+    ) -> tuple[Generation, list[DocumentsRead]]:
+        """Continues prompts that are fitted to the context, and what is read of their documents."""
         fitted = [
             self._fit(prompt, parts, sampling.max_new_tokens)
             for prompt, parts in zip(prompts, self._parts(prompts), strict=True)
@@ -133,13 +156,11 @@ class RagGenerator:
             [ids for _, ids, _ in fitted],
             records=records,
             sampling=sampling,
+            return_logits=return_logits,
             int8_records=int8,
             positions=self.positions,
         )
-        answers = [self.model.tokenizer.decode(tokens).strip() for tokens in generated.tokens]
-        return RagAnswers(
-            answers, generated.tokens, [read for _, _, read in fitted], generated.timings
-        )
+        return generated, [read for _, _, read in fitted]
 
     @property
     def _room(self) -> int:

@@ -11,7 +11,7 @@ from cli_world import run
 pytestmark = pytest.mark.usefixtures("in_world")
 
 
-TIMINGS = {"encode_query", "search", "load", "prefill", "decode", "total"}
+TIMINGS = {"encode_query", "search", "rerank", "load", "prefill", "decode", "total"}
 
 
 def test_index_and_ask(capsys, texts, tmp_path):
@@ -42,6 +42,8 @@ def test_index_and_ask(capsys, texts, tmp_path):
     both = run(capsys, f"{ask} --search hybrid --fusion ranks --json").json
     assert both["documents"] == [{"id": "d4", "score": pytest.approx(1 / 61, abs=1e-6)}]
     assert run(capsys, f"{ask} --search hybrid --json").json["documents"][0]["score"] > 0.5
+    judged = run(capsys, f"{ask} --k 2 --rerank 4 --json").json
+    assert [d.keys() for d in judged["documents"]] == [{"id", "score", "search_score"}] * 2
     none = run(capsys, f"{ask} --mode none --json").json
     assert (none["documents"], none["mode"], none["timings"].keys()) == ([], "none", TIMINGS)
     auto = run(capsys, f"{ask} --json").json

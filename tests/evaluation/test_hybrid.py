@@ -7,8 +7,15 @@ import pytest
 
 from grit_jax.data.formats import EmbeddingExample, Text
 from grit_jax.evaluation import hybrid
-from grit_jax.evaluation.hybrid import compare_retrieval
-from grit_jax.evaluation.retrieval import PoolVectors, bm25_retrieval, evaluate_retrieval
+from grit_jax.evaluation.hybrid import compare_retrieval, rerank_pool
+from grit_jax.evaluation.retrieval import (
+    PoolVectors,
+    bm25_retrieval,
+    evaluate_retrieval,
+    pool_of,
+)
+from grit_jax.rag.generator import RagGenerator
+from grit_jax.rag.rerank import relevance, relevance_prompts
 from grit_jax.rag.search.hybrid import Retrieval
 
 
@@ -55,3 +62,22 @@ def test_a_sure_search_by_words_decides(monkeypatch, fusion, first):
 
     found = compare_retrieval(Model(), rows, ks=(1,), retrieval=Retrieval("hybrid", fusion)).hybrid
     assert found["recall@1"] == first
+
+
+def test_the_first_candidates_are_reranked(tiny_model, sentences):
+    """Each as if it were alone; the others stay behind them, in their order."""
+    rows = [example(s, t, []) for s, t in zip(sentences[:3], sentences[20:26])]
+    retrieval = Retrieval("hybrid", rerank=2)
+    compared = compare_retrieval(tiny_model, rows, ks=(1, 2), retrieval=retrieval)
+    assert compared.reranked.keys() == {"recall@1", "recall@2", "ndcg@10"}
+    # Which two come first is the search's; their order is the model's.
+    assert compared.reranked["recall@2"] == compared.hybrid["recall@2"]
+    pool = pool_of(rows)
+    whole = rerank_pool(tiny_model, pool, [[0, 1, 2]] * 3)
+    generator = RagGenerator(tiny_model)
+    for query, ranking in zip(pool.queries, whole):
+        records = generator.records([text.text for text in pool.texts])
+        prompts = relevance_prompts(query.text, [text.text for text in pool.texts], records)
+        alone = [relevance(generator, [prompt])[0] for prompt in prompts]
+        assert ranking == sorted(range(3), key=lambda i: -alone[i])
+    assert compare_retrieval(tiny_model, rows, searches=["dense"]).reranked == {}

@@ -319,7 +319,9 @@ def test_json_has_every_key(asker):
         found = json.loads(json.dumps(asker.ask(QUESTION, mode, max_new_tokens=2)[0].to_dict()))
         assert set(found) >= {"answer", "documents", "mode", "timings"}
         timings = found["timings"]
-        assert list(timings) == ["encode_query", "search", "load", "prefill", "decode", "total"]
+        assert list(timings) == [
+            *("encode_query", "search", "rerank", "load", "prefill", "decode", "total")
+        ]
         parts = sum(seconds for name, seconds in timings.items() if name != "total")
         assert (
             all(seconds >= 0 for seconds in timings.values())

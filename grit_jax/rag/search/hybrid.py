@@ -45,12 +45,14 @@ class Retrieval:
       dense_weight: of the vectors in the fusion, from 0 to 1; the rest is that of the words.
       where: an expression over the documents' metadata (`rag/filters.py`); only those that fulfil
         it are found. Empty: all.
+      rerank: candidates of the search that the generator reranks (`rag/rerank.py`); 0: none.
     """
 
     search: str = "dense"
     fusion: str = "scores"
     dense_weight: float = 0.5
     where: str = ""
+    rerank: int = 0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -61,6 +63,8 @@ class Retrieval:
                 raise GritError(f"{name}: expected {', '.join(known)}, got {value!r}")
         if not 0 <= self.dense_weight <= 1:
             raise GritError(f"dense weight: expected a number from 0 to 1, got {self.dense_weight}")
+        if self.rerank < 0:
+            raise GritError(f"rerank: expected 0 or more candidates, got {self.rerank}")
         if self.where:
             parse_filter(self.where)
 
