@@ -16,6 +16,13 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")  # of the e
 def _serve_flags(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
+        "--index",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="an index to answer from, served as a vector store under NAME; may be repeated",
+    )
+    parser.add_argument(
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
@@ -102,7 +109,12 @@ def serve(args: argparse.Namespace) -> None:
             f"{', '.join(missing)} not installed; run pip install 'grit-jax[serve]' first"
         )
     from grit_jax.serving.server import serve as run
-    from grit_jax.serving.settings import ServeLimits, ServeSettings, read_api_keys
+    from grit_jax.serving.settings import (
+        ServeLimits,
+        ServeSettings,
+        read_api_keys,
+        read_indices,
+    )
 
     if args.port > 65535:
         raise GritError(f"--port {args.port}: expected a number up to 65535")
@@ -114,6 +126,7 @@ def serve(args: argparse.Namespace) -> None:
         slots=args.slots,
         context=args.context,
         instruction=args.instruction,
+        indices=read_indices(args.index),
         api_keys=read_api_keys(args.api_keys) if args.api_keys else (),
         limits=limits,
         warm_up=not args.no_warm_up,

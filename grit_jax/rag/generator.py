@@ -55,6 +55,16 @@ class DocumentsRead:
     tokens: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class FittedPrompt:
+    """What is read before an answer: records, then token ids, and what they hold of the
+    documents."""
+
+    ids: list[int]
+    records: tuple[KVRecord, ...]
+    read: DocumentsRead
+
+
 @dataclasses.dataclass
 class RagAnswers:
     """Answers in the order of the prompts.
@@ -110,6 +120,15 @@ class RagGenerator:
           GritError: a layout that needs documents has none.
         """
         return [self._ids(parts, self._room) for parts in self._parts(prompts)]
+
+    def fitted(self, prompt: RagPrompt, new_tokens: int) -> FittedPrompt:
+        """What is read before the answer to one prompt, for an engine; see `generate`.
+
+        Raises:
+          GritError: as `generate`.
+        """
+        prompt, ids, read = self._fit(prompt, self._parts([prompt])[0], new_tokens)
+        return FittedPrompt(ids, _records(prompt), read)
 
     def generate(
         self, prompts: Sequence[RagPrompt], sampling: Sampling = SHORT_ANSWER

@@ -34,14 +34,22 @@ class RunningAnswer:
     Args:
       stop: strings that end it.
       whole: nobody reads it before it is complete.
+      cached: tokens of the request's records that came from an index.
 
     Raises:
       ApiError: the engine does not take the request.
     """
 
     def __init__(
-        self, service: Service, request: GenerateRequest, stop: Sequence[str], *, whole: bool
+        self,
+        service: Service,
+        request: GenerateRequest,
+        stop: Sequence[str],
+        *,
+        whole: bool,
+        cached: int = 0,
     ):
+        self.cached = cached
         self._service, self._loop = service, asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[list[int], TokenLogprobs | None] | None] = asyncio.Queue()
         self._text = AnswerText(service.model.tokenizer, stop)
@@ -121,7 +129,7 @@ class RunningAnswer:
         self._service.metrics.answered(
             times,
             self.prompt_tokens,
-            self.request.cached,
+            self.cached,
             self.generated,
             self.most,
             self._finished or "abort",
@@ -141,9 +149,14 @@ class RunningAnswer:
 
 
 def start_all(
-    service: Service, requests: Sequence[GenerateRequest], stop: Sequence[str], *, whole: bool
+    service: Service,
+    requests: Sequence[GenerateRequest],
+    stop: Sequence[str],
+    *,
+    whole: bool,
+    cached: int = 0,
 ) -> list[RunningAnswer]:
-    """Starts all answers of a request, or none.
+    """Starts all answers of a request, or none; arguments as of `RunningAnswer`.
 
     Raises:
       ApiError: the engine does not take one of them.
@@ -151,7 +164,7 @@ def start_all(
     answers: list[RunningAnswer] = []
     try:
         for request in requests:
-            answers.append(RunningAnswer(service, request, stop, whole=whole))
+            answers.append(RunningAnswer(service, request, stop, whole=whole, cached=cached))
     except BaseException:
         for answer in answers:
             answer.end()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -28,22 +29,24 @@ from grit_jax.serving.protocol import (
     CompletionBody,
     DetokenizeBody,
     EmbeddingBody,
+    StoreSearchBody,
     TokenizeBody,
     parse,
 )
 from grit_jax.serving.service import Service
 from grit_jax.serving.tokens import detokenize, tokenize, tokenizer_info
+from grit_jax.serving.vector_stores import search_store, stores_list
 
 LOG = logging.getLogger(__name__)
 OPEN_PATHS = ("/health", "/ready")  # need no key
-Handler = Callable[[Service, Any, str], Awaitable[Reply | Stream]]
+Handler = Callable[..., Awaitable[Reply | Stream]]
 
 POSTS: dict[str, tuple[type[Body], Handler]] = {
     "/v1/embeddings": (EmbeddingBody, embeddings),
     "/v1/chat/completions": (ChatBody, chat),
     "/v1/completions": (CompletionBody, completions),
-    "/tokenize": (TokenizeBody, lambda service, body, _: tokenize(service, body)),
-    "/detokenize": (DetokenizeBody, lambda service, body, _: detokenize(service, body)),
+    "/tokenize": (TokenizeBody, lambda service, body, user: tokenize(service, body)),
+    "/detokenize": (DetokenizeBody, lambda service, body, user: detokenize(service, body)),
 }
 
 
@@ -57,6 +60,7 @@ def create_app(service: Service, *, log: bool = True) -> FastAPI:
     app = FastAPI(title="grit_jax", version=__version__, docs_url=None, redoc_url=None)
     for path, (kind, handler) in POSTS.items():
         _add_post(app, service, path, kind, handler)
+    _add_post(app, service, "/v1/vector_stores/{name}/search", StoreSearchBody, search_store)
 
     @app.get("/health")
     async def health() -> Response:
@@ -80,6 +84,17 @@ def create_app(service: Service, *, log: bool = True) -> FastAPI:
         """One model."""
         service.check_model(name)
         return JSONResponse(_model(service))
+
+    @app.get("/v1/vector_stores")
+    async def vector_stores(request: Request) -> Response:
+        """The indices of this server."""
+        query = request.query_params
+        return JSONResponse(stores_list(service, query.get("limit"), query.get("after")))
+
+    @app.get("/v1/vector_stores/{name}")
+    async def vector_store(name: str) -> Response:
+        """One index."""
+        return JSONResponse(service.stores.get(name).body())
 
     @app.get("/tokenizer_info")
     async def info() -> Response:
@@ -129,6 +144,8 @@ def _model(service: Service) -> dict[str, Any]:
 def _add_post(
     app: FastAPI, service: Service, path: str, kind: type[Body], handler: Handler
 ) -> None:
+    """Adds an endpoint that takes JSON; its handler is given the parts of its path by name."""
+
     async def endpoint(request: Request) -> Response:
         record: RequestRecord = request.scope["grit.record"]
         raw = await _read(request, service.settings.limits.body_bytes)
@@ -137,7 +154,8 @@ def _add_post(
         for name in ignored:
             service.metrics.ignored(name)
         headers = {"X-Grit-Ignored": ", ".join(ignored)} if ignored else {}
-        reply = await _unless_gone(request, handler(service, body, record.user))
+        work = handler(service, body=body, user=record.user, **request.path_params)
+        reply = await _unless_gone(request, work)
         if isinstance(reply, Stream):
             return _EventStream(reply, record, headers)
         _note(record, reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens)
@@ -145,13 +163,18 @@ def _add_post(
         text = await asyncio.to_thread(_json, reply.body)
         return Response(text, media_type="application/json", headers=headers)
 
-    endpoint.__doc__, endpoint.__name__ = kind.__doc__, path.strip("/").replace("/", "_")
+    endpoint.__doc__, endpoint.__name__ = kind.__doc__, re.sub(r"\W+", "_", path).strip("_")
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     schema = json.loads(
         json.dumps(schema).replace("#/components/schemas/", f"#/paths/{_at(path)}/")
     )
     content = {"application/json": {"schema": schema}}
-    app.post(path, openapi_extra={"requestBody": {"content": content, "required": True}})(endpoint)
+    parts = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+    extra = {"requestBody": {"content": content, "required": True}, "parameters": parts}
+    app.post(path, openapi_extra=extra)(endpoint)
 
 
 def _at(path: str) -> str:

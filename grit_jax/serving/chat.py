@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any
 
 from grit_jax.inference.requests import GenerateRequest
+from grit_jax.rag.prepared import PreparedQuestion
 from grit_jax.serving.answers import Delta, RunningAnswer, start_all
+from grit_jax.serving.documents import document_request, shown_documents
 from grit_jax.serving.embeddings import Reply
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.generation import (
@@ -23,7 +25,7 @@ from grit_jax.serving.generation import (
 from grit_jax.serving.messages import plain_messages
 from grit_jax.serving.protocol import ChatBody
 from grit_jax.serving.service import Service, gather
-from grit_jax.text.length import DefaultLength
+from grit_jax.text.length import MAX_NEW_TOKENS, DefaultLength
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,11 @@ class _Form:
     id: str
     created: int
     top: int | None  # most likely tokens beside each; None: no log-probabilities
+    documents: dict[str, Any] | None = None  # that the answer is based on
 
     def body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
+        own = {"grit": self.documents} if self.documents is not None else {}
+        return own | {
             "id": self.id,
             "object": kind,
             "created": self.created,
@@ -70,13 +74,22 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
     samplings = samplings_of(body, _most_tokens(service, body), logprobs=bool(body.logprobs))
     stop = stop_strings(service, body)
     service.check_ready()
-    prompt = await service.prepare(lambda: service.model.prompt_ids(messages)[0])
+    documents = document_request(service, body, messages)
+    prepared: PreparedQuestion | None = None
+    if documents is not None:
+        prepared = await documents.prepare(service, samplings[0].max_new_tokens)
+        prompt, records, cached = prepared.ids, prepared.records, prepared.cached_tokens
+    else:
+        prompt = await service.prepare(lambda: service.model.prompt_ids(messages)[0])
+        records, cached = (), 0
     requests = [
-        GenerateRequest(prompt, (), sampling, name="messages", user=user) for sampling in samplings
+        GenerateRequest(prompt, records, sampling, name="messages", user=user)
+        for sampling in samplings
     ]
-    answers = start_all(service, requests, stop, whole=not body.stream)
+    answers = start_all(service, requests, stop, whole=not body.stream, cached=cached)
     top = (body.top_logprobs or 0) if body.logprobs else None
-    form_ = _Form(service, name, new_id("chatcmpl"), now(), top)
+    shown = None if prepared is None else shown_documents(prepared)
+    form_ = _Form(service, name, new_id("chatcmpl"), now(), top, shown)
     if body.stream:
         return _stream(form_, body, answers)
     deltas = await gather([answer.complete() for answer in answers])
@@ -108,7 +121,8 @@ def _most_tokens(service: Service, body: ChatBody) -> int:
         body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     )
     if given is None:
-        return DefaultLength(service.context)
+        # Documents leave room for an answer; a prompt leaves what it leaves.
+        return int(MAX_NEW_TOKENS) if body.has_documents else DefaultLength(service.context)
     if given < 1:
         raise bad_request("max_tokens: expected at least 1", "max_tokens")
     return given

@@ -48,7 +48,7 @@ def usage_of(answers: Sequence[RunningAnswer], per_prompt: int) -> Usage:
     return Usage(
         sum(answer.prompt_tokens for answer in prompts),
         sum(answer.generated for answer in answers),
-        sum(answer.request.cached for answer in prompts),
+        sum(answer.cached for answer in prompts),
     )
 
 

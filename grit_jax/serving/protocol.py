@@ -57,8 +57,10 @@ class Body(BaseModel):
 
     def ignored(self) -> list[str]:
         """Fields that were given and have no effect."""
-        fields = self.model_fields_set & IGNORED
-        return sorted(name for name in fields if getattr(self, name) is not None)
+        values = {name: getattr(self, name) for name in self.model_fields_set & IGNORED}
+        if isinstance(values.get("store"), str):  # the name of a store
+            del values["store"]
+        return sorted(name for name, value in values.items() if value is not None)
 
 
 class EmbeddingBody(Body):
@@ -144,6 +146,17 @@ class ChatBody(GenerationBody):
     audio: Any = None
     modalities: Any = None
     web_search_options: Any = None
+    # Documents: `store` is a store's name here, or OpenAI's flag, which has no effect.
+    mode: str | None = None
+    k: Annotated[int, Field(ge=1, le=100)] | None = None
+    search: str | None = None
+    where: str | None = None
+    instruction: str | None = None
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether `store` names a store."""
+        return isinstance(self.store, str)
 
 
 class CompletionBody(GenerationBody):
@@ -154,6 +167,36 @@ class CompletionBody(GenerationBody):
     best_of: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_special_tokens: bool | None = None
+
+
+class HybridWeights(BaseModel):
+    """`ranking_options.hybrid_search`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    embedding_weight: Annotated[float, Field(ge=0)]
+    text_weight: Annotated[float, Field(ge=0)]
+
+
+class RankingOptions(BaseModel):
+    """`ranking_options`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    ranker: str | None = None
+    score_threshold: float | None = None
+    hybrid_search: HybridWeights | None = None
+
+
+class StoreSearchBody(Body):
+    """`POST /v1/vector_stores/{id}/search`."""
+
+    query: str | list[str]
+    max_num_results: Annotated[int, Field(ge=1, le=50)] | None = None
+    ranking_options: RankingOptions | None = None
+    filters: Any = None
+    rewrite_query: bool | None = None
+    search: str | None = None
+    where: str | None = None
+    instruction: str | None = None
 
 
 class TokenizeBody(Body):

@@ -21,6 +21,7 @@ from grit_jax.models.slot_cache import KEY_BLOCK
 from grit_jax.serving.errors import ApiError, bad_request
 from grit_jax.serving.metrics import ServerMetrics
 from grit_jax.serving.settings import ServeSettings
+from grit_jax.serving.stores import Store, Stores
 from grit_jax.text.token_bytes import TokenBytes
 
 T = TypeVar("T")
@@ -49,10 +50,16 @@ class Service:
             raise GritError(
                 f"--context {self.context}: this model's context is {model.config.context_length}"
             )
+        self.stores = Stores(
+            [Store(name, path, model, self.context) for name, path in settings.indices.items()]
+        )
+        # As `grit ask` does: records that are compressed in the store stay so on the device.
+        compressed = self.stores and all(store.compressed for store in self.stores)
         self.engine = model.engine(
             settings.slots,
             self.context,
             EngineLimits(waiting=settings.limits.queue),
+            int8_records=self.context if compressed else 0,
             adjustable=True,
         )
         self.metrics = ServerMetrics(self.engine, settings.name)
@@ -72,7 +79,15 @@ class Service:
         Texts to embed that are longer than a slot, and log-probabilities of prompts, compile theirs
         when they first come.
         """
-        programs = self.engine.warm_up(codecs=(), longest_text=self.context, score=False)
+        for store in self.stores:
+            store.current().measure()
+        codecs = {id(codec): codec for store in self.stores for codec in store.codecs()}
+        programs = self.engine.warm_up(
+            codecs=list(codecs.values()),
+            longest_records=max((store.longest for store in self.stores), default=None),
+            longest_text=self.context,
+            score=False,
+        )
         self.compiled = True
         return programs
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from grit_jax.errors import GritError
+from grit_jax.runtime.files import home_path
 
 MIB = 2**20
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class ServeSettings:
       slots: answers that are generated together.
       context: tokens of a slot, records, prompt and answer; None: what `default_context` says.
       instruction: of embedding requests with `input_type` "query" and no instruction of their own.
+      indices: folders of indices by the names under which they are served.
       api_keys: requests must carry one of them; empty: no key is needed.
       warm_up: compile everything before the server is ready.
       grace: seconds that open requests have after SIGTERM.
@@ -51,10 +55,30 @@ class ServeSettings:
     slots: int = 16
     context: int | None = None
     instruction: str = ""
+    indices: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     api_keys: Sequence[str] = ()
     limits: ServeLimits = ServeLimits()
     warm_up: bool = True
     grace: float = 120.0
+
+
+def read_indices(arguments: Sequence[str]) -> dict[str, Path]:
+    """Indices by name, from `NAME=PATH` each.
+
+    Raises:
+      GritError: another form, a name that a URL cannot hold, or a name given twice.
+    """
+    indices: dict[str, Path] = {}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not equals or not path or not _NAME.fullmatch(name):
+            raise GritError(
+                f"--index {argument}: expected NAME=PATH, NAME of letters, digits, '.', '_', '-'"
+            )
+        if name in indices:
+            raise GritError(f"--index {argument}: there is another index named {name}")
+        indices[name] = home_path(path)
+    return indices
 
 
 def read_api_keys(path: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from grit_jax.errors import GritError
-from grit_jax.serving.settings import read_api_keys
+from grit_jax.serving.settings import read_api_keys, read_indices
 
 
 def test_one_key_a_line(tmp_path):
@@ -21,3 +21,14 @@ def test_a_file_without_keys(tmp_path):
     file.write_text("# none\n")
     with pytest.raises(GritError, match="no key in this file"):
         read_api_keys(file)
+
+
+def test_indices_have_names(tmp_path):
+    given = [f"docs={tmp_path}", "b.2=rel/x=y"]
+    assert {k: str(v) for k, v in read_indices(given).items()} == {
+        "docs": str(tmp_path),
+        "b.2": "rel/x=y",
+    }
+    for bad in (["docs"], ["=x"], ["a/b=x"], ["a="], ["a=x", "a=y"]):
+        with pytest.raises(GritError, match="--index"):
+            read_indices(bad)

@@ -1,0 +1,131 @@
+"""Questions over an index, prepared for an engine that generates the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from grit_jax.errors import GritError
+from grit_jax.inference.model import GritLM
+from grit_jax.inference.records import KVRecord
+from grit_jax.rag.answer import Asker, AskTimings, CacheUse, _cache_use, _prompts, _Search, _shown
+from grit_jax.rag.generator import DOCUMENT_CACHES, DocumentsRead
+from grit_jax.rag.index import Index
+from grit_jax.rag.record_format import RecordError, StreamedRecord
+from grit_jax.rag.route_costs import load_costs
+from grit_jax.rag.search.hybrid import Retrieval
+from grit_jax.text.rag_layouts import MODES
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedQuestion:
+    """What is read before an answer.
+
+    Attributes:
+      ids: token ids, after the records.
+      records: of documents and question, in the order of reading.
+      cached_tokens: tokens of those records that were in the index.
+      documents: `{"id", "score"}` of each document that is read, best first.
+      mode: the layout.
+      cache: how the documents are read, as in `Answer`.
+      warnings: what is read differently than asked for, and why.
+    """
+
+    ids: list[int]
+    records: tuple[KVRecord, ...]
+    cached_tokens: int
+    documents: list[dict[str, Any]]
+    mode: str
+    cache: CacheUse
+    warnings: list[str]
+
+
+class Preparer(Asker):
+    """Finds the documents of questions and loads their records; may be called from many threads.
+
+    Args:
+      context: tokens of records, prompt and answer together, at most the model's context.
+    """
+
+    def __init__(self, model: GritLM, index: Index, context: int):
+        super().__init__(model, index)
+        self._generator.context = min(context, model.config.context_length)
+        self._measuring = threading.Lock()
+
+    @property
+    def measured(self) -> bool:
+        """Whether mode `auto` knows what the layouts cost."""
+        return self._costs is not None
+
+    def measure(self) -> None:
+        """Loads (or measures) what the layouts cost, for mode `auto`; done once."""
+        with self._measuring:
+            if self._costs is None:
+                assert self.index is not None
+                self._costs = load_costs(self.model, self.index)
+
+    def prepare(
+        self,
+        question: str,
+        mode: str = "auto",
+        k: int = 1,
+        *,
+        retrieval: Retrieval = Retrieval(),
+        instruction: str = "",
+        new_tokens: int,
+    ) -> PreparedQuestion:
+        """Finds documents for a question and loads what its layout reads; arguments as of
+        `Asker.ask`.
+
+        Args:
+          new_tokens: of the answer, for which the context keeps room.
+
+        Raises:
+          GritError: as `Asker.ask`.
+        """
+        if mode not in (*MODES, "auto"):
+            raise GritError(f"unknown mode '{mode}'; known: {', '.join((*MODES, 'auto'))}")
+        if not question.strip():
+            raise GritError("the question is empty")
+        if mode == "auto":
+            self.measure()
+        search = _Search(k, instruction, retrieval)
+        batch = self._retrieve([question], mode, search, None, AskTimings())
+        records = self._records(batch)
+        while True:
+            try:
+                for record in records.values():
+                    if isinstance(record, StreamedRecord):
+                        record.whole()
+                break
+            except RecordError as error:
+                self._replace(error, batch, records)
+        fitted = self._generator.fitted(_prompts(batch, records)[0], new_tokens)
+        self._limit_documents(batch, 0, fitted.read, new_tokens)
+        return PreparedQuestion(
+            fitted.ids,
+            fitted.records,
+            self._stored_tokens(batch.modes[0], fitted.records, fitted.read, batch.warnings[0]),
+            [_shown(document) for document in batch.documents[0]],
+            batch.modes[0],
+            _cache_use(batch, 0, records),
+            batch.warnings[0],
+        )
+
+    def _stored_tokens(
+        self,
+        mode: str,
+        records: Sequence[KVRecord],
+        read: DocumentsRead,
+        warnings: Sequence[str],
+    ) -> int:
+        """Tokens of the documents' records, where all of them came from the index: one that had to
+        be computed has a warning, and one that was cut is computed again."""
+        if mode not in DOCUMENT_CACHES or not self._stored or read.tokens is not None:
+            return 0
+        if any("its cache is computed" in warning for warning in warnings):
+            return 0
+        documents = records[1:] if mode == "query-doc" else records[: read.documents]
+        return sum(len(record.tokens) for record in documents)

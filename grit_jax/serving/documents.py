@@ -1,0 +1,88 @@
+"""Answers of chat over the documents of a store: the fields `store`, `mode`, `k`, `search`, `where`
+and `instruction`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from grit_jax.rag.prepared import PreparedQuestion
+from grit_jax.rag.search.hybrid import Retrieval
+from grit_jax.serving.errors import bad_request
+from grit_jax.serving.protocol import ChatBody
+from grit_jax.serving.service import Service
+from grit_jax.serving.stores import Store
+from grit_jax.serving.vector_stores import retrieval_of
+from grit_jax.text.rag_layouts import MODES
+
+FIELDS = ("mode", "k", "search", "where", "instruction")
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentRequest:
+    """A question over a store; the fields are those of `rag.prepared.Preparer.prepare`."""
+
+    store: Store
+    question: str
+    mode: str
+    k: int
+    retrieval: Retrieval
+    instruction: str
+
+    async def prepare(self, service: Service, new_tokens: int) -> PreparedQuestion:
+        """Finds the documents and loads their records.
+
+        Raises:
+          ApiError: 400 for a question that does not fit.
+        """
+        return await service.prepare(
+            lambda: self.store.current().prepare(
+                self.question,
+                self.mode,
+                self.k,
+                retrieval=self.retrieval,
+                instruction=self.instruction,
+                new_tokens=new_tokens,
+            )
+        )
+
+
+def document_request(
+    service: Service, body: ChatBody, messages: Sequence[dict[str, str]]
+) -> DocumentRequest | None:
+    """What a chat request asks of a store; None: it names none.
+
+    Raises:
+      ApiError: 400 for a field without a store, an unknown layout, or a conversation that is more
+        than one question; 404 for an unknown store.
+    """
+    if not body.has_documents:
+        for name in FIELDS:
+            if getattr(body, name) is not None:
+                raise bad_request(f"{name}: only with 'store', the name of a store", name)
+        return None
+    store = service.stores.get(body.store, "store")
+    mode = body.mode or "auto"
+    if mode not in (*MODES, "auto"):
+        raise bad_request(
+            f"mode: expected one of {', '.join((*MODES, 'auto'))}, got {mode!r:.40}", "mode"
+        )
+    if len(messages) != 1 or messages[0]["role"] != "user":
+        raise bad_request(
+            "messages: answers from a store take one question, a single message of the user",
+            "messages",
+        )
+    retrieval, _ = retrieval_of(body.search, body.where, None)
+    question = messages[0]["content"]
+    return DocumentRequest(store, question, mode, body.k or 1, retrieval, body.instruction or "")
+
+
+def shown_documents(prepared: PreparedQuestion) -> dict[str, Any]:
+    """What a reply says of the documents, under `grit`, as `grit ask --json` does."""
+    return {
+        "documents": prepared.documents,
+        "mode": prepared.mode,
+        "cache": prepared.cache,
+        "warnings": prepared.warnings,
+    }

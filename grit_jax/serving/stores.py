@@ -1,0 +1,139 @@
+"""Indices that are served: each is a vector store, and chat answers from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from grit_jax.errors import GritError
+from grit_jax.inference.model import GritLM
+from grit_jax.inference.records import Codec
+from grit_jax.rag.index import Index
+from grit_jax.rag.manifest import MANIFEST
+from grit_jax.rag.prepared import Preparer
+from grit_jax.serving.errors import ApiError
+
+LOG = logging.getLogger(__name__)
+
+
+class Store:
+    """An index under a name. What `grit index` adds to it while it is served is taken up.
+
+    Args:
+      context: tokens of a slot.
+
+    Raises:
+      GritError: the index cannot be opened.
+    """
+
+    def __init__(self, name: str, path: Path, model: GritLM, context: int):
+        self.name, self.path = name, path
+        self._model, self._context = model, context
+        self._lock = threading.Lock()
+        self._seen = self._changed()
+        self._preparer = Preparer(model, Index.open(path, model), context)
+        self.created = int((path / MANIFEST).stat().st_mtime)
+
+    @property
+    def index(self) -> Index:
+        """The index as it was last opened."""
+        assert self._preparer.index is not None
+        return self._preparer.index
+
+    @property
+    def compressed(self) -> bool:
+        """Whether its records are packed by a codec."""
+        return self.index.kv not in ("native", "none")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest documents, at most."""
+        return self.index.max_length
+
+    def codecs(self) -> list[Codec | None]:
+        """What its records are packed with, None for plain ones."""
+        return [None] if self.index.kv == "none" else [self.index.store.codec]
+
+    def current(self) -> Preparer:
+        """The index as it is on disk, opened again if it has changed; requests under way keep the
+        one that they have. One thread opens it, the others go on with the old one."""
+        if self._changed() != self._seen and self._lock.acquire(blocking=False):
+            try:
+                seen = self._changed()
+                if seen != self._seen:
+                    index = Index.open(self.path, self._model)
+                    preparer = Preparer(self._model, index, self._context)
+                    if self._preparer.measured:
+                        preparer.measure()
+                    self._preparer, self._seen = preparer, seen
+            except (
+                GritError,
+                OSError,
+            ) as error:  # the next request tries again
+                LOG.warning("%s: the index has changed and cannot be opened: %s", self.name, error)
+            finally:
+                self._lock.release()
+        return self._preparer
+
+    def body(self) -> dict[str, Any]:
+        """As OpenAI describes a vector store."""
+        manifest = self.index.manifest
+        counts = {
+            "in_progress": 0,
+            "completed": manifest.documents,
+            "failed": 0,
+            "cancelled": 0,
+            "total": manifest.documents,
+        }
+        return {
+            "id": self.name,
+            "object": "vector_store",
+            "created_at": self.created,
+            "name": self.name,
+            "status": "completed" if manifest.complete else "in_progress",
+            "usage_bytes": manifest.documents_bytes,
+            "file_counts": counts,
+            "last_active_at": int(time.time()),
+            "expires_after": None,
+            "expires_at": None,
+            "metadata": {"kv": self.index.kv},
+        }
+
+    def _changed(self) -> tuple[int, int, int]:
+        """Differs when the index has been written to."""
+        state = os.stat(self.path / MANIFEST)
+        return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+class Stores:
+    """All stores of a server, by name."""
+
+    def __init__(self, stores: Sequence[Store] = ()):
+        self._stores = {store.name: store for store in stores}
+
+    def __iter__(self) -> Iterator[Store]:
+        return iter(self._stores.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._stores)
+
+    def get(self, name: str, param: str = "vector_store_id") -> Store:
+        """The store of a name.
+
+        Raises:
+          ApiError: 404 for an unknown one.
+        """
+        if name not in self._stores:
+            known = ", ".join(self._stores) or "none; grit serve --index NAME=PATH adds one"
+            raise ApiError(
+                404,
+                f"{param}: there is no store {name!r:.100}; this server has {known}",
+                param=param,
+                code="not_found",
+            )
+        return self._stores[name]

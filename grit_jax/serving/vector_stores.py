@@ -1,0 +1,153 @@
+"""`/v1/vector_stores`: the indices of the server, and search over their documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grit_jax.errors import GritError
+from grit_jax.inference.requests import EmbedRequest
+from grit_jax.rag.prepared import Preparer
+from grit_jax.rag.search.hybrid import SEARCHES, Retrieval
+from grit_jax.serving.embeddings import Reply
+from grit_jax.serving.errors import bad_request
+from grit_jax.serving.filters import expression_of
+from grit_jax.serving.protocol import RankingOptions, StoreSearchBody
+from grit_jax.serving.service import Service
+
+MOST_RESULTS, DEFAULT_RESULTS = 50, 10  # OpenAI's
+MOST_STORES, DEFAULT_STORES = 100, 20
+RANKERS = ("auto", "none", "default-2024-11-15")
+
+
+def stores_list(service: Service, limit: str | None, after: str | None) -> dict[str, Any]:
+    """The stores, a page of them.
+
+    Raises:
+      ApiError: 400 for a limit that is none, 404 for an unknown `after`.
+    """
+    count = DEFAULT_STORES
+    if limit is not None:
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_STORES):
+            raise bad_request(f"limit: expected 1 to {MOST_STORES}, got {limit!r:.40}", "limit")
+        count = int(limit)
+    stores = list(service.stores)
+    if after is not None:
+        place = stores.index(service.stores.get(after, "after"))
+        stores = stores[place + 1 :]
+    page = [store.body() for store in stores[:count]]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(stores) > count,
+    }
+
+
+async def search_store(service: Service, name: str, body: StoreSearchBody, user: str) -> Reply:
+    """The best documents of a store for a query, or for several together.
+
+    Raises:
+      ApiError: a request that is refused.
+    """
+    store = service.stores.get(name)
+    queries = [body.query] if isinstance(body.query, str) else body.query
+    if not queries or not all(query.strip() for query in queries):
+        raise bad_request("query: must not be empty", "query")
+    if len(queries) > (most := service.settings.limits.items):
+        raise bad_request(f"query: {len(queries)} queries, and a request may have {most}", "query")
+    if body.rewrite_query:
+        raise bad_request("rewrite_query: this server does not have it", "rewrite_query")
+    if body.filters is not None and body.where is not None:
+        raise bad_request("give filters or where, not both", "filters")
+    where = body.where if body.filters is None else expression_of(body.filters)
+    retrieval, threshold = retrieval_of(body.search, where, body.ranking_options)
+    preparer = await service.prepare(store.current)
+    assert preparer.index is not None
+    vectors, tokens = None, 0
+    if retrieval.search != "lexical":
+        length = preparer.index.max_length
+        formatted = await service.prepare(
+            lambda: service.model.encoder.format(queries, body.instruction or "", length)
+        )
+        starts = [formatted.pool_start] * len(queries)
+        pending = service.submit(EmbedRequest(formatted.ids, starts, "query", user))
+        vectors, tokens = await service.result(pending), sum(map(len, formatted.ids))
+    results = await service.prepare(
+        lambda: _results(preparer, queries, vectors, _number(body), retrieval)
+    )
+    data = [result for result in results if threshold is None or result["score"] >= threshold]
+    reply = {
+        "object": "vector_store.search_results.page",
+        "search_query": queries,
+        "data": data,
+        "has_more": False,
+        "next_page": None,
+    }
+    return Reply(reply, tokens)
+
+
+def retrieval_of(
+    search: str | None, where: str | None, options: RankingOptions | None
+) -> tuple[Retrieval, float | None]:
+    """How documents are found, and the lowest score that counts.
+
+    Raises:
+      ApiError: 400 for an unknown search or ranker, a filter with a mistake, or weights that say
+        nothing.
+    """
+    if search not in (None, *SEARCHES):
+        raise bad_request(f"search: expected {', '.join(SEARCHES)}, got {search!r:.40}", "search")
+    weight = 0.5
+    if options is not None and options.ranker not in (None, *RANKERS):
+        raise bad_request(
+            f"ranking_options.ranker: expected one of {', '.join(RANKERS)}, got"
+            f" {options.ranker!r:.40}",
+            "ranking_options",
+        )
+    if options is not None and options.hybrid_search is not None:
+        weights = options.hybrid_search
+        total = weights.embedding_weight + weights.text_weight
+        if total <= 0 or search not in (None, "hybrid"):
+            raise bad_request(
+                "ranking_options.hybrid_search: expected weights above 0, and search 'hybrid' or"
+                " none",
+                "ranking_options",
+            )
+        search, weight = "hybrid", weights.embedding_weight / total
+    try:
+        retrieval = Retrieval(search or "dense", dense_weight=weight, where=where or "")
+    except GritError as error:
+        raise bad_request(str(error), "where") from None
+    return retrieval, options.score_threshold if options is not None else None
+
+
+def _number(body: StoreSearchBody) -> int:
+    return DEFAULT_RESULTS if body.max_num_results is None else body.max_num_results
+
+
+def _results(
+    preparer: Preparer, queries: list[str], vectors: Any, count: int, retrieval: Retrieval
+) -> list[dict[str, Any]]:
+    """The best documents of all queries together, each with its best score."""
+    index = preparer.index
+    assert index is not None
+    best: dict[int, float] = {}
+    for hits in index.find(queries, vectors, min(count, len(index)), retrieval):
+        for row, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True):
+            best[row] = max(score, best.get(row, score))
+    rows = sorted(best, key=lambda row: -best[row])[:count]
+    return [_result(preparer, row, best[row]) for row in rows]
+
+
+def _result(preparer: Preparer, row: int, score: float) -> dict[str, Any]:
+    index = preparer.index
+    assert index is not None
+    document = index.documents[row]
+    return {
+        "file_id": document["id"],
+        "filename": document["title"] or document["id"],
+        "score": score,
+        "attributes": document.get("metadata") or {},
+        "content": [{"type": "text", "text": index.text(row)}],
+    }

@@ -1,0 +1,104 @@
+"""Chat over a store: equal to `grit ask`, and the caches are counted."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+import pytest
+
+from grit_jax.rag.answer import Asker
+from grit_jax.rag.index import Index
+from grit_jax.rag.search.hybrid import Retrieval
+
+QUESTIONS = ["Which river is quiet?", "What of copper?", "Is the stone amber?"]
+
+
+@pytest.fixture(scope="module")
+def asker(tiny_model, index_path):
+    return Asker(tiny_model, Index.open(index_path, tiny_model))
+
+
+def ask(server, question: str, **fields):
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "max_tokens": 6,
+        "store": "docs",
+    }
+    return server.post("/v1/chat/completions", **(body | fields))
+
+
+@pytest.mark.parametrize("mode", ["none", "doc-then-query", "doc", "query-doc"])
+def test_answers_are_those_of_ask(server, asker, mode):
+    """Many at once, over records and over texts."""
+    expected = asker.ask(QUESTIONS, mode, k=2, max_new_tokens=6)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda q: ask(server, q, mode=mode, k=2), QUESTIONS))
+    for answer, reply in zip(expected, replies):
+        assert reply["choices"][0]["message"]["content"].strip() == answer.answer
+        assert reply["grit"]["mode"] == mode and not reply["grit"]["warnings"]
+        assert [d["id"] for d in reply["grit"]["documents"]] == [d["id"] for d in answer.documents]
+        usage, cached = reply["usage"], 0
+        if mode in ("doc", "query-doc"):
+            lines = {line["id"]: line for line in map(asker.index.documents.__getitem__, range(12))}
+            cached = sum(lines[d["id"]]["tokens"] for d in answer.documents)
+        assert usage["prompt_tokens_details"]["cached_tokens"] == cached
+        assert usage["prompt_tokens"] > cached
+        assert reply["grit"]["cache"] == ("composed" if cached else "read")
+
+
+def test_auto_searches_and_filters(server, asker):
+    auto = ask(server, QUESTIONS[0], k=1)
+    [expected] = asker.ask(QUESTIONS[0], auto["grit"]["mode"], k=1, max_new_tokens=6)
+    assert auto["choices"][0]["message"]["content"].strip() == expected.answer
+    found = ask(server, "river", mode="doc", k=3, search="hybrid", where="n >= 6")
+    [expected] = asker.ask(
+        "river", "doc", k=3, retrieval=Retrieval("hybrid", where="n >= 6"), max_new_tokens=6
+    )
+    assert found["grit"]["documents"] == expected.documents
+    assert all(int(d["id"][1:]) >= 6 for d in found["grit"]["documents"])
+
+
+def test_the_official_client_streams_over_documents(openai_client, server):
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": QUESTIONS[1]}],
+        "temperature": 0,
+        "max_tokens": 6,
+        "extra_body": {"store": "docs", "mode": "doc", "k": 2},
+    }
+    whole = openai_client.chat.completions.create(**body)
+    *parts, last = openai_client.chat.completions.create(
+        **body, stream=True, stream_options={"include_usage": True}
+    )
+    text = "".join(part.choices[0].delta.content or "" for part in parts)
+    assert text == whole.choices[0].message.content
+    assert last.usage.prompt_tokens_details.cached_tokens > 0 and last.usage == whole.usage
+    assert parts[0].grit["documents"] == whole.grit["documents"]
+    hits = 'vllm:prefix_cache_hits_total{model_name="tiny"}'
+    assert server.metrics()[hits] >= 2 * last.usage.prompt_tokens_details.cached_tokens
+
+
+@pytest.mark.parametrize(
+    "change, status, words",
+    [
+        ({"store": "other"}, 404, "there is no store 'other'; this server has docs"),
+        ({"store": None, "k": 2}, 400, "k: only with 'store'"),
+        ({"store": True, "mode": "doc"}, 400, "mode: only with 'store'"),
+        ({"mode": "song"}, 400, "mode: expected one of"),
+        ({"k": 0}, 400, "k: "),
+        ({"search": "song"}, 400, "search: expected"),
+        ({"where": "n >="}, 400, "where: position 5"),
+        ({"messages": [{"role": "user", "content": " "}]}, 400, "question is empty"),
+        (
+            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]},
+            400,
+            "a single message of the user",
+        ),
+        ({"messages": [{"role": "user", "content": "word " * 900}]}, 400, "context"),
+    ],
+)
+def test_a_bad_request_is_refused(server, change, status, words):
+    body = {"messages": [{"role": "user", "content": "x"}], "store": "docs", "max_tokens": 4}
+    got, error = server.error("/v1/chat/completions", **(body | change))
+    assert got == status and words in error["message"], error
