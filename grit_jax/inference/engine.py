@@ -46,6 +46,7 @@ from grit_jax.inference.requests import (
     EmbedRequest,
     GenerateRequest,
     GenerateResult,
+    LabelRequest,
     Pending,
     ScoreRequest,
 )
@@ -195,14 +196,17 @@ class Engine:
     def submit(self, request: GenerateRequest) -> Pending[GenerateResult]: ...
 
     @overload
-    def submit(self, request: EmbedRequest | ScoreRequest) -> Pending[np.ndarray]: ...
+    def submit(
+        self, request: EmbedRequest | ScoreRequest | LabelRequest
+    ) -> Pending[np.ndarray]: ...
 
     def submit(self, request: Any) -> Pending[Any]:
         """Queues a request.
 
         Returns:
           What its result will be: a `GenerateResult`; unit vectors `[N, D]` of an `EmbedRequest`;
-          log-probabilities `[len(ids) - start]` of a `ScoreRequest`, or `TokenLogprobs` with `top`.
+          log-probabilities `[len(ids) - start]` of a `ScoreRequest`, or `TokenLogprobs` with `top`;
+          log-probabilities `[N, labels]` of a `LabelRequest`.
 
         Raises:
           QueueFull: too many requests wait.

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,15 @@ from jaxtyping import Array, Float, Int
 from grit_jax.errors import GritError
 from grit_jax.inference.encoder import EncodedRows, Encoder, PackedTexts
 from grit_jax.inference.fair_queue import FairQueue
+from grit_jax.inference.label_scores import LabelRows, label_rows, label_step
 from grit_jax.inference.logprobs import TokenLogprobs, logprobs_of
-from grit_jax.inference.requests import EmbedRequest, Pending, ScoreRequest
+from grit_jax.inference.requests import (
+    MOST_LABELS,
+    EmbedRequest,
+    LabelRequest,
+    Pending,
+    ScoreRequest,
+)
 from grit_jax.inference.row_packing import RowBatch, batch_shapes, pack_rows
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.finite import describe_cause
@@ -32,6 +39,7 @@ from grit_jax.models.transformer import Params, Transformer
 from grit_jax.sharding import put_rows, to_host
 from grit_jax.types import AttentionMode, Rows
 
+PassRequest: TypeAlias = "EmbedRequest | ScoreRequest | LabelRequest"
 LOGIT_BLOCK = 1024  # tokens whose logits exist at a time
 TOP_BLOCK = 256  # the same, where the most likely tokens are asked for
 
@@ -135,7 +143,7 @@ class PassRunner:
         """Batches whose results were not read yet."""
         return len(self._batches)
 
-    def check(self, request: EmbedRequest | ScoreRequest) -> None:
+    def check(self, request: PassRequest) -> None:
         """Checks a request.
 
         Raises:
@@ -152,6 +160,8 @@ class PassRunner:
                 )
             if min(ids) < 0 or max(ids) >= self.encoder.config.vocab_size:
                 raise GritError(f"{request.name} has a token id outside the vocabulary")
+        if isinstance(request, LabelRequest):
+            _check_labels(request, self.encoder.config.vocab_size)
         if isinstance(request, EmbedRequest) and len(request.pool_starts) != len(texts):
             raise GritError(
                 f"{request.name}: {len(texts)} texts, but {len(request.pool_starts)} pool starts;"
@@ -198,6 +208,13 @@ class PassRunner:
                 self._add(*batch.owners[i], batch.texts.vectors[i])
             return
         output = jax.tree.map(to_host, batch.output)
+        if batch.owners[0][0].kind == "labels":
+            for row, numbers in enumerate(batch.rows.texts):
+                for segment, i in enumerate(numbers):
+                    job, number = batch.owners[i]
+                    labels = len(job.pending.request.labels)
+                    self._add(job, number, output[row, segment, :labels])
+            return
         for row, numbers in enumerate(batch.rows.texts):
             for i, start, stop in batch.texts.spans(numbers):
                 job, number = batch.owners[i]
@@ -264,11 +281,16 @@ class PassRunner:
     def _pool_start(job: _Job, number: int) -> int:
         """Tokens that are left out of the pooled ones; for scores, those of the prompt."""
         request = job.pending.request
+        if isinstance(request, LabelRequest):
+            return 0
         return request.start if job.is_score else request.pool_starts[number]
 
     def _run(
         self, rows: RowBatch, texts: PackedTexts, chosen: list[tuple[_Job, int]]
     ) -> EncodedRows | jax.Array | TokenLogprobs:
+        if chosen[0][0].kind == "labels":
+            labels = [job.pending.request.labels for job, _ in chosen]
+            return self._labels(rows, texts, label_rows(rows, texts, labels))
         if chosen[0][0].is_score:
             return self._score(rows, texts, top=chosen[0][0].pending.request.top)
         return self.encoder.dispatch(rows, texts)
@@ -286,6 +308,17 @@ class PassRunner:
             if mesh is not None:
                 rows = put_rows(rows, mesh)
             return score_step(encoder.params, rows, config=encoder.config, mode=self.mode, top=top)
+
+    def _labels(self, batch: RowBatch, texts: PackedTexts, labels: LabelRows) -> jax.Array:
+        encoder = self.encoder
+        rows, _ = texts.lay_out(batch, encoder.tokenizer.pad_id)
+        if self.mode is AttentionMode.PREFIX:
+            rows = dataclasses.replace(rows, blocks=rows.segments)
+        mesh = encoder.mesh
+        with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+            if mesh is not None:
+                rows, labels = put_rows((rows, labels), mesh)
+            return label_step(encoder.params, rows, labels, config=encoder.config, mode=self.mode)
 
     def _add(self, job: _Job, number: int, result: Any) -> None:
         if job not in self._jobs:  # cancelled
@@ -306,7 +339,9 @@ class PassRunner:
         if job.is_score:
             job.pending.finish(job.results[0])
         else:
-            empty = np.zeros((0, self.encoder.width), np.float32)
+            labels = getattr(job.pending.request, "labels", None)
+            width = self.encoder.width if labels is None else len(labels)
+            empty = np.zeros((0, width), np.float32)
             job.pending.finish(np.stack(job.results) if job.results else empty)
 
     def _end(self, job: _Job) -> None:
@@ -315,8 +350,19 @@ class PassRunner:
             self._started.remove(job)
 
 
-def _kind(request: EmbedRequest | ScoreRequest) -> str:
+def _kind(request: PassRequest) -> str:
     """What a batch holds requests of: one program runs all of it."""
     if isinstance(request, ScoreRequest):
         return "top" if request.top else "score"
-    return "embed"
+    return "labels" if isinstance(request, LabelRequest) else "embed"
+
+
+def _check_labels(request: LabelRequest, vocab_size: int) -> None:
+    """Raises GritError: no labels, too many, or one outside the vocabulary."""
+    labels = request.labels
+    if not 1 <= len(labels) <= MOST_LABELS:
+        raise GritError(f"{request.name}: expected 1 to {MOST_LABELS} labels, got {len(labels)}")
+    if min(labels) < 0 or max(labels) >= vocab_size:
+        raise GritError(
+            f"{request.name}: a label is outside the vocabulary (0 to {vocab_size - 1})"
+        )

@@ -18,6 +18,7 @@ from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.text.length import DefaultLength
 
 Finish = Literal["stop", "length"]
+MOST_LABELS = 64  # of a `LabelRequest`
 R = TypeVar("R")
 
 
@@ -120,6 +121,22 @@ class ScoreRequest:
     name: str = "the text"
     user: str = ""
     top: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelRequest:
+    """Prompts, and the tokens whose log-probabilities right after each are asked for.
+
+    Attributes:
+      ids: of each prompt, at least one.
+      labels: token ids, at most `MOST_LABELS`.
+      name, user: as of `GenerateRequest`.
+    """
+
+    ids: Sequence[Sequence[int]]
+    labels: Sequence[int]
+    name: str = "the prompt"
+    user: str = ""
 
 
 @dataclasses.dataclass

@@ -29,10 +29,14 @@ from grit_jax.serving.protocol import (
     CompletionBody,
     DetokenizeBody,
     EmbeddingBody,
+    GenerativeScoringBody,
+    RerankBody,
+    ScoreBody,
     StoreSearchBody,
     TokenizeBody,
     parse,
 )
+from grit_jax.serving.ranking import generative_scoring, rerank, score
 from grit_jax.serving.service import Service
 from grit_jax.serving.tokens import detokenize, tokenize, tokenizer_info
 from grit_jax.serving.vector_stores import search_store, stores_list
@@ -45,6 +49,9 @@ POSTS: dict[str, tuple[type[Body], Handler]] = {
     "/v1/embeddings": (EmbeddingBody, embeddings),
     "/v1/chat/completions": (ChatBody, chat),
     "/v1/completions": (CompletionBody, completions),
+    **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), (RerankBody, rerank)),
+    **dict.fromkeys(("/v1/score", "/score"), (ScoreBody, score)),
+    "/generative_scoring": (GenerativeScoringBody, generative_scoring),
     "/tokenize": (TokenizeBody, lambda service, body, user: tokenize(service, body)),
     "/detokenize": (DetokenizeBody, lambda service, body, user: detokenize(service, body)),
 }

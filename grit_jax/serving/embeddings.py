@@ -27,7 +27,7 @@ DOCUMENT_TYPES = ("document", "search_document", "passage")
 class Reply:
     """A reply and the numbers that the access log has of it."""
 
-    body: dict[str, Any]
+    body: Any
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0

@@ -199,6 +199,42 @@ class StoreSearchBody(Body):
     instruction: str | None = None
 
 
+class RerankBody(Body):
+    """`POST /v1/rerank`, `/v2/rerank` and `/rerank`: Cohere's and Jina's fields, or TEI's
+    (`texts`)."""
+
+    query: str
+    documents: list[str | dict[str, Any]] | None = None
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool | None = None
+    texts: list[str] | None = None
+    raw_scores: bool | None = None
+    return_text: bool | None = None
+    truncate: bool | None = None
+
+
+class ScoreBody(Body):
+    """`POST /v1/score`."""
+
+    queries: str | list[str] | None = None
+    documents: str | list[str] | None = None
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+
+
+class GenerativeScoringBody(Body):
+    """`POST /generative_scoring`."""
+
+    query: str | list[Id]
+    items: list[str] | list[list[Id]]
+    label_token_ids: list[Id]
+    apply_softmax: bool | None = None
+    item_first: bool | None = None
+    add_special_tokens: bool | None = None
+
+
 class TokenizeBody(Body):
     """`POST /tokenize`: a prompt or messages."""
 

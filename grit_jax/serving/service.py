@@ -15,7 +15,13 @@ from grit_jax.inference.decode import MOST_CACHE_BYTES, bytes_per_token
 from grit_jax.inference.engine import EngineLimits
 from grit_jax.inference.fair_queue import QueueFull
 from grit_jax.inference.model import GritLM
-from grit_jax.inference.requests import EmbedRequest, GenerateRequest, Pending, ScoreRequest
+from grit_jax.inference.requests import (
+    EmbedRequest,
+    GenerateRequest,
+    LabelRequest,
+    Pending,
+    ScoreRequest,
+)
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.slot_cache import KEY_BLOCK
 from grit_jax.serving.errors import ApiError, bad_request
@@ -119,7 +125,9 @@ class Service:
             )
         return self.settings.name
 
-    def submit(self, request: GenerateRequest | EmbedRequest | ScoreRequest) -> Pending[Any]:
+    def submit(
+        self, request: GenerateRequest | EmbedRequest | ScoreRequest | LabelRequest
+    ) -> Pending[Any]:
         """Queues a request in the engine.
 
         Raises:
