@@ -10,9 +10,10 @@ from typing import Any
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
-from grit_jax.rag.answer import Asker, AskTimings, CacheUse, _cache_use, _prompts, _Search, _shown
+from grit_jax.rag.answer import Asker, AskTimings, _Search
 from grit_jax.rag.generator import DOCUMENT_CACHES, DocumentsRead
 from grit_jax.rag.index import Index
+from grit_jax.rag.question_batch import CacheUse
 from grit_jax.rag.record_format import RecordError, StreamedRecord
 from grit_jax.rag.route_costs import load_costs
 from grit_jax.rag.search.hybrid import Retrieval
@@ -102,15 +103,15 @@ class Preparer(Asker):
                 break
             except RecordError as error:
                 self._replace(error, batch, records)
-        fitted = self._generator.fitted(_prompts(batch, records)[0], new_tokens)
+        fitted = self._generator.fitted(batch.prompts(records)[0], new_tokens)
         self._limit_documents(batch, 0, fitted.read, new_tokens)
         return PreparedQuestion(
             fitted.ids,
             fitted.records,
             self._stored_tokens(batch.modes[0], fitted.records, fitted.read, batch.warnings[0]),
-            [_shown(document) for document in batch.documents[0]],
+            [document.shown() for document in batch.documents[0]],
             batch.modes[0],
-            _cache_use(batch, 0, records),
+            batch.cache_use(0, records),
             batch.warnings[0],
         )
 

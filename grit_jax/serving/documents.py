@@ -1,5 +1,5 @@
-"""Answers of chat over the documents of a store: the fields `store`, `mode`, `k`, `search`, `where`
-and `instruction`."""
+"""Answers of chat over the documents of a store: the fields `store`, `mode`, `k`, `search`, `where`,
+`rerank` and `instruction`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grit_jax.serving.stores import Store
 from grit_jax.serving.vector_stores import retrieval_of
 from grit_jax.text.rag_layouts import MODES
 
-FIELDS = ("mode", "k", "search", "where", "instruction")
+FIELDS = ("mode", "k", "search", "where", "rerank", "instruction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def document_request(
             "messages: answers from a store take one question, a single message of the user",
             "messages",
         )
-    retrieval, _ = retrieval_of(body.search, body.where, None)
+    retrieval, _ = retrieval_of(body.search, body.where, None, body.rerank or 0)
     question = messages[0]["content"]
     return DocumentRequest(store, question, mode, body.k or 1, retrieval, body.instruction or "")
 

@@ -151,6 +151,7 @@ class ChatBody(GenerationBody):
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     search: str | None = None
     where: str | None = None
+    rerank: Annotated[int, Field(ge=1, le=1000)] | None = None
     instruction: str | None = None
 
     @property

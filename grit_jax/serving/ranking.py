@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from grit_jax.errors import GritError
 from grit_jax.inference.requests import MOST_LABELS, LabelRequest
+from grit_jax.rag.rerank import LABELS
 from grit_jax.serving.embeddings import Reply
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.generation import new_id, now
@@ -29,7 +30,6 @@ BEFORE = (
     "Query: {query}\nPassage: "
 )
 AFTER = "\n\nAnswer with yes if the passage is relevant to the query, and no otherwise."
-LABELS = ("yes", "no")
 
 
 @dataclasses.dataclass

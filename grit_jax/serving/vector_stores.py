@@ -88,7 +88,7 @@ async def search_store(service: Service, name: str, body: StoreSearchBody, user:
 
 
 def retrieval_of(
-    search: str | None, where: str | None, options: RankingOptions | None
+    search: str | None, where: str | None, options: RankingOptions | None, rerank: int = 0
 ) -> tuple[Retrieval, float | None]:
     """How documents are found, and the lowest score that counts.
 
@@ -116,7 +116,9 @@ def retrieval_of(
             )
         search, weight = "hybrid", weights.embedding_weight / total
     try:
-        retrieval = Retrieval(search or "dense", dense_weight=weight, where=where or "")
+        retrieval = Retrieval(
+            search or "dense", dense_weight=weight, where=where or "", rerank=rerank
+        )
     except GritError as error:
         raise bad_request(str(error), "where") from None
     return retrieval, options.score_threshold if options is not None else None

@@ -44,7 +44,7 @@ def test_answers_are_those_of_ask(server, asker, mode):
             cached = sum(lines[d["id"]]["tokens"] for d in answer.documents)
         assert usage["prompt_tokens_details"]["cached_tokens"] == cached
         assert usage["prompt_tokens"] > cached
-        assert reply["grit"]["cache"] == ("composed" if cached else "read")
+        assert reply["grit"]["cache"] == answer.cache
 
 
 def test_auto_searches_and_filters(server, asker):
@@ -57,6 +57,10 @@ def test_auto_searches_and_filters(server, asker):
     )
     assert found["grit"]["documents"] == expected.documents
     assert all(int(d["id"][1:]) >= 6 for d in found["grit"]["documents"])
+    judged = ask(server, "river", mode="doc", k=2, rerank=5)
+    [expected] = asker.ask("river", "doc", k=2, retrieval=Retrieval(rerank=5), max_new_tokens=6)
+    assert judged["grit"]["documents"] == expected.documents
+    assert "search_score" in expected.documents[0]
 
 
 def test_the_official_client_streams_over_documents(openai_client, server):
