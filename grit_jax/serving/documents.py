@@ -1,5 +1,5 @@
-"""Answers of chat over the documents of a store: the fields `store`, `mode`, `k`, `search`, `where`,
-`rerank` and `instruction`."""
+"""Answers of chat over the documents of a store: `store`, `mode`, `k`, `search`, `where`, `rerank`
+and `instruction`."""
 
 from __future__ import annotations
 
