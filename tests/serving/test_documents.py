@@ -99,7 +99,11 @@ def test_the_official_client_streams_over_documents(openai_client, server):
             400,
             "a single message of the user",
         ),
-        ({"messages": [{"role": "user", "content": "word " * 900}]}, 400, "context"),
+        (
+            {"messages": [{"role": "user", "content": "word " * 900}], "mode": "none"},
+            400,
+            "context",
+        ),
     ],
 )
 def test_a_bad_request_is_refused(server, change, status, words):
