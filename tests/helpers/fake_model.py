@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grit_jax.data.bm25 import BM25
 from grit_jax.inference.encoder import Encoded, FormattedTexts
 from grit_jax.inference.records import PackedRecord, token_span
 from grit_jax.models.config import ModelConfig
@@ -160,6 +161,7 @@ class Writers:
 
 def main() -> None:
     """For each line of standard input forks a process that indexes, and says how it ended."""
+    BM25([])  # imports its library
     for line in sys.stdin:
         child = os.fork()
         if not child:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fake_model import document_kv, stored_keys, vector
 
+from grit_jax.data.bm25 import BM25
 from grit_jax.errors import GritError
 from grit_jax.rag import build
 from grit_jax.rag.index import Index, IndexOptions, build_index
@@ -61,6 +62,10 @@ def assert_holds(index: Index, rows):
         np.testing.assert_array_equal(index.vectors[by_id[row["id"]]], vector(tokens))
         np.testing.assert_array_equal(record.k, document_kv(tokens).k)
         assert index.text(int(index.search(vector(tokens)[None], 1).rows[0, 0])) == row["text"]
+    words = BM25([row["text"] for row in rows])
+    numbers = [by_id[row["id"]] for row in rows]
+    for query in ("text number 7", "rewritten 3"):  # built in memory where a writer was killed
+        np.testing.assert_array_equal(index.lexical.scores(query)[numbers], words.scores(query))
     assert stored_keys(index.store) == {line["key"] for line in lines}
     assert index.store.size.records == len({line["key"] for line in lines})
     assert index.manifest.tokens == sum(map(len, ids))
@@ -276,7 +281,8 @@ def test_a_writer_that_dies_anywhere_leaves_an_index_and_the_next_one_finishes(
 
 
 def state(path: Path, model) -> dict[str, str]:
-    """Texts by id, once it is sure that each has its own vector and record."""
+    """Texts by id, once it is sure that each has its own vector and record and is searched by its
+    words."""
     try:
         index = Index.open(path, model)
     except GritError as error:
@@ -297,6 +303,9 @@ def state(path: Path, model) -> dict[str, str]:
         np.testing.assert_array_equal(
             *((a.v if native else a.arrays["v"]) for a in (record, expected))
         )
+    words = BM25([line["text"] for line in lines])
+    for query in ("killed document 7", "new 3", "same text"):
+        np.testing.assert_array_equal(index.lexical.scores(query), words.scores(query))
     assert len({line["id"] for line in lines}) == len(lines)
     return {line["id"]: line["text"] for line in lines}
 
