@@ -70,6 +70,8 @@ def test_the_first_candidates_are_reranked(tiny_model, sentences):
     retrieval = Retrieval("hybrid", rerank=2)
     compared = compare_retrieval(tiny_model, rows, ks=(1, 2), retrieval=retrieval)
     assert compared.reranked.keys() == {"recall@1", "recall@2", "ndcg@10"}
+    one = compare_retrieval(tiny_model, rows, ks=(1, 2), retrieval=Retrieval("hybrid", rerank=1))
+    assert one.reranked == one.hybrid  # nothing to put in order
     # Which two come first is the search's; their order is the model's.
     assert compared.reranked["recall@2"] == compared.hybrid["recall@2"]
     pool = pool_of(rows)

@@ -121,8 +121,10 @@ def contents(index: Path) -> dict[str, object]:
     """All that an index holds, what is drawn at random or says where it is left out."""
     manifest = json.loads((index / MANIFEST).read_text())
     assert not list(index.glob("shards/block-*"))
+    words = index / manifest["lexical"].pop("folder")  # numbered anew after a kill
     return {
         "manifest": {k: v for k, v in manifest.items() if k not in ("index_id", "folder")},
+        "lexical": {path.name: path.read_bytes() for path in words.iterdir()},
         "files": [(index / name).read_bytes() for name in (DOCUMENTS, VECTORS, DELETED)],
         "records": records(index) if manifest["kv"] != "none" else {},
     }
