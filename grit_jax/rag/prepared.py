@@ -32,6 +32,8 @@ class PreparedQuestion:
       mode: the layout.
       cache: how the documents are read, as in `Answer`.
       warnings: what is read differently than asked for, and why.
+      texts: of the documents, `{title} {text}`.
+      timings: seconds of `encode_query`, `search` and `load`.
     """
 
     ids: list[int]
@@ -41,6 +43,8 @@ class PreparedQuestion:
     mode: str
     cache: CacheUse
     warnings: list[str]
+    texts: list[str]
+    timings: dict[str, float]
 
 
 class Preparer(Asker):
@@ -93,16 +97,18 @@ class Preparer(Asker):
         if mode == "auto":
             self.measure()
         search = _Search(k, instruction, retrieval)
-        batch = self._retrieve([question], mode, search, None, AskTimings())
-        records = self._records(batch)
-        while True:
-            try:
-                for record in records.values():
-                    if isinstance(record, StreamedRecord):
-                        record.whole()
-                break
-            except RecordError as error:
-                self._replace(error, batch, records)
+        timings = AskTimings()
+        batch = self._retrieve([question], mode, search, None, timings)
+        with timings.stage("load"):
+            records = self._records(batch)
+            while True:
+                try:
+                    for record in records.values():
+                        if isinstance(record, StreamedRecord):
+                            record.whole()
+                    break
+                except RecordError as error:
+                    self._replace(error, batch, records)
         fitted = self._generator.fitted(batch.prompts(records)[0], new_tokens)
         self._limit_documents(batch, 0, fitted.read, new_tokens)
         return PreparedQuestion(
@@ -113,6 +119,8 @@ class Preparer(Asker):
             batch.modes[0],
             batch.cache_use(0, records),
             batch.warnings[0],
+            [document.text for document in batch.documents[0]],
+            {name: timings.share(1)[name] for name in ("encode_query", "search", "load")},
         )
 
     def _stored_tokens(

@@ -72,6 +72,20 @@ class RunningAnswer:
         """Tokens read, those of records included."""
         return len(self.request.prompt) + self.request.cached
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the stages until now, or until the answer was complete."""
+        times = self.pending.times
+        end = times.finished if times.finished is not None else time.monotonic()
+        admitted = times.admitted if times.admitted is not None else end
+        first = times.first_token if times.first_token is not None else end
+        return {
+            "queue": admitted - times.submitted,
+            "load": times.load,
+            "prefill": max(0.0, first - admitted - times.load),
+            "decode": max(0.0, end - first),
+        }
+
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The answer part by part; when the caller stops reading, it is cancelled.
 

@@ -23,6 +23,7 @@ from grit_jax.serving.completions import completions
 from grit_jax.serving.embeddings import Reply, embeddings
 from grit_jax.serving.errors import CLIENT_GONE, ApiError, ClientGone
 from grit_jax.serving.generation import Stream
+from grit_jax.serving.page import PAGE
 from grit_jax.serving.protocol import (
     Body,
     ChatBody,
@@ -42,7 +43,8 @@ from grit_jax.serving.tokens import detokenize, tokenize, tokenizer_info
 from grit_jax.serving.vector_stores import search_store, stores_list
 
 LOG = logging.getLogger(__name__)
-OPEN_PATHS = ("/health", "/ready")  # need no key
+# What needs no key: the page itself asks for one.
+OPEN_PATHS = ("/health", "/ready", *PAGE)
 Handler = Callable[..., Awaitable[Reply | Stream]]
 
 POSTS: dict[str, tuple[type[Body], Handler]] = {
@@ -68,6 +70,9 @@ def create_app(service: Service, *, log: bool = True) -> FastAPI:
     for path, (kind, handler) in POSTS.items():
         _add_post(app, service, path, kind, handler)
     _add_post(app, service, "/v1/vector_stores/{name}/search", StoreSearchBody, search_store)
+
+    for path, file in PAGE.items():
+        app.add_api_route(path, file.response, methods=["GET"], include_in_schema=False)
 
     @app.get("/health")
     async def health() -> Response:

@@ -8,7 +8,7 @@ from typing import Any
 from grit_jax.inference.requests import GenerateRequest
 from grit_jax.rag.prepared import PreparedQuestion
 from grit_jax.serving.answers import Delta, RunningAnswer, start_all
-from grit_jax.serving.documents import document_request, shown_documents
+from grit_jax.serving.documents import document_request, shown_documents, shown_timings
 from grit_jax.serving.embeddings import Reply
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.generation import (
@@ -37,17 +37,24 @@ class _Form:
     id: str
     created: int
     top: int | None  # most likely tokens beside each; None: no log-probabilities
-    documents: dict[str, Any] | None = None  # that the answer is based on
+    prepared: PreparedQuestion | None = None  # the documents that the answer is based on
 
     def body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        own = {"grit": self.documents} if self.documents is not None else {}
-        return own | {
+        return {
             "id": self.id,
             "object": kind,
             "created": self.created,
             "model": self.name,
             "choices": choices,
         }
+
+    def documents(self) -> dict[str, Any]:
+        """What is added to say which documents were read."""
+        return {} if self.prepared is None else {"grit": shown_documents(self.prepared)}
+
+    def timings(self, answers: list[RunningAnswer]) -> dict[str, float] | None:
+        """Seconds by stage of answers over documents."""
+        return None if self.prepared is None else shown_timings(self.prepared, answers)
 
     def logprobs(self, delta: Delta) -> dict[str, Any] | None:
         if self.top is None or delta.logprobs is None:
@@ -88,8 +95,7 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
     ]
     answers = start_all(service, requests, stop, whole=not body.stream, cached=cached)
     top = (body.top_logprobs or 0) if body.logprobs else None
-    shown = None if prepared is None else shown_documents(prepared)
-    form_ = _Form(service, name, new_id("chatcmpl"), now(), top, shown)
+    form_ = _Form(service, name, new_id("chatcmpl"), now(), top, prepared)
     if body.stream:
         return _stream(form_, body, answers)
     deltas = await gather([answer.complete() for answer in answers])
@@ -112,6 +118,9 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
         ],
     )
     reply["usage"] = usage.body()
+    if prepared is not None:
+        reply |= form_.documents()
+        reply["grit"]["timings"] = form_.timings(answers)
     return Reply(reply, usage.prompt, usage.cached, usage.completion)
 
 
@@ -142,8 +151,15 @@ def _stream(form: _Form, body: ChatBody, answers: list[RunningAnswer]) -> Stream
         chunk = form.body("chat.completion.chunk", [choice])
         return chunk | {"usage": None} if usage_wanted else chunk
 
-    head = lambda number: [part(number, {"role": "assistant", "content": ""}, None)]
+    def head(number: int) -> list[dict[str, Any]]:
+        first = part(number, {"role": "assistant", "content": ""}, None)
+        return [first | form.documents() if number == 0 else first]
+
+    def last() -> dict[str, Any]:
+        chunk = form.body("chat.completion.chunk", []) | {"usage": usage().body()}
+        timings = form.timings(answers)
+        return chunk if timings is None else chunk | {"grit": {"timings": timings}}
+
     chunk = lambda number, delta: part(number, {"content": delta.text} if delta.text else {}, delta)
-    last: Any = lambda: form.body("chat.completion.chunk", []) | {"usage": usage().body()}
     events = streamed(answers, head, chunk, last if usage_wanted else None)
     return Stream(events, usage, answers)

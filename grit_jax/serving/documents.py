@@ -9,6 +9,7 @@ from typing import Any
 
 from grit_jax.rag.prepared import PreparedQuestion
 from grit_jax.rag.search.hybrid import Retrieval
+from grit_jax.serving.answers import RunningAnswer
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.protocol import ChatBody
 from grit_jax.serving.service import Service
@@ -79,10 +80,23 @@ def document_request(
 
 
 def shown_documents(prepared: PreparedQuestion) -> dict[str, Any]:
-    """What a reply says of the documents, under `grit`, as `grit ask --json` does."""
+    """What a reply says of the documents, under `grit`: as `grit ask --json`, and their texts."""
     return {
-        "documents": prepared.documents,
+        "documents": [
+            {**document, "text": text}
+            for document, text in zip(prepared.documents, prepared.texts, strict=True)
+        ],
         "mode": prepared.mode,
         "cache": prepared.cache,
         "warnings": prepared.warnings,
     }
+
+
+def shown_timings(prepared: PreparedQuestion, answers: Sequence[RunningAnswer]) -> dict[str, float]:
+    """Seconds by stage, with the names of `grit ask --json` and `queue`, the wait for a slot; of
+    several answers those of the one that took longest."""
+    longest = max((answer.seconds for answer in answers), key=lambda seconds: sum(seconds.values()))
+    stages = {**prepared.timings, **longest}
+    stages["load"] = prepared.timings["load"] + longest["load"]
+    stages["total"] = sum(stages.values())
+    return {name: round(seconds, 6) for name, seconds in stages.items()}

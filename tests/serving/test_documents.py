@@ -55,7 +55,10 @@ def test_auto_searches_and_filters(server, asker):
     [expected] = asker.ask(
         "river", "doc", k=3, retrieval=Retrieval("hybrid", where="n >= 6"), max_new_tokens=6
     )
-    assert found["grit"]["documents"] == expected.documents
+    texts = [asker.index.text(d["id"]) for d in expected.documents]
+    assert found["grit"]["documents"] == [
+        {**d, "text": text} for d, text in zip(expected.documents, texts, strict=True)
+    ]
     assert all(int(d["id"][1:]) >= 6 for d in found["grit"]["documents"])
     judged = ask(server, "river", mode="doc", k=2, rerank=5)
     [expected] = asker.ask("river", "doc", k=2, retrieval=Retrieval(rerank=5), max_new_tokens=6)
@@ -79,6 +82,12 @@ def test_the_official_client_streams_over_documents(openai_client, server):
     assert text == whole.choices[0].message.content
     assert last.usage.prompt_tokens_details.cached_tokens > 0 and last.usage == whole.usage
     assert parts[0].grit["documents"] == whole.grit["documents"]
+    assert not any(hasattr(part, "grit") for part in parts[1:])  # said once
+    stages = {"encode_query", "search", "load", "queue", "prefill", "decode", "total"}
+    for timings in (last.grit["timings"], whole.grit["timings"]):
+        assert timings.keys() == stages and all(seconds >= 0 for seconds in timings.values())
+        parts_of_it = sum(seconds for name, seconds in timings.items() if name != "total")
+        assert timings["total"] == pytest.approx(parts_of_it, abs=1e-5) and timings["total"] > 0
     hits = 'vllm:prefix_cache_hits_total{model_name="tiny"}'
     assert server.metrics()[hits] >= 2 * last.usage.prompt_tokens_details.cached_tokens
 
