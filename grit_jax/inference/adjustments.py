@@ -7,6 +7,7 @@ request: what no slot asks for is skipped when it runs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -162,6 +163,15 @@ class SlotAdjustments:
             rows.logprobs,
         )
         return jax.tree.map(lambda whole, part: _put_rows(whole, local, part, here), self, new)
+
+
+@functools.partial(jax.jit, donate_argnames=("slots",))
+def allow_step(
+    slots: SlotAdjustments, allowed: UInt[Array, "B W"], changed: Bool[Array, " B"]
+) -> SlotAdjustments:
+    """Sets which tokens may come next in some slots."""
+    masks = jnp.where(changed[:, None], allowed, slots.allowed)
+    return dataclasses.replace(slots, allowed=masks)
 
 
 def adjustment_rows(

@@ -217,7 +217,8 @@ class Engine:
             request = self._runner.room.lowered(checked(request, self.config))
             if too_long := self._runner.room.too_long(request):
                 raise GritError(f"{request.name} needs {too_long}; shorten it or max_new_tokens")
-            if request.sampling.adjustments != PLAIN and not self._runner.shape.adjustable:
+            adjusts = request.sampling.adjustments != PLAIN or request.constraint is not None
+            if adjusts and not self._runner.shape.adjustable:
                 raise GritError(
                     f"{request.name} has adjustments, and this engine was opened without"
                     " adjustable=True"

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt
 
 from grit_jax.inference.logprobs import TokenLogprobs
 from grit_jax.inference.records import KVRecord, Positions
@@ -20,6 +20,22 @@ from grit_jax.text.length import DefaultLength
 Finish = Literal["stop", "length"]
 MOST_LABELS = 64  # of a `LabelRequest`
 R = TypeVar("R")
+
+
+class TokenConstraint(Protocol):
+    """Which tokens an answer may have, given those that it has; the engine's thread calls it."""
+
+    def allowed(self) -> UInt[np.ndarray, " W"]:
+        """The packed mask of the tokens that may come next (see `adjustments.AdjustmentRows`)."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Adds a token, an end of sequence included.
+
+        Raises:
+          GritError: it is not allowed, or the constraint cannot go on.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +51,8 @@ class GenerateRequest:
         requests that ask for log-probabilities (`Adjustments.logprobs`).
       name: what errors call the request.
       user: requests of different users are served in turn.
+      constraint: of its tokens, for this request alone; in an adjustable engine. While such an
+        answer is under way, all of them are decoded one token a call.
     """
 
     prompt: Sequence[int]
@@ -45,6 +63,7 @@ class GenerateRequest:
     on_logprobs: Callable[[TokenLogprobs], None] | None = None
     name: str = "the prompt"
     user: str = ""
+    constraint: TokenConstraint | None = None
 
     @property
     def cached(self) -> int:

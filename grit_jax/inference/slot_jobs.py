@@ -5,11 +5,34 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from jax.sharding import Mesh
 
 from grit_jax.inference.engine_steps import Chosen
 from grit_jax.inference.logprobs import TokenLogprobs
 from grit_jax.inference.record_loader import RecordLoader
 from grit_jax.inference.requests import GenerateRequest, GenerateResult, Pending
+from grit_jax.types import AttentionMode
+
+CHUNK = 256  # tokens of a prompt that are read in one call
+
+
+@dataclasses.dataclass(frozen=True)
+class RunnerOptions:
+    """How all requests of an engine are decoded.
+
+    Attributes:
+      eos_ids: tokens that end an answer.
+      mode: PREFIX reads a prompt bidirectionally, as a prefix language model was trained to.
+      chunk: tokens of a prompt that are read in one call.
+      return_logits: keep the logits of every new token.
+      mesh: its devices share slots and heads; None is the default device.
+    """
+
+    eos_ids: tuple[int, ...] = ()
+    mode: AttentionMode = AttentionMode.CAUSAL
+    chunk: int = CHUNK
+    return_logits: bool = False
+    mesh: Mesh | None = None
 
 
 @dataclasses.dataclass(eq=False)

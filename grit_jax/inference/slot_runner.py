@@ -15,10 +15,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from grit_jax.errors import GritError
-from grit_jax.inference.adjustments import adjustment_rows
+from grit_jax.inference.adjustments import adjustment_rows, allow_step, words
 from grit_jax.inference.engine_steps import (
     STEPS,
     Chosen,
@@ -41,7 +40,7 @@ from grit_jax.inference.record_loader import RecordLoader, in_one_piece, lay_out
 from grit_jax.inference.requests import GenerateResult, Pending, Seconds, SlotRoom
 from grit_jax.inference.row_packing import bucket, round_up
 from grit_jax.inference.sampling import Sampling, settings_of
-from grit_jax.inference.slot_jobs import Call, Job
+from grit_jax.inference.slot_jobs import Call, Job, RunnerOptions
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.finite import describe_cause
 from grit_jax.models.parameters import stack_indices
@@ -52,7 +51,6 @@ from grit_jax.sharding import num_row_shards
 from grit_jax.types import AttentionMode
 
 SHORTEST_PROMPT = 32  # smallest bucket of a chunk, in tokens
-CHUNK = 256  # tokens of a prompt that are read in one call
 
 
 def prompt_bucket(tokens: int) -> int:
@@ -64,25 +62,6 @@ def prompt_bucket(tokens: int) -> int:
     if tokens > 256:
         return bucket(tokens, SHORTEST_PROMPT)
     return round_up(tokens, 32 if tokens <= 128 else 64)
-
-
-@dataclasses.dataclass(frozen=True)
-class RunnerOptions:
-    """How all requests of an engine are decoded.
-
-    Attributes:
-      eos_ids: tokens that end an answer.
-      mode: PREFIX reads a prompt bidirectionally, as a prefix language model was trained to.
-      chunk: tokens of a prompt that are read in one call.
-      return_logits: keep the logits of every new token.
-      mesh: its devices share slots and heads; None is the default device.
-    """
-
-    eos_ids: tuple[int, ...] = ()
-    mode: AttentionMode = AttentionMode.CAUSAL
-    chunk: int = CHUNK
-    return_logits: bool = False
-    mesh: Mesh | None = None
 
 
 class SlotRunner:
@@ -196,8 +175,9 @@ class SlotRunner:
 
     def decode(self, steps: int, *, stop_early: bool) -> bool:
         """Dispatches up to `steps` more tokens of all answers; False if none goes on."""
-        # The device runs all active slots: also those that may end within the calls before.
-        going = {job.slot: job for job in self.jobs if job is not None and job.planned > 0}
+        going = self._going()
+        if any(job.request.constraint is not None for job in going.values()):
+            steps, going = 1, self._constrain()
         left = max(
             (job.request.sampling.max_new_tokens - job.planned for job in going.values()), default=0
         )
@@ -218,6 +198,27 @@ class SlotRunner:
             job.planned += steps
         self._calls.append(Call(chosen, going, steps, is_prefill=False))
         return True
+
+    def _going(self) -> dict[int, Job]:
+        """The answers under way by slot. The device runs all active slots: also those that may end
+        within the calls before."""
+        return {job.slot: job for job in self.jobs if job is not None and job.planned > 0}
+
+    def _constrain(self) -> dict[int, Job]:
+        """Sets the tokens that constrained answers may have next, for which their last ones must be
+        known; returns the answers under way."""
+        while self._calls:
+            self.collect()
+        going = self._going()
+        allowed = np.zeros((len(self.jobs), words(self.config.vocab_size)), np.uint32)
+        changed = np.zeros(len(self.jobs), bool)
+        for slot, job in going.items():
+            if job.request.constraint is not None:
+                allowed[slot], changed[slot] = job.request.constraint.allowed(), True
+        with self._mesh():
+            adjustments = allow_step(self.state.adjustments, allowed, changed)
+            self.state = dataclasses.replace(self.state, adjustments=adjustments)
+        return going
 
     def collect(self) -> None:
         """Waits for the oldest call and hands out its tokens."""
@@ -327,7 +328,11 @@ class SlotRunner:
         settings, adjustments = settings_of(samplings), None
         if self.shape.adjustable:
             asked = [sampling.adjustments for sampling in samplings]
-            adjustments = adjustment_rows(asked, self.config.vocab_size)
+            masks: list[np.ndarray | None] = [None] * self.shares
+            for share, job in jobs.items():
+                if here[share] and job.request.constraint is not None:
+                    masks[share] = job.request.constraint.allowed()
+            adjustments = adjustment_rows(asked, self.config.vocab_size, masks)
         chunk = PromptChunk(tokens, self._span(jobs, parts), self._mode)
         return chunk, LastChunk(here, settings, self._eos, adjustments)
 
@@ -434,6 +439,13 @@ class SlotRunner:
         )
         if new and job.pending.times.first_token is None:
             job.pending.times.first_token = time.monotonic()
+        if job.request.constraint is not None:
+            try:
+                for token in new:
+                    job.request.constraint.accept(token)
+            except GritError as error:
+                self._abandon(job, error)
+                return
         new = new[:-1] if stopped else new
         job.tokens += new
         if new and job.request.on_tokens is not None:
@@ -442,10 +454,7 @@ class SlotRunner:
                     job.request.on_logprobs(job.logprobs[-1][: len(new)])
                 job.request.on_tokens(new)
             except Exception as error:  # the caller's own: its request ends, the others do not
-                self._fail(job, error)
-                keep = np.arange(len(self.jobs)) != job.slot
-                with self._mesh():
-                    self.state = release_step(self.state, keep)
+                self._abandon(job, error)
                 return
         if not goes_on:
             self._free(job)
@@ -460,6 +469,13 @@ class SlotRunner:
                     logprobs,
                 )
             )
+
+    def _abandon(self, job: Job, error: BaseException) -> None:
+        """Ends an answer that the device would go on with."""
+        self._fail(job, error)
+        keep = np.arange(len(self.jobs)) != job.slot
+        with self._mesh():
+            self.state = release_step(self.state, keep)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         self._free(job)

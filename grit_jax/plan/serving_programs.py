@@ -29,7 +29,8 @@ from grit_jax.inference.placement import Dtype, compute_dtype
 from grit_jax.inference.records import SHORTEST_RECORDS, LayerRecords
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, bucket
 from grit_jax.inference.sampling import SamplingRows, SlotSettings
-from grit_jax.inference.slot_runner import CHUNK, prompt_bucket
+from grit_jax.inference.slot_jobs import CHUNK
+from grit_jax.inference.slot_runner import prompt_bucket
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.int8 import INT8_WEIGHTS, abstract_int8
 from grit_jax.models.parameters import parameter_shapes, stack_indices

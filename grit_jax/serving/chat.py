@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from grit_jax.inference.requests import GenerateRequest
@@ -25,6 +26,7 @@ from grit_jax.serving.generation import (
 from grit_jax.serving.messages import plain_messages
 from grit_jax.serving.protocol import ChatBody
 from grit_jax.serving.service import Service, gather
+from grit_jax.serving.structured import JsonConstraint
 from grit_jax.text.length import MAX_NEW_TOKENS, DefaultLength
 
 
@@ -73,13 +75,15 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
     check_choices(service, body)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs: only with logprobs: true", "top_logprobs")
-    if (form := (body.response_format or {}).get("type", "text")) != "text":
-        raise bad_request(
-            f"response_format: this server has 'text' only, got {form!r:.60}", "response_format"
-        )
     messages = plain_messages(body.messages)
     samplings = samplings_of(body, _most_tokens(service, body), logprobs=bool(body.logprobs))
     stop = stop_strings(service, body)
+    constraints: Sequence[JsonConstraint | None] = [None] * len(samplings)
+    if body.response_format is not None:
+        if body.ignore_eos:
+            raise bad_request("ignore_eos: not with response_format", "ignore_eos")
+        form, count = body.response_format, len(samplings)
+        constraints = await service.prepare(lambda: service.grammars.constraints(form, count))
     service.check_ready()
     documents = document_request(service, body, messages)
     prepared: PreparedQuestion | None = None
@@ -90,8 +94,10 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
         prompt = await service.prepare(lambda: service.model.prompt_ids(messages)[0])
         records, cached = (), 0
     requests = [
-        GenerateRequest(prompt, records, sampling, name="messages", user=user)
-        for sampling in samplings
+        GenerateRequest(
+            prompt, records, sampling, name="messages", user=user, constraint=constraint
+        )
+        for sampling, constraint in zip(samplings, constraints, strict=True)
     ]
     answers = start_all(service, requests, stop, whole=not body.stream, cached=cached)
     top = (body.top_logprobs or 0) if body.logprobs else None

@@ -28,6 +28,7 @@ from grit_jax.serving.errors import ApiError, bad_request
 from grit_jax.serving.metrics import ServerMetrics
 from grit_jax.serving.settings import ServeSettings
 from grit_jax.serving.stores import Store, Stores
+from grit_jax.serving.structured import Grammars
 from grit_jax.text.token_bytes import TokenBytes
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class Service:
         )
         self.metrics = ServerMetrics(self.engine, settings.name)
         self.token_bytes = TokenBytes(model.tokenizer)
+        self.grammars = Grammars(model, self.token_bytes)
         self.created = int(time.time())
         self.compiled, self.draining = not settings.warm_up, False
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
