@@ -17,6 +17,7 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
         "--index",
+        dest="indices",
         action="append",
         default=[],
         metavar="NAME=PATH",
@@ -126,7 +127,7 @@ def serve(args: argparse.Namespace) -> None:
         slots=args.slots,
         context=args.context,
         instruction=args.instruction,
-        indices=read_indices(args.index),
+        indices=read_indices(args.indices),
         api_keys=read_api_keys(args.api_keys) if args.api_keys else (),
         limits=limits,
         warm_up=not args.no_warm_up,
