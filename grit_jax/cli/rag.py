@@ -85,7 +85,7 @@ def index(args: argparse.Namespace) -> None:
     import jax
 
     from grit_jax.rag.index import Index, IndexOptions, build_index
-    from grit_jax.rag.quality import QUESTIONS, SMALLEST, check_questions, keep_receipt
+    from grit_jax.rag.quality import FEWEST, QUESTIONS, SMALLEST, check_questions, keep_receipt
     from grit_jax.runtime.hosts import is_first
     from grit_jax.runtime.progress import say
 
@@ -113,6 +113,11 @@ def index(args: argparse.Namespace) -> None:
             if alone:
                 built = Index.open(args.output, model)
                 receipt = keep_receipt(model, built, questions or QUESTIONS)[0]
+                if receipt is None and built.kv != "none":
+                    say(
+                        f"warning: {args.output}: no quality receipt: it takes {FEWEST} documents"
+                        f" with records about which the model asks a question, and found fewer"
+                    )
             elif is_first():
                 say("quality: not measured by several processes; the same command on one does it")
     if not is_first():

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from grit_jax.errors import GritError
+from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
 from grit_jax.rag.generator import RagGenerator, RagPrompt
 from grit_jax.text.chat import PromptPart
@@ -47,13 +48,12 @@ def relevance_prompts(
     ]
 
 
-def label_tokens(generator: RagGenerator) -> tuple[int, int]:
+def label_tokens(model: GritLM) -> tuple[int, int]:
     """The first token of "yes" and of "no", as an answer begins after the assistant's tag.
 
     Raises:
       GritError: the tokenizer begins both with the same token.
     """
-    model = generator.model
     tag = PromptPart(model.chat.assistant, is_template=True)
     encoded = model.tokenizer.encode_parts([[tag, PromptPart(label)] for label in LABELS])
     yes, no = (parts[1][0] for parts in encoded)
@@ -71,6 +71,6 @@ def relevance(generator: RagGenerator, prompts: Sequence[RagPrompt]) -> Float[np
     Raises:
       GritError: as `RagGenerator.generate`, or labels that begin alike.
     """
-    yes, no = label_tokens(generator)
+    yes, no = label_tokens(generator.model)
     logits = generator.first_logits(prompts).astype(np.float64)
     return 1 / (1 + np.exp(logits[:, no] - logits[:, yes]))

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from grit_jax.errors import GritError
 from grit_jax.inference.requests import MOST_LABELS, LabelRequest
-from grit_jax.rag.rerank import LABELS
+from grit_jax.rag.rerank import label_tokens
 from grit_jax.serving.embeddings import Reply
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.generation import new_id, now
@@ -126,24 +125,6 @@ async def generative_scoring(service: Service, body: GenerativeScoringBody, user
     return reply
 
 
-def label_tokens(service: Service) -> tuple[int, int]:
-    """The first token of "yes" and of "no", as an answer begins after the assistant's tag.
-
-    Raises:
-      GritError: the tokenizer begins both with the same token.
-    """
-    model = service.model
-    tag = PromptPart(model.chat.assistant, is_template=True)
-    encoded = model.tokenizer.encode_parts([[tag, PromptPart(label)] for label in LABELS])
-    yes, no = (parts[1][0] for parts in encoded)
-    if yes == no:
-        raise GritError(
-            f"this model's tokenizer begins {' and '.join(map(repr, LABELS))} with the same token,"
-            " so that it cannot be asked for one of them; use /generative_scoring"
-        )
-    return yes, no
-
-
 async def _relevance(
     service: Service, pairs: Sequence[tuple[str, str]], cut: int | None, user: str
 ) -> Relevance:
@@ -152,7 +133,7 @@ async def _relevance(
     Args:
       cut: tokens kept of each text; 0: as many as the model reads; None: all, or an error.
     """
-    labels = await service.prepare(lambda: label_tokens(service))
+    labels = await service.prepare(lambda: label_tokens(service.model))
     prompts = await service.prepare(lambda: _prompts(service, pairs, cut))
     logprobs, tokens = await _labels(service, prompts, labels, user)
     difference = (logprobs[:, 1] - logprobs[:, 0]).astype(np.float64)

@@ -135,3 +135,12 @@ def test_ask_and_eval_over_documents_that_fulfil_a_filter(capsys, tmp_path):
     assert "warning: no document fulfils the filter; answered without documents" in none.err
     rag = f"eval rag model --input rag.jsonl --modes doc --max-new-tokens 1 --json {index}"
     assert run(capsys, f"{rag} --search hybrid {where}").json.keys() == {"doc"}
+
+
+def test_an_index_that_is_too_small_for_a_receipt_says_so(capsys, tmp_path):
+    lines = [json.loads(line) for line in Path("corpus.jsonl").read_text().splitlines()][:3]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    index = f"index model --input {tmp_path}/few.jsonl --output {tmp_path}/index"
+    made = run(capsys, f"{index} --quality-questions 8 --json")
+    assert made.json["quality"] is None and "no quality receipt: it takes 8 documents" in made.err
+    assert "receipt" not in run(capsys, index).err  # nobody asked for one

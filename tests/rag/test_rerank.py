@@ -92,10 +92,10 @@ def test_only_the_first_candidates_are_reranked(tiny_model, indices, read):
 
 def test_labels_that_begin_alike(tiny_model, monkeypatch):
     generator = RagGenerator(tiny_model)
-    yes, no = label_tokens(generator)
+    yes, no = label_tokens(generator.model)
     assert tiny_model.tokenizer.decode([yes])[:1] == "y" and yes != no
     monkeypatch.setattr("grit_jax.rag.rerank.LABELS", ("yes", "yes"))
     with pytest.raises(GritError, match="begins 'yes' and 'yes' with the same token"):
-        label_tokens(generator)
+        label_tokens(generator.model)
     with pytest.raises(GritError, match="rerank: expected 0 or more candidates, got -1"):
         Retrieval(rerank=-1)
