@@ -32,7 +32,7 @@ from grit_jax.rag.router import ROUTED, RouteCosts, route
 from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.runtime.progress import say
 from grit_jax.text.length import MAX_LENGTH
-from grit_jax.text.rag_layouts import MODES, RagMode
+from grit_jax.text.rag_layouts import CONVERSATION_MODES, MODES, RagMode
 
 T = TypeVar("T")
 QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time
@@ -100,11 +100,16 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """How the documents of questions are found; see `Asker.ask`."""
+    """How the documents of questions are found; see `Asker.ask`.
+
+    Attributes:
+      turns: of the conversation that the one question ends; empty: the question is all.
+    """
 
     k: int
     instruction: str
     retrieval: Retrieval
+    turns: tuple[str, ...] = ()
 
 
 class Asker:
@@ -276,9 +281,10 @@ class Asker:
     ) -> QuestionBatch:
         """Finds the documents of each question, and chooses its layout."""
         warnings: list[list[str]] = [[] for _ in questions]
+        turns = [search.turns] if search.turns else None
         if mode == "none":
             empty: list[list[RetrievedDocument]] = [[] for _ in questions]
-            return QuestionBatch(questions, empty, None, ["none"] * len(questions), warnings)
+            return QuestionBatch(questions, empty, None, ["none"] * len(questions), warnings, turns)
         searching = given is None
         vectors, queries = None, None
         by_vectors = searching and search.retrieval.search != "lexical"
@@ -288,6 +294,7 @@ class Asker:
                 mode == "auto"
                 and by_vectors
                 and not search.instruction
+                and not turns
                 and self._worth_recording(questions)
             )
             if mode in QUERY_CACHES or recording:
@@ -314,18 +321,20 @@ class Asker:
                         questions, documents, warnings, strict=True
                     )
                 ]
+        if searching and (least := search.retrieval.least_score) is not None:
+            documents = [[d for d in found if (d.score or 0.0) >= least] for found in documents]
         modes: list[RagMode]
         if mode != "auto":
             modes = [mode if found or not searching else "none" for found in documents]
         else:
             modes = [
-                self._route(q, d, queries is not None)
+                self._route(q, d, queries is not None, search.turns)
                 for q, d in zip(questions, documents, strict=True)
             ]
             if queries is None and any(chosen in QUERY_CACHES for chosen in modes):
                 with timings.stage("encode_query"):
                     queries = self._generator.records(questions)
-        batch = QuestionBatch(questions, documents, queries, modes, warnings)
+        batch = QuestionBatch(questions, documents, queries, modes, warnings, turns)
         without = [i for i, found in enumerate(documents) if not found]
         if without and searching:
             reasons = []
@@ -333,6 +342,8 @@ class Asker:
                 reasons.append("fulfils the filter")
             if not by_vectors:
                 reasons.append("has a word of the question")
+            if search.retrieval.least_score is not None:
+                reasons.append(f"has a score of {search.retrieval.least_score:g}")
             reason = f"no document {' and '.join(reasons)}"
             self._warn(f"{reason}; answered without documents", without, batch)
         return batch
@@ -380,8 +391,13 @@ class Asker:
         return sorted(reranked, key=lambda document: -(document.score or 0.0))
 
     def _route(
-        self, question: str, documents: Sequence[RetrievedDocument], recorded: bool
+        self,
+        question: str,
+        documents: Sequence[RetrievedDocument],
+        recorded: bool,
+        turns: Sequence[str],
     ) -> RagMode:
+        """The quickest layout for a question, or for the conversation that it ends."""
         if not documents:
             return "none"
         if any(document.row is None for document in documents):
@@ -389,13 +405,14 @@ class Asker:
                 "doc-then-query"
             )
         assert self._costs is not None
+        among = [m for m in self._routed if not turns or m in CONVERSATION_MODES]
         return route(
-            self._count(question),
+            sum(map(self._count, turns or (question,))),
             [document.tokens for document in documents],
             self._costs,
             documents_stored=self._stored,
             query_recorded=recorded,
-            among=self._routed,
+            among=among,
         ).mode
 
     def _worth_recording(self, questions: Sequence[str]) -> bool:

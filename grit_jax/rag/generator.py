@@ -32,6 +32,7 @@ class RagPrompt:
         layout `none`.
       records: the documents' records in the same order, if the layout is one of `DOCUMENT_CACHES`.
       query: the question's record, if the layout is one of `QUERY_CACHES`.
+      history: the turns before the question, `[user, assistant, ...]`.
     """
 
     mode: RagMode
@@ -39,6 +40,7 @@ class RagPrompt:
     documents: tuple[str, ...] = ()
     records: tuple[KVRecord, ...] = ()
     query: KVRecord | None = None
+    history: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +190,9 @@ class RagGenerator:
 
     def _parts(self, prompts: Sequence[RagPrompt]) -> list[list[tuple[list[int], bool]]]:
         """Token ids of the parts of each continuation, and whether a part is a document."""
-        layouts = [compose(p.mode, p.question, p.documents, self.model.chat) for p in prompts]
+        layouts = [
+            compose(p.mode, p.question, p.documents, self.model.chat, p.history) for p in prompts
+        ]
         encoded = self.model.tokenizer.encode_parts([layout.continuation for layout in layouts])
         return [
             [(ids, part.is_document) for part, ids in zip(layout.continuation, parts, strict=True)]

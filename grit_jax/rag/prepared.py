@@ -17,7 +17,7 @@ from grit_jax.rag.question_batch import CacheUse
 from grit_jax.rag.record_format import RecordError, StreamedRecord
 from grit_jax.rag.route_costs import load_costs
 from grit_jax.rag.search.hybrid import Retrieval
-from grit_jax.text.rag_layouts import MODES
+from grit_jax.text.rag_layouts import CONVERSATION_MODES, MODES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class PreparedQuestion:
       cache: how the documents are read, as in `Answer`.
       warnings: what is read differently than asked for, and why.
       texts: of the documents, `{title} {text}`.
+      rows: of the documents in the index.
       timings: seconds of `encode_query`, `search` and `load`.
     """
 
@@ -44,6 +45,7 @@ class PreparedQuestion:
     cache: CacheUse
     warnings: list[str]
     texts: list[str]
+    rows: list[int]
     timings: dict[str, float]
 
 
@@ -79,24 +81,33 @@ class Preparer(Asker):
         *,
         retrieval: Retrieval = Retrieval(),
         instruction: str = "",
+        turns: Sequence[str] = (),
         new_tokens: int,
     ) -> PreparedQuestion:
         """Finds documents for a question and loads what its layout reads; arguments as of
         `Asker.ask`.
 
         Args:
+          question: what documents are searched for, and what is read if there are no turns.
+          turns: the conversation that is answered, `[user, assistant, ..., user]`. Only layouts of
+            `CONVERSATION_MODES` read one.
           new_tokens: of the answer, for which the context keeps room.
 
         Raises:
-          GritError: as `Asker.ask`.
+          GritError: as `Asker.ask`, or a layout that does not read conversations.
         """
         if mode not in (*MODES, "auto"):
             raise GritError(f"unknown mode '{mode}'; known: {', '.join((*MODES, 'auto'))}")
         if not question.strip():
             raise GritError("the question is empty")
+        if turns and mode not in (*CONVERSATION_MODES, "auto"):
+            raise GritError(
+                f"mode '{mode}' reads one question; for a conversation, or with a system message,"
+                f" use auto or one of {', '.join(CONVERSATION_MODES)}"
+            )
         if mode == "auto":
             self.measure()
-        search = _Search(k, instruction, retrieval)
+        search = _Search(k, instruction, retrieval, tuple(turns))
         timings = AskTimings()
         batch = self._retrieve([question], mode, search, None, timings)
         with timings.stage("load"):
@@ -120,6 +131,7 @@ class Preparer(Asker):
             batch.cache_use(0, records),
             batch.warnings[0],
             [document.text for document in batch.documents[0]],
+            [document.row for document in batch.documents[0] if document.row is not None],
             {name: timings.share(1)[name] for name in ("encode_query", "search", "load")},
         )
 

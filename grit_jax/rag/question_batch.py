@@ -40,29 +40,37 @@ class RetrievedDocument:
 @dataclasses.dataclass
 class QuestionBatch:
     """Questions that are answered together, with their documents, the questions' records if a
-    layout may read them, and the layout of each."""
+    layout may read them, and the layout of each.
+
+    Attributes:
+      turns: the conversation that each question ends, as it is read (`[user, assistant, ...,
+        user]`); None: the questions alone.
+    """
 
     questions: list[str]
     documents: list[list[RetrievedDocument]]
     queries: list[KVRecord] | None
     modes: list[RagMode]
     warnings: list[list[str]]
+    turns: list[tuple[str, ...]] | None = None
 
     def prompts(self, records: Mapping[str, KVRecord]) -> list[RagPrompt]:
         """A prompt for each question; `records` has those of the documents, by text, that the
         layouts read."""
+        conversations = self.turns or [(question,) for question in self.questions]
         return [
             RagPrompt(
                 mode,
-                question,
+                turns[-1],
                 tuple(document.text for document in documents),
                 tuple(records[document.text] for document in documents)
                 if mode in DOCUMENT_CACHES
                 else (),
                 self.queries[i] if self.queries is not None and mode in QUERY_CACHES else None,
+                turns[:-1],
             )
-            for i, (question, documents, mode) in enumerate(
-                zip(self.questions, self.documents, self.modes, strict=True)
+            for i, (turns, documents, mode) in enumerate(
+                zip(conversations, self.documents, self.modes, strict=True)
             )
         ]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-from grit_jax.inference.requests import GenerateRequest
 from grit_jax.rag.prepared import PreparedQuestion
-from grit_jax.serving.answers import Delta, RunningAnswer, start_all
+from grit_jax.serving.answers import Delta, RunningAnswer
+from grit_jax.serving.conversations import Conversation
 from grit_jax.serving.documents import document_request, shown_documents, shown_timings
 from grit_jax.serving.embeddings import Reply
 from grit_jax.serving.errors import bad_request
@@ -26,7 +25,6 @@ from grit_jax.serving.generation import (
 from grit_jax.serving.messages import plain_messages
 from grit_jax.serving.protocol import ChatBody
 from grit_jax.serving.service import Service, gather
-from grit_jax.serving.structured import JsonConstraint
 from grit_jax.text.length import MAX_NEW_TOKENS, DefaultLength
 
 
@@ -78,28 +76,19 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
     messages = plain_messages(body.messages)
     samplings = samplings_of(body, _most_tokens(service, body), logprobs=bool(body.logprobs))
     stop = stop_strings(service, body)
-    constraints: Sequence[JsonConstraint | None] = [None] * len(samplings)
-    if body.response_format is not None:
-        if body.ignore_eos:
-            raise bad_request("ignore_eos: not with response_format", "ignore_eos")
-        form, count = body.response_format, len(samplings)
-        constraints = await service.prepare(lambda: service.grammars.constraints(form, count))
-    service.check_ready()
-    documents = document_request(service, body, messages)
-    prepared: PreparedQuestion | None = None
-    if documents is not None:
-        prepared = await documents.prepare(service, samplings[0].max_new_tokens)
-        prompt, records, cached = prepared.ids, prepared.records, prepared.cached_tokens
-    else:
-        prompt = await service.prepare(lambda: service.model.prompt_ids(messages)[0])
-        records, cached = (), 0
-    requests = [
-        GenerateRequest(
-            prompt, records, sampling, name="messages", user=user, constraint=constraint
-        )
-        for sampling, constraint in zip(samplings, constraints, strict=True)
-    ]
-    answers = start_all(service, requests, stop, whole=not body.stream, cached=cached)
+    if body.response_format is not None and body.ignore_eos:
+        raise bad_request("ignore_eos: not with response_format", "ignore_eos")
+    conversation = Conversation(
+        messages,
+        samplings,
+        stop,
+        body.response_format,
+        document_request(service, body, messages),
+        whole=not body.stream,
+    )
+    constraints = await conversation.constraints(service)
+    prepared = await conversation.prepare(service)
+    answers = await conversation.start(service, user, prepared, constraints)
     top = (body.top_logprobs or 0) if body.logprobs else None
     form_ = _Form(service, name, new_id("chatcmpl"), now(), top, prepared)
     if body.stream:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from grit_jax.errors import GritError
 from grit_jax.rag.prepared import PreparedQuestion
 from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.serving.answers import RunningAnswer
@@ -15,6 +16,7 @@ from grit_jax.serving.protocol import ChatBody
 from grit_jax.serving.service import Service
 from grit_jax.serving.stores import Store
 from grit_jax.serving.vector_stores import retrieval_of
+from grit_jax.text.chat import turns_of
 from grit_jax.text.rag_layouts import MODES
 
 FIELDS = ("mode", "k", "search", "where", "rerank", "instruction")
@@ -29,7 +31,8 @@ class DocumentRequest:
     mode: str
     k: int
     retrieval: Retrieval
-    instruction: str
+    instruction: str = ""
+    turns: tuple[str, ...] = ()
 
     async def prepare(self, service: Service, new_tokens: int) -> PreparedQuestion:
         """Finds the documents and loads their records.
@@ -44,6 +47,7 @@ class DocumentRequest:
                 self.k,
                 retrieval=self.retrieval,
                 instruction=self.instruction,
+                turns=self.turns,
                 new_tokens=new_tokens,
             )
         )
@@ -55,8 +59,8 @@ def document_request(
     """What a chat request asks of a store; None: it names none.
 
     Raises:
-      ApiError: 400 for a field without a store, an unknown layout, or a conversation that is more
-        than one question; 404 for an unknown store.
+      ApiError: 400 for a field without a store, an unknown layout, or a conversation without a
+        question at its end; 404 for an unknown store.
     """
     if not body.has_documents:
         for name in FIELDS:
@@ -69,14 +73,35 @@ def document_request(
         raise bad_request(
             f"mode: expected one of {', '.join((*MODES, 'auto'))}, got {mode!r:.40}", "mode"
         )
-    if len(messages) != 1 or messages[0]["role"] != "user":
-        raise bad_request(
-            "messages: answers from a store take one question, a single message of the user",
-            "messages",
-        )
+    question, turns = question_of(messages)
     retrieval, _ = retrieval_of(body.search, body.where, None, body.rerank or 0)
-    question = messages[0]["content"]
-    return DocumentRequest(store, question, mode, body.k or 1, retrieval, body.instruction or "")
+    return DocumentRequest(
+        store, question, mode, body.k or 1, retrieval, body.instruction or "", turns
+    )
+
+
+def question_of(
+    messages: Sequence[dict[str, str]], param: str = "messages"
+) -> tuple[str, tuple[str, ...]]:
+    """The question that a conversation ends with, and its turns; no turns where the question is all
+    of it.
+
+    Args:
+      param: the field of the request, for errors.
+
+    Raises:
+      ApiError: 400 for a conversation that does not end with a message of the user, or whose roles
+        do not alternate.
+    """
+    if not messages or messages[-1]["role"] != "user":
+        raise bad_request(
+            f"{param}: a conversation over documents must end with a message of the user", param
+        )
+    try:
+        turns = tuple(turns_of(messages))
+    except GritError as error:
+        raise bad_request(str(error), param) from None
+    return messages[-1]["content"], turns if len(messages) > 1 else ()
 
 
 def shown_documents(prepared: PreparedQuestion) -> dict[str, Any]:

@@ -21,6 +21,8 @@ RagMode: TypeAlias = Literal[
 ]
 MODES: tuple[RagMode, ...] = get_args(RagMode)
 CACHED_MODES: tuple[RagMode, ...] = ("doc", "query", "query-doc", "doc-query")
+# Those that read a conversation: a question's record holds the question alone.
+CONVERSATION_MODES: tuple[RagMode, ...] = ("none", "query-then-doc", "doc-then-query", "doc")
 # The layout that reads the same texts in the same order, without a cache.
 READING_MODES: dict[RagMode, RagMode] = {
     "none": "none",
@@ -65,14 +67,25 @@ class Layout:
         return "".join(part.text for part in self.continuation)
 
 
-def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = GRIT) -> Layout:
+def compose(
+    mode: str,
+    query: str,
+    documents: Sequence[str],
+    chat: ChatFormat = GRIT,
+    history: Sequence[str] = (),
+) -> Layout:
     """The layout `mode` for a query and documents (each `{title} {text}`), in the order given.
 
     Several documents are separate cached texts, or paragraphs apart in one prompt. A layout without
     cached texts begins with `bos`; one with them goes on with the turn separator.
 
+    Args:
+      history: the turns before the query, `[user, assistant, ...]`. Documents that the layout puts
+        before the query stand before the whole conversation.
+
     Raises:
-      GritError: an unknown mode, or one that needs documents when there are none.
+      GritError: an unknown mode, one that needs documents when there are none, or one that does not
+        read conversations.
 
     >>> layout = compose("doc", "Who built it?", ["Eiffel built the tower."])
     >>> [text.text for text in layout.cached]
@@ -86,7 +99,13 @@ def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = 
         raise GritError(
             f"RAG mode '{mode}' needs at least one document; use 'none' to answer without"
         )
+    if history and mode not in CONVERSATION_MODES:
+        raise GritError(
+            f"RAG mode '{mode}' reads one question; for a conversation use one of"
+            f" {', '.join(CONVERSATION_MODES)}"
+        )
     docs = tuple(CachedText("document", text) for text in documents)
+    first: list[PromptPart] = []  # before the first of several turns
     queries = (CachedText("query", query),)
     body: list[PromptPart]
     cached: tuple[CachedText, ...] = ()
@@ -100,12 +119,9 @@ def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = 
             PromptPart("\n\n" + AFTER_QUERY),
         ]
     elif mode == "doc-then-query":
-        body = [
-            *_paragraphs(documents),
-            PromptPart("\n\n"),
-            PromptPart(query),
-            PromptPart("\n\n" + AFTER_CONTEXT),
-        ]
+        before = [*_paragraphs(documents), PromptPart("\n\n")]
+        body = [PromptPart(query), PromptPart("\n\n" + AFTER_CONTEXT)]
+        first, body = (before, body) if history else ([], before + body)
     elif mode == "query":
         cached, body = queries, [*_paragraphs(documents), PromptPart("\n\n" + AFTER_QUERY)]
     elif mode == "doc":
@@ -120,10 +136,22 @@ def compose(mode: str, query: str, documents: Sequence[str], chat: ChatFormat = 
         cached,
         (
             PromptPart(opening + chat.user, is_template=True),
+            *first,
+            *_turns(history, chat),
             *body,
             PromptPart(chat.assistant, is_template=True),
         ),
     )
+
+
+def _turns(history: Sequence[str], chat: ChatFormat) -> list[PromptPart]:
+    """Turns `[user, assistant, ...]` after the first user's tag, up to the next user's tag."""
+    parts: list[PromptPart] = []
+    for user, assistant in zip(history[::2], history[1::2], strict=True):
+        parts += [PromptPart(user), PromptPart(chat.assistant, is_template=True)]
+        parts += chat.answer_parts(assistant)
+        parts.append(PromptPart(chat.turn_separator + chat.user, is_template=True))
+    return parts
 
 
 def _paragraphs(documents: Sequence[str]) -> list[PromptPart]:

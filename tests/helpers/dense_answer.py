@@ -11,10 +11,15 @@ from grit_jax.text.rag_layouts import RagMode, compose
 
 
 def dense_answer(
-    model: GritLM, mode: RagMode, question: str, documents: Sequence[str], new_tokens: int
+    model: GritLM,
+    mode: RagMode,
+    question: str,
+    documents: Sequence[str],
+    new_tokens: int,
+    history: Sequence[str] = (),
 ) -> str:
     """The answer from the texts alone."""
-    layout = compose(mode, question, documents, model.chat)
+    layout = compose(mode, question, documents, model.chat, history)
     ids = lambda parts: [i for part in model.tokenizer.encode_parts([parts])[0] for i in part]
     cached = [ids(model.chat.embed_parts("", text.text)) for text in layout.cached]
     continuation = ids(layout.continuation)

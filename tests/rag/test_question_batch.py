@@ -26,6 +26,13 @@ def test_a_prompt_has_what_its_layout_reads(mode):
     assert prompt.query is (query if mode in ("query", "query-doc", "doc-query") else None)
 
 
+def test_a_question_with_the_turns_before_it():
+    turns = ("first?", "yes", "and who?")
+    batch = QuestionBatch(["who?"], [DOCUMENTS], None, ["doc-then-query"], [[]], [turns])
+    [prompt] = batch.prompts({})
+    assert (prompt.question, prompt.history) == ("and who?", ("first?", "yes"))
+
+
 def test_a_document_as_json():
     assert [document.shown() for document in DOCUMENTS] == [
         {"id": "a", "score": 0.5},

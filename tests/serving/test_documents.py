@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 
 import pytest
+from dense_answer import dense_answer
 
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index
@@ -16,6 +17,14 @@ QUESTIONS = ["Which river is quiet?", "What of copper?", "Is the stone amber?"]
 @pytest.fixture(scope="module")
 def asker(tiny_model, index_path):
     return Asker(tiny_model, Index.open(index_path, tiny_model))
+
+
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": QUESTIONS[0]},
+    {"role": "assistant", "content": "The amber one."},
+    {"role": "user", "content": QUESTIONS[1]},
+]
 
 
 def ask(server, question: str, **fields):
@@ -45,6 +54,28 @@ def test_answers_are_those_of_ask(server, asker, mode):
         assert usage["prompt_tokens_details"]["cached_tokens"] == cached
         assert usage["prompt_tokens"] > cached
         assert reply["grit"]["cache"] == answer.cache
+
+
+@pytest.mark.parametrize("mode", ["none", "query-then-doc", "doc-then-query", "doc", "auto"])
+def test_a_conversation_is_continued_over_the_caches(server, tiny_model, asker, mode):
+    """As one dense pass over the same texts answers: documents, then the conversation."""
+    reply = ask(server, "", messages=CONVERSATION, mode=mode, k=2)
+    used = reply["grit"]["mode"]
+    assert used == mode if mode != "auto" else used in ("doc-then-query", "doc")
+    # The last question alone is searched for.
+    [answer] = asker.ask(QUESTIONS[1], mode if mode != "auto" else "doc", k=2, max_new_tokens=6)
+    assert [d["id"] for d in reply["grit"]["documents"]] == [d["id"] for d in answer.documents]
+    texts = [asker.index.text(d["id"]) for d in answer.documents]
+    history = (f"Be brief.\n\n{QUESTIONS[0]}", "The amber one.")
+    expected = dense_answer(tiny_model, used, QUESTIONS[1], texts, 6, history)
+    assert reply["choices"][0]["message"]["content"].strip() == expected
+    cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert (cached > 0) == (used == "doc")
+    # A system message alone, before one question.
+    reply = ask(server, "", messages=[CONVERSATION[0], CONVERSATION[3]], mode=used, k=2)
+    asked = f"Be brief.\n\n{QUESTIONS[1]}"
+    expected = dense_answer(tiny_model, used, asked, texts, 6)
+    assert reply["choices"][0]["message"]["content"].strip() == expected
 
 
 def test_auto_searches_and_filters(server, asker):
@@ -101,11 +132,14 @@ def test_the_official_client_streams_over_documents(openai_client, server):
         ({"search": "song"}, 400, "search: expected"),
         ({"where": "n >="}, 400, "where: position 5"),
         ({"messages": [{"role": "user", "content": " "}]}, 400, "question is empty"),
+        ({"messages": CONVERSATION[:-1]}, 400, "must end with a message of the user"),
+        ({"messages": CONVERSATION, "mode": "query"}, 400, "mode 'query' reads one question"),
         (
-            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]},
+            {"messages": [CONVERSATION[0], CONVERSATION[-1]], "mode": "query-doc"},
             400,
-            "a single message of the user",
+            "with a system message, use auto or one of none, query-then-doc, doc-then-query, doc",
         ),
+        ({"messages": [CONVERSATION[1], CONVERSATION[3]]}, 400, "roles must alternate"),
         (
             {"messages": [{"role": "user", "content": "word " * 900}], "mode": "none"},
             400,

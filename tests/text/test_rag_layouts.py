@@ -5,7 +5,7 @@ import pytest
 
 from grit_jax.errors import GritError
 from grit_jax.text.chat import GRIT, LLAMA3
-from grit_jax.text.rag_layouts import CACHED_MODES, MODES, compose
+from grit_jax.text.rag_layouts import CACHED_MODES, CONVERSATION_MODES, MODES, compose
 
 Q, D = "who wrote it?", "Title The text."
 
@@ -104,3 +104,31 @@ def test_mistakes():
     with pytest.raises(GritError, match="'doc' needs at least one document"):
         compose("doc", Q, [])
     assert compose("none", Q, []).text == TEMPLATES["none"]
+
+
+HISTORY = ("who reads?", " Eve. ")
+IN_CONVERSATION = {
+    "none": "<s><|user|>\n{turn}who wrote it?\n<|assistant|>\n",
+    "query-then-doc": "<s><|user|>\n{turn}who wrote it?\n\nTitle The text.\n\n"
+    "Optionally using the prior context answer the query prior to it\n<|assistant|>\n",
+    "doc-then-query": "<s><|user|>\nTitle The text.\n\n{turn}who wrote it?\n\n"
+    "Answer the prior query while optionally using the context prior to it\n<|assistant|>\n",
+    "doc": "\n<|user|>\n{turn}who wrote it?\n\n"
+    "Answer the prior query while optionally using the context prior to it\n<|assistant|>\n",
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_conversation(mode):
+    """Documents stand before all of it, or beside the last question."""
+    if mode not in CONVERSATION_MODES:
+        with pytest.raises(GritError, match="reads one question; for a conversation use one of"):
+            compose(mode, Q, [D], GRIT, HISTORY)
+        return
+    layout = compose(mode, Q, [] if mode == "none" else [D], GRIT, HISTORY)
+    turn = "who reads?\n<|assistant|>\nEve.</s>\n<|user|>\n"
+    assert layout.text == IN_CONVERSATION[mode].replace("{turn}", turn)
+    assert [part.text for part in layout.continuation if part.is_document] == (
+        [D] if mode.count("-") else []
+    )
+    assert cached_strings(layout) == CACHED[mode]

@@ -46,6 +46,8 @@ class Retrieval:
       where: an expression over the documents' metadata (`rag/filters.py`); only those that fulfil
         it are found. Empty: all.
       rerank: candidates of the search that the generator reranks (`rag/rerank.py`); 0: none.
+      least_score: documents with a lower score are left out, reranked ones by the score of that;
+        None: none is.
     """
 
     search: str = "dense"
@@ -53,6 +55,7 @@ class Retrieval:
     dense_weight: float = 0.5
     where: str = ""
     rerank: int = 0
+    least_score: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
