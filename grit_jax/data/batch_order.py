@@ -9,9 +9,10 @@ dropped: a mixed batch that is not full at the end of an epoch is filled up from
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -63,6 +64,15 @@ class ContrastiveOrder:
         datasets, indices = self._epoch(epoch)
         number = step - epoch * self.total // self.batch
         return BatchIndices(datasets[number], indices[number])
+
+    def exchange_group(self, step: int, batch: BatchIndices) -> tuple[int, int] | None:
+        """Batches with the same value may exchange examples; those with None keep theirs.
+
+        Batches of different datasets do not, and those of different epochs do not either: an
+        example that is twice in a batch would be its own negative.
+        """
+        first = int(batch.dataset[0])
+        return (self.epoch(step), first) if (batch.dataset == first).all() else None
 
     def _build_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         datasets, indices = [], []
@@ -134,6 +144,10 @@ class StreamOrder:
         dataset = np.searchsorted(self._ends, flat, side="right")
         return BatchIndices(dataset, flat - (self._ends - self.sizes)[dataset])
 
+    def exchange_group(self, step: int, batch: BatchIndices) -> int:
+        """Batches with the same value may exchange examples: here all of them."""
+        return 0
+
     def _build_order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.total)
@@ -141,6 +155,84 @@ class StreamOrder:
 
     def __reduce__(self):
         return _stream, (self.sizes, self.batch, self.seed, self.shuffle)
+
+
+class BalancedOrder:
+    """Another order, with examples exchanged among nearby batches so that these are of nearly equal
+    length.
+
+    Batches have the rows of the fullest one (each new shape compiles a new program), so batches of
+    equal length are padded less. The examples of `window` consecutive batches are sorted by length
+    and dealt out in rounds: in each, every batch gets one example, the shortest batch the longest.
+    Examples keep their window, so every epoch still sees each once.
+
+    Args:
+      window: the number of batches that exchange examples.
+      lengths: the length of each example of a `BatchIndices`, in tokens.
+    """
+
+    def __init__(
+        self,
+        order: ContrastiveOrder | StreamOrder,
+        window: int,
+        lengths: Callable[[BatchIndices], np.ndarray],
+    ):
+        self.order, self.window, self.lengths = order, window, lengths
+        self._window = functools.lru_cache(maxsize=2)(self._build_window)
+
+    def epoch(self, step: int) -> int:
+        """The epoch that `step` belongs to."""
+        return self.order.epoch(step)
+
+    def __call__(self, step: int) -> BatchIndices:
+        """The examples of `step`."""
+        number, place = divmod(step, self.window)
+        return self._window(number)[place]
+
+    def _build_window(self, number: int) -> list[BatchIndices]:
+        steps = range(number * self.window, (number + 1) * self.window)
+        batches = [self.order(step) for step in steps]
+        groups: dict[object, list[int]] = collections.defaultdict(list)
+        for place, step in enumerate(steps):
+            group = self.order.exchange_group(step, batches[place])
+            if group is not None:
+                groups[group].append(place)
+        for places in groups.values():
+            together = BatchIndices(
+                np.concatenate([batches[place].dataset for place in places]),
+                np.concatenate([batches[place].index for place in places]),
+            )
+            dealt = deal_evenly(self.lengths(together), len(places))
+            for place, chosen in zip(places, dealt, strict=True):
+                batches[place] = BatchIndices(together.dataset[chosen], together.index[chosen])
+        return batches
+
+    def __reduce__(self):
+        return BalancedOrder, (self.order, self.window, self.lengths)
+
+
+def deal_evenly(lengths: np.ndarray, hands: int) -> list[np.ndarray]:
+    """Deals examples out to `hands` batches of equally many and of nearly equal total length.
+
+    >>> [hand.tolist() for hand in deal_evenly(np.array([9, 1, 5, 8, 2, 4]), 2)]
+    [[0, 5, 1], [3, 2, 4]]
+
+    Returns:
+      the numbers of each batch's examples, longest first.
+
+    Raises:
+      ValueError: their number is no multiple of `hands`.
+    """
+    if len(lengths) % hands:
+        raise ValueError(f"{len(lengths)} examples cannot be dealt to {hands} batches evenly")
+    rounds = np.argsort(-lengths, kind="stable").reshape(-1, hands)
+    totals = np.zeros(hands, np.int64)
+    dealt = np.zeros((hands, len(rounds)), np.int64)
+    for number, examples in enumerate(rounds):
+        shortest_first = np.argsort(totals, kind="stable")
+        dealt[shortest_first, number] = examples
+        totals[shortest_first] += lengths[examples]
+    return list(dealt)
 
 
 def choose_passages(

@@ -50,6 +50,9 @@ class DataConfig:
         new shape compiles a new program. Default: 8.
       probe_steps: batches packed before the run to find its largest shapes, so that few programs
         are compiled. Default: 8.
+      balance_window: consecutive batches that exchange examples so that these are of nearly equal
+        length, which saves padding; each host then tokenizes every example once more. 0: none
+        do. Default: 0.
       layouts: layouts of cached examples; one is drawn at random for each. Default: those with
         cached texts.
       on_error: a bad line stops the run (`stop`), or is left out and counted (`skip`). Default:
@@ -88,6 +91,7 @@ class DataConfig:
     teacher_row_length: int | None = None
     row_multiple: int = 8
     probe_steps: int = 8
+    balance_window: int = 0
     layouts: list[str] = dataclasses.field(default_factory=lambda: list(CACHED_MODES))
     on_error: Literal["stop", "skip"] = "stop"
     raw_strings: bool = False
@@ -106,7 +110,12 @@ class DataConfig:
                 )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            may_be_zero = field.name in ("prefetch", "workers", "probe_steps")
+            may_be_zero = field.name in (
+                "prefetch",
+                "workers",
+                "probe_steps",
+                "balance_window",
+            )
             minimum = 0 if may_be_zero or field.name.endswith("_batch") else 1
             if isinstance(value, int) and not isinstance(value, bool) and value < minimum:
                 raise ValueError(f"data.{field.name}: must be at least {minimum}, got {value}")

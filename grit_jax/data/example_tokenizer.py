@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from grit_jax.data.formats import (
     CachedExample,
     EmbeddingExample,
     Example,
     GenerativeExample,
+    Kind,
     LineError,
     Text,
 )
@@ -82,6 +85,36 @@ class ExampleTokenizer:
         self._characters = CHARACTERS_PER_TOKEN * longest
         self._prompt_lengths: dict[str, int] = {}  # a dataset has few different instructions
         self._document_prompt = self._prompt_length("")
+
+    def lengths(self, kind: Kind, examples: Sequence[Any]) -> np.ndarray:
+        """About how many tokens of its batch's rows each example fills, truncated as there.
+
+        For embedding examples, whose passages are drawn later: the query, one positive and
+        `group_size - 1` negatives of mean length. For cached examples: cached texts and
+        continuation in the first layout.
+        """
+        if kind == "generative":
+            return np.array([len(text.ids) for text in self.generative(examples)], np.int64)
+        if kind == "cached":
+            texts = self.cached(examples, [self.layouts[0]] * len(examples))
+            return np.array(
+                [sum(map(len, text.cached_texts)) + len(text.text.ids) for text in texts], np.int64
+            )
+        texts: list[Text] = []
+        limits: list[int] = []
+        for example in examples:
+            passages = example.positives + example.negatives
+            texts += [example.query, *passages]
+            limits += [self.limits.query] + [self.limits.passage] * len(passages)
+        counts = iter([len(text.ids) for text in self.embedding(texts, limits)])
+        lengths = []
+        for example in examples:
+            query = next(counts)
+            positives = [next(counts) for _ in example.positives]
+            negatives = [next(counts) for _ in example.negatives]
+            drawn = (self.group_size - 1) * np.mean(negatives or [0])
+            lengths.append(round(query + np.mean(positives) + drawn))
+        return np.array(lengths, np.int64)
 
     def embedding(self, texts: Sequence[Text], limits: Sequence[int]) -> list[PromptedText]:
         """Embedding texts in their format, each truncated to its limit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grit_jax.data.batch_order import (
+    BalancedOrder,
     BatchIndices,
     ContrastiveOrder,
     StreamOrder,
@@ -124,7 +126,7 @@ class _KindSources:
                 )
             )
         sizes = [entry.used for entry in self.summary]
-        self.order: ContrastiveOrder | StreamOrder | None = None
+        self.order: ContrastiveOrder | StreamOrder | BalancedOrder | None = None
         if self.batch and kind == "embedding":
             if self.batch > sum(sizes):
                 raise GritError(
@@ -138,12 +140,20 @@ class _KindSources:
             self.order = StreamOrder(
                 sizes, self.batch, seed + (kind == "cached"), shuffle=config.shuffle
             )
+        if self.order is not None and config.balance_window > 1:
+            self._count = functools.partial(tokenizer.lengths, kind)
+            self.order = BalancedOrder(self.order, config.balance_window, self._lengths)
 
     def select(self, step: int) -> list[tuple[Source, int]]:
         """(source, index) of each of the step's examples."""
         if self.order is None:
             return []
-        chosen: BatchIndices = self.order(step)
+        return self._located(self.order(step))
+
+    def _lengths(self, indices: BatchIndices) -> np.ndarray:
+        return self._count([_example(chosen) for chosen in self._located(indices)])
+
+    def _located(self, chosen: BatchIndices) -> list[tuple[Source, int]]:
         return [
             (self.sources[d], i if self._subset[d] is None else int(self._subset[d][i]))
             for d, i in zip(chosen.dataset.tolist(), chosen.index.tolist(), strict=True)

@@ -6,7 +6,13 @@ import pickle
 import numpy as np
 import pytest
 
-from grit_jax.data.batch_order import ContrastiveOrder, StreamOrder, choose_passages
+from grit_jax.data.batch_order import (
+    BalancedOrder,
+    ContrastiveOrder,
+    StreamOrder,
+    choose_passages,
+    deal_evenly,
+)
 
 
 def pairs(selection):
@@ -132,3 +138,66 @@ def test_the_smaller_side_is_drawn_whole_and_once_an_epoch():
             assert max(seen.values()) - min((seen[p] for p in seen), default=0) <= 1
         whole = collections.Counter(p for step in range(total) for p in pairs(plan(step)))
         assert len(whole) == total and set(whole.values()) == {batch}
+
+
+LENGTHS = np.random.default_rng(5).integers(1, 400, size=(3, 200))
+
+
+def lengths_of(selection):
+    return LENGTHS[selection.dataset, selection.index]
+
+
+def spread(plan, steps):
+    totals = [int(lengths_of(plan(step)).sum()) for step in steps]
+    return max(totals) - min(totals)
+
+
+def test_balanced_batches_are_of_nearly_equal_length_and_hold_the_same_examples():
+    plain = StreamOrder((200, 150, 90), 6, seed=1)
+    plan = BalancedOrder(plain, 8, lengths_of)
+    for window in range(6):
+        steps = range(8 * window, 8 * window + 8)
+        exchanged, before = (
+            collections.Counter(p for step in steps for p in pairs(order(step)))
+            for order in (plan, plain)
+        )
+        assert exchanged == before
+        assert 3 * spread(plan, steps) < spread(plain, steps)
+    assert plan.epoch(100) == plain.epoch(100)
+
+
+def test_balanced_contrastive_batches_keep_to_their_dataset_and_have_no_example_twice():
+    plain = ContrastiveOrder((103, 58, 20), 10, seed=3)
+    plan = BalancedOrder(plain, 12, lengths_of)
+    moved = 0
+    for step in range(120):
+        chosen, before = pairs(plan(step)), pairs(plain(step))
+        assert len(set(chosen)) == 10
+        datasets = {d for d, _ in before}
+        if len(datasets) > 1:
+            assert chosen == before
+        else:
+            assert {d for d, _ in chosen} == datasets
+            moved += set(chosen) != set(before)
+    assert moved > 80
+    for epoch in range(4):
+        steps = [step for step in range(120) if plan.epoch(step) == epoch]
+        assert collections.Counter(
+            p for step in steps for p in pairs(plan(step))
+        ) == collections.Counter(p for step in steps for p in pairs(plain(step)))
+
+
+def test_balanced_order_is_a_function_of_the_step():
+    plan = BalancedOrder(StreamOrder((120,), 5, seed=2), 4, lengths_of)
+    steps = [17, 3, 18, 40, 3, 17]
+    first = [pairs(plan(step)) for step in steps]
+    other = pickle.loads(pickle.dumps(plan))
+    assert first == [pairs(other(step)) for step in steps]
+    assert first[1] == first[4] and first[0] == first[5]
+
+
+def test_dealt_evenly():
+    with pytest.raises(ValueError, match="7 examples cannot be dealt to 3 batches"):
+        deal_evenly(np.arange(7), 3)
+    one = deal_evenly(np.array([3, 9, 5]), 1)
+    assert [hand.tolist() for hand in one] == [[1, 2, 0]]

@@ -308,3 +308,26 @@ def test_what_a_teacher_cannot_read(tiny_tokenizer):
     assert reader.check(example, "f:1") == words
     plain = ExampleTokenizer(tiny_tokenizer, GRIT, LIMITS, layouts=["doc"])
     assert plain.check(example, "f:1") is None
+
+
+def test_lengths_are_those_of_the_tokenized_examples(tiny_tokenizer):
+    limits = LengthLimits(24, 32, 40, 30, 90, 60)
+    reader = ExampleTokenizer(tiny_tokenizer, GRIT, limits, group_size=3, layouts=["doc-query"])
+    words = "amber basalt cedar delta ember flint " * 4
+    chats = [GenerativeExample(("u", words[:n])) for n in (5, 40, 140)]
+    whole_texts = reader.generative(chats)
+    assert reader.lengths("generative", chats).tolist() == [len(t.ids) for t in whole_texts]
+    assert len(whole_texts[2].ids) == 40
+    cached = [CachedExample(tuple(words[:n] for n in sizes), "q", "a") for sizes in ((9,), (99, 7))]
+    rows = reader.cached(cached, ["doc-query"] * 2)
+    filled = [sum(map(len, row.cached_texts)) + len(row.text.ids) for row in rows]
+    assert reader.lengths("cached", cached).tolist() == filled
+    query, positives = Text("", "amber"), (Text("", words[:12]), Text("", words[:50]))
+    negatives = (Text("", words), Text("", words[:30]), Text("", "a"))
+    pairs = [EmbeddingExample(query, positives, negatives)]
+    q, *passages = (
+        len(text.ids)
+        for text in reader.embedding([query, *positives, *negatives], [24, 32, 32, 32, 32, 32])
+    )
+    expected = q + sum(passages[:2]) / 2 + 2 * sum(passages[2:]) / 3
+    assert reader.lengths("embedding", pairs).tolist() == [round(expected)]

@@ -224,6 +224,26 @@ def test_few_shapes(config, tiny_tokenizer):
     assert len(shapes) <= 2
 
 
+def test_balanced_batches_fill_fewer_rows(files, tiny_tokenizer):
+    config = DataConfig(
+        generative=[files["chat"]],
+        generative_batch=2,
+        generative_max_length=64,
+        row_multiple=1,
+        probe_steps=0,
+    )
+
+    def fullest(window):
+        batches = JointBatches(
+            dataclasses.replace(config, balance_window=window), tiny_tokenizer, num_steps=21
+        )
+        return [int((batches[step].generative.rows.segments > 0).sum()) for step in range(21)]
+
+    plain, balanced = fullest(0), fullest(7)
+    assert sum(plain) == sum(balanced)  # two epochs of 21 examples
+    assert max(balanced) < max(plain) and min(balanced) > min(plain)
+
+
 def test_prepared_dataset_gives_the_same_batches(files, tiny_tokenizer, tmp_path):
     prepare([files["chat"]], tmp_path / "chat")
     config = DataConfig(generative=[files["chat"]], generative_batch=4, generative_max_length=64)
