@@ -96,9 +96,9 @@ class ExampleTokenizer:
         if kind == "generative":
             return np.array([len(text.ids) for text in self.generative(examples)], np.int64)
         if kind == "cached":
-            texts = self.cached(examples, [self.layouts[0]] * len(examples))
+            rows = self.cached(examples, [self.layouts[0]] * len(examples))
             return np.array(
-                [sum(map(len, text.cached_texts)) + len(text.text.ids) for text in texts], np.int64
+                [sum(map(len, text.cached_texts)) + len(text.text.ids) for text in rows], np.int64
             )
         texts: list[Text] = []
         limits: list[int] = []
