@@ -45,7 +45,8 @@ class Rows:
     `positions` count from 0 inside each text (rotary positions), `segments` from 1 in each row.
     `blocks` belong to the prefix mode: a token of block `n > 0` also sees the later tokens of its
     own block in its segment; 0 is a causal token. The prompt as a block is a prefix language model,
-    the sample as a block the paper's embedding with a causal instruction ("cb").
+    the sample as a block the paper's embedding with a causal instruction ("cb"). `adapters` are
+    those of the tokens (see `models.adapter_stack`), for weights that have several.
 
     Two texts, of two tokens and of one, and a token of padding:
 
@@ -62,6 +63,7 @@ class Rows:
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
     blocks: Int[Array, "B T"] | None = None
+    adapters: Int[Array, "B T"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from grit_jax.data.packing import round_up
 from grit_jax.errors import GritError
 from grit_jax.inference.adjustments import PLAIN, check_adjustments
-from grit_jax.inference.engine_steps import STEPS, EngineShape
+from grit_jax.inference.engine_state import EngineShape
+from grit_jax.inference.engine_steps import STEPS
 from grit_jax.inference.logprobs import TokenLogprobs
 from grit_jax.inference.records import KVRecord, Positions, check_record
 from grit_jax.inference.requests import Finish, GenerateRequest, GenerateResult, Pending, Seconds

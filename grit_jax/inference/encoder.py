@@ -29,6 +29,7 @@ from grit_jax.inference.records import (
     token_span,
 )
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, RowBatch, pack_rows
+from grit_jax.models.adapter_stack import choose
 from grit_jax.models.cache import check_records
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.embedding import embed_rows
@@ -151,6 +152,7 @@ def _encode_rows(
     options: EncodeOptions,
 ) -> EncodedRows:
     """`models.embedding.embed_rows`, and its keys and values packed by a codec."""
+    params = choose(params, rows.adapters)
     embedded = embed_rows(
         Transformer(config, params),
         params,
@@ -436,6 +438,7 @@ class PackedTexts:
       ids, pool_starts, codec: as of `Encoder.encode_ids`.
       vectors: one row for each text.
       caches: the records, None unless they are asked for.
+      adapters: of each text, for weights that have several; None: the one that is chosen.
     """
 
     ids: Sequence[Sequence[int]]
@@ -443,6 +446,7 @@ class PackedTexts:
     vectors: Float[np.ndarray, "N D"]
     caches: list[KVRecord | None] | None
     codec: Codec | None
+    adapters: Sequence[int] | None = None
 
     def lay_out(self, batch: RowBatch, pad_id: int) -> tuple[Rows, Bool[np.ndarray, "B T"]]:
         """The packed rows of a batch, and the tokens that mean pooling averages."""
@@ -450,14 +454,17 @@ class PackedTexts:
         tokens = np.full(shape, pad_id, np.int32)
         positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         pooled = np.zeros(shape, bool)
+        adapters = None if self.adapters is None else np.zeros(shape, np.int32)
         for row, texts in enumerate(batch.texts):
             for segment, (i, start, stop) in enumerate(self.spans(texts), 1):
                 length = stop - start
                 tokens[row, start:stop] = self.ids[i]
                 positions[row, start:stop] = np.arange(length)
                 segments[row, start:stop] = segment
+                if adapters is not None and self.adapters is not None:
+                    adapters[row, start:stop] = self.adapters[i]
                 pooled[row, start + min(self.pool_starts[i], length - 1) : stop] = True
-        return Rows(tokens, positions, segments), pooled
+        return Rows(tokens, positions, segments, adapters=adapters), pooled
 
     def collect(self, batch: RowBatch, result: EncodedRows) -> None:
         """Waits for the vectors and caches of a batch and stores them."""

@@ -37,7 +37,8 @@ from grit_jax.errors import GritError
 from grit_jax.inference.adjustments import PLAIN
 from grit_jax.inference.decode import PREFILL_TOKENS, checked
 from grit_jax.inference.encoder import Encoder
-from grit_jax.inference.engine_steps import STEPS, EngineShape
+from grit_jax.inference.engine_state import EngineShape
+from grit_jax.inference.engine_steps import STEPS
 from grit_jax.inference.fair_queue import FairQueue
 from grit_jax.inference.pass_runner import PassRunner
 from grit_jax.inference.record_loader import Layered
@@ -123,7 +124,12 @@ class EngineStats:
 
 
 def checked_shape(
-    slots: int, context: int, int8_records: int, mesh: Mesh | None, adjustable: bool = False
+    slots: int,
+    context: int,
+    int8_records: int,
+    mesh: Mesh | None,
+    adjustable: bool = False,
+    adapters: int = 0,
 ) -> EngineShape:
     """Slots for each row shard of a mesh, at least `slots` in all.
 
@@ -136,7 +142,7 @@ def checked_shape(
     if int8_records < 0:
         raise GritError(f"int8_records must be 0 (none) or above, got {int8_records}")
     shards = num_row_shards(mesh) if mesh is not None else 1
-    return EngineShape(round_up(slots, shards), context, int8_records, adjustable)
+    return EngineShape(round_up(slots, shards), context, int8_records, adjustable, adapters)
 
 
 class Engine:
@@ -146,6 +152,7 @@ class Engine:
       encoder: embeds texts; it has the tokenizer's padding and the mesh.
       shape: slots and their capacity.
       options: ends of sequence, attention mode and mesh.
+      adapters: the encoder of each adapter that the weights have (`models.adapter_stack`).
     """
 
     def __init__(
@@ -156,6 +163,7 @@ class Engine:
         shape: EngineShape,
         options: RunnerOptions = RunnerOptions(),
         limits: EngineLimits = EngineLimits(),
+        adapters: Sequence[Encoder] = (),
     ):
         self.config, self.limits = config, limits
         self._make_runner = lambda: SlotRunner(params, config, shape, options)
@@ -163,6 +171,7 @@ class Engine:
         self._passes = PassRunner(
             encoder,
             options.mode,
+            adapters=adapters,
             limit=limits.waiting,
             tokens=limits.pass_tokens,
             longest=limits.longest_text,
@@ -213,6 +222,10 @@ class Engine:
           GritError: a request that this model or this engine cannot take, or an engine that has
             ended.
         """
+        if not 0 <= request.adapter <= (adapters := self._runner.shape.adapters):
+            raise GritError(
+                f"{request.name}: there is no adapter {request.adapter}; the model has {adapters}"
+            )
         if isinstance(request, GenerateRequest):
             request = self._runner.room.lowered(checked(request, self.config))
             if too_long := self._runner.room.too_long(request):

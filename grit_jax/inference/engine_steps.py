@@ -16,140 +16,34 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.inference.adjustments import AdjustmentRows, SlotAdjustments
-from grit_jax.inference.logprobs import TokenLogprobs, no_logprobs, wanted_logprobs
+from grit_jax.inference.engine_state import (
+    CAUSAL,
+    Chosen,
+    EngineState,
+    LastChunk,
+    PromptChunk,
+    empty_state,
+)
+from grit_jax.inference.logprobs import no_logprobs, wanted_logprobs
 from grit_jax.inference.records import LayerRecords
-from grit_jax.inference.sampling import SamplingRows, SlotSettings, is_end, sample
+from grit_jax.inference.sampling import is_end, sample
+from grit_jax.models.adapter_stack import choose
 from grit_jax.models.cache import place_keys, rotate_keys
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.slot_cache import (
-    SlotCache,
     SlotRows,
     Span,
     append,
     constrained,
-    empty_slots,
     mark_span,
     pick,
     put,
     write_span,
 )
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.types import KV, AttentionMode
+from grit_jax.types import KV
 
-CAUSAL = AttentionMode.CAUSAL
 STEPS = 16  # most tokens of a slot in one call of `generate`
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineShape:
-    """Static sizes of an engine's state.
-
-    Attributes:
-      slots: requests that are decoded together; a multiple of the mesh's row shards.
-      capacity: tokens of a slot: prompt and answer, and records where they are kept beside them.
-      int8_records: tokens of records that a slot holds as int8, apart from the others; 0: records
-        are kept with prompt and answer, in the dtype of the model.
-      adjustable: whether requests may have `Adjustments`.
-    """
-
-    slots: int
-    capacity: int
-    int8_records: int = 0
-    adjustable: bool = False
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class EngineState:
-    """All slots of an engine.
-
-    Attributes:
-      cache: prompts and answers, and records unless they are in a cache of their own.
-      records: int8 records, before what `cache` holds.
-      token: the last token chosen, which is not in the cache yet.
-      count: tokens of the answer that are chosen, `token` included.
-      active: slots whose answers go on.
-      finite: slots whose logits and caches have all been finite; an answer ends with the first that
-        are not.
-      adjustments: of the requests, in an adjustable engine.
-    """
-
-    cache: SlotCache
-    records: SlotCache | None
-    token: Int[Array, " B"]
-    count: Int[Array, " B"]
-    active: Bool[Array, " B"]
-    finite: Bool[Array, " B"]
-    settings: SlotSettings
-    adjustments: SlotAdjustments | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class PromptChunk:
-    """A part of a prompt in one slot of each share: right-padded tokens, and where they go.
-
-    Attributes:
-      mode: causal, or bidirectional for a prefix language model, whose prompt is one chunk; static.
-    """
-
-    tokens: Int[Array, "P T"]
-    span: Span
-    mode: AttentionMode = dataclasses.field(metadata={"static": True}, default=CAUSAL)
-
-    @property
-    def segments(self) -> Int[Array, "P T"]:
-        """1 for a token, 0 for padding."""
-        index = jnp.arange(self.tokens.shape[1])
-        return (index < self.span.count[:, None]).astype(jnp.int32)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class LastChunk:
-    """The shares whose prompt ends with a chunk, their requests' settings, the tokens that end an
-    answer (-1 matches nothing), and adjustments in an adjustable engine."""
-
-    here: Bool[Array, " P"]
-    settings: SlotSettings
-    eos: Int[Array, " n"]
-    adjustments: AdjustmentRows | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Chosen:
-    """Tokens chosen in one call, for the host to read while the next call runs.
-
-    Attributes:
-      tokens: of each slot, in their order; an end of sequence is among them.
-      counts: how many of them each slot has.
-      active, finite: as `EngineState`, after the call.
-      logits: those that each token was chosen from, if they were asked for.
-      logprobs: of the tokens, in an adjustable engine; zeros where no slot asks for them.
-    """
-
-    tokens: Int[Array, "B n"]
-    counts: Int[Array, " B"]
-    active: Bool[Array, " B"]
-    finite: Bool[Array, " B"]
-    logits: Float[Array, "B n V"] | None = None
-    logprobs: TokenLogprobs | None = None
-
-
-def empty_state(config: ModelConfig, shape: EngineShape) -> EngineState:
-    """An engine's state without requests."""
-    B = shape.slots
-    zeros, no = jnp.zeros(B, jnp.int32), jnp.zeros(B, bool)
-    greedy = SamplingRows(jnp.zeros(B), jnp.ones(B), zeros, jnp.zeros(B, jnp.uint32))
-    settings = SlotSettings(greedy, jnp.ones(B, jnp.int32), no)
-    records = None
-    if shape.int8_records:
-        records = empty_slots(config, B, shape.int8_records, jnp.dtype(jnp.int8))
-    cache = empty_slots(config, B, shape.capacity)
-    adjustments = SlotAdjustments.empty(B, config.vocab_size) if shape.adjustable else None
-    return EngineState(cache, records, zeros, zeros, no, jnp.ones(B, bool), settings, adjustments)
 
 
 def insert_records(
@@ -241,7 +135,7 @@ def prefill(
     """Reads a chunk of a prompt after what its slot holds, and chooses the first token after a
     last one.
     """
-    model = Transformer(config, params)
+    model = Transformer(config, choose(params, chunk.adapters))
     positions, segments = _positions(state, chunk), chunk.segments
     out = model(
         chunk.tokens,
@@ -259,7 +153,7 @@ def prefill(
     finite &= (jnp.isfinite(kv.v) | ~seen.swapaxes(3, 4)).all(axis=(0, 2, 3, 4))
     cache = mark_span(write_span(state.cache, k, kv.v, chunk.span), positions, chunk.span, finite)
     state = dataclasses.replace(state, cache=constrained(cache))
-    return _first_token(model, state, out.hidden, chunk.span, last)
+    return _first_token(model, state, out.hidden, chunk, last)
 
 
 def prefill_start(
@@ -286,7 +180,7 @@ def prefill_layer(
       stack_indices: where the layer's weights are in their stacks (`parameters.stack_indices`).
     """
     positions, segments = _positions(state, chunk), chunk.segments
-    out = Transformer(config, params).one_layer(
+    out = Transformer(config, choose(params, chunk.adapters)).one_layer(
         x,
         positions,
         segments,
@@ -325,14 +219,14 @@ def prefill_end(
     cache = mark_span(state.cache, _positions(state, chunk), span, finite)
     cache = dataclasses.replace(cache, finite=put(cache.finite, span.local, finite))
     state = dataclasses.replace(state, cache=constrained(cache))
-    return _first_token(model, state, model.apply_final_norm(x), span, last)
+    return _first_token(model, state, model.apply_final_norm(x), chunk, last)
 
 
 def generate(
     params: Params,
     state: EngineState,
     steps: Int[Array, ""],
-    eos: Int[Array, " n"],
+    eos: Int[Array, " n"] | Int[Array, "A n"],
     stop_early: Bool[Array, ""],
     *,
     config: ModelConfig,
@@ -341,10 +235,12 @@ def generate(
     """Up to `steps` more tokens (at most `STEPS`) in every active slot.
 
     Args:
-      eos: tokens that end an answer; -1 matches nothing.
+      eos: tokens that end an answer; -1 matches nothing. Those of each adapter where the weights
+        have adapters, the base's first.
       stop_early: return as soon as an answer ends, since a request waits for its slot.
     """
-    model, B = Transformer(config, params), len(state.token)
+    model, B = Transformer(config, choose(params, state.adapters)), len(state.token)
+    eos = _ends_of(eos, state.adapters)
     started = state.active
     tokens = jnp.zeros((B, STEPS), jnp.int32)
     logits = jnp.zeros((B, STEPS, config.vocab_size), jnp.float32) if return_logits else None
@@ -463,11 +359,11 @@ def _first_token(
     model: Transformer,
     state: EngineState,
     hidden: Float[Array, "P T D"],
-    span: Span,
+    chunk: PromptChunk,
     last: LastChunk,
 ) -> tuple[EngineState, Chosen]:
     """The first token after a last chunk, chosen from the prompt's last hidden state."""
-    settings = last.settings
+    span, settings, adapters = chunk.span, last.settings, state.adapters
     ends = jnp.take_along_axis(hidden, jnp.maximum(span.count - 1, 0)[:, None, None], axis=1)
     logits = model.logits(ends[:, 0])
     rows, adjustments, logprobs = last.adjustments, state.adjustments, None
@@ -479,7 +375,11 @@ def _first_token(
     finite = _is_finite(logits) & pick(state.cache.finite, span.local)
     if state.records is not None:
         finite &= pick(state.records.finite, span.local)
-    ended = (is_end(token, last.eos) & ~settings.ignore_eos) | (settings.limit <= 1) | ~finite
+    ended = (
+        (is_end(token, _ends_of(last.eos, chunk.adapters)) & ~settings.ignore_eos)
+        | (settings.limit <= 1)
+        | ~finite
+    )
     at = lambda whole, part: put(whole, span.local, part, last.here)
     state = dataclasses.replace(
         state,
@@ -489,9 +389,17 @@ def _first_token(
         finite=at(state.finite, finite),
         settings=jax.tree.map(at, state.settings, settings),
         adjustments=adjustments,
+        adapters=None if adapters is None else at(adapters, chunk.adapters),
     )
     chosen = Chosen(token[:, None], jnp.ones_like(token), ~ended, finite, logits[:, None], logprobs)
     return state, chosen
+
+
+def _ends_of(
+    eos: Int[Array, " n"] | Int[Array, "A n"], adapters: Int[Array, " B"] | None
+) -> Int[Array, " n"] | Int[Array, "B n"]:
+    """The tokens that end each answer."""
+    return eos if adapters is None else eos[adapters]
 
 
 def _is_finite(logits: Float[Array, "B V"]) -> Bool[Array, " B"]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from grit_jax.inference.encoder import PackedTexts
 from grit_jax.inference.row_packing import TOKENS_PER_SEGMENT, RowBatch
+from grit_jax.models.adapter_stack import choose
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.types import AttentionMode, Rows
@@ -54,7 +55,7 @@ def label_step(
     params: Params, rows: Rows, labels: LabelRows, *, config: ModelConfig, mode: AttentionMode
 ) -> Float[Array, "B M n"]:
     """The log-probability of each label as the token after its prompt, among all tokens."""
-    model = Transformer(config, params)
+    model = Transformer(config, choose(params, rows.adapters))
     out = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks)
     last = jnp.take_along_axis(out.hidden, labels.ends[:, :, None], axis=1)
 

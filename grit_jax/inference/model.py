@@ -27,6 +27,7 @@ from grit_jax.inference.records import KVRecord, Positions
 from grit_jax.inference.sampling import GREEDY, Sampling
 from grit_jax.inference.slot_runner import RunnerOptions
 from grit_jax.inference.text import Prompts, TextWriter, conversations, messages_of
+from grit_jax.models.adapter_stack import AdapterStack
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf import directory as huggingface
 from grit_jax.models.hf.sentence_transformers import SentenceModules
@@ -83,6 +84,8 @@ class GritLM:
       pooling, mode, generation_mode, template, sentence: as in the given `ModelOptions`.
       stop_ids: token ids that end an answer.
       encoder: texts to vectors and caches, with all its options.
+      adapters: the model with each of its LoRA adapters, where it has several beside its weights
+        (`adapters.with_adapters`).
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class GritLM:
         own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
         names = [*parameter_shapes(config), *(name for name in PROJECTION_AXES if name in params)]
         self._files: WeightFiles | None = None  # that the weights were read from
+        self._hash: Callable[[], str] | None = None  # of weights that have adapters beside them
+        self.adapters: tuple[GritLM, ...] = ()
         self.params: Params = {name: _place(name, own(params[name]), mesh) for name in names}
         self.tokenizer, self.chat, self.mesh = tokenizer, chat, mesh
         self.pooling, self.mode = options.pooling, options.mode
@@ -180,8 +185,14 @@ class GritLM:
         `dtype` None keeps that of the computation.
 
         Raises:
-          GritError: quantised weights, no path, or a folder that cannot be written.
+          GritError: quantised weights, adapters beside them, no path, or a folder that cannot be
+            written.
         """
+        if self._hash is not None:
+            raise GritError(
+                "a model with adapters beside its weights cannot be saved; save the model that they"
+                " were added to"
+            )
         if self.dtype == "int8":
             raise GritError(
                 "an int8 model cannot be saved: its weights have been rounded to 8 bits; open the"
@@ -208,7 +219,8 @@ class GritLM:
     @property
     def dtype(self) -> Dtype:
         """The dtype of the weights; activations have `config.dtype`."""
-        quantised = any(isinstance(weight, Quantised) for weight in self.params.values())
+        bases = (getattr(weight, "base", weight) for weight in self.params.values())
+        quantised = any(isinstance(weight, Quantised) for weight in bases)
         return "int8" if quantised else self.config.dtype
 
     @property
@@ -378,10 +390,18 @@ class GritLM:
         Raises:
           GritError: a number that is too small or no whole number.
         """
-        options = RunnerOptions(self.stop_ids, self.generation_mode, mesh=self.mesh)
+        options = RunnerOptions(
+            self.stop_ids,
+            self.generation_mode,
+            mesh=self.mesh,
+            adapter_eos_ids=tuple(adapter.stop_ids for adapter in self.adapters),
+        )
         context = self.config.context_length if context is None else context
-        shape = checked_shape(slots, context, int8_records, self.mesh, adjustable)
-        return Engine(self.params, self.config, self.encoder, shape, options, limits)
+        shape = checked_shape(
+            slots, context, int8_records, self.mesh, adjustable, len(self.adapters)
+        )
+        encoders = [adapter.encoder for adapter in self.adapters]
+        return Engine(self.params, self.config, self.encoder, shape, options, limits, encoders)
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
         """Token ids of prompts in the chat format, the assistant's tag last. See `generate` for
@@ -428,6 +448,8 @@ class GritLM:
         Raises:
           GritError: the directory of an int8 model has changed or is gone.
         """
+        if self._hash is not None:
+            return self._hash()
         if self.dtype == "int8" and self._files is not None:
             return self._files.hexdigest(self.config)
         digest = WeightsHash(self.config)
@@ -450,7 +472,7 @@ class GritLM:
 def _place(name: str, value: Any, mesh: Mesh | None) -> Any:
     """A weight on its devices, each of which is given its own part; so are the parts of a quantised
     weight. One that is adapted is not moved."""
-    if mesh is None or isinstance(value, AdaptedWeight):
+    if mesh is None or isinstance(value, AdaptedWeight | AdapterStack):
         return jax.device_put(value)  # on a CPU an array of `load_params` is taken over as it is
     axes = storage_axes(value, (PARAMETER_AXES | PROJECTION_AXES)[name])
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
@@ -63,13 +67,21 @@ class WeightFiles:
           GritError: the files have changed or are gone.
         """
         digest = WeightsHash(config)
+        self.visit(digest.add, "bfloat16")
+        return digest.hexdigest()
+
+    def visit(self, take: Callable[[str, np.ndarray], Any], dtype: str) -> None:
+        """Reads the weights again and passes each one on, with its name.
+
+        Raises:
+          GritError: the files have changed or are gone.
+        """
         if self._files() == self._state:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                read_model_directory(self._path, "bfloat16", place=digest.add)
+                read_model_directory(self._path, dtype, place=take)
         if self._files() != self._state:
             raise GritError(f"{self._path}: its weights have changed since they were read")
-        return digest.hexdigest()
 
     def _files(self) -> list[tuple[str, int, int]]:
         paths = [*self._path.glob("*.safetensors"), *self._path.glob("*_Dense/*.safetensors")]

@@ -32,6 +32,7 @@ from grit_jax.inference.requests import (
     ScoreRequest,
 )
 from grit_jax.inference.row_packing import RowBatch, batch_shapes, pack_rows
+from grit_jax.models.adapter_stack import choose
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.finite import describe_cause
 from grit_jax.models.losses import token_losses
@@ -50,7 +51,7 @@ def score_step(
 ) -> Float[Array, "B T"] | TokenLogprobs:
     """The negative log-probability of each token given those before it in its segment; that of a
     segment's first token has no meaning. With `top`, `TokenLogprobs` `[B T ..]`."""
-    model = Transformer(config, params)
+    model = Transformer(config, choose(params, rows.adapters))
     out = model(rows.tokens, rows.positions, rows.segments, mode=mode, blocks=rows.blocks)
     if top:
         return _top_logprobs(model, out.hidden, rows.tokens)
@@ -77,10 +78,12 @@ def _top_logprobs(
 
 @dataclasses.dataclass(eq=False)
 class _Job:
-    """A request, the number of its first text that was not dispatched, and its results so far."""
+    """A request, the kind of its batches, the number of its first text that was not dispatched, and
+    its results so far."""
 
     pending: Pending[np.ndarray]
     texts: Sequence[Sequence[int]]
+    kind: str
     next: int = 0
     left: int = 0
     results: list[Any] = dataclasses.field(default_factory=list)
@@ -88,10 +91,6 @@ class _Job:
     @property
     def is_score(self) -> bool:
         return isinstance(self.pending.request, ScoreRequest)
-
-    @property
-    def kind(self) -> str:
-        return _kind(self.pending.request)
 
 
 @dataclasses.dataclass
@@ -109,6 +108,8 @@ class PassRunner:
 
     Args:
       encoder: has the weights, how the model embeds, and the mesh.
+      adapters: the encoder of each of its adapters; they embed together with it, and with each
+        other, unless they pool or attend differently.
       mode: attention of the model when it generates, for scores.
       limit: most requests that wait.
       tokens: of a batch, about; None chooses by device.
@@ -120,11 +121,12 @@ class PassRunner:
         encoder: Encoder,
         mode: AttentionMode = AttentionMode.CAUSAL,
         *,
+        adapters: Sequence[Encoder] = (),
         limit: int = 1000,
         tokens: int | None = None,
         longest: int | None = None,
     ):
-        self.encoder, self.mode = encoder, mode
+        self.encoder, self.encoders, self.mode = encoder, (encoder, *adapters), mode
         self.tokens = tokens or encoder.tokens_in_call()
         self.longest = longest or encoder.config.context_length
         self.waiting: FairQueue[Pending[np.ndarray]] = FairQueue(limit)
@@ -194,7 +196,7 @@ class PassRunner:
         starts = [self._pool_start(job, number) for job, number in chosen]
         ids = [job.texts[number] for job, number in chosen]
         vectors = np.zeros((len(ids), self.encoder.width), np.float32)
-        texts = PackedTexts(ids, starts, vectors, None, None)
+        texts = PackedTexts(ids, starts, vectors, None, None, self._adapters(chosen))
         for rows in pack_rows([len(i) for i in ids], self.tokens, self.encoder.row_multiple):
             self._batches.append(_Batch(rows, texts, self._run(rows, texts, chosen), chosen))
         return True
@@ -250,8 +252,10 @@ class PassRunner:
         for rows, length in batch_shapes(longest, self.tokens, self.encoder.row_multiple):
             batch = RowBatch(length, rows, [[0]])
             vectors = np.zeros((1, self.encoder.width), np.float32)
-            texts = PackedTexts([[0, 0]], [0], vectors, None, None)
-            jax.block_until_ready(self.encoder.dispatch(batch, texts).vectors)
+            adapters = [0] if len(self.encoders) > 1 else None
+            texts = PackedTexts([[0, 0]], [0], vectors, None, None, adapters)
+            for encoder in {(e.pooling, e.mode): e for e in self.encoders}.values():
+                jax.block_until_ready(encoder.dispatch(batch, texts).vectors)
             if score:
                 jax.block_until_ready(self._score(batch, texts))
 
@@ -265,12 +269,13 @@ class PassRunner:
         if goes_on and started_first:
             return self._started.popleft()
         while self.waiting:
-            if not of_kind(_kind(self.waiting.peek().request)):
+            kind_of_next = self._kind(self.waiting.peek().request)
+            if not of_kind(kind_of_next):
                 break
             pending = self.waiting.get()
             request = pending.request
             texts = [request.ids] if isinstance(request, ScoreRequest) else request.ids
-            job = _Job(pending, texts, 0, len(texts), [None] * len(texts))
+            job = _Job(pending, texts, kind_of_next, 0, len(texts), [None] * len(texts))
             self._jobs.add(job)
             if len(texts):
                 return job
@@ -293,7 +298,22 @@ class PassRunner:
             return self._labels(rows, texts, label_rows(rows, texts, labels))
         if chosen[0][0].is_score:
             return self._score(rows, texts, top=chosen[0][0].pending.request.top)
-        return self.encoder.dispatch(rows, texts)
+        return self.encoders[chosen[0][0].pending.request.adapter].dispatch(rows, texts)
+
+    def _adapters(self, chosen: list[tuple[_Job, int]]) -> list[int] | None:
+        """The adapter of each text; None for a model without."""
+        if len(self.encoders) == 1:
+            return None
+        return [job.pending.request.adapter for job, _ in chosen]
+
+    def _kind(self, request: PassRequest) -> str:
+        """What a batch holds requests of: one program runs all of it."""
+        if isinstance(request, ScoreRequest):
+            return "top" if request.top else "score"
+        if isinstance(request, LabelRequest):
+            return "labels"
+        encoder = self.encoders[request.adapter]
+        return f"embed {encoder.pooling} {encoder.mode.value}"
 
     def _score(
         self, batch: RowBatch, texts: PackedTexts, *, top: bool = False
@@ -348,13 +368,6 @@ class PassRunner:
         self._jobs.discard(job)
         if job in self._started:
             self._started.remove(job)
-
-
-def _kind(request: PassRequest) -> str:
-    """What a batch holds requests of: one program runs all of it."""
-    if isinstance(request, ScoreRequest):
-        return "top" if request.top else "score"
-    return "labels" if isinstance(request, LabelRequest) else "embed"
 
 
 def _check_labels(request: LabelRequest, vocab_size: int) -> None:

@@ -53,6 +53,7 @@ class GenerateRequest:
       user: requests of different users are served in turn.
       constraint: of its tokens, for this request alone; in an adjustable engine. While such an
         answer is under way, all of them are decoded one token a call.
+      adapter: the number of the model's adapter (`GritLM.adapters`) from 1; 0: the model itself.
     """
 
     prompt: Sequence[int]
@@ -64,6 +65,7 @@ class GenerateRequest:
     name: str = "the prompt"
     user: str = ""
     constraint: TokenConstraint | None = None
+    adapter: int = 0
 
     @property
     def cached(self) -> int:
@@ -121,13 +123,14 @@ class EmbedRequest:
     Attributes:
       ids: of each text, at least one.
       pool_starts: tokens at the beginning of each text that mean pooling leaves out.
-      name, user: as of `GenerateRequest`.
+      name, user, adapter: as of `GenerateRequest`.
     """
 
     ids: Sequence[Sequence[int]]
     pool_starts: Sequence[int]
     name: str = "the text"
     user: str = ""
+    adapter: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,6 +143,7 @@ class ScoreRequest:
     name: str = "the text"
     user: str = ""
     top: bool = False
+    adapter: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,13 +153,14 @@ class LabelRequest:
     Attributes:
       ids: of each prompt, at least one.
       labels: token ids, at most `MOST_LABELS`.
-      name, user: as of `GenerateRequest`.
+      name, user, adapter: as of `GenerateRequest`.
     """
 
     ids: Sequence[Sequence[int]]
     labels: Sequence[int]
     name: str = "the prompt"
     user: str = ""
+    adapter: int = 0
 
 
 @dataclasses.dataclass

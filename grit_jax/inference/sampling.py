@@ -139,9 +139,9 @@ def sample(
     return jnp.where(drawn, jax.lax.cond(drawn.any(), draw, lambda _: best, logits), best)
 
 
-def is_end(token: Int[Array, " B"], eos: Int[Array, " n"]) -> Bool[Array, " B"]:
-    """Whether a token ends its answer."""
-    return (token[:, None] == eos[None]).any(axis=1)
+def is_end(token: Int[Array, " B"], eos: Int[Array, " n"] | Int[Array, "B n"]) -> Bool[Array, " B"]:
+    """Whether a token ends its answer; `eos` are the same for all rows, or those of each."""
+    return (token[:, None] == eos).any(axis=-1)
 
 
 def kept(

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from jax.sharding import Mesh
 
-from grit_jax.inference.engine_steps import Chosen
+from grit_jax.inference.engine_state import Chosen
 from grit_jax.inference.logprobs import TokenLogprobs
 from grit_jax.inference.record_loader import RecordLoader
 from grit_jax.inference.requests import GenerateRequest, GenerateResult, Pending
@@ -26,6 +26,7 @@ class RunnerOptions:
       chunk: tokens of a prompt that are read in one call.
       return_logits: keep the logits of every new token.
       mesh: its devices share slots and heads; None is the default device.
+      adapter_eos_ids: those of each adapter, in place of `eos_ids`.
     """
 
     eos_ids: tuple[int, ...] = ()
@@ -33,6 +34,21 @@ class RunnerOptions:
     chunk: int = CHUNK
     return_logits: bool = False
     mesh: Mesh | None = None
+    adapter_eos_ids: tuple[tuple[int, ...], ...] = ()
+
+    def ends_of(self, adapter: int) -> tuple[int, ...]:
+        """The tokens that end an answer by an adapter, or by the base (0)."""
+        return self.adapter_eos_ids[adapter - 1] if adapter else self.eos_ids
+
+    def eos_table(self, adapters: int) -> np.ndarray:
+        """The tokens that end an answer, as `engine_steps.generate` takes them."""
+        ends = [self.ends_of(adapter) or (-1,) for adapter in range(adapters + 1)]
+        if not adapters:
+            return np.asarray(ends[0], np.int32)
+        table = np.full((len(ends), max(map(len, ends))), -1, np.int32)
+        for row, own in zip(table, ends, strict=True):
+            row[: len(own)] = own
+        return table
 
 
 @dataclasses.dataclass(eq=False)

@@ -18,12 +18,9 @@ import numpy as np
 
 from grit_jax.errors import GritError
 from grit_jax.inference.adjustments import adjustment_rows, allow_step, words
+from grit_jax.inference.engine_state import Chosen, EngineShape, LastChunk, PromptChunk
 from grit_jax.inference.engine_steps import (
     STEPS,
-    Chosen,
-    EngineShape,
-    LastChunk,
-    PromptChunk,
     empty_state_step,
     generate_step,
     insert_records_step,
@@ -91,8 +88,7 @@ class SlotRunner:
         self._loading: list[Job] = []
         self._calls: collections.deque[Call] = collections.deque()
         self._marked, self._waited = time.perf_counter(), 0.0
-        eos = options.eos_ids or (-1,)
-        self._eos = np.asarray(eos, np.int32)
+        self._eos = options.eos_table(shape.adapters)
         prefix = options.mode is AttentionMode.PREFIX
         self._mode = AttentionMode.BIDIRECTIONAL if prefix else AttentionMode.CAUSAL
         # A bidirectional prompt, and one rotated by its whole length, is read in one piece.
@@ -316,14 +312,14 @@ class SlotRunner:
         """The next chunks of jobs with one bucket, which are advanced."""
         size = max(self._chunk_size(job)[1] for job in jobs.values())
         tokens = np.zeros((self.shares, size), np.int32)
-        here = np.zeros(self.shares, bool)
+        here, adapters = np.zeros(self.shares, bool), np.zeros(self.shares, np.int32)
         parts, samplings = {}, [Sampling()] * self.shares
         for share, job in jobs.items():
             count, _ = self._chunk_size(job)
             tokens[share, :count] = job.request.prompt[job.read : job.read + count]
             parts[share] = (job.start, count)
             samplings[share] = job.request.sampling
-            here[share] = count == job.rest
+            here[share], adapters[share] = count == job.rest, job.request.adapter
             job.read, job.start = job.read + count, job.start + count
         settings, adjustments = settings_of(samplings), None
         if self.shape.adjustable:
@@ -333,7 +329,8 @@ class SlotRunner:
                 if here[share] and job.request.constraint is not None:
                     masks[share] = job.request.constraint.allowed()
             adjustments = adjustment_rows(asked, self.config.vocab_size, masks)
-        chunk = PromptChunk(tokens, self._span(jobs, parts), self._mode)
+        chosen = adapters if self.shape.adapters else None
+        chunk = PromptChunk(tokens, self._span(jobs, parts), self._mode, chosen)
         return chunk, LastChunk(here, settings, self._eos, adjustments)
 
     def _read_chunk(self) -> int:
@@ -435,7 +432,7 @@ class SlotRunner:
             not goes_on
             and not sampling.ignore_eos
             and bool(new)
-            and new[-1] in self.options.eos_ids
+            and new[-1] in self.options.ends_of(job.request.adapter)
         )
         if new and job.pending.times.first_token is None:
             job.pending.times.first_token = time.monotonic()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from grit_jax.models.adapter_stack import AdapterStack
 from grit_jax.models.int8 import Int8Table, blocked_product, in_blocks
 from grit_jax.models.kernels import platform
 from grit_jax.models.lora import AdaptedWeight
@@ -77,6 +78,9 @@ def linear(
         out = _product(x, weight.base, group_sizes) + weight.scale * _product(
             inside, weight.b, group_sizes
         )
+    elif isinstance(weight, AdapterStack):
+        inside = weight.own(_product(x, weight.a, None))
+        out = _product(x, weight.base, None) + _product(inside, weight.b, None)
     else:
         out = _product(x, weight, group_sizes)
     bias = weights.get(name + "_bias")

@@ -13,12 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grit_jax.inference.encoder import EncodeOptions, encode_step
+from grit_jax.inference.engine_state import EngineShape, LastChunk, PromptChunk, empty_state
 from grit_jax.inference.engine_steps import (
     STEPS,
-    EngineShape,
-    LastChunk,
-    PromptChunk,
-    empty_state,
     empty_state_step,
     generate_step,
     insert_records_step,

@@ -10,6 +10,7 @@ import pytest
 from generation import generate
 
 from grit_jax.inference import engine_steps as steps
+from grit_jax.inference.engine_state import EngineShape, LastChunk, PromptChunk
 from grit_jax.inference.sampling import Sampling, settings_of
 from grit_jax.models.slot_cache import Span
 from grit_jax.models.transformer import init_params
@@ -21,7 +22,7 @@ NONE = np.asarray([-1], np.int32)
 def start(params, config, prompts, samplings, eos=NONE, chunk=64):
     """An engine's state with one prompt in each slot, read in chunks, and the first tokens."""
     state = steps.empty_state_step(
-        config=config, shape=steps.EngineShape(slots=len(prompts), capacity=256)
+        config=config, shape=EngineShape(slots=len(prompts), capacity=256)
     )
     firsts = []
     for slot, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
@@ -35,8 +36,8 @@ def start(params, config, prompts, samplings, eos=NONE, chunk=64):
             state, chosen = steps.prefill_step(
                 params,
                 state,
-                steps.PromptChunk(tokens, span),
-                steps.LastChunk(last, settings_of([sampling]), eos),
+                PromptChunk(tokens, span),
+                LastChunk(last, settings_of([sampling]), eos),
                 config=config,
             )
         firsts.append(int(chosen.tokens[0, 0]))
@@ -83,11 +84,11 @@ def test_the_cache_is_updated_in_place(tiny_config, full_optimization):
     """No operation of the compiled programs copies a whole cache."""
     config = dataclasses.replace(tiny_config, num_hidden_layers=2)
     params = init_params(config, jax.random.key(0))
-    shape = steps.EngineShape(slots=3, capacity=1024)
+    shape = EngineShape(slots=3, capacity=1024)
     state = jax.eval_shape(lambda: steps.empty_state(config, shape))
     one = np.zeros(1, np.int32)
-    chunk = steps.PromptChunk(np.zeros((1, 32), np.int32), Span(one, one, one + 5))
-    last = steps.LastChunk(one > 0, settings_of([Sampling()]), NONE)
+    chunk = PromptChunk(np.zeros((1, 32), np.int32), Span(one, one, one + 5))
+    last = LastChunk(one > 0, settings_of([Sampling()]), NONE)
     lowered = {
         "generate": steps.generate_step.lower(
             params, state, np.int32(9), NONE, np.bool_(False), config=config
@@ -150,8 +151,8 @@ def test_a_slot_that_is_being_filled_is_left_alone(tiny_config, tiny_params, thr
         state, chosen = steps.prefill_step(
             tiny_params,
             steps.release_step(state, np.array([True, False])) if not begin else state,
-            steps.PromptChunk(tokens, Span(one(1), one(begin), one(len(half)))),
-            steps.LastChunk(np.array([begin > 0]), settings_of([Sampling(NEW)]), NONE),
+            PromptChunk(tokens, Span(one(1), one(begin), one(len(half)))),
+            LastChunk(np.array([begin > 0]), settings_of([Sampling(NEW)]), NONE),
             config=tiny_config,
         )
         begin += len(half)
@@ -165,9 +166,7 @@ def test_a_freed_slot_keeps_nothing_for_the_next(tiny_config, tiny_params, three
     """Not even what was not finite."""
     broken = {name: np.asarray(x).copy() for name, x in tiny_params.items()}
     broken["embed"][three[0][-1]] = np.nan
-    state = steps.empty_state_step(
-        config=tiny_config, shape=steps.EngineShape(slots=1, capacity=256)
-    )
+    state = steps.empty_state_step(config=tiny_config, shape=EngineShape(slots=1, capacity=256))
     one = lambda n: np.array([n], np.int32)
     for params, prompt, finite in ((broken, three[0] * 9, False), (tiny_params, three[1], True)):
         tokens = np.zeros((1, 64), np.int32)
@@ -176,8 +175,8 @@ def test_a_freed_slot_keeps_nothing_for_the_next(tiny_config, tiny_params, three
         state, chosen = steps.prefill_step(
             params,
             state,
-            steps.PromptChunk(tokens, Span(one(0), one(0), one(len(prompt)))),
-            steps.LastChunk(np.array([True]), settings_of([Sampling(NEW)]), NONE),
+            PromptChunk(tokens, Span(one(0), one(0), one(len(prompt)))),
+            LastChunk(np.array([True]), settings_of([Sampling(NEW)]), NONE),
             config=tiny_config,
         )
         assert bool(chosen.finite[0]) == bool(chosen.active[0]) == finite

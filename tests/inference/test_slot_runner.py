@@ -9,7 +9,7 @@ from generation import generate
 
 from grit_jax.errors import GritError
 from grit_jax.inference.decode import run_all
-from grit_jax.inference.engine_steps import EngineShape
+from grit_jax.inference.engine_state import EngineShape
 from grit_jax.inference.record_loader import Layered, in_one_piece
 from grit_jax.inference.requests import GenerateRequest, Pending
 from grit_jax.inference.sampling import Sampling

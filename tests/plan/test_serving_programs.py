@@ -7,7 +7,8 @@ import dataclasses
 import jax
 import pytest
 
-from grit_jax.inference.engine_steps import EngineShape, empty_state_step
+from grit_jax.inference.engine_state import EngineShape
+from grit_jax.inference.engine_steps import empty_state_step
 from grit_jax.inference.placement import weight_bytes
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.presets import PRESETS

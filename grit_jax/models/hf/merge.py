@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from grit_jax.errors import GritError
-from grit_jax.models.hf.directory import read_model_directory, write_model_directory
+from grit_jax.models.hf.directory import (
+    GRIT_FILE,
+    read_model_directory,
+    write_model_directory,
+)
 from grit_jax.models.hf.peft import Adapter, read_adapter
 from grit_jax.models.lora import attach
 from grit_jax.models.weights_hash import WeightsHash
@@ -41,6 +45,11 @@ def write_merged(base: Path, adapter: Path, out: Path) -> Merged:
     """
     config = read_model_directory(base, with_params=False).config
     parts = read_adapter(adapter, config)
+    if parts.settings is None:
+        raise GritError(
+            f"{adapter / GRIT_FILE}: no such file; it says how the merged model embeds, and grit"
+            " export --adapter writes it"
+        )
     name = str(parts.settings.chat_format)
     if name not in FORMATS:
         raise GritError(f"{adapter}: chat format '{name}' is unknown; known: {', '.join(FORMATS)}")

@@ -38,6 +38,10 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
     "layers_to_transform": (None,),
+    "lora_bias": (False, None),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None,),
+    "alora_invocation_tokens": (None,),
 }
 
 
@@ -60,13 +64,14 @@ class Adapter:
 
     Attributes:
       params: the factors by our names, and the projection if there is one.
-      settings: of the model with the adapters in it, how sentence-transformers embeds included.
+      settings: of the model with the adapters in it, how sentence-transformers embeds included;
+        None: those of the base, as PEFT's own directories have none.
     """
 
     lora: LoraConfig
     params: dict[str, np.ndarray]
     base: AdapterBase
-    settings: DirectorySettings
+    settings: DirectorySettings | None
 
 
 def write_adapter(
@@ -132,7 +137,7 @@ def write_adapter(
 
 
 def read_adapter(directory: Path, config: ModelConfig) -> Adapter:
-    """Reads what `write_adapter` wrote; the factors as float32.
+    """Reads what `write_adapter` or PEFT wrote; the factors as float32.
 
     Args:
       config: of the base.
@@ -174,6 +179,9 @@ def read_adapter(directory: Path, config: ModelConfig) -> Adapter:
             f"{directory / WEIGHTS_FILE}: {len(unread)} tensors belong to no weight of the base:"
             f" {', '.join(sorted(unread)[:3])}"
         )
+    base = str(peft.get("base_model_name_or_path"))
+    if not (directory / GRIT_FILE).is_file():
+        return Adapter(lora, params, AdapterBase(base), None)
     settings, dense = read_settings(directory, {})
     modules = read_modules(directory, {})
     params |= read_projection(directory, dense, config.hidden_size, "float32")
@@ -181,7 +189,7 @@ def read_adapter(directory: Path, config: ModelConfig) -> Adapter:
     return Adapter(
         lora,
         params,
-        AdapterBase(str(peft.get("base_model_name_or_path")), recorded),
+        AdapterBase(base, recorded),
         dataclasses.replace(settings, sentence=modules),
     )
 
