@@ -13,7 +13,7 @@ from grit_jax.inference.records import KVRecord
 from grit_jax.rag.answer import Asker, AskTimings, _Search
 from grit_jax.rag.generator import DOCUMENT_CACHES, DocumentsRead
 from grit_jax.rag.index import Index
-from grit_jax.rag.question_batch import CacheUse
+from grit_jax.rag.question_batch import CacheUse, RetrievedDocument
 from grit_jax.rag.record_format import RecordError, StreamedRecord
 from grit_jax.rag.route_costs import load_costs
 from grit_jax.rag.search.hybrid import Retrieval
@@ -33,7 +33,7 @@ class PreparedQuestion:
       cache: how the documents are read, as in `Answer`.
       warnings: what is read differently than asked for, and why.
       texts: of the documents, `{title} {text}`.
-      rows: of the documents in the index.
+      lines: of the documents in the index (`indexed_documents.py`).
       timings: seconds of `encode_query`, `search` and `load`.
     """
 
@@ -45,7 +45,7 @@ class PreparedQuestion:
     cache: CacheUse
     warnings: list[str]
     texts: list[str]
-    rows: list[int]
+    lines: list[dict[str, Any]]
     timings: dict[str, float]
 
 
@@ -131,9 +131,13 @@ class Preparer(Asker):
             batch.cache_use(0, records),
             batch.warnings[0],
             [document.text for document in batch.documents[0]],
-            [document.row for document in batch.documents[0] if document.row is not None],
+            self._lines(batch.documents[0]),
             {name: timings.share(1)[name] for name in ("encode_query", "search", "load")},
         )
+
+    def _lines(self, documents: Sequence[RetrievedDocument]) -> list[dict[str, Any]]:
+        assert self.index is not None
+        return [self.index.documents[d.row] for d in documents if d.row is not None]
 
     def _stored_tokens(
         self,

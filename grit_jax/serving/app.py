@@ -38,6 +38,13 @@ from grit_jax.serving.protocol import (
     parse,
 )
 from grit_jax.serving.ranking import generative_scoring, rerank, score
+from grit_jax.serving.response_protocol import ResponseBody
+from grit_jax.serving.responses import (
+    delete_response,
+    responses,
+    stored_input,
+    stored_response,
+)
 from grit_jax.serving.service import Service
 from grit_jax.serving.tokens import detokenize, tokenize, tokenizer_info
 from grit_jax.serving.vector_stores import search_store, stores_list
@@ -51,6 +58,7 @@ POSTS: dict[str, tuple[type[Body], Handler]] = {
     "/v1/embeddings": (EmbeddingBody, embeddings),
     "/v1/chat/completions": (ChatBody, chat),
     "/v1/completions": (CompletionBody, completions),
+    "/v1/responses": (ResponseBody, responses),
     **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), (RerankBody, rerank)),
     **dict.fromkeys(("/v1/score", "/score"), (ScoreBody, score)),
     "/generative_scoring": (GenerativeScoringBody, generative_scoring),
@@ -108,6 +116,21 @@ def create_app(service: Service, *, log: bool = True) -> FastAPI:
         """One index."""
         return JSONResponse(service.stores.get(name).body())
 
+    @app.get("/v1/responses/{id}")
+    async def response(request: Request, id: str) -> Response:
+        """A response that was given before."""
+        return JSONResponse(stored_response(service, id, _user(request)))
+
+    @app.delete("/v1/responses/{id}")
+    async def response_deleted(request: Request, id: str) -> Response:
+        """Forgets a response."""
+        return JSONResponse(delete_response(service, id, _user(request)))
+
+    @app.get("/v1/responses/{id}/input_items")
+    async def response_input(request: Request, id: str) -> Response:
+        """The input of a response."""
+        return JSONResponse(stored_input(service, id, _user(request)))
+
     @app.get("/tokenizer_info")
     async def info() -> Response:
         """What of the tokenizer a client may want to know."""
@@ -138,6 +161,12 @@ def create_app(service: Service, *, log: bool = True) -> FastAPI:
 
     app.add_middleware(_Operations, service=service, log=log)
     return app
+
+
+def _user(request: Request) -> str:
+    """Who sends a request."""
+    record: RequestRecord = request.scope["grit.record"]
+    return record.user
 
 
 def _model(service: Service) -> dict[str, Any]:

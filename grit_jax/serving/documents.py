@@ -74,7 +74,7 @@ def document_request(
             f"mode: expected one of {', '.join((*MODES, 'auto'))}, got {mode!r:.40}", "mode"
         )
     question, turns = question_of(messages)
-    retrieval, _ = retrieval_of(body.search, body.where, None, body.rerank or 0)
+    retrieval = retrieval_of(body.search, body.where, None, body.rerank or 0)
     return DocumentRequest(
         store, question, mode, body.k or 1, retrieval, body.instruction or "", turns
     )

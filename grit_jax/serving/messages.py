@@ -10,7 +10,7 @@ from grit_jax.serving.protocol import Message
 
 # Of messages that a client sends back: without effect, or refused if they say something.
 _UNSERVED = ("audio", "tool_calls", "tool_call_id", "function_call")
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -30,13 +30,13 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
         for name in _UNSERVED:
             if getattr(message, name):
                 raise bad_request(f"{place}.{name}: this server does not have it", "messages")
-        if message.role not in _ROLES:
+        if message.role not in ROLES:
             raise bad_request(
-                f"{place}.role: expected one of {', '.join(_ROLES)}, got {message.role!r:.60}",
+                f"{place}.role: expected one of {', '.join(ROLES)}, got {message.role!r:.60}",
                 "messages",
             )
         content = _text(message.content, f"{place}.content")
-        plain.append({"role": _ROLES[message.role], "content": content})
+        plain.append({"role": ROLES[message.role], "content": content})
     return plain
 
 

@@ -8,7 +8,7 @@ header `X-Grit-Ignored` and counted.
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -52,12 +52,14 @@ class Body(BaseModel):
     """Strict: no field is converted from another type, and none is unknown."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    IGNORED: ClassVar[frozenset[str]] = IGNORED
+    UNSERVED: ClassVar[dict[str, tuple[Any, ...]]] = UNSERVED
     model: str | None = None
     user: str | None = None
 
     def ignored(self) -> list[str]:
         """Fields that were given and have no effect."""
-        values = {name: getattr(self, name) for name in self.model_fields_set & IGNORED}
+        values = {name: getattr(self, name) for name in self.model_fields_set & self.IGNORED}
         if isinstance(values.get("store"), str):  # the name of a store
             del values["store"]
         return sorted(name for name, value in values.items() if value is not None)
@@ -262,7 +264,7 @@ def parse(kind: type[B], raw: bytes) -> B:
         body = kind.model_validate_json(raw)
     except ValidationError as error:
         raise _explained(kind, error) from None
-    for name, harmless in UNSERVED.items():
+    for name, harmless in kind.UNSERVED.items():
         value = getattr(body, name, None)
         if value is not None and value not in harmless:
             raise bad_request(f"{name}: this server does not have it; leave it out", name)

@@ -26,6 +26,7 @@ from grit_jax.models.config import ModelConfig
 from grit_jax.models.slot_cache import KEY_BLOCK
 from grit_jax.serving.errors import ApiError, bad_request
 from grit_jax.serving.metrics import ServerMetrics
+from grit_jax.serving.response_store import ResponseStore
 from grit_jax.serving.settings import ServeSettings
 from grit_jax.serving.stores import Store, Stores
 from grit_jax.serving.structured import Grammars
@@ -72,6 +73,7 @@ class Service:
         self.metrics = ServerMetrics(self.engine, settings.name)
         self.token_bytes = TokenBytes(model.tokenizer)
         self.grammars = Grammars(model, self.token_bytes)
+        self.responses = ResponseStore()
         self.created = int(time.time())
         self.compiled, self.draining = not settings.warm_up, False
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]

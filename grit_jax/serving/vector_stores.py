@@ -61,7 +61,7 @@ async def search_store(service: Service, name: str, body: StoreSearchBody, user:
     if body.filters is not None and body.where is not None:
         raise bad_request("give filters or where, not both", "filters")
     where = body.where if body.filters is None else expression_of(body.filters)
-    retrieval, threshold = retrieval_of(body.search, where, body.ranking_options)
+    retrieval = retrieval_of(body.search, where, body.ranking_options)
     preparer = await service.prepare(store.current)
     assert preparer.index is not None
     vectors, tokens = None, 0
@@ -76,7 +76,8 @@ async def search_store(service: Service, name: str, body: StoreSearchBody, user:
     results = await service.prepare(
         lambda: _results(preparer, queries, vectors, _number(body), retrieval)
     )
-    data = [result for result in results if threshold is None or result["score"] >= threshold]
+    least = retrieval.least_score
+    data = [result for result in results if least is None or result["score"] >= least]
     reply = {
         "object": "vector_store.search_results.page",
         "search_query": queries,
@@ -89,8 +90,8 @@ async def search_store(service: Service, name: str, body: StoreSearchBody, user:
 
 def retrieval_of(
     search: str | None, where: str | None, options: RankingOptions | None, rerank: int = 0
-) -> tuple[Retrieval, float | None]:
-    """How documents are found, and the lowest score that counts.
+) -> Retrieval:
+    """How documents are found.
 
     Raises:
       ApiError: 400 for an unknown search or ranker, a filter with a mistake, or weights that say
@@ -116,12 +117,15 @@ def retrieval_of(
             )
         search, weight = "hybrid", weights.embedding_weight / total
     try:
-        retrieval = Retrieval(
-            search or "dense", dense_weight=weight, where=where or "", rerank=rerank
+        return Retrieval(
+            search or "dense",
+            dense_weight=weight,
+            where=where or "",
+            rerank=rerank,
+            least_score=options.score_threshold if options is not None else None,
         )
     except GritError as error:
         raise bad_request(str(error), "where") from None
-    return retrieval, options.score_threshold if options is not None else None
 
 
 def _number(body: StoreSearchBody) -> int:
@@ -145,11 +149,18 @@ def _results(
 def _result(preparer: Preparer, row: int, score: float) -> dict[str, Any]:
     index = preparer.index
     assert index is not None
-    document = index.documents[row]
+    content = [{"type": "text", "text": index.text(row)}]
+    return {**source_of(index.documents[row]), "score": score, "content": content}
+
+
+def source_of(line: dict[str, Any]) -> dict[str, Any]:
+    """The file that a document belongs to, and its attributes.
+
+    Args:
+      line: of the document in the index (`rag/indexed_documents.py`).
+    """
     return {
-        "file_id": document["id"],
-        "filename": document["title"] or document["id"],
-        "score": score,
-        "attributes": document.get("metadata") or {},
-        "content": [{"type": "text", "text": index.text(row)}],
+        "file_id": line["id"],
+        "filename": line["title"] or line["id"],
+        "attributes": line.get("metadata") or {},
     }
