@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import serving
+
 HOME = Path(os.environ.get("GRIT_HOME", Path.home() / "grit"))
 RUN = HOME / "run"
 INSTALLED = HOME / "venv" / "grit-installed"
@@ -35,14 +37,17 @@ Request = dict[str, Any]
 
 def start(request: Request, dry_run: bool = False) -> int:
     """Starts the run detached from the connection, and returns once it holds the lock."""
-    words = [
-        request["config"],
-        request["output"],
-        *(["--direct"] if request["direct"] else []),
-        *(["--verb", request["verb"], "--input", request["input"]] if request["input"] else []),
-        "--supervised",
-    ]
-    command = [str(WORKER), "train", *words, "--", *request["overrides"]]
+    if request["verb"] == "serve":
+        words = ["serve", request["config"], "--output", request["output"]]
+    else:
+        words = [
+            "train",
+            request["config"],
+            request["output"],
+            *(["--direct"] if request["direct"] else []),
+            *(["--verb", request["verb"], "--input", request["input"]] if request["input"] else []),
+        ]
+    command = [str(WORKER), *words, "--supervised", "--", *request["overrides"]]
     if dry_run:
         print(shlex.join(["python3", *command]))
         return 0
@@ -57,7 +62,7 @@ def start(request: Request, dry_run: bool = False) -> int:
         )
         return MISTAKE
     kill_leftovers()
-    for name in ("exit", "stopped", "pid"):
+    for name in ("exit", "stopped", "pid", "port"):
         (RUN / name).unlink(missing_ok=True)
     (RUN / "request").write_text(json.dumps(request))
     with (RUN / "log").open("ab") as log:
@@ -98,6 +103,9 @@ def status() -> int:
         state = "idle"
     if running():
         state, note = "running", last_line(RUN / "log")
+        if (RUN / "port").exists():
+            _, text = serving.answer(int((RUN / "port").read_text()), "/ready")
+            note = f"{serving.readiness(text)} | {note}"
     elif (RUN / "stopped").exists():
         state = "stopped"
     elif (RUN / "exit").exists():
@@ -116,12 +124,20 @@ def stop(dry_run: bool = False) -> int:
     if running():
         write(RUN / "stopped", "")
         os.kill(int((RUN / "pid").read_text()), signal.SIGTERM)
-        until = time.monotonic() + STOP_WITHIN_S
+        until = time.monotonic() + stop_within_s()
         while running() and time.monotonic() < until:
             time.sleep(0.05)
     kill_leftovers()
     print("stopped")
     return 0
+
+
+def stop_within_s() -> float:
+    """Seconds that the run has to end: a server answers the requests that it has accepted."""
+    if not (RUN / "port").exists():
+        return STOP_WITHIN_S
+    flags = json.loads((RUN / "request").read_text())["overrides"]
+    return STOP_WITHIN_S + serving.number(flags, "--grace", serving.GRACE_S)
 
 
 def running() -> bool:

@@ -20,7 +20,7 @@ REPORT = re.compile(
 @dataclasses.dataclass(frozen=True)
 class Job:
     """`grit train CONFIG OVERRIDES`, its output in a bucket; or `grit index MODEL` and `grit encode
-    MODEL` with an input.
+    MODEL` with an input; or `grit serve MODEL`, whose output is its log.
 
     `config` is a file under `configs/` of this checkout, or a `gs://` address; the folder that
     holds the latter is copied to each worker, so that relative paths in the YAML hold. A model is a
@@ -74,6 +74,12 @@ class Job:
             raise LaunchError(
                 f"--verb {self.verb}: expected a model, gs://BUCKET/FOLDER or a hub id, got {model}"
             )
+        if self.verb == "serve":
+            if self.input is not None:
+                raise LaunchError("--input is for --verb index and --verb encode")
+            if re.search(r"(?:^|\s)--port[=\s]0(?=\s|$)", " ".join(self.overrides)):
+                raise LaunchError("--port 0: expected a number, by which the server is reached")
+            return
         if self.input is None or not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/\S+", self.input):
             raise LaunchError(
                 f"--verb {self.verb} needs --input gs://BUCKET/FILE, got {self.input or 'none'}"
@@ -85,7 +91,8 @@ class Job:
     def words(self) -> list[str]:
         """The arguments of worker.py."""
         direct = ["--direct"] if self.direct else []
-        shared = ["--verb", self.verb, "--input", self.input] if self.input else []
+        shared = ["--verb", self.verb] if self.verb != "train" else []
+        shared += ["--input", self.input] if self.input else []
         return [
             self.config,
             self.output,
@@ -93,6 +100,16 @@ class Job:
             *shared,
             *(["--", *self.overrides] if self.overrides else []),
         ]
+
+
+def check_hosts(job: Job, machine: Machine) -> None:
+    """Raises LaunchError for a server on several hosts: it runs on one."""
+    chosen = machine.accelerator
+    if job.verb == "serve" and chosen and chosen.hosts > 1:
+        raise LaunchError(
+            f"--verb serve: a server runs on one host, and {chosen.name} has {chosen.hosts}; choose"
+            " a smaller slice, and several of them for more requests"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

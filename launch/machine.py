@@ -208,6 +208,13 @@ class Machine:
         options = [f"--ssh-flag={ALIVE}", f"{USER}@{self.name}", f"--worker={worker}", "--quiet"]
         return [*self._vm("ssh"), *options, f"--command={command}"]
 
+    def tunnel(self, here: int, there: int) -> list[str]:
+        """The gcloud command that leads a port of this computer to one of the first worker."""
+        forward = f"-L127.0.0.1:{here}:127.0.0.1:{there}"
+        options = (ALIVE, "-oExitOnForwardFailure=yes", "-N", forward)
+        ssh = [*self._vm("ssh"), *(f"--ssh-flag={option}" for option in options)]
+        return [*ssh, f"{USER}@{self.name}", "--worker=0", "--quiet"]
+
     def _kind(self, verb: str) -> list[str]:
         kind = "queued-resources" if self.queued else "tpu-vm"
         return ["gcloud", "compute", "tpus", kind, verb, self.name, *self._where()]

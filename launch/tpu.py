@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""A TPU slice from nothing to a finished run: create, wait, install, run, watch, logs, delete. See
-launch/README.md.
+"""A TPU slice from nothing to a finished run or a server: create, wait, install, run, watch.
+
+See launch/README.md.
 
 Exit status: 2 what you can change, 3 gave up (retries, time), 130 interrupted, otherwise that of
 the run or of gcloud.
@@ -16,8 +17,9 @@ from typing import NoReturn
 
 from accelerators import accelerator, check_zone
 from gke import submit
-from job import Job, Workers
+from job import Job, Workers, check_hosts
 from machine import ABSENT, ACTIVE, GOING, Machine, State
+from serving import PORT
 from shell import LaunchError, Shell, say
 from watch import Policy, Watch, wait_until_active
 
@@ -109,13 +111,13 @@ def build_parser() -> argparse.ArgumentParser:
     job.add_argument(
         "config",
         metavar="CONFIG|MODEL",
-        help="gs://BUCKET/FOLDER/NAME.yaml, or configs/NAME.yaml; with --verb index or encode a"
-        " model: gs://BUCKET/FOLDER, or a hub id",
+        help="gs://BUCKET/FOLDER/NAME.yaml, or configs/NAME.yaml; with --verb index, encode or"
+        " serve a model: gs://BUCKET/FOLDER, or a hub id",
     )
     job.add_argument(
         "--verb",
         dest="verb_of_grit",
-        choices=("train", "index", "encode"),
+        choices=("train", "index", "encode", "serve"),
         default="train",
         help="the grit command that runs (default: %(default)s)",
     )
@@ -124,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output",
         required=True,
         metavar="gs://BUCKET/FOLDER",
-        help="of this run alone; resumes from it",
+        help="of this run alone; resumes from it; of a server: for its log",
     )
 
     pace = argparse.ArgumentParser(add_help=False)
@@ -177,8 +179,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--worker", default="0")
     sub.add_argument("--lines", type=int, default=100)
     sub.add_argument("--follow", action="store_true")
+    sub = verb("tunnel", "lead a port of this computer to the server on the slice", common)
+    sub.add_argument("--port", type=int, default=PORT, help="of the server (default: %(default)s)")
+    sub.add_argument("--local-port", type=int, metavar="PORT", help="here (default: the same)")
     verb("exec", "run a command on all workers: exec NAME -- COMMAND", common)
-    verb("stop", "end the run, keep the slice", common)
+    words = "end the run, keep the slice; a server answers what it has accepted"
+    verb("stop", words, common)
     sub = verb("delete", "delete the slice (asks first)", common, queue)
     sub.add_argument("--yes", action="store_true", help="do not ask")
     sub = verb(
@@ -240,7 +246,9 @@ def setting(args: argparse.Namespace, key: str) -> str:
 def make_job(args: argparse.Namespace, machine: Machine) -> Job:
     """The run that the command line describes."""
     chosen = machine.accelerator
-    return job_of(args, several_hosts=bool(chosen and chosen.hosts > 1))
+    job = job_of(args, several_hosts=bool(chosen and chosen.hosts > 1))
+    check_hosts(job, machine)
+    return job
 
 
 def job_of(args: argparse.Namespace, *, several_hosts: bool) -> Job:
@@ -320,9 +328,8 @@ def run(args: argparse.Namespace, machine: Machine) -> int:
 
 def watch(args: argparse.Namespace, machine: Machine) -> int:
     job = make_job(args, machine)
-    machine.shell.note(
-        "without a failure; on SUSPENDED or FAILED: delete, create, and resume from the checkpoint,"
-    )
+    again = "start the server" if job.verb == "serve" else "resume from the checkpoint"
+    machine.shell.note(f"without a failure; on SUSPENDED or FAILED: delete, create, and {again},")
     machine.shell.note(
         f"at most {args.retries} times, first after {args.backoff:g} s, then twice as long each"
         " time"
@@ -349,6 +356,16 @@ def status(args: argparse.Namespace, machine: Machine) -> int:
 def logs(args: argparse.Namespace, machine: Machine) -> int:
     command = f"tail -n {args.lines} {'-F ' if args.follow else ''}grit/run/log"
     return machine.shell.show(machine.on_workers(command, worker=args.worker))
+
+
+def tunnel(args: argparse.Namespace, machine: Machine) -> int:
+    here = args.local_port or args.port
+    if not args.dry_run:
+        say(
+            f"http://127.0.0.1:{here} leads to port {args.port} of {machine.name}; Ctrl-C ends the"
+            " tunnel, the server continues"
+        )
+    return machine.shell.show(machine.tunnel(here, args.port))
 
 
 def execute(args: argparse.Namespace, machine: Machine) -> int:
@@ -385,6 +402,8 @@ def xpk(args: argparse.Namespace, machine: Machine) -> int:
     assert machine.accelerator is not None
     if args.slices < 1:
         raise LaunchError(f"--slices: must be at least 1, got {args.slices}")
+    if args.verb_of_grit == "serve":
+        raise LaunchError("xpk runs jobs that end; a server on GKE is launch/serve.yaml")
     job = job_of(args, several_hosts=args.slices * machine.accelerator.hosts_on_gke > 1)
     options = {"slices": args.slices, "build": not args.no_build, "retries": args.retries}
     return submit(machine, job, args.cluster, args.docker_image, **options)
@@ -398,6 +417,7 @@ VERBS = {
     "watch": watch,
     "status": status,
     "logs": logs,
+    "tunnel": tunnel,
     "exec": execute,
     "stop": stop,
     "delete": delete,

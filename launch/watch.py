@@ -13,7 +13,7 @@ import dataclasses
 import time
 
 from accelerators import accelerator
-from job import INTERRUPTED, UNSAVED, Job, Report, Workers
+from job import INTERRUPTED, UNSAVED, Job, Report, Workers, check_hosts
 from machine import ABSENT, ACTIVE, GOING, Machine, State
 from shell import GAVE_UP, LaunchError, NoCapacity, StepFailed, Unreachable, say
 
@@ -162,7 +162,8 @@ class Watch:
                 self.workers.stop()
             return failed[0]
         elif "stopped" in kinds:
-            say(f"{self.machine.name}: the run was stopped by a command")
+            what = "server" if self.job.verb == "serve" else "run"
+            say(f"{self.machine.name}: the {what} was stopped by a command")
             return INTERRUPTED
         elif all(report.status == 0 for report in reports):
             return 0
@@ -184,6 +185,7 @@ class Watch:
         machine = self.machine
         if machine.accelerator is None and state.type:
             machine.accelerator = accelerator(state.type)
+            check_hosts(self.job, machine)
             self.job = dataclasses.replace(self.job, direct=machine.accelerator.hosts > 1)
         elif machine.accelerator and state.type and state.type != machine.accelerator.name:
             raise LaunchError(
@@ -303,7 +305,8 @@ class Watch:
                 " which is kept"
             )
         else:
-            text = f"the run ended with status {status}; its log is in {output}/logs"
+            what = "server" if self.job.verb == "serve" else "run"
+            text = f"the {what} ended with status {status}; its log is in {output}/logs"
         self._say_once(text)
         if self.policy.delete and status != UNSAVED:
             self._tear_down()

@@ -9,8 +9,12 @@ bucket.
         in the foreground, for containers and batch systems
     worker.py start MODEL gs://BUCKET/FOLDER --verb index --input gs://BUCKET/F.jsonl -- --kv int8
         grit index or grit encode in place of grit train
-    worker.py status | stop | free
-        free: exit status 2 while a run is active
+    worker.py start MODEL gs://BUCKET/FOLDER --verb serve -- --index docs=gs://BUCKET/INDEX
+        grit serve, started again if it crashes; its log goes to the bucket
+    worker.py serve MODEL -- --index docs=gs://BUCKET/INDEX
+        in the foreground, for containers and batch systems
+    worker.py status | stop | free | healthy
+        free: exit status 2 while a run is active; healthy: 1 unless the server here is
 
 Needs only the system's Python (3.10 or newer) and gcloud. Everything is in $GRIT_HOME (~/grit):
 `venv/`, `inputs/`, `output/`, and in `run/` the pid, the log and the exit status of the run.
@@ -31,6 +35,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import detached
+import serving
 import share
 from detached import HOME, INSTALLED, INTERRUPTED, MISTAKE, RUN, Request
 from mirror import Mirror, MirrorError
@@ -41,6 +46,8 @@ SYNC_EVERY_S = float(os.environ.get("GRIT_SYNC_SECONDS", "60"))
 UV = "uv==0.13.9"
 PYTHON = "3.11"  # that of requirements.lock; the images' own Python is older
 PLATFORMS = {"tpu": "tpu,cpu", "cuda": "cuda,cpu"}  # JAX_PLATFORMS by the installed extra
+# What worker.py train and start run.
+GRIT_VERBS = {"train": ("train", *share.VERBS), "start": ("train", *share.VERBS, "serve")}
 UNSAVED = 75  # the run ended, but its output could not be copied to the bucket
 
 
@@ -54,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="worker.py", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in ("install", "free", "start", "train", "status", "stop"):
+    for name in ("install", "free", "start", "train", "serve", "status", "stop", "healthy"):
         sub = verbs.add_parser(name, allow_abbrev=False)
         if name == "install":
             sub.add_argument("--extra", default="tpu", choices=("tpu", "cuda", "cpu"))
@@ -65,12 +72,15 @@ def main(argv: list[str] | None = None) -> int:
                 "--direct", action="store_true", help="grit train writes to the bucket itself"
             )
             sub.add_argument(
-                "--verb", dest="verb_of_grit", choices=("train", *share.VERBS), default="train"
+                "--verb", dest="verb_of_grit", choices=GRIT_VERBS[name], default="train"
             )
             sub.add_argument("--input", help="what is indexed or encoded")
-        if name == "train":
+        if name == "serve":
+            sub.add_argument("config", metavar="MODEL")
+            sub.add_argument("--output", help="where the log goes (default: nowhere)")
+        if name in ("train", "serve"):
             sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
-        if name not in ("free", "status"):
+        if name not in ("free", "status", "healthy"):
             sub.add_argument(
                 "--dry-run", action="store_true", help="print the commands and run nothing"
             )
@@ -83,6 +93,12 @@ def main(argv: list[str] | None = None) -> int:
         return detached.status()
     if args.verb == "stop":
         return detached.stop(args.dry_run)
+    if args.verb == "healthy":
+        return healthy()
+    if args.verb == "serve":
+        request = {"config": args.config, "output": args.output, "overrides": overrides}
+        run = lambda: report_failure(lambda: serve(request, args.dry_run, args.supervised))
+        return detached.supervise(run) if args.supervised else run()
     request = {
         "config": args.config,
         "output": args.output,
@@ -108,7 +124,7 @@ def report_failure(run: Callable[[], int]) -> int:
         if error.filename not in ("gcloud", "grit"):
             raise
         line = f"{error.filename} is not installed or not on PATH"
-    print(f"worker.py train: {line}", file=sys.stderr)
+    print(f"worker.py: {line}", file=sys.stderr)
     return MISTAKE
 
 
@@ -129,7 +145,7 @@ def install(extra: str, dry_run: bool = False) -> int:
     if not dry_run and free():
         return MISTAKE
     uv = HOME / "uv" / "bin" / "uv"
-    package = f"{CODE}[gcs]" if extra == "cpu" else f"{CODE}[{extra},gcs]"
+    package = f"{CODE}[gcs,serve]" if extra == "cpu" else f"{CODE}[{extra},gcs,serve]"
     commands = [
         [
             "python3",
@@ -264,6 +280,83 @@ def share_work(request: Request, dry_run: bool = False) -> int:
     return save_last(shared, code, tell)
 
 
+def serve(request: Request, dry_run: bool = False, supervised: bool = False) -> int:
+    """Runs `grit serve` with what it reads copied from a bucket; returns its exit status.
+
+    Supervised, a server that crashes is started again, at most `serving.RESTARTS` times in a row,
+    and one that SIGTERM has ended has the status 143.
+    """
+    tell, run = prepared(dry_run)
+    model, flags = request["config"], request["overrides"]
+    if not (dry_run or supervised):
+        # The first process of a container ignores SIGTERM unless it says otherwise.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
+    if model.startswith("gs://"):
+        named = any(re.match(r"--name(=|$)", word) for word in flags)
+        flags = flags if named else ["--name", model, *flags]
+        model = str(fetched(model.rstrip("/"), run, dry_run))
+    indices: list[serving.IndexCopy] = []
+
+    def copy(flag: str, address: str) -> Path:
+        if flag == serving.ADAPTER:
+            return fetched(address.rstrip("/"), run, dry_run)
+        path = HOME / "inputs" / as_name(address)
+        if flag == serving.INDEX:
+            indices.append(serving.IndexCopy(address, path, run))
+            return path
+        if not dry_run:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        run(["gcloud", "storage", "cp", address, str(path)])
+        if not dry_run:
+            path.chmod(0o600)
+        return path
+
+    command = [grit_program(), "serve", model, *serving.with_copies(flags, copy)]
+    for index in indices:
+        if dry_run:
+            index.fetch_manifest()
+            index.fetch_files()
+        else:
+            index.pull()
+    if dry_run:
+        print_only(command)
+        return 0
+    RUN.mkdir(parents=True, exist_ok=True)
+    detached.write(RUN / "port", str(serving.number(flags, "--port", serving.PORT)))
+    copies = serving.Serving(indices, request["output"], run)
+    crashes = 0
+    while True:
+        began = time.monotonic()
+        code = run_mirrored(command, copies, tell)
+        tell(f"grit serve ended with status {code}")
+        try:
+            keep(copies, last=True)
+        except MirrorError as error:
+            tell(f"the log was not copied: {error}")
+        if not supervised or code == MISTAKE:
+            return code
+        if code in (0, INTERRUPTED):  # it ends so at SIGTERM alone
+            return INTERRUPTED
+        crashes = 1 if time.monotonic() - began > serving.STEADY_S else crashes + 1
+        if crashes > serving.RESTARTS:
+            return code
+        tell(f"starting it again in {serving.pause(crashes):g} s")
+        time.sleep(serving.pause(crashes))
+
+
+def healthy() -> int:
+    """Exit status 0 if the server on this machine answers that it is healthy."""
+    try:
+        port = int((RUN / "port").read_text())
+    except FileNotFoundError:
+        print("worker.py healthy: no server was started here", file=sys.stderr)
+        return 1
+    status, text = serving.answer(port, "/health")
+    if status != 200:
+        print(f"worker.py healthy: {status or 'no answer'}: {text}", file=sys.stderr)
+    return int(status != 200)
+
+
 def prepared(dry_run: bool) -> tuple[Callable[[str], None], Callable[[Sequence[str]], str]]:
     """How a run speaks, and how it runs other programs."""
     if dry_run:
@@ -290,7 +383,9 @@ def grit_program() -> str:
     return str(installed) if installed.exists() else shutil.which("grit") or "grit"
 
 
-def run_mirrored(command: Sequence[str], mirror: Mirror | share.Shared | None, tell) -> int:
+def run_mirrored(
+    command: Sequence[str], mirror: Mirror | share.Shared | serving.Serving | None, tell
+) -> int:
     """Runs the command, copies its output regularly and forwards SIGTERM to it."""
     children: list[subprocess.Popen] = []
     interrupted: list[int] = []
@@ -349,7 +444,7 @@ def save_last(mirror: Mirror | share.Shared, code: int, tell) -> int:
     return INTERRUPTED if code == INTERRUPTED else UNSAVED
 
 
-def keep(mirror: Mirror | share.Shared, last: bool = False) -> None:
+def keep(mirror: Mirror | share.Shared | serving.Serving, last: bool = False) -> None:
     """Copies what is new to the bucket, with the log of a detached run."""
     mirror.sync(last)
     if (RUN / "log").exists():

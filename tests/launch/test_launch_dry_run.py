@@ -33,6 +33,8 @@ ENCODE = [
     "--input=gs://bucket/in/texts.txt",
     "--output=gs://bucket/vectors",
 ]
+SERVE = ["gs://bucket/runs/mine/model", "--verb=serve", "--output=gs://bucket/serving"]
+SERVED = ["--index", "docs=gs://bucket/index", "--api-keys=gs://bucket/keys", "--slots", "32"]
 CASES = {
     "create": ["tpu.py", "create", "demo", "--type=v6e-8", *WHERE],
     "create_reserved": [
@@ -145,6 +147,21 @@ CASES = {
         "c.jsonl",
         "--output=/shared/index",
     ],
+    "run_serve": ["tpu.py", "run", "demo", *SERVE, "--detach", *WHERE, "--", *SERVED],
+    "watch_serve": ["tpu.py", "watch", "demo", *SERVE, *SPOT, *WHERE, "--", *SERVED],
+    "tunnel": ["tpu.py", "tunnel", "demo", "--local-port=8080", *WHERE],
+    "worker_start_serve": [
+        "worker.py",
+        "start",
+        SERVE[0],
+        "gs://bucket/serving",
+        "--verb=serve",
+        "--",
+        *SERVED,
+    ],
+    "worker_serve": ["worker.py", "serve", SERVE[0], "--", *SERVED],
+    "worker_serve_hub": ["worker.py", "serve", "org/model", "--", "--host=0.0.0.0"],
+    "slurm_serve": ["slurm.sh", "serve", "model", "--host=0.0.0.0", "--api-keys", "keys"],
     "worker_install": ["worker.py", "install"],
     "worker_install_cpu": ["worker.py", "install", "--extra=cpu"],
     "worker_train": [
@@ -316,6 +333,21 @@ def test_a_dry_run_runs_nothing(cloud):
             at = words.index("--") if "--" in words else len(words)
             assert cloud.tpu(*words[1:at], "--dry-run", *words[at:]).status == 0
     assert cloud.calls == []
+
+
+@pytest.mark.parametrize("case", ["worker_serve", "worker_serve_hub", "slurm_serve"])
+def test_grit_serve_takes_the_flags_that_it_is_started_with(case):
+    from grit_jax.cli.main import build_parser
+
+    lines = (GOLDEN / f"{case}.txt").read_text().splitlines()
+    (words,) = [shlex.split(line) for line in lines if "grit serve " in line and line[0] != "#"]
+    words = words[[word.rpartition("/")[2] for word in words].index("grit") + 1 :]
+    args, rest = build_parser().parse_known_args(words)
+    assert not rest and args.verb == "serve" and "gs://" not in args.model
+    assert all("gs://" not in index for index in args.indices)
+    if case == "worker_serve":
+        assert args.name == SERVE[0] and args.indices[0].startswith("docs=HOME/")
+        assert args.slots == 32 and args.api_keys.name == "bucket_keys"
 
 
 @pytest.mark.parametrize("case", ["worker_index", "worker_encode", "slurm_index"])

@@ -28,6 +28,7 @@ MODULES = (
     "job",
     "machine",
     "mirror",
+    "serving",
     "share",
     "shell",
     "watch",
@@ -148,6 +149,24 @@ def test_slurm_requeues_when_the_time_is_up(slurm, monkeypatch):
     )
 
 
+DRAINS = """#!/bin/bash
+trap 'exit 0' TERM
+echo "grit $*"
+sleep 3600 > /dev/null &
+wait
+"""
+
+
+def test_slurm_requeues_a_server_that_has_ended_well(slurm):
+    """At the end of its time it answers what it has accepted, and ends with status 0."""
+    program(slurm / "checkout" / ".venv" / "bin" / "grit", DRAINS)
+    job = subprocess.Popen([SLURM, "serve", "model"], stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None and job.stdout.readline() == "grit serve model\n"
+    assert not (slurm / "scontrol").exists()
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(LONG_S) == 0 and (slurm / "scontrol").read_text() == "requeue 17\n"
+
+
 @pytest.mark.parametrize(
     "words, unset, line",
     [
@@ -219,7 +238,10 @@ def test_the_container():
     assert "JAX_PLATFORMS=$EXTRA,cpu" in [rest for word, rest in steps if word == "ENV"]
     after = [word for word, _ in steps][[word for word, _ in steps].index("USER") :]
     assert "RUN" not in after and "COPY" not in after
-    assert "-c requirements.lock" in text and dict(steps)["FROM"].startswith("python:3.11")
+    assert "-c requirements.lock" in text
+    froms = [rest for word, rest in steps if word == "FROM"]
+    assert froms[0].startswith("python:3.11")
+    assert {rest.split()[0] for rest in froms[1:]} == {"package"}
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
@@ -286,6 +308,7 @@ def test_every_command_of_the_readme(cloud, monkeypatch):
         "stop",
         "delete",
         "xpk",
+        "tunnel",
     }
     assert cloud.calls == []
 
