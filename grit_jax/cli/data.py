@@ -11,7 +11,7 @@ from grit_jax.errors import GritError
 
 
 def _data_flags(parser: argparse.ArgumentParser) -> None:
-    add = flags.kinds(parser, "prepare", "pydocs", "distractors", "repeats")
+    add = flags.kinds(parser, "prepare", "pydocs", "distractors", "relevance", "repeats")
     _prepare_flags(add("prepare", "JSONL files to a tfds dataset (ArrayRecord)"))
     _pydocs_flags(
         add("pydocs", "the quickstart's corpus from the Python documentation installed here")
@@ -21,6 +21,12 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
             "distractors",
             "turn questions over one document into questions over several: the others are those "
             "that BM25 finds best",
+        )
+    )
+    _relevance_flags(
+        add(
+            "relevance",
+            "turn pairs of query and passage into rows that train reranking from caches",
         )
     )
     _repeats_flags(
@@ -108,6 +114,31 @@ def _distractors_flags(parser: argparse.ArgumentParser) -> None:
     _seed_flag(parser)
 
 
+def _relevance_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=flags.path,
+        metavar="F.jsonl",
+        help='lines {"query", "pos", "neg"}',
+    )
+    parser.add_argument("--output", required=True, type=flags.path, metavar="F.jsonl")
+    parser.add_argument(
+        "--negatives",
+        type=flags.positive,
+        default=1,
+        metavar="N",
+        help="the most negatives of a query, beside one positive (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=flags.positive,
+        metavar="N",
+        help="rows to write (default: those of all queries)",
+    )
+    _seed_flag(parser)
+
+
 def _repeats_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
@@ -140,6 +171,13 @@ def data(args: argparse.Namespace) -> None:
 
         rows = write_rows(
             args.input, args.output, args.k, corpus=args.corpus, rows=args.rows, seed=args.seed
+        )
+        print_summary(f"{rows} rows in {args.output}", args.output)
+    elif args.kind == "relevance":
+        from grit_jax.data.relevance import write_relevance_rows
+
+        rows = write_relevance_rows(
+            args.input, args.output, negatives=args.negatives, rows=args.rows, seed=args.seed
         )
         print_summary(f"{rows} rows in {args.output}", args.output)
     elif args.kind == "repeats":
@@ -181,4 +219,6 @@ def _write_pydocs(args: argparse.Namespace) -> None:
         print_text(f"  {args.output / name}.jsonl: {rows} lines")
 
 
-DATA = Verb("data", "data sets: prepare, pydocs, distractors, repeats", _data_flags, data)
+DATA = Verb(
+    "data", "data sets: prepare, pydocs, distractors, relevance, repeats", _data_flags, data
+)

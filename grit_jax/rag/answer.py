@@ -26,13 +26,14 @@ from grit_jax.rag.index import Index
 from grit_jax.rag.quality import POINTS, receipt_of
 from grit_jax.rag.question_batch import CacheUse, QuestionBatch, RetrievedDocument
 from grit_jax.rag.record_format import RecordError
-from grit_jax.rag.rerank import relevance, relevance_question
+from grit_jax.rag.rerank import relevance
 from grit_jax.rag.route_costs import load_costs
 from grit_jax.rag.router import ROUTED, RouteCosts, route
 from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.runtime.progress import say
 from grit_jax.text.length import MAX_LENGTH
 from grit_jax.text.rag_layouts import CONVERSATION_MODES, MODES, RagMode
+from grit_jax.text.relevance import relevance_question
 
 T = TypeVar("T")
 QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time

@@ -1,11 +1,10 @@
 """Reranking with the generator: the question goes on from each candidate's record, and the model
 says whether the document is relevant.
 
-The prompt is that of the layout `doc` (`text/rag_layouts.py`) with `RELEVANCE` as its question, so
-that nothing of a document is read again, and so that rows of the cached-document format train it:
-`{"docs": [document], "text": [relevance_question(query), "yes"]}`. It is pointwise, as the
-original's reranking, whose words it follows (GRIT, appendix); a candidate's score is the
-probability of "yes" where the answer begins with "yes" or "no", by the first token of each.
+The prompt is that of the layout `doc` (`text/rag_layouts.py`) with `relevance_question` as its
+question, so that nothing of a document is read again, and so that rows of the cached-document
+format train it (`data/relevance.py`). A candidate's score is the probability of "yes" where the
+answer begins with "yes" or "no", by the first token of each.
 """
 
 from __future__ import annotations
@@ -20,21 +19,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
 from grit_jax.rag.generator import RagGenerator, RagPrompt
 from grit_jax.text.chat import PromptPart
-
-RELEVANCE = (
-    "Judge whether the context is relevant to the query or not.\n\nQuery: {query}\n\n"
-    "Answer with yes if the context is relevant to the query, and no otherwise."
-)
-LABELS = ("yes", "no")
-
-
-def relevance_question(query: str) -> str:
-    """What a document is asked about a query.
-
-    >>> relevance_question("Who wrote Faust?").splitlines()[2]
-    'Query: Who wrote Faust?'
-    """
-    return RELEVANCE.replace("{query}", query)
+from grit_jax.text.relevance import LABELS, relevance_question
 
 
 def relevance_prompts(

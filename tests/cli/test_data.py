@@ -25,6 +25,14 @@ def test_distractors(capsys, tmp_path):
     assert [len(row["docs"]) for row in rows] == [2, 3, 2]
 
 
+def test_relevance(capsys, tmp_path):
+    out = tmp_path / "relevance.jsonl"
+    said = run(capsys, f"data relevance --input embedding.jsonl --rows 4 --output {out}")
+    assert said.status == 0 and said.out == f"4 rows in {out}\n"
+    labels = [json.loads(line)["text"][1] for line in out.read_text().splitlines()]
+    assert labels == ["yes", "no", "yes", "no"]
+
+
 def test_repeats(capsys, tmp_path):
     out = tmp_path / "repeats.jsonl"
     write_lines(

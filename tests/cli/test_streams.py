@@ -78,6 +78,7 @@ def test_texts_from_a_pipe_are_lines_where_told(capsys, sentences, pipe, tmp_pat
         ("eval perplexity model --input", "generative.jsonl"),
         ("eval retrieval model --input", "embedding.jsonl"),  # read twice: for BM25 as well
         ("data distractors --output {} --k 2 --input", "rag.jsonl"),
+        ("data relevance --output {} --input", "embedding.jsonl"),
         ("data repeats --output {} --rows 3 --input", "corpus.jsonl"),
     ],
 )
@@ -108,6 +109,7 @@ def test_prepare_and_index_read_pipes(capsys, world, pipe, tmp_path):
         "encode model --input texts.jsonl --output model/model.safetensors",
         "data distractors --input rag.jsonl --output rag.jsonl --k 2",
         "data distractors --input rag.jsonl --corpus corpus.jsonl --output corpus.jsonl --k 2",
+        "data relevance --input embedding.jsonl --output embedding.jsonl",
         "data repeats --input corpus.jsonl --output corpus.jsonl --rows 3",
     ],
 )

@@ -111,7 +111,7 @@ def test_a_recipe_is_filled_in(trainer, tmp_path):
     documentation = str(tmp_path / "data/train/generative.jsonl")
     assert config.data.generative[1:] == [documentation]
     assert config.data.num_samples[documentation] == 400
-    assert config.train.loss.generative_distillation == 1
+    assert config.train.loss.generative_distillation == 3
     alone = with_options(trainer, chat=None).config("distilled")
     assert (alone.data.generative, alone.data.distilled) == ([documentation], [])
     assert alone.train.loss.generative_distillation == 0 and alone.train.steps == 24

@@ -18,7 +18,7 @@ CASES = {
     f"{ENCODE} stray": "unexpected argument 'stray'",
     "eval": "required: retrieval\\|perplexity\\|rag",
     "eval lm model": "invalid choice: 'lm'",
-    "data": "required: prepare\\|pydocs\\|distractors\\|repeats",
+    "data": "required: prepare\\|pydocs\\|distractors\\|relevance\\|repeats",
     # ---- encode
     "encode model --input absent --output x.npy": "absent: no such file",
     "encode model --input empty --output x.npy": "empty: empty; expected one JSON object a line",
@@ -309,6 +309,11 @@ CASES = {
         "generative.jsonl:1: a generative example in a"
     ),
     "data distractors --input rag.jsonl --output folder": "folder: is a folder; name a file",
+    "data relevance --input embedding.jsonl --output x.jsonl --rows 999": (
+        r"expected enough queries for 999 rows \(--rows\), got "
+    ),
+    "data relevance --input rag.jsonl --output x.jsonl": "rag.jsonl:1: a cached example in a",
+    "data relevance --input embedding.jsonl --output folder": "folder: is a folder; name a file",
     "data repeats --input corpus.jsonl --output folder --rows 9": "folder: is a folder; name a file",
     "data repeats --input generative.jsonl --output x.jsonl --rows 9": "generative.jsonl:1",
     "eval rag model --input rag.jsonl --index absent": "absent: there is no index",

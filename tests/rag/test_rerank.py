@@ -12,8 +12,9 @@ from grit_jax.errors import GritError
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.generator import RagGenerator
 from grit_jax.rag.index import Index, IndexOptions, Retrieval, build_index
-from grit_jax.rag.rerank import label_tokens, relevance, relevance_prompts, relevance_question
+from grit_jax.rag.rerank import label_tokens, relevance, relevance_prompts
 from grit_jax.text.rag_layouts import compose
+from grit_jax.text.relevance import relevance_question
 
 QUERY = "Which river is quiet?"
 
