@@ -24,6 +24,15 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         help="an index to answer from, served as a vector store under NAME; may be repeated",
     )
     parser.add_argument(
+        "--adapter",
+        dest="adapters",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a LoRA adapter (PEFT's directory) over MODEL, chosen by the model field NAME; may "
+        "be repeated",
+    )
+    parser.add_argument(
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
@@ -113,6 +122,7 @@ def serve(args: argparse.Namespace) -> None:
     from grit_jax.serving.settings import (
         ServeLimits,
         ServeSettings,
+        read_adapters,
         read_api_keys,
         read_indices,
     )
@@ -128,12 +138,18 @@ def serve(args: argparse.Namespace) -> None:
         context=args.context,
         instruction=args.instruction,
         indices=read_indices(args.indices),
+        adapters=read_adapters(args.adapters, args.name or args.model),
         api_keys=read_api_keys(args.api_keys) if args.api_keys else (),
         limits=limits,
         warm_up=not args.no_warm_up,
         grace=args.grace,
     )
-    run(load_model(args), settings, args.host, args.port)
+    model = load_model(args)
+    if settings.adapters:
+        from grit_jax.inference.adapters import with_adapters
+
+        model = with_adapters(model, settings.adapters)
+    run(model, settings, args.host, args.port)
 
 
 SERVE = Verb("serve", "serve embeddings and answers over HTTP", _serve_flags, serve)

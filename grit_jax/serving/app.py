@@ -97,13 +97,13 @@ def create_app(service: Service, *, log: bool = True) -> FastAPI:
     @app.get("/v1/models")
     async def models() -> Response:
         """The models of this server."""
-        return JSONResponse({"object": "list", "data": [_model(service)]})
+        data = [_model(each) for each in service.models.values()]
+        return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         """One model."""
-        service.check_model(name)
-        return JSONResponse(_model(service))
+        return JSONResponse(_model(service.choose(name)))
 
     @app.get("/v1/vector_stores")
     async def vector_stores(request: Request) -> Response:
@@ -169,14 +169,28 @@ def _user(request: Request) -> str:
     return record.user
 
 
+def _chosen(service: Service, body: Body) -> Service:
+    """The service with the model that a request names; one over a store gets the store's own
+    unless it names another.
+
+    Raises:
+      ApiError: 404 for an unknown model or store.
+    """
+    if body.model is None and isinstance(body, ChatBody) and body.has_documents:
+        return service.choose_for_store(service.stores.get(body.store, "store"), None)
+    return service.choose(body.model)
+
+
 def _model(service: Service) -> dict[str, Any]:
+    """A model as OpenAI lists it; an adapter has `root` and `parent` as vLLM does."""
+    base = service.settings.name
     return {
-        "id": service.settings.name,
+        "id": service.name,
         "object": "model",
         "created": service.created,
         "owned_by": "grit_jax",
-        "root": service.settings.name,
-        "parent": None,
+        "root": str(service.settings.adapters[service.name]) if service.adapter else base,
+        "parent": base if service.adapter else None,
         "max_model_len": service.context,
         "embedding_dimensions": service.model.embedding_width,
     }
@@ -195,7 +209,8 @@ def _add_post(
         for name in ignored:
             service.metrics.ignored(name)
         headers = {"X-Grit-Ignored": ", ".join(ignored)} if ignored else {}
-        work = handler(service, body=body, user=record.user, **request.path_params)
+        chosen = _chosen(service, body)
+        work = handler(chosen, body=body, user=record.user, **request.path_params)
         reply = await _unless_gone(request, work)
         if isinstance(reply, Stream):
             return _EventStream(reply, record, headers)

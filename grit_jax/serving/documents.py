@@ -38,8 +38,9 @@ class DocumentRequest:
         """Finds the documents and loads their records.
 
         Raises:
-          ApiError: 400 for a question that does not fit.
+          ApiError: 400 for a question that does not fit, or a store of another model.
         """
+        service.check_store(self.store, service.name)
         return await service.prepare(
             lambda: self.store.current().prepare(
                 self.question,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import hashlib
 import hmac
 import math
@@ -42,24 +44,43 @@ def default_context(config: ModelConfig, slots: int) -> int:
     return min(config.context_length, max(KEY_BLOCK, most // KEY_BLOCK * KEY_BLOCK))
 
 
+@dataclasses.dataclass
+class _State:
+    """What changes while a server runs."""
+
+    compiled: bool
+    draining: bool = False
+    answer_seconds: float = 1.0  # of an answer, a moving mean
+
+
 class Service:
-    """One model that is served.
+    """One model that is served, and its adapters, each of which is a model to clients.
 
     Attributes:
       ready: whether all programs are compiled and nothing says that the server shall end.
+      name: what the `model` field of requests says.
+      adapter: the number of the adapter in the engine; 0 for the model itself.
+      models: this service with each model that the field can name, the model itself first.
       created: seconds since 1970, for `/v1/models`.
       context: tokens of a slot.
+
+    Args:
+      model: with adapters, as `with_adapters` returns it, in the order of the settings.
     """
 
     def __init__(self, model: GritLM, settings: ServeSettings):
         self.model, self.settings = model, settings
+        self.name, self.adapter = settings.name, 0
         self.context = settings.context or default_context(model.config, settings.slots)
         if self.context > model.config.context_length:
             raise GritError(
                 f"--context {self.context}: this model's context is {model.config.context_length}"
             )
+        served = dict(
+            zip((settings.name, *settings.adapters), (model, *model.adapters), strict=True)
+        )
         self.stores = Stores(
-            [Store(name, path, model, self.context) for name, path in settings.indices.items()]
+            [Store(name, path, served, self.context) for name, path in settings.indices.items()]
         )
         # As `grit ask` does: records that are compressed in the store stay so on the device.
         compressed = self.stores and all(store.compressed for store in self.stores)
@@ -75,9 +96,31 @@ class Service:
         self.grammars = Grammars(model, self.token_bytes)
         self.responses = ResponseStore()
         self.created = int(time.time())
-        self.compiled, self.draining = not settings.warm_up, False
+        self._state = _State(compiled=not settings.warm_up)
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
-        self._seconds = 1.0  # of an answer, a moving mean
+        self.models = {settings.name: self}
+        for number, (name, own) in enumerate(served.items()):
+            if number:
+                self.models[name] = self._with_adapter(name, own, number)
+
+    def _with_adapter(self, name: str, model: GritLM, number: int) -> Service:
+        """This service, with an adapter chosen."""
+        other = copy.copy(self)  # the state, the engine and the stores are the same
+        other.name, other.model, other.adapter = name, model, number
+        other.grammars = Grammars(model, self.token_bytes)
+        return other
+
+    @property
+    def compiled(self) -> bool:
+        return self._state.compiled
+
+    @property
+    def draining(self) -> bool:
+        return self._state.draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._state.draining = draining
 
     @property
     def ready(self) -> bool:
@@ -98,7 +141,7 @@ class Service:
             longest_text=self.context,
             score=False,
         )
-        self.compiled = True
+        self._state.compiled = True
         return programs
 
     def user_of(self, authorization: str | None) -> str | None:
@@ -113,21 +156,55 @@ class Service:
         same = [hmac.compare_digest(given, known) for known in self._keys]
         return f"key {same.index(True)}" if any(same) and scheme.lower() == "bearer" else None
 
+    def choose(self, name: str | None) -> Service:
+        """This service with the model that a request names; None keeps the one that is chosen.
+
+        Raises:
+          ApiError: 404 for an unknown name.
+        """
+        if name is None:
+            return self
+        if name not in self.models:
+            known = ", ".join(map(repr, self.models))
+            raise ApiError(
+                404,
+                f"the model {name!r:.200} does not exist here; this server has {known}",
+                param="model",
+                code="model_not_found",
+            )
+        return self.models[name]
+
     def check_model(self, name: str | None) -> str:
         """The name of the model that a request gets.
 
         Raises:
-          ApiError: 404 for another name.
+          ApiError: 404 for an unknown name.
         """
-        if name not in (None, self.settings.name):
-            raise ApiError(
-                404,
-                f"the model {name!r:.200} does not exist here; this server has"
-                f" {self.settings.name!r}",
-                param="model",
-                code="model_not_found",
+        return self.choose(name).name
+
+    def choose_for_store(self, store: Store, name: str | None) -> Service:
+        """This service with the model that a request over a store names, by default the one that
+        the store belongs to.
+
+        Raises:
+          ApiError: 404 for an unknown name, 400 for a model whose weights have not made the store.
+        """
+        service = self.choose(name if name is not None else store.owners[0])
+        self.check_store(store, service.name)
+        return service
+
+    def check_store(self, store: Store, name: str) -> None:
+        """Raises ApiError: 400 for a store whose records were made by other weights than a
+        model's."""
+        if name not in store.owners:
+            owners = " or ".join(map(repr, store.owners))
+            raise bad_request(
+                f"model: the records of store {store.name!r} were made by the weights of {owners},"
+                f" and {name!r} has others: send model {store.owners[0]!r}, or serve an index that"
+                f" was made with {name!r}",
+                "model",
+                "store_of_another_model",
             )
-        return self.settings.name
 
     def submit(
         self, request: GenerateRequest | EmbedRequest | ScoreRequest | LabelRequest
@@ -139,6 +216,8 @@ class Service:
             engine has ended or is not ready.
         """
         self.check_ready()
+        if self.adapter:
+            request = dataclasses.replace(request, adapter=self.adapter)
         try:
             return self.engine.submit(request)
         except QueueFull as error:
@@ -165,11 +244,11 @@ class Service:
         """Whole seconds after which a queue like the present one has become shorter."""
         stats = self.engine.stats()
         rounds = 1 + stats.waiting / stats.slots
-        return max(1, min(60, math.ceil(rounds * self._seconds / 2)))
+        return max(1, min(60, math.ceil(rounds * self._state.answer_seconds / 2)))
 
     def took(self, seconds: float) -> None:
         """Notes how long an answer took."""
-        self._seconds += 0.1 * (seconds - self._seconds)
+        self._state.answer_seconds += 0.1 * (seconds - self._state.answer_seconds)
 
     async def prepare(self, work: Callable[[], T]) -> T:
         """Runs work on texts (tokenising, templates) beside the event loop.

@@ -46,6 +46,7 @@ class ServeSettings:
       context: tokens of a slot, records, prompt and answer; None: what `default_context` says.
       instruction: of embedding requests with `input_type` "query" and no instruction of their own.
       indices: folders of indices by the names under which they are served.
+      adapters: folders of adapters by the names with which requests choose them.
       api_keys: requests must carry one of them; empty: no key is needed.
       warm_up: compile everything before the server is ready.
       grace: seconds that open requests have after SIGTERM.
@@ -56,6 +57,7 @@ class ServeSettings:
     context: int | None = None
     instruction: str = ""
     indices: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    adapters: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     api_keys: Sequence[str] = ()
     limits: ServeLimits = ServeLimits()
     warm_up: bool = True
@@ -68,17 +70,40 @@ def read_indices(arguments: Sequence[str]) -> dict[str, Path]:
     Raises:
       GritError: another form, a name that a URL cannot hold, or a name given twice.
     """
-    indices: dict[str, Path] = {}
+    return _by_name("--index", "an index", arguments, "PATH")
+
+
+def read_adapters(arguments: Sequence[str], model: str) -> dict[str, Path]:
+    """Adapters by name, from `NAME=DIR` each.
+
+    Args:
+      model: the name of the model itself.
+
+    Raises:
+      GritError: as `read_indices`, or the name of the model.
+    """
+    adapters = _by_name("--adapter", "an adapter", arguments, "DIR")
+    if model in adapters:
+        raise GritError(
+            f"--adapter {model}={adapters[model]}: the model itself has this name; choose another,"
+            " or give the model one with --name"
+        )
+    return adapters
+
+
+def _by_name(flag: str, kind: str, arguments: Sequence[str], value: str) -> dict[str, Path]:
+    """Paths by name, from `NAME=value` each."""
+    paths: dict[str, Path] = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")
         if not equals or not path or not _NAME.fullmatch(name):
             raise GritError(
-                f"--index {argument}: expected NAME=PATH, NAME of letters, digits, '.', '_', '-'"
+                f"{flag} {argument}: expected NAME={value}, NAME of letters, digits, '.', '_', '-'"
             )
-        if name in indices:
-            raise GritError(f"--index {argument}: there is another index named {name}")
-        indices[name] = home_path(path)
-    return indices
+        if name in paths:
+            raise GritError(f"{flag} {argument}: there is {kind} named {name} already")
+        paths[name] = home_path(path)
+    return paths
 
 
 def read_api_keys(path: Path) -> list[str]:

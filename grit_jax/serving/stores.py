@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import Codec
 from grit_jax.rag.index import Index
-from grit_jax.rag.manifest import MANIFEST
+from grit_jax.rag.manifest import MANIFEST, read_manifest
 from grit_jax.rag.prepared import Preparer
+from grit_jax.rag.record_format import RecordIdentity
 from grit_jax.serving.errors import ApiError
 
 LOG = logging.getLogger(__name__)
@@ -24,19 +25,24 @@ LOG = logging.getLogger(__name__)
 class Store:
     """An index under a name. What `grit index` adds to it while it is served is taken up.
 
+    Attributes:
+      owners: the names of the models whose weights and format made it.
+
     Args:
+      models: those that are served, by name.
       context: tokens of a slot.
 
     Raises:
-      GritError: the index cannot be opened.
+      GritError: the index cannot be opened, or none of the models has made it.
     """
 
-    def __init__(self, name: str, path: Path, model: GritLM, context: int):
+    def __init__(self, name: str, path: Path, models: Mapping[str, GritLM], context: int):
         self.name, self.path = name, path
-        self._model, self._context = model, context
+        self.owners = owners_of(path, models)
+        self._model, self._context = models[self.owners[0]], context
         self._lock = threading.Lock()
         self._seen = self._changed()
-        self._preparer = Preparer(model, Index.open(path, model), context)
+        self._preparer = Preparer(self._model, Index.open(path, self._model), context)
         self.created = int((path / MANIFEST).stat().st_mtime)
 
     @property
@@ -108,6 +114,22 @@ class Store:
         """Differs when the index has been written to."""
         state = os.stat(self.path / MANIFEST)
         return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+def owners_of(path: Path, models: Mapping[str, GritLM]) -> list[str]:
+    """The names of the models that have made an index; where it is none of them, the first one,
+    with which opening it says what differs."""
+    first = next(iter(models))
+    if len(models) == 1:
+        return [first]
+    manifest = read_manifest(path)
+    owners = [
+        name
+        for name, model in models.items()
+        if RecordIdentity.of(model).difference(manifest.model) is None
+        and (manifest.pooling, manifest.dim) == (model.pooling, model.embedding_width)
+    ]
+    return owners or [first]
 
 
 class Stores:

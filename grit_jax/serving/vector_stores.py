@@ -51,6 +51,7 @@ async def search_store(service: Service, name: str, body: StoreSearchBody, user:
       ApiError: a request that is refused.
     """
     store = service.stores.get(name)
+    service = service.choose_for_store(store, body.model)
     queries = [body.query] if isinstance(body.query, str) else body.query
     if not queries or not all(query.strip() for query in queries):
         raise bad_request("query: must not be empty", "query")

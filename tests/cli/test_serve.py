@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from lora_folders import write_folders
 
 from grit_jax.cli import serve
 from grit_jax.cli.main import build_parser, main
@@ -27,12 +28,28 @@ def test_flags_become_settings(tmp_path, monkeypatch):
     assert [*default.indices] == ["a", "b"] and not settings.indices
 
 
+def test_adapters_are_read_beside_the_model(tmp_path, monkeypatch, tiny_model):
+    server = pytest.importorskip("grit_jax.serving.server")
+    folders, calls = write_folders(tiny_model, tmp_path), []
+    monkeypatch.setattr(server, "serve", lambda *values: calls.append(values))
+    flags = [
+        part for name, path in folders.adapters.items() for part in ("--adapter", f"{name}={path}")
+    ]
+    main(["serve", str(folders.base), "--name", "n", "--dtype", "float32", *flags])
+    [(model, settings, *_)] = calls
+    assert dict(settings.adapters) == folders.adapters
+    assert [a.weights_hash for a in model.adapters] == [
+        folders.merged[name].weights_hash for name in folders.adapters
+    ]
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
         (["--port", "70000"], "--port 70000: expected a number up to 65535"),
         (["--api-keys", "/no/such/file"], "--api-keys /no/such/file: No such file"),
         (["--index", "docs"], "--index docs: expected NAME=PATH"),
+        (["--adapter", "=x"], "--adapter =x: expected NAME=DIR"),
         (["--slots", "0"], "must be at least 1"),
     ],
 )

@@ -1,14 +1,20 @@
-"""The service: names, keys, contexts, failures of the engine."""
+"""The service: names, keys, contexts, failures of the engine, adapters."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 
+import numpy as np
 import pytest
+from live_server import live_server
+from lora_folders import write_folders
 
 from grit_jax.errors import GritError
+from grit_jax.inference.adapters import with_adapters
 from grit_jax.inference.decode import MOST_CACHE_BYTES, bytes_per_token
 from grit_jax.inference.requests import GenerateRequest
+from grit_jax.rag.index import IndexOptions, build_index
 from grit_jax.serving.errors import ApiError
 from grit_jax.serving.service import Service, default_context
 from grit_jax.serving.settings import ServeSettings
@@ -49,3 +55,95 @@ def test_the_warm_up_compiles_what_requests_need(tiny_model):
         assert service.engine.stats().compilations == 0
     finally:
         service.engine.close()
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_model, tmp_path_factory):
+    return write_folders(tiny_model, tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_model, folders, corpus, index_path, tmp_path_factory):
+    """A server of the tiny model with two adapters, and an index of the model and of an adapter."""
+    reds = tmp_path_factory.mktemp("reds") / "index"
+    build_index(folders.merged["red"], corpus, reds, IndexOptions(), quiet=True)
+    settings = ServeSettings(
+        "tiny",
+        slots=3,
+        context=256,
+        indices={"docs": index_path, "reds": reds},
+        adapters=folders.adapters,
+        warm_up=False,
+    )
+    with live_server(with_adapters(tiny_model, folders.adapters), settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(adapted):
+    openai = pytest.importorskip("openai")
+    return openai.OpenAI(base_url=f"{adapted.url}/v1", api_key="none", max_retries=0)
+
+
+def test_models_are_listed_as_vllm_does(adapted, client, folders):
+    models = {model.id: model for model in client.models.list().data}
+    assert list(models) == ["tiny", "red", "blue"]
+    assert (models["tiny"].root, models["tiny"].parent) == ("tiny", None)
+    assert (models["red"].root, models["red"].parent) == (str(folders.adapters["red"]), "tiny")
+    assert client.models.retrieve("blue").id == "blue"
+    status, error = adapted.error("/v1/embeddings", model="green", input="x")
+    assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert "this server has 'tiny', 'red', 'blue'" in error["message"]
+
+
+def test_the_model_field_chooses_an_adapter(client, tiny_model, folders, sentences):
+    """Every endpoint gives what the merged model gives, all of them at once."""
+    models = {"tiny": tiny_model, **folders.merged}
+    asked = sentences[7]
+
+    def check(name):
+        merged = models[name]
+        vectors = client.embeddings.create(model=name, input=sentences[:2]).data
+        np.testing.assert_allclose(
+            [item.embedding for item in vectors], merged.encode(sentences[:2]), atol=2e-5
+        )
+        messages = [{"role": "user", "content": asked}]
+        reply = client.chat.completions.create(
+            model=name, messages=messages, max_tokens=9, temperature=0
+        )
+        assert reply.model == name
+        assert reply.choices[0].message.content == merged.generate(asked, max_new_tokens=9)[0]
+        ids = merged.prompt_ids([asked])[0]
+        text = client.completions.create(model=name, prompt=ids, max_tokens=9, temperature=0)
+        assert text.choices[0].text == merged.generate(asked, max_new_tokens=9)[0]
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        list(pool.map(check, [*models, *models]))
+
+
+def test_stores_belong_to_the_weights_that_made_them(adapted, folders, tiny_model, sentences):
+    body = {"messages": [{"role": "user", "content": sentences[2]}], "max_tokens": 6}
+    body |= {"temperature": 0, "mode": "doc"}
+    chat = lambda **more: adapted.post("/v1/chat/completions", **body, **more)
+    for store, owner in (("docs", "tiny"), ("reds", "red")):
+        named, default = chat(store=store, model=owner), chat(store=store)
+        assert named["choices"] == default["choices"] and default["model"] == owner
+        assert named["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        found = adapted.post(f"/v1/vector_stores/{store}/search", query=sentences[2])["data"]
+        model = {"tiny": tiny_model, **folders.merged}[owner]
+        best = (model.encode(sentences[2]) @ model.encode(sentences[:12]).T).max()
+        assert abs(found[0]["score"] - best) < 0.2  # titles are part of the documents
+    for store, other in (("docs", "red"), ("reds", "tiny"), ("reds", "blue")):
+        owner = {"docs": "tiny", "reds": "red"}[store]
+        for path, more in (
+            ("/v1/chat/completions", {**body, "store": store}),
+            (f"/v1/vector_stores/{store}/search", {"query": "x"}),
+        ):
+            status, error = adapted.error(path, model=other, **more)
+            assert (status, error["code"]) == (400, "store_of_another_model")
+            assert f"were made by the weights of '{owner}'" in error["message"]
+
+
+def test_the_names_of_adapters_and_their_weights_agree(tiny_model):
+    with pytest.raises(ValueError):
+        Service(tiny_model, ServeSettings("a", adapters={"x": "y"}))

@@ -19,7 +19,7 @@ def test_documents_that_are_added_are_found(tiny_model, corpus, tmp_path, senten
     grown.write_text("".join(rows[:5]))
     path = tmp_path / "index"
     build_index(tiny_model, grown, path, IndexOptions(), quiet=True)
-    store = Store("docs", path, tiny_model, 256)
+    store = Store("docs", path, {"tiny": tiny_model}, 256)
     before = store.current()
     assert store.current() is before and store.body()["file_counts"]["total"] == 5
     old = before.prepare(sentences[2], "doc", new_tokens=4)
@@ -43,4 +43,4 @@ def test_names():
 
 def test_no_index(tiny_model, tmp_path):
     with pytest.raises((GritError, OSError)):
-        Store("x", tmp_path / "none", tiny_model, 256)
+        Store("x", tmp_path / "none", {"tiny": tiny_model}, 256)
