@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from grit_jax.rag.index_contents import IndexContents, compare
 from grit_jax.rag.index_files import IndexSettings, IndexWriter, writing
 from grit_jax.rag.index_options import IndexOptions, IndexSummary
 from grit_jax.rag.indexed_documents import document_line
-from grit_jax.rag.manifest import keeps_records_inside, store_path
+from grit_jax.rag.manifest import keeps_records_inside, read_manifest, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search import lexical
 from grit_jax.rag.search.milvus import choose, fill
@@ -152,6 +152,42 @@ def build_index(
     return IndexSummary(**result)
 
 
+def delete_documents(
+    model: GritLM, path: str | Path, ids: Collection[str], *, quiet: bool = False
+) -> int:
+    """Deletes documents of an index, with their vectors, records and words.
+
+    Args:
+      ids: of the documents; unknown ones are left out.
+
+    Returns:
+      How many were deleted.
+
+    Raises:
+      GritError: there is no index, it would have no document left, or as `build_index`.
+    """
+    path = home_path(path)
+    before = read_manifest(path)
+    with writing(path, _settings(model, IndexOptions(kv=before.kv))) as writer:
+        contents = compare(writer, None, update=False)
+        rows = dict(row for id, row in contents.missing.items() if id in ids)
+        if not rows:
+            return 0
+        if len(rows) == writer.manifest.documents:
+            raise GritError(
+                f"{path}: these are all documents of the index, which has one at least; remove the"
+                " index instead"
+            )
+        store = _existing_store(model, writer)
+        writer.append(np.zeros((0, writer.manifest.dim)), [], rows)
+        contents.delete(rows)
+        _free_space(writer, store, contents)
+        fill(writer, quiet)
+        lexical.update(writer, quiet)
+        writer.commit(complete=before.complete)
+    return len(rows)
+
+
 class _Build:
     """The one writer of an index, at work.
 
@@ -234,7 +270,7 @@ class _Build:
     def finish(self, corpus: str | Path, quiet: bool) -> IndexSummary:
         """Deletes what is to be deleted, frees its space, and says that the index is complete."""
         writer, contents = self.writer, self.contents
-        deleted = _delete_missing(writer, contents, corpus, self.options.delete_missing)
+        deleted = _delete_missing(writer, contents, corpus, self.options)
         store = _free_space(writer, self.store, contents)
         fill(writer, quiet)
         lexical.update(writer, quiet)
@@ -274,16 +310,12 @@ def _open_store(
     manifest = writer.manifest
     if manifest.kv == "none":
         return None
-    identity, index_id = RecordIdentity.of(model), manifest.index_id
-    if manifest.generation:  # left by a writer that was killed after it had changed over
-        remove_store(store_path(writer.path, manifest, manifest.generation - 1), index_id)
-    path = store_path(writer.path, manifest)
-    if manifest.compression is not None:
-        identity = dataclasses.replace(identity, compression=manifest.compression)
-        store = DocumentStore.open(path, identity, index_id=index_id)
+    store = _existing_store(model, writer)
+    if store is not None:
         _adopt(writer, store, contents)
         return store
-    codec = None
+    identity, index_id = RecordIdentity.of(model), manifest.index_id
+    path, codec = store_path(writer.path, manifest), None
     if manifest.kv != NATIVE:
         content = lambda number: corpus[number].content
         codec = calibrated(manifest.kv, model, len(corpus), content, manifest.max_length)
@@ -291,6 +323,19 @@ def _open_store(
     store = DocumentStore.create(path, identity, codec, index_id=index_id)
     writer.commit(compression=store.identity.compression)
     return store
+
+
+def _existing_store(model: GritLM, writer: IndexWriter) -> DocumentStore | None:
+    """The index's document store; None: there is none (yet)."""
+    manifest, index_id = writer.manifest, writer.manifest.index_id
+    if manifest.kv == "none":
+        return None
+    if manifest.generation:  # left by a writer that was killed after it had changed over
+        remove_store(store_path(writer.path, manifest, manifest.generation - 1), index_id)
+    if manifest.compression is None:
+        return None
+    identity = RecordIdentity.of(model, manifest.compression)
+    return DocumentStore.open(store_path(writer.path, manifest), identity, index_id=index_id)
 
 
 def _adopt(writer: IndexWriter, store: DocumentStore, contents: IndexContents) -> None:
@@ -336,13 +381,13 @@ def calibrated(
 
 
 def _delete_missing(
-    writer: IndexWriter, contents: IndexContents, corpus: str | Path, delete: bool
+    writer: IndexWriter, contents: IndexContents, corpus: str | Path, options: IndexOptions
 ) -> int:
     """Deletes the documents that are not in the corpus, or says that there are some; how many were
     deleted."""
-    if not contents.missing:
+    if not contents.missing or options.delete_missing is None:
         return 0
-    if not delete:
+    if not options.delete_missing:
         say(
             f"{writer.path}: {len(contents.missing)} documents of the index are not in {corpus};"
             " they stay in it (--delete-missing deletes them)"

@@ -64,8 +64,8 @@ class IndexContents:
             self.truncated |= {first + i for i, line in enumerate(new) if "truncated" in line}
 
 
-def compare(writer: IndexWriter, corpus: Corpus, update: bool) -> IndexContents:
-    """Compares the index with the corpus.
+def compare(writer: IndexWriter, corpus: Corpus | None, update: bool) -> IndexContents:
+    """Compares the index with the corpus; without one, all of its documents are missing there.
 
     Raises:
       GritError: a document has changed, and `update` is not set.
@@ -84,8 +84,8 @@ def compare(writer: IndexWriter, corpus: Corpus, update: bool) -> IndexContents:
         if line.get("truncated"):
             contents.truncated.add(row)
         document = indexed_document(line)
-        digest = corpus.digests.get(document.id)
-        if digest is None:
+        digest = corpus.digests.get(document.id) if corpus is not None else None
+        if corpus is None or digest is None:
             contents.missing[document.id] = (row, line["tokens"])
         elif digest == document.digest:
             contents.unchanged.add(document.id)

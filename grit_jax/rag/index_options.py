@@ -23,7 +23,8 @@ class IndexOptions:
         exact. A change encodes nothing again.
       milvus: "embedded" (in the index's folder) or the URI of a Milvus server; None: where it is.
       update: replace documents whose text has changed; without it such a document is an error.
-      delete_missing: delete documents of the index that are not in the corpus.
+      delete_missing: delete documents of the index that are not in the corpus; None: the corpus is
+        a part of what the index holds, and nothing is said of the others.
       on_error: what a line of the corpus that is no document does: "fail" ends the build before it
         begins, "skip" leaves the line out and counts it.
       batch_tokens: about how many tokens are in a block, which is encoded and committed at once;
@@ -38,7 +39,7 @@ class IndexOptions:
     vectors: str | None = None
     milvus: str | None = None
     update: bool = False
-    delete_missing: bool = False
+    delete_missing: bool | None = False
     on_error: OnError = "fail"
     batch_tokens: int | None = None
     shards: str | None = None

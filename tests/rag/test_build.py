@@ -6,15 +6,16 @@ import json
 
 import numpy as np
 import pytest
-from fake_model import vector
+from fake_model import stored_keys, vector
 from stored_rows import ROWS, assert_holds, content, write_rows
 
 from grit_jax.errors import GritError
 from grit_jax.rag import build
-from grit_jax.rag.build import calibrated
+from grit_jax.rag.build import calibrated, delete_documents
 from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.index_files import VECTORS
 from grit_jax.rag.manifest import MANIFEST
+from grit_jax.rag.search.hybrid import Retrieval
 
 
 def test_vector_text_and_record_of_every_document(model, corpus, tmp_path):
@@ -131,3 +132,39 @@ def test_a_codec_is_calibrated_on_documents_from_all_over_the_corpus(model, docu
     assert sum(len(record.tokens) for record in sample) == len(numbers) * 128
     gaps = np.diff([0, *numbers, documents])
     assert gaps.max() <= 3 * documents / len(numbers)
+
+
+def test_documents_are_deleted_by_id(model, corpus, tmp_path):
+    """As if the index had been made without them; a reader of before keeps what it has."""
+    path = tmp_path / "index"
+    build_index(model, corpus, path, IndexOptions(batch_tokens=200), quiet=True)
+    before = Index.open(path, model)
+    encoded = len(model.encoder.encoded)
+    ids = {ROWS[3]["id"], ROWS[7]["id"]}
+    assert delete_documents(model, path, {*ids, "no such id"}, quiet=True) == 2
+    kept = [row for row in ROWS if row["id"] not in ids]
+    index = Index.open(path, model)
+    assert_holds(index, kept)
+    assert index.manifest.complete and len(model.encoder.encoded) == encoded
+    assert len(stored_keys(index.store)) == len(kept)
+    words = content(ROWS[3])
+    [hits] = index.find([words], None, 40, Retrieval("lexical"))
+    assert not ids & {index.documents[row]["id"] for row in hits.rows.tolist()}
+    assert before.documents[3]["id"] == ROWS[3]["id"]
+    assert delete_documents(model, path, ids, quiet=True) == 0
+    many = {row["id"] for row in kept[:20]}  # the files are copied without them
+    assert delete_documents(model, path, many, quiet=True) == 20
+    assert_holds(Index.open(path, model), kept[20:])
+    with pytest.raises(GritError, match="all documents of the index"):
+        delete_documents(model, path, {row["id"] for row in ROWS}, quiet=True)
+    assert_holds(Index.open(path, model), kept[20:])
+
+
+def test_a_corpus_that_is_a_part_of_the_index_is_added_silently(model, corpus, tmp_path, capsys):
+    path = tmp_path / "index"
+    build_index(model, corpus, path, IndexOptions(), quiet=True)
+    more = write_rows(tmp_path / "more.jsonl", [{"id": "new", "text": "a new one"}])
+    options = IndexOptions(update=True, delete_missing=None)
+    summary = build_index(model, more, path, options, quiet=True)
+    assert (summary.documents, summary.encoded) == (41, 1)
+    assert "are not in" not in capsys.readouterr().err
