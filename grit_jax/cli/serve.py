@@ -10,7 +10,13 @@ from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError
 
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")  # of the extra `serve`
+PACKAGES = (
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
+    "llguidance",
+    "python_multipart",
+)  # of the extra `serve`
 
 
 def _serve_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +37,13 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=DIR",
         help="a LoRA adapter (PEFT's directory) over MODEL, chosen by the model field NAME; may "
         "be repeated",
+    )
+    parser.add_argument(
+        "--files",
+        type=flags.path,
+        metavar="DIR",
+        help="clients may add files to the indices and delete them there; what they upload is kept "
+        "in DIR (default: the indices are only read)",
     )
     parser.add_argument(
         "--host",
@@ -143,6 +156,7 @@ def serve(args: argparse.Namespace) -> None:
         limits=limits,
         warm_up=not args.no_warm_up,
         grace=args.grace,
+        files=args.files,
     )
     model = load_model(args)
     if settings.adapters:

@@ -22,6 +22,8 @@ from grit_jax.serving.chat import chat
 from grit_jax.serving.completions import completions
 from grit_jax.serving.embeddings import Reply, embeddings
 from grit_jax.serving.errors import CLIENT_GONE, ApiError, ClientGone
+from grit_jax.serving.file_routes import STORE, add_file_routes
+from grit_jax.serving.files import AttributesBody, StoreFileBody, add_file, update_attributes
 from grit_jax.serving.generation import Stream
 from grit_jax.serving.page import PAGE
 from grit_jax.serving.protocol import (
@@ -38,6 +40,7 @@ from grit_jax.serving.protocol import (
     parse,
 )
 from grit_jax.serving.ranking import generative_scoring, rerank, score
+from grit_jax.serving.request_body import read_json
 from grit_jax.serving.response_protocol import ResponseBody
 from grit_jax.serving.responses import (
     delete_response,
@@ -47,7 +50,7 @@ from grit_jax.serving.responses import (
 )
 from grit_jax.serving.service import Service
 from grit_jax.serving.tokens import detokenize, tokenize, tokenizer_info
-from grit_jax.serving.vector_stores import search_store, stores_list
+from grit_jax.serving.vector_stores import search_store, store_body, stores_list
 
 LOG = logging.getLogger(__name__)
 # What needs no key: the page itself asks for one.
@@ -62,6 +65,9 @@ POSTS: dict[str, tuple[type[Body], Handler]] = {
     **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), (RerankBody, rerank)),
     **dict.fromkeys(("/v1/score", "/score"), (ScoreBody, score)),
     "/generative_scoring": (GenerativeScoringBody, generative_scoring),
+    "/v1/vector_stores/{name}/search": (StoreSearchBody, search_store),
+    STORE: (StoreFileBody, add_file),
+    STORE + "/{file_id}": (AttributesBody, update_attributes),
     "/tokenize": (TokenizeBody, lambda service, body, user: tokenize(service, body)),
     "/detokenize": (DetokenizeBody, lambda service, body, user: detokenize(service, body)),
 }
@@ -77,7 +83,7 @@ def create_app(service: Service, *, log: bool = True) -> FastAPI:
     app = FastAPI(title="grit_jax", version=__version__, docs_url=None, redoc_url=None)
     for path, (kind, handler) in POSTS.items():
         _add_post(app, service, path, kind, handler)
-    _add_post(app, service, "/v1/vector_stores/{name}/search", StoreSearchBody, search_store)
+    add_file_routes(app, service)
 
     for path, file in PAGE.items():
         app.add_api_route(path, file.response, methods=["GET"], include_in_schema=False)
@@ -108,13 +114,12 @@ def create_app(service: Service, *, log: bool = True) -> FastAPI:
     @app.get("/v1/vector_stores")
     async def vector_stores(request: Request) -> Response:
         """The indices of this server."""
-        query = request.query_params
-        return JSONResponse(stores_list(service, query.get("limit"), query.get("after")))
+        return JSONResponse(stores_list(service, request.query_params))
 
     @app.get("/v1/vector_stores/{name}")
     async def vector_store(name: str) -> Response:
         """One index."""
-        return JSONResponse(service.stores.get(name).body())
+        return JSONResponse(store_body(service, name))
 
     @app.get("/v1/responses/{id}")
     async def response(request: Request, id: str) -> Response:
@@ -203,7 +208,7 @@ def _add_post(
 
     async def endpoint(request: Request) -> Response:
         record: RequestRecord = request.scope["grit.record"]
-        raw = await _read(request, service.settings.limits.body_bytes)
+        raw = await read_json(request, service.settings.limits.body_bytes)
         body = await asyncio.to_thread(parse, kind, raw)
         ignored = body.ignored()
         for name in ignored:
@@ -246,34 +251,6 @@ def _json(body: Any) -> bytes:
 def _note(record: RequestRecord, prompt: int, cached: int, completion: int) -> None:
     record.prompt_tokens, record.cached_tokens = prompt, cached
     record.completion_tokens = completion
-
-
-async def _read(request: Request, most: int) -> bytes:
-    """The body of a request.
-
-    Raises:
-      ApiError: 413 for one that is too large, 415 for one that is not said to be JSON.
-      ClientGone: it did not come whole.
-    """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
-        raise ApiError(415, f"content-type: expected application/json, got {kind!r:.60}")
-    too_large = ApiError(
-        413, f"the body is larger than {most} bytes; send fewer inputs at a time", code="too_large"
-    )
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most:
-        raise too_large
-    body = bytearray()
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise too_large
-        if not message.get("more_body"):
-            return bytes(body)
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:

@@ -18,7 +18,8 @@ from grit_jax.serving.errors import bad_request
 from grit_jax.serving.filters import expression_of
 from grit_jax.serving.response_protocol import FileSearchTool, ResponseBody
 from grit_jax.serving.service import Service
-from grit_jax.serving.vector_stores import retrieval_of, source_of
+from grit_jax.serving.sources import source_of
+from grit_jax.serving.vector_stores import retrieval_of
 from grit_jax.text.rag_layouts import MODES
 
 DEFAULT_RESULTS = 5  # documents that are read where the tool says nothing

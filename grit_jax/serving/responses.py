@@ -40,7 +40,7 @@ async def responses(service: Service, body: ResponseBody, user: str) -> Reply | 
     Raises:
       ApiError: a request that is refused, or an answer that fails.
     """
-    name = service.check_model(body.model)
+    service = service.choose(body.model)
     for value in body.include or ():
         if value not in INCLUDABLE:
             raise bad_request(
@@ -57,6 +57,8 @@ async def responses(service: Service, body: ResponseBody, user: str) -> Reply | 
         messages = [{"role": "system", "content": body.instructions}, *asked]
     tool = file_search_of(body)
     documents = searched(service, tool, messages) if tool is not None else None
+    if documents is not None:
+        service = service.choose_for_store(documents.store, body.model)
     conversation = Conversation(
         messages,
         _samplings(service, body),
@@ -72,7 +74,7 @@ async def responses(service: Service, body: ResponseBody, user: str) -> Reply | 
         raise bad_request(message.replace(FIELD, TEXT_FORMAT), TEXT_FORMAT, error.code) from None
     prepared = await conversation.prepare(service)
     [answer] = await conversation.start(service, user, prepared, constraints)
-    form = ResponseForm(name, body)
+    form = ResponseForm(service.name, body)
     if prepared is not None and documents is not None:
         results = results_of(prepared)
         form.search = SearchCall(documents.question, results)

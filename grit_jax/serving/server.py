@@ -73,7 +73,7 @@ def serve(
     try:
         server.run(sockets=[listening])
     finally:
-        service.engine.close()
+        service.close()
         listening.close()
     if failures:
         raise failures[0]

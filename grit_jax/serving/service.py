@@ -27,9 +27,11 @@ from grit_jax.inference.requests import (
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.slot_cache import KEY_BLOCK
 from grit_jax.serving.errors import ApiError, bad_request
+from grit_jax.serving.file_folder import FileFolder
 from grit_jax.serving.metrics import ServerMetrics
 from grit_jax.serving.response_store import ResponseStore
 from grit_jax.serving.settings import ServeSettings
+from grit_jax.serving.store_writer import StoreWriter
 from grit_jax.serving.stores import Store, Stores
 from grit_jax.serving.structured import Grammars
 from grit_jax.text.token_bytes import TokenBytes
@@ -63,6 +65,7 @@ class Service:
       models: this service with each model that the field can name, the model itself first.
       created: seconds since 1970, for `/v1/models`.
       context: tokens of a slot.
+      writer: of the stores; None: they are only read.
 
     Args:
       model: with adapters, as `with_adapters` returns it, in the order of the settings.
@@ -95,6 +98,10 @@ class Service:
         self.token_bytes = TokenBytes(model.tokenizer)
         self.grammars = Grammars(model, self.token_bytes)
         self.responses = ResponseStore()
+        self.writer: StoreWriter | None = None
+        if settings.files is not None:
+            folder = FileFolder(settings.files)
+            self.writer = StoreWriter(folder, self.stores, settings.limits.queue)
         self.created = int(time.time())
         self._state = _State(compiled=not settings.warm_up)
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
@@ -125,6 +132,12 @@ class Service:
     @property
     def ready(self) -> bool:
         return self.compiled and not self.draining and self.engine.stats().healthy
+
+    def close(self) -> None:
+        """Ends the engine, and the writer of the stores after the file that it adds."""
+        self.engine.close()
+        if self.writer is not None:
+            self.writer.close()
 
     def warm_up(self) -> int:
         """Compiles what requests need; returns how many programs.

@@ -50,6 +50,8 @@ class ServeSettings:
       api_keys: requests must carry one of them; empty: no key is needed.
       warm_up: compile everything before the server is ready.
       grace: seconds that open requests have after SIGTERM.
+      files: the folder of uploaded files, which can be added to the stores; None: the stores are
+        only read.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ServeSettings:
     limits: ServeLimits = ServeLimits()
     warm_up: bool = True
     grace: float = 120.0
+    files: Path | None = None
 
 
 def read_indices(arguments: Sequence[str]) -> dict[str, Path]:

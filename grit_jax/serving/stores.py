@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,22 @@ from grit_jax.rag.manifest import MANIFEST, read_manifest
 from grit_jax.rag.prepared import Preparer
 from grit_jax.rag.record_format import RecordIdentity
 from grit_jax.serving.errors import ApiError
+from grit_jax.serving.file_folder import Attachment
+from grit_jax.serving.sources import files_of
 
 LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreFiles:
+    """The files of an index.
+
+    Attributes:
+      rows: of each file's documents, by the ids of the files.
+    """
+
+    index: Index
+    rows: dict[str, list[int]]
 
 
 class Store:
@@ -27,6 +42,7 @@ class Store:
 
     Attributes:
       owners: the names of the models whose weights and format made it.
+      model: the first of them.
 
     Args:
       models: those that are served, by name.
@@ -39,10 +55,11 @@ class Store:
     def __init__(self, name: str, path: Path, models: Mapping[str, GritLM], context: int):
         self.name, self.path = name, path
         self.owners = owners_of(path, models)
-        self._model, self._context = models[self.owners[0]], context
+        self.model, self._context = models[self.owners[0]], context
         self._lock = threading.Lock()
         self._seen = self._changed()
-        self._preparer = Preparer(self._model, Index.open(path, self._model), context)
+        self._preparer = Preparer(self.model, Index.open(path, self.model), context)
+        self._files: StoreFiles | None = None
         self.created = int((path / MANIFEST).stat().st_mtime)
 
     @property
@@ -70,13 +87,7 @@ class Store:
         one that they have. One thread opens it, the others go on with the old one."""
         if self._changed() != self._seen and self._lock.acquire(blocking=False):
             try:
-                seen = self._changed()
-                if seen != self._seen:
-                    index = Index.open(self.path, self._model)
-                    preparer = Preparer(self._model, index, self._context)
-                    if self._preparer.measured:
-                        preparer.measure()
-                    self._preparer, self._seen = preparer, seen
+                self._open_again()
             except (
                 GritError,
                 OSError,
@@ -86,22 +97,59 @@ class Store:
                 self._lock.release()
         return self._preparer
 
-    def body(self) -> dict[str, Any]:
-        """As OpenAI describes a vector store."""
+    def refresh(self) -> None:
+        """Opens the index again if it has changed: later requests have what is on disk now.
+
+        Raises:
+          GritError, OSError: it cannot be opened.
+        """
+        with self._lock:
+            self._open_again()
+
+    def _open_again(self) -> None:
+        seen = self._changed()
+        if seen != self._seen:
+            preparer = Preparer(self.model, Index.open(self.path, self.model), self._context)
+            if self._preparer.measured:
+                preparer.measure()
+            self._preparer, self._seen = preparer, seen
+
+    def files(self) -> StoreFiles:
+        """The files of the index as it is on disk. The first call for an index reads all lines of
+        its documents."""
+        self.current()
+        index, files = self.index, self._files
+        if files is None or files.index is not index:
+            self._files = files = StoreFiles(index, files_of(index))
+        return files
+
+    def documents_of(self, file: str) -> set[str]:
+        """The ids of a file's documents."""
+        files = self.files()
+        return {files.index.documents[row]["id"] for row in files.rows.get(file, [])}
+
+    def body(self, attachments: Collection[Attachment] = ()) -> dict[str, Any]:
+        """As OpenAI describes a vector store.
+
+        Args:
+          attachments: the uploaded files that were added to it.
+        """
         manifest = self.index.manifest
         counts = {
-            "in_progress": 0,
-            "completed": manifest.documents,
-            "failed": 0,
-            "cancelled": 0,
-            "total": manifest.documents,
+            status: sum(attachment.status == status for attachment in attachments)
+            for status in ("in_progress", "completed", "failed", "cancelled")
         }
+        # Every other document is a file of its own.
+        uploaded = sum(attachment.documents for attachment in attachments)
+        counts["completed"] += max(manifest.documents - uploaded, 0)
+        counts["total"] = sum(counts.values())
+        is_done = manifest.complete and not counts["in_progress"]
         return {
             "id": self.name,
             "object": "vector_store",
             "created_at": self.created,
             "name": self.name,
-            "status": "completed" if manifest.complete else "in_progress",
+            "status": "completed" if is_done else "in_progress",
             "usage_bytes": manifest.documents_bytes,
             "file_counts": counts,
             "last_active_at": int(time.time()),

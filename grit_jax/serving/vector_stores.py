@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from grit_jax.errors import GritError
@@ -11,37 +12,35 @@ from grit_jax.rag.search.hybrid import SEARCHES, Retrieval
 from grit_jax.serving.embeddings import Reply
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.filters import expression_of
+from grit_jax.serving.paging import list_body, page_of
 from grit_jax.serving.protocol import RankingOptions, StoreSearchBody
 from grit_jax.serving.service import Service
+from grit_jax.serving.sources import source_of
 
 MOST_RESULTS, DEFAULT_RESULTS = 50, 10  # OpenAI's
-MOST_STORES, DEFAULT_STORES = 100, 20
+MOST_STORES, DEFAULT_STORES = 100, 20  # of a page
 RANKERS = ("auto", "none", "default-2024-11-15")
 
 
-def stores_list(service: Service, limit: str | None, after: str | None) -> dict[str, Any]:
+def stores_list(service: Service, query: Mapping[str, str]) -> dict[str, Any]:
     """The stores, a page of them.
 
     Raises:
-      ApiError: 400 for a limit that is none, 404 for an unknown `after`.
+      ApiError: 400 for a limit or order that is none, 404 for an unknown `after`.
     """
-    count = DEFAULT_STORES
-    if limit is not None:
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_STORES):
-            raise bad_request(f"limit: expected 1 to {MOST_STORES}, got {limit!r:.40}", "limit")
-        count = int(limit)
-    stores = list(service.stores)
-    if after is not None:
-        place = stores.index(service.stores.get(after, "after"))
-        stores = stores[place + 1 :]
-    page = [store.body() for store in stores[:count]]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(stores) > count,
-    }
+    names = [store.name for store in service.stores]
+    page, more = page_of(names, query, default=DEFAULT_STORES, most=MOST_STORES)
+    return list_body([store_body(service, name) for name in page], more)
+
+
+def store_body(service: Service, name: str) -> dict[str, Any]:
+    """A store as OpenAI describes it.
+
+    Raises:
+      ApiError: 404 for an unknown one.
+    """
+    store, writer = service.stores.get(name), service.writer
+    return store.body(writer.folder.attachments(name).values() if writer is not None else ())
 
 
 async def search_store(service: Service, name: str, body: StoreSearchBody, user: str) -> Reply:
@@ -152,16 +151,3 @@ def _result(preparer: Preparer, row: int, score: float) -> dict[str, Any]:
     assert index is not None
     content = [{"type": "text", "text": index.text(row)}]
     return {**source_of(index.documents[row]), "score": score, "content": content}
-
-
-def source_of(line: dict[str, Any]) -> dict[str, Any]:
-    """The file that a document belongs to, and its attributes.
-
-    Args:
-      line: of the document in the index (`rag/indexed_documents.py`).
-    """
-    return {
-        "file_id": line["id"],
-        "filename": line["title"] or line["id"],
-        "attributes": line.get("metadata") or {},
-    }

@@ -38,7 +38,18 @@ def test_every_verb_has_help_that_fits_a_line(capsys):
         assert end.value.code == 0 and f"grit {name}" in capsys.readouterr().out
 
 
-FILES = {"input", "output", "out", "model", "index", "config", "sources", "store", "corpus"}
+FILES = {
+    "input",
+    "output",
+    "out",
+    "model",
+    "index",
+    "config",
+    "sources",
+    "store",
+    "corpus",
+    "files",
+}
 
 
 def test_every_argument_that_names_a_file_expands_the_home_folder(monkeypatch):

@@ -99,4 +99,4 @@ def live_server(model: GritLM, settings: ServeSettings, **options: Any) -> Itera
     finally:
         server.should_exit = True
         thread.join(30)
-        service.engine.close()
+        service.close()

@@ -60,7 +60,7 @@ def test_filters_thresholds_and_words(server, sentences):
         ("docs/search", {"query": "x", "where": "no_such == 1"}, 400, "no_such"),
         ("docs/search", {"query": "x", "rewrite_query": True}, 400, "rewrite_query"),
         ("docs/search", {"query": "x", "ranking_options": {"ranker": "x"}}, 400, "ranker"),
-        ("docs/files", {"file_id": "x"}, 404, "Not Found"),
+        ("docs/files", {"file_id": "x"}, 403, "takes no files"),
     ],
 )
 def test_a_bad_request_is_refused(server, path, body, status, words):
