@@ -62,6 +62,7 @@ def slice_(cloud, light):
     return cloud
 
 
+@pytest.mark.slow
 def test_a_server_on_a_slice_from_the_start_to_the_end(slice_, tmp_path):
     port, local = free_port(), free_port()
     flags = ["--index", "docs=gs://bucket/index", "--port", str(port)]
@@ -195,18 +196,32 @@ def test_in_a_container(worker, tmp_path):
     assert ill.returncode == 1 and ill.stderr.startswith("worker.py healthy: 503: ")
     with pytest.raises(urllib.error.HTTPError):
         get(port, "/health")
+    replies: list[str] = []
+    request = threading.Thread(target=lambda: replies.append(get(port, "/slow")))
+    request.start()
+    lines = iter(process.stdout.readline, "")
+    assert next(lines) == "ready: 3 programs compiled\n" and "slow\n" in lines
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=LONG_S)
-    assert process.returncode == 0 and "ready: 3 programs compiled" in said
+    process.communicate(timeout=LONG_S)
+    request.join(LONG_S)
+    assert process.returncode == 0 and replies == ["answered"]
     assert worker("healthy").stderr.startswith("worker.py healthy: no answer: ")
 
 
-def test_keys_and_adapters_from_the_bucket(cloud, worker, tmp_path):
+def test_keys_adapters_and_indices_from_the_bucket(cloud, worker, tmp_path):
     cloud.bucket("keys").write_text("secret\n")
     cloud.bucket("adapters/a").mkdir(parents=True)
     cloud.bucket("adapters/a/adapter_config.json").write_text("{}")
+    grow(cloud, 3)
     port = free_port()
-    words = ["--api-keys", "gs://bucket/keys", "--adapter", "a=gs://bucket/adapters/a"]
+    words = [
+        "--index",
+        "docs=gs://bucket/index",
+        "--api-keys",
+        "gs://bucket/keys",
+        "--adapter",
+        "a=gs://bucket/adapters/a",
+    ]
     worker("serve", str(tmp_path), "--", "--port", str(port), *words, wait=False)
     until(lambda: answers(port))
     flags = json.loads(get(port, "/flags"))
@@ -214,6 +229,9 @@ def test_keys_and_adapters_from_the_bucket(cloud, worker, tmp_path):
     assert keys.read_text() == "secret\n" and keys.stat().st_mode & 0o077 == 0
     adapter = flags[flags.index("--adapter") + 1]
     assert Path(adapter.removeprefix("a="), "adapter_config.json").exists()
+    assert json.loads(get(port, "/index")) == {"documents": 3}
+    grow(cloud, 5)
+    until(lambda: json.loads(get(port, "/index")) == {"documents": 5})
 
 
 def test_what_is_not_in_the_bucket_is_one_line(worker):
