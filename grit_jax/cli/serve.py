@@ -119,6 +119,12 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         help="that open requests have to end after SIGTERM (default: %(default)s)",
     )
     parser.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="send a span of each request to this OpenTelemetry collector, by OTLP over HTTP, such"
+        " as http://localhost:4318 (default: none; needs the extra 'otel')",
+    )
+    parser.add_argument(
         "--no-warm-up",
         action="store_true",
         help="compile programs when they are first needed, not before the server is ready",
@@ -140,6 +146,11 @@ def serve(args: argparse.Namespace) -> None:
         read_indices,
     )
 
+    endpoint = args.otlp_traces_endpoint
+    if endpoint is not None:
+        from grit_jax.serving.tracing import traces_endpoint
+
+        endpoint = traces_endpoint(endpoint)
     if args.port > 65535:
         raise GritError(f"--port {args.port}: expected a number up to 65535")
     limits = ServeLimits(
@@ -157,6 +168,7 @@ def serve(args: argparse.Namespace) -> None:
         warm_up=not args.no_warm_up,
         grace=args.grace,
         files=args.files,
+        traces_endpoint=endpoint,
     )
     model = load_model(args)
     if settings.adapters:

@@ -22,6 +22,7 @@ class RequestRecord:
       handler: the path of the endpoint, "other" where there is none.
       status: of the reply; 499: the client left before it.
       seconds: to the last byte of the reply.
+      trace_id: of its span, where requests are traced; the line has it only then.
     """
 
     id: str
@@ -36,11 +37,14 @@ class RequestRecord:
     cached_tokens: int = 0
     completion_tokens: int = 0
     error: str | None = None
+    trace_id: str | None = None
 
     def line(self) -> str:
         """One line of JSON."""
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         values = {"time": time, **dataclasses.asdict(self), "seconds": round(self.seconds, 6)}
+        if self.trace_id is None:
+            del values["trace_id"]
         return json.dumps(values)
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from grit_jax.inference.logprobs import TokenLogprobs, joined
 from grit_jax.inference.requests import GenerateRequest, GenerateResult, Pending
 from grit_jax.serving.answer_text import AnswerText
+from grit_jax.serving.request_trace import AnswerTrace, current
 from grit_jax.serving.service import Service, call_in_loop, outcome
 
 
@@ -56,7 +57,7 @@ class RunningAnswer:
         self._logprobs: TokenLogprobs | None = None
         self._reads_along = bool(stop) or not whole
         self._finished: str | None = None
-        self._ended = False
+        self._ended, self._trace = False, current()
         self.request, self.generated = request, 0
         if self._reads_along:
             request = dataclasses.replace(
@@ -140,6 +141,13 @@ class RunningAnswer:
         now = time.monotonic()
         times = dataclasses.replace(self.pending.times, finished=now)
         self._service.took(now - times.submitted)
+        if self._trace is not None:
+            error = self.pending.error() if self.pending.done() else None
+            failure = None if error is None or self.pending.cancelled else str(error)
+            own = self.pending.times
+            seen = dataclasses.replace(own) if own.finished is not None else times
+            ended = AnswerTrace(seen, self.generated, self._finished or "abort", failure)
+            self._trace.answers.append(ended)
         self._service.metrics.answered(
             times,
             self.prompt_tokens,

@@ -4,6 +4,7 @@ errors."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -41,6 +42,7 @@ from grit_jax.serving.protocol import (
 )
 from grit_jax.serving.ranking import generative_scoring, rerank, score
 from grit_jax.serving.request_body import read_json
+from grit_jax.serving.request_trace import current, tracing
 from grit_jax.serving.response_protocol import ResponseBody
 from grit_jax.serving.responses import (
     delete_response,
@@ -210,6 +212,8 @@ def _add_post(
         record: RequestRecord = request.scope["grit.record"]
         raw = await read_json(request, service.settings.limits.body_bytes)
         body = await asyncio.to_thread(parse, kind, raw)
+        if (trace := current()) is not None:
+            trace.body = body
         ignored = body.ignored()
         for name in ignored:
             service.metrics.ignored(name)
@@ -341,8 +345,15 @@ class _Operations:
                 message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
+        traced = None
+        if self._service.tracing is not None:
+            named = {name: value.decode("latin-1") for name, value in headers.items()}
+            traced = self._service.tracing.begin(record.method, record.path, named)
+        if traced is not None:
+            record.trace_id = traced.trace_id
         try:
-            await self._answer(scope, receive, sender, record, header("authorization"))
+            with tracing(traced.trace) if traced is not None else contextlib.nullcontext():
+                await self._answer(scope, receive, sender, record, header("authorization"))
         except (ClientGone, ConnectionError):
             record.status = CLIENT_GONE
         except Exception as error:
@@ -357,6 +368,8 @@ class _Operations:
             record.handler = getattr(route, "path", "other")
             record.seconds = time.monotonic() - began
             self._service.metrics.http(record.method, record.handler, record.status, record.seconds)
+            if traced is not None:
+                self._service.tracing.end(traced, record)
             if self._log:
                 write(record)
 

@@ -4,6 +4,7 @@ and `instruction`."""
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,14 @@ from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.serving.answers import RunningAnswer
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.protocol import ChatBody
+from grit_jax.serving.request_trace import RequestTrace, current
 from grit_jax.serving.service import Service
 from grit_jax.serving.stores import Store
 from grit_jax.serving.vector_stores import retrieval_of
 from grit_jax.text.chat import turns_of
 from grit_jax.text.rag_layouts import MODES
 
+SPANS = {"load": "records"}  # names of stages that say more in a trace
 FIELDS = ("mode", "k", "search", "where", "rerank", "instruction")
 
 
@@ -41,7 +44,8 @@ class DocumentRequest:
           ApiError: 400 for a question that does not fit, or a store of another model.
         """
         service.check_store(self.store, service.name)
-        return await service.prepare(
+        began = time.monotonic()
+        prepared = await service.prepare(
             lambda: self.store.current().prepare(
                 self.question,
                 self.mode,
@@ -52,6 +56,20 @@ class DocumentRequest:
                 new_tokens=new_tokens,
             )
         )
+        if (trace := current()) is not None:
+            self._note(trace, prepared, began)
+        return prepared
+
+    def _note(self, trace: RequestTrace, prepared: PreparedQuestion, began: float) -> None:
+        """Notes the documents and the stages before the answer, which follow each other."""
+        seconds = {SPANS.get(name, name): value for name, value in prepared.timings.items()}
+        trace.consecutive(began, seconds)
+        trace.attributes |= {
+            "grit.store": self.store.name,
+            "grit.mode": prepared.mode,
+            "grit.cache": prepared.cache,
+            "grit.documents": [document["id"] for document in prepared.documents],
+        }
 
 
 def document_request(

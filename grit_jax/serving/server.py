@@ -33,6 +33,75 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+class PreparedServer:
+    """A socket, a model's engine and the application; `run` serves until `end`, SIGTERM or SIGINT.
+
+    Args:
+      port: 0 takes a free one.
+      log: write the access log to standard error.
+
+    Raises:
+      GritError: the address cannot be used.
+    """
+
+    def __init__(
+        self, model: GritLM, settings: ServeSettings, host: str, port: int, *, log: bool = True
+    ):
+        self._listening = _listen(host, port)
+        self.host, self.port = self._listening.getsockname()[:2]
+        address = f"[{self.host}]" if ":" in self.host else self.host
+        self.url = f"http://{address}:{self.port}"
+        try:
+            self.service = Service(model, settings)
+        except BaseException:
+            self._listening.close()
+            raise
+        config = uvicorn.Config(
+            create_app(self.service, log=log),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(settings.grace) or None,
+        )
+        self._server = _Server(config, self.service)
+        self._failures: list[BaseException] = []
+
+    def run(self) -> None:
+        """Compiles programs beside the requests, and serves; in the main thread or another one."""
+        warming = threading.Thread(target=self._warm_up, name="warm-up", daemon=True)
+        warming.start()
+        self._server.run(sockets=[self._listening])
+
+    def end(self) -> None:
+        """Takes no new connections; `run` returns when the open requests are answered."""
+        self._server.handle_exit(signal.SIGTERM, None)
+
+    def close(self) -> None:
+        """Frees the engine and the address, after `run`.
+
+        Raises:
+          Exception: what the warm-up failed with.
+        """
+        self.service.close()
+        self._listening.close()
+        if self._failures:
+            raise self._failures[0]
+
+    def _warm_up(self) -> None:
+        if self.service.compiled:
+            return
+        try:
+            programs = self.service.warm_up()
+        except Exception as error:
+            if not self.service.draining:
+                self._failures.append(error)
+                self.end()
+            return
+        print(f"ready: {programs} programs compiled", file=sys.stderr, flush=True)
+
+
 def serve(
     model: GritLM, settings: ServeSettings, host: str = "127.0.0.1", port: int = 8000
 ) -> None:
@@ -44,39 +113,18 @@ def serve(
     Raises:
       GritError: the address cannot be used, or the model's programs cannot be compiled.
     """
-    listening = _listen(host, port)
-    host, port = listening.getsockname()[:2]
-    if host not in LOOPBACK and not settings.api_keys:
+    server = PreparedServer(model, settings, host, port)
+    if server.host not in LOOPBACK and not settings.api_keys:
         print(
-            f"warning: {host} can be reached from other machines, and no key is needed; --api-keys"
-            " FILE demands one",
+            f"warning: {server.host} can be reached from other machines, and no key is needed;"
+            " --api-keys FILE demands one",
             file=sys.stderr,
         )
-    service = Service(model, settings)
-    config = uvicorn.Config(
-        create_app(service),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(settings.grace) or None,
-    )
-    server = _Server(config, service)
-    failures: list[BaseException] = []
-    warming = threading.Thread(
-        target=_warm_up, args=(service, server, failures), name="warm-up", daemon=True
-    )
-    address = f"[{host}]" if ":" in host else host
-    print(f"serving {settings.name} on http://{address}:{port}", file=sys.stderr, flush=True)
-    warming.start()
+    print(f"serving {settings.name} on {server.url}", file=sys.stderr, flush=True)
     try:
-        server.run(sockets=[listening])
+        server.run()
     finally:
-        service.close()
-        listening.close()
-    if failures:
-        raise failures[0]
+        server.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -95,16 +143,3 @@ def _listen(host: str, port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise GritError(f"--host {host} --port {port}: {reason}; choose another") from None
     return listening
-
-
-def _warm_up(service: Service, server: _Server, failures: list[BaseException]) -> None:
-    if service.compiled:
-        return
-    try:
-        programs = service.warm_up()
-    except Exception as error:
-        if not service.draining:
-            failures.append(error)
-            signal.raise_signal(signal.SIGTERM)
-        return
-    print(f"ready: {programs} programs compiled", file=sys.stderr, flush=True)

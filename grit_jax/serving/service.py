@@ -29,11 +29,13 @@ from grit_jax.models.slot_cache import KEY_BLOCK
 from grit_jax.serving.errors import ApiError, bad_request
 from grit_jax.serving.file_folder import FileFolder
 from grit_jax.serving.metrics import ServerMetrics
+from grit_jax.serving.request_trace import current
 from grit_jax.serving.response_store import ResponseStore
 from grit_jax.serving.settings import ServeSettings
 from grit_jax.serving.store_writer import StoreWriter
 from grit_jax.serving.stores import Store, Stores
 from grit_jax.serving.structured import Grammars
+from grit_jax.serving.tracing import Tracing
 from grit_jax.text.token_bytes import TokenBytes
 
 T = TypeVar("T")
@@ -95,6 +97,8 @@ class Service:
             adjustable=True,
         )
         self.metrics = ServerMetrics(self.engine, settings.name)
+        endpoint = settings.traces_endpoint
+        self.tracing = Tracing(endpoint, settings.name) if endpoint is not None else None
         self.token_bytes = TokenBytes(model.tokenizer)
         self.grammars = Grammars(model, self.token_bytes)
         self.responses = ResponseStore()
@@ -134,10 +138,13 @@ class Service:
         return self.compiled and not self.draining and self.engine.stats().healthy
 
     def close(self) -> None:
-        """Ends the engine, and the writer of the stores after the file that it adds."""
+        """Ends the engine, and the writer of the stores after the file that it adds; sends the last
+        spans."""
         self.engine.close()
         if self.writer is not None:
             self.writer.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
     def warm_up(self) -> int:
         """Compiles what requests need; returns how many programs.
@@ -288,6 +295,8 @@ class Service:
         finally:
             if not pending.done():
                 pending.cancel()
+        if (trace := current()) is not None:
+            trace.batch(pending.times)
         return outcome(pending)
 
 

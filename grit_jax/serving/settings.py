@@ -52,6 +52,7 @@ class ServeSettings:
       grace: seconds that open requests have after SIGTERM.
       files: the folder of uploaded files, which can be added to the stores; None: the stores are
         only read.
+      traces_endpoint: of OTLP over HTTP, to which spans of requests are sent; None: no tracing.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ServeSettings:
     warm_up: bool = True
     grace: float = 120.0
     files: Path | None = None
+    traces_endpoint: str | None = None
 
 
 def read_indices(arguments: Sequence[str]) -> dict[str, Path]:

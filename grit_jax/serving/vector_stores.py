@@ -14,6 +14,7 @@ from grit_jax.serving.errors import bad_request
 from grit_jax.serving.filters import expression_of
 from grit_jax.serving.paging import list_body, page_of
 from grit_jax.serving.protocol import RankingOptions, StoreSearchBody
+from grit_jax.serving.request_trace import current, stage
 from grit_jax.serving.service import Service
 from grit_jax.serving.sources import source_of
 
@@ -73,11 +74,14 @@ async def search_store(service: Service, name: str, body: StoreSearchBody, user:
         starts = [formatted.pool_start] * len(queries)
         pending = service.submit(EmbedRequest(formatted.ids, starts, "query", user))
         vectors, tokens = await service.result(pending), sum(map(len, formatted.ids))
-    results = await service.prepare(
-        lambda: _results(preparer, queries, vectors, _number(body), retrieval)
-    )
+    with stage("search"):
+        results = await service.prepare(
+            lambda: _results(preparer, queries, vectors, _number(body), retrieval)
+        )
     least = retrieval.least_score
     data = [result for result in results if least is None or result["score"] >= least]
+    if (trace := current()) is not None:
+        trace.attributes["grit.documents"] = [result["file_id"] for result in data]
     reply = {
         "object": "vector_store.search_results.page",
         "search_query": queries,

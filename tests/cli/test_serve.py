@@ -51,6 +51,10 @@ def test_adapters_are_read_beside_the_model(tmp_path, monkeypatch, tiny_model):
         (["--index", "docs"], "--index docs: expected NAME=PATH"),
         (["--adapter", "=x"], "--adapter =x: expected NAME=DIR"),
         (["--slots", "0"], "must be at least 1"),
+        (
+            ["--otlp-traces-endpoint", "localhost:4317"],
+            "--otlp-traces-endpoint localhost:4317: expected http://HOST:4318",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(flags, words, capsys):

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fake_cloud import LAUNCH, REPOSITORY
 NOTEBOOK = LAUNCH / "colab.ipynb"
 # In a process of its own: the code cells in order, and after the parameters those of the test.
 RUNNER = """
-import json, sys
+import importlib.util, json, sys
 notebook, sizes, facts = sys.argv[1:]
 space = {"__name__": "__main__"}
 for cell in json.load(open(notebook, encoding="utf-8"))["cells"]:
@@ -27,13 +28,26 @@ for cell in json.load(open(notebook, encoding="utf-8"))["cells"]:
             unknown = json.loads(sizes).keys() - space.keys()
             assert not unknown, unknown
             space.update(json.loads(sizes))
+        if cell["id"] == "client":  # once more as where the library is absent
+            names = ("embedded", "chat", "over_documents")
+            replies = [{name: space[name] for name in names}]
+            find_spec = importlib.util.find_spec
+            importlib.util.find_spec = lambda name: None if name == "openai" else find_spec(name)
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
+            importlib.util.find_spec = find_spec
+            replies.append({name: space[name] for name in names})
+            url, similarity = space["server"].url, float(space["served"] @ space["queries"][0])
 answer = space["answer"]
 json.dump({
     "package": space["grit_jax"].__file__, "losses": space["losses"], "before": space["before"], "after": space["after"],
     "similarities": (space["queries"] @ space["documents"].T).tolist(), "mode": answer.mode, "answer": answer.answer,
     "found": answer.documents, "model": str(space["result"].model.resolve()),
+    "replies": replies, "url": url, "similarity": similarity,
 }, open(facts, "w"))
 """
+
+
+KINDS = ("chat", "over_documents")
 
 
 def code_cells() -> dict[str, dict]:
@@ -70,10 +84,10 @@ def test_its_form():
 @pytest.mark.parametrize(
     "devices, driver, wanted",
     [
-        ("tpu", "", ["grit-jax[tpu] @ file:///x/grit.tar.gz"]),
-        ("gpu", "580.65.06", ["grit-jax[cuda] @ file:///x/grit.tar.gz"]),
-        ("gpu", "550.54.15", ["grit-jax @ file:///x/grit.tar.gz", "jax[cuda12]"]),
-        ("none", "", ["grit-jax @ file:///x/grit.tar.gz"]),
+        ("tpu", "", ["grit-jax[tpu,serve] @ file:///x/grit.tar.gz"]),
+        ("gpu", "580.65.06", ["grit-jax[cuda,serve] @ file:///x/grit.tar.gz"]),
+        ("gpu", "550.54.15", ["grit-jax[serve] @ file:///x/grit.tar.gz", "jax[cuda12]"]),
+        ("none", "", ["grit-jax[serve] @ file:///x/grit.tar.gz"]),
     ],
 )
 def test_it_installs_what_the_accelerator_needs(monkeypatch, devices, driver, wanted):
@@ -129,6 +143,9 @@ def test_it_runs_from_the_first_cell_to_the_last(tmp_path):
         "ALPHA": 4,
         "INDEXED": 8,
         "QUESTIONS": 1,
+        "SLOTS": 2,
+        "CONTEXT": 256,
+        "WARM_UP": False,
         "NEED_ACCELERATOR": False,
         "SOURCE": str(archive),
     }
@@ -166,5 +183,18 @@ def test_it_runs_from_the_first_cell_to_the_last(tmp_path):
     )
     assert facts["mode"] == "doc" and facts["found"][0]["id"] in {str(n) for n in range(8)}
     assert "(query-then-doc, document " in done.stdout and "(doc, document " in done.stdout
+    # The server: the vectors of encode, an answer, and one that begins with documents' caches; with
+    # OpenAI's client and without.
+    assert facts["similarity"] > 0.999 and "the server has ended" in done.stdout
+    with pytest.raises(OSError):
+        urllib.request.urlopen(facts["url"] + "/health")
+    texts = []
+    for reply in facts["replies"]:
+        answers = [reply[name]["choices"][0]["message"]["content"] for name in KINDS]
+        assert all(answers) and reply["over_documents"]["grit"]["mode"] == "doc"
+        usage = reply["over_documents"]["usage"]
+        assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
+        texts.append((answers, reply["embedded"]["data"][0]["embedding"]))
+    assert texts[0] == texts[1]
     weights = {path.suffix for path in Path(facts["model"]).iterdir()}
     assert {".safetensors", ".json"} <= weights
