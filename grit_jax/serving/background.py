@@ -44,6 +44,7 @@ class BackgroundServer:
         self.url = self._server.url
         self._thread = threading.Thread(target=self._server.run, name="server", daemon=True)
         self._thread.start()
+        self._stopped = False
 
     def wait_until_ready(self, timeout: float = 1800.0) -> None:
         """Returns once the server says at `/ready` that its programs are compiled.
@@ -60,11 +61,14 @@ class BackgroundServer:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Ends the server once the requests under way are answered; no more than once.
+        """Ends the server once the requests under way are answered; nothing if it has ended.
 
         Raises:
           Exception: what its warm-up failed with.
         """
+        if self._stopped:
+            return
+        self._stopped = True
         self._server.end()
         self._thread.join()
         self._server.close()

@@ -22,6 +22,7 @@ def test_it_answers_until_it_is_stopped(tiny_model):
         assert client.post("/tokenize", prompt="Amber")["count"] > 0
     with pytest.raises(OSError):
         client.send("/health")
+    server.stop()  # once more
 
 
 def test_an_engine_that_does_not_fit_gives_the_address_back(tiny_model):
