@@ -222,6 +222,16 @@ class Index:
         line = self.documents[self._rows[document] if isinstance(document, str) else document]
         return indexed_document(line).content
 
+    def row_of(self, id: str) -> int:
+        """The row of the document with an id. The first call reads all lines of the documents.
+
+        Raises:
+          GritError: there is no such document.
+        """
+        if id not in self._rows:
+            raise GritError(f"{self.path}: there is no document {id!r:.100}")
+        return self._rows[id]
+
     @functools.cached_property
     def vectors(self) -> np.ndarray:
         """Float32 `[N, D]`, in the order of the documents; memory-mapped where none is deleted."""

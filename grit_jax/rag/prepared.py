@@ -11,10 +11,11 @@ from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
 from grit_jax.rag.answer import Asker, AskTimings, _Search
-from grit_jax.rag.generator import DOCUMENT_CACHES, DocumentsRead
+from grit_jax.rag.generator import DOCUMENT_CACHES, DocumentsRead, RagPrompt
 from grit_jax.rag.index import Index
 from grit_jax.rag.question_batch import CacheUse, RetrievedDocument
 from grit_jax.rag.record_format import RecordError, StreamedRecord
+from grit_jax.rag.rerank import relevance_question
 from grit_jax.rag.route_costs import load_costs
 from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.text.rag_layouts import CONVERSATION_MODES, MODES
@@ -47,6 +48,26 @@ class PreparedQuestion:
     texts: list[str]
     lines: list[dict[str, Any]]
     timings: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgedDocuments:
+    """Documents by their relevance to a query.
+
+    Attributes:
+      documents: the most relevant first; the score is the probability that it is relevant.
+      places: of each document, by id, in the order in which they were named or found.
+      lines: of the documents in the index, by id.
+      tokens: read for all of them, `cached_tokens` of them from the index's records.
+      warnings: what is read differently than asked for, and why.
+    """
+
+    documents: list[RetrievedDocument]
+    places: dict[str, int]
+    lines: dict[str, dict[str, Any]]
+    tokens: int
+    cached_tokens: int
+    warnings: list[str]
 
 
 class Preparer(Asker):
@@ -134,6 +155,63 @@ class Preparer(Asker):
             self._lines(batch.documents[0]),
             {name: timings.share(1)[name] for name in ("encode_query", "search", "load")},
         )
+
+    def judge(
+        self,
+        query: str,
+        ids: Sequence[str] | None = None,
+        *,
+        retrieval: Retrieval = Retrieval(),
+        instruction: str = "",
+        most_tokens: int,
+    ) -> JudgedDocuments:
+        """Reranks documents from their records (`rag/rerank.py`).
+
+        Args:
+          ids: of the documents; None: the `retrieval.rerank` candidates of a search.
+          most_tokens: that may be read in all.
+
+        Raises:
+          GritError: an unknown id, too many tokens, or as `Asker.ask`.
+        """
+        index = self.index
+        assert index is not None
+        warnings: list[str] = []
+        if ids is not None:
+            rows = [index.row_of(id) for id in ids]
+            candidates = [self._candidate(row, None) for row in rows]
+        else:
+            search = _Search(
+                retrieval.rerank, instruction, dataclasses.replace(retrieval, rerank=0)
+            )
+            batch = self._retrieve([query], "doc", search, None, AskTimings())
+            candidates = batch.documents[0]
+        cached = sum(document.tokens for document in candidates)
+        [asked] = self._generator.continuations(
+            [RagPrompt("doc", relevance_question(query), ("",))]
+        )
+        tokens = cached + len(asked) * len(candidates)
+        if tokens > most_tokens:
+            raise GritError(
+                f"{len(candidates)} documents: {tokens} tokens with the query of each, and a"
+                f" request may have {most_tokens}"
+            )
+        judged = self._reranked(query, candidates, warnings) if candidates else []
+        computed = not self._stored or any("its cache is computed" in w for w in warnings)
+        return JudgedDocuments(
+            judged,
+            {document.id: place for place, document in enumerate(candidates)},
+            {document.id: line for document, line in zip(judged, self._lines(judged), strict=True)},
+            tokens,
+            0 if computed else cached,
+            warnings,
+        )
+
+    def _candidate(self, row: int, score: float | None) -> RetrievedDocument:
+        assert self.index is not None
+        line = self.index.documents[row]
+        text = self.index.text(row)
+        return RetrievedDocument(line["id"], text, score, row, line["key"], line["tokens"])
 
     def _lines(self, documents: Sequence[RetrievedDocument]) -> list[dict[str, Any]]:
         assert self.index is not None

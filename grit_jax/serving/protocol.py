@@ -215,6 +215,13 @@ class RerankBody(Body):
     raw_scores: bool | None = None
     return_text: bool | None = None
     truncate: bool | None = None
+    # Documents of a store: those of these ids, or `rerank` candidates of a search.
+    store: str | None = None
+    document_ids: list[str] | None = None
+    rerank: Annotated[int, Field(ge=1, le=1000)] | None = None
+    search: str | None = None
+    where: str | None = None
+    instruction: str | None = None
 
 
 class ScoreBody(Body):
@@ -225,6 +232,8 @@ class ScoreBody(Body):
     text_1: str | list[str] | None = None
     text_2: str | list[str] | None = None
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+    store: str | None = None
+    document_ids: list[str] | None = None
 
 
 class GenerativeScoringBody(Body):

@@ -21,6 +21,7 @@ from grit_jax.serving.errors import bad_request
 from grit_jax.serving.generation import new_id, now
 from grit_jax.serving.protocol import GenerativeScoringBody, RerankBody, ScoreBody
 from grit_jax.serving.service import Service
+from grit_jax.serving.store_ranking import rerank_store, score_store
 from grit_jax.serving.tokens import text_ids
 from grit_jax.text.chat import PromptPart
 
@@ -46,6 +47,9 @@ async def rerank(service: Service, body: RerankBody, user: str) -> Reply:
     Raises:
       ApiError: a request that is refused.
     """
+    if body.store is not None:
+        return await rerank_store(service, body, user)
+    _only_with_store(body, ("document_ids", "rerank", "search", "where", "instruction"))
     name = service.check_model(body.model)
     is_tei = body.texts is not None
     documents = _documents(service, body)
@@ -83,6 +87,9 @@ async def score(service: Service, body: ScoreBody, user: str) -> Reply:
     Raises:
       ApiError: a request that is refused.
     """
+    if body.store is not None:
+        return await score_store(service, body, user)
+    _only_with_store(body, ("document_ids",))
     name = service.check_model(body.model)
     first = body.queries if body.queries is not None else body.text_1
     second = body.documents if body.documents is not None else body.text_2
@@ -221,6 +228,12 @@ def _documents(service: Service, body: RerankBody) -> list[str]:
             )
         texts.append(text)
     return texts
+
+
+def _only_with_store(body: RerankBody | ScoreBody, fields: Sequence[str]) -> None:
+    for name in fields:
+        if getattr(body, name) is not None:
+            raise bad_request(f"{name}: only with 'store', the name of a store", name)
 
 
 def _check_count(service: Service, items: Sequence[Any], field: str) -> None:
