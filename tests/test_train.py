@@ -89,7 +89,7 @@ def test_an_interrupted_run_ends_with_the_identical_trace(folder, whole, broken_
     assert trace(train(config).output) == trace(whole)
 
 
-@pytest.mark.parametrize("told_at", [2, STEPS - 1])
+@pytest.mark.parametrize("told_at", [pytest.param(2, marks=pytest.mark.slow), STEPS - 1])
 def test_sigterm_ends_the_step_saves_and_says_so(folder, whole, told_at, monkeypatch, capsys):
     """Between two checkpoints, and at the end before the evaluation, which is then the first thing
     to do."""

@@ -31,6 +31,7 @@ def test_the_cases():
     assert {key for key in codecs if "int" not in key and "pca" not in key} < set(keys)
 
 
+@pytest.mark.slow
 def test_answers_in_a_case_are_those_of_its_documents_in_its_order(
     tiny_model, sentences, tmp_path, monkeypatch
 ):

@@ -43,6 +43,7 @@ def test_examples_are_turns_with_their_documents(sentences, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_answers_with_the_trained_prompt_are_those_of_the_layout(
     tiny_model, sentences, tmp_path, monkeypatch
 ):

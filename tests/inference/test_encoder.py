@@ -123,6 +123,7 @@ def test_a_text_of_few_tokens_and_many_characters_is_read_whole(encoder):
         )
 
 
+@pytest.mark.slow
 def test_long_text_equals_dense_reference(encoder, tiny_params, sentences):
     formatted = encoder.format([" ".join(sentences * 3)], max_length=4500)
     ids = formatted.ids[0]

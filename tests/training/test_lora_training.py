@@ -102,6 +102,7 @@ def test_recomputation_chunks_and_scan_change_nothing_with_dropout_either(
             assert other[name] == pytest.approx(one[name], rel=5e-5), name
 
 
+@pytest.mark.slow
 def test_dropout_is_in_the_step_and_follows_the_seed(batch):
     only = Batch(generative=batch.generative)
     first = lambda **how: [m["loss"] for m in lora_state.run(only, steps=2, **how)[0]]
