@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grit_jax.data.formats import EmbeddingExample
@@ -56,9 +56,20 @@ def write_relevance_rows(
 
 
 def _rows(example: EmbeddingExample, negatives: int, seed: int) -> Iterator[dict]:
-    query = example.query.text
+    texts = ([text.text for text in side] for side in (example.positives, example.negatives))
+    return relevance_rows(example.query.text, *texts, count=negatives, seed=seed)
+
+
+def relevance_rows(
+    query: str, positives: Sequence[str], negatives: Sequence[str], *, count: int = 1, seed: int = 0
+) -> Iterator[dict]:
+    """The rows of a query: one of its positives, and at most `count` of its negatives.
+
+    >>> [row["docs"] + row["text"][1:] for row in relevance_rows("q", ["good"], ["bad"])]
+    [['good', 'yes'], ['bad', 'no']]
+    """
     generator = random.Random(f"{seed} {query}")
     question = relevance_question(query)
-    yield {"docs": [generator.choice(example.positives).text], "text": [question, YES]}
-    for text in generator.sample(example.negatives, min(negatives, len(example.negatives))):
-        yield {"docs": [text.text], "text": [question, NO]}
+    yield {"docs": [generator.choice(positives)], "text": [question, YES]}
+    for text in generator.sample(negatives, min(count, len(negatives))):
+        yield {"docs": [text], "text": [question, NO]}

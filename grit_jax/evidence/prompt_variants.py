@@ -24,7 +24,7 @@ from grit_jax.evidence.score_file import ScoreFile
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
 from grit_jax.inference.sampling import Sampling
-from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION
+from grit_jax.pydocs.passages import QUESTION_INSTRUCTION
 from grit_jax.rag.generator import RagGenerator
 from grit_jax.runtime.progress import progress
 from grit_jax.text.chat import ChatFormat, PromptPart

@@ -1,6 +1,7 @@
 """The files of a corpus: training examples of three kinds, made from documents.
 
-Embedding examples pair a summary, or a question, with its document. Generative examples are
+Embedding examples pair a summary, or a question, with its document (`grit_jax.pydocs.passages`).
+Generative examples are
 documentation to write, and random sequences to copy, which train the look-up (induction heads)
 that reading a document needs. Cached examples are questions over documents, made by
 `grit_jax.pydocs.questions`.
@@ -9,6 +10,7 @@ that reading a document needs. Cached examples are questions over documents, mad
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import random
 import re
@@ -19,7 +21,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from grit_jax.data.bm25 import BM25, words
 from grit_jax.data.formats import titled
 from grit_jax.errors import GritError
 from grit_jax.pydocs.docstrings import (
@@ -32,6 +33,12 @@ from grit_jax.pydocs.documents import (
     Document,
     clip,
     split_documents,
+)
+from grit_jax.pydocs.passages import (
+    QUESTION_EMBEDDINGS,
+    judged_rows,
+    question_rows,
+    summary_rows,
 )
 from grit_jax.pydocs.questions import (
     Question,
@@ -46,28 +53,19 @@ from grit_jax.text.answer_matching import normalise_answer
 
 __all__ = [
     "MAX_CHARACTERS",
-    "SUMMARY_INSTRUCTION",
-    "QUESTION_INSTRUCTION",
     "CorpusSummary",
     "best_constant",
     "write_corpus",
 ]
 
-SUMMARY_INSTRUCTION = "Find the Python documentation that this sentence describes"
-QUESTION_INSTRUCTION = "Find the Python documentation that answers this question"
 WRITE, EXPLAIN = "Write the documentation of `{}`.", "What does `{}` do?"
 RECITE = "Repeat the documentation of `{}` from its beginning."
 
-MIN_REST = 60  # characters of a document without the summary that is its query
-NEGATIVES = 4
-# A document that shares at least this part of its words with the positive is no negative.
-NEAR_WORDS = 0.6
 MAX_SHARE = 0.02  # of the held-out questions: the most that may have the same answer
 MAX_TRAIN_SHARE = 0.02
 MAX_KIND_SHARE = 1 / 3  # of the training questions: the most that may be of one kind
 HELD_OUT_QUESTIONS = 450
 QUESTIONS_PER_DOCUMENT = 2
-QUESTION_EMBEDDINGS = 2  # embedding examples made from the questions of a training document
 RECITED_CHARACTERS = 160  # of the document's beginning that a reciting example asks for
 COPYING_SHARE = 0.6  # copying examples per training document
 
@@ -127,7 +125,8 @@ def write_corpus(
     out: Path, seed: int, options: CorpusOptions = CorpusOptions(), *, progress: bool = True
 ) -> CorpusSummary:
     """Writes
-    `out/train/{embedding_summary,embedding_question,generative,copying,rag,recite,documents}.jsonl`,
+    `out/train/{embedding_summary,embedding_question,generative,copying,rag,recite,relevance,
+    documents}.jsonl`,
     `out/heldout/{embedding,generative,rag,documents}.jsonl` and, of packages that are held out
     whole, the same four files in `out/heldout_packages`. The same seed and packages give the same
     bytes.
@@ -152,10 +151,12 @@ def write_corpus(
     real = _real_questions(splits.train, seed, options.questions)
     random_names = RandomNames(_vocabulary(splits.train))
     heldout_rag = heldout_questions(splits.heldout, seed)
+    summaries = functools.cache(lambda: summary_rows(splits.train))
+    questions = functools.cache(lambda: question_rows(splits.train, real))
     lines = lambda asked: [question.row(sentence=options.sentences) for question in asked]
     files = {
-        "train/embedding_summary": lambda: summary_rows(splits.train),
-        "train/embedding_question": lambda: question_rows(splits.train, real),
+        "train/embedding_summary": summaries,
+        "train/embedding_question": questions,
         "train/generative": lambda: [
             *documentation_rows(splits.train),
             *explanation_rows(splits.train),
@@ -165,6 +166,7 @@ def write_corpus(
             training_questions(splits.train, real, random_names, seed, options.questions)
         ),
         "train/recite": lambda: reciting_rows(splits.train, random_names, seed),
+        "train/relevance": lambda: judged_rows([*summaries(), *questions()], seed),
         "train/documents": lambda: document_lines(splits.train),
         "heldout/embedding": lambda: summary_rows(splits.heldout, known=splits.train),
         "heldout/generative": lambda: documentation_rows(splits.heldout),
@@ -182,7 +184,7 @@ def write_corpus(
     for name, make in tqdm(
         files.items(), desc="writing the corpus", unit="file", disable=None if progress else True
     ):
-        of_file = make()
+        of_file = list(make())
         if not name.endswith("documents"):
             random.Random(f"{seed} {name}").shuffle(of_file)
         path = out / f"{name}.jsonl"
@@ -230,67 +232,6 @@ def _subset(documents: Sequence[Document], count: int | None) -> list[Document]:
 def document_lines(documents: Sequence[Document]) -> list[dict]:
     """The lines of a `grit index` corpus."""
     return [{"id": d.id, "title": d.id, "text": d.text} for d in documents]
-
-
-# ---- embedding -----------------------------------------------------------------------------------
-
-
-class _Negatives:
-    """Draws negatives: lexically close documents, in the same form (with or without the summary) as
-    the positives."""
-
-    def __init__(self, strings: Sequence[str]):
-        self.strings = strings
-        self.index = BM25(strings)
-        self.bags = [frozenset(words(s)) for s in strings]
-
-    def of(self, query: str, positive: int) -> list[str]:
-        negatives, bag = [], self.bags[positive]
-        for other in self.index.search(query, NEGATIVES + 9):
-            close = len(bag & self.bags[other]) >= NEAR_WORDS * len(bag | self.bags[other])
-            if other != positive and not close:
-                negatives.append(self.strings[other])
-        return negatives[:NEGATIVES]
-
-
-def summary_rows(documents: Sequence[Document], known: Sequence[Document] = ()) -> list[dict]:
-    """Embedding examples whose query is the first sentence of a document and whose positive is the
-    document without it. Sentences that begin a document of `known` are left out."""
-    seen = {normalise_answer(d.summary) for d in known}
-    usable = []
-    for document in documents:
-        key = normalise_answer(document.summary)
-        # A sentence shared by two documents has no single right answer.
-        if (
-            len(document.rest) >= MIN_REST
-            and 15 <= len(document.summary) <= 250
-            and key not in seen
-        ):
-            seen.add(key)
-            usable.append(document)
-    pool = _Negatives([titled(d.id, d.text_without_summary) for d in usable])
-    rows = [_embedding_row(SUMMARY_INSTRUCTION, d.summary, i, pool) for i, d in enumerate(usable)]
-    return [row for row in rows if row["neg"]]
-
-
-def question_rows(documents: Sequence[Document], asked: dict[str, list[Question]]) -> list[dict]:
-    """Embedding examples whose query is a question of `asked` (by document id) and whose positive
-    is the whole document."""
-    pool = _Negatives([titled(d.id, d.text) for d in documents])
-    rows = [
-        _embedding_row(QUESTION_INSTRUCTION, question.text, i, pool)
-        for i, d in enumerate(documents)
-        for question in asked.get(d.id, [])[:QUESTION_EMBEDDINGS]
-    ]
-    return [row for row in rows if row["neg"]]
-
-
-def _embedding_row(instruction: str, query: str, positive: int, pool: _Negatives) -> dict:
-    return {
-        "query": [instruction, query],
-        "pos": [["", pool.strings[positive]]],
-        "neg": [["", text] for text in pool.of(query, positive)],
-    }
 
 
 # ---- generative ----------------------------------------------------------------------------------

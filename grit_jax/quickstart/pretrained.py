@@ -21,7 +21,8 @@ from grit_jax.evaluation.retrieval import evaluate_retrieval
 from grit_jax.inference.model import GritLM, ModelOptions
 from grit_jax.models.hf.sources import ADAPTED, has_adapter, resolve
 from grit_jax.models.parameters import num_parameters
-from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION, CorpusOptions, prepare_corpus
+from grit_jax.pydocs.corpus import CorpusOptions, prepare_corpus
+from grit_jax.pydocs.passages import QUESTION_INSTRUCTION
 from grit_jax.pydocs.questions import best_constant
 from grit_jax.quickstart.configs import continued_config
 from grit_jax.quickstart.pretrained_data import Part, ScoredFiles, write_scored

@@ -29,7 +29,8 @@ from grit_jax.evaluation.retrieval import evaluate_retrieval
 from grit_jax.inference.model import GritLM
 from grit_jax.models.parameters import num_parameters
 from grit_jax.models.transformer import init_params
-from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION, CorpusOptions, prepare_corpus
+from grit_jax.pydocs.corpus import CorpusOptions, prepare_corpus
+from grit_jax.pydocs.passages import QUESTION_INSTRUCTION
 from grit_jax.pydocs.questions import best_constant
 from grit_jax.quickstart.configs import ANSWER_TOKENS, LAYOUTS, base_config, joint_config
 from grit_jax.quickstart.report import FORMAT, Report, write_html

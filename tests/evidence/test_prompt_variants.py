@@ -13,7 +13,7 @@ from grit_jax.data.lines import read_examples
 from grit_jax.evaluation.rag import read_questions
 from grit_jax.evidence import prompt_variants as variants
 from grit_jax.evidence.score_file import ScoreFile
-from grit_jax.pydocs.corpus import QUESTION_INSTRUCTION
+from grit_jax.pydocs.passages import QUESTION_INSTRUCTION
 from grit_jax.rag.generator import RagGenerator, RagPrompt
 from grit_jax.text.chat import FORMATS
 from grit_jax.text.rag_layouts import AFTER_CONTEXT, compose

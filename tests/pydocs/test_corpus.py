@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from grit_jax.pydocs import corpus
+from grit_jax.pydocs import corpus, passages
 from grit_jax.pydocs.corpus import CorpusOptions, write_corpus
 from grit_jax.pydocs.documents import Document, split_of
 from grit_jax.pydocs.questions import MAX_ANSWER, Question, best_constant
 from grit_jax.text.answer_matching import normalise_answer
+from grit_jax.text.relevance import relevance_question
 
 FILES = {
     "train": {
@@ -27,6 +28,7 @@ FILES = {
         "copying",
         "rag",
         "recite",
+        "relevance",
         "documents",
     },
     "heldout": {"embedding", "generative", "rag", "documents"},
@@ -105,13 +107,31 @@ def test_no_heldout_document_is_trained_on(written):
         assert json.dumps(line["text"])[1:-1] not in trained and f"{line['id']} " not in trained
 
 
+def test_relevance_rows_judge_training_passages(written):
+    out, _ = written
+    pairs = {
+        (row["query"][1], passage): label
+        for name in ("train/embedding_summary", "train/embedding_question")
+        for row in lines(out, name)
+        for key, label in (("pos", "yes"), ("neg", "no"))
+        for _, passage in row[key]
+    }
+    rows = lines(out, "train/relevance")
+    assert len(rows) > 50
+    for row in rows:
+        [passage], (question, label) = row["docs"], row["text"]
+        query = question.split("Query: ")[1].split("\n\nAnswer with")[0]
+        assert question == relevance_question(query) and pairs[query, passage] == label
+    assert Counter(row["text"][1] for row in rows) == {"yes": len(rows) / 2, "no": len(rows) / 2}
+
+
 def test_embedding_rows(written):
     out, _ = written
     strings = {f"{line['title']} {line['text']}" for line in lines(out, "train/documents")}
     for name, instruction in (
-        ("train/embedding_summary", corpus.SUMMARY_INSTRUCTION),
-        ("train/embedding_question", corpus.QUESTION_INSTRUCTION),
-        ("heldout/embedding", corpus.SUMMARY_INSTRUCTION),
+        ("train/embedding_summary", passages.SUMMARY_INSTRUCTION),
+        ("train/embedding_question", passages.QUESTION_INSTRUCTION),
+        ("heldout/embedding", passages.SUMMARY_INSTRUCTION),
     ):
         for row in lines(out, name):
             (asked, query), [(empty, positive)] = row["query"], row["pos"]
