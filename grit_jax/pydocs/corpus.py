@@ -15,7 +15,7 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def write_corpus(
     summaries = functools.cache(lambda: summary_rows(splits.train))
     questions = functools.cache(lambda: question_rows(splits.train, real))
     lines = lambda asked: [question.row(sentence=options.sentences) for question in asked]
-    files = {
+    files: dict[str, Callable[[], list[dict]]] = {
         "train/embedding_summary": summaries,
         "train/embedding_question": questions,
         "train/generative": lambda: [
