@@ -16,12 +16,17 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 
 TIMES = {
     "time_to_first_token": "from the arrival of a request to its first token",
     "inter_token_latency": "between two tokens of an answer, its mean",
+    # The same under the names that vLLM's boards of other versions have.
+    "time_per_output_token": "of a token after the first, the mean of an answer",
+    "request_time_per_output_token": "of a token after the first, the mean of an answer",
     "e2e_request_latency": "from the arrival of a request to its last token",
     "request_queue_time": "of waiting for a slot",
     "request_prefill_time": "from the slot to the first token",
     "request_decode_time": "from the first token to the last",
     "request_inference_time": "from the slot to the last token",
 }
+PER_TOKEN = ("inter_token_latency", "time_per_output_token", "request_time_per_output_token")
+FINISHED = ("stop", "length", "abort")  # why an answer ends
 SIZES = {
     "request_prompt_tokens": "of a prompt, documents included",
     "request_generation_tokens": "of an answer",
@@ -62,8 +67,13 @@ class ServerMetrics:
             "vllm:prefix_cache_queries", "Tokens that a cache could hold", ["model_name"]
         )
         self._hits = counter("vllm:prefix_cache_hits", "Tokens from caches", ["model_name"])
-        for each in (self._prompt, self._generated, self._queries, self._hits):
-            each.labels(model)  # 0 from the start on
+        # All are 0 from the start on: a board shows nothing of a series that is not there, and a
+        # rate misses what a series begins with.
+        per_model = (self._prompt, self._generated, self._queries, self._hits)
+        for metric in (*per_model, *self._times.values(), *self._sizes.values()):
+            metric.labels(model)
+        for reason in FINISHED:
+            self._success.labels(model, reason)
         self._http = counter(
             "http_requests", "Requests by method, path and status", ["method", "handler", "status"]
         )
@@ -111,7 +121,7 @@ class ServerMetrics:
         if times.finished is None or times.admitted is None:
             return
         first = times.first_token if times.first_token is not None else times.finished
-        seconds = {
+        seconds: dict[str, float] = {
             "time_to_first_token": first - times.submitted,
             "e2e_request_latency": times.finished - times.submitted,
             "request_queue_time": times.admitted - times.submitted,
@@ -120,7 +130,7 @@ class ServerMetrics:
             "request_inference_time": times.finished - times.admitted,
         }
         if generated > 1:
-            seconds["inter_token_latency"] = (times.finished - first) / (generated - 1)
+            seconds |= dict.fromkeys(PER_TOKEN, (times.finished - first) / (generated - 1))
         for name, value in seconds.items():
             self._times[name].labels(self._model).observe(max(value, 0.0))
 
