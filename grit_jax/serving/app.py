@@ -23,7 +23,7 @@ from grit_jax.serving.chat import chat
 from grit_jax.serving.completions import completions
 from grit_jax.serving.embeddings import Reply, embeddings
 from grit_jax.serving.errors import CLIENT_GONE, ApiError, ClientGone
-from grit_jax.serving.file_routes import STORE, add_file_routes
+from grit_jax.serving.file_routes import STORE, STORE_FILE, add_file_routes
 from grit_jax.serving.files import AttributesBody, StoreFileBody, add_file, update_attributes
 from grit_jax.serving.generation import Stream
 from grit_jax.serving.page import PAGE
@@ -69,7 +69,7 @@ POSTS: dict[str, tuple[type[Body], Handler]] = {
     "/generative_scoring": (GenerativeScoringBody, generative_scoring),
     "/v1/vector_stores/{name}/search": (StoreSearchBody, search_store),
     STORE: (StoreFileBody, add_file),
-    STORE + "/{file_id}": (AttributesBody, update_attributes),
+    STORE_FILE: (AttributesBody, update_attributes),
     "/tokenize": (TokenizeBody, lambda service, body, user: tokenize(service, body)),
     "/detokenize": (DetokenizeBody, lambda service, body, user: detokenize(service, body)),
 }
@@ -236,7 +236,7 @@ def _add_post(
     content = {"application/json": {"schema": schema}}
     parts = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"{(\w+)}", path)
+        for name in re.findall(r"{(\w+)[:}]", path)
     ]
     extra = {"requestBody": {"content": content, "required": True}, "parameters": parts}
     app.post(path, openapi_extra=extra)(endpoint)
@@ -244,7 +244,7 @@ def _add_post(
 
 def _at(path: str) -> str:
     """Where the schema of a path's body has its definitions, as a JSON pointer."""
-    escaped = path.replace("~", "~0").replace("/", "~1")
+    escaped = path.replace(":path}", "}").replace("~", "~0").replace("/", "~1")
     return f"{escaped}/post/requestBody/content/application~1json/schema/$defs"
 
 

@@ -24,6 +24,7 @@ from grit_jax.serving.request_body import read_upload
 from grit_jax.serving.service import Service
 
 STORE = "/v1/vector_stores/{name}/files"
+STORE_FILE = STORE + "/{file_id:path}"  # the id of a document may have slashes
 FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -79,17 +80,17 @@ def add_file_routes(app: FastAPI, service: Service) -> None:
         query = request.query_params
         return JSONResponse(await asyncio.to_thread(store_files, service, name, query))
 
-    @app.get(STORE + "/{file_id}")
-    async def file_of_store(name: str, file_id: str) -> Response:
-        """A file of a store."""
-        return JSONResponse(await asyncio.to_thread(store_file, service, name, file_id))
-
-    @app.get(STORE + "/{file_id}/content")
+    @app.get(STORE + "/{file_id:path}/content")
     async def content_of_store(name: str, file_id: str) -> Response:
         """The texts of a file's documents."""
         return JSONResponse(await asyncio.to_thread(store_file_content, service, name, file_id))
 
-    @app.delete(STORE + "/{file_id}")
+    @app.get(STORE_FILE)
+    async def file_of_store(name: str, file_id: str) -> Response:
+        """A file of a store."""
+        return JSONResponse(await asyncio.to_thread(store_file, service, name, file_id))
+
+    @app.delete(STORE_FILE)
     async def file_of_store_deleted(name: str, file_id: str) -> Response:
         """Deletes a file's documents from a store."""
         return JSONResponse(await delete_store_file(service, name, file_id))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 
 def test_the_description_names_them(server):
     paths = server.send("/openapi.json")[1]["paths"]
@@ -12,6 +15,18 @@ def test_the_description_names_them(server):
     assert set(paths["/v1/vector_stores/{name}/files"]) == {"get", "post"}
     single = paths["/v1/vector_stores/{name}/files/{file_id}"]
     assert set(single) == {"get", "post", "delete"}
+    assert [parameter["name"] for parameter in single["post"]["parameters"]] == ["name", "file_id"]
+
+
+def test_references_lead_somewhere(server):
+    document = server.send("/openapi.json")[1]
+    references = set(re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(document)))
+    assert any("vector_stores" in reference for reference in references)
+    for reference in references:
+        value = document
+        for part in reference.split("/"):
+            value = value[part.replace("~1", "/").replace("~0", "~")]
+        assert value["type"]
 
 
 def test_queries(server):

@@ -206,6 +206,21 @@ def test_a_file_that_cannot_be_added(client, store_index, name, content, code, w
     assert client.vector_stores.retrieve("docs").file_counts.failed == 0
 
 
+def test_an_id_with_slashes(client, store_index, tiny_model, tmp_path):
+    """Documents that `grit index` adds may have such ids."""
+    name = "https://example.org/a b?c=d#e"
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_bytes(lines({"id": name, "text": "amber"}))
+    build_index(
+        tiny_model, corpus, store_index().path, IndexOptions(delete_missing=None), quiet=True
+    )
+    files = client.vector_stores.files
+    assert files.retrieve(name, vector_store_id="docs").id == name
+    assert [part.text for part in files.content(name, vector_store_id="docs")] == ["amber"]
+    assert files.delete(name, vector_store_id="docs").deleted
+    assert len(store_index()) == DOCUMENTS
+
+
 def test_what_cannot_be_deleted(client, written, tiny_model):
     files = client.vector_stores.files
     openai = pytest.importorskip("openai")

@@ -88,10 +88,12 @@ def test_an_answer_over_documents_and_its_comparison(browser, server):
 
 @needs_chromium
 @pytest.mark.browser
-def test_chat_keeps_its_turns_and_shows_errors(browser, server):
+@pytest.mark.parametrize("store", ["", "docs"])
+def test_chat_keeps_its_turns_and_shows_errors(browser, server, store):
     open_page(browser, server)
     browser.evaluate(
-        "document.querySelector('#store').value = ''; document.querySelector('#tokens').value = 3"
+        f"document.querySelector('#store').value = '{store}';"
+        " document.querySelector('#tokens').value = 3"
     )
     send(browser, "<b>One</b>")
     send(browser, "Two")
@@ -101,13 +103,14 @@ def test_chat_keeps_its_turns_and_shows_errors(browser, server):
         {"role": role, "content": text}
         for role, text in zip(("user", "assistant", "user"), turns, strict=False)
     ]
-    reply = server.post(
-        "/v1/chat/completions", model="tiny", messages=messages, temperature=0, max_tokens=3
-    )
+    over = {"store": store, "mode": "doc"} if store else {}
+    body = {"messages": messages, "temperature": 0, "max_tokens": 3, **over}
+    reply = server.post("/v1/chat/completions", model="tiny", **body)
     assert turns[3] == reply["choices"][0]["message"]["content"]
     browser.evaluate("document.querySelector('#tokens').value = 100000")
     send(browser, "Three")
-    assert "context" in browser.evaluate("document.querySelector('.error').textContent")
+    words = "context" if not store else "does not fit"
+    assert words in browser.evaluate("document.querySelector('.error').textContent")
 
 
 @needs_chromium

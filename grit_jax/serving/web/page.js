@@ -128,9 +128,11 @@ async function send() {
   turns.push({ role: "user", content: question });
   show("you").said.textContent = question;
   const { turn, said } = show("model");
-  // The messages of this turn, kept for a comparison later on.
-  const messages = $("store").value ? [{ role: "user", content: question }] : [...turns];
   const mode = $("mode").value;
+  // These layouts read the question from a record of its own.
+  const alone = $("store").value && ["query", "query-doc", "doc-query"].includes(mode);
+  // The messages of this turn, kept for a comparison later on.
+  const messages = alone ? [{ role: "user", content: question }] : [...turns];
   running = new AbortController();
   $("send").hidden = true;
   $("stop").hidden = false;
