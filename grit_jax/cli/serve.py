@@ -17,6 +17,8 @@ PACKAGES = (
     "llguidance",
     "python_multipart",
 )  # of the extra `serve`
+# Names of `text.tool_calls.FORMATS`, which `grit --help` does not import.
+TOOL_PARSERS = ("hermes", "smollm2", "llama3_json", "mistral")
 
 
 def _serve_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +85,12 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="of embedding requests with input_type 'query' and no instruction of their own "
         "(default: none)",
+    )
+    parser.add_argument(
+        "--tool-parser",
+        choices=TOOL_PARSERS,
+        help="the form in which the model writes calls of functions (default: the one that its "
+        "chat template shows)",
     )
     parser.add_argument(
         "--api-keys",
@@ -163,6 +171,7 @@ def serve(args: argparse.Namespace) -> None:
         instruction=args.instruction,
         indices=read_indices(args.indices),
         adapters=read_adapters(args.adapters, args.name or args.model),
+        tool_parser=args.tool_parser,
         api_keys=read_api_keys(args.api_keys) if args.api_keys else (),
         limits=limits,
         warm_up=not args.no_warm_up,

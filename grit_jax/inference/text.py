@@ -52,10 +52,20 @@ class TextWriter:
     yet and, in vocabularies that fall back to bytes, any run of bytes, because one invalid byte
     changes how all of it is decoded. To find out, the ids are also decoded with the last byte of a
     rare character appended.
+
+    Args:
+      kept: special tokens that are part of the text, and how they are spelled.
     """
 
-    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[int, str], None], number: int):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        on_text: Callable[[int, str], None],
+        number: int,
+        kept: Mapping[int, str] | None = None,
+    ):
         self._tokenizer, self._on_text, self._number = tokenizer, on_text, number
+        self._kept = kept or {}
         self._byte = tokenizer.encode(_RARE_CHARACTER)[-1:]
         self._ids: list[int] = []
         self._written = ""
@@ -63,14 +73,22 @@ class TextWriter:
     def write(self, tokens: Sequence[int]) -> None:
         """Adds tokens and passes on what is certain."""
         self._ids += tokens
-        text = self._tokenizer.decode(self._ids)
-        spoilt = self._tokenizer.decode(self._ids + self._byte)
+        text = self._decode(self._ids)
+        spoilt = self._decode(self._ids + self._byte)
         if not text.endswith("\ufffd") and spoilt.startswith(text):
             self._pass_on(text)
 
     def finish(self) -> None:
         """Passes on what was held back."""
-        self._pass_on(self._tokenizer.decode(self._ids))
+        self._pass_on(self._decode(self._ids))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text, start = "", 0
+        for place, token in enumerate(ids):
+            if token in self._kept:
+                text += self._tokenizer.decode(ids[start:place]) + self._kept[token]
+                start = place + 1
+        return text + self._tokenizer.decode(ids[start:])
 
     def _pass_on(self, text: str) -> None:
         if len(text) > len(self._written):

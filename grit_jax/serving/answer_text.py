@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from grit_jax.inference.text import TextWriter
 from grit_jax.text.tokenizer import Tokenizer
@@ -16,10 +16,16 @@ class AnswerText:
 
     Attributes:
       stopped: whether a stop string came.
+
+    Args:
+      kept: special tokens that are part of the text, and how they are spelled.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
-        self._writer = TextWriter(tokenizer, lambda _, text: self._parts.append(text), 0)
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), kept: Mapping[int, str] | None = None
+    ):
+        append = lambda _, text: self._parts.append(text)
+        self._writer = TextWriter(tokenizer, append, 0, kept)
         self._parts: list[str] = []
         self._stop, self._held = tuple(stop), ""
         self.stopped = False

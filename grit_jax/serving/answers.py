@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from grit_jax.inference.logprobs import TokenLogprobs, joined
 from grit_jax.inference.requests import GenerateRequest, GenerateResult, Pending
@@ -36,6 +36,7 @@ class RunningAnswer:
       stop: strings that end it.
       whole: nobody reads it before it is complete.
       cached: tokens of the request's records that came from an index.
+      kept: special tokens that are part of its text, and how they are spelled.
 
     Raises:
       ApiError: the engine does not take the request.
@@ -49,11 +50,12 @@ class RunningAnswer:
         *,
         whole: bool,
         cached: int = 0,
+        kept: Mapping[int, str] | None = None,
     ):
         self.cached = cached
         self._service, self._loop = service, asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[list[int], TokenLogprobs | None] | None] = asyncio.Queue()
-        self._text = AnswerText(service.model.tokenizer, stop)
+        self._text = AnswerText(service.model.tokenizer, stop, kept)
         self._logprobs: TokenLogprobs | None = None
         self._reads_along = bool(stop) or not whole
         self._finished: str | None = None
@@ -177,6 +179,7 @@ def start_all(
     *,
     whole: bool,
     cached: int = 0,
+    kept: Mapping[int, str] | None = None,
 ) -> list[RunningAnswer]:
     """Starts all answers of a request, or none; arguments as of `RunningAnswer`.
 
@@ -186,7 +189,9 @@ def start_all(
     answers: list[RunningAnswer] = []
     try:
         for request in requests:
-            answers.append(RunningAnswer(service, request, stop, whole=whole, cached=cached))
+            answers.append(
+                RunningAnswer(service, request, stop, whole=whole, cached=cached, kept=kept)
+            )
     except BaseException:
         for answer in answers:
             answer.end()

@@ -25,6 +25,7 @@ from grit_jax.serving.generation import (
 from grit_jax.serving.messages import plain_messages
 from grit_jax.serving.protocol import ChatBody
 from grit_jax.serving.service import Service, gather
+from grit_jax.serving.tools import AnswerReader, ToolUse, tool_use
 from grit_jax.text.length import MAX_NEW_TOKENS, DefaultLength
 
 
@@ -38,6 +39,7 @@ class _Form:
     created: int
     top: int | None  # most likely tokens beside each; None: no log-probabilities
     prepared: PreparedQuestion | None = None  # the documents that the answer is based on
+    tools: ToolUse | None = None
 
     def body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -73,7 +75,8 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
     check_choices(service, body)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs: only with logprobs: true", "top_logprobs")
-    messages = plain_messages(body.messages)
+    tools = await tool_use(service, body)
+    messages = plain_messages(body.messages, tools=tools is not None)
     samplings = samplings_of(body, _most_tokens(service, body), logprobs=bool(body.logprobs))
     stop = stop_strings(service, body)
     if body.response_format is not None and body.ignore_eos:
@@ -84,39 +87,36 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
         stop,
         body.response_format,
         document_request(service, body, messages),
+        tools,
         whole=not body.stream,
     )
     constraints = await conversation.constraints(service)
     prepared = await conversation.prepare(service)
     answers = await conversation.start(service, user, prepared, constraints)
     top = (body.top_logprobs or 0) if body.logprobs else None
-    form_ = _Form(service, name, new_id("chatcmpl"), now(), top, prepared)
+    form_ = _Form(service, name, new_id("chatcmpl"), now(), top, prepared, tools)
     if body.stream:
         return _stream(form_, body, answers)
     deltas = await gather([answer.complete() for answer in answers])
     usage = usage_of(answers, len(answers))
-    reply = form_.body(
-        "chat.completion",
-        [
-            {
-                "index": number,
-                "message": {
-                    "role": "assistant",
-                    "content": delta.text,
-                    "refusal": None,
-                    "annotations": [],
-                },
-                "logprobs": form_.logprobs(delta),
-                "finish_reason": delta.finished,
-            }
-            for number, delta in enumerate(deltas)
-        ],
-    )
+    choices = [_choice(form_, number, delta) for number, delta in enumerate(deltas)]
+    reply = form_.body("chat.completion", choices)
     reply["usage"] = usage.body()
     if prepared is not None:
         reply |= form_.documents()
         reply["grit"]["timings"] = form_.timings(answers)
     return Reply(reply, usage.prompt, usage.cached, usage.completion)
+
+
+def _choice(form: _Form, number: int, delta: Delta) -> dict[str, Any]:
+    """A whole answer."""
+    said, finished = AnswerReader(form.tools).message(delta)
+    return {
+        "index": number,
+        "message": {"role": "assistant", **said, "refusal": None, "annotations": []},
+        "logprobs": form.logprobs(delta),
+        "finish_reason": finished,
+    }
 
 
 def _most_tokens(service: Service, body: ChatBody) -> int:
@@ -135,19 +135,25 @@ def _most_tokens(service: Service, body: ChatBody) -> int:
 def _stream(form: _Form, body: ChatBody, answers: list[RunningAnswer]) -> Stream:
     usage_wanted = body.stream_options is not None and bool(body.stream_options.include_usage)
     usage = lambda: usage_of(answers, len(answers))
+    readers = [AnswerReader(form.tools) for _ in answers]
 
-    def part(number: int, content: dict[str, Any], delta: Delta | None) -> dict[str, Any]:
+    def part(
+        number: int,
+        content: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finished: str | None = None,
+    ) -> dict[str, Any]:
         choice = {
             "index": number,
             "delta": content,
-            "logprobs": form.logprobs(delta) if delta is not None else None,
-            "finish_reason": delta.finished if delta is not None else None,
+            "logprobs": logprobs,
+            "finish_reason": finished,
         }
         chunk = form.body("chat.completion.chunk", [choice])
         return chunk | {"usage": None} if usage_wanted else chunk
 
     def head(number: int) -> list[dict[str, Any]]:
-        first = part(number, {"role": "assistant", "content": ""}, None)
+        first = part(number, {"role": "assistant", "content": ""})
         return [first | form.documents() if number == 0 else first]
 
     def last() -> dict[str, Any]:
@@ -155,6 +161,12 @@ def _stream(form: _Form, body: ChatBody, answers: list[RunningAnswer]) -> Stream
         timings = form.timings(answers)
         return chunk if timings is None else chunk | {"grit": {"timings": timings}}
 
-    chunk = lambda number, delta: part(number, {"content": delta.text} if delta.text else {}, delta)
+    def chunk(number: int, delta: Delta) -> dict[str, Any] | None:
+        fields, finished = readers[number].delta(delta)
+        logprobs = form.logprobs(delta)
+        if not fields and finished is None and logprobs is None:
+            return None
+        return part(number, fields, logprobs, finished)
+
     events = streamed(answers, head, chunk, last if usage_wanted else None)
     return Stream(events, usage, answers)

@@ -12,8 +12,10 @@ from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.prepared import PreparedQuestion
 from grit_jax.serving.answers import RunningAnswer, start_all
 from grit_jax.serving.documents import DocumentRequest
+from grit_jax.serving.errors import bad_request
 from grit_jax.serving.service import Service
 from grit_jax.serving.structured import JsonConstraint
+from grit_jax.serving.tools import ToolUse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +28,16 @@ class Conversation:
       stop: strings that end an answer.
       response_format: of the answers, as in chat; None: free text.
       documents: what is read before the conversation, which it ends; None: nothing.
+      tools: that the answers may call, or called before.
       whole: nobody reads an answer before it is complete.
     """
 
-    messages: Sequence[dict[str, str]]
+    messages: Sequence[dict[str, Any]]
     samplings: Sequence[Sampling]
     stop: Sequence[str] = ()
     response_format: dict[str, Any] | None = None
     documents: DocumentRequest | None = None
+    tools: ToolUse | None = None
     whole: bool = True
 
     async def constraints(self, service: Service) -> Sequence[JsonConstraint | None]:
@@ -42,7 +46,11 @@ class Conversation:
         Raises:
           ApiError: 400 for a form with a mistake.
         """
-        form, count = self.response_format, len(self.samplings)
+        form, count, tools = self.response_format, len(self.samplings), self.tools
+        grammar = tools.grammar(service.model) if tools is not None else None
+        if grammar is not None:
+            constrain = service.grammars.lark_constraints
+            return await service.prepare(lambda: constrain(grammar, count, "tools"))
         if form is None:
             return [None] * count
         return await service.prepare(lambda: service.grammars.constraints(form, count))
@@ -73,9 +81,7 @@ class Conversation:
         if prepared is not None:
             prompt, records, cached = prepared.ids, prepared.records, prepared.cached_tokens
         else:
-            prompt = await service.prepare(
-                lambda: service.model.prompt_ids([list(self.messages)])[0]
-            )
+            prompt = await service.prepare(lambda: self._prompt(service))
             records, cached = (), 0
         requests = [
             GenerateRequest(
@@ -83,4 +89,17 @@ class Conversation:
             )
             for sampling, constraint in zip(self.samplings, constraints, strict=True)
         ]
-        return start_all(service, requests, self.stop, whole=self.whole, cached=cached)
+        kept = self.tools.kept(service.model) if self.tools is not None else None
+        return start_all(service, requests, self.stop, whole=self.whole, cached=cached, kept=kept)
+
+    def _prompt(self, service: Service) -> list[int]:
+        """Token ids of the conversation."""
+        template, messages = service.model.template, list(self.messages)
+        if self.tools is None or template is None:
+            return service.model.prompt_ids([messages])[0]
+        if messages[-1]["role"] == "assistant":
+            raise bad_request(
+                "messages: the last one is the assistant's, so there is nothing to answer",
+                "messages",
+            )
+        return template.prompt_ids(messages, tools=self.tools.shown)

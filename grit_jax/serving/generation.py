@@ -181,14 +181,14 @@ def event(body: dict[str, Any]) -> bytes:
 async def streamed(
     answers: Sequence[RunningAnswer],
     head: Callable[[int], list[dict[str, Any]]],
-    chunk: Callable[[int, Delta], dict[str, Any]],
+    chunk: Callable[[int, Delta], dict[str, Any] | None],
     usage_chunk: Callable[[], dict[str, Any]] | None,
 ) -> AsyncGenerator[bytes, None]:
     """The events of a stream.
 
     Args:
       head: what precedes an answer.
-      chunk: a part of an answer.
+      chunk: a part of an answer; None: nothing of it is certain yet.
       usage_chunk: what follows all answers.
     """
     try:
@@ -198,8 +198,10 @@ async def streamed(
         parts = merged(answers)
         try:
             async for number, delta in parts:
-                if delta.text or delta.finished or delta.logprobs is not None:
-                    yield event(chunk(number, delta))
+                if not (delta.text or delta.finished or delta.logprobs is not None):
+                    continue
+                if (grown := chunk(number, delta)) is not None:
+                    yield event(grown)
         finally:
             await parts.aclose()
         if usage_chunk is not None:

@@ -2,41 +2,98 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.protocol import Message
 
-# Of messages that a client sends back: without effect, or refused if they say something.
-_UNSERVED = ("audio", "tool_calls", "tool_call_id", "function_call")
+# Of messages that a client sends back: refused if they say something.
+_UNSERVED = ("audio", "function_call")
+_TOOLS = ("tool_calls", "tool_call_id")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+def plain_messages(messages: Sequence[Message], *, tools: bool = False) -> list[dict[str, Any]]:
     """Messages as `{"role", "content"}` with string contents.
 
     A list of text parts is joined by line breaks, as in vLLM. A developer's message is a system
-    message.
+    message. With `tools` there may be calls of functions and their results, in the form that chat
+    templates read: arguments as objects, and the function's name beside its result.
 
     Raises:
-      ApiError: 400 for no messages, an unknown role, or content that is no text.
+      ApiError: 400 for no messages, an unknown role, content that is no text, calls that have a
+        mistake, or a result without its call.
     """
     if not messages:
         raise bad_request("messages: the list is empty", "messages")
-    plain = []
+    roles = [*ROLES, "tool"] if tools else [*ROLES]
+    plain: list[dict[str, Any]] = []
+    names: dict[str, str] = {}  # of functions, by the ids of their calls
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
-        for name in _UNSERVED:
+        for name in _UNSERVED if tools else (*_UNSERVED, *_TOOLS):
             if getattr(message, name):
                 raise bad_request(f"{place}.{name}: this server does not have it", "messages")
-        if message.role not in ROLES:
+        if message.role not in roles:
             raise bad_request(
-                f"{place}.role: expected one of {', '.join(ROLES)}, got {message.role!r:.60}",
+                f"{place}.role: expected one of {', '.join(roles)}, got {message.role!r:.60}",
                 "messages",
             )
-        content = _text(message.content, f"{place}.content")
-        plain.append({"role": ROLES[message.role], "content": content})
+        content = message.content
+        if content is None and message.tool_calls:
+            content = ""
+        one: dict[str, Any] = {
+            "role": ROLES.get(message.role, message.role),
+            "content": _text(content, f"{place}.content"),
+        }
+        if message.role == "tool":
+            if message.tool_call_id not in names:
+                raise bad_request(
+                    f"{place}.tool_call_id: expected the id of a call before it, got"
+                    f" {message.tool_call_id!r:.80}",
+                    "messages",
+                )
+            one |= {"tool_call_id": message.tool_call_id, "name": names[message.tool_call_id]}
+        elif message.tool_calls:
+            if message.role != "assistant":
+                raise bad_request(f"{place}.tool_calls: only the assistant calls", "messages")
+            one["tool_calls"] = _calls(message.tool_calls, f"{place}.tool_calls")
+            names |= {call["id"]: call["function"]["name"] for call in one["tool_calls"]}
+        plain.append(one)
+    return plain
+
+
+def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
+    """Calls of functions with their arguments as objects."""
+    if not isinstance(calls, list):
+        raise bad_request(f"{place}: expected a list", "messages")
+    plain = []
+    for number, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str):
+            raise bad_request(
+                f"{place}[{number}]: expected {{'id', 'type': 'function', 'function': {{'name',"
+                " 'arguments'}}",
+                "messages",
+            )
+        if not isinstance(call.get("id"), str):
+            raise bad_request(f"{place}[{number}].id: expected a string", "messages")
+        given = function.get("arguments")
+        try:
+            arguments = json.loads(given or "{}") if isinstance(given, str | None) else given
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise bad_request(
+                f"{place}[{number}].function.arguments: expected a JSON object as text, got"
+                f" {given!r:.80}",
+                "messages",
+            )
+        whole = {"name": name, "arguments": arguments}
+        plain.append({"id": call["id"], "type": "function", "function": whole})
     return plain
 
 

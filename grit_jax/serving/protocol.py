@@ -32,9 +32,6 @@ IGNORED = frozenset(
 )
 # Of OpenAI's, and not served: refused unless they say what is done anyway.
 UNSERVED = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "audio": (),
@@ -140,9 +137,9 @@ class ChatBody(GenerationBody):
     verbosity: Any = None
     reasoning_effort: Any = None
     prediction: Any = None
-    tools: Any = None
-    tool_choice: Any = None
-    parallel_tool_calls: Any = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     audio: Any = None

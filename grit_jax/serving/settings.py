@@ -47,6 +47,8 @@ class ServeSettings:
       instruction: of embedding requests with `input_type` "query" and no instruction of their own.
       indices: folders of indices by the names under which they are served.
       adapters: folders of adapters by the names with which requests choose them.
+      tool_parser: how the model writes calls of functions (`tool_calls.FORMATS`); None: as its chat
+        template shows.
       api_keys: requests must carry one of them; empty: no key is needed.
       warm_up: compile everything before the server is ready.
       grace: seconds that open requests have after SIGTERM.
@@ -61,6 +63,7 @@ class ServeSettings:
     instruction: str = ""
     indices: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     adapters: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    tool_parser: str | None = None
     api_keys: Sequence[str] = ()
     limits: ServeLimits = ServeLimits()
     warm_up: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ class Grammars:
             llguidance.TokenizerWrapper(vocabulary), eos_token=list(self._model.stop_ids)
         )
 
-    def constraints(self, form: dict[str, Any], count: int) -> list[JsonConstraint | None]:
+    def constraints(self, form: dict[str, Any], count: int) -> Sequence[JsonConstraint | None]:
         """What `response_format` demands of each of so many answers; None: nothing.
 
         Raises:
@@ -61,19 +62,35 @@ class Grammars:
             )
         except ValueError as error:
             raise bad_request(f"{FIELD}: {error}", FIELD) from None
+        return self._held_to(grammar, count, f"{FIELD}.json_schema.schema")
+
+    def lark_constraints(self, grammar: str, count: int, field: str) -> list[JsonConstraint]:
+        """What a grammar in llguidance's Lark demands of each of so many answers.
+
+        Raises:
+          ApiError: 400 for a schema in it that has a mistake or is not supported; `field` is where.
+        """
+        try:
+            whole = llguidance.LLMatcher.grammar_from_lark(grammar)
+        except ValueError as error:
+            raise bad_request(f"{field}: {error}", field) from None
+        return self._held_to(whole, count, field)
+
+    def _held_to(self, grammar: str, count: int, place: str) -> list[JsonConstraint]:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+        field = re.split(r"[.\[]", place)[0]
         if matcher.is_error():
             reason = matcher.get_error().strip().splitlines()[0]
-            raise bad_request(f"{FIELD}.json_schema.schema: {reason:.300}", FIELD)
+            raise bad_request(f"{place}: {reason:.300}", field)
         size = self._model.config.vocab_size
-        return [JsonConstraint(matcher.deep_copy(), size) for _ in range(count)]
+        return [JsonConstraint(matcher.deep_copy(), size, field) for _ in range(count)]
 
 
 class JsonConstraint:
     """The tokens with which an answer stays within a grammar (`requests.TokenConstraint`)."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int):
-        self._matcher, self._words = matcher, words(vocab_size)
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, field: str = FIELD):
+        self._matcher, self._words, self._field = matcher, words(vocab_size), field
 
     def allowed(self) -> UInt[np.ndarray, " W"]:
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
@@ -89,7 +106,7 @@ class JsonConstraint:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().strip().splitlines()[0]
-            raise GritError(f"{FIELD}: the grammar cannot go on: {reason:.300}")
+            raise GritError(f"{self._field}: the grammar cannot go on: {reason:.300}")
 
 
 class _Vocabulary:

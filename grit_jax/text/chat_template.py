@@ -13,6 +13,7 @@ Rendering happens in a separate process with limits on time, memory and output
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib.util
 import itertools
 import json
@@ -61,6 +62,7 @@ class ChatTemplate:
         self._longest = max(map(len, special), default=0)
         self._beginnings = {text[:n] for text in special for n in range(1, len(text))}
         self._endings = {text[n:] for text in special for n in range(1, len(text))}
+        self._with_tools: ChatTemplate = self  # that renders conversations with tools
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -78,7 +80,9 @@ class ChatTemplate:
                 for item in source
                 if isinstance(item, Mapping)
             }
+        with_tools = None
         if isinstance(source, Mapping):
+            with_tools = source.get("tool_use")
             if "default" not in source:
                 raise GritError(
                     f"{location}: none of its templates is named 'default'"
@@ -91,35 +95,83 @@ class ChatTemplate:
             raise GritError(
                 f"{location} must be a string or a list of named ones, got {source!r:.60}"
             )
-        return cls(source, tokenizer, location)
+        template = cls(source, tokenizer, location)
+        if isinstance(with_tools, str):  # as transformers chooses it
+            template._with_tools = cls(with_tools, tokenizer, location)
+        return template
+
+    @functools.cached_property
+    def reads_tools(self) -> bool:
+        """Whether the template writes the tools that it is given."""
+        name = "probe_of_tools"
+        function = {"name": name, "description": "", "parameters": {"type": "object"}}
+        try:
+            text = self.render(
+                [{"role": "user", "content": "-"}],
+                tools=[{"type": "function", "function": function}],
+            )
+        except GritError:
+            return False
+        return name in text
+
+    @property
+    def tool_source(self) -> str:
+        """The template that writes conversations with tools."""
+        return self._with_tools.source
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
         """A conversation as transformers' `apply_chat_template` writes it.
+
+        Args:
+          tools: functions that may be called, as OpenAI describes them.
 
         Raises:
           GritError: invalid messages, or a template that refuses them, has a mistake, or does not
             end.
         """
-        return self._render(_plain(messages), add_generation_prompt)
+        if tools and self._with_tools is not self:
+            return self._with_tools.render(
+                messages, tools=tools, add_generation_prompt=add_generation_prompt
+            )
+        return self._render(_plain(messages), _plain_tools(tools), add_generation_prompt)
 
     def prompt_ids(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
-        """Token ids of a conversation; special tokens that a message spells are text.
+        """Token ids of a conversation; special tokens that a message or a tool spells are text.
+
+        Args:
+          tools: as of `render`.
 
         Raises:
-          GritError: as `render`, or the template changes such a message, so that its tokens cannot
-            be distinguished from the template's own.
+          GritError: as `render`; the template changes such a message, so that its tokens cannot be
+            distinguished from the template's own; or a key in tools or calls spells a special
+            token.
         """
-        plain = _plain(messages)
-        text = self._render(plain, add_generation_prompt)
-        marks = _unused(plain, self.source)
-        marked = self._mark(plain, *marks)
+        if tools and self._with_tools is not self:
+            return self._with_tools.prompt_ids(
+                messages, tools=tools, add_generation_prompt=add_generation_prompt
+            )
+        plain, plain_tools = _plain(messages), _plain_tools(tools)
+        if key := next(filter(self._special.search, _keys([plain, plain_tools])), None):
+            raise GritError(f"{self.location}: the key {key!r:.60} spells a special token")
+        text = self._render(plain, plain_tools, add_generation_prompt)
+        marks = _unused([plain, plain_tools], self.source)
+        marked, marked_tools = self._mark(plain, *marks), self._mark(plain_tools, *marks)
         typed: list[tuple[int, int]] = []
-        if marked != plain:
-            rest, typed = _without_marks(self._render(marked, add_generation_prompt), *marks)
+        if marked != plain or marked_tools != plain_tools:
+            rendered = self._render(marked, marked_tools, add_generation_prompt)
+            rest, typed = _without_marks(rendered, *marks)
             if rest != text:
                 raise GritError(
                     f"{self.location}: a message spells a special token, and the template changes"
@@ -128,14 +180,19 @@ class ChatTemplate:
                 )
         return self.tokenizer.encode_rendered(text, typed)
 
-    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+    ) -> str:
         variables = self._variables | {
             "messages": messages,
-            "tools": None,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        longest = OUTPUT + REPEATS * sum(map(len, _strings(messages)))
+        longest = OUTPUT + REPEATS * sum(map(len, _strings([messages, tools])))
         answer = _WORKER.ask(
             {"template": self.source, "variables": variables, "longest": longest}, self.location
         )
@@ -286,6 +343,18 @@ def _plain(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return plain
 
 
+def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Tools as plain data; None: there are none.
+
+    Raises:
+      GritError: something that JSON cannot hold.
+    """
+    try:
+        return json.loads(json.dumps(list(tools))) if tools else None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GritError(f"tools: {error}") from None
+
+
 def _content(token: Any) -> str | None:
     """A token as tokenizer_config.json writes it: a string, or an object with `content`."""
     text = token.get("content") if isinstance(token, Mapping) else token
@@ -300,6 +369,15 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        yield from _keys(list(value.values()))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _keys(item)
+
+
 def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Spans in order, those that touch made one."""
     merged: list[tuple[int, int]] = []
@@ -311,9 +389,9 @@ def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _unused(messages: list[dict[str, Any]], source: str) -> tuple[str, str]:
-    """Two characters that occur in no message and not in the template."""
-    used = set(source).union(*_strings(messages))
+def _unused(given: Any, source: str) -> tuple[str, str]:
+    """Two characters that occur nowhere in what is given and not in the template."""
+    used = set(source).union(*_strings(given))
     left, right = itertools.islice((c for c in map(chr, _PRIVATE) if c not in used), 2)
     return left, right
 

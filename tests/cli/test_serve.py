@@ -50,6 +50,7 @@ def test_adapters_are_read_beside_the_model(tmp_path, monkeypatch, tiny_model):
         (["--api-keys", "/no/such/file"], "--api-keys /no/such/file: No such file"),
         (["--index", "docs"], "--index docs: expected NAME=PATH"),
         (["--adapter", "=x"], "--adapter =x: expected NAME=DIR"),
+        (["--tool-parser", "xml"], "--tool-parser: invalid choice: 'xml'"),
         (["--slots", "0"], "must be at least 1"),
         (
             ["--otlp-traces-endpoint", "localhost:4317"],

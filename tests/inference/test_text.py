@@ -105,3 +105,16 @@ def test_what_was_passed_on_is_never_taken_back(tiny_tokenizer):
             writer.write(ids[start : start + 7])
         writer.finish()
         assert "".join(heard) == tiny_tokenizer.decode(ids)
+
+
+def test_special_tokens_that_are_part_of_the_text(tiny_tokenizer):
+    """They are spelled where they stand; the others are left out."""
+    end = tiny_tokenizer.eos_id
+    ids = [*tiny_tokenizer.encode("river"), end, *tiny_tokenizer.encode("stone")]
+    for kept, text in (({}, "riverstone"), ({end: "</s>"}, "river</s>stone")):
+        parts: list[str] = []
+        writer = TextWriter(tiny_tokenizer, lambda _, new: parts.append(new), 0, kept)
+        for token in [tiny_tokenizer.bos_id, *ids]:
+            writer.write([token])
+        writer.finish()
+        assert "".join(parts) == text

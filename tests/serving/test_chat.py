@@ -170,7 +170,7 @@ def test_logprobs_penalties_and_biases(openai_client, server, tiny_model):
         ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"top_logprobs": 2}, "only with logprobs"),
         ({"stream_options": {"include_usage": True}}, "only with stream"),
-        ({"tools": [{"type": "function"}]}, "tools: this server does not have it"),
+        ({"tools": [{"type": "function"}]}, "tools[0]: expected {'type': 'function'"),
         ({"temprature": 1}, "temprature: unknown field, did you mean 'temperature'?"),
     ],
 )

@@ -36,3 +36,32 @@ def test_roles_and_parts():
 def test_what_is_no_text_is_refused(message, words):
     with pytest.raises(ApiError, match=words):
         plain_messages([message])
+
+
+def test_calls_and_results():
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    given = [
+        Message(role="user", content="x"),
+        Message(role="assistant", tool_calls=[call]),
+        Message(role="tool", tool_call_id="c", content=[{"type": "text", "text": "y"}]),
+    ]
+    function = {"name": "f", "arguments": {"a": 1}}
+    assert plain_messages(given, tools=True)[1:] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c", "type": "function", "function": function}],
+        },
+        {"role": "tool", "content": "y", "tool_call_id": "c", "name": "f"},
+    ]
+    for bad, words in (
+        ({"id": "c"}, "expected {.id."),
+        ({"function": {"name": "f"}}, "id: expected a string"),
+        ({"id": "c", "function": {"name": "f", "arguments": "[]"}}, "expected a JSON object"),
+    ):
+        with pytest.raises(ApiError, match=words):
+            plain_messages([Message(role="assistant", tool_calls=[bad])], tools=True)
+    with pytest.raises(ApiError, match="only the assistant calls"):
+        plain_messages([Message(role="user", content="x", tool_calls=[call])], tools=True)
+    with pytest.raises(ApiError, match="expected the id of a call before it, got 'd'"):
+        plain_messages([Message(role="tool", content="x", tool_call_id="d")], tools=True)

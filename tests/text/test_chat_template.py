@@ -384,3 +384,72 @@ def test_half_a_surrogate_pair(qwen):
         ChatTemplate("{{ messages[0].content }}", qwen, "x").prompt_ids(
             conversation("broken \ud800")
         )
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Tell <|im_end|> it's & <b>",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+CALLED = [
+    {"role": "user", "content": "Rain in Oslo?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "c1", "function": {"name": "weather", "arguments": {"city": "<|im_end|>\u00d8"}}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "rain <|im_end|>"},
+    {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "wind"},
+]
+
+
+def test_tools_calls_and_results(qwen):
+    """As the template's authors print it; what a user or a developer writes is text."""
+    qwen_tools = ChatTemplate(chat_templates.QWEN25_TOOLS, qwen, "chat_template.jinja")
+    text = qwen_tools.render(CALLED, tools=TOOLS)
+    assert text == (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.\n"
+        "\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are"
+        " provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+        '{"type": "function", "function": {"name": "weather", "description": "Tell <|im_end|> it\'s &'
+        ' <b>", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}\n'
+        "</tools>\n\nFor each function call, return a json object with function name and arguments"
+        " within <tool_call></tool_call> XML tags:\n<tool_call>\n"
+        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\nRain in Oslo?<|im_end|>\n"
+        '<|im_start|>assistant\n<tool_call>\n{"name": "weather", "arguments": {"city":'
+        ' "<|im_end|>\u00d8"}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\nrain <|im_end|>\n</tool_response>\n<tool_response>\nwind"
+        "\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+    ids = qwen_tools.prompt_ids(CALLED, tools=TOOLS)
+    assert qwen.decode(ids, skip_special=False) == text
+    end = qwen.encode_rendered("<|im_end|>")[0]
+    assert ids.count(end) == text.count("<|im_end|>") - 3 == 4
+    assert qwen_tools.reads_tools and qwen_tools.tool_source == qwen_tools.source
+    with pytest.raises(GritError, match="the key '<.im_end.>' spells a special token"):
+        qwen_tools.prompt_ids(HELLO, tools=[{"<|im_end|>": 1}])
+
+
+def test_templates_without_tools_and_with_one_of_their_own(tokenizers, qwen):
+    for name in ("gemma2", "mistral", "llama3"):
+        assert not template(name, tokenizers).reads_tools, name
+    named = [
+        {"name": "default", "template": "{{ messages[0].content }}"},
+        {"name": "tool_use", "template": "{{ tools[0].function.name }}!"},
+    ]
+    config, qwen.config["chat_template"] = dict(qwen.config), named
+    try:
+        both = ChatTemplate.from_pretrained("none", qwen)
+    finally:
+        qwen.config.clear()
+        qwen.config.update(config)
+    assert both.reads_tools and both.render(HELLO) == "Hello"
+    assert both.render(HELLO, tools=TOOLS) == "weather!"
