@@ -55,8 +55,10 @@ from grit_jax.serving.tokens import detokenize, tokenize, tokenizer_info
 from grit_jax.serving.vector_stores import search_store, store_body, stores_list
 
 LOG = logging.getLogger(__name__)
+# Asked for every few seconds; the log has no line of a good answer.
+PROBES = ("/health", "/ready")
 # What needs no key: the page itself asks for one.
-OPEN_PATHS = ("/health", "/ready", *PAGE)
+OPEN_PATHS = (*PROBES, *PAGE)
 Handler = Callable[..., Awaitable[Reply | Stream]]
 
 POSTS: dict[str, tuple[type[Body], Handler]] = {
@@ -370,7 +372,7 @@ class _Operations:
             self._service.metrics.http(record.method, record.handler, record.status, record.seconds)
             if traced is not None:
                 self._service.tracing.end(traced, record)
-            if self._log:
+            if self._log and not (record.path in PROBES and record.status == 200):
                 write(record)
 
     async def _answer(

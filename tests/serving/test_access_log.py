@@ -16,6 +16,9 @@ def test_a_line():
     values = json.loads(line)
     assert values["id"] == "id-1" and values["path"] == path and values["seconds"] == 0.25
     assert values["time"].endswith("+00:00") and values["prompt_tokens"] == 0
+    assert "trace_id" not in values  # it is not traced
+    write(RequestRecord("id-2", "GET", "/", trace_id="ab"), file)
+    assert json.loads(file.getvalue().splitlines()[1])["trace_id"] == "ab"
 
 
 def test_ids():

@@ -93,6 +93,7 @@ def test_sigterm_loses_no_request(directory):
         with pytest.raises(OSError):
             client.send("/health")
     log = [json.loads(line) for line in lines if line.startswith("{")]
+    assert not [line for line in log if line["path"] == "/ready"]  # it was ready
     chats = [line for line in log if line["handler"] == "/v1/chat/completions"]
     assert len(chats) == 7 and {line["status"] for line in chats} == {200}
     assert sum(line["completion_tokens"] for line in chats) == 6 * 150 + 2

@@ -12,13 +12,14 @@ import pytest
 
 import grit_jax
 from grit_jax.errors import GritError
-from grit_jax.serving.settings import ServeLimits, ServeSettings
-from grit_jax.serving.tracing import traces_endpoint
+from grit_jax.serving.background import BackgroundServer
+from grit_jax.serving.settings import ServeSettings
+from grit_jax.serving.tracing import Tracing, traces_endpoint
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="extra otel is not installed")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="extra otel is not installed")
 
-from live_server import LiveServer, live_server  # noqa: E402
+from live_server import Client, LiveServer  # noqa: E402
 from otlp_receiver import Collector, ReceivedSpan, collector  # noqa: E402
 
 SERVER, INTERNAL = 2, 1  # SpanKind of the protocol
@@ -34,19 +35,12 @@ def collecting() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def traced(tiny_model, index_path, collecting) -> Iterator[LiveServer]:
-    settings = ServeSettings(
-        "tiny",
-        slots=4,
-        context=256,
-        indices={"docs": index_path},
-        limits=ServeLimits(body_bytes=200_000, items=64, tokens=20_000, choices=8, queue=64),
-        warm_up=False,
-        traces_endpoint=traces_endpoint(collecting.url),
-    )
-    with live_server(tiny_model, settings) as running:
-        yield running
-        running.service.close()
+def traced(server, collecting) -> Iterator[LiveServer]:
+    """The server of the room, traced for the tests of this file."""
+    server.service.tracing = Tracing(traces_endpoint(collecting.url), "tiny")
+    yield server
+    server.service.tracing.close()
+    server.service.tracing = None
 
 
 @pytest.fixture
@@ -158,6 +152,18 @@ def test_a_stream_of_two_answers(traced, spans):
     assert "grit.documents" not in attributes
 
 
+@pytest.mark.slow
+def test_a_response_with_file_search(traced, spans):
+    tool = {"type": "file_search", "vector_store_ids": ["docs"], "max_num_results": 2}
+    body = {"input": "Amber?", "max_output_tokens": 3, "temperature": 0, "tools": [tool]}
+    reply = traced.post("/v1/responses", **body)
+    (span,), stages = spans()
+    assert (span.name, span.attributes["gen_ai.request.max_tokens"]) == ("chat tiny", 3)
+    assert span.attributes["gen_ai.usage.input_tokens"] == reply["usage"]["input_tokens"]
+    assert span.attributes["grit.store"] == "docs" and len(span.attributes["grit.documents"]) == 2
+    assert {"search", "records", "prefill"} <= {stage.name for stage in stages}
+
+
 def test_embeddings_reranking_and_search(traced, spans):
     usage = traced.post("/v1/embeddings", input=["amber", "stone"], dimensions=8)["usage"]
     traced.post("/v1/rerank", query="amber", documents=["stone", "amber"])
@@ -227,6 +233,16 @@ def test_what_is_not_traced(traced, spans):
     assert span.name == "POST /tokenize" and span.parent_id == ""
 
 
+def test_the_last_spans_are_sent_when_a_server_ends(tiny_model, collecting):
+    endpoint = traces_endpoint(collecting.url)
+    settings = ServeSettings("m", slots=1, context=64, warm_up=False, traces_endpoint=endpoint)
+    collecting.take()
+    with BackgroundServer(tiny_model, settings) as server:
+        server.wait_until_ready(60)
+        Client(int(server.url.rsplit(":", 1)[1])).post("/tokenize", prompt="Amber")
+    assert [span.name for span in collecting.take()] == ["POST /tokenize"]
+
+
 @pytest.mark.parametrize(
     "given, url",
     [
@@ -253,7 +269,8 @@ def test_without_the_extra_it_is_one_line(monkeypatch):
 
 def test_the_sdk_is_imported_with_the_flag_alone():
     """By the functions that need it, not by a module."""
-    for path in Path(grit_jax.__file__).parent.rglob("*.py"):
+    package = Path(grit_jax.__file__).parent
+    for path in [*package.glob("serving/*.py"), package / "cli" / "serve.py"]:
         for statement in ast.parse(path.read_text()).body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 assert "opentelemetry" not in ast.unparse(statement), path
