@@ -1,8 +1,8 @@
 """Reranking and scoring by the generative head, which reads each text with its query.
 
 All of it is log-probabilities of label tokens right after a prompt (`inference.label_scores`). To
-rerank, the model is asked for "yes" or "no" in the words of the original's reranking (GRIT,
-appendix); the score is the probability of "yes" between the two, by the first token of each.
+rerank, the model is asked what `rag/rerank.py` asks after a stored document, in the layout that
+reads it; the score is the probability of "yes" against "no", by the first token of each.
 """
 
 from __future__ import annotations
@@ -23,13 +23,8 @@ from grit_jax.serving.protocol import GenerativeScoringBody, RerankBody, ScoreBo
 from grit_jax.serving.service import Service
 from grit_jax.serving.store_ranking import rerank_store, score_store
 from grit_jax.serving.tokens import text_ids
-from grit_jax.text.chat import PromptPart
-
-BEFORE = (
-    "Given a query and a passage, judge whether the passage is relevant to the query or not.\n\n"
-    "Query: {query}\nPassage: "
-)
-AFTER = "\n\nAnswer with yes if the passage is relevant to the query, and no otherwise."
+from grit_jax.text.rag_layouts import READING_MODES, compose
+from grit_jax.text.relevance import relevance_question
 
 
 @dataclasses.dataclass
@@ -165,28 +160,24 @@ def _prompts(
     model = service.model
     chat, context = model.chat, model.config.context_length
     rendered = [
-        [
-            PromptPart(chat.bos + chat.opening + chat.user, is_template=True),
-            PromptPart(BEFORE.replace("{query}", query)),
-            PromptPart(text, is_document=True),
-            PromptPart(AFTER),
-            PromptPart(chat.assistant, is_template=True),
-        ]
+        compose(READING_MODES["doc"], relevance_question(query), [text], chat).continuation
         for query, text in pairs
     ]
     prompts = []
-    for number, parts in enumerate(model.tokenizer.encode_parts(rendered)):
-        rest = sum(len(ids) for i, ids in enumerate(parts) if i != 2)
+    encoded = model.tokenizer.encode_parts(rendered)
+    for number, (prompt, parts) in enumerate(zip(rendered, encoded, strict=True)):
+        document = next(i for i, part in enumerate(prompt) if part.is_document)
+        rest = sum(len(ids) for i, ids in enumerate(parts) if i != document)
         room = context - rest
-        kept = len(parts[2]) if cut is None else min(cut, room) if cut else room
+        kept = len(parts[document]) if cut is None else min(cut, room) if cut else room
         if kept > room or room < 1:
             raise bad_request(
-                f"documents[{number}]: {len(parts[2])} tokens, and with the query {room} fit this"
-                f" model's context of {context}; shorten it or send max_tokens_per_doc",
+                f"documents[{number}]: {len(parts[document])} tokens, and with the query {room} fit"
+                f" this model's context of {context}; shorten it or send max_tokens_per_doc",
                 "documents",
                 "context_length_exceeded",
             )
-        parts[2] = parts[2][: max(kept, 0)]
+        parts[document] = parts[document][: max(kept, 0)]
         prompts.append([i for ids in parts for i in ids])
     return prompts
 

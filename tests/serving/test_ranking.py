@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 QUERY = "Which river is quiet?"
-# As the original's reranking has it, between the tags of a conversation.
+# The words of reranking after the document, as the layout doc-then-query reads both.
 PROMPT = (
-    "<s><|user|>\nGiven a query and a passage, judge whether the passage is relevant to the query or"
-    " not.\n\nQuery: {query}\nPassage: {text}\n\nAnswer with yes if the passage is relevant to the"
-    " query, and no otherwise.\n<|assistant|>\n"
+    "<s><|user|>\n{text}\n\nJudge whether the context is relevant to the query or not.\n\n"
+    "Query: {query}\n\nAnswer with yes if the context is relevant to the query, and no otherwise.\n\n"
+    "Answer the prior query while optionally using the context prior to it\n<|assistant|>\n"
 )
 
 
