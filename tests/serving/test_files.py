@@ -3,6 +3,7 @@ deleted."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 
 import numpy as np
@@ -27,7 +28,7 @@ def written(tiny_model, sentences, tmp_path_factory):
     build_index(tiny_model, corpus, folder / "index", IndexOptions(), quiet=True)
     settings = ServeSettings(
         "tiny",
-        slots=2,
+        slots=4,  # the programs of the other server
         context=256,
         indices={"docs": folder / "index"},
         limits=ServeLimits(body_bytes=50_000),
@@ -204,6 +205,44 @@ def test_a_file_that_cannot_be_added(client, store_index, name, content, code, w
     assert listed.id == file.id and len(store_index()) == DOCUMENTS
     client.files.delete(file.id)
     assert client.vector_stores.retrieve("docs").file_counts.failed == 0
+
+
+@pytest.mark.slow
+def test_requests_go_on_while_files_come_and_go(client, written, store_index):
+    """Answers over the other documents stay the same, and nothing fails, not even where many
+    deletions copy the index to new files."""
+    stays = send(client, "stays.txt", b"A copper engine hums.")
+    assert add(client, stays, attributes={"kept": True}).status == "completed"
+    tool = {
+        "type": "file_search",
+        "vector_store_ids": ["docs"],
+        "where": "kept == true",
+        "mode": "doc",
+    }
+    ask = lambda _=0: client.responses.create(
+        model="tiny", input="engine", temperature=0, max_output_tokens=3, tools=[tool]
+    )
+    first = ask()
+    assert first.output[1].content[0].annotations[0].file_id == stays.id
+
+    def write(number: int) -> None:
+        rows = [{"id": f"{number}-{i}", "text": f"Amber river {i}."} for i in range(3)]
+        file = send(client, f"{number}.jsonl", lines(*rows))
+        assert add(client, file, attributes={"kept": False}).status == "completed"
+        client.files.delete(file.id)
+
+    generation = store_index().manifest.generation
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        writes = [pool.submit(write, number) for number in range(2)]
+        replies = list(pool.map(ask, range(12)))
+        for each in writes:
+            each.result()
+    for reply in replies:
+        assert reply.output_text == first.output_text
+        assert reply.output[1].content[0].annotations == first.output[1].content[0].annotations
+    assert store_index().manifest.generation > generation
+    client.files.delete(stays.id)
+    assert len(store_index()) == DOCUMENTS
 
 
 def test_an_id_with_slashes(client, store_index, tiny_model, tmp_path):

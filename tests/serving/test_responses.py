@@ -169,7 +169,7 @@ def test_what_file_search_takes(api, server):
     body = {"model": "tiny", "input": "amber", "temperature": 0, "max_output_tokens": 2}
     body["include"] = ["file_search_call.results"]
     ask = lambda choice="auto", **tool: api.create(
-        **body, tools=[search_tool(**tool)], tool_choice=choice
+        **body, tools=[search_tool(**({"mode": "doc"} | tool))], tool_choice=choice
     )
     filters = {"type": "gte", "key": "n", "value": 9}
     reply = ask(filters=filters, max_num_results=50, mode="doc-then-query")
@@ -267,7 +267,7 @@ def test_text_in_a_form(api, openai_client):
         ({"tools": [search_tool(max_num_results=51)]}, 400, "tools[0].max_num_results"),
         ({"tools": [search_tool(mode="song")]}, 400, "tools[0].mode: expected one of"),
         ({"tools": [search_tool(filters={"type": "eq"})]}, 400, "filters: expected"),
-        ({"tools": [search_tool(where="no_such == 1")]}, 400, "no_such"),
+        ({"tools": [search_tool(where="no_such == 1", mode="doc")]}, 400, "no_such"),
         ({"tool_choice": "required"}, 400, "there is no tool to use"),
         ({"tool_choice": {"type": "function", "name": "f"}}, 400, "tool_choice: expected auto"),
         ({"previous_response_id": "resp_x"}, 404, "previous_response_id: there is no response"),

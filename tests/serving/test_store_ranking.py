@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from grit_jax.errors import GritError
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index
 from grit_jax.rag.search.hybrid import Retrieval
@@ -88,7 +89,6 @@ def test_candidates_by_default(server):
             "rerank: not with 'document_ids'",
         ),
         ("rerank", {"store": "docs", "where": "("}, 400, "where: position 2"),
-        ("rerank", {"store": "docs", "query": "word " * 1800}, 400, "a request may have 20000"),
         ("rerank", {"documents": ["x"], "document_ids": ["d1"]}, 400, "only with 'store'"),
         ("score", {"queries": "x", "store": "docs"}, 400, "give queries (one text)"),
         ("score", {"store": "docs", "queries": ["x"], "document_ids": ["d1"]}, 400, "one text"),
@@ -99,3 +99,9 @@ def test_a_bad_request_is_refused(server, path, body, status, words):
     given = {"query": QUERY} if path == "rerank" else {}
     got, error = server.error(f"/v1/{path}", **(given | body))
     assert got == status and words in error["message"], error
+
+
+def test_too_many_tokens(server):
+    preparer = server.service.stores.get("docs").current()
+    with pytest.raises(GritError, match="2 documents: .* a request may have 20"):
+        preparer.judge(QUERY, ["d1", "d2"], most_tokens=20)
