@@ -312,6 +312,11 @@ def serve(request: Request, dry_run: bool = False, supervised: bool = False) -> 
         return path
 
     command = [grit_program(), "serve", model, *serving.with_copies(flags, copy)]
+    if indices and any(re.match(r"--files(=|$)", word) for word in flags):
+        raise MirrorError(
+            f"--files: files would be added to a copy of {indices[0].address} and lost with it;"
+            " leave it out, or name an index on this disk"
+        )
     for index in indices:
         if dry_run:
             index.fetch_manifest()

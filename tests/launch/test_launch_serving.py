@@ -240,6 +240,16 @@ def test_what_is_not_in_the_bucket_is_one_line(worker):
     assert done.stderr.startswith("worker.py: gcloud storage cp: ")
 
 
+def test_files_are_not_added_to_a_copy(worker):
+    words = ["--index", "docs=gs://bucket/index", "--files=uploads"]
+    done = worker("serve", "org/model", "--dry-run", "--", *words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "worker.py: --files: files would be added to a copy of gs://bucket/index and lost with it;"
+        " leave it out, or name an index on this disk\n"
+    )
+
+
 def test_a_log_that_is_full_is_kept_and_begins_anew(tmp_path, monkeypatch):
     calls: list[list[str]] = []
     monkeypatch.setattr(serving, "LOG_BYTES", 10)
