@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -78,16 +79,20 @@ class PreparedServer:
         """Takes no new connections; `run` returns when the open requests are answered."""
         self._server.handle_exit(signal.SIGTERM, None)
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Frees the engine and the address, after `run`.
+
+        Returns:
+          Whether all has ended; False: a file is still being added to a store.
 
         Raises:
           Exception: what the warm-up failed with.
         """
-        self.service.close()
+        has_ended = self.service.close()
         self._listening.close()
         if self._failures:
             raise self._failures[0]
+        return has_ended
 
     def _warm_up(self) -> None:
         if self.service.compiled:
@@ -124,7 +129,14 @@ def serve(
     try:
         server.run()
     finally:
-        server.close()
+        if not server.close():
+            print(
+                "a file is still being added to a store; the next server with the same --files goes"
+                " on with it",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(0)  # the interpreter would wait for the writer's thread
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -137,14 +137,14 @@ class Service:
     def ready(self) -> bool:
         return self.compiled and not self.draining and self.engine.stats().healthy
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Ends the engine, and the writer of the stores after the file that it adds; sends the last
-        spans."""
+        spans. False: the file takes longer than the settings' `grace`, and is still being added."""
         self.engine.close()
-        if self.writer is not None:
-            self.writer.close()
+        has_ended = self.writer is None or self.writer.close(self.settings.grace)
         if self.tracing is not None:
             self.tracing.close()
+        return has_ended
 
     def warm_up(self) -> int:
         """Compiles what requests need; returns how many programs.

@@ -44,15 +44,29 @@ class StoreWriter:
         self._most, self._waiting = most, 0
         self._lock = threading.RLock()  # of what is known of the files
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "store-writer")
+        self._jobs: set[concurrent.futures.Future[Any]] = set()
         for store in stores:
             for id, attachment in folder.attachments(store.name).items():
                 if attachment.status == "in_progress":
                     self._queue(store, id)
 
-    def close(self) -> None:
-        """Ends after the file that is being added; the others are added by the next server."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+    def close(self, seconds: float | None = None) -> bool:
+        """Ends after the file that is being added; the others are added by the next server.
+
+        Args:
+          seconds: to wait for that file; None: as long as it takes.
+
+        Returns:
+          Whether it has ended. If it has not, the process may end all the same: what is committed
+          of the file stays, and the next server adds the rest.
+        """
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            jobs = list(self._jobs)
+        if concurrent.futures.wait(jobs, seconds).not_done:
+            return False
         self.folder.close()
+        return True
 
     def room(self, store: Store) -> int:
         """Tokens of text in a document of a store, beside the tags."""
@@ -122,7 +136,7 @@ class StoreWriter:
 
     async def _in_turn(self, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.wrap_future(self._thread.submit(work))
+            return await asyncio.wrap_future(self._submit(work))
         except GritError as error:
             last = "all documents" in str(error)
             raise ApiError(400 if last else 503, str(error), code="not_written") from None
@@ -135,7 +149,19 @@ class StoreWriter:
             with self._lock:
                 self._waiting -= 1
 
-        self._thread.submit(self._add, store, id).add_done_callback(done)
+        self._submit(lambda: self._add(store, id)).add_done_callback(done)
+
+    def _submit(self, work: Callable[[], T]) -> concurrent.futures.Future[T]:
+        job = self._thread.submit(work)
+
+        def done(_: Any) -> None:
+            with self._lock:
+                self._jobs.discard(job)
+
+        with self._lock:
+            self._jobs.add(job)
+        job.add_done_callback(done)
+        return job
 
     def _keep(self, id: str, store: Store, attachment: Attachment | None) -> None:
         """Writes what has become of a file in a store; None: it is not there any more."""

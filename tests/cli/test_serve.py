@@ -18,13 +18,14 @@ def test_flags_become_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(serve, "load_model", lambda args: args.model)
     flags = ["--slots", "3", "--context", "64", "--max-queue", "5", "--grace", "7", "--no-warm-up"]
     main(["serve", "m", "--api-keys", str(keys), "--host", "::1", "--port", "0", *flags])
-    main(["serve", "m", "--name", "n", "--index", "a=x", "--index", "b=y"])
+    main(["serve", "m", "--name", "n", "--files", "up", "--index", "a=x", "--index", "b=y"])
     (model, settings, host, port), (_, default, *_) = calls
     assert (model, host, port, settings.name) == ("m", "::1", 0, "m")
     assert (settings.slots, settings.context, settings.limits.queue) == (3, 64, 5)
     assert settings.api_keys == ["sesame"] and settings.grace == 7 and not settings.warm_up
     assert default.name == "n" and default.warm_up and default.context is None
     assert default.limits.tokens == 300_000
+    assert str(default.files) == "up" and settings.files is None
     assert [*default.indices] == ["a", "b"] and not settings.indices
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import pytest
 
@@ -76,3 +77,20 @@ def test_a_failure_is_told_and_overload_refused(store, tmp_path, monkeypatch):
     asyncio.run(running.detach(store, file.id))
     assert running.folder.attachments("docs") == {}
     running.close()
+
+
+def test_the_end_does_not_wait_for_a_file_for_ever(store, tmp_path, monkeypatch):
+    going_on = threading.Event()
+    monkeypatch.setattr(store_writer, "build_index", lambda *_, **__: going_on.wait(60))
+    running = writer(store, tmp_path / "files")
+    files = [running.folder.add(name, "assistants", b"amber") for name in ("a.txt", "b.txt")]
+    for file in files:
+        running.attach(store, file.id, {}, None)
+    assert not running.close(0.05)
+    going_on.set()
+    assert running.close(60)
+    # The second one was not begun: the next server adds it.
+    again = FileFolder(tmp_path / "files")
+    states = {id: attached.status for id, attached in again.attachments("docs").items()}
+    assert states == {files[0].id: "completed", files[1].id: "in_progress"}
+    again.close()
