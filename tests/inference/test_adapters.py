@@ -16,8 +16,10 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.record_loader import Layered
 from grit_jax.inference.requests import EmbedRequest, GenerateRequest, LabelRequest, ScoreRequest
 from grit_jax.inference.sampling import Sampling
+from grit_jax.models.adapter_stack import AdapterStack
 from grit_jax.models.hf.safetensors_io import Tensor, write_shard
 from grit_jax.runtime.files import write_file
+from grit_jax.sharding import MeshConfig, make_mesh
 
 NEW = 10
 PAST_ENDS = Sampling(max_new_tokens=NEW, ignore_eos=True)
@@ -153,6 +155,36 @@ def test_an_int8_base(folders, sentences):
     cosine = (own.encode(sentences[:4]) * exact.encode(sentences[:4])).sum(axis=1)
     plain = (base.encode(sentences[:4]) * exact.encode(sentences[:4])).sum(axis=1)
     assert cosine.min() > 0.99 > plain.max()
+
+
+@pytest.mark.slow  # compiles for eight simulated devices
+def test_on_several_devices(folders, models, prompts, expected, sentences):
+    """Slots on two shards, weights and factors on four devices each: the same answers."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    model = with_adapters(GritLM.from_pretrained(folders.base, mesh=mesh), folders.adapters)
+    factors = [weight.a for weight in model.params.values() if isinstance(weight, AdapterStack)]
+    assert all(not factor.sharding.is_fully_replicated for factor in factors)
+    texts = [other.encoder.format(sentences[:3]) for other in models]
+    with model.engine(slots=4, context=128) as engine:
+        answers = [
+            engine.submit(GenerateRequest(prompts[i], (), PAST_ENDS, adapter=i))
+            for i in (0, 2, 1, 2)
+        ]
+        vectors = [
+            engine.submit(EmbedRequest(texts[i].ids, [texts[i].pool_start] * 3, adapter=i))
+            for i in range(3)
+        ]
+        for i, answer in zip((0, 2, 1, 2), answers, strict=True):
+            assert answer.result().tokens == expected[i]
+        for i, other in enumerate(models):
+            np.testing.assert_allclose(vectors[i].result(), other.encode(sentences[:3]), atol=2e-5)
+
+
+def test_an_adapter_of_the_package_has_a_name(tiny_model):
+    """It is found, and fits another model only."""
+    with raises("tensors"), pytest.MonkeyPatch.context() as patch:
+        patch.chdir("/")
+        with_adapters(tiny_model, {"grit": "smollm2-grit"})
 
 
 def test_a_directory_of_pefts_own(folders, tiny_model, tmp_path, sentences):

@@ -206,6 +206,23 @@ def test_grammars_of_every_form(form, running, model):
         example.format(ARGUMENTS) * 2,
     ):
         assert not takes(wrong), wrong
+    several = ToolUse(
+        [WEATHER, CLOCK],
+        FORMATS[form],
+        {"weather": SCHEMA, "clock": {"type": "object"}},
+        ["weather", "clock"],
+    )
+    grammar = several.grammar(model)
+    first, second = example.format(ARGUMENTS), example.format("{}").replace("weather", "clock")
+    if form in ("smollm2", "mistral"):  # one list
+        begin, end = example.split("{{")[0], example.rpartition("}}")[2]
+        first, second = first.removesuffix(end), second.removeprefix(begin)
+    separator = {"hermes": "\n", "llama3_json": "; "}.get(form, ", ")
+    assert takes(first + separator + second)
+    reader = AnswerReader(several)
+    message, _ = reader.message(Delta(first + separator + second, [], None, "stop"))
+    names = [call["function"]["name"] for call in message["tool_calls"]]
+    assert names == ["weather", "clock"] and message["content"] is None
 
 
 def test_marks_that_are_special_tokens(tiny_tokenizer):
