@@ -49,13 +49,14 @@ def plain_messages(messages: Sequence[Message], *, tools: bool = False) -> list[
             "content": _text(content, f"{place}.content"),
         }
         if message.role == "tool":
-            if message.tool_call_id not in names:
+            called = message.tool_call_id
+            if not isinstance(called, str) or called not in names:
                 raise bad_request(
                     f"{place}.tool_call_id: expected the id of a call before it, got"
-                    f" {message.tool_call_id!r:.80}",
+                    f" {called!r:.80}",
                     "messages",
                 )
-            one |= {"tool_call_id": message.tool_call_id, "name": names[message.tool_call_id]}
+            one |= {"tool_call_id": called, "name": names[called]}
         elif message.tool_calls:
             if message.role != "assistant":
                 raise bad_request(f"{place}.tool_calls: only the assistant calls", "messages")

@@ -187,8 +187,10 @@ def _functions(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             )
         if name in functions:
             raise bad_request(f"{place}.function.name: there is another {name!r}", "tools")
-        if not isinstance(schema, dict | None):
-            raise bad_request(f"{place}.function.parameters: expected a JSON schema", "tools")
+        if not isinstance(schema, dict | None) or (schema or {}).get("type", "object") != "object":
+            raise bad_request(
+                f"{place}.function.parameters: expected the JSON schema of an object", "tools"
+            )
         functions[name] = schema or _NO_PARAMETERS
     return functions
 
@@ -262,4 +264,4 @@ def _special_marks(form: ToolFormat, model: GritLM) -> dict[int, str]:
 def _spaced(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema whose values are written with the spaces that templates write."""
     spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return {**schema, "x-guidance": spaces}
+    return {"type": "object", **schema, "x-guidance": spaces}

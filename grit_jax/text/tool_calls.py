@@ -290,7 +290,7 @@ class _Call:
 
 
 def _object(text: str, form: ToolFormat) -> _Call:
-    """A JSON object with a name and arguments.
+    """A JSON object with a name and arguments. A mistake after both are there ends it.
 
     Raises:
       ValueError: it is none.
@@ -303,33 +303,46 @@ def _object(text: str, form: ToolFormat) -> _Call:
         if text[place] == ",":
             place += 1
             continue
-        if text[place] != '"':
+        try:
+            stop = _member(text, place, call, form)
+        except ValueError:
             if call.name is None or call.stop is None:
-                raise ValueError
-            call.end = place  # something else follows complete arguments
+                raise
+            call.end = place
             return call
-        key_end = _value_end(text, place)
-        colon = len(text) if key_end is None else _after_space(text, key_end)
-        if colon >= len(text):
-            return call
-        if text[colon] != ":":
-            raise ValueError
-        key = json.loads(text[place:key_end], strict=False)
-        place = _after_space(text, colon + 1)
-        if place >= len(text):
-            return call
-        stop = _value_end(text, place)
-        if key in (form.arguments, "arguments", "parameters"):
-            if text[place] in '{"':
-                call.start, call.stop = place, stop
-            elif not "null".startswith(text[place:stop]):
-                raise ValueError
-        elif key == "name" and stop is not None:
-            call.name = str(json.loads(text[place:stop], strict=False))
         if stop is None:
             return call
         place = stop
     return call
+
+
+def _member(text: str, place: int, call: _Call, form: ToolFormat) -> int | None:
+    """Reads a key and its value into a call; returns where the value ends, None: not yet.
+
+    Raises:
+      ValueError: there is no key, or it has no value.
+    """
+    if text[place] != '"':
+        raise ValueError
+    key_end = _value_end(text, place)
+    colon = len(text) if key_end is None else _after_space(text, key_end)
+    if colon >= len(text):
+        return None
+    if text[colon] != ":":
+        raise ValueError
+    key = json.loads(text[place:key_end], strict=False)
+    start = _after_space(text, colon + 1)
+    if start >= len(text):
+        return None
+    stop = _value_end(text, start)
+    if key in (form.arguments, "arguments", "parameters") and call.start is None:
+        if text[start] in '{"':
+            call.start, call.stop = start, stop
+        elif not "null".startswith(text[start:stop]):
+            raise ValueError
+    elif key == "name" and stop is not None and call.name is None:
+        call.name = str(json.loads(text[start:stop], strict=False))
+    return stop
 
 
 def _bare(text: str, form: ToolFormat) -> _Call:

@@ -246,7 +246,8 @@ def tool(**function):
     [
         ({"tools": [{"type": "custom"}]}, "tools[0]: expected {'type': 'function'"),
         (tool(name="a b"), "tools[0].function.name: expected up to 64 letters"),
-        (tool(name="a", parameters="x"), "tools[0].function.parameters: expected a JSON schema"),
+        (tool(name="a", parameters="x"), "tools[0].function.parameters: expected the JSON"),
+        (tool(name="a", parameters={"type": "string"}), "expected the JSON schema of an object"),
         ({"tools": [CLOCK, CLOCK]}, "tools[1].function.name: there is another 'clock'"),
         ({"tools": [CLOCK] * 129}, "tools: 129 tools"),
         ({"tool_choice": "required"}, "tool_choice: 'required', and there are no tools"),
@@ -268,6 +269,17 @@ def tool(**function):
             "tools: ",
         ),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, "tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": ["y"]}]}, "tool_call_id"),
+        *(
+            (
+                {
+                    **tool(name="a", parameters={"properties": {"x": odd}}),
+                    "tool_choice": "required",
+                },
+                "tools",
+            )
+            for odd in (5, {"$ref": "#/no"}, {"anyOf": 3}, {"enum": {}}, {"pattern": "("})
+        ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]},
             "messages[0].tool_calls[0]: expected {'id'",

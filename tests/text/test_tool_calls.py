@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
@@ -130,3 +131,37 @@ def test_odd_ends_of_a_call_that_has_begun():
     for rest in ("]", ', "id" 7}', ', "arguments": 3}', "<tool_call>"):
         content, calls = parse("hermes", [*f"<tool_call>{OSLO[:-1]}{rest}"])
         assert calls == [["clock.now", "{}"]], rest
+
+
+PIECES = [
+    *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "weather", "x"),
+    *(
+        '{"name": "weather", ',
+        '"arguments": {',
+        '"parameters": {',
+        '"a": "',
+        '"',
+        "\\",
+        "1",
+        "null",
+    ),
+    *("{", "}", "[", "]", ",", ";", ":", " ", "\n", OSLO, LLAMA, '"name": ', '"clock.now"'),
+]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_any_text_is_read_the_same_in_any_pieces(form):
+    """And what has no calls is content, word for word."""
+    rng = random.Random(form)
+    called = 0
+    for _ in range(300):
+        begun = rng.choice(["", FORMATS[form].begin + '{"name": "weather", "arguments": {'])
+        text = begun + "".join(rng.choices(PIECES, k=rng.randrange(1, 14)))
+        whole = parse(form, [text])
+        assert parse(form, [*text, ""]) == whole, text
+        cut = rng.randrange(len(text))
+        assert parse(form, [text[:cut], text[cut:]]) == whole, text
+        called += bool(whole[1])
+        if not whole[1]:
+            assert whole[0] == text
+    assert called > 100
