@@ -98,27 +98,24 @@ def test_models_are_listed_as_vllm_does(adapted, client, folders):
 
 def test_the_model_field_chooses_an_adapter(client, tiny_model, folders, sentences):
     """Every endpoint gives what the merged model gives, all of them at once."""
-    models = {"tiny": tiny_model, **folders.merged}
-    asked = sentences[7]
+    asked, expected = sentences[7], {}
+    for name, merged in {"tiny": tiny_model, **folders.merged}.items():
+        answer = merged.generate(asked, max_new_tokens=9)[0]
+        expected[name] = merged.encode(sentences[:2]), merged.prompt_ids([asked])[0], answer
+    assert len({answer for _, _, answer in expected.values()}) == 3
 
     def check(name):
-        merged = models[name]
-        vectors = client.embeddings.create(model=name, input=sentences[:2]).data
-        np.testing.assert_allclose(
-            [item.embedding for item in vectors], merged.encode(sentences[:2]), atol=2e-5
-        )
+        vectors, ids, answer = expected[name]
+        data = client.embeddings.create(model=name, input=sentences[:2]).data
+        np.testing.assert_allclose([item.embedding for item in data], vectors, atol=2e-5)
         messages = [{"role": "user", "content": asked}]
-        reply = client.chat.completions.create(
-            model=name, messages=messages, max_tokens=9, temperature=0
-        )
-        assert reply.model == name
-        assert reply.choices[0].message.content == merged.generate(asked, max_new_tokens=9)[0]
-        ids = merged.prompt_ids([asked])[0]
-        text = client.completions.create(model=name, prompt=ids, max_tokens=9, temperature=0)
-        assert text.choices[0].text == merged.generate(asked, max_new_tokens=9)[0]
+        limits = {"model": name, "max_tokens": 9, "temperature": 0}
+        reply = client.chat.completions.create(messages=messages, **limits)
+        assert (reply.model, reply.choices[0].message.content) == (name, answer)
+        assert client.completions.create(prompt=ids, **limits).choices[0].text == answer
 
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        list(pool.map(check, [*models, *models]))
+        list(pool.map(check, [*expected, *expected]))
 
 
 def test_stores_belong_to_the_weights_that_made_them(adapted, folders, tiny_model, sentences):
