@@ -108,6 +108,7 @@ def test_answers_and_vectors_in_common_batches(engine, model, models, prompts, e
         engine.submit(GenerateRequest(prompts[0], (), PAST_ENDS, adapter=3))
 
 
+@pytest.mark.slow
 def test_scores_and_labels(engine, models, prompts):
     asked = [
         (
@@ -124,6 +125,7 @@ def test_scores_and_labels(engine, models, prompts):
         np.testing.assert_allclose(label.result()[0], logprobs[-1, [5, 9]], atol=5e-5)
 
 
+@pytest.mark.slow
 def test_over_records(engine, models, prompts, sentences):
     """An adapter answers over the records that its own weights have made."""
     for number, (merged, prompt) in enumerate(zip(models, prompts, strict=True)):
@@ -144,6 +146,7 @@ def test_ends_of_sequence_are_the_adapters_own(engine, prompts, expected):
     assert base.tokens == blue.tokens == [stop] * NEW
 
 
+@pytest.mark.slow
 def test_an_int8_base(folders, sentences):
     """The factors are added to the quantised weights, as close as quantisation leaves the model
     itself."""
