@@ -19,10 +19,15 @@ HELP = {
     "long question (B)",
     "all": "all of these",
 }
+SERVE = (
+    "mixed requests to a running server from many clients at once, some of them cancelled or"
+    " malformed: throughput beside one client alone, latencies, memory"
+)
 
 
 def _bench_flags(parser: argparse.ArgumentParser) -> None:
-    add = flags.kinds(parser, *HELP)
+    add = flags.kinds(parser, *HELP, "serve")
+    _serve_flags(add("serve", SERVE))
     for name, text in HELP.items():
         kind = add(name, text)
         # Training starts from float32 weights and chooses its own mesh.
@@ -48,6 +53,33 @@ def _bench_flags(parser: argparse.ArgumentParser) -> None:
             )
         if name in ("rag", "all"):
             _rag_flags(kind)
+
+
+def _serve_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="of a running grit serve, http://HOST:PORT")
+    for name, default, text in (
+        ("requests", 5000, "requests that all clients send together"),
+        ("connections", 32, "clients, each with a connection of its own"),
+        (
+            "alone",
+            None,
+            "requests of one client alone, to compare (default: a tenth of --requests)",
+        ),
+        ("warm-up", 100, "requests before anything is measured"),
+        ("new-tokens", 32, "tokens of an answer, at most"),
+    ):
+        shown = text if default is None else f"{text} (default: %(default)s)"
+        parser.add_argument(
+            f"--{name}", type=flags.positive, default=default, metavar="N", help=shown
+        )
+    parser.add_argument("--store", metavar="NAME", help="a store of the server, to answer from")
+    parser.add_argument(
+        "--api-keys", type=flags.path, metavar="FILE", help="send the first key of this file"
+    )
+    parser.add_argument(
+        "--seed", type=flags.natural, default=0, metavar="N", help="(default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
 
 
 def _rag_flags(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +111,26 @@ def _rag_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _bench_serve(args: argparse.Namespace) -> None:
+    from grit_jax.bench.load import LoadOptions, bench_serve, lines
+    from grit_jax.bench.traffic import TrafficOptions
+    from grit_jax.serving.settings import read_api_keys
+
+    traffic = TrafficOptions(args.store, args.new_tokens, seed=args.seed)
+    key = read_api_keys(args.api_keys)[0] if args.api_keys is not None else None
+    options = LoadOptions(
+        args.requests, args.connections, args.alone or 0, args.warm_up, key, traffic
+    )
+    result = bench_serve(args.url, options)
+    if args.json:
+        print_json(result)
+    else:
+        print_text("\n".join(lines(result)))
+
+
 def bench(args: argparse.Namespace) -> None:
+    if args.kind == "serve":
+        return _bench_serve(args)
     from grit_jax.bench.rag import RagBenchOptions, bench_rag
     from grit_jax.bench.show import markdown, write
     from grit_jax.bench.throughput import bench_decode, bench_encode, bench_train, lines
@@ -126,4 +177,9 @@ def bench(args: argparse.Namespace) -> None:
         print_text("\n".join(shown).rstrip())
 
 
-BENCH = Verb("bench", "measure this machine: encode, decode, train, rag", _bench_flags, bench)
+BENCH = Verb(
+    "bench",
+    "measure this machine: encode, decode, train, rag; a running server: serve",
+    _bench_flags,
+    bench,
+)

@@ -198,7 +198,10 @@ class _Parser:
         if token.kind == "string":
             value: Value = self._string(token)
         elif token.kind == "number":
-            value = float(token.text) if re.search("[.eE]", token.text) else int(token.text)
+            try:
+                value = float(token.text) if re.search("[.eE]", token.text) else int(token.text)
+            except ValueError:  # Python reads integers of some thousand digits, not of more
+                raise self._error("expected a number with fewer digits") from None
         elif token.text in ("true", "false"):
             value = token.text == "true"
         else:

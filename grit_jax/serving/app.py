@@ -26,6 +26,7 @@ from grit_jax.serving.errors import CLIENT_GONE, ApiError, ClientGone
 from grit_jax.serving.file_routes import STORE, STORE_FILE, add_file_routes
 from grit_jax.serving.files import AttributesBody, StoreFileBody, add_file, update_attributes
 from grit_jax.serving.generation import Stream
+from grit_jax.serving.openapi import describe
 from grit_jax.serving.page import PAGE
 from grit_jax.serving.protocol import (
     Body,
@@ -168,6 +169,8 @@ def create_app(service: Service, *, log: bool = True) -> FastAPI:
         refusal = ApiError(error.status_code, what, headers=error.headers)
         return JSONResponse(refusal.body(), refusal.status, refusal.headers)
 
+    bodies = {path: kind for path, (kind, _) in POSTS.items()}
+    describe(app, bodies, open_paths=OPEN_PATHS, keys=bool(service.settings.api_keys))
     app.add_middleware(_Operations, service=service, log=log)
     return app
 
@@ -231,23 +234,7 @@ def _add_post(
         return Response(text, media_type="application/json", headers=headers)
 
     endpoint.__doc__, endpoint.__name__ = kind.__doc__, re.sub(r"\W+", "_", path).strip("_")
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema = json.loads(
-        json.dumps(schema).replace("#/components/schemas/", f"#/paths/{_at(path)}/")
-    )
-    content = {"application/json": {"schema": schema}}
-    parts = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"{(\w+)[:}]", path)
-    ]
-    extra = {"requestBody": {"content": content, "required": True}, "parameters": parts}
-    app.post(path, openapi_extra=extra)(endpoint)
-
-
-def _at(path: str) -> str:
-    """Where the schema of a path's body has its definitions, as a JSON pointer."""
-    escaped = path.replace(":path}", "}").replace("~", "~0").replace("/", "~1")
-    return f"{escaped}/post/requestBody/content/application~1json/schema/$defs"
+    app.post(path)(endpoint)
 
 
 def _json(body: Any) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from grit_jax.errors import GritError
+
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -54,6 +56,14 @@ class ApiError(Exception):
                 "code": self.code,
             }
         }
+
+
+class FormError(GritError):
+    """An answer cannot go on in the form that its request demands in the field `param`."""
+
+    def __init__(self, message: str, param: str):
+        super().__init__(message)
+        self.param = param
 
 
 class ClientGone(Exception):

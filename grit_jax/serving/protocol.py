@@ -8,6 +8,7 @@ header `X-Grit-Ignored` and counted.
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -270,11 +271,26 @@ def parse(kind: type[B], raw: bytes) -> B:
         body = kind.model_validate_json(raw)
     except ValidationError as error:
         raise _explained(kind, error) from None
+    for name in body.model_fields_set:
+        if not _finite(getattr(body, name)):
+            raise bad_request(f"{name}: a number in it is too large", name, "invalid_value")
     for name, harmless in kind.UNSERVED.items():
         value = getattr(body, name, None)
         if value is not None and value not in harmless:
             raise bad_request(f"{name}: this server does not have it; leave it out", name)
     return body
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number within a value was too large for a float: JSON cannot hold infinity, and
+    replies repeat what requests say."""
+    if isinstance(value, BaseModel):
+        value = dict(value)
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _explained(kind: type[Body], error: ValidationError) -> Exception:

@@ -26,7 +26,7 @@ from grit_jax.inference.requests import (
 )
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.slot_cache import KEY_BLOCK
-from grit_jax.serving.errors import ApiError, bad_request
+from grit_jax.serving.errors import ApiError, FormError, bad_request
 from grit_jax.serving.file_folder import FileFolder
 from grit_jax.serving.metrics import ServerMetrics
 from grit_jax.serving.request_trace import current
@@ -304,11 +304,14 @@ def outcome(pending: Pending[T]) -> T:
     """The result of a request that is done.
 
     Raises:
-      ApiError: 500, it failed; 503, the engine was closed.
+      ApiError: 400, it cannot go on in the form that it demands; 500, it failed; 503, the engine
+        was closed.
     """
     error = pending.error()
     if error is None:
         return pending.result()
+    if isinstance(error, FormError):
+        raise bad_request(str(error), error.param) from None
     status = 503 if "engine" in str(error) else 500
     raise ApiError(status, str(error) or type(error).__name__, code="generation_failed")
 

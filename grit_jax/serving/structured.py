@@ -12,10 +12,9 @@ import llguidance
 import numpy as np
 from jaxtyping import UInt
 
-from grit_jax.errors import GritError
 from grit_jax.inference.adjustments import words
 from grit_jax.inference.model import GritLM
-from grit_jax.serving.errors import bad_request
+from grit_jax.serving.errors import FormError, bad_request
 from grit_jax.text.token_bytes import TokenBytes
 
 FIELD = "response_format"
@@ -83,6 +82,10 @@ class Grammars:
             reason = matcher.get_error().strip().splitlines()[0]
             raise bad_request(f"{place}: {reason:.300}", field)
         size = self._model.config.vocab_size
+        try:  # a schema that nothing satisfies, such as one that refers to itself alone
+            JsonConstraint(matcher.deep_copy(), size, field).check()
+        except FormError as error:
+            raise bad_request(str(error), field) from None
         return [JsonConstraint(matcher.deep_copy(), size, field) for _ in range(count)]
 
 
@@ -94,19 +97,25 @@ class JsonConstraint:
 
     def allowed(self) -> UInt[np.ndarray, " W"]:
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
-        self._check()
         whole = np.zeros(self._words, np.uint32)
         whole[: len(mask)] = mask[: self._words]
+        if self._matcher.is_error() or not whole.any():
+            whole[:] = ~np.uint32(0)  # whatever comes now, `accept` ends this answer alone
         return whole
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
-        self._check()
+        self._raise_error()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises FormError: there is no first token."""
+        self._matcher.compute_bitmask()
+        self._raise_error()
+
+    def _raise_error(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().strip().splitlines()[0]
-            raise GritError(f"{self._field}: the grammar cannot go on: {reason:.300}")
+            raise FormError(f"{self._field}: the grammar cannot go on: {reason:.300}", self._field)
 
 
 class _Vocabulary:

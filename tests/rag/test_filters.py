@@ -106,6 +106,7 @@ def test_not_binds_before_and_before_or(a, b, c):
         ("lang not 'en'", "position 10: expected in, got"),
         ("draft < true", "position 9: true and false are compared by == and != only, got 'true'"),
         ("lang == '\\x'", "position 9: a string with a wrong escape"),
+        ("year == " + "9" * 5000, "position 9: expected a number with fewer digits"),
         ("year == 20x", "position 9: expected a value: .*, got '2'"),
         ("and == 1", "position 1: expected the name of a field, got 'and'"),
         ("(" * 200 + "a == 1" + ")" * 200, "position 101: more than 100 nested expressions"),

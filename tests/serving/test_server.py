@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
-from live_server import Client
+from served_process import running
 
 from grit_jax.errors import GritError
 from grit_jax.serving.server import serve
@@ -33,30 +28,6 @@ def directory(tiny_model, tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     tiny_model.save_pretrained(path)
     return path
-
-
-@contextlib.contextmanager
-def running(directory, *arguments: str) -> Iterator[tuple[subprocess.Popen, Client, list[str]]]:
-    """`grit serve` on a free port, its client, and the lines that it has printed."""
-    command = [sys.executable, "-m", "grit_jax", "serve", str(directory), "--port", "0"]
-    environment = os.environ | {"GLIBC_TUNABLES": ""}
-    with subprocess.Popen(
-        [*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stderr is not None
-        lines: list[str] = []
-        try:
-            for line in process.stderr:
-                lines.append(line)
-                if line.startswith("serving "):
-                    break
-            port = int(lines[-1].rsplit(":", 1)[1])
-            reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
-            reader.start()
-            yield process, Client(port), lines
-            reader.join(60)
-        finally:
-            process.kill()
 
 
 def test_sigterm_loses_no_request(directory):

@@ -77,6 +77,26 @@ def test_a_json_object(server):
     assert reply["choices"][0]["message"]["content"].startswith("{")
 
 
+NOTHING = {"$defs": {"a": {"$ref": "#/$defs/a"}}}  # what refers to itself alone
+
+
+def test_a_form_that_cannot_go_on_ends_its_own_answer_alone(server):
+    """At the first token, and in the middle; whole and as a stream."""
+    plain = {"messages": [{"role": "user", "content": "Go on"}], "max_tokens": 40, "temperature": 0}
+    alone = server.post("/v1/chat/completions", **plain)
+    form = lambda schema: {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    inside = {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        beside = [pool.submit(server.post, "/v1/chat/completions", **plain) for _ in range(3)]
+        for schema in ({"$ref": "#"}, {"$ref": "#/$defs/a"} | NOTHING, inside | NOTHING):
+            fields = plain | {"response_format": form(schema)}
+            status, error = server.error("/v1/chat/completions", **fields)
+            assert status == 400 and error["param"] == "response_format", error
+        status, text, _ = server.send("/v1/chat/completions", fields | {"stream": True})
+        assert status in (200, 400) and "cannot go on" in str(text)
+    assert all(each.result()["choices"] == alone["choices"] for each in beside)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
