@@ -1,8 +1,7 @@
 """The bodies of replies, for the OpenAPI description.
 
-The endpoints build plain dictionaries; these classes say what is in them, and
-`tests/serving/test_reply_schemas.py` holds replies against them. Fields without a default are always
-there.
+The endpoints build plain dictionaries; these classes say what is in them, and the tests hold replies
+against them. Fields without a default are always there.
 """
 
 from __future__ import annotations
