@@ -1,6 +1,6 @@
 """The bodies of replies, for the OpenAPI description.
 
-The endpoints build plain dictionaries; these classes say what is in them, and the tests hold replies
+The endpoints build plain dictionaries; these classes say what is in them, and tests hold replies
 against them. Fields without a default are always there.
 """
 
