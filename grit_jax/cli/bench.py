@@ -72,7 +72,12 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=flags.positive, default=default, metavar="N", help=shown
         )
-    parser.add_argument("--store", metavar="NAME", help="a store of the server, to answer from")
+    parser.add_argument(
+        "--store",
+        dest="served_store",  # `store` elsewhere is a path
+        metavar="NAME",
+        help="a store of the server, to answer from",
+    )
     parser.add_argument(
         "--api-keys", type=flags.path, metavar="FILE", help="send the first key of this file"
     )
@@ -116,7 +121,7 @@ def _bench_serve(args: argparse.Namespace) -> None:
     from grit_jax.bench.traffic import TrafficOptions
     from grit_jax.serving.settings import read_api_keys
 
-    traffic = TrafficOptions(args.store, args.new_tokens, seed=args.seed)
+    traffic = TrafficOptions(args.served_store, args.new_tokens, seed=args.seed)
     key = read_api_keys(args.api_keys)[0] if args.api_keys is not None else None
     options = LoadOptions(
         args.requests, args.connections, args.alone or 0, args.warm_up, key, traffic

@@ -215,7 +215,7 @@ def deal_evenly(lengths: np.ndarray, hands: int) -> list[np.ndarray]:
     """Deals examples out to `hands` batches of equally many and of nearly equal total length.
 
     >>> [hand.tolist() for hand in deal_evenly(np.array([9, 1, 5, 8, 2, 4]), 2)]
-    [[0, 5, 1], [3, 2, 4]]
+    [[0, 5, 4], [3, 2, 1]]
 
     Returns:
       the numbers of each batch's examples, longest first.

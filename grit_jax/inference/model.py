@@ -219,7 +219,10 @@ class GritLM:
     @property
     def dtype(self) -> Dtype:
         """The dtype of the weights; activations have `config.dtype`."""
-        bases = (getattr(weight, "base", weight) for weight in self.params.values())
+        bases = (
+            weight.base if isinstance(weight, AdapterStack) else weight
+            for weight in self.params.values()
+        )
         quantised = any(isinstance(weight, Quantised) for weight in bases)
         return "int8" if quantised else self.config.dtype
 

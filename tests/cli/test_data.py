@@ -72,4 +72,4 @@ def test_data(capsys, tmp_path, monkeypatch):
     for line in files:
         name, count = line.strip().removesuffix(" lines").split(": ")
         assert len(Path(name).read_text().splitlines()) == int(count)
-    assert len(files) == 15
+    assert len(files) == 16

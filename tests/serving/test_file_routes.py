@@ -21,12 +21,12 @@ def test_the_description_names_them(server):
 def test_references_lead_somewhere(server):
     document = server.send("/openapi.json")[1]
     references = set(re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(document)))
-    assert any("vector_stores" in reference for reference in references)
+    assert len(references) > 20
     for reference in references:
         value = document
         for part in reference.split("/"):
             value = value[part.replace("~1", "/").replace("~0", "~")]
-        assert value["type"]
+        assert isinstance(value, dict) and value
 
 
 def test_queries(server):
