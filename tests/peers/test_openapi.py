@@ -27,7 +27,7 @@ SMALL = ("--slots", "4", "--context", "256", "--no-warm-up", "--max-body-bytes",
 # Bounded: values at the ends of every range, and a few drawn requests an operation.
 PHASES = {
     "coverage": ["--max-examples", "1"],
-    "fuzzing": ["--max-examples", "8", "--max-time", "180"],
+    "fuzzing": ["--max-examples", "8", "--max-time", "90"],
 }
 
 
