@@ -88,10 +88,7 @@ def _pydocs_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _distractors_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input", required=True, type=flags.path, metavar="F.jsonl", help='lines {"docs", "text"}'
-    )
-    parser.add_argument("--output", required=True, type=flags.path, metavar="F.jsonl")
+    _file_flags(parser, 'lines {"docs", "text"}')
     parser.add_argument(
         "--k",
         type=flags.several(flags.positive),
@@ -115,14 +112,7 @@ def _distractors_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _relevance_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input",
-        required=True,
-        type=flags.path,
-        metavar="F.jsonl",
-        help='lines {"query", "pos", "neg"}',
-    )
-    parser.add_argument("--output", required=True, type=flags.path, metavar="F.jsonl")
+    _file_flags(parser, 'lines {"query", "pos", "neg"}')
     parser.add_argument(
         "--negatives",
         type=flags.positive,
@@ -140,18 +130,16 @@ def _relevance_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _repeats_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input",
-        required=True,
-        type=flags.path,
-        metavar="F.jsonl",
-        help='lines {"id", "title"?, "text"}',
-    )
-    parser.add_argument("--output", required=True, type=flags.path, metavar="F.jsonl")
+    _file_flags(parser, 'lines {"id", "title"?, "text"}')
     parser.add_argument(
         "--rows", type=flags.positive, required=True, metavar="N", help="rows to write"
     )
     _seed_flag(parser)
+
+
+def _file_flags(parser: argparse.ArgumentParser, lines: str) -> None:
+    parser.add_argument("--input", required=True, type=flags.path, metavar="F.jsonl", help=lines)
+    parser.add_argument("--output", required=True, type=flags.path, metavar="F.jsonl")
 
 
 def _seed_flag(parser: argparse.ArgumentParser) -> None:
