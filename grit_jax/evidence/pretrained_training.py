@@ -74,7 +74,7 @@ class Trainer:
         steps = options.steps or section.steps
         loss = section.loss
         if options.chat is None:
-            loss = dataclasses.replace(loss, generative_distillation=0.0)
+            loss = dataclasses.replace(loss, generative_distillation=0.0, distilled_language=1.0)
         config = dataclasses.replace(
             config,
             data=self._data(config.data),

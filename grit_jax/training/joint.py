@@ -219,10 +219,12 @@ class Teacher:
     Attributes:
       columns: for each target of the student's rows, the state that predicts the same token; -1
         where none is to be compared.
+      language: weight of the language loss on the targets that are compared.
     """
 
     hidden: Float[Array, "B U D"]
     columns: Int[Array, "B T"]
+    language: float = 1.0
 
 
 def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig) -> LanguagePass:
@@ -275,9 +277,10 @@ def _language_pass(
         softcap=cap,
         block=block,
     )
-    share = at(token_weights(text, config.loss))
-    divergence = jnp.where(columns >= 0, both.divergence, 0.0)
-    return LanguagePass((both.nll * share).sum(), out.router, (divergence * share).sum())
+    share, taught = at(token_weights(text, config.loss)), columns >= 0
+    divergence = jnp.where(taught, both.divergence, 0.0)
+    nll = jnp.where(taught, teacher.language * both.nll, both.nll)
+    return LanguagePass((nll * share).sum(), out.router, (divergence * share).sum())
 
 
 def _base_teacher(params: Params, batch: GenerativeBatch, config: StepConfig) -> Teacher | None:
@@ -289,7 +292,8 @@ def _base_teacher(params: Params, batch: GenerativeBatch, config: StepConfig) ->
     model = Transformer(config.model, config.base_weights_of(jax.lax.stop_gradient(params)))
     before = jnp.arange(batch.targets.shape[1]) - 1
     columns = jnp.where(batch.distilled, before, -1)
-    return Teacher(_read(model, batch.rows, config).hidden, columns)
+    hidden = _read(model, batch.rows, config).hidden
+    return Teacher(hidden, columns, config.loss.distilled_language)
 
 
 def fused_pass(

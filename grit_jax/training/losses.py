@@ -27,6 +27,9 @@ class LossConfig:
         over the whole vocabulary, averaged in the same way. The teacher is the base of a LoRA run,
         without its adapters, so that its answers are kept; `data.distilled` names the sources that
         it teaches. 0: no teacher.
+      distilled_language: weight of the language loss on the examples that the base teaches. At 0
+        they are learnt from its distributions alone, so that a sampled answer that the base itself
+        would rarely give is not learnt as the right one.
       emb_grad_scale: scales the gradient of the contrastive loss. For parity only: the original's
         effective gradient is 1/devices of the true one.
       symmetric: adds the other direction, each positive against all queries, and takes the mean of
@@ -55,6 +58,7 @@ class LossConfig:
     cached_factor: float = 1.0
     cached_distillation: float = 0.0
     generative_distillation: float = 0.0
+    distilled_language: float = 1.0
     mix_group_size: int | None = None
     emb_grad_scale: float = 1.0
     symmetric: bool = False
@@ -79,6 +83,7 @@ class LossConfig:
             "cached_factor",
             "cached_distillation",
             "generative_distillation",
+            "distilled_language",
             "distillation_factor",
             "emb_grad_scale",
         ):
@@ -89,6 +94,11 @@ class LossConfig:
         for key in ("mix_group_size", "similarity_block", "logits_block"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"train.loss.{key}: must be at least 1, got {getattr(self, key)}")
+        if self.distilled_language != 1 and not self.generative_distillation:
+            raise ValueError(
+                "train.loss.distilled_language has no effect with"
+                " train.loss.generative_distillation: 0"
+            )
         if not math.isfinite(self.false_negative_margin):
             raise ValueError(
                 "train.loss.false_negative_margin: must be a finite number, got"

@@ -56,11 +56,15 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def test_the_step_compares_with_the_base_where_it_is_asked_to(batch):
+@pytest.mark.parametrize("language", [1.0, 0.25, 0.0])
+def test_the_step_compares_with_the_base_where_it_is_asked_to(batch, language):
     """Against NumPy over the texts one by one: the mean over all answer tokens, 0 where nothing is
-    distilled. New adapters change nothing, so they diverge from nothing."""
+    distilled; `distilled_language` weights the language loss where something is. New adapters
+    change nothing, so they diverge from nothing."""
     assert batch.distilled.sum() == 5 + 6 and not batch.distilled[batch.rows.segments == 0].any()
-    loss = LossConfig(generative_factor=0.5, generative_distillation=2.0)
+    loss = LossConfig(
+        generative_factor=0.5, generative_distillation=2.0, distilled_language=language
+    )
     schedule = lambda step: 0.0
     optimizer = make_optimizer(OptimizerConfig(), schedule)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
@@ -78,7 +82,7 @@ def test_the_step_compares_with_the_base_where_it_is_asked_to(batch):
         first = text.first_target
         p, q = (log_softmax(logits(w, text.ids))[first - 1 : -1] for w in (frozen, adapted))
         divergences.append((np.exp(p) * (p - q)).sum(-1) * distilled)
-        losses.append(-q[np.arange(len(q)), text.ids[first:]])
+        losses.append(-q[np.arange(len(q)), text.ids[first:]] * (language if distilled else 1))
     divergence, nll = (np.concatenate(x).mean() for x in (divergences, losses))
     assert divergence > 1e-2
     assert float(metrics["loss_gen_kl"]) == pytest.approx(divergence, rel=1e-4)

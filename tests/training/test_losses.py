@@ -28,6 +28,11 @@ from grit_jax.training.losses import LossConfig
             "false_negative_margin: must be a finite number",
         ),
         ({"false_negative_margin": 0.1}, "no effect with train.loss.false_negatives: none"),
+        ({"distilled_language": 0.0}, "no effect with train.loss.generative_distillation: 0"),
+        (
+            {"distilled_language": -1.0, "generative_distillation": 1.0},
+            "distilled_language: must be a finite number >= 0",
+        ),
         ({"matryoshka_dims": [64, 0]}, "matryoshka_dims: must be different numbers of at least 1"),
         ({"matryoshka_dims": [64, 64]}, "matryoshka_dims: must be different"),
         (
