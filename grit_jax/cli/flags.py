@@ -122,6 +122,11 @@ def finite(text: str) -> float:
     return value
 
 
+def number_or_none(text: str) -> float | None:
+    """Reads a finite number, or `none`."""
+    return None if text == "none" else finite(text)
+
+
 def span(text: str) -> tuple[int, int]:
     """Reads `10:15` as (10, 15)."""
     start, _, stop = text.partition(":")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from grit_jax import __version__
-from grit_jax.cli import bench, data, encode, eval, flags, plan, quickstart, rag, serve, train
+from grit_jax.cli import bench, data, encode, eval, flags, mine, plan, quickstart, rag, serve, train
 from grit_jax.cli.output import STDOUT, discard_stdout, escape_unprintable
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError, out_of_memory
@@ -39,6 +39,7 @@ VERBS: dict[str, Verb] = {
         train.IMPORT,
         train.EXPORT,
         data.DATA,
+        mine.MINE,
     )
 }
 # The flags by which a verb's memory grows, if it has them.

@@ -13,7 +13,10 @@ __all__, __getattr__, __dir__ = lazy_names(
         "Index": "index",
         "IndexOptions": "index_options",
         "IndexSummary": "index_options",
+        "MiningOptions": "mining_options",
+        "MiningSummary": "mining_options",
         "Retrieval": "search.hybrid",
         "build_index": "build",
+        "mine": "mining",
     },
 )

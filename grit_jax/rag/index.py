@@ -237,6 +237,10 @@ class Index:
         """Float32 `[N, D]`, in the order of the documents; memory-mapped where none is deleted."""
         return self._stored[:]
 
+    def vectors_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Float32 `[n, D]`: the vectors of some documents, read from the file."""
+        return np.asarray(self._stored[np.asarray(rows, np.int64)])
+
     @functools.cached_property
     def _search(self) -> Searcher:
         return self._milvus or ExactSearch(self._stored, self._model.mesh, settings=self._settings)

@@ -56,6 +56,15 @@ def relevance(generator: RagGenerator, prompts: Sequence[RagPrompt]) -> Float[np
     Raises:
       GritError: as `RagGenerator.generate`, or labels that begin alike.
     """
+    return 1 / (1 + np.exp(-log_odds(generator, prompts)))
+
+
+def log_odds(generator: RagGenerator, prompts: Sequence[RagPrompt]) -> Float[np.ndarray, " P"]:
+    """The logarithm of p("yes") / p("no") of each prompt, in float64.
+
+    Raises:
+      GritError: as `relevance`.
+    """
     yes, no = label_tokens(generator.model)
     logits = generator.first_logits(prompts).astype(np.float64)
-    return 1 / (1 + np.exp(logits[:, no] - logits[:, yes]))
+    return logits[:, yes] - logits[:, no]

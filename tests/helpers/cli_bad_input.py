@@ -323,6 +323,33 @@ CASES = {
     "eval rag model --input rag.jsonl --modes none --max-new-tokens 100000": (
         "does not fit the model's context of 32768 tokens"
     ),
+    # ---- mine
+    "mine model --input embedding.jsonl": "required: --output; see grit mine --help",
+    **{
+        f"mine model --index index --output x.jsonl --input embedding.jsonl {flags}": words
+        for flags, words in {
+            "--range 5:5": "--range: expected START:STOP",
+            "--range 5": "--range: expected START:STOP",
+            "--relative-margin some": "--relative-margin: must be a number, got 'some'",
+            "--margin inf": "--margin: must be a finite number, got 'inf'",
+            "--negatives 0": "--negatives: must be at least 1, got 0",
+            "--judge 1": "--judge: expected a probability between 0 and 1, got 1.0",
+            "--search-dim 49": "cannot search 49 dimensions",
+            "--where 'year > 1'": "'year'; no document has any",
+        }.items()
+    },
+    "mine model --index index --output x.jsonl --input rag.jsonl": (
+        "rag.jsonl:1: a cached example in an embedding file"
+    ),
+    "mine model --index index --output x.jsonl --input absent": "absent: no such file",
+    "mine model --index index --output folder --input embedding.jsonl": "folder: is a folder",
+    "mine model --index absent --output x.jsonl --input embedding.jsonl": (
+        "absent: there is no index"
+    ),
+    "mine model --corpus absent --output x.jsonl --input embedding.jsonl": "absent: no such file",
+    "mine model --index index --output embedding.jsonl --input embedding.jsonl": (
+        "embedding.jsonl: is an input as well"
+    ),
     # ---- bench
     "bench": "required: encode\\|decode\\|train\\|rag\\|all\\|serve",
     "bench serve": "required: URL; see grit bench serve --help",
