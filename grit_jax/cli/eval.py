@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from grit_jax.cli import flags
+from grit_jax.cli import flags, lm
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
 from grit_jax.cli.search import (
@@ -22,7 +22,7 @@ from grit_jax.text.rag_layouts import MODES
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
-    add = flags.kinds(parser, "retrieval", "perplexity", "rag")
+    add = flags.kinds(parser, "retrieval", "perplexity", "rag", "lm")
     ranked = add(
         "retrieval",
         "recall and nDCG over the pool of all pos and neg of an embedding file, beside BM25 and"
@@ -44,6 +44,7 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
     for kind in (ranked, rag):
         add_search_flags(kind)
     _rag_flags(rag)
+    lm.add_lm_flags(add("lm", lm.HELP))
 
 
 def _rag_flags(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +110,8 @@ def _rag_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    if args.kind == "lm":
+        return lm.evaluate_lm(args)
     if args.kind == "rag":
         return _evaluate_rag(args)
     model = load_model(args)
@@ -184,4 +187,4 @@ def _score_lines(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-EVAL = Verb("eval", "scores: retrieval, perplexity, rag", _eval_flags, evaluate)
+EVAL = Verb("eval", "scores: retrieval, perplexity, rag, lm", _eval_flags, evaluate)

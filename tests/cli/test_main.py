@@ -40,6 +40,7 @@ def test_every_verb_has_help_that_fits_a_line(capsys):
 
 FILES = {
     "input",
+    "include",
     "output",
     "out",
     "model",
