@@ -135,9 +135,10 @@ class Preparer(Asker):
             records = self._records(batch)
             while True:
                 try:
-                    for record in records.values():
+                    # In one piece a short record is inserted by one call (`record_loader`).
+                    for text, record in records.items():
                         if isinstance(record, StreamedRecord):
-                            record.whole()
+                            records[text] = record.whole()
                     break
                 except RecordError as error:
                     self._replace(error, batch, records)

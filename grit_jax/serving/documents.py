@@ -58,7 +58,8 @@ class DocumentRequest:
         )
         if (trace := current()) is not None:
             self._note(trace, prepared, began)
-        return prepared
+        warnings = [self.store.named(warning) for warning in prepared.warnings]
+        return dataclasses.replace(prepared, warnings=warnings)
 
     def _note(self, trace: RequestTrace, prepared: PreparedQuestion, began: float) -> None:
         """Notes the documents and the stages before the answer, which follow each other."""

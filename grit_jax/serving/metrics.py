@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -45,10 +46,11 @@ class ServerMetrics:
     """The metrics of one server.
 
     Args:
-      model: the label `model_name` of vLLM's metrics.
+      model: the label `model_name` of vLLM's metrics; those of the engine as a whole have it too.
+      adapters: the names of the model's adapters, each of which is a label of its own.
     """
 
-    def __init__(self, engine: Engine, model: str):
+    def __init__(self, engine: Engine, model: str, adapters: Sequence[str] = ()):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._model = model
@@ -77,10 +79,11 @@ class ServerMetrics:
         # All are 0 from the start on: a board shows nothing of a series that is not there, and a
         # rate misses what a series begins with.
         per_model = (self._prompt, self._generated, self._queries, self._hits)
-        for metric in (*per_model, *self._times.values(), *self._sizes.values()):
-            metric.labels(model)
-        for reason in FINISHED:
-            self._success.labels(model, reason)
+        for name in (model, *adapters):
+            for metric in (*per_model, *self._times.values(), *self._sizes.values()):
+                metric.labels(name)
+            for reason in FINISHED:
+                self._success.labels(name, reason)
         self._http = counter(
             "http_requests", "Requests by method, path and status", ["method", "handler", "status"]
         )
@@ -97,6 +100,12 @@ class ServerMetrics:
         self._load = histogram(
             "grit_record_load_seconds", "Seconds of waiting for records", SECONDS, ()
         )
+
+    def for_model(self, name: str) -> ServerMetrics:
+        """The same metrics; what is counted through these has another `model_name`."""
+        metrics = copy.copy(self)
+        metrics._model = name
+        return metrics
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""

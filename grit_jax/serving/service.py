@@ -96,7 +96,7 @@ class Service:
             int8_records=self.context if compressed else 0,
             adjustable=True,
         )
-        self.metrics = ServerMetrics(self.engine, settings.name)
+        self.metrics = ServerMetrics(self.engine, settings.name, list(settings.adapters))
         endpoint = settings.traces_endpoint
         self.tracing = Tracing(endpoint, settings.name) if endpoint is not None else None
         self.token_bytes = TokenBytes(model.tokenizer)
@@ -119,6 +119,7 @@ class Service:
         other = copy.copy(self)  # the state, the engine and the stores are the same
         other.name, other.model, other.adapter = name, model, number
         other.grammars = Grammars(model, self.token_bytes)
+        other.metrics = self.metrics.for_model(name)
         return other
 
     @property
@@ -279,7 +280,8 @@ class Service:
         try:
             return await asyncio.to_thread(work)
         except GritError as error:
-            raise bad_request(str(error), code=_code(str(error))) from None
+            message = self.stores.named(str(error))
+            raise bad_request(message, code=_code(message)) from None
 
     @staticmethod
     async def result(pending: Pending[T]) -> T:

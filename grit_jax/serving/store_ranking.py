@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,7 +105,8 @@ async def _judged(
             query, ids, retrieval=retrieval, instruction=instruction, most_tokens=limits.tokens
         )
     )
-    return service, judged
+    warnings = [store.named(warning) for warning in judged.warnings]
+    return service, dataclasses.replace(judged, warnings=warnings)
 
 
 def _refuse(body: RerankBody | ScoreBody, fields: Sequence[str], reason: str) -> None:

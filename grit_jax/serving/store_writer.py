@@ -40,7 +40,7 @@ class StoreWriter:
     """
 
     def __init__(self, folder: FileFolder, stores: Stores, most: int):
-        self.folder = folder
+        self.folder, self._stores = folder, stores
         self._most, self._waiting = most, 0
         self._lock = threading.RLock()  # of what is known of the files
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "store-writer")
@@ -138,8 +138,8 @@ class StoreWriter:
         try:
             return await asyncio.wrap_future(self._submit(work))
         except GritError as error:
-            last = "all documents" in str(error)
-            raise ApiError(400 if last else 503, str(error), code="not_written") from None
+            last, message = "all documents" in str(error), self._stores.named(str(error))
+            raise ApiError(400 if last else 503, message, code="not_written") from None
 
     def _queue(self, store: Store, id: str) -> None:
         with self._lock:
@@ -185,9 +185,9 @@ class StoreWriter:
             added = _failed(attachment, problem.code, str(problem))
         except Exception as error:
             LOG.warning("%s: file %s was not added: %s", store.name, id, error, exc_info=True)
-            named = isinstance(error, GritError)
-            reason = str(error) if named else f"{type(error).__name__}: {error}"
-            added = _failed(attachment, "server_error", reason)
+            is_known = isinstance(error, GritError)
+            reason = str(error) if is_known else f"{type(error).__name__}: {error}"
+            added = _failed(attachment, "server_error", store.named(reason))
         with self._lock:
             current = self.folder.get(id).stores.get(store.name)
             if current is attachment:  # and not one that was asked for since

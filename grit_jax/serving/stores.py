@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -61,6 +62,12 @@ class Store:
         self._preparer = Preparer(self.model, Index.open(path, self.model), context)
         self._files: StoreFiles | None = None
         self.created = int((path / MANIFEST).stat().st_mtime)
+
+    def named(self, message: str) -> str:
+        """A message for clients: it names the store where it named a path in the store's folder."""
+        folders = sorted({str(self.path), str(self.path.resolve())}, key=len, reverse=True)
+        paths = "|".join(map(re.escape, folders))
+        return re.sub(rf"(?:{paths})(?:/[^\s:;,()'\"]*)?(?![\w.-])", f"store '{self.name}'", message)
 
     @property
     def index(self) -> Index:
@@ -191,6 +198,12 @@ class Stores:
 
     def __bool__(self) -> bool:
         return bool(self._stores)
+
+    def named(self, message: str) -> str:
+        """A message for clients, as `Store.named`."""
+        for store in self:
+            message = store.named(message)
+        return message
 
     def get(self, name: str, param: str = "vector_store_id") -> Store:
         """The store of a name.

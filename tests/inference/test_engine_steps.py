@@ -10,7 +10,10 @@ import pytest
 from generation import generate
 
 from grit_jax.inference import engine_steps as steps
+from grit_jax.inference import slot_runner
 from grit_jax.inference.engine_state import EngineShape, LastChunk, PromptChunk
+from grit_jax.inference.record_loader import Layered
+from grit_jax.inference.requests import GenerateRequest
 from grit_jax.inference.sampling import Sampling, settings_of
 from grit_jax.models.slot_cache import Span
 from grit_jax.models.transformer import init_params
@@ -183,3 +186,22 @@ def test_a_freed_slot_keeps_nothing_for_the_next(tiny_config, tiny_params, three
         assert all(np.isfinite(x).all() for x in (state.cache.k, state.cache.v))
     state, [row], _ = go_on(tiny_params, tiny_config, state, steps.STEPS)
     assert [int(chosen.tokens[0, 0]), *row] == answers[1]
+
+
+def test_a_layer_of_a_prompt_is_written_in_place(tiny_model, prompts, monkeypatch):
+    """No copy of the slots is made between what a layer reads of them and what it writes."""
+    temporary = []
+
+    def measured(*args, **options):
+        if not temporary:
+            compiled = steps.prefill_layer_step.lower(*args, **options).compile()
+            temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+        return steps.prefill_layer_step(*args, **options)
+
+    monkeypatch.setattr(slot_runner, "prefill_layer_step", measured)
+    [record] = tiny_model.encoder.encode_ids([prompts[0]], return_cache=True).caches
+    with tiny_model.engine(8, tiny_model.config.context_length) as engine:
+        request = GenerateRequest(prompts[1], (Layered(record),), Sampling(max_new_tokens=1))
+        assert engine.submit(request).result(120).tokens
+        slots = engine._runner.state.cache
+        assert temporary[0] < min(slots.k.nbytes, slots.v.nbytes)

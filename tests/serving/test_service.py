@@ -141,6 +141,22 @@ def test_stores_belong_to_the_weights_that_made_them(adapted, folders, tiny_mode
             assert f"were made by the weights of '{owner}'" in error["message"]
 
 
+def test_each_adapter_has_metrics_of_its_own(adapted):
+    names = ("vllm:generation_tokens_total", "vllm:request_params_n_count")
+    value = lambda name, model: adapted.metrics()[f'{name}{{model_name="{model}"}}']
+    models = ("tiny", "red", "blue")
+    before = {(name, model): value(name, model) for name in names for model in models}
+    body = {"messages": [{"role": "user", "content": "Amber?"}], "max_tokens": 5}
+    adapted.post("/v1/chat/completions", **body, model="red", ignore_eos=True)
+    # Over the store of an adapter, which answers although the request names no model.
+    over = adapted.post("/v1/chat/completions", **body, store="reds", ignore_eos=True)
+    assert over["model"] == "red"
+    adapted.wait_until_idle()
+    for (name, model), count in before.items():
+        grown = 0 if model != "red" else 10 if "tokens" in name else 2
+        assert value(name, model) - count == grown, (name, model)
+
+
 def test_the_names_of_adapters_and_their_weights_agree(tiny_model):
     with pytest.raises(ValueError):
         Service(tiny_model, ServeSettings("a", adapters={"x": "y"}))

@@ -41,6 +41,33 @@ def test_names():
         Stores().get("x")
 
 
+def test_messages_name_the_store_and_not_its_folder(server, index_path):
+    """Wherever a client can meet one: clients do not know the server's folders."""
+    [store] = server.service.stores
+    assert store.path == index_path
+    shown = lambda text: server.service.stores.named(text.format(index_path))
+    assert shown("{}: bad") == "store 'docs': bad"
+    assert shown("its record in {}/kv-1/d cannot be read") == (
+        "its record in store 'docs' cannot be read"
+    )
+    assert shown("{}-other/kv: bad") == f"{index_path}-other/kv: bad"
+    unknown = {"where": "no_such == 1"}
+    messages = [{"role": "user", "content": "Amber?"}]
+    tool = {"type": "file_search", "vector_store_ids": ["docs"], **unknown}
+    requests = (
+        ("/v1/vector_stores/docs/search", {"query": "x", **unknown}, "in store 'docs'"),
+        ("/v1/chat/completions", {"messages": messages, "store": "docs", **unknown}, "in store"),
+        ("/v1/responses", {"input": "Amber?", "tools": [tool]}, "in store 'docs'"),
+        ("/v1/rerank", {"query": "x", "store": "docs", **unknown}, "in store 'docs'"),
+        ("/v1/rerank", {"query": "x", "store": "docs", "document_ids": ["z"]}, "store 'docs':"),
+        ("/v1/score", {"queries": "x", "store": "docs", "document_ids": ["z"]}, "store 'docs':"),
+    )
+    for path, body, words in requests:
+        status, error = server.error(path, **body)
+        assert status == 400 and words in error["message"], (path, error)
+        assert "/" not in error["message"].replace("store/", ""), (path, error)
+
+
 def test_no_index(tiny_model, tmp_path):
     with pytest.raises((GritError, OSError)):
         Store("x", tmp_path / "none", {"tiny": tiny_model}, 256)
