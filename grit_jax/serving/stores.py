@@ -67,7 +67,9 @@ class Store:
         """A message for clients: it names the store where it named a path in the store's folder."""
         folders = sorted({str(self.path), str(self.path.resolve())}, key=len, reverse=True)
         paths = "|".join(map(re.escape, folders))
-        return re.sub(rf"(?:{paths})(?:/[^\s:;,()'\"]*)?(?![\w.-])", f"store '{self.name}'", message)
+        return re.sub(
+            rf"(?:{paths})(?:/[^\s:;,()'\"]*)?(?![\w.-])", f"store '{self.name}'", message
+        )
 
     @property
     def index(self) -> Index:
