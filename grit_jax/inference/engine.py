@@ -280,6 +280,7 @@ class Engine:
         longest_records: int | None = None,
         longest_text: int | None = None,
         score: bool = True,
+        labels: bool = False,
     ) -> int:
         """Compiles all programs that requests within these bounds need; returns how many.
 
@@ -290,10 +291,11 @@ class Engine:
           longest_records: tokens of a request's records; None: as many as fit.
           longest_text: tokens of a text that is embedded or scored; None: as many as may come.
           score: also those of `ScoreRequest`.
+          labels: also those of `LabelRequest` with two labels.
         """
         before = count_compilations()
         runner = self._runner
-        self._passes.warm_up(longest_text, score=score)
+        self._passes.warm_up(longest_text, score=score, labels=labels)
         room = runner.room.capacity - 2 * SHORTEST_PROMPT
         prompts = {min(prompt_bucket(n), room) for n in range(1, runner.chunk + 1)}
         warm = Sampling(max_new_tokens=2, ignore_eos=True)

@@ -195,8 +195,8 @@ def prefill_layer(
     seen = segments[:, None, None, :] > 0
     finite = (jnp.isfinite(k) | ~seen).all(axis=(1, 2, 3))
     finite &= (jnp.isfinite(out.kv.v) | ~seen.swapaxes(2, 3)).all(axis=(1, 2, 3))
-    # What is written depends on the layer's output: otherwise XLA writes before attention reads, and
-    # copies all slots for it (on a CPU 80 ms a layer for 200 MB of slots).
+    # What is written depends on the layer's output: otherwise XLA writes before attention reads,
+    # and copies all slots for it (on a CPU 80 ms a layer for 200 MB of slots).
     through = jnp.isfinite(out.x).all(axis=-1)
     k = jnp.where(through[:, None, None, :], k, 0)
     v = jnp.where(through[:, None, :, None], out.kv.v, 0)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from grit_jax.errors import GritError
 from grit_jax.inference.encoder import EncodedRows, Encoder, PackedTexts
 from grit_jax.inference.fair_queue import FairQueue
-from grit_jax.inference.label_scores import LabelRows, label_rows, label_step
+from grit_jax.inference.label_scores import FEWEST_LABELS, LabelRows, label_rows, label_step
 from grit_jax.inference.logprobs import TokenLogprobs, logprobs_of
 from grit_jax.inference.requests import (
     MOST_LABELS,
@@ -246,8 +246,11 @@ class PassRunner:
         """What an idle runner still holds, and should not."""
         return [f"{len(self._started)} started requests"] if self._started else []
 
-    def warm_up(self, longest: int | None = None, *, score: bool = True) -> None:
-        """Compiles the programs of all batches of texts of up to `longest` tokens."""
+    def warm_up(
+        self, longest: int | None = None, *, score: bool = True, labels: bool = False
+    ) -> None:
+        """Compiles the programs of all batches of texts of up to `longest` tokens: embeddings, with
+        `score` log-probabilities of texts, with `labels` those of two labels (reranking)."""
         longest = longest or self.longest
         for rows, length in batch_shapes(longest, self.tokens, self.encoder.row_multiple):
             batch = RowBatch(length, rows, [[0]])
@@ -258,6 +261,10 @@ class PassRunner:
                 jax.block_until_ready(encoder.dispatch(batch, texts).vectors)
             if score:
                 jax.block_until_ready(self._score(batch, texts))
+            if labels:
+                jax.block_until_ready(
+                    self._labels(batch, texts, label_rows(batch, texts, [[0] * FEWEST_LABELS]))
+                )
 
     # Inside.
 

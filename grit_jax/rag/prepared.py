@@ -7,9 +7,12 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
+from grit_jax.inference.row_packing import batch_shapes
 from grit_jax.rag.answer import Asker, AskTimings, _Search
 from grit_jax.rag.generator import DOCUMENT_CACHES, DocumentsRead, RagPrompt
 from grit_jax.rag.index import Index
@@ -19,6 +22,9 @@ from grit_jax.rag.rerank import relevance_question
 from grit_jax.rag.route_costs import load_costs
 from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.text.rag_layouts import CONVERSATION_MODES, MODES
+
+LONGEST_QUESTION = 256  # tokens, of those that `warm_up` prepares for
+DEFAULT_COUNTS = (1, 5, 10)  # documents of chat, of the tool file_search, and of a search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +99,18 @@ class Preparer(Asker):
             if self._costs is None:
                 assert self.index is not None
                 self._costs = load_costs(self.model, self.index)
+
+    def warm_up(self) -> None:
+        """Compiles what questions need before the engine reads them: their records, and a search
+        for as many documents as requests get by default."""
+        assert self.index is not None
+        lengths = [n for rows, n in batch_shapes(LONGEST_QUESTION, LONGEST_QUESTION) if rows == 1]
+        if self.index.kv != "none":
+            for length in lengths:
+                self.model.encoder.encode_ids([[0] * length], return_cache=True)
+        query = np.zeros((1, self.index.manifest.dim), np.float32)
+        for count in DEFAULT_COUNTS:
+            self.index.search(query, count)
 
     def prepare(
         self,

@@ -150,17 +150,20 @@ class Service:
     def warm_up(self) -> int:
         """Compiles what requests need; returns how many programs.
 
-        Texts to embed that are longer than a slot, and log-probabilities of prompts, compile theirs
-        when they first come.
+        `grit_compilations_total` counts what is compiled later: for texts to embed or rerank that
+        are longer than a slot, log-probabilities of prompts, scores of more than two labels,
+        reranking in stores, and searches with filters.
         """
         for store in self.stores:
             store.current().measure()
+            store.current().warm_up()
         codecs = {id(codec): codec for store in self.stores for codec in store.codecs()}
         programs = self.engine.warm_up(
             codecs=list(codecs.values()),
             longest_records=max((store.longest for store in self.stores), default=None),
             longest_text=self.context,
             score=False,
+            labels=True,
         )
         self._state.compiled = True
         return programs

@@ -10,6 +10,8 @@ import pytest
 from live_server import live_server
 from lora_folders import write_folders
 
+from grit_jax.bench.load import Target
+from grit_jax.bench.traffic import TrafficOptions, requests
 from grit_jax.errors import GritError
 from grit_jax.inference.adapters import with_adapters
 from grit_jax.inference.decode import MOST_CACHE_BYTES, bytes_per_token
@@ -55,6 +57,22 @@ def test_the_warm_up_compiles_what_requests_need(tiny_model):
         assert service.engine.stats().compilations == 0
     finally:
         service.engine.close()
+
+
+@pytest.mark.slow
+def test_ordinary_requests_compile_nothing_after_ready(tiny_model, index_path):
+    """Of each kind some, alone and together."""
+    settings = ServeSettings("a", slots=2, context=256, indices={"docs": index_path})
+    with live_server(tiny_model, settings) as running:
+        running.service.warm_up()
+        target = Target(running.url)
+        sent = requests(60, TrafficOptions(store="docs", new_tokens=6))
+        assert {"embed", "rerank", "documents", "search", "chat"} <= {r.kind for r in sent}
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            outcomes = [target.send(request) for request in sent[:30]]
+            outcomes += pool.map(target.send, sent[30:])
+        assert [o.problem for o in outcomes if o.problem] == []
+        assert running.metrics()["grit_compilations_total"] == 0
 
 
 @pytest.fixture(scope="module")

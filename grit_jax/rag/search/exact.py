@@ -281,6 +281,8 @@ class ExactSearch:
             np.zeros((len(queries), k), np.int64),
             np.zeros((len(queries), k), np.float32),
         )
+        # Powers of two, so that few programs are compiled.
+        most = min(1 << (k - 1).bit_length(), self.count)
         for start in range(0, len(queries), QUERIES_PER_CALL):
             part = queries[start : start + QUERIES_PER_CALL]
             padded = np.zeros((1 << (len(part) - 1).bit_length(), self._searched), np.float32)
@@ -291,12 +293,12 @@ class ExactSearch:
                     padded,
                     np.int32(self.count),
                     mask,
-                    k=k,
+                    k=most,
                     mesh=self.mesh,
                     axes=self._axes,
                 )
-            rows[start : start + len(part)] = to_host(best.rows)[: len(part)]
-            scores[start : start + len(part)] = to_host(best.scores)[: len(part)]
+            rows[start : start + len(part)] = to_host(best.rows)[: len(part), :k]
+            scores[start : start + len(part)] = to_host(best.scores)[: len(part), :k]
         return SearchResult(rows, scores)
 
     def _place(self) -> _DeviceRows:
