@@ -22,13 +22,26 @@ AXES_HELP = {
 }
 
 
-def add_model(parser: argparse.ArgumentParser, *, placed: bool = True) -> None:
-    """Declares MODEL and, with `placed`, the flags that say where and in which dtype it runs."""
+def add_model(
+    parser: argparse.ArgumentParser,
+    *,
+    placed: bool = True,
+    url: bool = False,
+    optional: bool = False,
+) -> None:
+    """Declares MODEL and, with `placed`, the flags that say where and in which dtype it runs.
+
+    Args:
+      url: it may be the address of a server (`endpoint.py`).
+      optional: it may be left out.
+    """
+    names = "directory, Hugging Face hub id, or smollm2 or smollm2-grit"
     parser.add_argument(
         "model",
         type=flags.name,
-        metavar="MODEL",
-        help="directory, Hugging Face hub id, or smollm2 or smollm2-grit",
+        metavar="MODEL|URL" if url else "MODEL",
+        nargs="?" if optional else None,
+        help=f"{names}; or the URL of an OpenAI-compatible server" if url else names,
     )
     if not placed:
         return

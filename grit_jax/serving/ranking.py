@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from grit_jax.inference.requests import MOST_LABELS, LabelRequest
-from grit_jax.rag.rerank import label_tokens
+from grit_jax.rag.rerank import DocumentTooLong, label_tokens, reading_prompts
 from grit_jax.serving.embeddings import Reply
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.generation import new_id, now
@@ -23,8 +23,6 @@ from grit_jax.serving.protocol import GenerativeScoringBody, RerankBody, ScoreBo
 from grit_jax.serving.service import Service
 from grit_jax.serving.store_ranking import rerank_store, score_store
 from grit_jax.serving.tokens import text_ids
-from grit_jax.text.rag_layouts import READING_MODES, compose
-from grit_jax.text.relevance import relevance_question
 
 
 @dataclasses.dataclass
@@ -157,29 +155,14 @@ def _prompts(
     service: Service, pairs: Sequence[tuple[str, str]], cut: int | None
 ) -> list[list[int]]:
     """Token ids of the judgement's prompts, texts cut."""
-    model = service.model
-    chat, context = model.chat, model.config.context_length
-    rendered = [
-        compose(READING_MODES["doc"], relevance_question(query), [text], chat).continuation
-        for query, text in pairs
-    ]
-    prompts = []
-    encoded = model.tokenizer.encode_parts(rendered)
-    for number, (prompt, parts) in enumerate(zip(rendered, encoded, strict=True)):
-        document = next(i for i, part in enumerate(prompt) if part.is_document)
-        rest = sum(len(ids) for i, ids in enumerate(parts) if i != document)
-        room = context - rest
-        kept = len(parts[document]) if cut is None else min(cut, room) if cut else room
-        if kept > room or room < 1:
-            raise bad_request(
-                f"documents[{number}]: {len(parts[document])} tokens, and with the query {room} fit"
-                f" this model's context of {context}; shorten it or send max_tokens_per_doc",
-                "documents",
-                "context_length_exceeded",
-            )
-        parts[document] = parts[document][: max(kept, 0)]
-        prompts.append([i for ids in parts for i in ids])
-    return prompts
+    try:
+        return reading_prompts(service.model, pairs, cut).ids
+    except DocumentTooLong as error:
+        raise bad_request(
+            f"{error}; shorten it or send max_tokens_per_doc",
+            "documents",
+            "context_length_exceeded",
+        ) from None
 
 
 def _joined(service: Service, body: GenerativeScoringBody) -> list[list[int]]:

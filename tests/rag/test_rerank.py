@@ -12,7 +12,14 @@ from grit_jax.errors import GritError
 from grit_jax.rag.answer import Asker
 from grit_jax.rag.generator import RagGenerator
 from grit_jax.rag.index import Index, IndexOptions, Retrieval, build_index
-from grit_jax.rag.rerank import label_tokens, relevance, relevance_prompts
+from grit_jax.rag.rerank import (
+    DocumentTooLong,
+    label_tokens,
+    read_relevance,
+    reading_prompts,
+    relevance,
+    relevance_prompts,
+)
 from grit_jax.text.rag_layouts import compose
 from grit_jax.text.relevance import relevance_question
 
@@ -53,6 +60,36 @@ def test_candidates_are_judged_from_their_records_as_from_their_texts(tiny_model
     np.testing.assert_allclose(relevance(generator, prompts), read, atol=1e-5)
     assert np.ptp(read) > 1e-3  # they differ
     assert relevance(generator, []).tolist() == []
+
+
+def test_documents_without_records_are_read_as_text(tiny_model, texts):
+    """As one forward pass over each prompt alone reads them."""
+    model = tiny_model
+    prompts = reading_prompts(model, [(QUERY, text) for text in texts])
+    assert prompts.truncated == 0
+    expected = []
+    for text, ids in zip(texts, prompts.ids, strict=True):
+        layout = compose("doc-then-query", relevance_question(QUERY), [text], model.chat)
+        parts = model.tokenizer.encode_parts([layout.continuation])[0]
+        assert ids == [i for part in parts for i in part]
+        yes, no = label_tokens(model)
+        logits = np.asarray(model(np.asarray([ids])).logits)[0, -1].astype(np.float64)
+        expected.append(np.exp(logits[yes]) / (np.exp(logits[yes]) + np.exp(logits[no])))
+    np.testing.assert_allclose(read_relevance(model, prompts.ids), expected, atol=1e-6)
+    assert np.ptp(expected) > 1e-3 and read_relevance(model, []).tolist() == []
+
+
+def test_a_document_is_cut_to_what_its_query_leaves(tiny_model, texts):
+    context = tiny_model.config.context_length
+    pairs = [(QUERY, texts[0]), (QUERY, "stone " * context)]
+    with pytest.raises(DocumentTooLong, match=r"documents\[1\]: \d+ tokens, and with the query"):
+        reading_prompts(tiny_model, pairs)
+    for most in (0, 10**6 + context):
+        cut = reading_prompts(tiny_model, pairs, most)
+        assert cut.truncated == 1 and len(cut.ids[1]) == context
+    assert cut.ids[0] == reading_prompts(tiny_model, pairs[:1]).ids[0]
+    three = reading_prompts(tiny_model, pairs, 3)
+    assert three.truncated == 2 and len(three.ids[0]) == len(three.ids[1])
 
 
 @pytest.fixture(scope="module")
