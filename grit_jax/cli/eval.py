@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from grit_jax.cli import flags, lm
+from grit_jax.cli import flags, lm, mteb
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
 from grit_jax.cli.search import (
@@ -22,7 +22,7 @@ from grit_jax.text.rag_layouts import MODES
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
-    add = flags.kinds(parser, "retrieval", "perplexity", "rag", "lm")
+    add = flags.kinds(parser, "retrieval", "perplexity", "rag", "lm", "mteb")
     ranked = add(
         "retrieval",
         "recall and nDCG over the pool of all pos and neg of an embedding file, beside BM25 and"
@@ -45,6 +45,7 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
         add_search_flags(kind)
     _rag_flags(rag)
     lm.add_lm_flags(add("lm", lm.HELP))
+    mteb.add_mteb_flags(add("mteb", mteb.HELP))
 
 
 def _rag_flags(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +113,8 @@ def _rag_flags(parser: argparse.ArgumentParser) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     if args.kind == "lm":
         return lm.evaluate_lm(args)
+    if args.kind == "mteb":
+        return mteb.evaluate_mteb_tasks(args)
     if args.kind == "rag":
         return _evaluate_rag(args)
     model = load_model(args)

@@ -161,6 +161,7 @@ class Index:
         queries: np.ndarray | None,
         k: int,
         retrieval: Retrieval = Retrieval(),
+        among: np.ndarray | None = None,
     ) -> list[Hits]:
         """The `k` best documents for each query.
 
@@ -169,11 +170,14 @@ class Index:
           queries: their vectors `[Q, D]`; None for a search by words alone.
           retrieval: what searches, and among which documents. There are fewer than `k` results
             where fewer fulfil the filter, or have a word of the query in a search by words.
+          among: a mask `[N]` of the documents that are searched; None: all of them.
 
         Raises:
           GritError: as `search` and `allowed`.
         """
-        allowed = self.allowed(retrieval.where) if retrieval.where else None
+        allowed = self.allowed(retrieval.where) if retrieval.where else among
+        if retrieval.where and among is not None:
+            allowed = allowed & among
         if retrieval.search == "lexical":
             return [lexical_hits(self.lexical.scores(text), k, allowed) for text in texts]
         if queries is None:

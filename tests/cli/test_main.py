@@ -48,6 +48,7 @@ FILES = {
     "config",
     "sources",
     "store",
+    "task_files",
     "corpus",
     "files",
 }

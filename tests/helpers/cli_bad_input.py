@@ -16,8 +16,13 @@ CASES = {
     f"{ENCODE} --pecision int8": "unknown flag --pecision, did you mean --precision\\?",
     f"{ENCODE} --max 5": "unknown flag --max",  # no abbreviations
     f"{ENCODE} stray": "unexpected argument 'stray'",
+    "eval mteb": "name a MODEL or a URL, or --show-instructions",
+    "eval mteb --show-instructions --prompts absent": (
+        "absent: No such file or directory; --prompts is grit, paper, mteb, none or a JSON file"
+    ),
+    "eval mteb model --tasks a --protocol index": "--protocol: invalid choice: 'index'",
     "eval": "required: retrieval\\|perplexity\\|rag",
-    "eval lm model": "invalid choice: 'lm'",
+    "eval rank model": "invalid choice: 'rank'",
     "data": "required: prepare\\|pydocs\\|distractors\\|relevance\\|repeats",
     # ---- encode
     "encode model --input absent --output x.npy": "absent: no such file",
