@@ -89,8 +89,8 @@ def grit_table() -> dict[str, dict[str, TaskInstruction]]:
 
 
 def grit_instruction(task: TaskPrompt) -> TaskInstruction:
-    """The paper's instruction for a task; for one that the paper does not have, the sentence of its
-    type, or else the prompt of its metadata. Documents have none.
+    """The paper's instruction for a task; for one that the paper does not have, the prompt of its
+    metadata, or else the paper's sentence for all tasks of its type. Documents have none.
 
     >>> grit_instruction(TaskPrompt("FEVERHardNegatives", "Retrieval")).query
     'Given a claim, retrieve documents that support or refute the claim'
@@ -99,10 +99,10 @@ def grit_instruction(task: TaskPrompt) -> TaskInstruction:
     known = table[BENCHMARK].get(task.name) or table["others"].get(task.name)
     if known is not None:
         return dataclasses.replace(known, document="")
-    if task.type in BY_TYPE:
-        return TaskInstruction(task.name, task.type, BY_TYPE[task.type])
     prompt = task.prompt
     query = prompt.get("query", "") if isinstance(prompt, Mapping) else prompt or ""
+    if not query and task.type in BY_TYPE:
+        return TaskInstruction(task.name, task.type, BY_TYPE[task.type])
     return TaskInstruction(task.name, task.type, query, source="mteb" if query else "none")
 
 

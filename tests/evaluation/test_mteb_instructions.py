@@ -114,6 +114,7 @@ def test_tasks_whose_metadata_have_no_prompt_get_the_papers():
         (("AskUbuntuDupQuestions", "Reranking"), "none", "", "", "none"),
         (("NFCorpus", "Retrieval", "theirs"), "grit", "Given a question", "", "grit"),
         (("MySTS", "STS"), "grit", "Retrieve semantically similar text.", "", "grit"),
+        (("MySTS", "STS", "Compare"), "grit", "Compare", "", "mteb"),
         (("Mine", "Retrieval", "Find it"), "grit", "Find it", "", "mteb"),
         (("Mine", "Retrieval", {"query": "Find", "document": "D"}), "grit", "Find", "", "mteb"),
         (("Mine", "Retrieval", {"query": "Find", "document": "D"}), "mteb", "Find", "D", "mteb"),
