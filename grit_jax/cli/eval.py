@@ -6,11 +6,10 @@ import argparse
 import dataclasses
 from typing import Any
 
-from grit_jax.cli import flags, lm, mteb
+from grit_jax.cli import eval_retrieval, flags, lm, mteb
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
 from grit_jax.cli.search import (
-    SEARCHES,
     add_retrieval_flags,
     add_search_flags,
     add_where_flag,
@@ -25,24 +24,23 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
     add = flags.kinds(parser, "retrieval", "perplexity", "rag", "lm", "mteb")
     ranked = add(
         "retrieval",
-        "recall and nDCG over the pool of all pos and neg of an embedding file, beside BM25 and"
-        " both together",
+        "nDCG, recall, MRR, MAP and precision over an embedding file or a folder as BEIR's or"
+        " mteb's, beside BM25 and both together",
     )
+    eval_retrieval.add_flags(ranked)
     perplexity = add("perplexity", "perplexity of the answers of a generative file")
     rag = add(
         "rag",
         "match, exact match and F1 of the seven layouts over a questions file; several --k and "
         "--kv give a table",
     )
-    for kind in (ranked, perplexity, rag):
+    for kind in (perplexity, rag):
         add_model(kind)
         kind.add_argument("--input", required=True, type=flags.path, metavar="F.jsonl")
         kind.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    add_retrieval_flags(ranked, None)
     add_retrieval_flags(rag, "dense")
     add_where_flag(rag)
-    for kind in (ranked, rag):
-        add_search_flags(kind)
+    add_search_flags(rag)
     _rag_flags(rag)
     lm.add_lm_flags(add("lm", lm.HELP))
     mteb.add_mteb_flags(add("mteb", mteb.HELP))
@@ -115,36 +113,13 @@ def evaluate(args: argparse.Namespace) -> None:
         return lm.evaluate_lm(args)
     if args.kind == "mteb":
         return mteb.evaluate_mteb_tasks(args)
+    if args.kind == "retrieval":
+        return eval_retrieval.evaluate(args)
     if args.kind == "rag":
         return _evaluate_rag(args)
-    model = load_model(args)
-    if args.kind == "retrieval":
-        from grit_jax.evaluation.hybrid import compare_retrieval
-        from grit_jax.evaluation.retrieval import DenseOptions
+    from grit_jax.evaluation.perplexity import score_perplexity
 
-        compared = compare_retrieval(
-            model,
-            args.input,
-            DenseOptions(search=search_settings(args)),
-            searches=SEARCHES if args.search is None else [args.search],
-            retrieval=retrieval_settings(args),
-        )
-        scores: dict[str, Any] = {
-            name: values
-            for name, values in (
-                ("model", compared.dense),
-                ("bm25", compared.bm25),
-                ("hybrid", compared.hybrid),
-                ("reranked", compared.reranked),
-            )
-            if values
-        }
-        for name in [name for name in scores if name != "bm25"][:1]:
-            scores[name] = {**scores[name], "truncated": compared.truncated}
-    else:
-        from grit_jax.evaluation.perplexity import score_perplexity
-
-        scores = dataclasses.asdict(score_perplexity(model, args.input))
+    scores = dataclasses.asdict(score_perplexity(load_model(args), args.input))
     print_result(scores, args.json, _score_lines(scores))
 
 

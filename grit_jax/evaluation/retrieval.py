@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from jaxtyping import Float
 
 from grit_jax.data.bm25 import BM25
 from grit_jax.data.formats import EmbeddingExample, Text
@@ -140,7 +141,7 @@ def encode_pool(model: GritLM, pool: Pool, options: DenseOptions = DenseOptions(
     options.search.check(model.embedding_width)
     max_length = length_limit(options.max_length, model.config.context_length)
     texts = [*pool.queries, *pool.texts]
-    vectors, truncated = _encode(model, texts, max_length, options.quiet)
+    vectors, truncated = encode_texts(model, texts, max_length, options.quiet)
     warn_truncated(truncated, len(texts), max_length)
     count = len(pool.queries)
     return PoolVectors(vectors[:count], vectors[count:], truncated)
@@ -188,9 +189,9 @@ def ndcg(ranking: Sequence[int], relevant: frozenset[int], k: int) -> float:
     return gain / sum(_discount(rank) for rank in range(min(k, len(relevant))))
 
 
-def _encode(
-    model: GritLM, texts: Sequence[Text], max_length: int, quiet: bool
-) -> tuple[np.ndarray, int]:
+def encode_texts(
+    model: GritLM, texts: Sequence[Text], max_length: int, quiet: bool = False
+) -> tuple[Float[np.ndarray, "N D"], int]:
     """The vectors of texts (encoded together if they share an instruction), and how many texts were
     truncated."""
     by_instruction: dict[str, list[int]] = defaultdict(list)

@@ -11,17 +11,6 @@ pytestmark = pytest.mark.usefixtures("in_world")
 
 
 def test_eval(capsys):
-    found = run(capsys, "eval retrieval model --input embedding.jsonl --json").json
-    assert found.keys() == {"model", "bm25", "hybrid"}
-    assert found["model"].pop("truncated") == 0
-    for scores in found.values():
-        assert scores.keys() == {"recall@1", "recall@10", "ndcg@10"}
-        assert all(0 <= score <= 1 for score in scores.values())
-    retrieval = "eval retrieval model --input embedding.jsonl --json --search"
-    assert run(capsys, f"{retrieval} lexical").json == {"bm25": found["bm25"]}
-    both = run(capsys, f"{retrieval} hybrid").json
-    assert both == {"hybrid": {**found["hybrid"], "truncated": 0}}
-    assert run(capsys, f"{retrieval} hybrid --fusion ranks").status == 0
     found = run(capsys, "eval perplexity model --input generative.jsonl --json").json
     assert found.keys() == {"perplexity", "truncated"} and found["perplexity"] > 1
     rag = "eval rag model --input rag.jsonl --modes none --max-new-tokens 2"
