@@ -9,6 +9,7 @@ from grit_jax.cli import flags
 from grit_jax.cli.hosts import add_shared, shared_run
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_json, print_result, print_text
+from grit_jax.cli.shots import add_shot_flags, shots
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError
 from grit_jax.text.length import MAX_LENGTH, DefaultLength
@@ -27,6 +28,7 @@ def _encode_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instruction", default="", metavar="T", help="what the vectors are for (default: none)"
     )
+    add_shot_flags(parser)
     parser.add_argument(
         "--max-length",
         type=flags.positive,
@@ -60,6 +62,10 @@ def encode(args: argparse.Namespace) -> None:
     refuse_same_file(args.output, args.input, *Path(args.model).glob("*"))
     if args.json and is_stdout(args.output):
         raise GritError("--json and --output both write to standard output; leave one out")
+    examples = shots(args)
+    if examples is not None and not args.instruction.strip():
+        raise GritError("--shots: examples follow an instruction; give one by --instruction")
+    instruction = args.instruction if examples is None else examples.after(args.instruction)
     with shared_run(args) as open_model:
         with errors_together():
             texts = read_texts(args.input, args.input_format)
@@ -68,7 +74,7 @@ def encode(args: argparse.Namespace) -> None:
             model,
             texts,
             args.output,
-            VectorOptions(args.instruction, args.max_length, args.dim, args.precision, args.shards),
+            VectorOptions(instruction, args.max_length, args.dim, args.precision, args.shards),
             cluster=cluster,
         )
     if not is_first():

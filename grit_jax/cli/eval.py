@@ -9,6 +9,7 @@ from typing import Any
 from grit_jax.cli import eval_retrieval, flags, lm, mteb
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
+from grit_jax.cli.record import add_record_flag, report
 from grit_jax.cli.search import (
     add_retrieval_flags,
     add_search_flags,
@@ -21,7 +22,7 @@ from grit_jax.text.rag_layouts import MODES
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
-    add = flags.kinds(parser, "retrieval", "perplexity", "rag", "lm", "mteb")
+    add = flags.kinds(parser, "retrieval", "perplexity", "rag", "lm", "mteb", "card")
     ranked = add(
         "retrieval",
         "nDCG, recall, MRR, MAP and precision over an embedding file or a folder as BEIR's or"
@@ -38,12 +39,28 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
         add_model(kind)
         kind.add_argument("--input", required=True, type=flags.path, metavar="F.jsonl")
         kind.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        add_record_flag(kind)
     add_retrieval_flags(rag, "dense")
     add_where_flag(rag)
     add_search_flags(rag)
     _rag_flags(rag)
     lm.add_lm_flags(add("lm", lm.HELP))
     mteb.add_mteb_flags(add("mteb", mteb.HELP))
+    _card_flags(add("card", "one card of several runs, beside the paper's figures of GritLM-7B"))
+
+
+def _card_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "records",
+        nargs="+",
+        type=flags.path,
+        metavar="RECORD",
+        help="what grit eval KIND ... --record F.json wrote",
+    )
+    parser.add_argument(
+        "--output", type=flags.path, metavar="DIR", help="write card.md, card.json and card.html"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def _rag_flags(parser: argparse.ArgumentParser) -> None:
@@ -115,12 +132,24 @@ def evaluate(args: argparse.Namespace) -> None:
         return mteb.evaluate_mteb_tasks(args)
     if args.kind == "retrieval":
         return eval_retrieval.evaluate(args)
+    if args.kind == "card":
+        return _make_card(args)
     if args.kind == "rag":
         return _evaluate_rag(args)
     from grit_jax.evaluation.perplexity import score_perplexity
 
     scores = dataclasses.asdict(score_perplexity(load_model(args), args.input))
-    print_result(scores, args.json, _score_lines(scores))
+    report(args, scores, _score_lines(scores))
+
+
+def _make_card(args: argparse.Namespace) -> None:
+    from grit_jax.evaluation.card import make_card, read_record
+    from grit_jax.evaluation.card_page import markdown, write_card
+
+    card = make_card([read_record(path) for path in args.records])
+    if args.output is not None:
+        write_card(args.output, card)
+    print_result(card, args.json, markdown(card))
 
 
 def _evaluate_rag(args: argparse.Namespace) -> None:
@@ -148,9 +177,9 @@ def _evaluate_rag(args: argparse.Namespace) -> None:
     if args.output is not None:
         table.write(args.output)
     if max(len(args.k), len(args.kv), len(args.positions)) > 1:
-        return print_result(table.to_dict(), args.json, table.markdown().rstrip())
+        return report(args, table.to_dict(), table.markdown().rstrip())
     scores = dict(table.by_mode())
-    print_result(scores, args.json, _score_lines(scores))
+    report(args, scores, _score_lines(scores))
 
 
 def _score_lines(scores: dict[str, Any]) -> str:
@@ -165,4 +194,9 @@ def _score_lines(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-EVAL = Verb("eval", "scores: retrieval, perplexity, rag, lm", _eval_flags, evaluate)
+EVAL = Verb(
+    "eval",
+    "scores: retrieval, perplexity, rag, lm, mteb; and a card of them",
+    _eval_flags,
+    evaluate,
+)

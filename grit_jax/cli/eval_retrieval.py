@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from grit_jax.cli import flags
-from grit_jax.cli.model import add_model, load_model
-from grit_jax.cli.output import print_result
+from grit_jax.cli.endpoint import add_model_or_url, load_model_or_endpoint
+from grit_jax.cli.record import add_record_flag, report
 from grit_jax.cli.search import (
     SEARCHES,
     add_retrieval_flags,
@@ -16,9 +16,15 @@ from grit_jax.cli.search import (
     retrieval_settings,
     search_settings,
 )
-from grit_jax.text.length import MAX_LENGTH
+from grit_jax.cli.shots import add_shot_flags, shots
+from grit_jax.errors import GritError
+from grit_jax.text.length import MAX_LENGTH, DefaultLength
 
 if TYPE_CHECKING:
+    from grit_jax.evaluation.embedders import Embedder
+    from grit_jax.evaluation.judges import Judge
+    from grit_jax.evaluation.query_instructions import Shots
+    from grit_jax.evaluation.retrieval_data import RetrievalTask
     from grit_jax.evaluation.retrieval_run import RetrievalRun
 
 KS = (1, 3, 5, 10, 100)  # evaluation/retrieval_run.py's
@@ -27,7 +33,7 @@ RERANK_PROMPTS = ("records", "paper", "paper-arguana")  # evaluation/judges.py's
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    add_model(parser)
+    add_model_or_url(parser)
     parser.add_argument(
         "--input",
         required=True,
@@ -74,6 +80,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="of every query (default: its own, where it has one)",
     )
     parser.add_argument(
+        "--instructions",
+        type=flags.path,
+        metavar="FILE",
+        help='one for each domain of the queries, in lines of {"name": ..., "instruction": ...} or '
+        "of a name, a tab and an instruction; also prints nDCG by instruction and domain, and what "
+        "another domain's instruction costs",
+    )
+    add_shot_flags(parser)
+    parser.add_argument(
         "--vectors",
         type=flags.path,
         metavar="DIR",
@@ -90,6 +105,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "candidates are those of --search dense --rerank 10",
     )
     add_search_flags(parser)
+    add_record_flag(parser)
     output = parser.add_argument_group("files, and comparison with another run")
     output.add_argument(
         "--per-query",
@@ -115,21 +131,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=flags.positive,
         default=10_000,
         metavar="N",
-        help="of --compare (default: %(default)s)",
+        help="of --compare and --instructions (default: %(default)s)",
     )
     output.add_argument(
         "--seed",
         type=flags.natural,
         default=0,
         metavar="N",
-        help="of --compare (default: %(default)s)",
+        help="of --compare and --instructions (default: %(default)s)",
     )
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Runs the searches, writes the files and prints the scores."""
-    from grit_jax.evaluation.embedders import ModelEmbedder
-    from grit_jax.evaluation.judges import PromptJudge, RecordJudge
+    from grit_jax.evaluation.query_instructions import (
+        instruction_table,
+        instruction_variants,
+        read_instructions,
+        with_instructions,
+    )
     from grit_jax.evaluation.retrieval_data import read_task
     from grit_jax.evaluation.retrieval_run import RunSettings, run_retrieval
     from grit_jax.evaluation.run_files import compare_runs, write_per_query, write_trec_runs
@@ -145,17 +165,77 @@ def evaluate(args: argparse.Namespace) -> None:
         args.vectors,
     )
     _ = settings.ranked  # a depth that is too small is said before the work
-    task = read_task(args.input, args.split)
+    instructions = read_instructions(args.instructions) if args.instructions is not None else {}
+    if instructions and "dense" not in settings.searches:
+        raise GritError("--instructions: its table is of the search by vectors; leave --search out")
+    examples = shots(args)
+    task = with_instructions(
+        read_task(args.input, args.split), args.instruction, instructions, examples
+    )
+    if examples is not None:
+        _warn_evaluated(examples, task)
+    variants = instruction_variants(task, instructions, examples) if instructions else {}
     if args.per_query is not None:
         refuse_same_file(args.per_query, args.input, args.compare)
     if args.run_files is not None:
         writable_folder(args.run_files)
-    model = load_model(args)
-    settings.search.check(model.embedding_width)
-    if args.instruction is not None:
-        queries = [dataclasses.replace(q, instruction=args.instruction) for q in task.queries]
-        task = dataclasses.replace(task, queries=queries)
-    judge = None
+    embedder, judge = _model(args)
+    run = run_retrieval(task, embedder, settings, judge, variants)
+    if args.per_query is not None:
+        write_per_query(args.per_query, run)
+    if args.run_files is not None:
+        write_trec_runs(args.run_files, run)
+    result = _result(args, run, settings.ranked)
+    if not embedder.counts_truncated:
+        for name in ("model", "hybrid"):
+            if "truncated" in result.get(name, {}):
+                result[name]["truncated"] = None
+    if instructions:
+        result["instructions"] = {
+            "metric": (metric := f"ndcg@{10 if 10 in settings.ks else max(settings.ks)}"),
+            "texts": instructions,
+            **instruction_table(
+                task,
+                instructions,
+                {
+                    name: [scores[metric] for scores in ranked.scores]
+                    for name, ranked in run.variants.items()
+                },
+                resamples=args.resamples,
+                seed=args.seed,
+            ),
+        }
+    if args.compare is not None:
+        result["comparison"] = compare_runs(
+            run, args.compare, resamples=args.resamples, seed=args.seed
+        )
+    report(args, result, "\n".join(_lines(result)))
+
+
+def _model(args: argparse.Namespace) -> tuple[Embedder, Judge | None]:
+    """The model or server, and what reranks.
+
+    Raises:
+      GritError: as `load_model_or_endpoint`; fewer dimensions than are searched; or the paper's
+        prompt for a server.
+    """
+    from grit_jax.evaluation.embedders import EndpointEmbedder, ModelEmbedder
+    from grit_jax.evaluation.endpoint import Endpoint
+    from grit_jax.evaluation.judges import EndpointJudge, PromptJudge, RecordJudge
+
+    judge: Judge | None = None
+    model = load_model_or_endpoint(args)
+    if isinstance(model, Endpoint):
+        if args.rerank and args.rerank_prompt != "records":
+            raise GritError(
+                f"--rerank-prompt {args.rerank_prompt}: needs the logits of a MODEL; a URL reranks"
+                " in its own way"
+            )
+        is_default = isinstance(args.max_length, DefaultLength)
+        if args.rerank:
+            judge = EndpointJudge(model)
+        return EndpointEmbedder(model, None if is_default else args.max_length), judge
+    search_settings(args).check(model.embedding_width)
     if args.rerank:
         by_records = args.rerank_prompt == "records"
         judge = (
@@ -163,18 +243,7 @@ def evaluate(args: argparse.Namespace) -> None:
             if by_records
             else PromptJudge(model, args.rerank_prompt)
         )
-    embedder = ModelEmbedder(model, args.model, args.max_length)
-    run = run_retrieval(task, embedder, settings, judge)
-    if args.per_query is not None:
-        write_per_query(args.per_query, run)
-    if args.run_files is not None:
-        write_trec_runs(args.run_files, run)
-    result = _result(args, run, settings.ranked)
-    if args.compare is not None:
-        result["comparison"] = compare_runs(
-            run, args.compare, resamples=args.resamples, seed=args.seed
-        )
-    print_result(result, args.json, "\n".join(_lines(result)))
+    return ModelEmbedder(model, args.model, args.max_length), judge
 
 
 def _result(args: argparse.Namespace, run: RetrievalRun, depth: int) -> dict[str, Any]:
@@ -209,6 +278,8 @@ def _result(args: argparse.Namespace, run: RetrievalRun, depth: int) -> dict[str
         "depth": depth,
         "identical_ids": args.identical_ids,
         "instruction": args.instruction,
+        "shots": args.shots,
+        "shots_format": args.shots_format if args.shots else None,
         "fusion": args.fusion,
         "rerank": args.rerank,
         "rerank_prompt": args.rerank_prompt if args.rerank else None,
@@ -240,8 +311,39 @@ def _lines(result: dict[str, Any]) -> list[str]:
     ):
         if task[key]:
             lines.append(f"{task[key]} {what}")
+    if "instructions" in result:
+        lines += _by_instruction(result["instructions"])
     if "comparison" in result:
         lines += _compared(result["comparison"])
+    return lines
+
+
+def _warn_evaluated(examples: Shots, task: RetrievalTask) -> None:
+    """Warns of examples that are also evaluated: the model is shown their answers."""
+    queries = {query.text for query in task.queries}
+    shown = {query for of_domain in examples.examples.values() for query, _ in of_domain}
+    if both := len(queries & shown):
+        warnings.warn(f"{both} of the examples are queries that are evaluated", stacklevel=2)
+
+
+def _by_instruction(table: dict[str, Any]) -> list[str]:
+    """A row for each domain, a column for each instruction; the cost of the wrong one."""
+    names = list(next(iter(table["domains"].values()))["scores"])
+    width = max(10, *(len(name) + 2 for name in names))
+    lines = [
+        f"{table['metric']} of the search by vectors, by domain and instruction:",
+        " " * 20 + "".join(f"{name:>{width}s}" for name in names) + "      cost",
+    ]
+    for domain, row in table["domains"].items():
+        cost = f"{row['cost']:+10.4f}" if row["cost"] is not None else " " * 9 + "-"
+        shown = "".join(f"{row['scores'][name]:{width}.4f}" for name in names)
+        lines.append(f"{domain or '(no domain)':20s}{shown}{cost}")
+    if (every := table["all"]) is not None:
+        lines.append(
+            f"the wrong domain's instruction costs {every['cost']:.4f}: {every['right']:.4f} with"
+            f" the right one, {every['wrong']:.4f} with the others'"
+            f"  [{every['low']:+.4f}, {every['high']:+.4f}]  p = {every['p']:.4f}"
+        )
     return lines
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from grit_jax.cli import flags
 from grit_jax.cli.model import add_model, load_model
-from grit_jax.cli.output import print_result
+from grit_jax.cli.record import add_record_flag, report
 from grit_jax.errors import GritError
 
 HELP = "scores on lm-eval's tasks, or on task files of your own (extra 'eval')"
@@ -17,6 +17,7 @@ HELP = "scores on lm-eval's tasks, or on task files of your own (extra 'eval')"
 def add_lm_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `grit eval lm`. Their names are lm-eval's where it has them."""
     add_model(parser)
+    add_record_flag(parser)
     _task_flags(parser.add_argument_group("tasks"))
     _prompt_flags(parser.add_argument_group("prompts and answers"))
     group = parser.add_argument_group("results")
@@ -204,4 +205,4 @@ def evaluate_lm(args: argparse.Namespace) -> None:
     values = {"model": backend.name, **plain_results(results)}
     if "output" in results:
         values["output"] = results["output"]
-    print_result(values, args.json, results_table(results))
+    report(args, values, results_table(results))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `grit` command."""
     argv = sys.argv[1:] if argv is None else argv
     args, rest = build_parser().parse_known_args(argv)
+    args.command_line = shlex.join(["grit", *argv])
     verb = VERBS[args.verb]
     escape_unprintable()
     if rest and not verb.takes_overrides:

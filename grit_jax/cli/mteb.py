@@ -9,6 +9,7 @@ from typing import Any
 from grit_jax.cli import flags
 from grit_jax.cli.endpoint import add_model_or_url, load_model_or_endpoint
 from grit_jax.cli.output import print_result
+from grit_jax.cli.record import add_record_flag, report
 from grit_jax.cli.search import FUSIONS, SEARCHES, add_search_flags, search_settings
 from grit_jax.errors import GritError
 
@@ -20,6 +21,7 @@ RESULTS = "runs/mteb"
 def add_mteb_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `grit eval mteb`."""
     add_model_or_url(parser, optional=True)
+    add_record_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument(
         "--tasks",
@@ -148,7 +150,7 @@ def evaluate_mteb_tasks(args: argparse.Namespace) -> None:
         task_files=args.task_files,
         progress=not args.json,
     )
-    print_result(scores.to_dict(), args.json, scores.lines())
+    report(args, scores.to_dict(), scores.lines())
 
 
 def _show_instructions(args: argparse.Namespace) -> None:

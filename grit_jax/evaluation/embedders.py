@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from grit_jax.data.formats import Text
 from grit_jax.errors import GritError
+from grit_jax.evaluation.endpoint import Endpoint
 from grit_jax.evaluation.retrieval import encode_texts
 from grit_jax.evaluation.retrieval_data import Documents, RetrievalTask
 from grit_jax.inference.blocks import model_identity
@@ -38,13 +39,15 @@ class Embedder(Protocol):
 
     Attributes:
       name: of the model, for reports. mesh: where vectors are searched; None: the default device.
+      counts_truncated: whether `embed` knows how many texts were truncated; if not, it says 0.
     """
 
     name: str
     mesh: Mesh | None
+    counts_truncated: bool
 
     def embed(self, texts: Sequence[Text], *, show: bool = True) -> tuple[np.ndarray, int]:
-        """Vectors `[N, D]`, float32, and how many texts were truncated, as far as it is known."""
+        """Vectors `[N, D]`, float32, and how many texts were truncated."""
 
     def identity(self) -> str:
         """What the vectors depend on beside the texts, as a string."""
@@ -63,12 +66,44 @@ class ModelEmbedder:
     def __init__(self, model: GritLM, name: str = "", max_length: int = MAX_LENGTH):
         self.model, self.name, self.mesh = model, name, model.mesh
         self.max_length = length_limit(max_length, model.config.context_length)
+        self.counts_truncated = True
 
     def embed(self, texts: Sequence[Text], *, show: bool = True) -> tuple[np.ndarray, int]:
         return encode_texts(self.model, texts, self.max_length, quiet=not show)
 
     def identity(self) -> str:
         return f"{model_identity(self.model)} {self.max_length}"
+
+
+class EndpointEmbedder:
+    """A model behind a URL. How many texts it truncates is not known.
+
+    Args:
+      max_length: tokens of a text; None: as the server does by itself.
+    """
+
+    def __init__(self, endpoint: Endpoint, max_length: int | None = None):
+        self.endpoint, self.name = endpoint, repr(endpoint)
+        self.mesh: Mesh | None = None
+        self.max_length, self.counts_truncated = max_length, False
+
+    def embed(self, texts: Sequence[Text], *, show: bool = True) -> tuple[np.ndarray, int]:
+        numbers: dict[str, list[int]] = {}
+        for number, text in enumerate(texts):
+            numbers.setdefault(text.instruction or "", []).append(number)
+        vectors: np.ndarray | None = None
+        for instruction, group in numbers.items():
+            block = self.endpoint.encode(
+                [texts[i].text for i in group], instruction, self.max_length, progress=show
+            )
+            if vectors is None:
+                vectors = np.zeros((len(texts), block.shape[1]), np.float32)
+            vectors[group] = block
+        assert vectors is not None
+        return vectors, 0
+
+    def identity(self) -> str:
+        return f"{self.endpoint!r} {self.max_length}"
 
 
 @dataclasses.dataclass(frozen=True)

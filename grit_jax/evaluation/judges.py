@@ -1,6 +1,7 @@
 """How candidates of a search are judged for reranking.
 
 - `RecordJudge`: by this package's way, after each document's record (`rag/rerank.py`).
+- `EndpointJudge`: by the server that has the model.
 - `PromptJudge`: by the original's, a prompt with query and passage that is read as a whole (GRIT,
   arXiv 2402.09906, `scripts/AbsTaskRetrieval.py`). The score is the logit of "yes" as the token
   after "Answer:".
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from grit_jax.errors import GritError
+from grit_jax.evaluation.endpoint import Endpoint
 from grit_jax.evaluation.retrieval_data import Document
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
@@ -78,6 +80,19 @@ class RecordJudge:
             query, list(texts.values()), [self._records[number] for number in texts]
         )
         return relevance(self._generator, prompts)
+
+
+class EndpointJudge:
+    """The relevance that a server gives each document (`POST /v1/score`)."""
+
+    def __init__(self, endpoint: Endpoint):
+        self._endpoint = endpoint
+
+    def scores(
+        self, query: str, numbers: Sequence[int], documents: Sequence[Document]
+    ) -> Float[np.ndarray, " P"]:
+        contents = [document.content for document in documents]
+        return self._endpoint.relevance([query] * len(contents), contents)
 
 
 class PromptJudge:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from grit_jax.data.bm25 import BM25, best
+from grit_jax.data.formats import Text
 from grit_jax.errors import GritError
 from grit_jax.evaluation.embedders import Embedder, document_vectors
 from grit_jax.evaluation.judges import Judge
@@ -17,6 +18,7 @@ from grit_jax.evaluation.ranking_metrics import mean_scores, query_scores, trec_
 from grit_jax.evaluation.retrieval_data import RetrievalTask
 from grit_jax.rag.search.exact import ExactSearch, SearchSettings
 from grit_jax.rag.search.hybrid import (
+    CANDIDATES,
     SEARCHES,
     Hits,
     HybridSearch,
@@ -28,6 +30,8 @@ from grit_jax.runtime.progress import progress
 
 KS = (1, 3, 5, 10, 100)
 NAMES = {"dense": "model", "lexical": "bm25", "hybrid": "hybrid"}  # of searches in results
+# Documents beyond the last rank that are looked at: those that are equal there are ordered by id.
+TIED = 100
 RERANKED = "+rerank"  # follows a search's name
 
 Rankings: TypeAlias = list[Hits]  # of each query
@@ -89,12 +93,18 @@ class Ranked:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalRun:
-    """The searches of a task by name ("model", "bm25", "hybrid", each with RERANKED, too), and how
-    many texts were truncated."""
+    """What was found for a task.
+
+    Attributes:
+      searches: by name: "model", "bm25", "hybrid", each with RERANKED, too.
+      truncated: texts that were truncated.
+      variants: what the search by vectors finds for the queries in other words, by name.
+    """
 
     task: RetrievalTask
     searches: dict[str, Ranked]
     truncated: int
+    variants: dict[str, Ranked] = dataclasses.field(default_factory=dict)
 
 
 def run_retrieval(
@@ -102,17 +112,20 @@ def run_retrieval(
     embedder: Embedder | None,
     settings: RunSettings = RunSettings(),
     judge: Judge | None = None,
+    variants: Mapping[str, Sequence[Text]] | None = None,
 ) -> RetrievalRun:
     """Searches a task's documents for all its queries, and scores what is found.
 
     Args:
       embedder: None: for searches by words alone.
       judge: scores the candidates that `settings.retrieval.rerank` asks for.
+      variants: other texts of all queries, by name, for which the search by vectors is repeated.
 
     Raises:
       GritError: a depth below a cut, or as `embedders.document_vectors` and `ExactSearch`.
     """
     depth, truncated = settings.ranked, 0
+    varied: dict[str, Rankings] = {}
     query_vectors: np.ndarray | None = None
     if {"dense", "hybrid"} & {*settings.searches}:
         assert embedder is not None
@@ -121,6 +134,11 @@ def run_retrieval(
             truncated += documents.truncated
             dense = ExactSearch(documents.vectors, embedder.mesh, settings=settings.search)
             found = _search(task, dense, query_vectors, settings, depth)
+            for name, queries in (variants or {}).items():
+                query_vectors, cut = embedder.embed(queries)
+                truncated += cut
+                alone = dataclasses.replace(settings, searches=["dense"])
+                [varied[name]] = _search(task, dense, query_vectors, alone, depth).values()
     else:
         found = _search(task, None, None, settings, depth)
     if settings.retrieval.rerank:
@@ -130,6 +148,7 @@ def run_retrieval(
         task,
         {name: _ranked(task, hits, settings.ks) for name, hits in found.items()},
         truncated,
+        {name: _ranked(task, hits, settings.ks) for name, hits in varied.items()},
     )
 
 
@@ -142,7 +161,7 @@ def _search(
 ) -> dict[str, Rankings]:
     """The rankings of each search by its name."""
     own = _own_documents(task) if settings.drop_identical else {}
-    most = depth + bool(own)
+    most = depth + bool(own) + (TIED if task.has_ids else 0)
     texts = [query.text for query in task.queries]
     found: dict[str, Rankings] = {}
     if "dense" in settings.searches:
@@ -158,7 +177,15 @@ def _search(
         if "hybrid" in settings.searches:
             assert dense is not None and query_vectors is not None
             both = HybridSearch(dense, lexical)
-            found["hybrid"] = both.search(texts, query_vectors, most, settings.retrieval)
+            # As many as a search for a few documents has: scores at a low cut must not depend on
+            # whether there is a higher one.
+            found["hybrid"] = both.search(
+                texts,
+                query_vectors,
+                most,
+                settings.retrieval,
+                candidates=max(CANDIDATES, depth) + bool(own),
+            )
     return {
         NAMES[search]: [
             _ordered(task, hits, own.get(query), depth) for query, hits in enumerate(found[search])

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from live_server import live_server
 from retrieval_folders import DOCUMENTS, beir_folder
 
 from grit_jax.data.bm25 import BM25
 from grit_jax.data.formats import EmbeddingExample, Text
 from grit_jax.errors import GritError
-from grit_jax.evaluation.embedders import ModelEmbedder
+from grit_jax.evaluation.embedders import EndpointEmbedder, ModelEmbedder
+from grit_jax.evaluation.endpoint import Endpoint
 from grit_jax.evaluation.hybrid import compare_retrieval
+from grit_jax.evaluation.judges import EndpointJudge
 from grit_jax.evaluation.retrieval_data import read_task
 from grit_jax.evaluation.retrieval_run import RunSettings, run_retrieval
 from grit_jax.rag.search.hybrid import Retrieval
+from grit_jax.serving.settings import ServeSettings
 
 
 @pytest.fixture
@@ -72,6 +77,33 @@ def test_an_embedding_file_scores_as_before(tiny_model, sentences, tmp_path):
         assert {key: run.searches[name].means[key] for key in scores} == scores
 
 
+class RandomVectors:
+    """Embeds each text by chance; those with the same letters have the same vector."""
+
+    name, mesh, counts_truncated = "random", None, True
+
+    def embed(self, texts, *, show=True):
+        rows = [np.random.default_rng(sum(map(ord, t.text))).standard_normal(8) for t in texts]
+        vectors = np.array(rows, np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 0
+
+
+def test_scores_at_a_cut_do_not_depend_on_a_higher_one(tmp_path):
+    rng = np.random.default_rng(2)
+    words = ["copper", "lantern", "river", "stone", "amber", "ribbon", *"abcdefgh"]
+    documents = [
+        {"_id": f"doc-{n}", "title": "", "text": " ".join(rng.choice(words, 6))} for n in range(400)
+    ]
+    documents = [{**d, "_id": DOCUMENTS[n]["_id"]} for n, d in enumerate(documents[:3])] + documents
+    task = read_task(beir_folder(tmp_path / "many", documents=documents))
+    few, many = (
+        run_retrieval(task, RandomVectors(), RunSettings(ks=ks)) for ks in ((10,), (10, 100))
+    )
+    for name, ranked in few.searches.items():
+        assert [ids[:10] for ids in many.searches[name].ids] == ranked.ids, name
+        assert all(len(ids) == 100 for ids in many.searches["hybrid"].ids)
+
+
 class Preference:
     """Judges by a list of ids, and notes what it is asked."""
 
@@ -108,3 +140,29 @@ def test_the_first_candidates_are_reranked_each_document_judged_once(tiny_model,
 def test_a_depth_that_is_too_small(task):
     with pytest.raises(GritError, match=r"--depth 5: .* at least 10 documents"):
         run_retrieval(task, None, RunSettings(searches=["lexical"], ks=(10,), depth=5))
+
+
+def test_a_server_finds_what_the_model_finds(tiny_model, tmp_path):
+    """Vectors and judgements by way of a socket."""
+    pytest.importorskip("openai")
+    filled = [document for document in DOCUMENTS if document["text"]]
+    task = read_task(beir_folder(tmp_path / "served", documents=filled))
+    settings = RunSettings(ks=(1,), depth=5, retrieval=Retrieval("hybrid", rerank=2))
+    serving = ServeSettings("tiny", slots=2, context=256, warm_up=False)
+    with live_server(tiny_model, serving) as server:
+        endpoint = Endpoint(server.url)
+        judge = EndpointJudge(endpoint)
+        run = run_retrieval(task, EndpointEmbedder(endpoint), settings, judge)
+        document = task.documents[0]
+        [score] = judge.scores("amber ribbon", [0], [document])
+        assert score == endpoint.relevance(["amber ribbon"], [document.content])[0]
+    alone = run_retrieval(
+        task,
+        ModelEmbedder(tiny_model),
+        dataclasses.replace(settings, retrieval=Retrieval("hybrid")),
+    )
+    for name, ranked in alone.searches.items():
+        assert run.searches[name].ids == ranked.ids
+        for ours, theirs in zip(ranked.values, run.searches[name].values):
+            np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    assert {*run.searches} - {*alone.searches} == {f"{name}+rerank" for name in alone.searches}

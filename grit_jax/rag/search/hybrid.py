@@ -119,17 +119,19 @@ class HybridSearch:
         k: int,
         retrieval: Retrieval = Retrieval("hybrid"),
         allowed: Bool[np.ndarray, " N"] | None = None,
+        candidates: int | None = None,
     ) -> list[Hits]:
         """The `k` best allowed documents of each query by the fused scores; equal ones in the order
         of the dense search.
 
         Args:
           texts, queries: the queries' texts and vectors.
+          candidates: of each search, at least `k`; None: by `k`. The fused scores depend on it.
 
         Raises:
           GritError, NonFiniteRows: as `Searcher.search`.
         """
-        depth = max(CANDIDATES, 2 * k)
+        depth = max(CANDIDATES, 2 * k) if candidates is None else candidates
         fuse = fuse_scores if retrieval.fusion == "scores" else fuse_ranks
         results = []
         by_vectors = dense_hits(self.dense.search(queries, depth, allowed))
