@@ -52,6 +52,7 @@ def test_both_forms_say_the_same(tmp_path):
     assert [row[:6] for row in page.rows if row[0] == "rag"] == [cells]
     [shown] = [row for row in rows if row[0] == "| rag"]
     assert [cell.removeprefix("| ").replace("\\|", "|") for cell in shown[:6]] == cells
+    assert shown[1] == "a\\|b<i>"  # a bar of its own would end the cell
     assert page.code == ["grit eval rag 'a|b<i>'", "grit eval perplexity other"]
     assert "grit eval perplexity other" in markdown(CARD)
     assert len(page.rows) == 2 + len(CARD["figures"]) + len(CARD["paper"]["figures"])

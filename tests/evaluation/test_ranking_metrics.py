@@ -43,7 +43,9 @@ def test_as_trec_eval():
         grades = rng.integers(-1, 4 if query % 10 else 1, len(judged))
         qrels[f"q{query}"] = {id: int(g) for id, g in zip(judged, grades)}
         retrieved = rng.permutation(ids)[: int(rng.integers(1, 150))].tolist()
-        values = rng.integers(0, 20, len(retrieved)) / 7 + rng.integers(0, 2) * 1e-12
+        values = (
+            rng.integers(0, 20, len(retrieved)) / 7 + rng.integers(0, 2, len(retrieved)) * 1e-12
+        )
         runs[f"q{query}"] = dict(zip(retrieved, values.tolist()))
     cuts = ",".join(map(str, KS))
     expected = pytrec_eval.RelevanceEvaluator(
