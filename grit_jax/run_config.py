@@ -21,9 +21,9 @@ from grit_jax.models.presets import PRESETS
 from grit_jax.runtime.progress import say
 from grit_jax.sharding import MeshConfig, num_row_shards, num_token_shards
 from grit_jax.text.chat import FORMATS
-from grit_jax.training.joint import CHUNKS, StepConfig
 from grit_jax.training.losses import LossConfig
 from grit_jax.training.state import OptimizerConfig
+from grit_jax.training.step_config import CHUNKS, StepConfig
 from grit_jax.types import AttentionMode
 
 _EMBEDDING = {
@@ -67,6 +67,7 @@ PATH_KEYS = (
     "data.generative",
     "data.distilled",
     "data.cached",
+    "data.preference",
     "data.num_samples",
     "train.eval_embedding",
     "train.eval_generative",
@@ -156,8 +157,9 @@ class TrainSection:
     """Length of the run, checkpoints, evaluation, losses, and how gradients are computed.
 
     Attributes:
-      embedding_chunk, generative_chunk, cached_chunk: rows of a batch that are computed at a time
-        (gradient accumulation), rounded up to a multiple of the devices that rows are split over.
+      embedding_chunk, generative_chunk, cached_chunk, preference_chunk: rows of a batch that are
+        computed at a time (gradient accumulation), rounded up to a multiple of the devices that
+        rows are split over.
         This bounds memory and does not change the update: a query's negatives are those of the
         whole batch, and a token's weight does not depend on its chunk. Embedding chunks cost a
         second forward pass (GradCache); the others cost nothing.
@@ -180,6 +182,7 @@ class TrainSection:
     embedding_chunk: int | None = None
     generative_chunk: int | None = None
     cached_chunk: int | None = None
+    preference_chunk: int | None = None
     backward: Literal["joint", "separate", "split"] = "joint"
     gradient: Literal["both", "query", "passage"] = "both"
     tensorboard: bool = False
@@ -229,10 +232,18 @@ class RunConfig:
                 "train.loss.generative_distillation: the teacher is the model without its adapters;"
                 " add a lora section, or set the factor to 0"
             )
+        if self.data.preference_batch:
+            self.data.check_preference(loss.preference)
         if self.data.distilled and not loss.generative_distillation:
             raise ValueError(
                 "data.distilled has no effect with train.loss.generative_distillation: 0"
             )
+
+    @property
+    def copies_reference(self) -> bool:
+        """Whether the run keeps a copy of its first weights as the reference model of a preference
+        loss; a LoRA run has them as its base."""
+        return bool(self.data.preference_batch) and self.lora is None
 
 
 def read_run_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -299,6 +310,9 @@ def fit_to_mesh(config: RunConfig, mesh: Mesh) -> RunConfig:
         "teacher_row_length": (
             data.cached_batch and train.loss.cached_distillation and limits.teacher_row
         ),
+        "preference_row_length": (
+            data.preference_batch and data.preference_row(train.loss.preference)
+        ),
     }
     for key, length in lengths.items():
         if length % ways:
@@ -342,6 +356,7 @@ def step_config(config: RunConfig, model_config: ModelConfig) -> StepConfig:
         embedding_chunk=train.embedding_chunk,
         generative_chunk=train.generative_chunk,
         cached_chunk=train.cached_chunk,
+        preference_chunk=train.preference_chunk,
         embedding_mode=modes.embedding,
         generation_mode=modes.generation,
         backward=train.backward,
@@ -362,4 +377,5 @@ def batch_needs(config: RunConfig) -> BatchNeeds:
         teacher_scores=train.loss.distillation_factor > 0,
         teacher_rows=train.loss.cached_distillation > 0,
         base_teacher=train.loss.generative_distillation > 0,
+        preference=train.loss.preference,
     )

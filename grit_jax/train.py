@@ -72,6 +72,7 @@ from grit_jax.training.hooks import (
     save_checkpoints,
 )
 from grit_jax.training.loop import Program, run_loop
+from grit_jax.training.reference_model import with_reference
 from grit_jax.training.run_record import (
     Input,
     RunRecord,
@@ -371,6 +372,8 @@ def _first_state(
     model.params = (
         None  # or the weights that were read would lie beside the state for the whole run
     )
+    if config.copies_reference:
+        state = with_reference(state, model.config, mesh)
     source = config.model.path or "the random weights"
     if run.start:
         state = run.checkpoints.restore(run.start, state, batches)
@@ -409,8 +412,8 @@ def _reported_failures(output: RunFolder) -> Iterator[None]:
         if full := out_of_memory(error):
             raise GritError(
                 f"this run does not fit the devices' memory ({full}); set train.embedding_chunk,"
-                " generative_chunk and cached_chunk, model.remat: full or smaller batches, or ask"
-                " grit plan which slice it fits"
+                " generative_chunk, cached_chunk and preference_chunk, model.remat: full or smaller"
+                " batches, or ask grit plan which slice it fits"
             ) from None
         raise
     except OSError as error:  # a full disk does not say where it is full

@@ -164,12 +164,31 @@ class CachedBatch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
+class PreferenceBatch:
+    """Prompts with answers that are preferred, or not, for a preference loss.
+
+    Attributes:
+      text: packed prompts with their answers, which are the targets; `text.sequences` is `n`.
+      desirable: KTO: whether answer `i` is a desirable one. None (DPO): sequence `i` is the chosen
+        answer of pair `i` and sequence `n / 2 + i` the rejected one, both in the same row.
+      mismatched: KTO: each prompt with the answer to another one, for the reference point; None
+        with DPO.
+    """
+
+    text: GenerativeBatch
+    desirable: Bool[Array, " n"] | None = None
+    mismatched: GenerativeBatch | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
 class Batch:
     """The data of one optimizer step. A part that the run does not train is None."""
 
     embedding: EmbeddingBatch | None = None
     generative: GenerativeBatch | None = None
     cached: CachedBatch | None = None
+    preference: PreferenceBatch | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -17,6 +17,7 @@ from grit_jax.data.packing import (
     embedding_batch,
     generative_batch,
 )
+from grit_jax.data.preference import preference_batch
 from grit_jax.data.token_texts import TokenCached, TokenText
 from grit_jax.types import Batch
 
@@ -32,7 +33,7 @@ def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batc
     limits = config.limits()
     ids = lambda length: range(length)  # the values do not matter
     text = lambda length: TokenText(ids(length), np.ones(length, bool))
-    embedding = generative = cached = None
+    embedding = generative = cached = preference = None
     if config.embedding_batch:
         queries = [ids(limits.query)] * config.embedding_batch
         passages = [ids(limits.passage)] * (
@@ -78,6 +79,19 @@ def abstract_batch(config: DataConfig, needs: BatchNeeds = BatchNeeds()) -> Batc
                 teacher_row_length=limits.teacher_row if needs.teacher_rows else None,
             ),
         )
+    if config.preference_batch:
+        # The chosen and the rejected answers of DPO; the answers and the mismatched texts of KTO.
+        labels = np.ones(config.preference_batch, bool) if needs.preference == "kto" else None
+        preference = preference_batch(
+            [text(limits.preference)] * (2 * config.preference_batch),
+            labels,
+            GenerativePacking(
+                config.preference_row(needs.preference),
+                config.row_multiple,
+                prefix=needs.prefix_generation,
+            ),
+        )
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), Batch(embedding, generative, cached)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        Batch(embedding, generative, cached, preference),
     )

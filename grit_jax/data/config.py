@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from grit_jax.data.example_tokenizer import LengthLimits
+from grit_jax.data.formats import Kind
 from grit_jax.errors import GritError
 from grit_jax.text.length import DefaultLength, length_limit
 from grit_jax.text.rag_layouts import CACHED_MODES, MODES
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PreferenceLoss: TypeAlias = Literal["kto", "dpo"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +29,13 @@ class DataConfig:
       distilled: those of the generative sources that `train.loss.generative_distillation` applies
         to. Default: all.
       cached: sources of `{"docs", "text"}` lines. Default: none.
+      preference: sources of `{"prompt", "chosen", "rejected"}` or `{"prompt", "completion",
+        "label"}` lines, for `train.loss.preference`. Default: none.
       embedding_batch: queries in a step. Default: 0.
       generative_batch: sequences in a step. Default: 0.
       cached_batch: questions over cached documents in a step. Default: 0.
+      preference_batch: pairs in a step with `train.loss.preference: dpo`, answers with `kto` (of a
+        pair, each answer counts by itself). Default: 0.
       group_size: passages of a query: `group_size - 1` negatives beside its positive. 1 trains on
         the negatives of the batch alone. Default: 2.
       positives_per_query: the most positives drawn for a query, each of them a pair with it (see
@@ -36,6 +44,8 @@ class DataConfig:
       passage_max_length: longer passages are truncated. Default: 2048 tokens.
       generative_max_length: longer sequences are truncated. Default: 2048 tokens.
       document_max_length: longer documents of cached examples are truncated. Default: 2048 tokens.
+      preference_max_length: longer prompts with their answers are truncated. Default: 2048
+        tokens.
       row_length: tokens of a row of embedding texts. Default: the larger of `query_max_length` and
         `passage_max_length`.
       generative_row_length: tokens of a row of sequences. Default: `generative_max_length`.
@@ -46,6 +56,9 @@ class DataConfig:
       teacher_row_length: tokens of a row of the texts that a teacher reads (documents, question
         and answer in one), with `train.loss.cached_distillation`. Default: `pieces_row_length +
         cached_row_length`.
+      preference_row_length: tokens of a row of prompts with their answers. Default:
+        `preference_max_length`; twice that with `train.loss.preference: dpo`, where the two texts
+        of a pair share a row.
       row_multiple: the number of rows in a batch is rounded up to a multiple of it, because each
         new shape compiles a new program. Default: 8.
       probe_steps: batches packed before the run to find its largest shapes, so that few programs
@@ -75,20 +88,24 @@ class DataConfig:
     generative: list[str] = dataclasses.field(default_factory=list)
     distilled: list[str] = dataclasses.field(default_factory=list)
     cached: list[str] = dataclasses.field(default_factory=list)
+    preference: list[str] = dataclasses.field(default_factory=list)
     embedding_batch: int = 0
     generative_batch: int = 0
     cached_batch: int = 0
+    preference_batch: int = 0
     group_size: int = 2
     positives_per_query: int = 1
     query_max_length: int = DefaultLength(256)
     passage_max_length: int = DefaultLength(2048)
     generative_max_length: int = DefaultLength(2048)
     document_max_length: int = DefaultLength(2048)
+    preference_max_length: int = DefaultLength(2048)
     row_length: int | None = None
     generative_row_length: int | None = None
     pieces_row_length: int | None = None
     cached_row_length: int | None = None
     teacher_row_length: int | None = None
+    preference_row_length: int | None = None
     row_multiple: int = 8
     probe_steps: int = 8
     balance_window: int = 0
@@ -102,7 +119,7 @@ class DataConfig:
     workers: int = 2
 
     def __post_init__(self):
-        for kind in ("embedding", "generative", "cached"):
+        for kind in KINDS:
             if (size := getattr(self, f"{kind}_batch")) and not getattr(self, kind):
                 raise ValueError(
                     f"data.{kind}_batch: is {size}, but data.{kind} names no source; add one, or"
@@ -127,13 +144,14 @@ class DataConfig:
         for key, longest in (
             ("row_length", max(self.query_max_length, self.passage_max_length)),
             ("generative_row_length", self.generative_max_length),
+            ("preference_row_length", self.preference_max_length),
         ):
             if (length := getattr(self, key)) is not None and length < longest:
                 raise ValueError(
                     f"data.{key}: must be at least {longest}, the longest text allowed, got"
                     f" {length}"
                 )
-        known = {*self.embedding, *self.generative, *self.cached}
+        known = {*self.embedding, *self.generative, *self.cached, *self.preference}
         if unknown := [name for name in self.num_samples if name not in known]:
             raise ValueError(
                 f"data.num_samples: '{unknown[0]}' is not a source; expected some of"
@@ -153,10 +171,10 @@ class DataConfig:
         Raises:
           GritError: every batch size is 0.
         """
-        if not (self.embedding_batch or self.generative_batch or self.cached_batch):
+        if not any(getattr(self, f"{kind}_batch") for kind in KINDS):
             raise GritError(
-                "data: every batch size is 0; set data.embedding_batch, data.generative_batch or"
-                " data.cached_batch"
+                "data: every batch size is 0; set data.embedding_batch, data.generative_batch,"
+                " data.cached_batch or data.preference_batch"
             )
 
     def fit_to_context(self, context: int) -> DataConfig:
@@ -192,6 +210,7 @@ class DataConfig:
             "passage_max_length": self.embedding_batch,
             "generative_max_length": self.generative_batch,
             "document_max_length": self.cached_batch,
+            "preference_max_length": self.preference_batch,
         }
         return [key for key, used in keys.items() if used]
 
@@ -207,7 +226,30 @@ class DataConfig:
             cached_row=cached_row,
             continuation_row=continuation_row,
             teacher_row=self.teacher_row_length or cached_row + continuation_row,
+            preference=self.preference_max_length,
         )
+
+    def preference_row(self, loss: PreferenceLoss) -> int:
+        """Tokens of a row of preference examples."""
+        texts = 2 if loss == "dpo" else 1  # the two of a pair share a row
+        return self.preference_row_length or texts * self.preference_max_length
+
+    def check_preference(self, loss: PreferenceLoss) -> None:
+        """Checks that the preference loss can be computed on batches of these sizes.
+
+        Raises:
+          ValueError: a batch of one answer for KTO, or rows without room for a pair for DPO.
+        """
+        if loss == "kto" and self.preference_batch == 1:
+            raise ValueError(
+                "data.preference_batch: must be at least 2 with train.loss.preference: kto, whose"
+                " reference point reads each prompt with the answer to another one"
+            )
+        if loss == "dpo" and (row := self.preference_row(loss)) < 2 * self.preference_max_length:
+            raise ValueError(
+                f"data.preference_row_length: must be at least {2 * self.preference_max_length}"
+                f" with train.loss.preference: dpo, two texts of the longest length, got {row}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +266,7 @@ class BatchNeeds:
       teacher_rows: cached batches hold the texts that a teacher reads, and their own documents are
         shuffled.
       base_teacher: generative batches mark the examples that are distilled from the base model.
+      preference: the loss that preference batches are for.
     """
 
     sample_blocks: bool = False
@@ -232,3 +275,4 @@ class BatchNeeds:
     teacher_scores: bool = False
     teacher_rows: bool = False
     base_teacher: bool = False
+    preference: PreferenceLoss = "kto"

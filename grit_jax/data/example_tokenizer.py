@@ -18,7 +18,9 @@ from grit_jax.data.formats import (
     Example,
     GenerativeExample,
     Kind,
+    LabelledAnswer,
     LineError,
+    PreferencePair,
     Text,
 )
 from grit_jax.data.packing import fit_documents
@@ -42,7 +44,7 @@ PlacedPart: TypeAlias = tuple[list[list[int]], int]
 class LengthLimits:
     """The most tokens of a text of each kind, BOS, instruction and tags included; then the tokens
     of a cached batch's rows: of cached texts, of continuations, and of a teacher's texts (0: there
-    is no teacher)."""
+    is no teacher). `preference` is that of a prompt with its answer."""
 
     query: int
     passage: int
@@ -51,6 +53,22 @@ class LengthLimits:
     cached_row: int
     continuation_row: int
     teacher_row: int = 0
+    preference: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptedAnswer:
+    """An answer to a prompt `(user, assistant, ..., user)`."""
+
+    prompt: tuple[str, ...]
+    completion: str
+
+
+def answers_of(example: PreferencePair | LabelledAnswer) -> list[PromptedAnswer]:
+    """The answers of a preference example, of a pair the chosen one first."""
+    if isinstance(example, LabelledAnswer):
+        return [PromptedAnswer(example.prompt, example.completion)]
+    return [PromptedAnswer(example.prompt, text) for text in (example.chosen, example.rejected)]
 
 
 class ExampleTokenizer:
@@ -91,8 +109,12 @@ class ExampleTokenizer:
 
         For embedding examples, whose passages are drawn later: the query, one positive and
         `group_size - 1` negatives of mean length. For cached examples: cached texts and
-        continuation in the first layout.
+        continuation in the first layout. For preference examples: every answer with its prompt.
         """
+        if kind == "preference":
+            answers = [answers_of(example) for example in examples]
+            sizes = iter(self.preference([answer for pair in answers for answer in pair]))
+            return np.array([sum(len(next(sizes).ids) for _ in pair) for pair in answers], np.int64)
         if kind == "generative":
             return np.array([len(text.ids) for text in self.generative(examples)], np.int64)
         if kind == "cached":
@@ -130,6 +152,17 @@ class ExampleTokenizer:
         prompts = [self._generative_parts(example) for example in examples]
         return [
             _with_targets(prompt, ids, self.limits.generative, self.last_answer_only)
+            for prompt, ids in zip(prompts, self.tokenizer.encode_parts(prompts), strict=True)
+        ]
+
+    def preference(self, answers: Sequence[PromptedAnswer]) -> list[TokenText]:
+        """Ids and targets of prompts with their answers, truncated to the preference limit."""
+        prompts = [
+            [*self.chat.render_turns(answer.prompt), *self.chat.answer_parts(answer.completion)]
+            for answer in answers
+        ]
+        return [
+            _with_targets(prompt, ids, self.limits.preference, last_answer_only=True)
             for prompt, ids in zip(prompts, self.tokenizer.encode_parts(prompts), strict=True)
         ]
 
@@ -180,6 +213,10 @@ class ExampleTokenizer:
         """
         if isinstance(example, EmbeddingExample):
             return self._check_embedding(example, where)
+        if isinstance(example, (PreferencePair, LabelledAnswer)):
+            if self._too_long(self.chat.render_turns(example.prompt), self.limits.preference - 1):
+                return f"the prompt fills preference_max_length ({self.limits.preference})"
+            return None
         if isinstance(example, GenerativeExample):
             if not example.turns:
                 return None

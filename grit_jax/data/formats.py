@@ -1,17 +1,21 @@
 """The line formats of data files, and errors that say what is wrong with a line.
 
-There are three kinds, distinguished by their keys (texts are strings, or `[instruction, text]`):
+There are four kinds, distinguished by their keys (texts are strings, or `[instruction, text]`):
 
     embedding   {"query": text, "pos": [text, ...], "neg": [text, ...]}
     generative  {"text": "a document"} or {"text": [user, assistant, user, assistant, ...]}
     cached      {"docs": ["a document", {"title": ..., "text": ...}, ...], "text": [question,
     answer]}
+    preference  {"prompt": prompt, "chosen": answer, "rejected": answer} or
+    {"prompt": prompt, "completion": answer, "label": true}; a prompt is a string or a conversation
+    [user, assistant, ..., user]
 
 An embedding line may have the scores of a teacher for its "pos" and then its "neg": "scores": [9.1,
 2.5, ...].
 
 The first two are the original's (`gritlm/training/data.py`); the third trains answers over cached
-documents.
+documents; the fourth is TRL's, whose conversational form (messages with "role" and "content") is
+read as well.
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ from typing import Any, Literal, TypeAlias
 
 from grit_jax.errors import GritError
 from grit_jax.text.answer_matching import normalise_answer
+from grit_jax.text.chat import turns_of
 
 MOST_SCORE = 1e30  # a teacher's score beyond it would not survive float32
 
-Kind: TypeAlias = Literal["embedding", "generative", "cached"]
+Kind: TypeAlias = Literal["embedding", "generative", "cached", "preference"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +76,34 @@ class CachedExample:
     expected: str = ""
 
 
-Example: TypeAlias = EmbeddingExample | GenerativeExample | CachedExample
+@dataclasses.dataclass(frozen=True)
+class PreferencePair:
+    """Two answers to a prompt `(user, assistant, ..., user)`: a preferred one and another."""
+
+    prompt: tuple[str, ...]
+    chosen: str
+    rejected: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledAnswer:
+    """An answer to a prompt `(user, assistant, ..., user)`, and whether it is a desirable one."""
+
+    prompt: tuple[str, ...]
+    completion: str
+    desirable: bool
+
+
+Example: TypeAlias = (
+    EmbeddingExample | GenerativeExample | CachedExample | PreferencePair | LabelledAnswer
+)
 
 KIND_OF_TYPE: dict[type, Kind] = {
     EmbeddingExample: "embedding",
     GenerativeExample: "generative",
     CachedExample: "cached",
+    PreferencePair: "preference",
+    LabelledAnswer: "preference",
 }
 
 
@@ -94,7 +121,9 @@ def kind_of(data: dict[str, Any]) -> Kind | None:
         return "embedding"
     if "docs" in data:
         return "cached"
-    return "generative" if "text" in data else None
+    if "text" in data:
+        return "generative"
+    return "preference" if {"prompt", "chosen"} & data.keys() else None
 
 
 def parse_line(line: str | bytes, place: str) -> Example:
@@ -120,10 +149,12 @@ def parse_line(line: str | bytes, place: str) -> Example:
         return _cached(data, place)
     if kind == "generative":
         return _generative(data, place)
+    if kind == "preference":
+        return _preference(data, place)
     raise LineError(
         place,
-        'no known key; expected "query" and "pos" (embedding), "text" (generative) '
-        'or "docs" and "text" (cached), '
+        'no known key; expected "query" and "pos" (embedding), "text" (generative), "docs" and'
+        ' "text" (cached) or "prompt" (preference), '
         f"got {_names(data)}",
     )
 
@@ -242,6 +273,86 @@ def _expected(data: dict[str, Any], place: str) -> str:
             place, f'"answer" must be a part of the answer in "text", got {expected!r:.60}'
         )
     return expected
+
+
+def _preference(data: dict[str, Any], place: str) -> PreferencePair | LabelledAnswer:
+    if "chosen" in data or "rejected" in data:
+        keys: tuple[str, ...] = ("chosen", "rejected")
+    else:
+        keys = ("completion", "label")
+    if missing := [key for key in keys if key not in data]:
+        raise LineError(
+            place,
+            f'the key "{missing[0]}" is missing; expected "prompt" with "completion" and "label",'
+            f' or with "chosen" and "rejected", got {_names(data)}',
+        )
+    prompt = _prompt(data["prompt"], place) if "prompt" in data else None
+    if keys[1] == "label":
+        assert prompt is not None
+        before, completion = _answer(data["completion"], place, "completion")
+        if before is not None:
+            raise LineError(place, '"completion" must be the answer alone, without its prompt')
+        if not isinstance(data["label"], bool):
+            raise LineError(place, f'"label" must be true or false, got {_type(data["label"])}')
+        return LabelledAnswer(prompt, completion, data["label"])
+    (before, chosen), (other, rejected) = (_answer(data[key], place, key) for key in keys)
+    if before != other:
+        raise LineError(place, '"chosen" and "rejected" have different messages before the answer')
+    if None not in (before, prompt) and before != prompt:
+        raise LineError(
+            place, '"prompt" is not what the messages of "chosen" and "rejected" begin with'
+        )
+    prompt = before or prompt  # UltraFeedback has it in both places
+    if prompt is None:
+        raise LineError(place, f'the key "prompt" is missing; got {_names(data)}')
+    return PreferencePair(prompt, chosen, rejected)
+
+
+def _prompt(value: Any, place: str) -> tuple[str, ...]:
+    """The turns of a prompt: a string, `[user, assistant, ..., user]`, or messages."""
+    if isinstance(value, str):
+        return (_string(value, place, '"prompt"'),)
+    if not isinstance(value, list) or not value:
+        raise LineError(place, f'"prompt" must be a string or a list of turns, got {_type(value)}')
+    if isinstance(value[0], dict):
+        turns = _turns(value, place, "prompt")
+    else:
+        turns = tuple(_string(turn, place, f"turn {i + 1}") for i, turn in enumerate(value))
+    if len(turns) % 2 == 0:
+        raise LineError(
+            place,
+            f'"prompt" has an even number of turns ({len(turns)}); expected [user, assistant, ...,'
+            " user], the last one to be answered",
+        )
+    return turns
+
+
+def _answer(value: Any, place: str, key: str) -> tuple[tuple[str, ...] | None, str]:
+    """An answer, and the turns before it where `value` is a whole conversation (None: it is the
+    answer alone)."""
+    if not isinstance(value, list):
+        return None, _string(value, place, f'"{key}"')
+    messages = list(value)
+    if len(messages) == 1 and isinstance(messages[0], dict):
+        role, content = messages[0].get("role"), messages[0].get("content")
+        if role != "assistant":
+            raise LineError(place, f'"{key}" must be a message of the assistant, got {role!r}')
+        return None, _string(content, place, f'"{key}"')
+    turns = _turns(messages, place, key)
+    if len(turns) < 2 or len(turns) % 2:
+        raise LineError(place, f'"{key}" must end with a message of the assistant')
+    return turns[:-1], turns[-1]
+
+
+def _turns(messages: list[Any], place: str, key: str) -> tuple[str, ...]:
+    """OpenAI-style messages as turns `(user, assistant, ...)`."""
+    if not all(isinstance(message, dict) for message in messages):
+        raise LineError(place, f'"{key}" must be a string or a list of messages')
+    try:
+        turns = turns_of(messages)
+    except GritError as error:
+        raise LineError(place, f'"{key}": {error}') from None
+    return tuple(_string(turn, place, f'turn {i + 1} of "{key}"') for i, turn in enumerate(turns))
 
 
 def parse_json(line: str | bytes, place: str) -> Any:

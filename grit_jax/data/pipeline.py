@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grit_jax.data.batch_order import (
-    BalancedOrder,
-    BatchIndices,
-    ContrastiveOrder,
-    StreamOrder,
     choose_passages,
 )
-from grit_jax.data.config import BatchNeeds, DataConfig
+from grit_jax.data.config import KINDS, BatchNeeds, DataConfig
 from grit_jax.data.example_tokenizer import ExampleTokenizer
 from grit_jax.data.formats import CachedExample, EmbeddingExample, Kind, Text
-from grit_jax.data.lines import Source
 from grit_jax.data.multihost import HostGroup, deliver, tokenize_together
 from grit_jax.data.packing import (
     CachedPacking,
@@ -36,128 +30,26 @@ from grit_jax.data.packing import (
     place_embedding,
     place_generative,
 )
-from grit_jax.data.sources import open_sources
+from grit_jax.data.preference import (
+    pack_preference,
+    place_preference,
+    preference_texts,
+)
 from grit_jax.data.token_texts import PromptedText, TokenCached, TokenText
-from grit_jax.errors import GritError
 from grit_jax.runtime.files import expand_home, write_json
 from grit_jax.runtime.progress import say
 from grit_jax.text.chat import GRIT, ChatFormat
 from grit_jax.text.tokenizer import Tokenizer
-from grit_jax.types import Batch, CachedBatch, EmbeddingBatch, GenerativeBatch
+from grit_jax.types import Batch, CachedBatch, EmbeddingBatch, GenerativeBatch, PreferenceBatch
 
 if TYPE_CHECKING:
     import grain
 
 log = logging.getLogger(__name__)
 
-_SUBSET, _STEP = 100, 101
+_STEP = 101
 # The length of a run without a number of steps: more than any run has.
 _ENDLESS = 2**40
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceSummary:
-    """How many examples of one source a run uses, and why it leaves out the others.
-
-    Attributes:
-      examples: lines of the source.
-      used: examples that the run trains on.
-      skipped: bad lines, as {reason: count} (only with `on_error: skip`).
-      filtered: well-formed lines that the run cannot use, as {reason: count}.
-      not_sampled: usable examples that `num_samples` leaves out.
-      lines, digest: those of the whole source (see `LineSource`).
-    """
-
-    name: str
-    kind: Kind
-    examples: int
-    used: int
-    skipped: dict[str, int]
-    filtered: dict[str, int]
-    not_sampled: int = 0
-    lines: int = 0
-    digest: str = ""
-
-    def __str__(self) -> str:
-        left_out = "".join(f"; {n} {why}" for why, n in {**self.skipped, **self.filtered}.items())
-        if self.not_sampled:
-            left_out += f"; {self.not_sampled} not among the data.num_samples"
-        return f"{self.name}: {self.used} of {self.examples} {self.kind} examples{left_out}"
-
-
-class _KindSources:
-    """The sources of one kind of example, and the order in which batches draw from them."""
-
-    def __init__(self, kind: Kind, config: DataConfig, tokenizer: ExampleTokenizer, seed: int):
-        self.batch: int = getattr(config, f"{kind}_batch")
-        self.sources: list[Source] = []
-        self._subset: list[np.ndarray | None] = []
-        self.summary: list[SourceSummary] = []
-        names = getattr(config, kind) if self.batch else []
-        opened = open_sources(names, f"data.{kind}", kind, config.on_error, tokenizer.check)
-        for name in {*names} & {*config.num_samples} - {source.name for source in opened}:
-            raise GritError(
-                f"data.num_samples: other entries of data.{kind} read all files of {name}; name"
-                " those, or list the files one by one"
-            )
-        for number, source in enumerate(opened):
-            name = source.name
-            samples = config.num_samples.get(name)
-            subset = None
-            if samples is not None and samples < len(source):
-                rng = np.random.default_rng((seed, _SUBSET, number))
-                subset = np.sort(rng.permutation(len(source))[:samples])
-            self.sources.append(source)
-            self._subset.append(subset)
-            skipped, filtered = dict(source.skipped), dict(source.filtered)
-            total = len(source) + sum(skipped.values()) + sum(filtered.values())
-            used = len(source) if subset is None else len(subset)
-            self.summary.append(
-                SourceSummary(
-                    name,
-                    kind,
-                    total,
-                    used,
-                    skipped,
-                    filtered,
-                    len(source) - used,
-                    source.num_lines,
-                    source.digest,
-                )
-            )
-        sizes = [entry.used for entry in self.summary]
-        self.order: ContrastiveOrder | StreamOrder | BalancedOrder | None = None
-        if self.batch and kind == "embedding":
-            if self.batch > sum(sizes):
-                raise GritError(
-                    f"data.embedding_batch ({self.batch}) is more than the {sum(sizes)} usable"
-                    " examples, so a query's own positive would be among its negatives; make the"
-                    " batch smaller"
-                )
-            self.order = ContrastiveOrder(sizes, self.batch, seed, shuffle=config.shuffle)
-        elif self.batch:
-            # Different seeds, so that two kinds with equally many examples differ in order.
-            self.order = StreamOrder(
-                sizes, self.batch, seed + (kind == "cached"), shuffle=config.shuffle
-            )
-        if self.order is not None and config.balance_window > 1:
-            self._count = functools.partial(tokenizer.lengths, kind)
-            self.order = BalancedOrder(self.order, config.balance_window, self._lengths)
-
-    def select(self, step: int) -> list[tuple[Source, int]]:
-        """(source, index) of each of the step's examples."""
-        if self.order is None:
-            return []
-        return self._located(self.order(step))
-
-    def _lengths(self, indices: BatchIndices) -> np.ndarray:
-        return self._count([_example(chosen) for chosen in self._located(indices)])
-
-    def _located(self, chosen: BatchIndices) -> list[tuple[Source, int]]:
-        return [
-            (self.sources[d], i if self._subset[d] is None else int(self._subset[d][i]))
-            for d, i in zip(chosen.dataset.tolist(), chosen.index.tolist(), strict=True)
-        ]
 
 
 class JointBatches:
@@ -204,8 +96,7 @@ class JointBatches:
             teacher_scores=needs.teacher_scores,
         )
         self._kinds = {
-            kind: _KindSources(kind, config, self._tokenizer, seed)
-            for kind in ("embedding", "generative", "cached")
+            kind: KindSources(kind, config, self._tokenizer, seed, needs) for kind in KINDS
         }
         config.check_trains()
         # Lower bounds of the batches' shapes, by name (see `_shapes`).
@@ -234,7 +125,12 @@ class JointBatches:
         """The batch of step `index`."""
         if not 0 <= index < len(self):
             raise IndexError(f"step {index} of {len(self)}")
-        return Batch(self._embedding(index), self._generative(index), self._cached(index))
+        return Batch(
+            self._embedding(index),
+            self._generative(index),
+            self._cached(index),
+            self._preference(index),
+        )
 
     def ids(self, step: int) -> dict[str, list[str]]:
         """`file:line` of each of a step's examples, by kind and in batch order: where to look when
@@ -312,7 +208,7 @@ class JointBatches:
         )
 
         def tokenize(numbers: Sequence[int]) -> list[TokenText]:
-            return self._tokenizer.generative([_example(chosen[i]) for i in numbers])
+            return self._tokenizer.generative([example_of(chosen[i]) for i in numbers])
 
         key = f"{step}/generative"
         texts = tokenize_together(self._hosts, key, len(chosen), tokenize, TokenText)
@@ -342,7 +238,7 @@ class JointBatches:
 
         def tokenize(numbers: Sequence[int]) -> list[TokenCached]:
             modes = [self.config.layouts[layouts[i]] for i in numbers]
-            examples: list[CachedExample] = [_example(chosen[i]) for i in numbers]
+            examples: list[CachedExample] = [example_of(chosen[i]) for i in numbers]
             if not self.needs.teacher_rows:
                 return self._tokenizer.cached(examples, modes)
             orders = [
@@ -357,8 +253,43 @@ class JointBatches:
         texts = deliver(self._hosts, key, texts, placement.row, placement.num_rows)
         return pack_cached(texts, placement, packing)
 
+    def _preference(self, step: int) -> PreferenceBatch | None:
+        # Every host reads all examples: a mismatched text has the prompt of one and another's
+        # answer.
+        examples = self._examples("preference", step)
+        if not examples:
+            return None
+        loss, shapes = self.needs.preference, self._min_shapes
+        packing = GenerativePacking(
+            self.config.preference_row(loss),
+            self.config.row_multiple,
+            min_rows=shapes.get("preference_rows", 0),
+            min_targets=shapes.get("preference_targets", 0),
+            prefix=self.needs.prefix_generation,
+        )
+        drawn = preference_texts(examples, loss)
+
+        def tokenize(numbers: Sequence[int]) -> list[TokenText]:
+            return self._tokenizer.preference([drawn.answers[i] for i in numbers])
+
+        # The two groups are exchanged one after the other: a host holds other rows of each.
+        key, n = f"{step}/preference", drawn.count
+        texts = tokenize_together(self._hosts, key, n, tokenize, TokenText)
+        if count := len(drawn.answers) - n:
+            of_mismatched = lambda numbers: tokenize([n + i for i in numbers])
+            other = f"{key}/mismatched"
+            texts += tokenize_together(self._hosts, other, count, of_mismatched, TokenText)
+        placement = place_preference(texts, n, packing, shapes.get("mismatched_rows", 0))
+        rows = placement.text
+        packed = deliver(self._hosts, key, texts[:n], rows.row, rows.num_rows)
+        if placement.mismatched is not None:
+            rows = placement.mismatched
+            packed += deliver(self._hosts, other, texts[n:], rows.row, rows.num_rows)
+        least = shapes.get("mismatched_targets", 0)
+        return pack_preference(packed, drawn.desirable, placement, packing, least)
+
     def _examples(self, kind: Kind, step: int) -> list[Any]:
-        return [_example(chosen) for chosen in self._kinds[kind].select(step)]
+        return [example_of(chosen) for chosen in self._kinds[kind].select(step)]
 
     def _draw_passages(self, examples: Sequence[EmbeddingExample], step: int) -> _DrawnTexts:
         """The queries of `examples` and the passages drawn for each."""
@@ -414,11 +345,6 @@ class _DrawnTexts:
     num_slots: int
 
 
-def _example(chosen: tuple[Source, int]) -> Any:
-    source, index = chosen
-    return source[index]
-
-
 def _shapes(batch: Batch) -> dict[str, int]:
     """The sizes of a batch that depend on its texts."""
     shapes: dict[str, int] = {}
@@ -432,6 +358,12 @@ def _shapes(batch: Batch) -> dict[str, int]:
     if batch.cached is not None:
         shapes["cached_rows"] = len(batch.cached.text.rows.tokens)
         shapes["cached_targets"] = batch.cached.text.max_targets
+    if batch.preference is not None:
+        for name in ("text", "mismatched"):
+            if (part := getattr(batch.preference, name)) is not None:
+                name = "preference" if name == "text" else name
+                shapes[f"{name}_rows"] = len(part.rows.tokens)
+                shapes[f"{name}_targets"] = part.max_targets
     return shapes
 
 

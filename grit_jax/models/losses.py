@@ -56,6 +56,20 @@ def token_losses(
       softcap: of the logits (see `kernels.soft_cap`).
     """
     labels = jnp.roll(tokens, -1, axis=1)  # the last token predicts none: dropped below
+    losses = target_losses(hidden, labels, weights, softcap=softcap, block=block)
+    return jnp.roll(losses, 1, axis=1).at[:, 0].set(0.0)
+
+
+def target_losses(
+    hidden: Float[Array, "B A D"],
+    labels: Int[Array, "B A"],
+    weights: Weights,
+    *,
+    softcap: float | None = None,
+    block: int = 4096,
+) -> Float[Array, "B A"]:
+    """Negative log-likelihood of the tokens `labels`, each given the state from which it is
+    predicted; see `token_losses`."""
 
     def logits(rows: tuple[Array, Array], words: Array, number: Array) -> tuple[list[Array], Array]:
         hidden, label = rows
@@ -70,7 +84,7 @@ def token_losses(
         axes=("vocab_out", "embed"),
         split=True,
     )
-    return jnp.roll(losses, 1, axis=1).at[:, 0].set(0.0)
+    return losses
 
 
 @dataclasses.dataclass

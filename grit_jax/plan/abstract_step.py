@@ -16,6 +16,7 @@ from grit_jax.models.hf.sources import is_here, resolve
 from grit_jax.run_config import RunConfig, batch_needs, step_config
 from grit_jax.run_model import model_settings
 from grit_jax.training.joint import StepConfig
+from grit_jax.training.reference_model import abstract_reference
 from grit_jax.training.state import TrainState, abstract_state, make_optimizer, make_schedule
 from grit_jax.training.step import make_step
 from grit_jax.types import Batch
@@ -55,10 +56,13 @@ def abstract_step(config: RunConfig) -> AbstractStep:
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     compiled = step_config(config, model_config)
+    state = abstract_state(model_config, optimizer, section.projection, config.lora)
+    if config.copies_reference:
+        state = abstract_reference(state, model_config)
     return AbstractStep(
         model_config,
         compiled,
         make_step(compiled, optimizer, schedule),
-        abstract_state(model_config, optimizer, section.projection, config.lora),
+        state,
         abstract_batch(config.data, batch_needs(config)),
     )

@@ -22,7 +22,7 @@ from grit_jax.run_config import RunConfig
 from grit_jax.runtime.chips import HOST_RATE, Chip
 from grit_jax.sharding import num_row_shards, num_token_shards
 from grit_jax.training.gradient_plan import BackwardPass, gradient_plan
-from grit_jax.training.joint import CHUNKS
+from grit_jax.training.step_config import CHUNKS
 from grit_jax.types import Batch
 
 # Policies by what they keep: each keeps what those named after it keep, and more.
@@ -136,8 +136,18 @@ def _embeds_twice(backward: BackwardPass) -> bool:
 def _rows(batch: Batch, loss: str) -> list[tuple[int, int]]:
     """Rows and tokens per row of a loss: two kinds of rows for the one over cached documents."""
     part = getattr(batch, loss)
-    rows = [part.cached_texts, part.text.rows] if loss == "cached" else [part.rows]
-    return [kind.tokens.shape for kind in rows]
+    if loss == "cached":
+        return [kind.tokens.shape for kind in (part.cached_texts, part.text.rows)]
+    return [(part.text.rows if loss == "preference" else part.rows).tokens.shape]
+
+
+def _unlearnt_tokens(backward: BackwardPass, batch: Batch) -> int:
+    """Tokens of a preference loss that go through a model without leaving anything for a backward
+    pass: those that the reference model reads, and mismatched ones, which both models read."""
+    if "preference" not in backward.losses:
+        return 0
+    text, mismatched = batch.preference.text, batch.preference.mismatched
+    return text.targets.size + (0 if mismatched is None else 2 * mismatched.targets.size)
 
 
 def _tokens_in_flight(backward: BackwardPass, batch: Batch) -> int:
@@ -170,6 +180,9 @@ def _sent_bytes(backward: BackwardPass, batch: Batch, model: ModelConfig, mesh: 
         # Forward and backward, each with its gather, and the scatter of the gradients.
         passes[loss] = 4 if loss == "embedding" and _embeds_twice(backward) else 3
         tokens[loss] = sum(B * T for B, T in kinds)
+        if loss == "preference":  # in passes over as many rows
+            forward = _unlearnt_tokens(backward, batch) / tokens[loss]
+            passes[loss] += round(forward)
     if backward.fused:  # one gather for both kinds of rows
         moved = max(runs[loss] * passes[loss] for loss in runs)
     else:

@@ -63,7 +63,7 @@ def step_flops(config: RunConfig, model: ModelConfig) -> int:
     sides = _sides(config)
     total = sum(_trained_flops(config, model, texts, True) for texts in _language(config))
     total += sum(_trained_flops(config, model, texts, trained) for texts, trained in sides)
-    total += _teacher_flops(config, model)
+    total += _forward_only_flops(config, model)
     if sides:
         (queries, queries_trained), (passages, passages_trained) = sides
         widths = config.train.loss.matryoshka_dims or [config.model.projection or model.hidden_size]
@@ -73,9 +73,10 @@ def step_flops(config: RunConfig, model: ModelConfig) -> int:
     return total
 
 
-def _teacher_flops(config: RunConfig, model: ModelConfig) -> int:
-    """FLOPs of the teachers' forward passes. One that reads cached documents as text has logits
-    where the student has its own."""
+def _forward_only_flops(config: RunConfig, model: ModelConfig) -> int:
+    """FLOPs of passes without a backward one: of teachers and of a reference model, and over
+    mismatched texts (`data/preference.py`). A teacher that reads cached documents as text has
+    logits where the student has its own."""
     data, loss, limits = config.data, config.train.loss, config.data.limits()
     mode, total = config.model.modes.generation, 0
     if data.cached_batch and loss.cached_distillation:
@@ -84,7 +85,18 @@ def _teacher_flops(config: RunConfig, model: ModelConfig) -> int:
     if data.generative_batch and loss.generative_distillation:
         texts = Texts(data.generative_batch, limits.generative, mode, predicted=True)
         total += forward_flops(model, texts)
+    if data.preference_batch:
+        # KTO: the reference model reads the texts, and both models read as many mismatched ones.
+        passes = 3 if loss.preference == "kto" else 1
+        total += passes * forward_flops(model, _preference_texts(config))
     return total
+
+
+def _preference_texts(config: RunConfig) -> Texts:
+    """The answers of a step with their prompts."""
+    data, mode = config.data, config.model.modes.generation
+    count = data.preference_batch * (2 if config.train.loss.preference == "dpo" else 1)
+    return Texts(count, data.preference_max_length, mode, predicted=True)
 
 
 # Weights whose products a layer's backward pass computes again, by rematerialisation policy
@@ -169,3 +181,5 @@ def _language(config: RunConfig) -> Iterable[Texts]:
             limits.cached_row,
             predicted=True,
         )
+    if data.preference_batch:
+        yield _preference_texts(config)

@@ -96,7 +96,8 @@ class Plan:
 
     Attributes:
       steps: of the whole training run.
-      parameter_bytes, optimizer_bytes: on one chip.
+      parameter_bytes, optimizer_bytes: on one chip; parameters with those that are frozen.
+      reference_bytes: those of them that are a copy for a preference loss.
       flops_per_step: model FLOPs of one optimizer step over all chips.
       programs: by name: "train" and, unless left out, "encode", "prefill" and "decode".
       gradient: the backward passes of a step, in words (`training/gradient_plan.py`).
@@ -112,6 +113,7 @@ class Plan:
     programs: dict[str, CompiledProgram]
     slices: int = 1
     gradient: str = ""
+    reference_bytes: int = 0
 
     @property
     def chips(self) -> int:
@@ -145,6 +147,7 @@ class Plan:
             "gradient": self.gradient,
             "hbm_bytes_per_chip": self.chip.memory,
             "parameter_bytes_per_chip": self.parameter_bytes,
+            "reference_bytes_per_chip": self.reference_bytes,
             "optimizer_bytes_per_chip": self.optimizer_bytes,
             "flops_per_step": self.flops_per_step,
             "mfu_bound": self.mfu_bound,
@@ -205,6 +208,7 @@ def plan_on_mesh(config: RunConfig, slices: Slices, mesh: Mesh, *, serving: bool
         programs=programs,
         slices=slices.count,
         gradient=str(train.gradient),
+        reference_bytes=bytes_per_chip(train.state.frozen) if config.copies_reference else 0,
     )
 
 
@@ -277,6 +281,11 @@ def plan_table(plan: Plan) -> str:
         if plan.accelerator_type
         else "not rented in this shape"
     )
+    reference = (
+        f" ({gib(plan.reference_bytes)} of them the reference model of the preference loss)"
+        if plan.reference_bytes
+        else ""
+    )
     lines = [
         f"{several}{plan.topology}, {rented}: {plan.chips} chips of {gib(plan.chip.memory)}",
         f"mesh: {mesh}",
@@ -297,7 +306,7 @@ def plan_table(plan: Plan) -> str:
     lines += [
         "",
         (
-            f"A chip holds {gib(plan.parameter_bytes)} of parameters and"
+            f"A chip holds {gib(plan.parameter_bytes)} of parameters{reference} and"
             f" {gib(plan.optimizer_bytes)} of optimizer state."
         ),
         f"A step has {plan.flops_per_step:.3g} model FLOPs, over all chips.",

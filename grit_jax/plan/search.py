@@ -287,6 +287,7 @@ def _chunks(batch: Batch, shards: int) -> Iterable[tuple[tuple[str, int | None],
         "embedding_chunk": batch.embedding and batch.embedding.rows.tokens.shape[0],
         "generative_chunk": batch.generative and batch.generative.rows.tokens.shape[0],
         "cached_chunk": batch.cached and batch.cached.text.rows.tokens.shape[0],
+        "preference_chunk": batch.preference and batch.preference.text.rows.tokens.shape[0],
     }
     for count in NUM_CHUNKS:
         chunks: list[tuple[str, int | None]] = []

@@ -19,16 +19,15 @@ import jax.numpy as jnp
 
 from grit_jax.models.transformer import Params
 from grit_jax.training.joint import (
-    StepConfig,
     embed_in_chunks,
     embedding_losses,
     fused_pass,
     generative_pass,
-    in_chunks,
     language_losses,
     pick_sides,
 )
 from grit_jax.training.language import token_weights
+from grit_jax.training.step_config import StepConfig, in_chunks
 from grit_jax.types import Batch
 
 

@@ -10,10 +10,10 @@ import dataclasses
 
 import jax
 
-from grit_jax.training.joint import StepConfig
+from grit_jax.training.step_config import StepConfig
 from grit_jax.types import Batch
 
-LOSSES = ("embedding", "generative", "cached")
+LOSSES = ("embedding", "generative", "cached", "preference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +21,13 @@ class BackwardPass:
     """One backward pass.
 
     Attributes:
-      losses: the parts of the batch whose losses share it: of "embedding", "generative", "cached".
+      losses: the parts of the batch whose losses share it, of `LOSSES`.
       fused: embedding rows and generative rows go through the layers together, so that weights that
         are split over devices are gathered once for both (`joint.fused_pass`).
       split: the contrastive loss is differentiated by the passages and then by the queries.
       alone: the compiler schedules it as one unit, so that no other pass has memory beside it.
-      embedding_chunk, generative_chunk, cached_chunk: rows taken at a time, None for all.
+      embedding_chunk, generative_chunk, cached_chunk, preference_chunk: rows taken at a time, None
+        for all.
     """
 
     losses: tuple[str, ...]
@@ -36,13 +37,14 @@ class BackwardPass:
     embedding_chunk: int | None = None
     generative_chunk: int | None = None
     cached_chunk: int | None = None
+    preference_chunk: int | None = None
 
     @property
     def accumulated(self) -> int | None:
         """The chunk of a language loss whose gradient is added up over chunks of rows."""
-        if self.losses == ("generative",):
-            return self.generative_chunk
-        return self.cached_chunk if self.losses == ("cached",) else None
+        if len(self.losses) > 1 or self.losses == ("embedding",):
+            return None
+        return getattr(self, f"{self.losses[0]}_chunk")
 
     def __str__(self) -> str:
         kinds = []
@@ -74,7 +76,7 @@ def gradient_plan(batch: Batch, config: StepConfig) -> GradientPlan:
     """The backward passes for a batch (arrays or their shapes), on the mesh in use.
 
     `config.backward`: "joint" is one backward pass over all losses; "separate" takes them one after
-    the other (language, cached, then contrastive: `gritlm:
+    the other (language, cached, preference, then contrastive: `gritlm:
     gritlm/training/gradcache_trainer.py:549-550`), so that only one of them has its activations in
     memory; "split" in addition takes the passages' and then the queries' side of the contrastive
     loss, the other held fixed (`gritlm: gritlm/training/gradcache_trainer.py`, split_emb). A
@@ -93,9 +95,10 @@ def gradient_plan(batch: Batch, config: StepConfig) -> GradientPlan:
     own = {
         "generative": separate or bool(chunk["generative"]) and not fused_chunks,
         "cached": separate or bool(chunk["cached"]) or fused_chunks,
+        "preference": separate or bool(chunk["preference"]) or fused_chunks,
     }
     passes = []
-    for loss in ("generative", "cached"):
+    for loss in ("generative", "cached", "preference"):
         if loss in rows and own[loss]:
             size = smaller(loss)
             passes.append(
@@ -104,7 +107,9 @@ def gradient_plan(batch: Batch, config: StepConfig) -> GradientPlan:
     shared = tuple(loss for loss in LOSSES if loss in rows and not own.get(loss))
     if shared:
         both = {"embedding", "generative"} <= set(shared)
-        sizes = {f"{loss}_chunk": smaller(loss) for loss in shared if loss != "cached"}
+        # Chunks of the others are in passes of their own.
+        in_shared = [loss for loss in shared if loss in ("embedding", "generative")]
+        sizes = {f"{loss}_chunk": smaller(loss) for loss in in_shared}
         split = config.backward == "split" and "embedding" in shared
         passes.append(
             BackwardPass(
@@ -135,5 +140,5 @@ def can_fuse(batch: Batch, config: StepConfig) -> bool:
 
 def _rows(batch: Batch, loss: str) -> int:
     part = getattr(batch, loss)
-    rows = part.text.rows if loss == "cached" else part.rows
+    rows = part.text.rows if loss in ("cached", "preference") else part.rows
     return rows.tokens.shape[0]

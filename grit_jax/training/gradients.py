@@ -16,21 +16,19 @@ from grit_jax.models.transformer import Params
 from grit_jax.training.fused import fused_gradient
 from grit_jax.training.gradient_plan import BackwardPass, gradient_plan
 from grit_jax.training.joint import (
-    LanguagePass,
-    Parts,
     Sides,
-    StepConfig,
     cached_pass,
     embed_passages,
     embed_queries,
     embedding_losses,
     generative_pass,
-    in_chunks,
     joint_loss,
     language_losses,
 )
-from grit_jax.training.language import token_weights
-from grit_jax.types import Batch, EmbeddingBatch
+from grit_jax.training.language import LanguagePass, Parts, token_weights
+from grit_jax.training.preference import kto_reference_point, preference_pass
+from grit_jax.training.step_config import StepConfig, in_chunks
+from grit_jax.types import Batch, EmbeddingBatch, PreferenceBatch
 
 Gradient = tuple[tuple[Float[Array, ""], Parts], Params]  # as jax.value_and_grad returns it
 
@@ -114,24 +112,41 @@ def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -
     Tokens get their weights from the whole batch first, so that the sum is the unchunked loss,
     groups of a mixed loss included, however the chunks cut through them. Routers are balanced over
     the whole batch, too: how often each expert is chosen is counted in a pass of its own, and the
-    rest of that loss is a sum over tokens.
+    rest of that loss is a sum over tokens. A preference loss is a sum over answers (or pairs, which
+    share a row) once its reference point is known, which is computed first.
     """
     run: Callable[..., LanguagePass]
-    if batch.cached is not None:
+    rows: Any
+    metrics: Parts = {}
+    text_of = lambda part: part
+    # A token loss over one sequence is the plain weighted sum.
+    weighted = lambda text: dataclasses.replace(
+        text, targets=token_weights(text, config.loss), sequences=1
+    )
+    summed = dataclasses.replace(config, loss=dataclasses.replace(config.loss, generative="token"))
+    if (preference := batch.preference) is not None:
+        name, text, rows = "loss_preference", preference.text, preference.text
+        point = None
+        if preference.mismatched is not None:
+            point = kto_reference_point(params, preference.mismatched, config)
+            metrics["preference_kl"] = point
+        # The chunks add up, and the point is no sum: it is a metric of the whole.
+        run = lambda params, part, config: preference_pass(
+            params, PreferenceBatch(part, preference.desirable), config, point
+        )
+    elif batch.cached is not None:
         name, run, text = "loss_cached", cached_pass, batch.cached.text
-        whole = lambda text: dataclasses.replace(batch.cached, text=text)
+        rows = dataclasses.replace(batch.cached, text=weighted(text))
+        text_of = lambda part: part.text
     else:
         assert batch.generative is not None
         name, run, text = "loss_gen", generative_pass, batch.generative
-        whole = lambda text: text
-    # A token loss over one sequence is the plain weighted sum.
-    rows = whole(dataclasses.replace(text, targets=token_weights(text, config.loss), sequences=1))
-    summed = dataclasses.replace(config, loss=dataclasses.replace(config.loss, generative="token"))
+        rows = weighted(text)
     tokens = jnp.maximum((text.rows.segments > 0).sum(), 1)
-    text_of = lambda part: part.text if batch.cached is not None else part
 
     def of_chunk(params: Params, part: Any) -> LanguagePass:
         result = run(params, part, summed)
+        result.metrics = {key: x for key, x in result.metrics.items() if key not in metrics}
         if result.router is not None:  # means over the chunk -> its share in the means over all
             share = (text_of(part).rows.segments > 0).sum() / tokens
             result.router = jax.tree.map(lambda mean: mean * share, result.router)
@@ -152,9 +167,10 @@ def _accumulated(params: Params, batch: Batch, config: StepConfig, chunk: int) -
         lambda x: jnp.zeros(x.shape, x.dtype),
         jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], chunks)),
     )
-    return jax.lax.scan(
+    (total, parts), summed_gradient = jax.lax.scan(
         lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), zero, chunks
     )[0]
+    return (total, parts | metrics), summed_gradient
 
 
 def _with_parts_of(result: Gradient, other: Gradient) -> Gradient:

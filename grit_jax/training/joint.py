@@ -1,73 +1,45 @@
-"""The joint loss of a batch: contrastive, language and cached-document, as a function of the
-weights."""
+"""The joint loss of a batch: contrastive, language, cached-document and preference, as a function
+of the weights."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grit_jax.models.cache import KVCache, cache_from
-from grit_jax.models.config import ModelConfig
+from grit_jax.models.cache import cache_from
 from grit_jax.models.embedding import embed_rows
-from grit_jax.models.lora import LoraConfig
 from grit_jax.models.losses import distilled_losses, token_losses
 from grit_jax.models.moe import router_aux_loss
-from grit_jax.models.pooling import PoolingMethod, text_vectors
+from grit_jax.models.pooling import text_vectors
 from grit_jax.models.transformer import Params, Transformer
-from grit_jax.sharding import constrain
 from grit_jax.training.contrastive import contrastive_loss, distillation_loss
 from grit_jax.training.gather_vectors import gather_vectors
 from grit_jax.training.interleave import deinterleave, interleave, joined_rows, num_blocks
-from grit_jax.training.language import language_loss, token_weights
-from grit_jax.training.losses import LossConfig
+from grit_jax.training.language import (
+    LanguagePass,
+    Parts,
+    language_loss,
+    read_rows,
+    states_at,
+    target_columns,
+    token_weights,
+)
+from grit_jax.training.preference import preference_pass
+from grit_jax.training.step_config import StepConfig, in_chunks
 from grit_jax.types import (
-    AttentionMode,
     Batch,
     CachedBatch,
     EmbeddingBatch,
     GenerativeBatch,
     ModelOutput,
-    RouterStats,
     Rows,
 )
 
-BIDIRECTIONAL, CAUSAL = AttentionMode.BIDIRECTIONAL, AttentionMode.CAUSAL
 # `gradient` -> the sides that get no gradient.
 FIXED = {"both": (), "query": ("passages",), "passage": ("queries",)}
-CHUNKS = ("embedding_chunk", "generative_chunk", "cached_chunk")
-Parts = dict[str, Float[Array, ""]]  # losses by name
-
-
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """What of the run's configuration the compiled step depends on (`train.py` describes its
-    keys)."""
-
-    model: ModelConfig
-    loss: LossConfig
-    pooling: PoolingMethod = "mean"
-    embedding_chunk: int | None = None  # rows encoded at a time in the contrastive pass (GradCache)
-    generative_chunk: int | None = None  # rows of the language loss taken at a time
-    cached_chunk: int | None = None
-    embedding_mode: AttentionMode = BIDIRECTIONAL
-    generation_mode: AttentionMode = CAUSAL
-    backward: Literal["joint", "separate", "split"] = "joint"
-    gradient: Literal["both", "query", "passage"] = "both"
-    lora: LoraConfig | None = None
-    seed: int = 0  # of the adapters' dropout, with the step
-    # From the trained parameters to the model's weights, and to a teacher's, which have no dropout
-    # (None: the same).
-    weights_of: Callable[[Params], Params] = lambda params: params
-    teacher_weights_of: Callable[[Params], Params] | None = None
-    # To those of the base model, which has no adapters.
-    base_weights_of: Callable[[Params], Params] | None = None
-    matmul_precision: str | None = None  # see `jax.default_matmul_precision`
-    fuse: bool | None = None  # see `gradient_plan.can_fuse`
 
 
 @jax.tree_util.register_dataclass
@@ -77,18 +49,6 @@ class Sides:
 
     queries: Float[Array, "Q d"]
     passages: Float[Array, "P d"]
-
-
-def in_chunks(tree, chunk: int):
-    """Arrays `[B, ...]` as `[chunks, chunk, ...]`, empty rows at the end; each chunk spread over
-    all devices."""
-
-    def split(x: jax.Array) -> jax.Array:
-        pad = [(0, -x.shape[0] % chunk)] + [(0, 0)] * (x.ndim - 1)
-        parts = jnp.pad(x, pad).reshape(-1, chunk, *x.shape[1:])
-        return constrain(parts, (None, "rows") + (None,) * (x.ndim - 1))
-
-    return jax.tree.map(split, tree)
 
 
 def embed_in_chunks(
@@ -203,16 +163,6 @@ def embedding_losses(
 
 
 @dataclasses.dataclass
-class LanguagePass:
-    """The language loss of a pass, how its tokens were spread over experts (None without them), and
-    the divergence from a teacher (None without one)."""
-
-    loss: Float[Array, ""]
-    router: RouterStats | None
-    divergence: Float[Array, ""] | None = None
-
-
-@dataclasses.dataclass
 class Teacher:
     """A teacher's hidden states.
 
@@ -231,23 +181,8 @@ def generative_pass(params: Params, batch: GenerativeBatch, config: StepConfig) 
     """Language loss of packed sequences, and with `generative_distillation` their divergence from
     the base model."""
     model = Transformer(config.model, config.weights_of(params))
-    out = _read(model, batch.rows, config)
+    out = read_rows(model, batch.rows, config)
     return _language_pass(model, out, batch, config, _base_teacher(params, batch, config))
-
-
-def _read(
-    model: Transformer, rows: Rows, config: StepConfig, cache: KVCache | None = None
-) -> ModelOutput:
-    """Packed sequences as the language loss reads them, after cached documents where there are
-    any."""
-    return model(
-        rows.tokens,
-        rows.positions,
-        rows.segments,
-        mode=config.generation_mode,
-        cache=cache,
-        blocks=rows.blocks,
-    )
 
 
 def _language_pass(
@@ -263,15 +198,12 @@ def _language_pass(
     if teacher is None:
         losses = token_losses(out.hidden, tokens, weights, softcap=cap, block=block)
         return LanguagePass(language_loss(losses, text, config.loss), out.router)
-    # Targets alone, padded with tokens of weight 0: logits are much of the work.
-    here = jnp.argsort(text.targets <= 0, axis=1, stable=True)
-    here = here[:, : text.max_targets or text.targets.shape[1]]
+    here = target_columns(text)
     at = lambda x: jnp.take_along_axis(x, here, axis=1)
-    states = lambda hidden, columns: jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
     columns = at(teacher.columns)
     both = distilled_losses(
-        states(out.hidden, jnp.maximum(here - 1, 0)),
-        states(teacher.hidden, jnp.maximum(columns, 0)),
+        states_at(out.hidden, here - 1),
+        states_at(teacher.hidden, columns),
         at(tokens),
         weights,
         softcap=cap,
@@ -292,7 +224,7 @@ def _base_teacher(params: Params, batch: GenerativeBatch, config: StepConfig) ->
     model = Transformer(config.model, config.base_weights_of(jax.lax.stop_gradient(params)))
     before = jnp.arange(batch.targets.shape[1]) - 1
     columns = jnp.where(batch.distilled, before, -1)
-    hidden = _read(model, batch.rows, config).hidden
+    hidden = read_rows(model, batch.rows, config).hidden
     return Teacher(hidden, columns, config.loss.distilled_language)
 
 
@@ -344,7 +276,7 @@ def cached_pass(params: Params, batch: CachedBatch, config: StepConfig) -> Langu
         return_kv=True,
     ).kv
     cache = cache_from(kv, batch.cached_positions, batch.cached_owner, config.model)
-    out = _read(model, batch.text.rows, config, cache)
+    out = read_rows(model, batch.text.rows, config, cache)
     teacher = _reading_teacher(params, batch, config)
     return _language_pass(model, out, batch.text, config, teacher)
 
@@ -357,21 +289,25 @@ def _reading_teacher(params: Params, batch: CachedBatch, config: StepConfig) -> 
         raise ValueError("cached_distillation needs the batch's `teacher`")
     weights_of = config.teacher_weights_of or config.weights_of
     model = Transformer(config.model, weights_of(jax.lax.stop_gradient(params)))
-    hidden = _read(model, batch.teacher.rows, config).hidden
+    hidden = read_rows(model, batch.teacher.rows, config).hidden
     return Teacher(hidden, batch.teacher.columns)
 
 
 def language_losses(
     passes: dict[str, LanguagePass], config: StepConfig
 ) -> tuple[Float[Array, ""], Parts]:
-    """The share of the language passes (`loss_gen`, `loss_cached`) in the loss, and their parts;
-    their divergences from a teacher are `loss_gen_kl` and `loss_cached_kl`.
+    """The share of the language passes (`loss_gen`, `loss_cached`, `loss_preference`) in the loss,
+    and their parts; their divergences from a teacher are `loss_gen_kl` and `loss_cached_kl`.
 
     A mixture of experts adds `router_aux_loss_coef` times the load-balancing loss of each pass,
     outside of the factors; the embedding pass has none (`gritlm:
     scripts/modeling_mixtral_gritlm.py:1413-1430`).
     """
-    factors = {"loss_gen": config.loss.generative_factor, "loss_cached": config.loss.cached_factor}
+    factors = {
+        "loss_gen": config.loss.generative_factor,
+        "loss_cached": config.loss.cached_factor,
+        "loss_preference": config.loss.preference_factor,
+    }
     parts = {name: language.loss for name, language in passes.items()}
     total = sum((factors[name] * loss for name, loss in parts.items()), jnp.zeros((), jnp.float32))
     for name, factor in (
@@ -389,14 +325,16 @@ def language_losses(
     if routers:
         parts["loss_router"] = sum(routers, jnp.zeros(()))
         total += config.model.router_aux_loss_coef * parts["loss_router"]
+    for language in passes.values():
+        parts |= language.metrics
     return total, parts
 
 
 def joint_loss(
     params: Params, batch: Batch, config: StepConfig, *, fused: bool = False
 ) -> tuple[Float[Array, ""], Parts]:
-    """`contrastive + factor * language + factor * cached` (and the shares of teachers and of the
-    routers), and the parts by name.
+    """`contrastive + factor * language + factor * cached + factor * preference` (and the shares of
+    teachers and of the routers), and the parts by name.
 
     Args:
       fused: embedding rows and generative rows go through the layers together (see `fused_pass`).
@@ -417,6 +355,8 @@ def joint_loss(
         passes["loss_gen"] = generative_pass(params, batch.generative, config)
     if batch.cached is not None:
         passes["loss_cached"] = cached_pass(params, batch.cached, config)
+    if batch.preference is not None:
+        passes["loss_preference"] = preference_pass(params, batch.preference, config)
     total, parts = language_losses(passes, config)
     if embedding is not None:
         sides = sides or embed_sides(params, embedding, config)

@@ -6,13 +6,16 @@ import dataclasses
 import math
 from typing import Literal
 
+from grit_jax.data.config import PreferenceLoss
+
 TEMPERATURE = 0.02  # similarities are divided by it; the value of the original's runs
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """The losses and their weights. The total is `contrastive + generative_factor * language +
-    cached_factor * cached`, and the factors of distillation times their divergences.
+    cached_factor * cached + preference_factor * preference`, and the factors of distillation times
+    their divergences.
 
     Attributes:
       temperature: similarities are divided by it.
@@ -30,6 +33,18 @@ class LossConfig:
       distilled_language: weight of the language loss on the examples that the base teaches. At 0
         they are learnt from its distributions alone, so that a sampled answer that the base itself
         would rarely give is not learnt as the right one.
+      preference: the loss of preference rows. With `r` the log-probability of an answer (summed
+        over its tokens) minus that under the reference model, the weights that the run starts from:
+        "dpo" (arXiv 2305.18290) is `-log sigmoid(beta * (r_chosen - r_rejected))`, averaged over
+        pairs; "kto" (arXiv 2402.01306) is `desirable_weight * (1 - sigmoid(beta * (r - z)))` for a
+        desirable answer and `undesirable_weight * (1 - sigmoid(beta * (z - r)))` for another one,
+        averaged over answers, where the reference point `z` is the mean of `r` over the batch's
+        prompts, each with the answer to another one, at least 0 and without a gradient.
+      preference_factor: its weight in the total.
+      beta: how strongly the reference model holds the trained one back.
+      desirable_weight, undesirable_weight: of KTO.
+      label_smoothing: of DPO: the share of pairs that are taken to be labelled the wrong way round
+        (conservative DPO).
       emb_grad_scale: scales the gradient of the contrastive loss. For parity only: the original's
         effective gradient is 1/devices of the true one.
       symmetric: adds the other direction, each positive against all queries, and takes the mean of
@@ -59,6 +74,12 @@ class LossConfig:
     cached_distillation: float = 0.0
     generative_distillation: float = 0.0
     distilled_language: float = 1.0
+    preference: PreferenceLoss = "kto"
+    preference_factor: float = 1.0
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    label_smoothing: float = 0.0
     mix_group_size: int | None = None
     emb_grad_scale: float = 1.0
     symmetric: bool = False
@@ -73,7 +94,7 @@ class LossConfig:
     logits_block: int = 4096
 
     def __post_init__(self) -> None:
-        for key in ("temperature", "distillation_temperature"):
+        for key in ("temperature", "distillation_temperature", "beta"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ValueError(
                     f"train.loss.{key}: must be a finite number above 0, got {getattr(self, key)}"
@@ -85,6 +106,9 @@ class LossConfig:
             "generative_distillation",
             "distilled_language",
             "distillation_factor",
+            "preference_factor",
+            "desirable_weight",
+            "undesirable_weight",
             "emb_grad_scale",
         ):
             if not 0 <= getattr(self, key) < math.inf:
@@ -109,6 +133,21 @@ class LossConfig:
                 "train.loss.false_negative_margin has no effect with train.loss.false_negatives:"
                 " none"
             )
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                "train.loss.label_smoothing: must be at least 0 and below 0.5, got"
+                f" {self.label_smoothing}"
+            )
+        for key, loss in (
+            ("label_smoothing", "dpo"),
+            ("desirable_weight", "kto"),
+            ("undesirable_weight", "kto"),
+        ):
+            default = type(self).__dataclass_fields__[key].default
+            if getattr(self, key) != default and self.preference != loss:
+                raise ValueError(
+                    f"train.loss.{key} has no effect with train.loss.preference: {self.preference}"
+                )
         dims, weights = self.matryoshka_dims, self.matryoshka_weights
         if any(d < 1 for d in dims) or len(set(dims)) != len(dims):
             raise ValueError(

@@ -102,7 +102,8 @@ def check_settings(before: RunRecord, settings: Mapping[str, Any], checkpoint: s
     """The settings that have changed, as text for a warning.
 
     Raises:
-      GritError: a setting has changed that the meaning of the weights depends on.
+      GritError: a setting has changed that the meaning of the weights, or of a preference loss,
+        depends on.
     """
     changes = _changed(before.settings, settings)
     had, has = (
@@ -121,6 +122,11 @@ def check_settings(before: RunRecord, settings: Mapping[str, Any], checkpoint: s
                 f" configuration has {setting_text(settings.get(key))}: that is another model; set"
                 " it back, or train into another output"
             )
+    if "train.seed" in changes and "model.path" not in before.inputs and has_reference(settings):
+        raise GritError(
+            f"{checkpoint} was made with train.seed {before.settings.get('train.seed')}, which drew"
+            " the reference model of its preference loss; set it back, or train into another output"
+        )
     return [
         f"{key} {setting_text(before.settings.get(key))} -> {setting_text(settings.get(key))}"
         for key in changes
@@ -128,11 +134,17 @@ def check_settings(before: RunRecord, settings: Mapping[str, Any], checkpoint: s
     ]
 
 
+def has_reference(settings: Mapping[str, Any]) -> bool:
+    """Whether a run of these settings has a preference loss, and so a reference model: the weights
+    that it starts from, which no checkpoint holds."""
+    return bool(settings.get("data.preference_batch"))
+
+
 def check_inputs(before: RunRecord, inputs: Mapping[str, Input], checkpoint: str) -> list[str]:
     """The inputs that have changed, as text for a warning.
 
     Raises:
-      GritError: the tokenizer has changed.
+      GritError: the tokenizer has changed, or the reference model of a preference loss.
     """
     changes = []
     for key in sorted(before.inputs.keys() | inputs.keys()):
@@ -145,6 +157,12 @@ def check_inputs(before: RunRecord, inputs: Mapping[str, Input], checkpoint: str
                     f"{checkpoint} was made with another tokenizer ({was}; {now.name} has {now});"
                     " give tokenizer.path the one that it was trained with, or train into another"
                     " output"
+                )
+            if key == "model.path" and has_reference(before.settings):
+                raise GritError(
+                    f"{checkpoint} was made with a preference loss whose reference model was"
+                    f" {was.name} ({was}); {now.name} is another one ({now}): give model.path the"
+                    " weights that the run started from, or train into another output"
                 )
             sizes = f"{was.size} -> {now.size}" if was.size != now.size else f"{now.size} as before"
             content = ", other content" if was.digest != now.digest else ""

@@ -49,7 +49,8 @@ class TrainState:
 
     Attributes:
       params: the trained weights, or the adapters to `frozen` ones.
-      frozen: weights that are not trained and have no optimizer state; empty without adapters.
+      frozen: weights that are not trained and have no optimizer state: the base of adapters, or
+        the reference model of a preference loss (see `training.reference_model`); else empty.
     """
 
     step: jax.Array

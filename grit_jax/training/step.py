@@ -27,16 +27,17 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         here = config
+        if state.frozen:  # the base of adapters, or the reference model of a preference loss
+            here = dataclasses.replace(here, base_weights_of=lambda params: state.frozen)
         if config.lora is not None:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
             weights = lambda params, key: dataclasses.replace(state, params=params).weights(
                 config.lora, key
             )
             here = dataclasses.replace(
-                config,
+                here,
                 weights_of=lambda params: weights(params, key),
                 teacher_weights_of=lambda params: weights(params, None),
-                base_weights_of=lambda params: state.frozen,
             )
         with jax.default_matmul_precision(config.matmul_precision):
             (loss, parts), grads = joint_gradient(state.params, batch, here)

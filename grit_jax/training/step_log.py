@@ -17,6 +17,7 @@ from grit_jax.runtime.metrics import MetricsFile
 from grit_jax.runtime.progress import progress
 from grit_jax.runtime.run_folder import RunFolder
 from grit_jax.runtime.trackers import Tracker
+from grit_jax.training.preference import REWARDS
 from grit_jax.training.throughput import count_tokens, memory_in_use
 from grit_jax.types import Batch
 
@@ -123,7 +124,10 @@ class StepLog:
         now = time.perf_counter()
         seconds, self._began = max(now - self._began, 1e-9), now
         flops = usage.pop("flops")
-        values = metrics | usage
+        # NaN: no answer of the kind in the batch. (Were the loss not finite, it would say so.)
+        absent = {name for name in REWARDS if name in metrics and math.isnan(metrics[name])}
+        metrics = {name: value for name, value in metrics.items() if name not in absent}
+        values = metrics | dict.fromkeys(sorted(absent)) | usage
         values["seconds"] = round(seconds, 4)
         values["tokens_per_s"] = round(usage["tokens"] / seconds, 1)
         values["mfu"] = round(flops / (seconds * self._peak), 4) if flops and self._peak else None

@@ -22,8 +22,15 @@ from grit_jax.training.flops import (
     visible_pairs,
     weight_flops,
 )
-from grit_jax.training.joint import StepConfig
-from grit_jax.types import AttentionMode, Batch, CachedBatch, GenerativeBatch, Rows
+from grit_jax.training.step_config import StepConfig
+from grit_jax.types import (
+    AttentionMode,
+    Batch,
+    CachedBatch,
+    GenerativeBatch,
+    PreferenceBatch,
+    Rows,
+)
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
@@ -80,6 +87,23 @@ def model_flops(batch: Batch, config: StepConfig) -> int:
             total += _pass_flops(
                 model, config.lora, teacher.rows, mode, predicted=_predicted(text), trained=False
             )
+    if batch.preference is not None:
+        total += _preference_flops(batch.preference, config)
+    return total
+
+
+def _preference_flops(batch: PreferenceBatch, config: StepConfig) -> int:
+    """Those of both models' passes: the reference model has no adapters, and nothing is learnt from
+    mismatched texts."""
+    model, mode, text = config.model, config.generation_mode, batch.text
+    total = _pass_flops(model, config.lora, text.rows, mode, predicted=_predicted(text))
+    forward: list[tuple[GenerativeBatch, LoraConfig | None]] = [(text, None)]
+    if batch.mismatched is not None:
+        forward += [(batch.mismatched, config.lora), (batch.mismatched, None)]
+    for text, lora in forward:
+        total += _pass_flops(
+            model, lora, text.rows, mode, predicted=_predicted(text), trained=False
+        )
     return total
 
 
@@ -141,4 +165,7 @@ def _all_rows(batch: Batch) -> list[Rows]:
     if (cached := batch.cached) is not None:
         rows += [cached.cached_texts, cached.text.rows]
         rows += [cached.teacher.rows] if cached.teacher is not None else []
+    if (preference := batch.preference) is not None:
+        rows += [preference.text.rows]
+        rows += [preference.mismatched.rows] if preference.mismatched is not None else []
     return rows
