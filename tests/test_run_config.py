@@ -228,6 +228,29 @@ def test_a_base_teaches_adapters_alone():
         RunConfig(model, "out", data=data, lora=LoraConfig())
 
 
+def test_preferences_are_checked_with_their_loss():
+    model, data = (
+        ModelSection(preset="mistral_7b"),
+        DataConfig(preference=["p"], preference_batch=4),
+    )
+    loss = lambda **how: TrainSection(loss=LossConfig(**how))
+    run = RunConfig(model, "out", data=data, train=loss(preference="dpo"))
+    assert batch_needs(run).preference == "dpo" and run.copies_reference
+    assert not any(key == "data.preference" for key in settings_of(run))
+    adapters = RunConfig(ModelSection(path="x"), "out", data=data, lora=LoraConfig())
+    assert not adapters.copies_reference  # they have their base
+    one = dataclasses.replace(data, preference_batch=1)
+    with pytest.raises(ValueError, match="preference_batch: must be at least 2 with .*: kto"):
+        RunConfig(model, "out", data=one)
+    RunConfig(model, "out", data=one, train=loss(preference="dpo"))
+    narrow = dataclasses.replace(data, preference_row_length=3000)
+    RunConfig(model, "out", data=narrow)
+    with pytest.raises(ValueError, match="preference_row_length: must be at least 4096 with"):
+        RunConfig(model, "out", data=narrow, train=loss(preference="dpo"))
+    with pytest.raises(ValueError, match="preference_batch: is 4, but data.preference names no"):
+        DataConfig(preference_batch=4)
+
+
 def test_settings_name_no_file_and_a_preset_is_its_shape():
     config = RunConfig(ModelSection(preset="mistral_7b"), "/somewhere/run")
     settings = settings_of(config)

@@ -100,7 +100,7 @@ class KindSources:
                     source.digest,
                 )
             )
-        if kind == "preference" and needs.preference == "kto":
+        if opened and kind == "preference" and needs.preference == "kto":
             self._take_single_answers(opened, np.array(answers.pairs, bool))
         sizes = [
             len(source) if subset is None else len(subset)

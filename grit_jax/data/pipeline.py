@@ -18,6 +18,7 @@ from grit_jax.data.batch_order import (
 from grit_jax.data.config import KINDS, BatchNeeds, DataConfig
 from grit_jax.data.example_tokenizer import ExampleTokenizer
 from grit_jax.data.formats import CachedExample, EmbeddingExample, Kind, Text
+from grit_jax.data.kind_sources import KindSources, SourceSummary, example_of
 from grit_jax.data.multihost import HostGroup, deliver, tokenize_together
 from grit_jax.data.packing import (
     CachedPacking,

@@ -93,18 +93,14 @@ def model_flops(batch: Batch, config: StepConfig) -> int:
 
 
 def _preference_flops(batch: PreferenceBatch, config: StepConfig) -> int:
-    """Those of both models' passes: the reference model has no adapters, and nothing is learnt from
-    mismatched texts."""
-    model, mode, text = config.model, config.generation_mode, batch.text
-    total = _pass_flops(model, config.lora, text.rows, mode, predicted=_predicted(text))
-    forward: list[tuple[GenerativeBatch, LoraConfig | None]] = [(text, None)]
-    if batch.mismatched is not None:
-        forward += [(batch.mismatched, config.lora), (batch.mismatched, None)]
-    for text, lora in forward:
-        total += _pass_flops(
-            model, lora, text.rows, mode, predicted=_predicted(text), trained=False
-        )
-    return total
+    """The reference model reads the texts, and both models the mismatched ones, without a backward
+    pass."""
+    model, mode = config.model, config.generation_mode
+    flops = lambda text, lora, trained: _pass_flops(
+        model, lora, text.rows, mode, predicted=_predicted(text), trained=trained
+    )
+    total = flops(batch.text, config.lora, True) + flops(batch.text, None, False)
+    return total + (2 * flops(batch.mismatched, None, False) if batch.mismatched else 0)
 
 
 def _predicted(text: GenerativeBatch) -> int:

@@ -89,3 +89,14 @@ def test_what_a_run_needs_of_its_batches():
     embedding = abstract_batch(config, needs).embedding
     assert embedding.passages.shape == embedding.scores.shape == (8 * 4,)
     assert embedding.rows.tokens.shape == (8 + 8 * 4, 64) and embedding.query_rows == 8
+
+
+def test_rows_of_preference_examples():
+    """The two texts of a pair share a row; KTO has mismatched texts beside its own."""
+    config = DataConfig(preference=["a"], preference_batch=5, preference_max_length=64)
+    pairs = abstract_batch(config, BatchNeeds(preference="dpo")).preference
+    assert pairs.text.targets.shape == (8, 128) and pairs.text.sequences == 10
+    assert pairs.desirable is None and pairs.mismatched is None
+    single = abstract_batch(config).preference
+    assert single.text.targets.shape == single.mismatched.targets.shape == (8, 64)
+    assert single.desirable.shape == (5,) and single.text.max_targets == 64

@@ -8,12 +8,21 @@ from grit_jax.data.formats import (
     CachedExample,
     EmbeddingExample,
     GenerativeExample,
+    LabelledAnswer,
     LineError,
+    PreferencePair,
     Text,
     document_text,
     parse_line,
 )
 from grit_jax.errors import GritError
+
+THREE_TURNS = PreferencePair(("u", "a", "v"), "b", "c")
+
+
+def say(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
 
 GOOD = [
     (
@@ -49,6 +58,44 @@ GOOD = [
     (
         {"docs": ["d"], "text": ["q", "It is a."], "answer": "a"},
         CachedExample(("d",), "q", "It is a.", "a"),
+    ),
+    (
+        {"prompt": "u", "completion": "a", "label": False},
+        LabelledAnswer(("u",), "a", False),
+    ),
+    ({"prompt": ["u", "a", "v"], "chosen": "b", "rejected": "c"}, THREE_TURNS),
+    # TRL's conversational forms: answers as messages, and as whole conversations.
+    (
+        {
+            "prompt": [say("user", "u"), say("assistant", "a"), say("user", "v")],
+            "chosen": [say("assistant", "b")],
+            "rejected": [say("assistant", "c")],
+        },
+        THREE_TURNS,
+    ),
+    (
+        {
+            "prompt": [say("system", "Be brief."), say("user", "u")],
+            "completion": [say("assistant", "a")],
+            "label": True,
+        },
+        LabelledAnswer(("Be brief.\n\nu",), "a", True),
+    ),
+    (
+        {
+            "chosen": [say("user", "u"), say("assistant", "b")],
+            "rejected": [say("user", "u"), say("assistant", "c")],
+        },
+        PreferencePair(("u",), "b", "c"),
+    ),
+    (
+        {
+            "prompt": "u",
+            "chosen": [say("user", "u"), say("assistant", "b")],
+            "rejected": [say("user", "u"), say("assistant", "c")],
+            "score_chosen": 7.0,
+        },
+        PreferencePair(("u",), "b", "c"),
     ),
 ]
 
@@ -144,6 +191,61 @@ BAD = [
         "the text of docs.0. holds",
     ),
     ('{"docs": [{"title": " ", "text": ""}], "text": ["q", "a"]}', "the text of docs.0. is empty"),
+    ('{"prompt": "u"}', 'the key "completion" is missing'),
+    ('{"prompt": "u", "completion": "a"}', 'the key "label" is missing'),
+    ('{"prompt": "u", "chosen": "a"}', 'the key "rejected" is missing'),
+    ('{"chosen": "a", "rejected": "b"}', 'the key "prompt" is missing'),
+    ('{"prompt": "u", "completion": "a", "label": 1}', '"label" must be true or false, got int'),
+    ('{"prompt": "u", "completion": " ", "label": true}', '"completion" is empty'),
+    ('{"prompt": 7, "completion": "a", "label": true}', '"prompt" must be a string or a list'),
+    ('{"prompt": [], "completion": "a", "label": true}', '"prompt" must be a string or a list'),
+    (
+        '{"prompt": ["u", "a"], "completion": "b", "label": true}',
+        r'"prompt" has an even number of turns \(2\)',
+    ),
+    ('{"prompt": ["u", "a", null], "chosen": "b", "rejected": "c"}', "turn 3 must be a string"),
+    (
+        '{"prompt": [{"role": "tool", "content": "u"}], "completion": "b", "label": true}',
+        "\"prompt\": messages.0.: unknown role 'tool'",
+    ),
+    (
+        '{"prompt": "u", "chosen": [{"role": "user", "content": "a"}], "rejected": "b"}',
+        "\"chosen\" must be a message of the assistant, got 'user'",
+    ),
+    ('{"prompt": "u", "chosen": ["a"], "rejected": "b"}', '"chosen" must be a string or a list'),
+    (
+        json.dumps(
+            {
+                "chosen": [say("user", "u"), say("assistant", "a")],
+                "rejected": [say("user", "v"), say("assistant", "b")],
+            }
+        ),
+        '"chosen" and "rejected" have different messages before the answer',
+    ),
+    (
+        json.dumps(
+            {
+                "prompt": "v",
+                "chosen": [say("user", "u"), say("assistant", "a")],
+                "rejected": [say("user", "u"), say("assistant", "b")],
+            }
+        ),
+        '"prompt" is not what the messages',
+    ),
+    (
+        json.dumps(
+            {
+                "prompt": "u",
+                "completion": [say("user", "u"), say("assistant", "a")],
+                "label": True,
+            }
+        ),
+        '"completion" must be the answer alone',
+    ),
+    (
+        json.dumps({"prompt": "u", "chosen": [say("user", "u")] * 2, "rejected": "b"}),
+        "roles must alternate",
+    ),
 ]
 
 

@@ -27,6 +27,7 @@ NEEDS = [
         teacher_scores=True,
         teacher_rows=True,
         base_teacher=True,
+        preference="dpo",
     ),
 ]
 
@@ -97,6 +98,10 @@ def config(tmp_path_factory, sentences) -> DataConfig:
             {"docs": sentences[n : n + 1 + n % 2], "text": sentences[n + 5 : n + 7]}
             for n in range(20)
         ],
+        "preference": [
+            {"prompt": sentences[n], "chosen": sentences[n + 1], "rejected": sentences[n + 2]}
+            for n in range(15)
+        ],
     }
     files = {}
     for kind, texts in lines.items():
@@ -107,6 +112,8 @@ def config(tmp_path_factory, sentences) -> DataConfig:
         embedding_batch=12,
         generative_batch=9,
         cached_batch=7,
+        preference_batch=6,
+        preference_max_length=160,
         group_size=3,
         positives_per_query=2,
         query_max_length=64,
@@ -182,7 +189,9 @@ def test_rows_that_every_host_holds_are_whole(config, tiny_tokenizer):
 
 
 def test_fewer_texts_than_hosts(config, tiny_tokenizer):
-    config = dataclasses.replace(config, embedding_batch=0, cached_batch=0, generative_batch=2)
+    config = dataclasses.replace(
+        config, embedding_batch=0, cached_batch=0, preference_batch=0, generative_batch=2
+    )
     wanted = JointBatches(config, tiny_tokenizer, seed=3, num_steps=STEPS)
     made, counts, _ = together(config, tiny_tokenizer, BatchNeeds(), 4, in_parts(4))
     assert sorted(counts) == [0, 0, STEPS, STEPS]

@@ -169,3 +169,19 @@ def test_a_base_that_teaches_reads_forward_alone(run):
     )
     _, metrics = jax.eval_shape(abstract.step, abstract.state, abstract.batch)
     assert "loss_gen_kl" in metrics
+
+
+def test_a_preference_loss_has_a_reference_model(run):
+    """DPO: both answers of a pair, which the reference model reads forward. KTO: both models read
+    as many mismatched texts."""
+    rows = {"data__preference": "[p.jsonl]", "data__preference_max_length": "20"}
+    model = abstract_step(run()).model
+    for kind, batch, count, forward in (("dpo", "2", 4, 1), ("kto", "6", 6, 3)):
+        tuned = run(**rows, data__preference_batch=batch, train__loss__preference=kind)
+        once = forward_flops(model, Texts(count, 20, CAUSAL, predicted=True))
+        assert step_flops(tuned, model) - step_flops(run(), model) == (3 + forward) * once
+        abstract = abstract_step(tuned)
+        size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        assert size(abstract.state.frozen) == size(abstract.state.params)  # float32, both
+        _, metrics = jax.eval_shape(abstract.step, abstract.state, abstract.batch)
+        assert ("preference_kl" in metrics) == (kind == "kto")

@@ -21,6 +21,17 @@ from grit_jax.training.losses import LossConfig
         ({"generative_distillation": float("nan")}, "train.loss.generative_distillation: must be"),
         ({"distillation_factor": float("inf")}, "train.loss.distillation_factor"),
         ({"emb_grad_scale": -0.5}, "train.loss.emb_grad_scale"),
+        ({"beta": 0.0}, "train.loss.beta: must be a finite number above 0"),
+        ({"preference_factor": -1.0}, "train.loss.preference_factor: must be"),
+        (
+            {"preference": "dpo", "label_smoothing": 0.5},
+            "label_smoothing: must be at least 0 and below 0.5, got 0.5",
+        ),
+        ({"label_smoothing": 0.1}, "label_smoothing has no effect with .*preference: kto"),
+        (
+            {"preference": "dpo", "undesirable_weight": 2.0},
+            "undesirable_weight has no effect with train.loss.preference: dpo",
+        ),
         ({"mix_group_size": 0}, "train.loss.mix_group_size: must be at least 1, got 0"),
         ({"similarity_block": 0}, "train.loss.similarity_block: must be at least 1"),
         (

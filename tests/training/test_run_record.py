@@ -102,6 +102,23 @@ def test_inputs_that_may_change_and_a_tokenizer_that_may_not():
         check({"tokenizer": Input("base", "480 ids", "uu")})
 
 
+def test_a_reference_model_may_not_change():
+    """It is in no checkpoint: the weights at `model.path`, or those that the seed draws."""
+    settings = SETTINGS | {"data.preference_batch": 8}
+    drawn = RunRecord(settings, INPUTS)
+    with pytest.raises(GritError, match="step 3 was made with train.seed 0, which drew"):
+        check_settings(drawn, settings | {"train.seed": 1}, "step 3")
+    weights = Input("base", "9 bytes of weights", "ww")
+    loaded = RunRecord(settings, INPUTS | {"model.path": weights})
+    assert check_settings(loaded, settings | {"train.seed": 1}, "") == ["train.seed 0 -> 1"]
+    other = INPUTS | {"model.path": Input("other", "9 bytes of weights", "oo")}
+    with pytest.raises(GritError, match="whose reference model was base .* other is another one"):
+        check_inputs(loaded, other, "step 3")
+    assert check_inputs(RunRecord(SETTINGS, loaded.inputs), other, "step 3") == [
+        "model.path other: 9 bytes of weights as before, other content"
+    ]
+
+
 @pytest.mark.parametrize(
     "change, about",
     [

@@ -48,6 +48,16 @@ class Sink:
         self.closed += 1
 
 
+def test_a_reward_that_no_answer_has_is_null(tmp_path, eight_tokens):
+    """A batch of KTO may have desirable answers alone."""
+    with StepLog(RunFolder(tmp_path), 0, 1) as log:
+        metrics = {"loss": jnp.float32(1), "rewards_rejected": jnp.float32(jnp.nan)}
+        log.add(0, metrics, eight_tokens, waited=0.0)
+        log.flush()
+    (line,) = read_lines(tmp_path / "metrics.jsonl")
+    assert line["loss"] == 1 and line["rewards_rejected"] is None
+
+
 def test_mfu_is_what_was_done_of_what_could_be(tmp_path, clock, eight_tokens):
     clock(0.0, 10.0, 14.0)
     with StepLog(RunFolder(tmp_path), 0, 1, flops=lambda batch: 120, peak=100.0) as log:

@@ -22,6 +22,7 @@ from grit_jax.types import (
     CachedBatch,
     EmbeddingBatch,
     GenerativeBatch,
+    PreferenceBatch,
     Rows,
     TeacherRows,
 )
@@ -141,6 +142,19 @@ def test_a_base_has_a_forward_pass_alone():
     text.targets[:, 2:] = 0
     fewer = dataclasses.replace(text, max_targets=32)
     assert plain - model_flops(Batch(generative=fewer), config) == 3 * 6 * 2 * 128 * 96
+
+
+def test_a_reference_model_and_mismatched_texts_are_read_forward_alone():
+    text, other = (generative(packed(lengths, 8)) for lengths in ([[3], [7]], [[2, 4]]))
+    config = StepConfig(MODEL, LossConfig())
+    flops = lambda config, *parts: model_flops(Batch(preference=PreferenceBatch(*parts)), config)
+    trained, read = (model_flops(Batch(generative=part), config) for part in (text, other))
+    # A forward and a backward pass, which takes two: the reference model has the first alone, and
+    # mismatched texts are read by both.
+    assert flops(config, text) == trained + trained // 3
+    assert flops(config, text, None, other) == trained + trained // 3 + 2 * read // 3
+    batch = Batch(preference=PreferenceBatch(text, None, other))
+    assert count_tokens(batch)["tokens"] == 10 + 6
 
 
 def test_a_side_held_fixed_has_no_backward_pass():
