@@ -219,7 +219,9 @@ def test_a_base_teaches_adapters_alone():
     data = DataConfig(generative=["a.jsonl"], distilled=["a.jsonl"])
     model = ModelSection(path="x")
     run = RunConfig(model, "out", data=data, train=train, lora=LoraConfig())
-    assert batch_needs(run).base_teacher and not any("distilled" in key for key in settings_of(run))
+    assert batch_needs(run).base_teacher and not any(
+        "data.distilled" in key for key in settings_of(run)
+    )
     with pytest.raises(
         ValueError, match="generative_distillation: the teacher is the model without"
     ):
