@@ -115,6 +115,24 @@ def test_a_step_by_hand(config):
     assert added == pytest.approx(once_more, rel=1e-6)
 
 
+def test_a_preference_loss_gathers_weights_for_each_of_its_passes(config):
+    """Forward, backward and the scatter of the gradients; the reference model's forward pass; and,
+    of KTO, both models' over mismatched texts. Only the first leaves activations."""
+    whole = {"train.embedding_chunk": "null", "model.remat": "full"}
+    rows = {"data.preference": "[p.jsonl]", "data.preference_max_length": "256"}
+    plain, _ = estimate(config, whole, jax.devices()[:8])
+    layers = 2 * (256 * 512 * 2 + 2 * 256 * 256 + 3 * 256 * 512)
+    copy = 2 * (layers + 2 * 512 * 256) / 8  # in bfloat16
+    for loss, batch, rows_of_texts, passes in (("kto", 8, 8, 6), ("dpo", 8, 16, 4)):
+        tuned = whole | rows
+        tuned |= {"data.preference_batch": str(batch), "train.loss.preference": loss}
+        found, _ = estimate(config, tuned, jax.devices()[:8])
+        assert found.tokens - plain.tokens == rows_of_texts // 8 * 256
+        sent = (found.interconnect_seconds - plain.interconnect_seconds) * 200e9
+        assert sent == pytest.approx(passes * 2 * layers * 7 / 8, rel=1e-2)
+        assert found.argument_bytes - plain.argument_bytes == pytest.approx(copy, rel=0.05)
+
+
 @pytest.mark.tpu
 @pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize(

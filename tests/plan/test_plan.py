@@ -96,6 +96,10 @@ def test_figures_of_a_plan():
         several
     ) and "to other slices" in plan_table(several)
     json.dumps(too_large.to_dict())
+    copied = dataclasses.replace(a_plan(), reference_bytes=GIB // 2)
+    assert copied.to_dict()["reference_bytes_per_chip"] == GIB // 2
+    assert "(0.50 GiB of them the reference model of the preference loss)" in plan_table(copied)
+    assert "reference model" not in said and found["reference_bytes_per_chip"] == 0
 
 
 # ---- with the compiler ---------------------------------------------------------------------------

@@ -8,10 +8,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import lora_state
 import numpy as np
 import preference_batches as rows
 import pytest
 
+from grit_jax.models.lora import LoraConfig
 from grit_jax.models.transformer import init_params
 from grit_jax.sharding import MeshConfig, make_mesh, put_rows
 from grit_jax.training.gradients import joint_gradient
@@ -174,6 +176,7 @@ def test_beside_the_other_losses_on_a_mesh(model, batch, devices, name, mesh, ho
     assert_same(gradient(model, loss, joint, mesh, devices, **how), gradient(model, loss, joint))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, loss, part", [("kto", KTO, rows.kto), ("dpo", DPO, rows.dpo)])
 def test_chunks_of_rows_give_the_loss_and_gradient_of_all(model, name, loss, part):
     """Chunks that do not divide the rows; texts of prefix attention."""
@@ -192,6 +195,7 @@ def test_chunks_of_rows_give_the_loss_and_gradient_of_all(model, name, loss, par
     assert_same(both[1], both[0])
 
 
+@pytest.mark.slow
 def test_routers_are_balanced_over_the_whole_batch(model):
     experts = dataclasses.replace(
         model,
@@ -253,5 +257,48 @@ def test_a_run_starts_at_its_own_reference_model(model):
 
 def test_a_reference_model_is_needed(model):
     config = dataclasses.replace(settings(model, DPO), base_weights_of=None)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     with pytest.raises(ValueError, match="needs the weights of a reference model"):
-        joint_loss(weights(model)[0], Batch(preference=rows.dpo()), config)
+        jax.eval_shape(lambda p: joint_loss(p, Batch(preference=rows.dpo()), config), shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss, part", [(KTO, rows.kto), (DPO, rows.dpo)], ids=["kto", "dpo"])
+def test_answers_are_told_apart_while_the_contrastive_loss_stays(model, batch, loss, part):
+    """Forty steps beside forty of the contrastive loss alone."""
+    optimizer = make_optimizer(OptimizerConfig(lr=3e-3), schedule := lambda step: 3e-3)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    loss = dataclasses.replace(loss, temperature=0.1)
+    traces = []
+    with jax.set_mesh(mesh):
+        step = make_step(StepConfig(model, loss), optimizer, schedule)
+        for preference in (part(), None):
+            state = init_state(model, optimizer, jax.random.key(0), mesh)
+            state = with_reference(state, model, mesh)
+            metrics = []
+            for _ in range(40):
+                state, line = step(state, Batch(batch.embedding, preference=preference))
+                metrics.append(line)
+            traces.append(jax.device_get(metrics))
+    tuned, alone = traces
+    assert tuned[0]["rewards_accuracy"] == 0 and tuned[-1]["rewards_accuracy"] == 1
+    assert tuned[-1]["rewards_margin"] > 1
+    assert tuned[-1]["loss_preference"] < 0.5 * tuned[0]["loss_preference"]
+    assert tuned[0]["loss_emb"] == alone[0]["loss_emb"] > 1
+    assert tuned[-1]["loss_emb"] < alone[-1]["loss_emb"] + 0.05 < 0.5
+
+
+@pytest.mark.slow
+def test_the_base_of_adapters_is_the_reference_and_nothing_is_dropped():
+    """Dropout would be part of the log-ratios: the numbers are those of adapters without it."""
+    config = dataclasses.replace(lora_state.CONFIG, num_hidden_layers=1, scan_layers=False)
+    traces = []
+    for dropout in (0.9, 0.0):
+        lora = LoraConfig(rank=2, dropout=dropout, targets=("q_proj", "down_proj"))
+        run = lora_state.run(Batch(preference=rows.dpo()), config, lora, loss=DPO)
+        traces.append(run[0])
+        jax.tree.map(np.testing.assert_array_equal, run[1].frozen, run[2].frozen)
+    assert traces[0] == traces[1]
+    first, last = traces[0][0], traces[0][-1]
+    assert first["rewards_chosen"] == first["rewards_rejected"] == 0
+    assert last["rewards_margin"] > 0 and last["loss_preference"] < first["loss_preference"]
