@@ -183,10 +183,10 @@ def _sent_bytes(backward: BackwardPass, batch: Batch, model: ModelConfig, mesh: 
         if loss == "preference":  # in passes over as many rows
             forward = _unlearnt_tokens(backward, batch) / tokens[loss]
             passes[loss] += round(forward)
-    if backward.fused:  # one gather for both kinds of rows
-        moved = max(runs[loss] * passes[loss] for loss in runs)
-    else:
-        moved = sum(runs[loss] * passes[loss] for loss in runs)
+    gathers = {loss: runs[loss] * passes[loss] for loss in runs}
+    moved = sum(gathers.values())
+    if backward.fused:  # one gather for embedding rows and generative ones
+        moved -= min(gathers["embedding"], gathers["generative"])
     sums = sum(2 * (passes[loss] - 1) * tokens[loss] for loss in runs)  # two blocks of a layer
     summed = sums / num_row_shards(mesh) / num_token_shards(mesh)
     summed *= model.num_hidden_layers * model.hidden_size * item * 2 * (tensor - 1) / tensor
