@@ -71,6 +71,6 @@ def test_the_revision_of_a_task_is_that_of_its_files(folders):
     revision = lambda: mteb_tasks._revision(folders / "STS", ["test.jsonl"])
     before = revision()
     assert revision() == before and before != mteb_tasks._revision(folders / "STS", [])
-    with open(folders / "STS/test.jsonl", "a") as file:
-        file.write("\n")
+    file = folders / "STS/test.jsonl"
+    file.write_text(file.read_text().replace("Ribbon", "Ribbom", 1))  # of the same length
     assert revision() != before
