@@ -53,12 +53,12 @@ class TrafficOptions:
 
     Attributes:
       store: a vector store of the server, over which some chats and searches are; None: none.
-      new_tokens: of an answer, at most.
+      new_tokens: of an answer, at most; half of it on average.
       cancelled, malformed: shares of all requests.
     """
 
     store: str | None = None
-    new_tokens: int = 32
+    new_tokens: int = 128
     cancelled: float = 0.1
     malformed: float = 0.05
     seed: int = 0

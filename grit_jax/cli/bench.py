@@ -66,7 +66,7 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
             "requests of one client alone, to compare (default: a tenth of --requests)",
         ),
         ("warm-up", 100, "requests before anything is measured"),
-        ("new-tokens", 32, "tokens of an answer, at most"),
+        ("new-tokens", 128, "tokens of an answer, at most; half of it on average"),
     ):
         shown = text if default is None else f"{text} (default: %(default)s)"
         parser.add_argument(

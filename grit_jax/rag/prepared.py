@@ -24,7 +24,7 @@ from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.text.rag_layouts import CONVERSATION_MODES, MODES
 
 LONGEST_QUESTION = 256  # tokens, of those that `warm_up` prepares for
-DEFAULT_COUNTS = (1, 5, 10)  # documents of chat, of the tool file_search, and of a search
+MOST_DOCUMENTS = 16  # of a search, the same; the exact search has a program for each power of two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +101,16 @@ class Preparer(Asker):
                 self._costs = load_costs(self.model, self.index)
 
     def warm_up(self) -> None:
-        """Compiles what questions need before the engine reads them: their records, and a search
-        for as many documents as requests get by default."""
+        """Compiles what questions need before the engine reads them: their records, and a search.
+        Longer questions, more documents and filters compile theirs when they first come."""
         assert self.index is not None
         lengths = [n for rows, n in batch_shapes(LONGEST_QUESTION, LONGEST_QUESTION) if rows == 1]
         if self.index.kv != "none":
             for length in lengths:
                 self.model.encoder.encode_ids([[0] * length], return_cache=True)
         query = np.zeros((1, self.index.manifest.dim), np.float32)
-        for count in DEFAULT_COUNTS:
-            self.index.search(query, count)
+        for power in range(MOST_DOCUMENTS.bit_length()):
+            self.index.search(query, 1 << power)
 
     def prepare(
         self,

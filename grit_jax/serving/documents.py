@@ -45,7 +45,7 @@ class DocumentRequest:
         """
         service.check_store(self.store, service.name)
         began = time.monotonic()
-        prepared = await service.prepare(
+        prepared = await service.prepare_from_store(
             lambda: self.store.current().prepare(
                 self.question,
                 self.mode,

@@ -55,6 +55,7 @@ class _State:
     compiled: bool
     draining: bool = False
     answer_seconds: float = 1.0  # of an answer, a moving mean
+    store_work: int = 0  # requests that search or read a store, those that wait for a thread too
 
 
 class Service:
@@ -245,10 +246,7 @@ class Service:
         try:
             return self.engine.submit(request)
         except QueueFull as error:
-            self.metrics.refused()
-            raise ApiError(
-                429, str(error), code="overloaded", headers={"Retry-After": str(self.retry_after())}
-            ) from None
+            raise self._overloaded(str(error)) from None
         except GritError as error:
             if str(error).startswith("the engine"):  # closed or failed
                 raise ApiError(503, str(error), code="engine_failed") from None
@@ -285,6 +283,26 @@ class Service:
         except GritError as error:
             message = self.stores.named(str(error))
             raise bad_request(message, code=_code(message)) from None
+
+    async def prepare_from_store(self, work: Callable[[], T]) -> T:
+        """Runs work that searches or reads a store beside the event loop.
+
+        Raises:
+          ApiError: as `prepare`; 429 where as many requests are at it as may wait.
+        """
+        if self._state.store_work >= self.settings.limits.queue:
+            raise self._overloaded(f"{self._state.store_work} requests to stores wait already")
+        self._state.store_work += 1
+        try:
+            return await self.prepare(work)
+        finally:
+            self._state.store_work -= 1
+
+    def _overloaded(self, message: str) -> ApiError:
+        """A 429, which is counted."""
+        self.metrics.refused()
+        headers = {"Retry-After": str(self.retry_after())}
+        return ApiError(429, message, code="overloaded", headers=headers)
 
     @staticmethod
     async def result(pending: Pending[T]) -> T:

@@ -100,7 +100,7 @@ async def _judged(
         instruction = body.instruction or ""
     service.check_ready()
     preparer = await service.prepare(store.current)
-    judged = await service.prepare(
+    judged = await service.prepare_from_store(
         lambda: preparer.judge(
             query, ids, retrieval=retrieval, instruction=instruction, most_tokens=limits.tokens
         )

@@ -75,7 +75,7 @@ async def search_store(service: Service, name: str, body: StoreSearchBody, user:
         pending = service.submit(EmbedRequest(formatted.ids, starts, "query", user))
         vectors, tokens = await service.result(pending), sum(map(len, formatted.ids))
     with stage("search"):
-        results = await service.prepare(
+        results = await service.prepare_from_store(
             lambda: _results(preparer, queries, vectors, _number(body), retrieval)
         )
     least = retrieval.least_score

@@ -30,6 +30,7 @@ def browser(tmp_path_factory):
 
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+STAGES = ("encode_query", "search", "load", "queue", "prefill", "decode")
 SHOWN = "document.querySelector('#turns').innerText"
 
 
@@ -67,7 +68,9 @@ def test_an_answer_over_documents_and_its_comparison(browser, server):
     assert "mode doc" in shown and "cache composed" in shown and "from caches" in shown
     browser.evaluate("document.querySelector('.turn details:last-of-type').open = true")
     browser.evaluate("[...document.querySelectorAll('.turn button')].at(-1).click()")
-    browser.wait_for("document.querySelectorAll('.bar.read').length === 5")
+    # All stages that the total is the sum of.
+    assert reply["grit"]["timings"].keys() == {*STAGES, "total"}
+    browser.wait_for(f"document.querySelectorAll('.bar.read').length === {len(STAGES)}")
     read = server.post(
         "/v1/chat/completions", model="tiny", store="docs", mode="doc-then-query", k=2, **body
     )
@@ -148,6 +151,10 @@ def test_it_fits_and_can_be_read(browser, server, width, scheme):
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert browser.evaluate(OVERFLOWING) == []
         assert browser.evaluate(LOW_CONTRAST) == []
+    browser.evaluate("document.querySelector('#tab-chat').click()")
+    heights = "[...document.querySelectorAll('.settings :is(select, input, button)')].map(e => e.offsetHeight)"
+    assert len(set(browser.evaluate(heights))) == 1
+    assert browser.evaluate("document.querySelector('#mode').offsetWidth") > 150
     # Every control has a name that is read aloud.
     nameless = """[...document.querySelectorAll('input, select, textarea, button')].filter(e =>
       !e.labels?.length && !e.textContent.trim() && !e.getAttribute('aria-label')).map(e => e.id)"""

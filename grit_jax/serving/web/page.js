@@ -3,7 +3,7 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const stages = { encode_query: "encode", search: "search", load: "load", prefill: "prefill", decode: "decode" };
+const stages = { encode_query: "encode", search: "search", load: "load", queue: "queue", prefill: "prefill", decode: "decode" };
 let key = sessionStorage.getItem("grit-key") || "";
 let model = "";
 let turns = []; // {role, content} of the conversation, as the API takes them
@@ -114,7 +114,8 @@ function facts({ grit, usage }) {
     parts.push(["prompt", `${usage.prompt_tokens} tokens`]);
     const cached = usage.prompt_tokens_details?.cached_tokens;
     if (cached) parts.push(["from caches", `${cached} tokens`]);
-    parts.push(["answer", `${usage.completion_tokens} tokens`]);
+    const made = usage.completion_tokens;
+    parts.push(["answer", made === 1 ? "1 token" : `${made} tokens`]);
   }
   const line = element("p", { class: "facts" });
   parts.forEach(([name, value], i) => line.append(i ? "  ·  " : "", `${name} `, element("b", { text: value })));
