@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from grit_jax.cli import flags
-from grit_jax.cli.output import print_summary, print_text
+from grit_jax.cli.output import print_result, print_summary, print_text
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError
+
+if TYPE_CHECKING:
+    from grit_jax.data.contamination import DecontaminationOptions
+
+# data/dialects.py's DIALECTS, and the lines of data/formats.py.
+FORMATS = (
+    "grit",
+    "bge",
+    "medi",
+    "tevatron",
+    "triplet",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "completion",
+)
 
 
 def _data_flags(parser: argparse.ArgumentParser) -> None:
     add = flags.kinds(parser, "prepare", "pydocs", "distractors", "relevance", "repeats")
-    _prepare_flags(add("prepare", "JSONL files to a tfds dataset (ArrayRecord)"))
+    _prepare_flags(add("prepare", "data files to a tfds dataset (ArrayRecord)"))
     _pydocs_flags(
         add("pydocs", "the quickstart's corpus from the Python documentation installed here")
     )
@@ -38,8 +55,109 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", type=flags.name, metavar="SRC")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        type=flags.name,
+        metavar="SRC",
+        help="JSONL, JSON arrays or parquet, plain or compressed (gzip, zstd), globs, prepared"
+        " datasets",
+    )
     parser.add_argument("--output", required=True, type=flags.path, metavar="DIR")
+    parser.add_argument(
+        "--format",
+        choices=("auto", *FORMATS),
+        default="auto",
+        help="of the rows (default: %(default)s, by their keys)",
+    )
+    parser.add_argument(
+        "--instruction", default="", metavar="T", help="of queries in a format that has none"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a row that cannot be used: stop, or skip it and count it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--duplicates",
+        choices=("keep", "exact", "near"),
+        default="exact",
+        help="drop rows whose texts are those of an earlier one (exact, the default; negatives do"
+        " not count), or close to it as well (near)",
+    )
+    parser.add_argument(
+        "--languages",
+        type=flags.several(str),
+        default=[],
+        metavar="L,...",
+        help="drop examples in other languages, by a small rule (docs/data-tools.md)",
+    )
+    parser.add_argument(
+        "--min-characters",
+        type=flags.natural,
+        default=0,
+        metavar="N",
+        help="drop examples with fewer characters, negatives aside",
+    )
+    parser.add_argument(
+        "--max-characters",
+        type=flags.positive,
+        metavar="N",
+        help="drop examples with more characters, negatives aside",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=flags.name,
+        metavar="MODEL",
+        help="report lengths in tokens of this model, too",
+    )
+    _against_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+
+
+def _against_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares what training data are compared with, and what counts as a match."""
+    group = parser.add_argument_group(
+        "decontamination", "Drops examples that hold a text of an evaluation set."
+    )
+    group.add_argument(
+        "--against",
+        nargs="+",
+        type=flags.name,
+        default=[],
+        metavar="F",
+        help="evaluation files: JSONL, JSON arrays, parquet, or .txt with a text a line",
+    )
+    group.add_argument(
+        "--against-fields",
+        type=flags.several(str),
+        default=[],
+        metavar="KEY,...",
+        help="keys of the evaluation files whose texts count (default: all but ids and metadata)",
+    )
+    group.add_argument(
+        "--ngram",
+        type=flags.positive,
+        default=13,
+        metavar="N",
+        help="words in a row that make a match (default: %(default)s, as for GPT-3)",
+    )
+    group.add_argument(
+        "--ngram-share",
+        type=flags.finite,
+        default=0.0,
+        metavar="X",
+        help="the least share of an evaluation text's N-grams for a match (default: 0, one)",
+    )
+    group.add_argument(
+        "--similarity",
+        type=flags.finite,
+        default=0.8,
+        metavar="X",
+        help="the least share of common word triples (Jaccard) of texts that are close, for"
+        " near-duplicates in the training data as well (default: %(default)s)",
+    )
 
 
 def _pydocs_flags(parser: argparse.ArgumentParser) -> None:
@@ -150,10 +268,7 @@ def _seed_flag(parser: argparse.ArgumentParser) -> None:
 
 def data(args: argparse.Namespace) -> None:
     if args.kind == "prepare":
-        from grit_jax.data.sources import prepare
-
-        prepared = prepare(args.sources, args.output)
-        print_text(f"{len(prepared)} {prepared.kind} examples in {args.output}")
+        _prepare(args)
     elif args.kind == "distractors":
         from grit_jax.data.distractors import write_rows
 
@@ -175,6 +290,47 @@ def data(args: argparse.Namespace) -> None:
         print_summary(f"{rows} rows in {args.output}", args.output)
     else:
         _write_pydocs(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from grit_jax.data.preparation import PrepareOptions, prepare
+
+    count_tokens = None
+    if args.tokenizer is not None:
+        from grit_jax.models.hf.sources import resolve
+        from grit_jax.text.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_pretrained(resolve(args.tokenizer))
+        count_tokens = lambda texts: list(map(len, tokenizer.encode_batch(texts)))
+    options = PrepareOptions(
+        dialect=args.format,
+        instruction=args.instruction,
+        on_error=args.on_error,
+        duplicates=args.duplicates,
+        similarity=args.similarity,
+        languages=tuple(args.languages),
+        min_characters=args.min_characters,
+        max_characters=args.max_characters,
+        decontamination=_decontamination(args),
+        tokenizer=args.tokenizer,
+    )
+    report = prepare(args.sources, args.output, options, count_tokens=count_tokens)
+    head = f"{report.examples} {report.kind} examples in {args.output} ({report.read} rows read)"
+    print_result(report.to_dict(), args.json, f"{head}\n{report}")
+
+
+def _decontamination(args: argparse.Namespace) -> DecontaminationOptions | None:
+    from grit_jax.data.contamination import DecontaminationOptions
+
+    if not args.against:
+        return None
+    return DecontaminationOptions(
+        tuple(args.against),
+        tuple(args.against_fields),
+        args.ngram,
+        args.ngram_share,
+        args.similarity,
+    )
 
 
 def _write_pydocs(args: argparse.Namespace) -> None:

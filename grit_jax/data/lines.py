@@ -150,8 +150,7 @@ class LineSource:
             try:
                 example = parse_line(line, place)
                 example_kind = KIND_OF_TYPE[type(example)]
-                if line_kind is not None and example_kind != line_kind:
-                    raise LineError(place, f"{_a(example_kind)} example in {_a(line_kind)} file")
+                check_kind(example_kind, line_kind, place)
                 line_kind = example_kind
                 reason = check(example, place) if check else None
             except LineError as error:
@@ -207,6 +206,12 @@ def read_examples(
         all.
     """
     return LineSource(str(path), JsonlFile(path), kind, on_error, check)
+
+
+def check_kind(kind: Kind, expected: Kind | None, place: str) -> None:
+    """Raises LineError for an example of another kind than its file's; None: any kind is right."""
+    if expected is not None and kind != expected:
+        raise LineError(place, f"{_a(kind)} example in {_a(expected)} file")
 
 
 def _a(kind: Kind) -> str:

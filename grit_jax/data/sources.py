@@ -8,12 +8,9 @@ place (`file:line`).
 from __future__ import annotations
 
 import bisect
-import contextlib
-import functools
 import glob
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ import numpy as np
 from grit_jax.data.formats import Kind, document_text, parse_json
 from grit_jax.data.lines import Check, JsonlFile, LineSource, OnError
 from grit_jax.errors import GritError
-from grit_jax.runtime.files import expand_home, home_path
-from grit_jax.runtime.progress import progress, say
+from grit_jax.runtime.files import expand_home
+from grit_jax.runtime.progress import say
 
 _TFDS = "tfds:"
 
@@ -79,6 +76,30 @@ def open_sources(
                     " every example in them is read twice, and may be its own negative"
                 )
     return opened
+
+
+def source_units(names: Sequence[str | Path], key: str) -> list[tuple[str, Path | PreparedLines]]:
+    """The files and prepared datasets that names stand for, each with its name, in order; no file
+    twice.
+
+    Args:
+      key: what the names are in messages.
+
+    Raises:
+      GritError: nothing is there, or the same file is listed twice by name.
+    """
+    names = [expand_home(str(name)) for name in names]
+    units: list[tuple[str, Path | PreparedLines]] = []
+    for name, skip in zip(names, _repeated_files(names, key), strict=True):
+        if skip is None:
+            continue
+        if name.startswith(_TFDS) or Path(name).is_dir():
+            units.append((name, open_lines(name)))
+        elif _is_glob(name):
+            units += [(name, path) for path in _matches(name) if path not in skip]
+        else:
+            units.append((name, Path(name)))
+    return units
 
 
 def open_lines(name: str | Path, skip: Set[Path] = frozenset()) -> Any:
@@ -255,87 +276,6 @@ class PreparedLines:
 
     def __reduce__(self):
         return PreparedLines, (self.name,)  # open files cannot be sent to worker processes
-
-
-def prepare(
-    sources: Sequence[str | Path],
-    output: str | Path,
-    *,
-    kind: Kind | None = None,
-    on_error: OnError = "stop",
-) -> LineSource:
-    """Writes the examples of `sources`, in order, as one tfds dataset under `output`, and opens it.
-
-    Checks every line first. The folder is written completely or not at all.
-
-    Raises:
-      GritError: a bad line, sources of different kinds, or an `output` that already holds a
-        dataset.
-    """
-    output = home_path(output)
-    if output.exists() and not output.is_dir():
-        raise GritError(f"{output}: a file; name a folder for the prepared dataset")
-    if output.is_dir() and any(output.glob("**/dataset_info.json")):
-        raise GritError(
-            f"{output}: already holds a prepared dataset; remove it or name another folder"
-        )
-    if not sources:
-        raise GritError("data prepare: no source named")
-    opened = open_sources(sources, "data prepare", kind, on_error)
-    kind = opened[0].kind
-    import tensorflow_datasets as tfds
-
-    lines = ((source.line(i), source.where(i)) for source in opened for i in range(len(source)))
-    shown_lines = progress(lines, f"writing {output}", "lines", total=sum(map(len, opened)))
-    tfds.disable_progress_bar()
-    try:
-        builder = _builder_class()(
-            lines=shown_lines, data_dir=str(output), file_format="array_record"
-        )
-        # tfds prints about downloads; stdout belongs to the caller.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-    except OSError as error:
-        raise GritError(f"{output}: cannot be written ({error.strerror or error})") from None
-    result = open_source(output, kind)
-    for source in opened:
-        result.skipped.update(source.skipped)
-    return result
-
-
-@functools.cache
-def _builder_class() -> Any:
-    """The tfds builder class, defined once: tfds registers classes, and importing it is slow."""
-    import tensorflow_datasets as tfds
-
-    class GritDataset(tfds.core.GeneratorBasedBuilder):
-        """Lines of JSONL data files with the place they came from."""
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def __init__(self, *, lines: Iterable[tuple[bytes, str]] = (), **kwargs: Any):
-            self._lines = lines
-            super().__init__(**kwargs)
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=self.__doc__,
-                features=tfds.features.FeaturesDict(
-                    {"line": tfds.features.Text(), "where": tfds.features.Text()}
-                ),
-                # keep the order of the files; the pipeline shuffles
-                disable_shuffling=True,
-            )
-
-        def _split_generators(self, dl_manager: Any):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for number, (line, where) in enumerate(self._lines):
-                yield number, {"line": line.decode(), "where": where}
-
-    return GritDataset
 
 
 def _dataset_folder(path: Path) -> Path:

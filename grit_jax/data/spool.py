@@ -48,6 +48,24 @@ def spooled(path: Path) -> BinaryIO | None:
     return _read_streams[identity]
 
 
+def unpacked(path: Path) -> Iterator[bytes]:
+    """The bytes of a file in chunks, unpacked if they are compressed with gzip or zstd.
+
+    They are read as a stream: nothing is written to disk, except for what comes from a pipe.
+
+    Raises:
+      OSError, GritError: as `spooled`.
+    """
+    if is_stream(path) and (spool := spooled(path)) is not None:
+        with open(os.dup(spool.fileno()), "rb") as file:
+            file.seek(0)
+            while chunk := file.read(_CHUNK):
+                yield chunk
+        return
+    with open(path, "rb") as file:
+        yield from _unpacked(_Peeked(file), path)
+
+
 class _Peeked:
     """A file whose first bytes are known before they are read. A pipe cannot be rewound."""
 

@@ -54,9 +54,18 @@ def test_data(capsys, tmp_path, monkeypatch):
     said = run(
         capsys, f"data prepare embedding.jsonl {tmp_path}/copy.jsonl --output {tmp_path}/set"
     )
-    assert "hold the same 8 lines" in said.err
-    assert said.out == f"16 embedding examples in {tmp_path}/set\n"
-    assert len(open_source(tmp_path / "set")) == 16
+    first, *more = said.out.splitlines()
+    assert first == f"8 embedding examples in {tmp_path}/set (16 rows read)"
+    assert f"  dropped: 8: exact duplicate (first: {tmp_path}/copy.jsonl:1)" in more
+    assert len(open_source(tmp_path / "set")) == 8
+    keep = f"data prepare embedding.jsonl {tmp_path}/copy.jsonl --output {tmp_path}/all"
+    said = run(capsys, f"{keep} --duplicates keep --tokenizer model --json")
+    assert said.json["examples"] == 16 and said.json["duplicates"]["exact"] == 8
+    tokens, characters = said.json["tokens"], said.json["characters"]
+    assert tokens["query"]["texts"] == 16 and tokens["query"]["max"] < characters["query"]["max"]
+    clean = f"data prepare embedding.jsonl --output {tmp_path}/clean --against generative.jsonl"
+    said = run(capsys, f"{clean} --against-fields text --ngram 5 --languages en,unknown")
+    assert said.status == 2 and "no row is left" in said.err
 
     packages = "--packages json,argparse,logging --held-out-packages csv"
     said = run(capsys, f"data pydocs --output {tmp_path}/corpus --seed 4 --documents 40 {packages}")

@@ -51,6 +51,7 @@ FILES = {
     "task_files",
     "corpus",
     "files",
+    "against",
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from grit_jax.config import load_config
 from grit_jax.data.config import BatchNeeds, DataConfig
 from grit_jax.data.pipeline import JointBatches, make_iterator
-from grit_jax.data.sources import prepare
+from grit_jax.data.preparation import prepare
 from grit_jax.errors import GritError
 from grit_jax.text.chat import GRIT
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from grit_jax.data.formats import parse_line
-from grit_jax.data.sources import open_lines, open_source, open_sources, prepare
+from grit_jax.data.preparation import PrepareOptions, prepare
+from grit_jax.data.sources import open_lines, open_source, open_sources, source_units
 from grit_jax.errors import GritError
 
 
@@ -34,11 +35,11 @@ def test_glob_is_its_files_in_order(folder):
 
 
 def test_prepared_dataset_has_the_same_examples(folder, capsys):
-    written = prepare([f"{folder}/*.jsonl"], folder / "out")
+    report = prepare([f"{folder}/*.jsonl"], folder / "out")
+    assert (report.kind, report.examples) == ("embedding", 8)
     assert capsys.readouterr().out == ""
     plain = open_source(f"{folder}/*.jsonl")
     for source in (
-        written,
         open_source(folder / "out"),
         open_source(f"tfds:{folder}/out", "embedding"),
     ):
@@ -55,14 +56,14 @@ def test_prepare_refuses_what_it_should(folder):
     with pytest.raises(GritError, match=r"text\.jsonl:2: "):
         prepare([folder / "text.jsonl"], folder / "out")
     with pytest.raises(GritError, match="an embedding example in a generative file"):
-        prepare([folder / "a.jsonl"], folder / "out", kind="generative")
+        prepare([folder / "a.jsonl"], folder / "out", PrepareOptions(kind="generative"))
     with pytest.raises(GritError, match="no source named"):
         prepare([], folder / "out")
     with pytest.raises(GritError, match="a file; name a folder"):
         prepare([folder / "a.jsonl"], folder / "b.jsonl")
     assert not (folder / "out").exists()
-    result = prepare([folder / "text.jsonl"], folder / "out", on_error="skip")
-    assert len(result) == 1 and result.skipped.total() == 1
+    result = prepare([folder / "text.jsonl"], folder / "out", PrepareOptions(on_error="skip"))
+    assert result.examples == 1 and sum(result.dropped.values()) == 1
     with pytest.raises(GritError, match="already holds a prepared dataset"):
         prepare([folder / "a.jsonl"], folder / "out")
 
@@ -168,3 +169,12 @@ def test_the_digest_is_that_of_the_lines_in_their_order(folder):
     for other in (lines[::-1], lines[1:], [lines[0].replace("a0", "a9"), *lines[1:]]):
         (folder / "a.jsonl").write_text("\n".join(other))
         assert open_source(f"{folder}/*.jsonl").digest != source.digest
+
+
+def test_units_are_files_and_datasets_in_order(folder):
+    prepare([folder / "b.jsonl"], folder / "out")
+    units = source_units([f"{folder}/*.jsonl", f"{folder}/out"], "data prepare")
+    paths = [str(getattr(unit, "name", unit)) for _, unit in units]
+    assert paths == ["a.jsonl", "b.jsonl", f"{folder}/out"]
+    units = source_units([f"{folder}/a.jsonl", f"{folder}/*.jsonl"], "data prepare")
+    assert [unit.name for _, unit in units] == ["a.jsonl", "b.jsonl"]

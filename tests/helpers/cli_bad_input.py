@@ -509,6 +509,22 @@ CASES = {
     "data prepare strange --output x": "strange:1: no known key",
     "data prepare number --output x": "number:1: ",
     "data prepare folder --output x": "folder: a folder without a prepared dataset",
+    "data prepare generative.jsonl --output x --format medi": (
+        'generative.jsonl:1: the key "query" is missing \\(medi format\\)'
+    ),
+    "data prepare generative.jsonl --output x --format tulu": "--format: invalid choice: 'tulu'",
+    "data prepare generative.jsonl --output x --languages xx": "--languages: 'xx' is not known",
+    "data prepare generative.jsonl --output x --similarity 2": "--similarity: expected a number",
+    "data prepare generative.jsonl --output x --tokenizer folder": "folder",
+    "data prepare generative.jsonl --output x --min-characters 9999": (
+        "generative.jsonl: no row is left; dropped: .*fewer than 9999 characters"
+    ),
+    "data prepare generative.jsonl --output x --against absent": "absent: no such file",
+    "data prepare generative.jsonl --output x --against list": "list:1|list: row 1: expected a JSON",
+    "data prepare generative.jsonl --output x --against texts.txt --ngram 0": "--ngram: must be at",
+    "data prepare generative.jsonl --output x --against corpus.jsonl --against-fields id": (
+        "no text of 3 words or more under id"
+    ),
     "data prepare generative.jsonl embedding.jsonl --output x": (
         "an embedding example in a generative file"
     ),

@@ -14,7 +14,8 @@ import pytest
 import tokenizer_kinds
 
 from grit_jax import GritLM
-from grit_jax.data.sources import open_source, prepare
+from grit_jax.data.preparation import prepare
+from grit_jax.data.sources import open_source
 from grit_jax.errors import GritError
 from grit_jax.inference import placement
 from grit_jax.inference.blocks import model_identity
