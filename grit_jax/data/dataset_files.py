@@ -80,4 +80,10 @@ def _serializer() -> Any:
 
     features = _features()
     serializer = ExampleSerializer(features.get_serialized_info())
-    return lambda record: serializer.serialize_example(features.encode_example(record))
+
+    def serialize(record: dict[str, str]) -> bytes:
+        example = serializer.get_tf_example(features.encode_example(record))
+        # Otherwise the order of the keys differs from process to process.
+        return example.SerializeToString(deterministic=True)
+
+    return serialize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 
 from grit_jax.data.dataset_files import SPLIT, shard_path, write_dataset_info, write_shard
 
@@ -20,6 +21,13 @@ def test_tfds_reads_what_was_written(tmp_path, capsys):
     source = builder.as_data_source(split=SPLIT)
     assert [(source[i]["line"], source[i]["where"].decode()) for i in range(7)] == records
     assert capsys.readouterr().out == ""
+
+
+def test_the_keys_of_a_record_are_sorted(tmp_path):
+    """Protobuf's own order differs from process to process, and with it the bytes of a file."""
+    write_shard(tmp_path / "shard", [(b"first", "file:1")] * 3)
+    for record in ArrayRecordReader(str(tmp_path / "shard")).read_all():
+        assert record.index(b"line") < record.index(b"where")
 
 
 def test_a_shard_appears_whole(tmp_path):

@@ -5,7 +5,12 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 
 import pyarrow
 import pyarrow.parquet
@@ -269,3 +274,44 @@ def test_nothing_usable(tmp_path):
     with pytest.raises(GritError, match="no usable row; the first problem: .*a.jsonl:1: no known"):
         prepare([path], tmp_path / "out", PrepareOptions(on_error="skip"))
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.slow
+def test_twenty_thousand_rows_killed_four_times(tmp_path):
+    """SIGKILL at different stages; memory is that of the imports and a few dozen bytes a row."""
+    (tmp_path / "in.jsonl").write_bytes(jsonl(many(20_000)))
+    command = [sys.executable, "-m", "grit_jax", "data", "prepare", str(tmp_path / "in.jsonl")]
+    command += ["--duplicates", "near", "--output"]
+
+    def run(name, kill_at=None):
+        """Runs to the end, or until a file of the staging area fulfils `kill_at`; peak bytes."""
+        process = subprocess.Popen([*command, str(tmp_path / name)], stdout=subprocess.DEVNULL)
+        while kill_at is not None and process.poll() is None:
+            if kill_at(tmp_path / f".{name}.partial"):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.001)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == (0 if kill_at is None else -signal.SIGKILL)
+        return usage.ru_maxrss * 1024
+
+    size = lambda name, least: (
+        lambda folder: (folder / name).exists() and (folder / name).stat().st_size > least
+    )
+    peak = run("whole")
+    run("out", size("lines", 0))
+    run("out", size("lines", 2_000_000))
+    run("out", size("state.json", 0))
+    run("out", lambda folder: bool(list(folder.glob("grit_dataset/*/.*"))))
+    assert not (tmp_path / "out").exists()
+    assert run("out") < 1 << 30 and peak < 1 << 30
+    files = lambda name: sorted((tmp_path / name).rglob("*array_record-*"))
+    assert [f.name for f in files("out")] == [f.name for f in files("whole")]
+    for one, other in zip(files("out"), files("whole"), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    reports = [
+        json.loads((tmp_path / name / "report.json").read_text()) for name in ("out", "whole")
+    ]
+    assert {**reports[0], "seconds": 0} == {**reports[1], "seconds": 0}
+    assert reports[0]["read"] == 20_000 and reports[0]["duplicates"]["near"] > 1000
