@@ -112,14 +112,14 @@ def _medi(row: Mapping[str, Any], place: str, instruction: str) -> dict[str, Any
 
 
 def _tevatron(row: Mapping[str, Any], place: str, instruction: str) -> dict[str, Any]:
-    texts = [
+    positives, negatives = (
         [
             document_text(passage, place, f"{key}[{i}]")
             for i, passage in enumerate(_list(row.get(key)))
         ]
         for key in ("positive_passages", "negative_passages")
-    ]
-    return _embedding(row["query"], *texts, instruction)
+    )
+    return _embedding(row["query"], positives, negatives, instruction)
 
 
 def _triplet(row: Mapping[str, Any], place: str, instruction: str) -> dict[str, Any]:

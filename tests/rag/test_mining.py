@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -239,3 +244,45 @@ def test_an_output_that_is_the_input(model, index, pairs, tmp_path):
     bad = write_rows(tmp_path / "bad.jsonl", [LINES[0], {"query": "q"}])
     with pytest.raises(GritError, match=r"bad.jsonl:2: the key \"pos\" is missing"):
         mine(model, bad, index, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_twenty_thousand_documents_killed_three_times(model, tmp_path):
+    """SIGKILL at different blocks, with an index that is not in memory whole."""
+    rows = [{"id": str(i), "text": f"document number {i}"} for i in range(20_000)]
+    corpus = write_rows(tmp_path / "corpus.jsonl", rows)
+    lines = [{"query": f"query {i}", "pos": [f"document number {7 * i}"]} for i in range(2_000)]
+    write_rows(tmp_path / "pairs.jsonl", lines)
+    build_index(model, corpus, tmp_path / "index", IndexOptions(kv="none"), quiet=True)
+    code = (
+        "import sys; from pathlib import Path; from fake_model import fake_model\n"
+        "from grit_jax.rag import mining; from grit_jax.rag.index import Index\n"
+        "mining.QUERIES_TOGETHER = 100; folder, out = map(Path, sys.argv[1:])\n"
+        "model = fake_model(); index = Index.open(folder / 'index', model)\n"
+        "options = mining.MiningOptions(relative_margin=None)\n"
+        "mining.mine(model, folder / 'pairs.jsonl', index, out, options, quiet=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def run(name, kill_at=None):
+        """Runs to the end, or until so many bytes are written; peak bytes of memory."""
+        command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / name)]
+        process = subprocess.Popen(command, env=environment)
+        partial = tmp_path / f".{name}.partial"
+        while kill_at is not None and process.poll() is None:
+            if partial.exists() and partial.stat().st_size > kill_at:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.001)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == (0 if kill_at is None else -signal.SIGKILL)
+        return usage.ru_maxrss * 1024
+
+    peak = run("whole")
+    for kill_at in (0, 150_000, 300_000):
+        run("out", kill_at)
+    assert not (tmp_path / "out").exists()
+    assert run("out") < 1 << 30 and peak < 1 << 30
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert len(rows_of(tmp_path / "out")) == 2_000
