@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Bool, Int, UInt64
 
 from grit_jax.data.formats import CachedExample, EmbeddingExample, Example, GenerativeExample
 from grit_jax.data.raw_rows import iter_rows
@@ -161,13 +161,23 @@ class EvaluationTexts:
         runs = ngrams_of(words, self.options.ngram)
         shingles = ngrams_of(words, SHINGLE, whole=True)
         sequences, bands = sequences_of(words), min_hash_bands(shingles)
+        # Most texts match nothing, and are passed over by a few operations on all of them together.
         known = self._runs.contains(runs.hashes)
-        return [
-            self._exact_match(text, sequences[i])
-            or self._run_match(text, runs, i, known)
-            or self._near_match(text, shingles.of(i), bands[i])
-            for i, text in enumerate(texts)
-        ]
+        begins = (runs.ends - runs.counts).tolist()
+        exact = self._exact.contains(sequences) & (sequences > 0)
+        near = np.zeros(len(texts), bool)
+        for band, lookup in enumerate(self._bands):
+            near |= lookup.contains(bands[:, band])
+        found: list[Match | None] = []
+        for i, text in enumerate(texts):
+            match = self._exact_match(text, sequences[i]) if exact[i] else None
+            own = known[begins[i] : runs.ends[i]]
+            if match is None and own.any():
+                match = self._run_match(text, runs.of(i), own)
+            if match is None and near[i]:
+                match = self._near_match(text, shingles.of(i), bands[i])
+            found.append(match)
+        return found
 
     def _match(
         self, text: tuple[str, str], method: Method, number: int, score: float, excerpt: str = ""
@@ -176,18 +186,17 @@ class EvaluationTexts:
         excerpt = (excerpt or text[1])[:EXCERPT]
         return Match(text[0], method, place, file, number, round(float(score), 4), excerpt)
 
-    def _exact_match(self, text: tuple[str, str], sequence: np.uint64) -> Match | None:
-        numbers = self._exact.get(sequence) if sequence else ()
-        return self._match(text, "exact", int(numbers[0]), 1.0) if len(numbers) else None
+    def _exact_match(self, text: tuple[str, str], sequence: np.uint64) -> Match:
+        return self._match(text, "exact", int(self._exact.get(sequence)[0]), 1.0)
 
     def _run_match(
-        self, text: tuple[str, str], runs: Grams, number: int, known: np.ndarray
+        self,
+        text: tuple[str, str],
+        runs: UInt64[np.ndarray, " n"],
+        known: Bool[np.ndarray, " n"],
     ) -> Match | None:
-        first = runs.ends[number - 1] if number else 0
-        places = np.flatnonzero(known[first : runs.ends[number]])
-        if not len(places):
-            return None
-        own = np.unique(runs.hashes[first + places])
+        places = np.flatnonzero(known)
+        own = np.unique(runs[places])
         counts = np.bincount(
             np.concatenate([self._runs.get(key) for key in own]), minlength=len(self.places)
         )
@@ -235,7 +244,7 @@ class _Lookup:
         first, last = (int(np.searchsorted(self.keys, key, side)) for side in ("left", "right"))
         return self.values[first:last]
 
-    def contains(self, keys: UInt64[np.ndarray, " n"]) -> np.ndarray:
+    def contains(self, keys: UInt64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Whether each key has any number."""
         if not len(self.keys):
             return np.zeros(len(keys), bool)
