@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from grit_jax.data.formats import CachedExample, EmbeddingExample, Example, GenerativeExample
+from grit_jax.data.formats import CachedExample, EmbeddingExample, Example
 from grit_jax.data.raw_rows import iter_rows
 from grit_jax.data.word_hashes import (
     SHINGLE,
@@ -261,10 +261,14 @@ def example_parts(example: Example) -> list[tuple[str, str]]:
     if isinstance(example, CachedExample):
         documents = [(f"docs[{i}]", text) for i, text in enumerate(example.docs)]
         return [*documents, ("text[0]", example.question), ("text[1]", example.answer)]
-    if isinstance(example, GenerativeExample) and example.text is not None:
+    if isinstance(example, (PreferencePair, LabelledAnswer)):
+        prompt = [(f"prompt[{i}]", turn) for i, turn in enumerate(example.prompt)]
+        if isinstance(example, LabelledAnswer):
+            return [*prompt, ("completion", example.completion)]
+        return [*prompt, ("chosen", example.chosen), ("rejected", example.rejected)]
+    if example.text is not None:
         return [("text", example.text)]
-    turns = example.turns if isinstance(example, GenerativeExample) else ()
-    return [(f"text[{i}]", turn) for i, turn in enumerate(turns)]
+    return [(f"text[{i}]", turn) for i, turn in enumerate(example.turns)]
 
 
 def _texts_of(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, str]]:

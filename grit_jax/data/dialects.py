@@ -42,6 +42,8 @@ def dialect_of(row: Mapping[str, Any]) -> str | None:
     ('messages', 'grit')
     """
     keys = row.keys()
+    if {"chosen", "rejected"} <= keys:  # UltraFeedback's rows have "messages" as well
+        return "grit"
     if "messages" in keys:
         return "messages"
     if "conversations" in keys or "conversation" in keys:

@@ -33,6 +33,7 @@ from grit_jax.data.formats import (
     EmbeddingExample,
     Example,
     Kind,
+    LabelledAnswer,
     LineError,
     parse_line,
 )
@@ -457,11 +458,13 @@ def _rows_of(unit: Path | PreparedLines) -> Iterator[RawRow]:
 
 
 def _key(example: Example) -> int:
-    """A hash of an example's texts, negatives aside, and of its query's instruction: white space
-    counts once."""
+    """A hash of an example's texts, negatives aside, and of its query's instruction or its label:
+    white space counts once."""
     parts = [text for name, text in example_parts(example) if not name.startswith("neg")]
     if isinstance(example, EmbeddingExample):
         parts.append(example.query.instruction or "")
+    elif isinstance(example, LabelledAnswer):
+        parts.append(str(example.desirable))
     content = "\x1f".join(" ".join(part.split()) for part in parts)
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
 

@@ -131,6 +131,12 @@ def test_the_parts_of_examples():
         },
         '{"text": ["u", "a"]}': {"text[0]": "u", "text[1]": "a"},
         '{"text": "d"}': {"text": "d"},
+        '{"prompt": "p", "chosen": "c", "rejected": "r"}': {
+            "prompt[0]": "p",
+            "chosen": "c",
+            "rejected": "r",
+        },
+        '{"prompt": "p", "completion": "c", "label": true}': {"prompt[0]": "p", "completion": "c"},
         '{"docs": ["d"], "text": ["q", "a"]}': {"docs[0]": "d", "text[0]": "q", "text[1]": "a"},
     }
     for line, parts in lines.items():

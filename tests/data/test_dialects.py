@@ -96,6 +96,7 @@ def test_every_format_has_a_case():
         {"text": ["u", "a"]},
         {"docs": ["d"], "text": ["q", "a"]},
         {"prompt": "p", "completion": "c", "label": True},
+        {"prompt": "p", "chosen": [], "rejected": [], "messages": []},
         {"colour": "red"},
     ],
 )

@@ -266,6 +266,22 @@ def test_reasons_that_quote_the_row_are_bounded(tmp_path, monkeypatch):
     assert len(report.dropped) == 3 and report.dropped["other reasons"] == 7
 
 
+def test_preference_rows_are_told_apart_by_their_answers_and_labels(tmp_path):
+    rows = [
+        {"prompt": "p", "completion": "c", "label": True},
+        {"prompt": "p", "completion": "c", "label": False},
+        {"prompt": "p", "completion": "d", "label": True},
+        {"prompt": "p", "chosen": "c", "rejected": "d"},
+        {"prompt": "p", "chosen": "d", "rejected": "c"},
+        {"prompt": "p ", "chosen": "d", "rejected": "c"},
+    ]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    report = prepare([tmp_path / "a.jsonl"], tmp_path / "out")
+    assert (report.kind, report.examples) == ("preference", 5)
+    assert set(report.characters) == {"prompt", "completion", "chosen", "rejected"}
+    assert list(lines_of(tmp_path / "out").values()) == rows[:5]
+
+
 def test_nothing_usable(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl([{"colour": "red"}, [1]]))
