@@ -22,7 +22,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from grit_jax.data.formats import CachedExample, EmbeddingExample, Example
+from grit_jax.data.formats import (
+    CachedExample,
+    EmbeddingExample,
+    Example,
+    LabelledAnswer,
+    PreferencePair,
+)
 from grit_jax.data.raw_rows import iter_rows
 from grit_jax.data.word_hashes import (
     SHINGLE,
