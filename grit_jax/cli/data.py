@@ -52,6 +52,9 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
             "texts that repeat short spans of documents; a small model learns from them to copy",
         )
     )
+    from grit_jax.cli import lm
+
+    lm.add_task_folder_flags(add("lm-tasks", lm.TASK_FOLDER_HELP))
 
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
@@ -288,6 +291,10 @@ def data(args: argparse.Namespace) -> None:
 
         rows = write_repeats(args.input, args.output, args.rows, args.seed)
         print_summary(f"{rows} rows in {args.output}", args.output)
+    elif args.kind == "lm-tasks":
+        from grit_jax.cli import lm
+
+        lm.write_task_folder(args)
     else:
         _write_pydocs(args)
 

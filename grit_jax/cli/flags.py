@@ -44,11 +44,16 @@ def kinds(
 ) -> Callable[[str, str], argparse.ArgumentParser]:
     """Gives a verb subcommands; call the result with a name and its help to declare one.
 
-    The parsed arguments carry the subcommand's name as `kind` and its parser as `parser`.
+    The parsed arguments carry the subcommand's name as `kind` and its parser as `parser`. The usage
+    lists `names`, then others as they are declared.
     """
-    subparsers = parser.add_subparsers(dest="kind", required=True, metavar="|".join(names))
+    listed = list(names)
+    subparsers = parser.add_subparsers(dest="kind", required=True, metavar="|".join(listed))
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
+        if name not in listed:
+            listed.append(name)
+            subparsers.metavar = "|".join(listed)
         sub = subparsers.add_parser(name, help=help, description=help)
         sub.set_defaults(parser=sub)
         return sub

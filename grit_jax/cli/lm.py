@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grit_jax.cli import flags
-from grit_jax.cli.model import add_model, load_model
+from grit_jax.cli.endpoint import add_model_or_url, load_model_or_endpoint
+from grit_jax.cli.output import print_text
 from grit_jax.cli.record import add_record_flag, report
 from grit_jax.errors import GritError
 
+if TYPE_CHECKING:
+    from grit_jax.evaluation.harness_backend import Backend
+
+TASK_FOLDER_HELP = (
+    "a folder of lm-eval tasks, for grit eval lm --tasks DIR, from the held-out questions and"
+    " documents of grit data pydocs"
+)
 HELP = "scores on lm-eval's tasks, or on task files of your own (extra 'eval')"
 
 
 def add_lm_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `grit eval lm`. Their names are lm-eval's where it has them."""
-    add_model(parser)
+    add_model_or_url(parser)
     add_record_flag(parser)
+    parser.add_argument(
+        "--tokenizer",
+        type=flags.name,
+        metavar="DIR",
+        help="with a URL: a directory or hub id that has the tokenizer of the model",
+    )
     _task_flags(parser.add_argument_group("tasks"))
     _prompt_flags(parser.add_argument_group("prompts and answers"))
     group = parser.add_argument_group("results")
@@ -25,7 +40,8 @@ def add_lm_flags(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=flags.path,
         metavar="DIR",
-        help="write lm-eval's results files here, and AlpacaEval's answers as alpaca_eval.json",
+        help="write lm-eval's results files here, and AlpacaEval's answers as alpaca_eval.json; or"
+        " a name that ends in .json, to which lm-eval adds the date",
     )
     group.add_argument(
         "--log-samples",
@@ -42,7 +58,9 @@ def _task_flags(group: Any) -> None:
         required=True,
         type=flags.name,
         metavar="TASK",
-        help="names of tasks and groups, or folders and YAML files of tasks",
+        help="names of tasks and groups, or folders and YAML files of tasks; grit_mmlu, grit_gsm8k,"
+        " grit_bbh, grit_tydiqa, grit_humaneval and grit_alpaca_eval are the GRIT paper's six as"
+        " it ran them, for --apply-chat-template",
     )
     group.add_argument(
         "--include",
@@ -165,8 +183,45 @@ def _value(text: str) -> Any:
     return text
 
 
+def add_task_folder_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `grit data lm-tasks`."""
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=flags.path,
+        metavar="DIR",
+        help="the folder that grit data pydocs wrote, or data/ of a quickstart",
+    )
+    parser.add_argument("--output", required=True, type=flags.path, metavar="DIR")
+    parser.add_argument(
+        "--choices",
+        type=functools.partial(flags.natural, minimum=2),
+        default=4,
+        metavar="N",
+        help="answers to choose from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=flags.natural, default=0, metavar="N", help="(default: %(default)s)"
+    )
+
+
+def write_task_folder(args: argparse.Namespace) -> None:
+    """Writes the folder and prints what is in it."""
+    from grit_jax.evaluation.pydocs_tasks import write_tasks
+    from grit_jax.runtime.files import writable_folder
+
+    writable_folder(args.output)
+    counts = write_tasks(args.input, args.output, choices=args.choices, seed=args.seed)
+    print_text(
+        f"{args.output}: {counts.questions} questions and {counts.examples} examples,"
+        f" {counts.documents} documents; {counts.left_out} questions left out, whose kind has"
+        f" fewer than {args.choices} different answers"
+    )
+
+
 def evaluate_lm(args: argparse.Namespace) -> None:
     """Runs the tasks and prints their scores."""
+    from grit_jax.evaluation.endpoint import is_url
     from grit_jax.evaluation.harness import (
         RunSettings,
         plain_results,
@@ -174,17 +229,22 @@ def evaluate_lm(args: argparse.Namespace) -> None:
         results_table,
         run_tasks,
     )
-    from grit_jax.evaluation.harness_backend import LocalBackend
     from grit_jax.evaluation.harness_tasks import TaskChoice
     from grit_jax.runtime.files import writable_folder
 
     if args.log_samples and args.output is None:
         raise GritError("--log-samples writes files: name a folder with --output DIR")
+    if (args.tokenizer is not None) != is_url(args.model):
+        raise GritError(
+            "--tokenizer DIR goes with a URL, whose prompts are sent as token ids"
+            + ("; name the model's directory or hub id" if is_url(args.model) else "")
+        )
     require_lm_eval()
     choice = TaskChoice(args.tasks, args.include, dict(args.data))
     if args.output is not None:
-        writable_folder(args.output)
-    backend = LocalBackend(load_model(args), str(args.model), args.max_length)
+        is_file = args.output.suffix == ".json"  # lm-eval adds the date to its name
+        writable_folder(args.output.parent if is_file else args.output)
+    backend = _backend(args)
     results = run_tasks(
         backend,
         choice,
@@ -206,3 +266,15 @@ def evaluate_lm(args: argparse.Namespace) -> None:
     if "output" in results:
         values["output"] = results["output"]
     report(args, values, results_table(results))
+
+
+def _backend(args: argparse.Namespace) -> Backend:
+    """The model of the command line, as lm-eval's tasks ask it."""
+    from grit_jax.evaluation.endpoint import Endpoint
+    from grit_jax.evaluation.harness_backend import LocalBackend
+    from grit_jax.evaluation.harness_endpoint import EndpointBackend
+
+    model = load_model_or_endpoint(args)
+    if isinstance(model, Endpoint):
+        return EndpointBackend(model, args.tokenizer, args.max_length)
+    return LocalBackend(model, str(args.model), args.max_length)

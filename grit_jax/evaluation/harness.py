@@ -19,7 +19,9 @@ from typing import Any
 from grit_jax.errors import GritError
 from grit_jax.evaluation.harness_backend import Backend, TextRequest
 from grit_jax.evaluation.harness_tasks import TaskChoice, load_tasks
+from grit_jax.evaluation.paper_tasks import alpaca_outputs
 from grit_jax.inference.sampling import Sampling
+from grit_jax.runtime.files import json_text, write_text
 from grit_jax.runtime.progress import progress
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own, where a task says nothing
@@ -127,6 +129,7 @@ def run_tasks(
         results["config"]["model"] = "grit_jax"
         if tracker is not None:
             _write(tracker, results, settings.log_samples)
+            _write_alpaca(results, backend.name)
     return results
 
 
@@ -291,17 +294,30 @@ def sampling_of(options: Mapping[str, Any], seed: int) -> Sampling:
 def plain_results(results: Mapping[str, Any]) -> dict[str, Any]:
     """The part of lm-eval's results that `--json` prints; numbers that are not finite are null."""
     names = ("results", "groups", "n-shot", "n-samples", "versions", "higher_is_better")
-    return {name: _finite(results[name]) for name in names if results.get(name)}
+    return {name: _finite(_scored(results)[name]) for name in names if results.get(name)}
 
 
 def results_table(results: Mapping[str, Any]) -> str:
     """lm-eval's own table of tasks and metrics, as Markdown."""
     from lm_eval.utils import make_table
 
-    tables = [make_table(results)]
-    if results.get("groups"):
-        tables.append(make_table(results, "groups"))
+    scored = _scored(results)
+    tables = [make_table(scored)]
+    if scored.get("groups"):
+        tables.append(make_table(scored, "groups"))
     return "\n".join(table.strip() for table in tables)
+
+
+def _scored(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results without what lm-eval writes where answers are not scored ("bypass", 999)."""
+    clean = lambda metrics: {
+        name: value for name, value in metrics.items() if not name.startswith("bypass")
+    }
+    parts = {name: results.get(name) or {} for name in ("results", "groups")}
+    return {
+        **results,
+        **{name: {task: clean(m) for task, m in part.items()} for name, part in parts.items()},
+    }
 
 
 def _finite(value: Any) -> Any:
@@ -345,6 +361,13 @@ def _write(tracker: Any, results: dict[str, Any], log_samples: bool) -> None:
             tracker.save_results_samples(task_name=task, samples=rows)
             if not (folder / f"samples_{task}_{date}.jsonl").is_file():
                 raise GritError(f"--output {output}: lm-eval could not write its samples there")
+
+
+def _write_alpaca(results: Mapping[str, Any], model: str) -> None:
+    """Writes AlpacaEval's own file of answers, beside the results."""
+    if samples := (results.get("samples") or {}).get("grit_alpaca_eval"):
+        outputs = json_text(alpaca_outputs(samples, model), indent=1)
+        write_text(Path(results["output"]).parent / "alpaca_eval.json", outputs + "\n")
 
 
 def _quiet_logs() -> None:

@@ -64,6 +64,10 @@ class Backend(Protocol):
         the text begins with it."""
         ...
 
+    def first_tokens(self, text: str, count: int) -> str:
+        """The text of the first so many tokens of a text."""
+        ...
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """A conversation as text; without a generation prompt the last message is left open."""
         ...
@@ -77,46 +81,68 @@ class Backend(Protocol):
         ...
 
 
-class LocalBackend:
+class TextRules:
+    """The part of a backend that a tokenizer and a chat template make up.
+
+    Args:
+      template: None: conversations are refused.
+      eos_id: the end of sequence, where the tokenizer names none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, eos_id: int = 0):
+        self.tokenizer, self._template = tokenizer, template
+        self.eos_id: int = eos_id if tokenizer.eos_id is None else tokenizer.eos_id
+        self.eos_text = tokenizer.decode([self.eos_id], skip_special=False)
+        self.prefix_id: int = self.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        self._prefix_text = tokenizer.decode([self.prefix_id], skip_special=False)
+        begin = tokenizer.added_around()[0]
+        self._begin = tokenizer.encode_rendered(begin) if begin else []
+        self.fingerprint = tokenizer.digest
+
+    @property
+    def template(self) -> str:
+        return self._chat_template().source
+
+    def encode(self, text: str, *, add_special_tokens: bool | None = None) -> list[int]:
+        if add_special_tokens is None:
+            add_special_tokens = not text.startswith(self._prefix_text)
+        ids = self.tokenizer.encode_rendered(text)
+        return [*self._begin, *ids] if add_special_tokens else ids
+
+    def first_tokens(self, text: str, count: int) -> str:
+        ids = self.encode(text, add_special_tokens=False)
+        return text if len(ids) <= count else self.tokenizer.decode(ids[:count])
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        template = self._chat_template()
+        text = template.render(messages, add_generation_prompt=add_generation_prompt)
+        return text if add_generation_prompt else open_ended(text, messages[-1]["content"])
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise GritError("--apply-chat-template: the model has no chat template")
+        return self._template
+
+
+class LocalBackend(TextRules):
     """A model in this process.
 
     Args:
       max_length: tokens that it may read; None: its context.
 
     Raises:
-      GritError: a `max_length` beyond the model's context, or a tokenizer without an end of
-        sequence.
+      GritError: a `max_length` beyond the model's context.
     """
 
     def __init__(self, model: GritLM, name: str, max_length: int | None = None):
         context = model.config.context_length
         if max_length is not None and max_length > context:
             raise GritError(f"--max-length {max_length}: this model's context is {context} tokens")
-        tokenizer = model.tokenizer
-        eos_id = tokenizer.eos_id if tokenizer.eos_id is not None else model.stop_ids[0]
+        template = model.template or ChatTemplate(
+            model.chat.jinja(), model.tokenizer, "the model's chat format"
+        )
+        super().__init__(model.tokenizer, template, next(iter(model.stop_ids), 0))
         self.model, self.name, self.max_length = model, name, max_length or context
-        self.eos_id: int = eos_id
-        self.eos_text = tokenizer.decode([eos_id], skip_special=False)
-        self.prefix_id: int = eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        self._prefix_text = tokenizer.decode([self.prefix_id], skip_special=False)
-        begin = tokenizer.added_around()[0]
-        self._begin = tokenizer.encode_rendered(begin) if begin else []
-        self._template = model.template or _format_template(model, tokenizer)
-        self.fingerprint = tokenizer.digest
-
-    @property
-    def template(self) -> str:
-        return self._template.source
-
-    def encode(self, text: str, *, add_special_tokens: bool | None = None) -> list[int]:
-        if add_special_tokens is None:
-            add_special_tokens = not text.startswith(self._prefix_text)
-        ids = self.model.tokenizer.encode_rendered(text)
-        return [*self._begin, *ids] if add_special_tokens else ids
-
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        text = self._template.render(messages, add_generation_prompt=add_generation_prompt)
-        return text if add_generation_prompt else open_ended(text, messages[-1]["content"])
 
     def score(self, pairs: Sequence[Pair], on_done: OnDone) -> list[tuple[float, bool]]:
         scores = score_continuations(self.model, pairs, on_scored=on_done)
@@ -218,8 +244,3 @@ def open_ended(text: str, last: str) -> str:
         )
     end = start + len(last)
     return text[:end] if text[start:end] == last else text[: start + len(last.strip())]
-
-
-def _format_template(model: GritLM, tokenizer: Tokenizer) -> ChatTemplate:
-    """The model's own chat format as the template that it is saved with."""
-    return ChatTemplate(model.chat.jinja(), tokenizer, "the model's chat format")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from grit_jax.errors import GritError
+from grit_jax.evaluation.harness_backend import Backend
+from grit_jax.evaluation.paper_tasks import passages_cut_by
 
 TASKS = Path(__file__).parent / "lm_tasks"  # the task files of this package
 HUB = "hf://datasets/"
@@ -30,7 +32,7 @@ class TaskChoice:
 
 
 def load_tasks(
-    choice: TaskChoice, backend: Any, *, allow_code: bool = False, predict_only: bool = False
+    choice: TaskChoice, backend: Backend, *, allow_code: bool = False, predict_only: bool = False
 ) -> tuple[list[Any], Any]:
     """The tasks as lm-eval's objects, their data sets read; and the manager that knows their names.
 
@@ -68,13 +70,29 @@ def load_tasks(
                     f"--tasks {name}: lm-eval knows no such task, and the folders given have none"
                     + (f"; did you mean {near[0]}?" if near else "")
                 )
+    specs = list(dict.fromkeys(specs))
     _check_data(choice, specs)
     for name in specs:
         check_code(name, manager, allow_code=allow_code, predict_only=predict_only)
     tasks = []
-    for name in specs:
-        tasks += _load(name, manager, choice.data.get(name))
+    with passages_cut_by(backend.first_tokens):
+        for name in specs:
+            tasks += _load(name, manager, choice.data.get(name))
+    check_repeats(tasks)
     return tasks, manager
+
+
+def check_repeats(tasks: Sequence[Any]) -> None:
+    """Raises GritError if a task is chosen twice: by itself and in a group, or in two groups."""
+    seen = set()
+    for item in tasks:
+        for task in item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]:
+            if task.task_name in seen:
+                raise GritError(
+                    f"--tasks: {task.task_name} is chosen twice, by its own name and in a group, or"
+                    " in two groups; name it once"
+                )
+            seen.add(task.task_name)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -96,10 +114,15 @@ def names_in(folder: Path) -> list[str]:
 
 
 def check_code(name: str, manager: Any, *, allow_code: bool, predict_only: bool) -> None:
-    """Raises GritError if a task, or a member of a group, runs code that the model writes and
-    nobody allowed it."""
+    """Raises GritError if a task, or a member of a group, runs code that the model writes, unless
+    that is allowed or nothing is scored."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     entry = manager.task_index.get(name)
-    config = (entry.cfg or {}) if entry is not None else {}
+    if entry is None and name.endswith(".yaml"):  # a file
+        config = load_yaml(name, resolve_func=False)
+    else:
+        config = (entry.cfg or {}) if entry is not None else {}
     if config.get("unsafe_code") and not allow_code and not predict_only:
         raise GritError(
             f"--tasks {name}: its score comes from running code that the model writes; allow it"
@@ -128,7 +151,7 @@ def _load(name: str, manager: Any, data: Path | None) -> list[Any]:
     """A task, a group, or the tasks of a tag."""
     try:
         if data is not None:
-            _uselocal_data(name, manager, data)
+            _use_local_data(name, manager, data)
         loaded = manager.load([name])
     except Exception as error:  # task files hold code, and data sets come from anywhere
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -142,7 +165,7 @@ def _load(name: str, manager: Any, data: Path | None) -> list[Any]:
     return top or list(tasks.values())
 
 
-def _uselocal_data(name: str, manager: Any, data: Path) -> None:
+def _use_local_data(name: str, manager: Any, data: Path) -> None:
     """Lets a task, or each task of a group or tag, read a local copy of the hub repository of its
     data set."""
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -150,9 +173,9 @@ def _uselocal_data(name: str, manager: Any, data: Path) -> None:
     entry = manager.task_index[name]
     if members := _members(entry):
         for member in members:
-            _uselocal_data(member, manager, data)
+            _use_local_data(member, manager, data)
         return
-    config = load_yaml(entry.yaml_path)
+    config = load_yaml(entry.yaml_path) if entry.yaml_path else entry.cfg or {}
     manager.task_index[name] = dataclasses.replace(
         entry, yaml_path=None, cfg=config | local_data(config, data)
     )

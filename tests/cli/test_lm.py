@@ -59,6 +59,11 @@ def test_arguments_that_are_refused(read, text, message):
         read(text)
 
 
+def test_usage_lists_the_folder_of_tasks(capsys):
+    usage = run(capsys, "data --help").out
+    assert "repeats|lm-tasks" in "".join(usage.split())
+
+
 def test_values_of_settings():
     assert settings("a=1,b=1.5,c=x,d=False") == {"a": 1, "b": 1.5, "c": "x", "d": False}
 
@@ -66,6 +71,9 @@ def test_values_of_settings():
 def test_errors_before_a_model_is_read(capsys, monkeypatch):
     ended = run(capsys, "eval lm nowhere --tasks a --log-samples")
     assert ended.status == 2 and "name a folder with --output DIR" in ended.err
+    for model, more in (("http://127.0.0.1:9", ""), ("nowhere", "--tokenizer x")):
+        ended = run(capsys, f"eval lm {model} --tasks a {more}")
+        assert ended.status == 2 and "--tokenizer DIR goes with a URL" in ended.err
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     ended = run(capsys, "eval lm nowhere --tasks a")
     assert ended.status == 2 and "pip install 'grit-jax[eval]'" in ended.err

@@ -57,7 +57,7 @@ def test_answers_end_before_a_string(backend, tiny_model, sentences):
     requests = [TextRequest(ids, Sampling(10), ["", stop, "\u2603"]) for ids in prompts]
     assert backend.generate(requests, done.append) == [cut_before(t, [stop]) for t in whole]
     assert sum(done) == 5
-    assert backend.generate([TextRequest(prompts[0], Sampling(10))], NOBODY) == whole[:1]
+    assert backend.generate([TextRequest(ids, Sampling(10)) for ids in prompts], NOBODY) == whole
     assert backend.generate([], NOBODY) == []
 
 
