@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -144,11 +145,15 @@ def test_batches_have_the_shapes_of_the_largest(tiny_tokenizer, file):
 
 
 def test_pairs_are_placed_by_their_length_together():
-    placement = place_preference([*rows.MATCHED, *rows.OTHERS], 10, rows.packing()).text
-    for pair in range(5):
-        assert placement.row[pair] == placement.row[5 + pair]
-        assert placement.index[5 + pair] == placement.index[pair] + 1
-    assert placement.num_rows == 5
+    """And every text has a segment of its own, where a row holds several pairs as well."""
+    for length, num_rows in ((12, 5), (24, 3)):
+        packing = dataclasses.replace(rows.packing(), row_length=length)
+        placement = place_preference([*rows.MATCHED, *rows.OTHERS], 10, packing).text
+        for pair in range(5):
+            assert placement.row[pair] == placement.row[5 + pair]
+            assert placement.index[5 + pair] == placement.index[pair] + 1
+        places = set(zip(placement.row.tolist(), placement.index.tolist(), strict=True))
+        assert len(places) == 10 and placement.num_rows == num_rows
 
 
 @pytest.mark.parametrize("loss, count", [("kto", 6), ("dpo", 6)])
