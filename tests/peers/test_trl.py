@@ -161,6 +161,7 @@ def test_kto(peer, reference, tmp_path, swapped):
         )
     expected = theirs(peer, reference, "kto", tmp_path, **weights)
     found = ours(peer, reference, "kto", tmp_path, LossConfig(preference="kto", **weights))
+    assert (expected.metrics["kl"] > 0) != swapped
     assert_equal(found, expected, REWARDS | {"preference_kl": "kl"})
 
 
