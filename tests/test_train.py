@@ -261,6 +261,7 @@ def test_a_run_goes_on_with_other_data_and_says_so(folder, whole, tmp_path, caps
     assert trace(output)[: STEPS - 2] == trace(whole)[: STEPS - 2] and len(trace(output)) == STEPS
 
 
+@pytest.mark.slow
 def test_lengths_lowered_to_the_context_are_no_other_settings(folder, tmp_path, capsys):
     written = yaml.safe_load((folder / "config.yaml").read_text())
     for key in ("generative_max_length", "embedding_batch", "cached_batch"):

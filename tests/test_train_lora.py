@@ -194,6 +194,7 @@ def half(folder) -> Path:
     ).output
 
 
+@pytest.mark.slow
 def test_another_base_is_refused_by_name(folder, half, tmp_path):
     shutil.copytree(folder / "base", tmp_path / "other")
     weights = load_file(tmp_path / "other" / "model.safetensors")
@@ -223,6 +224,7 @@ def test_another_base_is_refused_by_name(folder, half, tmp_path):
         ),
     ],
 )
+@pytest.mark.slow
 def test_other_adapters_are_refused(folder, half, change, words):
     with pytest.raises(GritError, match=words):
         train(read(folder, output=str(half), **change))

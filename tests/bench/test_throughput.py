@@ -52,6 +52,7 @@ def test_encode(tiny_model, monkeypatch):
     assert found["queries"]["tokens"] == found["passages"]["tokens"] == 256
 
 
+@pytest.mark.slow
 def test_decode_ignores_the_end_of_sequence(tiny_model, monkeypatch):
     monkeypatch.setattr(throughput, "NEW", 5)
     monkeypatch.setattr(throughput, "PROMPT", 20)

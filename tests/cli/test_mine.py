@@ -12,6 +12,7 @@ from grit_jax.data.lines import read_examples
 pytestmark = pytest.mark.usefixtures("in_world")
 
 
+@pytest.mark.slow
 def test_mine_from_a_corpus_then_from_its_index(capsys, tmp_path):
     mine = "mine model --input embedding.jsonl --negatives 2 --relative-margin none"
     said = run(

@@ -18,7 +18,7 @@ def test_a_function_takes_overrides_where_its_verb_says_so(verb):
 def test_which_verbs_continue_and_which_take_the_keys_of_a_configuration():
     """Those that keep what they have done, and those that read a YAML file."""
     names = lambda kind: {verb.name for verb in VERBS.values() if getattr(verb, kind)}
-    assert names("resumable") == {"quickstart", "train", "encode", "index", "evidence"}
+    assert names("resumable") == {"quickstart", "train", "encode", "index", "mine", "evidence"}
     assert names("takes_overrides") == {"train", "plan"} and names("supervised") == {
         "train",
         "encode",

@@ -276,6 +276,7 @@ CASES = {
             "folder": "folder: a folder",
         }.items()
     },
+    "eval retrieval model --input folder": "folder: no corpus.jsonl and no corpus/",
     "eval retrieval model --input generative.jsonl": (
         "generative.jsonl:1: a generative example in an embedding file"
     ),

@@ -189,7 +189,7 @@ def test_a_configuration_that_trains_on_nothing(tmp_path):
     (tmp_path / "run.yaml").write_text("model: {preset: gemma3_270m}\noutput: out\n")
     with pytest.raises(
         GritError,
-        match="^data: every batch size is 0; set data.embedding_batch, data.generative_batch or data.cached_batch$",
+        match="^data: every batch size is 0; set data.embedding_batch, data.generative_batch, data.cached_batch or data.preference_batch$",
     ):
         abstract_step(read_run_config(tmp_path / "run.yaml"))
 

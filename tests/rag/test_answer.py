@@ -401,6 +401,7 @@ def tokens_of(model, parts) -> list[int]:
     return [i for part in model.tokenizer.encode_parts([parts])[0] for i in part]
 
 
+@pytest.mark.slow
 def test_documents_are_cut_by_default_so_that_a_question_fits(tiny_model, long_corpus, tmp_path):
     """And the index says how many, also when it is continued and when they are replaced."""
     path, texts = long_corpus

@@ -186,6 +186,7 @@ def test_words_and_filters_choose_candidates(model, index, pairs, tmp_path):
     assert negatives and all(vector_of(n) @ vector_of("text 8") <= limit for n in negatives)
 
 
+@pytest.mark.slow
 def test_the_judge_drops_false_negatives_and_scores_the_rest(tiny_model, sentences, tmp_path):
     texts = list(dict.fromkeys(sentences))[:12]
     corpus = write_rows(

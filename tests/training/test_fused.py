@@ -164,6 +164,7 @@ def on_mesh(config, batch, mesh_config, devices, **how):
         return jax.device_get(compiled(state.params, put_rows(batch, mesh))), compiled.as_text()
 
 
+@pytest.mark.slow
 def test_on_a_mesh_each_weight_is_gathered_for_a_chunk_and_not_for_a_loss(
     shallow, params, batch, devices
 ):

@@ -48,6 +48,7 @@ def test_only_adapters_have_optimizer_state(trained):
     }
 
 
+@pytest.mark.slow
 def test_the_gradient_follows_from_that_of_all_weights(batch):
     """With `W = base + s A B`: dA = s dW B^T and dB = s A^T dW, dW from training all weights at the
     merged ones."""

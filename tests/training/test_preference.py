@@ -151,6 +151,7 @@ def on_one_device(model, name):
     return gradient(model, loss, Batch(preference=part(16)))
 
 
+@pytest.mark.slow
 def test_kto_on_a_mesh_in_chunks(model, devices):
     result = gradient(
         model, KTO, Batch(preference=rows.kto(16)), MeshConfig(2, 2, 2), devices, preference_chunk=8
