@@ -132,13 +132,17 @@ def base_config(seed: int) -> RunConfig:
 
 def _data_config(**batches: int) -> DataConfig:
     """The corpus's files and lengths. Rows are short because the cost of attention on a CPU grows
-    with their square."""
+    with their square. Judgements of relevance are a tenth of the rows over cached documents, and take
+    the place of rows that recite: the base has learnt to copy."""
+    joint = batches["embedding_batch"] > 0
     return DataConfig(
         embedding=[_TRAIN_FILE("embedding_summary"), _TRAIN_FILE("embedding_question")]
-        if batches["embedding_batch"]
+        if joint
         else [],
         generative=[_TRAIN_FILE("copying"), _TRAIN_FILE("generative")],
-        cached=[_TRAIN_FILE("rag"), _TRAIN_FILE("recite")],
+        cached=[_TRAIN_FILE("rag"), _TRAIN_FILE("recite")]
+        + ([_TRAIN_FILE("relevance")] if joint else []),
+        num_samples={_TRAIN_FILE("recite"): 8500, _TRAIN_FILE("relevance"): 2000} if joint else {},
         query_max_length=64,
         passage_max_length=176,
         row_length=192,
