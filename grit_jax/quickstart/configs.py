@@ -132,8 +132,8 @@ def base_config(seed: int) -> RunConfig:
 
 def _data_config(**batches: int) -> DataConfig:
     """The corpus's files and lengths. Rows are short because the cost of attention on a CPU grows
-    with their square. Judgements of relevance are a tenth of the rows over cached documents, and take
-    the place of rows that recite: the base has learnt to copy."""
+    with their square. Judgements of relevance are a tenth of the rows over cached documents, in place
+    of rows that recite, which the base has learnt."""
     joint = batches["embedding_batch"] > 0
     return DataConfig(
         embedding=[_TRAIN_FILE("embedding_summary"), _TRAIN_FILE("embedding_question")]
