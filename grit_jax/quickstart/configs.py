@@ -132,7 +132,7 @@ def base_config(seed: int) -> RunConfig:
 
 def _data_config(**batches: int) -> DataConfig:
     """The corpus's files and lengths. Rows are short because the cost of attention on a CPU grows
-    with their square. Judgements of relevance are a tenth of the rows over cached documents, in place
+    with their square. A tenth of the rows over cached documents are judgements of relevance, in place
     of rows that recite, which the base has learnt."""
     joint = batches["embedding_batch"] > 0
     return DataConfig(
