@@ -132,8 +132,8 @@ def base_config(seed: int) -> RunConfig:
 
 def _data_config(**batches: int) -> DataConfig:
     """The corpus's files and lengths. Rows are short because the cost of attention on a CPU grows
-    with their square. A tenth of the rows over cached documents are judgements of relevance, in place
-    of rows that recite, which the base has learnt."""
+    with their square. A tenth of the rows over cached documents are judgements of relevance, in
+    place of rows that recite, which the base has learnt."""
     joint = batches["embedding_batch"] > 0
     return DataConfig(
         embedding=[_TRAIN_FILE("embedding_summary"), _TRAIN_FILE("embedding_question")]
