@@ -9,7 +9,7 @@ from typing import Any
 from grit_jax.cli import eval_retrieval, flags, lm, mteb
 from grit_jax.cli.model import add_model, load_model
 from grit_jax.cli.output import print_result
-from grit_jax.cli.record import add_record_flag, report
+from grit_jax.cli.record import add_record_flag, check_record, report
 from grit_jax.cli.search import (
     add_retrieval_flags,
     add_search_flags,
@@ -126,14 +126,15 @@ def _rag_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    if args.kind == "card":
+        return _make_card(args)
+    check_record(args)
     if args.kind == "lm":
         return lm.evaluate_lm(args)
     if args.kind == "mteb":
         return mteb.evaluate_mteb_tasks(args)
     if args.kind == "retrieval":
         return eval_retrieval.evaluate(args)
-    if args.kind == "card":
-        return _make_card(args)
     if args.kind == "rag":
         return _evaluate_rag(args)
     from grit_jax.evaluation.perplexity import score_perplexity

@@ -153,7 +153,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from grit_jax.evaluation.retrieval_data import read_task
     from grit_jax.evaluation.retrieval_run import RunSettings, run_retrieval
     from grit_jax.evaluation.run_files import compare_runs, write_per_query, write_trec_runs
-    from grit_jax.runtime.files import refuse_same_file, writable_folder
+    from grit_jax.runtime.files import writable_file, writable_folder
 
     settings = RunSettings(
         SEARCHES if args.search is None else [args.search],
@@ -176,7 +176,9 @@ def evaluate(args: argparse.Namespace) -> None:
         _warn_evaluated(examples, task)
     variants = instruction_variants(task, instructions, examples) if instructions else {}
     if args.per_query is not None:
-        refuse_same_file(args.per_query, args.input, args.compare)
+        if args.per_query == args.record:
+            raise GritError(f"{args.record}: named by --record and --per-query; name two files")
+        writable_file(args.per_query, args.input, args.compare)
     if args.run_files is not None:
         writable_folder(args.run_files)
     embedder, judge = _model(args)

@@ -20,10 +20,22 @@ def add_record_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_record(args: argparse.Namespace) -> None:
+    """Tests that `--record` can be written, before the work.
+
+    Raises:
+      GritError: it cannot, or it is the input.
+    """
+    if args.record is not None:
+        from grit_jax.runtime.files import writable_file
+
+        writable_file(args.record, getattr(args, "input", None))
+
+
 def report(args: argparse.Namespace, values: Mapping[str, Any], text: str) -> None:
     """Prints a result (`print_result`) and writes it where `--record` says."""
+    print_result(values, args.json, text)  # first: a full disk loses the record alone
     if args.record is not None:
         from grit_jax.evaluation.card import write_record
 
         write_record(args.record, args.kind, str(args.model), args.command_line, values)
-    print_result(values, args.json, text)

@@ -212,6 +212,23 @@ def writable_folder(path: Path) -> None:
         ) from None
 
 
+def writable_file(path: Path, *inputs: Path | None) -> None:
+    """Tests that `write_file` can write a file, so that a run fails before its work.
+
+    Raises:
+      GritError: it is one of the inputs, is a folder, or cannot be written.
+    """
+    refuse_same_file(path, *inputs)
+    if path.is_dir():
+        raise GritError(f"{path}: is a folder; name a file")
+    if is_stream(path):
+        return
+    with _writing(path):
+        temporary = _temporary(path.resolve())
+        temporary.touch()
+        temporary.unlink()
+
+
 @contextlib.contextmanager
 def lock_folder(path: Path, command: str) -> Iterator[None]:
     """Holds the folder's lock, so that one process at a time writes in it.

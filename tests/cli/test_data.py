@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 from cli_world import run, write_lines
 
+from grit_jax.cli.data import FORMATS
+from grit_jax.data.dialects import DIALECTS
 from grit_jax.data.sources import open_source
 
 pytestmark = pytest.mark.usefixtures("in_world")
+
+
+def test_formats_are_those_of_prepare():
+    """Its module imports NumPy, the command line does not."""
+    assert FORMATS == ("grit", *DIALECTS)
 
 
 def test_distractors(capsys, tmp_path):

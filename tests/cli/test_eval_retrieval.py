@@ -8,8 +8,17 @@ import pytest
 from cli_world import run
 from retrieval_folders import beir_folder
 
+from grit_jax.cli import eval_retrieval
+from grit_jax.evaluation import judges, retrieval_run
+
 pytestmark = pytest.mark.usefixtures("in_world")
 METRICS = ("ndcg", "recall", "mrr", "map", "precision")
+
+
+def test_choices_are_those_of_the_evaluation():
+    """Its modules import NumPy, the command line does not."""
+    assert eval_retrieval.KS == retrieval_run.KS
+    assert eval_retrieval.RERANK_PROMPTS == judges.RERANK_PROMPTS
 
 
 def test_an_embedding_file(capsys):
