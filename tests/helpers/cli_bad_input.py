@@ -64,6 +64,15 @@ CASES = {
     "encode absent/model --input texts.txt --output x.npy": (
         "absent/model: model not found: no such directory"
     ),
+    **{
+        command: "^grit( [a-z]+){1,2}: http://host:1: a URL; expected a model directory or a hub id"
+        for command in (
+            "encode http://host:1 --input texts.txt --output x.npy",
+            "eval perplexity http://host:1 --input generative.jsonl",
+            "eval rag http://host:1 --input rag.jsonl",
+            f"{TRAIN} --model.path http://host:1",
+        )
+    },
     "encode ./absent --input texts.txt --output x.npy": "./absent: model not found: no such directory",
     "encode '' --input texts.txt --output x.npy": "the model's name is empty",
     "encode model --input texts.txt --output ''": "argument --output: must not be empty",

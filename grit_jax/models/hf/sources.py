@@ -85,6 +85,11 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
         return _packaged(str(source))
     if str(source) in ADAPTED:
         return _adapted(str(source))
+    if re.match(r"[a-z][a-z0-9+.-]*://", str(source)):
+        raise GritError(
+            f"{source}: a URL; expected a model directory or a hub id (grit eval retrieval, mteb"
+            " and lm alone take the URL of a server)"
+        )
     if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", str(source)):
         raise GritError(f"{source}: model not found: no such directory")
     try:
