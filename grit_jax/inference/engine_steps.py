@@ -169,7 +169,7 @@ def prefill_layer(
     x: Float[Array, "P T D"],
     chunk: PromptChunk,
     layer: Int[Array, ""],
-    stack_indices: dict[str, Int[Array, ""]],
+    stack_indices: dict[str, Int[Array, ""]] | None,
     *,
     config: ModelConfig,
     kind: LayerKind,
@@ -177,7 +177,8 @@ def prefill_layer(
     """One layer of a chunk over what that layer of its slot holds.
 
     Args:
-      stack_indices: where the layer's weights are in their stacks (`parameters.stack_indices`).
+      stack_indices: where the layer's weights are in their stacks (`parameters.stack_indices`);
+        None: `params` has those of the layer alone (`layer_weights.weights_of_layer`).
     """
     positions, segments = _positions(state, chunk), chunk.segments
     out = Transformer(config, choose(params, chunk.adapters)).one_layer(
@@ -187,7 +188,7 @@ def prefill_layer(
         _slots_before(state, chunk.span),
         layer=layer,
         kind=kind,
-        stack_indices=stack_indices,
+        stack_indices=dict.fromkeys(params, 0) if stack_indices is None else stack_indices,
         mode=chunk.mode,
     )
     halves = place_keys(out.kv.k, positions, segments, config, local=kind.local_rope)

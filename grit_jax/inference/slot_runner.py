@@ -32,6 +32,7 @@ from grit_jax.inference.engine_steps import (
     prefill_step,
     release_step,
 )
+from grit_jax.inference.layer_weights import separate_layers, weights_of_layer
 from grit_jax.inference.logprobs import joined
 from grit_jax.inference.record_loader import RecordLoader, in_one_piece, lay_out_whole
 from grit_jax.inference.requests import GenerateResult, Pending, Seconds, SlotRoom
@@ -72,6 +73,7 @@ class SlotRunner:
         options: RunnerOptions = RunnerOptions(),
     ):
         self.params, self.options = params, options
+        self._separate = separate_layers(params, options.mesh)
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
         self.shares = num_row_shards(options.mesh) if options.mesh is not None else 1
         if shape.slots % self.shares:
@@ -182,7 +184,7 @@ class SlotRunner:
         steps = min(steps, left, STEPS)
         with self._mesh():
             self.state, chosen = generate_step(
-                self.params,
+                self.params if self._separate is None else self._separate,
                 self.state,
                 np.int32(steps),
                 self._eos,
@@ -381,6 +383,7 @@ class SlotRunner:
             job.pending.times.load += waited
             layer, records = item
             rows, kinds = loader.rows, self.config.layer_kinds
+            places: dict[str, np.int32] | None
             assert rows is not None
             with self._mesh():
                 if layer == 0:
@@ -398,13 +401,17 @@ class SlotRunner:
                     local_rope=kinds[layer].local_rope,
                 )
                 indices = stack_indices(self.params, kinds, layer)
+                if self._separate is None:
+                    weights, places = self.params, {n: np.int32(i) for n, i in indices.items()}
+                else:
+                    weights, places = weights_of_layer(self._separate, indices), None
                 self.state, loader.x = prefill_layer_step(
-                    self.params,
+                    weights,
                     self.state,
                     loader.x,
                     loader.chunk,
                     np.int32(layer),
-                    {name: np.int32(index) for name, index in indices.items()},
+                    places,
                     config=self.config,
                     kind=kinds[layer],
                 )

