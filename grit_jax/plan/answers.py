@@ -9,8 +9,9 @@ import math
 import jax.numpy as jnp
 
 from grit_jax.models.config import ModelConfig
+from grit_jax.rag.codecs.axes import AXES
 from grit_jax.rag.codecs.codecs import KINDS
-from grit_jax.rag.codecs.pca import AXES, BITS
+from grit_jax.rag.codecs.pca import BITS
 from grit_jax.rag.record_format import ALIGNMENT, LAYER_ALIGNMENT, NATIVE, PREFIX
 
 HEADER_BYTES = 700  # about: a record's JSON, apart from the layers' checksums

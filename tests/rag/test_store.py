@@ -13,7 +13,7 @@ from stored_records import DOCUMENTS, IDENTITY, assert_same
 
 from grit_jax.errors import GritError
 from grit_jax.rag import store as store_module
-from grit_jax.rag.codecs.codecs import calibrate, compression_of
+from grit_jax.rag.codecs.codecs import VERSIONS, calibrate, compression_of
 from grit_jax.rag.record_format import (
     RecordError,
     RecordIdentity,
@@ -166,7 +166,7 @@ def test_packed_records(kind, tmp_path):
     # anew.
     other = calibrate(kind, [document_kv(range(200, 260))])
     moved = dataclasses.replace(IDENTITY, compression=compression_of(kind, other))
-    with pytest.raises(GritError, match=f"another compression \\({kind}-1-"):
+    with pytest.raises(GritError, match=f"another compression \\({kind}-{VERSIONS[kind]}-"):
         DocumentStore.open(tmp_path / "kv", moved)
     assert DocumentStore.create(tmp_path / "kv", moved, other).identity == identity
     with pytest.raises(GritError, match="another compression"):

@@ -1,8 +1,8 @@
 """The codecs of compressed caches: which there are, and how one is calibrated and stored.
 
-`int8`, `int4` (`scalar.py`): one code a number, 1.9 and 3.6 times smaller than bfloat16, their
-ranges included. `pca2` (`pca.py`): two bits a number on principal axes, 8 times smaller and closer
-to native than int4.
+`int8`: one code a number, 1.9 times smaller than bfloat16, its ranges included. `int4`: four bits
+a number, keys on the principal axes of their head, 3.6 times smaller. `pca2`: two bits a number on
+the principal axes of a layer's keys and values together, 8 times smaller.
 
 A codec's parameters (ranges of channels, principal axes) are calibrated once, on a sample of the
 corpus, and kept in the store: documents are short, and a record with its own would be larger. The
@@ -24,13 +24,16 @@ from safetensors.numpy import load, save
 from grit_jax.errors import GritError
 from grit_jax.inference.records import Codec
 from grit_jax.models.config import ModelConfig
-from grit_jax.rag.codecs.pca import AXES, Transform, calibrate_transform
-from grit_jax.rag.codecs.scalar import Scalar, calibrate_scalar
+from grit_jax.rag.codecs.axes import AXES
+from grit_jax.rag.codecs.int4 import Int4, calibrate_int4
+from grit_jax.rag.codecs.int8 import Int8, calibrate_int8
+from grit_jax.rag.codecs.pca import Transform, calibrate_transform
 from grit_jax.rag.record_format import NATIVE
 from grit_jax.types import KV, DocumentKV
 
-VERSION = 1  # of all codecs; a part of the identity of records
 KINDS = (NATIVE, "int8", "int4", "pca2")
+# A part of the identity of records. Version 1 of int4 had codes for each channel of the keys.
+VERSIONS = {"int8": 1, "int4": 2, "pca2": 1}
 SAMPLE_TOKENS = 8192  # to calibrate on, at least
 # Tokens to calibrate a transform on, for each number of a token and layer: with fewer, its axes
 # would fit the sample alone.
@@ -78,15 +81,15 @@ def calibrate(kind: str, sample: Sequence[DocumentKV]) -> StoredCodec:
         )
         for layer in range(L)
     )
-    return (
-        calibrate_transform(layers) if kind == "pca2" else calibrate_scalar(int(kind[3:]), layers)
-    )
+    if kind == "pca2":
+        return calibrate_transform(layers)
+    return calibrate_int4(layers) if kind == "int4" else calibrate_int8(layers)
 
 
 def compression_of(kind: str, codec: StoredCodec | None) -> str:
     """Its name in a record's identity: kind, version and a hash of the calibration."""
     return (
-        f"{kind}-{VERSION}-{hashlib.sha256(to_bytes(codec)).hexdigest()[:16]}"
+        f"{kind}-{VERSIONS[kind]}-{hashlib.sha256(to_bytes(codec)).hexdigest()[:16]}"
         if codec is not None
         else NATIVE
     )
@@ -117,8 +120,9 @@ def codec_from_bytes(data: bytes, compression: str, path: str) -> StoredCodec | 
     """
     if compression == NATIVE:
         return None
-    kind, known = kind_of(compression), f"{kind_of(compression)}-{VERSION}-"
-    if kind not in KINDS or not compression.startswith(known):
+    kind = kind_of(compression)
+    known = f"{kind}-{VERSIONS.get(kind)}-"
+    if not compression.startswith(known):
         raise GritError(
             f"{path}: compression {compression!r} is unknown to this version; make the index again"
         )
@@ -132,4 +136,11 @@ def codec_from_bytes(data: bytes, compression: str, path: str) -> StoredCodec | 
         raise GritError(
             f"{path}: the calibration of its compression is damaged ({error})"
         ) from None
-    return (Transform if kind == "pca2" else Scalar).from_arrays(arrays)
+    return _CODECS[kind].from_arrays(arrays)
+
+
+_CODECS: dict[str, type[Int8] | type[Int4] | type[Transform]] = {
+    "int8": Int8,
+    "int4": Int4,
+    "pca2": Transform,
+}

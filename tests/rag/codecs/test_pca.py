@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from codec_samples import SAMPLE, H, K, L, T, kv, through
 
 from grit_jax.rag.codecs.codecs import calibrate
-from grit_jax.rag.codecs.pca import LEFT
 
 
 def test_axes_and_bits_of_a_transform():
@@ -50,16 +48,3 @@ def test_axes_and_bits_of_a_transform():
     k, v = through("pca2", SAMPLE)
     found = np.concatenate([k.reshape(L, T, -1), v.reshape(L, T, -1)], -1)
     np.testing.assert_allclose(found, y, rtol=1e-3, atol=1e-3)
-
-
-def test_the_quantiser_table_is_max_s():
-    """What the best uniform steps leave of a Gaussian, by integration."""
-    x = np.linspace(-8, 8, 4001)
-    density = np.exp(-x * x / 2) / np.sqrt(2 * np.pi) * (x[1] - x[0])
-    for bits in range(1, len(LEFT)):
-        left = lambda step, n=2**bits: float(
-            density
-            @ np.square((np.clip(np.floor(x / step + n / 2), 0, n - 1) - (n - 1) / 2) * step - x)
-        )
-        best = min(left(width / 2**bits) for width in np.geomspace(2.5, 9, 100))
-        assert best == pytest.approx(LEFT[bits], rel=0.02)
