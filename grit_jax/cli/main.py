@@ -20,6 +20,7 @@ from grit_jax.cli import bench, data, encode, eval, flags, mine, plan, quickstar
 from grit_jax.cli.output import STDOUT, discard_stdout, escape_unprintable
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError, out_of_memory
+from grit_jax.runtime.compilation_cache import keep_compiled_programs
 from grit_jax.runtime.preemption import PREEMPTED, Preempted
 
 # In the order of `grit --help`.
@@ -68,7 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     escape_unprintable()
     if rest and not verb.takes_overrides:
         args.parser.refuse(rest[0])
-    _use_huge_pages(argv)
+    if _owns_process(argv):
+        keep_compiled_programs(os.environ)
+        _use_huge_pages(argv)
     run = lambda: _run(verb, args, rest)
     if verb.supervised:
         from grit_jax.runtime.hosts import asks_for_hosts
@@ -155,22 +158,21 @@ def _show_warning(
         print(f"warning: {message}", file=sys.stderr)
 
 
+def _owns_process(argv: list[str]) -> bool:
+    """Whether this process is the `grit` command. Called as a function (tests, notebooks) it is
+    another program's, whose settings are not ours."""
+    named = sys.argv and Path(sys.argv[0]).name in ("grit", "__main__.py")
+    return bool(named) and argv == sys.argv[1:] and not sys.flags.interactive
+
+
 def _use_huge_pages(argv: list[str]) -> None:
     """Starts this process again with huge pages for malloc: XLA on a CPU then runs 20 to 40%
     faster.
 
     glibc reads the setting only at start-up. A setting that is there already is left alone.
     """
-    if (
-        not sys.platform.startswith("linux")
-        or "GLIBC_TUNABLES" in os.environ
-        or sys.flags.interactive
-    ):
+    if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ:
         return
-    if not (
-        sys.argv and Path(sys.argv[0]).name in ("grit", "__main__.py") and argv == sys.argv[1:]
-    ):
-        return  # called as a function (tests, notebooks): the process is not ours to restart
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     if sys.stdout is not None:
         sys.stdout.flush()
