@@ -26,14 +26,11 @@ from grit_jax.inference.engine_steps import (
     insert_records_step,
     insert_whole_step,
     open_slot_step,
-    prefill_end_step,
-    prefill_layer_step,
-    prefill_start_step,
-    prefill_step,
     release_step,
 )
-from grit_jax.inference.layer_weights import separate_layers, weights_of_layer
+from grit_jax.inference.layer_weights import separate_layers
 from grit_jax.inference.logprobs import joined
+from grit_jax.inference.prefill import Prefill
 from grit_jax.inference.record_loader import RecordLoader, in_one_piece, lay_out_whole
 from grit_jax.inference.requests import GenerateResult, Pending, Seconds, SlotRoom
 from grit_jax.inference.row_packing import bucket, round_up
@@ -41,7 +38,6 @@ from grit_jax.inference.sampling import Sampling, settings_of
 from grit_jax.inference.slot_jobs import Call, Job, RunnerOptions
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.finite import describe_cause
-from grit_jax.models.parameters import stack_indices
 from grit_jax.models.rotary import depends_on_length
 from grit_jax.models.slot_cache import Span
 from grit_jax.models.transformer import Params
@@ -75,6 +71,7 @@ class SlotRunner:
         self.params, self.options = params, options
         self._separate = separate_layers(params, options.mesh)
         self.config = dataclasses.replace(config, remat="none")  # no backward pass here
+        self._prefill = Prefill(params, self._separate, self.config)
         self.shares = num_row_shards(options.mesh) if options.mesh is not None else 1
         if shape.slots % self.shares:
             raise ValueError(f"{shape.slots} slots do not divide among {self.shares} row shards")
@@ -347,9 +344,7 @@ class SlotRunner:
         counts = sum(self._chunk_size(job)[0] for job in jobs.values())
         chunk, last = self._next_chunk(jobs)
         with self._mesh():
-            self.state, chosen = prefill_step(
-                self.params, self.state, chunk, last, config=self.config
-            )
+            self.state, chosen = self._prefill.whole(self.state, chunk, last)
         self._after_chunk(chosen, jobs, last)
         return counts
 
@@ -383,13 +378,12 @@ class SlotRunner:
             job.pending.times.load += waited
             layer, records = item
             rows, kinds = loader.rows, self.config.layer_kinds
-            places: dict[str, np.int32] | None
             assert rows is not None
             with self._mesh():
                 if layer == 0:
                     loader.chunk, loader.last = self._next_chunk({share: job})
                     loader.span = self._span({share: job}, {share: (0, job.request.cached)})
-                    loader.x = prefill_start_step(self.params, loader.chunk, config=self.config)
+                    loader.x = self._prefill.start(loader.chunk)
                 self.state = insert_records_step(
                     self.state,
                     np.int32(layer),
@@ -400,30 +394,13 @@ class SlotRunner:
                     config=self.config,
                     local_rope=kinds[layer].local_rope,
                 )
-                indices = stack_indices(self.params, kinds, layer)
-                if self._separate is None:
-                    weights, places = self.params, {n: np.int32(i) for n, i in indices.items()}
-                else:
-                    weights, places = weights_of_layer(self._separate, indices), None
-                self.state, loader.x = prefill_layer_step(
-                    weights,
-                    self.state,
-                    loader.x,
-                    loader.chunk,
-                    np.int32(layer),
-                    places,
-                    config=self.config,
-                    kind=kinds[layer],
+                self.state, loader.x = self._prefill.layer(
+                    self.state, loader.x, loader.chunk, layer
                 )
                 if layer + 1 < len(kinds):
                     continue
-                self.state, chosen = prefill_end_step(
-                    self.params,
-                    self.state,
-                    loader.x,
-                    loader.chunk,
-                    loader.last,
-                    config=self.config,
+                self.state, chosen = self._prefill.end(
+                    self.state, loader.x, loader.chunk, loader.last
                 )
             self._loading.remove(job)
             job.loader = None
