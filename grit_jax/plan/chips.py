@@ -78,6 +78,7 @@ def open_slices(name: str, count: int = 1) -> Slices:
     os.environ.update(ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")  # jax may have read its environment before
     from jax.experimental import topologies
+    from jax.experimental.compilation_cache import compilation_cache
 
     # A host has 2 x 2 chips, and a smaller slice is a part of one.
     options: dict[str, Any] = {"chips_per_host_bounds": (*(min(n, 2) for n in shape[:2]), 1)}
@@ -97,6 +98,7 @@ def open_slices(name: str, count: int = 1) -> Slices:
                 "planning needs the TPU compiler (libtpu): pip install 'grit_jax[tpu]'"
             ) from None
         raise GritError(f"--topology {name}: {str(error).splitlines()[0]}") from None
-    # Programs for absent devices cannot be read back from the cache.
+    # Programs for absent devices cannot be read back from the cache. JAX looks at the setting once.
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
     return Slices(name, chip, devices, count)
