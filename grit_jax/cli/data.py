@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from grit_jax.cli import flags
+from grit_jax.cli import flags, lm, mteb
 from grit_jax.cli.output import print_result, print_summary, print_text
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError
@@ -52,9 +52,8 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
             "texts that repeat short spans of documents; a small model learns from them to copy",
         )
     )
-    from grit_jax.cli import lm
-
     lm.add_task_folder_flags(add("lm-tasks", lm.TASK_FOLDER_HELP))
+    mteb.add_task_folder_flags(add("mteb-tasks", mteb.TASK_FOLDER_HELP))
 
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
@@ -292,9 +291,9 @@ def data(args: argparse.Namespace) -> None:
         rows = write_repeats(args.input, args.output, args.rows, args.seed)
         print_summary(f"{rows} rows in {args.output}", args.output)
     elif args.kind == "lm-tasks":
-        from grit_jax.cli import lm
-
         lm.write_task_folder(args)
+    elif args.kind == "mteb-tasks":
+        mteb.write_task_folder(args)
     else:
         _write_pydocs(args)
 

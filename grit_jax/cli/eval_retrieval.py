@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from grit_jax.evaluation.judges import Judge
     from grit_jax.evaluation.query_instructions import Shots
     from grit_jax.evaluation.retrieval_data import RetrievalTask
-    from grit_jax.evaluation.retrieval_run import RetrievalRun
+    from grit_jax.evaluation.retrieval_run import RetrievalRun, RunSettings
 
 KS = (1, 3, 5, 10, 100)  # evaluation/retrieval_run.py's
 RERANK_PROMPTS = ("records", "paper", "paper-arguana")  # evaluation/judges.py's
@@ -181,14 +181,14 @@ def evaluate(args: argparse.Namespace) -> None:
         writable_file(args.per_query, args.input, args.compare)
     if args.run_files is not None:
         writable_folder(args.run_files)
-    embedder, judge = _model(args)
+    embedder, judge = _model(args, settings)
     run = run_retrieval(task, embedder, settings, judge, variants)
     if args.per_query is not None:
         write_per_query(args.per_query, run)
     if args.run_files is not None:
         write_trec_runs(args.run_files, run)
     result = _result(args, run, settings.ranked)
-    if not embedder.counts_truncated:
+    if embedder is not None and not embedder.counts_truncated:
         for name in ("model", "hybrid"):
             if "truncated" in result.get(name, {}):
                 result[name]["truncated"] = None
@@ -214,8 +214,10 @@ def evaluate(args: argparse.Namespace) -> None:
     report(args, result, "\n".join(_lines(result)))
 
 
-def _model(args: argparse.Namespace) -> tuple[Embedder, Judge | None]:
-    """The model or server, and what reranks.
+def _model(
+    args: argparse.Namespace, settings: RunSettings
+) -> tuple[Embedder | None, Judge | None]:
+    """The model or server, and what reranks; neither for a search by words alone.
 
     Raises:
       GritError: as `load_model_or_endpoint`; fewer dimensions than are searched; or the paper's
@@ -226,6 +228,8 @@ def _model(args: argparse.Namespace) -> tuple[Embedder, Judge | None]:
     from grit_jax.evaluation.judges import EndpointJudge, PromptJudge, RecordJudge
 
     judge: Judge | None = None
+    if settings.searches == ["lexical"] and not args.rerank:
+        return None, None
     model = load_model_or_endpoint(args)
     if isinstance(model, Endpoint):
         if args.rerank and args.rerank_prompt != "records":

@@ -8,12 +8,16 @@ from typing import Any
 
 from grit_jax.cli import flags
 from grit_jax.cli.endpoint import add_model_or_url, load_model_or_endpoint
-from grit_jax.cli.output import print_result
+from grit_jax.cli.output import print_result, print_text
 from grit_jax.cli.record import add_record_flag, report
 from grit_jax.cli.search import FUSIONS, SEARCHES, add_search_flags, search_settings
 from grit_jax.errors import GritError
 
 HELP = "mteb's tasks and benchmarks, local tasks too, of a model or of one behind a URL"
+TASK_FOLDER_HELP = (
+    "folders of mteb tasks, for grit eval mteb --task-files DIR, from the held-out documents of"
+    " grit data pydocs"
+)
 PROTOCOLS = ("encoder", "search", "cross-encoder")  # evaluation/mteb.py's
 RESULTS = "runs/mteb"
 
@@ -110,6 +114,38 @@ def add_mteb_flags(parser: argparse.ArgumentParser) -> None:
         help="of --search hybrid (default: %(default)s)",
     )
     add_search_flags(parser)
+
+
+def add_task_folder_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `grit data mteb-tasks`."""
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=flags.path,
+        metavar="DIR",
+        help="the folder that grit data pydocs wrote, or data/ of a quickstart",
+    )
+    parser.add_argument("--output", required=True, type=flags.path, metavar="DIR")
+    parser.add_argument(
+        "--rows",
+        type=flags.positive,
+        default=200,
+        metavar="N",
+        help="the most queries, pairs or texts that a task scores (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=flags.natural, default=0, metavar="N", help="(default: %(default)s)"
+    )
+
+
+def write_task_folder(args: argparse.Namespace) -> None:
+    """Writes the folders and prints what is in them."""
+    from grit_jax.evaluation.pydocs_mteb import write_mteb_tasks
+
+    tasks = write_mteb_tasks(args.input, args.output, rows=args.rows, seed=args.seed)
+    print_text(f"{args.output}: {len(tasks)} tasks")
+    for task in tasks:
+        print_text(f"  {task.name}: {task.type}, {task.rows} scored")
 
 
 def evaluate_mteb_tasks(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ _TYPES = {
     "STS": (10, 83.4),
     "Summarization": (1, 30.4),
 }
+_tasks = lambda count: f"{count} task{'s' if count > 1 else ''}"
 _RETRIEVAL = "15 retrieval data sets of MTEB, English, first version"
 _NATURAL_QUESTIONS = "Natural Questions, one document of 2.7 million, 0-shot"
 _LAYOUTS = {
@@ -43,7 +44,7 @@ FIGURES = (
     PaperFigure("retrieval", "nDCG@10, dense", _RETRIEVAL, 57.4),
     PaperFigure("rerank", "nDCG@10, dense, the first 10 reranked", _RETRIEVAL, 57.9),
     *(
-        PaperFigure(f"mteb {name}", name, f"MTEB, English, first version, {count} tasks", value)
+        PaperFigure(f"mteb {name}", name, f"MTEB, English, first version, {_tasks(count)}", value)
         for name, (count, value) in _TYPES.items()
     ),
     PaperFigure("mteb mean", "mean", "MTEB, English, first version, 56 tasks", 66.8),

@@ -27,3 +27,8 @@ def test_the_rows_agree_with_their_means():
         55.5, abs=0.05
     )
     assert {f"rag {mode}" for mode in MODES} <= BY_KEY.keys()
+
+
+def test_one_task_is_not_tasks():
+    assert BY_KEY["mteb Summarization"].data == "MTEB, English, first version, 1 task"
+    assert BY_KEY["mteb STS"].data == "MTEB, English, first version, 10 tasks"

@@ -9,14 +9,17 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 from cli_world import run
 from live_server import live_server
 from mteb_folders import INSTRUCTION, TYPES, task_folders
+from pydocs_corpus import write_corpus
 
 from grit_jax.errors import GritError
 from grit_jax.evaluation.endpoint import Endpoint, EndpointSettings
 from grit_jax.evaluation.mteb import MtebSettings, evaluate_mteb
 from grit_jax.evaluation.mteb_tasks import folder_task, tasks_named
+from grit_jax.evaluation.pydocs_mteb import SAME_MODULE_PROMPT, write_mteb_tasks
 from grit_jax.evaluation.retrieval import ndcg
 from grit_jax.rag.rerank import read_relevance, reading_prompts
 from grit_jax.rag.search.hybrid import Retrieval
@@ -338,3 +341,34 @@ def test_a_folder_is_a_task_of_mteb(folders):
     assert task.metadata.main_score == "ndcg_at_10" and not task.data_loaded
     task.load_data()
     assert len(task.dataset["default"]["test"]["corpus"]) == 24
+
+
+def test_tasks_from_the_documentation(tmp_path, tiny_model):
+    """mteb runs every task, and its scores of two types are those of the texts' vectors."""
+    folder = tmp_path / "tasks"
+    write_mteb_tasks(write_corpus(tmp_path / "corpus"), folder, rows=12)
+    scores = evaluate_mteb(tiny_model, "tiny", [], tmp_path / "results", NAMED, task_files=[folder])
+    found = {task.task: task for task in scores.tasks}
+    assert len(found) == 12 and all(0 <= abs(task.score) <= 1 for task in found.values())
+    rows = [json.loads(line) for line in (folder / "PydocsObjectSTS/test.jsonl").open()]
+    texts = [[row[key] for row in rows] for key in ("text1", "text2")]
+    a, b = (tiny_model.encode(own, SAME_MODULE_PROMPT).astype(np.float64) for own in texts)
+    expected = scipy.stats.spearmanr((a * b).sum(1), [row["score"] for row in rows]).statistic
+    assert abs(found["PydocsObjectSTS"].score - expected) < 1e-6
+    corpus, queries = (
+        [json.loads(line) for line in (folder / f"PydocsSummaryRetrieval/{name}.jsonl").open()]
+        for name in ("corpus", "queries")
+    )
+    instruction = json.loads((folder / "PydocsSummaryRetrieval/task.json").read_text())["prompt"]
+    similarities = (
+        tiny_model.encode([row["text"] for row in queries], instruction).astype(np.float64)
+        @ tiny_model.encode([row["text"] for row in corpus]).astype(np.float64).T
+    )
+    number = {row["_id"]: i for i, row in enumerate(corpus)}
+    lines = (folder / "PydocsSummaryRetrieval/qrels/test.tsv").read_text().splitlines()[1:]
+    own = [number[line.split("\t")[1]] for line in lines]
+    expected = np.mean(
+        [ndcg(np.argsort(-s).tolist(), frozenset({i}), 10) for s, i in zip(similarities, own)]
+    )
+    # mteb rounds scores of rankings to 5 decimals.
+    assert abs(found["PydocsSummaryRetrieval"].score - round(expected, 5)) < 1e-6
