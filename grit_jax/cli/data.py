@@ -28,8 +28,17 @@ FORMATS = (
 
 
 def _data_flags(parser: argparse.ArgumentParser) -> None:
-    add = flags.kinds(parser, "prepare", "pydocs", "distractors", "relevance", "repeats")
+    add = flags.kinds(
+        parser, "prepare", "decontaminate", "pydocs", "distractors", "relevance", "repeats"
+    )
     _prepare_flags(add("prepare", "data files to a tfds dataset (ArrayRecord)"))
+    _decontaminate_flags(
+        add(
+            "decontaminate",
+            "training data without the examples that hold a text of an evaluation set, line for"
+            " line as they were, and a report of what was removed and why",
+        )
+    )
     _pydocs_flags(
         add("pydocs", "the quickstart's corpus from the Python documentation installed here")
     )
@@ -118,14 +127,47 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
-def _against_flags(parser: argparse.ArgumentParser) -> None:
-    """Declares what training data are compared with, and what counts as a match."""
+def _decontaminate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        type=flags.name,
+        metavar="SRC",
+        help="training data in the format of docs/data-formats.md: JSONL, JSON arrays or parquet,"
+        " plain or compressed (gzip, zstd), globs, prepared datasets",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=flags.path,
+        metavar="F.jsonl",
+        help="what is left; beside it come F.jsonl.report.json and F.jsonl.contamination.jsonl, a"
+        " line for each match",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a row that cannot be used: stop, or leave it out and count it (default:"
+        " %(default)s)",
+    )
+    _against_flags(parser, required=True)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+
+
+def _against_flags(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Declares what training data are compared with, and what counts as a match.
+
+    Args:
+      required: evaluation files must be named. `--similarity` then is of them alone.
+    """
     group = parser.add_argument_group(
         "decontamination", "Drops examples that hold a text of an evaluation set."
     )
     group.add_argument(
         "--against",
         nargs="+",
+        required=required,
         type=flags.name,
         default=[],
         metavar="F",
@@ -157,8 +199,9 @@ def _against_flags(parser: argparse.ArgumentParser) -> None:
         type=flags.finite,
         default=0.8,
         metavar="X",
-        help="the least share of common word triples (Jaccard) of texts that are close, for"
-        " near-duplicates in the training data as well (default: %(default)s)",
+        help="the least share of common word triples (Jaccard) of texts that are close"
+        + ("" if required else ", for near-duplicates in the training data as well")
+        + " (default: %(default)s)",
     )
 
 
@@ -271,6 +314,8 @@ def _seed_flag(parser: argparse.ArgumentParser) -> None:
 def data(args: argparse.Namespace) -> None:
     if args.kind == "prepare":
         _prepare(args)
+    elif args.kind == "decontaminate":
+        _decontaminate(args)
     elif args.kind == "distractors":
         from grit_jax.data.distractors import write_rows
 
@@ -325,6 +370,16 @@ def _prepare(args: argparse.Namespace) -> None:
     print_result(report.to_dict(), args.json, f"{head}\n{report}")
 
 
+def _decontaminate(args: argparse.Namespace) -> None:
+    from grit_jax.data.decontamination import decontaminate
+
+    options = _decontamination(args)
+    assert options is not None
+    report = decontaminate(args.sources, args.output, options, on_error=args.on_error)
+    head = f"{report.kept} of {report.read} {report.kind} examples in {args.output}"
+    print_result(report.to_dict(), args.json, f"{head}\n{report}".rstrip())
+
+
 def _decontamination(args: argparse.Namespace) -> DecontaminationOptions | None:
     from grit_jax.data.contamination import DecontaminationOptions
 
@@ -370,5 +425,8 @@ def _write_pydocs(args: argparse.Namespace) -> None:
 
 
 DATA = Verb(
-    "data", "data sets: prepare, pydocs, distractors, relevance, repeats", _data_flags, data
+    "data",
+    "data sets: prepare, decontaminate, pydocs, distractors, relevance, repeats; tasks from them",
+    _data_flags,
+    data,
 )

@@ -214,9 +214,7 @@ def evaluate(args: argparse.Namespace) -> None:
     report(args, result, "\n".join(_lines(result)))
 
 
-def _model(
-    args: argparse.Namespace, settings: RunSettings
-) -> tuple[Embedder | None, Judge | None]:
+def _model(args: argparse.Namespace, settings: RunSettings) -> tuple[Embedder | None, Judge | None]:
     """The model or server, and what reranks; neither for a search by words alone.
 
     Raises:

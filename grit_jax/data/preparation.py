@@ -133,8 +133,8 @@ def prepare(
     if not sources:
         raise GritError("data prepare: no source named")
     units = source_units(sources, "data prepare")
-    with staging_folder(output, _identity(units, options), "grit data prepare") as staging:
-        run = _Preparation(units, options, staging, quiet)
+    with staging_folder(output, source_identity(units, options), "grit data prepare") as staging:
+        run = Preparation(units, options, staging, quiet)
         run.read()
         drop = run.find_duplicates()
         report = run.write(drop, count_tokens)
@@ -147,10 +147,10 @@ def prepare(
     return report
 
 
-def _identity(
+def source_identity(
     units: Sequence[tuple[str, Path | PreparedLines]], options: PrepareOptions
 ) -> dict[str, Any]:
-    """Everything that the dataset depends on."""
+    """Everything that the output depends on."""
     decontamination = options.decontamination
     against = [Path(name) for name in decontamination.against] if decontamination else []
     files = [unit if isinstance(unit, Path) else Path(unit.name) for _, unit in units]
@@ -177,8 +177,12 @@ class _Row:
     language: str
 
 
-class _Preparation:
-    """A preparation at work."""
+class Preparation:
+    """A preparation at work; its stages are called in their order.
+
+    Args:
+      compare: hash the rows' texts, by which duplicates are found.
+    """
 
     def __init__(
         self,
@@ -186,8 +190,11 @@ class _Preparation:
         options: PrepareOptions,
         staging: Staging,
         quiet: bool,
+        *,
+        compare: bool = True,
     ):
         self.units, self.options, self.staging, self.quiet = units, options, staging, quiet
+        self.compare = compare
         self.names = list(dict.fromkeys(name for name, _ in units))
         # Of this run and of those that were killed; a dictionary that JSON can hold.
         self.state: dict[str, Any] = staging.state or {
@@ -242,9 +249,10 @@ class _Preparation:
         rows = [usable for raw in block if (usable := self._usable(source, raw)) is not None]
         rows = self._decontaminated(rows)
         staged = np.zeros(len(rows), STAGED)
-        grams = ngrams_of(words_of([row.content for row in rows]), SHINGLE, whole=True)
-        staged["bands"] = min_hash_bands(grams)
-        staged["exact"] = [_key(row.example) for row in rows]
+        if self.compare:
+            grams = ngrams_of(words_of([row.content for row in rows]), SHINGLE, whole=True)
+            staged["bands"] = min_hash_bands(grams)
+            staged["exact"] = [_key(row.example) for row in rows]
         staged["language"] = [LANGUAGES.index(row.language) for row in rows]
         staged["source"] = source
         self.state["read"][name] += len(block)
@@ -423,21 +431,12 @@ class _Preparation:
             if len(own) and name in names[self.options.duplicates]:
                 dropped[f"{name} duplicate"] = len(own)
                 first[f"{name} duplicate"] = self.staging.read(own[:1])[0][1]
-        kept = np.bincount(staged["source"][rows], minlength=len(self.names)).tolist()
         languages = np.bincount(staged["language"][rows], minlength=len(LANGUAGES)).tolist()
-        contamination: dict[str, Any] = {}
-        if self.options.decontamination is not None:
-            contamination = contamination_report(
-                self.staging.matches_path, state["evaluation"], state["too_short"]
-            )
         return PreparationReport(
             kind=state["kind"],
             examples=len(rows),
             read=sum(state["read"].values()),
-            sources={
-                name: {"read": state["read"][name], "kept": count}
-                for name, count in zip(self.names, kept, strict=True)
-            },
+            sources=self.sources(rows),
             formats=state["formats"],
             dropped=dropped,
             first=first,
@@ -445,9 +444,25 @@ class _Preparation:
             languages={n: count for n, count in zip(LANGUAGES, languages, strict=True) if count},
             characters=lengths[0].summary(),
             tokens=lengths[1].summary(),
-            contamination=contamination,
+            contamination=self.contamination(),
             shards=dataset[0],
             bytes=dataset[1],
+        )
+
+    def sources(self, rows: np.ndarray) -> dict[str, dict[str, int]]:
+        """Rows read of each source, and how many of `rows` are from it."""
+        kept = np.bincount(self.staging.staged()["source"][rows], minlength=len(self.names))
+        return {
+            name: {"read": self.state["read"][name], "kept": count}
+            for name, count in zip(self.names, kept.tolist(), strict=True)
+        }
+
+    def contamination(self) -> dict[str, Any]:
+        """What was found of evaluation sets; empty if nothing was compared."""
+        if self.options.decontamination is None:
+            return {}
+        return contamination_report(
+            self.staging.matches_path, self.state["evaluation"], self.state["too_short"]
         )
 
 

@@ -98,10 +98,7 @@ class PreparationReport:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        lines = []
-        for reason, count in sorted(self.dropped.items(), key=lambda item: -item[1]):
-            first = f" (first: {self.first[reason]})" if reason in self.first else ""
-            lines.append(f"  dropped: {count}: {reason}{first}")
+        lines = dropped_lines(self.dropped, self.first)
         kept = [
             n
             for n, count in self.duplicates.items()
@@ -117,11 +114,22 @@ class PreparationReport:
                 )
         common = sorted(self.languages.items(), key=lambda item: -item[1])[:6]
         lines.append("  languages: " + ", ".join(f"{name} {count}" for name, count in common))
-        for name, found in self.contamination.get("files", {}).items():
-            lines.append(
-                f"  against {name}: {found['matched']} of {found['texts']} texts were found"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *contamination_lines(self.contamination)])
+
+
+def dropped_lines(dropped: Mapping[str, int], first: Mapping[str, str]) -> list[str]:
+    """A line for each reason, the most frequent one first."""
+    place = lambda reason: f" (first: {first[reason]})" if reason in first else ""
+    most = sorted(dropped.items(), key=lambda item: -item[1])
+    return [f"  dropped: {count}: {reason}{place(reason)}" for reason, count in most]
+
+
+def contamination_lines(contamination: Mapping[str, Any]) -> list[str]:
+    """A line for each evaluation file."""
+    return [
+        f"  against {name}: {found['matched']} of {found['texts']} texts were found"
+        for name, found in contamination.get("files", {}).items()
+    ]
 
 
 def contamination_report(path: Path, texts: Mapping[str, int], too_short: int) -> dict[str, Any]:

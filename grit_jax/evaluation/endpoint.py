@@ -29,6 +29,7 @@ OURS = "grit_jax"  # what a server of this package says in `owned_by`
 INSTRUCTION_TEMPLATE = "Instruct: {instruction}\nQuery: {text}"
 MOST_PAIRS = 32  # of query and document in one request
 ALL_TOKENS = 2**31 - 1  # more than any context
+FIRST_RETRIES = 2  # of the first request: an address where nobody answers is said within seconds
 MESSAGE_LENGTH = 400  # characters of a server's message that an error repeats
 
 I = TypeVar("I")  # noqa: E741
@@ -270,8 +271,9 @@ class Endpoint:
 
         A server that has no list of models is asked for the model that the settings name.
         """
+        client = self._client.with_options(max_retries=min(self.settings.retries, FIRST_RETRIES))
         try:
-            reply = self._ask(lambda: self._client.get("/models", cast_to=object))
+            reply = self._ask(lambda: client.get("/models", cast_to=object))
             models = {str(entry["id"]): entry for entry in reply.get("data") or []}
         except _Refused as error:
             if error.status not in (404, 405) or not self.model:

@@ -30,7 +30,9 @@ from grit_jax.models.losses import token_losses
 from grit_jax.models.transformer import Params, Transformer
 from grit_jax.runtime.progress import progress, say
 from grit_jax.sharding import put_rows
+from grit_jax.text.chat import ChatFormat
 from grit_jax.text.length import DefaultLength, length_limit, warn_truncated
+from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.types import AttentionMode, GenerativeBatch
 
 TOKENS_PER_CALL = 8192
@@ -127,25 +129,52 @@ def text_losses(
     return TextLosses(nll, tokens)
 
 
-def _tokenised(
-    model: GritLM,
+@dataclasses.dataclass(frozen=True)
+class TextFormat:
+    """How examples become token ids.
+
+    Attributes:
+      context: tokens that the model reads.
+      last_answer_only: of a prefix language model.
+      raw_strings: documents get no format.
+    """
+
+    tokenizer: Tokenizer
+    chat: ChatFormat
+    context: int
+    last_answer_only: bool = False
+    raw_strings: bool = False
+
+
+def read_generative(
     examples: str | Path | Iterable[GenerativeExample],
-    max_length: int,
-    raw_strings: bool,
-) -> tuple[list[TokenText], int]:
-    """The examples that have something to predict, and how many of all were truncated."""
+) -> list[GenerativeExample]:
+    """The examples of a JSONL file in the generative format, or the given ones."""
     if isinstance(examples, (str, Path)):
         source = read_examples(examples, "generative")
         examples = [source[i] for i in range(len(source))]
-    examples = list(examples)
-    max_length = length_limit(max_length, model.config.context_length)
-    prefix = model.generation_mode is AttentionMode.PREFIX
+    return list(examples)
+
+
+def tokenised(
+    form: TextFormat,
+    examples: str | Path | Iterable[GenerativeExample],
+    max_length: int = MAX_LENGTH,
+) -> tuple[list[TokenText], int]:
+    """The examples that have something to predict, and how many of all were truncated.
+
+    Raises:
+      GritError: an unreadable file, a bad line, nothing to predict, or a `max_length` beyond the
+        model's context.
+    """
+    examples = read_generative(examples)
+    max_length = length_limit(max_length, form.context)
     tokenizer = lambda length: ExampleTokenizer(
-        model.tokenizer,
-        model.chat,
+        form.tokenizer,
+        form.chat,
         LengthLimits(*[length] * len(dataclasses.fields(LengthLimits))),
-        raw_strings=raw_strings,
-        last_answer_only=prefix,
+        raw_strings=form.raw_strings,
+        last_answer_only=form.last_answer_only,
     )
     tokenized = tokenizer(max_length).generative(examples)
     # An example that fills the limit was truncated if one more token makes it longer.
@@ -163,6 +192,18 @@ def _tokenised(
             f" {max_length} tokens"
         )
     return texts, truncated
+
+
+def _tokenised(
+    model: GritLM,
+    examples: str | Path | Iterable[GenerativeExample],
+    max_length: int,
+    raw_strings: bool,
+) -> tuple[list[TokenText], int]:
+    prefix = model.generation_mode is AttentionMode.PREFIX
+    context = model.config.context_length
+    form = TextFormat(model.tokenizer, model.chat, context, prefix, raw_strings)
+    return tokenised(form, examples, max_length)
 
 
 def _check_mean(model: GritLM, mean: float) -> None:

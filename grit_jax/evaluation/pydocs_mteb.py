@@ -142,7 +142,8 @@ def _read(corpus: Path, rows: int, seed: int) -> _Source:
     documents = [d for folder in folders for d in Corpus(folder / "documents.jsonl")]
 
     def drawn(name: str, kind: Kind) -> list[Any]:
-        found = [row for folder in folders for row in read_examples(folder / f"{name}.jsonl", kind)]
+        files = [read_examples(folder / f"{name}.jsonl", kind) for folder in folders]
+        found = [file[i] for file in files for i in range(len(file))]
         return draw.sample(found, min(rows, len(found)))
 
     summaries = [

@@ -14,16 +14,20 @@ import numpy as np
 from grit_jax.errors import GritError
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.hf.directory import (
+    GRIT_FILE,
     SENTENCE_FORMAT,
     DirectorySettings,
     read_model_directory,
+    read_settings,
 )
 from grit_jax.models.hf.sentence_transformers import SentenceModules, modules_for_prompt
 from grit_jax.models.pooling import PoolingMethod
 from grit_jax.models.weights_hash import WeightsHash
+from grit_jax.runtime.files import read_json
 from grit_jax.text.chat import FORMATS, GRIT, ChatFormat, SentenceFormat
 from grit_jax.text.chat_template import ChatTemplate
 from grit_jax.text.tokenizer import Tokenizer
+from grit_jax.types import AttentionMode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +91,21 @@ class WeightFiles:
         paths = [*self._path.glob("*.safetensors"), *self._path.glob("*_Dense/*.safetensors")]
         states = ((path, path.stat()) for path in sorted(paths))
         return [(str(path), state.st_size, state.st_mtime_ns) for path, state in states]
+
+
+def text_settings(path: Path, tokenizer: Tokenizer) -> tuple[ChatFormat, AttentionMode]:
+    """How the model of a directory reads conversations: their format and attention. The directory
+    needs no weights.
+
+    Raises:
+      GritError: as `formats_of`, or a damaged file.
+    """
+    settings = DirectorySettings(chat_format=None)
+    if (path / GRIT_FILE).exists():
+        configuration = path / "config.json"
+        hf = read_json(configuration) if configuration.exists() else {}
+        settings, _ = read_settings(path, hf)
+    return formats_of(path, settings, tokenizer).chat, settings.generation_mode
 
 
 def formats_of(path: Path, settings: DirectorySettings, tokenizer: Tokenizer) -> Formats:

@@ -54,6 +54,25 @@ def test_repeats(capsys, tmp_path):
     )
 
 
+def test_decontaminate(capsys, tmp_path):
+    exam = write_lines(tmp_path / "exam.jsonl", {"q": "nothing of this is in any text at all"})
+    command = f"data decontaminate embedding.jsonl --output {tmp_path}/clean.jsonl"
+    said = run(capsys, f"{command} --against {exam}")
+    lines = said.out.splitlines()
+    assert lines[0] == f"8 of 8 embedding examples in {tmp_path}/clean.jsonl"
+    assert lines[1] == f"  against {exam}: 0 of 1 texts were found"
+    assert (tmp_path / "clean.jsonl").read_bytes() == Path("embedding.jsonl").read_bytes()
+    lines = Path("embedding.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["pos"][0][1] for line in lines]
+    write_lines(tmp_path / "exam.jsonl", {"q": texts[2]})
+    said = run(capsys, f"{command} --against {exam} --json --ngram 99")
+    assert said.json["kept"] < 8 and said.json["first"] == {
+        "contaminated (exact match)": "embedding.jsonl:3"
+    }
+    said = run(capsys, command)
+    assert said.status == 2 and "required: --against" in said.err
+
+
 def test_data(capsys, tmp_path, monkeypatch):
     said = run(capsys, f"data prepare embedding.jsonl embedding.jsonl --output {tmp_path}/set")
     assert said.status == 2 and "embedding.jsonl is listed twice; list it once" in said.err

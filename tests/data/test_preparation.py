@@ -218,7 +218,7 @@ def test_a_killed_run_continues_with_the_same_dataset(tmp_path, stage, monkeypat
     (tmp_path / "c.txt").write_text(f"{text}\n")
     whole = prepare(names, tmp_path / "whole", options)
     assert whole.duplicates["exact"] > 10 and whole.duplicates["near"] > 3 and whole.shards > 3
-    owner = preparation if stage == "write_shard" else preparation._Preparation
+    owner = preparation if stage == "write_shard" else preparation.Preparation
     real, calls = getattr(owner, stage), itertools.count()
 
     def killed(*args):
@@ -248,11 +248,11 @@ def test_other_input_starts_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preparation, "ROWS_TOGETHER", 2)
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(many(9)))
-    find = preparation._Preparation.find_duplicates
-    monkeypatch.setattr(preparation._Preparation, "find_duplicates", lambda self: 1 / 0)
+    find = preparation.Preparation.find_duplicates
+    monkeypatch.setattr(preparation.Preparation, "find_duplicates", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare([path], tmp_path / "out")
-    monkeypatch.setattr(preparation._Preparation, "find_duplicates", find)
+    monkeypatch.setattr(preparation.Preparation, "find_duplicates", find)
     path.write_bytes(jsonl(many(5)))
     report = prepare([path], tmp_path / "out", PrepareOptions(duplicates="keep"))
     assert report.examples == 5 and "starting again" in capsys.readouterr().err

@@ -68,8 +68,6 @@ CASES = {
         command: "^grit( [a-z]+){1,2}: http://host:1: a URL; expected a model directory or a hub id"
         for command in (
             "encode http://host:1 --input texts.txt --output x.npy",
-            "eval perplexity http://host:1 --input generative.jsonl",
-            "eval rag http://host:1 --input rag.jsonl",
             f"{TRAIN} --model.path http://host:1",
         )
     },
@@ -338,6 +336,59 @@ CASES = {
     "eval rag model --input rag.jsonl --modes none --max-new-tokens 100000": (
         "does not fit the model's context of 32768 tokens"
     ),
+    # ---- eval: a model behind a URL
+    **{
+        f"eval {kind} http://127.0.0.1:1 --connections 1": "http://127.0.0.1:1/v1: cannot be reached"
+        for kind in (
+            "retrieval --input embedding.jsonl",
+            "perplexity --input generative.jsonl",
+            "rag --input rag.jsonl",
+            "lm --tasks x --tokenizer model",
+        )
+    },
+    "eval rag http://host:1 --input rag.jsonl --index index": "--index: of a MODEL in this process",
+    "eval rag http://host:1 --input rag.jsonl --rerank 3": "and no --store is given",
+    "eval rag model --input rag.jsonl --store docs": "--store docs: names a store of the URL",
+    "eval perplexity model --input generative.jsonl --tokenizer model": (
+        "say how a URL is asked, and model is none"
+    ),
+    "eval perplexity http://h:1 --input generative.jsonl --chat-format x": "invalid choice: 'x'",
+    # ---- data decontaminate and tasks
+    "data decontaminate embedding.jsonl --output x.jsonl": "required: --against",
+    **{
+        f"data decontaminate {name} --output x.jsonl --against texts.txt": words
+        for name, words in {
+            "absent": "absent: no such file",
+            "empty": "empty: empty",
+            "binary": "binary: binary data",
+            "broken": "broken:1: ",
+            "list": "list: row 1: expected a JSON object",
+            "strange": "strange:1: no known key",
+            "folder": "folder: a folder without a prepared dataset",
+        }.items()
+    },
+    **{
+        f"data decontaminate embedding.jsonl --output x.jsonl --against {name}": words
+        for name, words in {
+            "absent": "absent: no such file",
+            "empty": "empty: empty",
+            "folder": "folder: a folder, not a data file",
+            "broken": "broken:2: not valid JSON",
+            "texts.txt --against-fields colour": "texts.txt",
+            "strange --against-fields size": "no text of 3 words or more under size",
+            "texts.txt --ngram 0": "--ngram: must be at least 1",
+            "texts.txt --ngram-share 2": "--ngram-share: expected a number from 0 to 1, got 2",
+        }.items()
+    },
+    "data decontaminate embedding.jsonl --output embedding.jsonl --against texts.txt": (
+        "embedding.jsonl: is an input as well"
+    ),
+    "data decontaminate embedding.jsonl --output folder --against texts.txt": (
+        "folder: is a folder; name a file"
+    ),
+    "data lm-tasks --input folder --output x": "folder: there is no heldout/rag.jsonl",
+    "data mteb-tasks --input folder --output x": "folder: there is no heldout/rag.jsonl",
+    "data mteb-tasks --input folder --output x --rows 0": "--rows: must be at least 1, got 0",
     # ---- mine
     "mine model --input embedding.jsonl": "required: --output; see grit mine --help",
     **{
