@@ -77,7 +77,7 @@ def check(said, words: str, notes: tuple[str, ...] = ()) -> None:
     assert (said.status, said.out) == (2, ""), said
     *before, line = said.lines
     assert all(note.startswith(notes or ("no line",)) for note in before), said
-    assert re.match(r"grit( [a-z]+){0,2}: ", line) and re.search(words, line), line
+    assert re.match(r"grit( [a-z-]+){0,2}: ", line) and re.search(words, line), line
 
 
 @pytest.mark.parametrize("command", CASES)

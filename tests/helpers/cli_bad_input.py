@@ -343,7 +343,6 @@ CASES = {
             "retrieval --input embedding.jsonl",
             "perplexity --input generative.jsonl",
             "rag --input rag.jsonl",
-            "lm --tasks x --tokenizer model",
         )
     },
     "eval rag http://host:1 --input rag.jsonl --index index": "--index: of a MODEL in this process",
@@ -374,7 +373,6 @@ CASES = {
             "empty": "empty: empty",
             "folder": "folder: a folder, not a data file",
             "broken": "broken:2: not valid JSON",
-            "texts.txt --against-fields colour": "texts.txt",
             "strange --against-fields size": "no text of 3 words or more under size",
             "texts.txt --ngram 0": "--ngram: must be at least 1",
             "texts.txt --ngram-share 2": "--ngram-share: expected a number from 0 to 1, got 2",
