@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from cli_world import run
 
 pytestmark = pytest.mark.usefixtures("in_world")
 
 
-def test_eval(capsys):
+def test_perplexity(capsys):
     found = run(capsys, "eval perplexity model --input generative.jsonl --json").json
     assert found.keys() == {"perplexity", "truncated"} and found["perplexity"] > 1
-    rag = "eval rag model --input rag.jsonl --modes none --max-new-tokens 2"
-    found = run(capsys, f"{rag} --json").json
-    assert found.keys() == {"none"} and found["none"].keys() == {
-        "match",
-        "exact_match",
-        "f1",
-        "seconds",
-        "truncated",
-    }
-    shown = run(capsys, rag).out
-    assert shown.startswith("none  ") and "match 0." in shown and len(shown.splitlines()) == 1
-
-
-def test_eval_rag_in_one_table(capsys, tmp_path):
-    rag = (
-        "eval rag model --input rag.jsonl --modes none doc --max-new-tokens 2 --k 2 --kv"
-        " native,int8"
-    )
-    said = run(capsys, f"{rag} --json --output {tmp_path}/table --corpus corpus.jsonl")
-    found = said.json
-    assert said.status == 0 and (found["questions"], found["corpus"], found["seed"]) == (3, 9, 0)
-    assert [(row["mode"], row["k"], row["kv"], row["positions"]) for row in found["rows"]] == [
-        ("none", None, None, None),
-        ("doc", 2, "native", "running"),
-        ("doc", 2, "int8", "running"),
-    ]
-    assert json.loads((tmp_path / "table/rag.json").read_text()) == found
-    assert len((tmp_path / "table/table.md").read_text().splitlines()) == 2 + 3 + 2
