@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import shutil
+import tempfile
 import zlib
 
 from compilation import has_older_fusion_emitter
@@ -14,14 +16,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # that a process that a test starts rounds as this one does; CI runs the slow and the peers' suites
 # with 0.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Fusions by the older emitter: compiling, most of the suite's time, takes about 40% less.
+# Fusions by the older emitter: compiling, most of the suite's time, takes about 40% less. Each program
+# in one piece: in 32 pieces, for as many threads, it takes a quarter more.
 _EMITTERS = "xla_cpu_use_fusion_emitters"
 if (
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     and _EMITTERS not in os.environ.get("XLA_FLAGS", "")
     and has_older_fusion_emitter()
 ):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_EMITTERS}=false"
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --{_EMITTERS}=false"
+        " --xla_cpu_parallel_codegen_split_count=1"
+    )
 # Eight simulated devices for the sharding tests; everything else runs on the first.
 if "device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
@@ -31,6 +37,14 @@ if "device_count" not in os.environ.get("XLA_FLAGS", ""):
 # else one of them may come late, and after 40 seconds XLA would abort the process.
 if "terminate_timeout" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+# What is compiled once in a run of the tests is not compiled again: not by another file, which jits
+# functions of its own, nor by another worker or a process that a test starts. In a new folder, so
+# that no program of another version of the code or of JAX is ever read. Workers find it here.
+_COMPILED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED = tempfile.mkdtemp(prefix="grit-compiled-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from collections.abc import Iterator
 
@@ -52,6 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
     once, not in every process."""
     if getattr(config.option, "dist", None) == "load":
         config.option.dist = "loadfile"
+
+
+def pytest_unconfigure() -> None:
+    """Removes the compiled programs; in the process that made their folder, not in its workers."""
+    if _COMPILED is not None:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 _WORDS = """
