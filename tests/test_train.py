@@ -158,7 +158,7 @@ def test_the_config_in_a_run_folder_repeats_the_run_from_anywhere(
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(folder):
-    alone = {"data.generative": "[]", "data.cached": "[]", "train.eval_generative": "null"}
+    alone = {"data.generative_batch": "0", "data.cached_batch": "0"}
     broken = {"optimizer.lr": "1e30", "optimizer.clip_norm": "null"}
     config = read_run_config(
         folder / "config.yaml", {"output": str(folder / "nan"), **alone, **broken}
