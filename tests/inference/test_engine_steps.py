@@ -10,7 +10,7 @@ import pytest
 from generation import generate
 
 from grit_jax.inference import engine_steps as steps
-from grit_jax.inference import slot_runner
+from grit_jax.inference import prefill
 from grit_jax.inference.engine_state import EngineShape, LastChunk, PromptChunk
 from grit_jax.inference.record_loader import Layered
 from grit_jax.inference.requests import GenerateRequest
@@ -198,7 +198,7 @@ def test_a_layer_of_a_prompt_is_written_in_place(tiny_model, prompts, monkeypatc
             temporary.append(compiled.memory_analysis().temp_size_in_bytes)
         return steps.prefill_layer_step(*args, **options)
 
-    monkeypatch.setattr(slot_runner, "prefill_layer_step", measured)
+    monkeypatch.setattr(prefill, "prefill_layer_step", measured)
     [record] = tiny_model.encoder.encode_ids([prompts[0]], return_cache=True).caches
     with tiny_model.engine(8, tiny_model.config.context_length) as engine:
         request = GenerateRequest(prompts[1], (Layered(record),), Sampling(max_new_tokens=1))

@@ -14,8 +14,8 @@ import pytest
 from generation import generate
 
 from grit_jax.errors import GritError
+from grit_jax.inference import prefill
 from grit_jax.inference import records as module
-from grit_jax.inference import slot_runner
 from grit_jax.inference.encoder import Encoder
 from grit_jax.inference.records import PackedRecord, load_records
 from grit_jax.inference.sampling import Sampling
@@ -222,8 +222,8 @@ def test_a_layer_computes_before_the_next_one_has_come(
         tiny_params, tiny_config, [[5, 6, 7]], records=[pieces], sampling=Sampling(4)
     )
     expected = run(plain[:2])
-    step = slot_runner.prefill_layer_step
-    monkeypatch.setattr(slot_runner, "prefill_layer_step", spy)
+    step = prefill.prefill_layer_step
+    monkeypatch.setattr(prefill, "prefill_layer_step", spy)
     assert run([Coming(plain[0]), plain[1]]).tokens == expected.tokens
 
 
