@@ -420,6 +420,8 @@ def _write_pydocs(args: argparse.Namespace) -> None:
     )
     from_packages = ", ".join(f"{name} {count}" for name, count in summary.packages.items())
     print_text(f"from: {from_packages}")
+    if summary.missing_packages:
+        print_text(f"not installed: {', '.join(summary.missing_packages)}")
     for name, rows in summary.rows.items():
         print_text(f"  {args.output / name}.jsonl: {rows} lines")
 

@@ -12,6 +12,9 @@ from grit_jax.cli.record import add_record_flag, check_record, report
 from grit_jax.cli.verb import Verb
 from grit_jax.errors import GritError
 from grit_jax.text.chat import FORMATS
+from grit_jax.text.length import DefaultLength
+
+MAX_LENGTH = DefaultLength(2048)  # evaluation/perplexity.py's, whose module imports JAX
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +67,14 @@ def _perplexity_flags(parser: argparse.ArgumentParser) -> None:
         " texts",
     )
     parser.add_argument(
+        "--max-length",
+        type=flags.positive,
+        default=MAX_LENGTH,
+        metavar="N",
+        help="tokens of a sequence; longer ones are cut, and counted (default: %(default)s, or the"
+        " model's context if that is shorter)",
+    )
+    parser.add_argument(
         "--chat-format",
         choices=list(FORMATS),
         help="with a URL and without --tokenizer: of conversations (default: grit)",
@@ -97,10 +108,14 @@ def _evaluate_perplexity(args: argparse.Namespace) -> None:
     model = load_model_or_endpoint(args)
     if isinstance(model, Endpoint):
         score = score_served_perplexity(
-            model, args.input, tokenizer=args.tokenizer, chat_format=args.chat_format
+            model,
+            args.input,
+            tokenizer=args.tokenizer,
+            max_length=args.max_length,
+            chat_format=args.chat_format,
         )
     else:
-        score = score_perplexity(model, args.input)
+        score = score_perplexity(model, args.input, max_length=args.max_length)
     scores = dataclasses.asdict(score)
     report(args, scores, eval_rag.score_lines(scores))
 

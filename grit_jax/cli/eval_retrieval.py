@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from grit_jax.evaluation.retrieval_data import RetrievalTask
     from grit_jax.evaluation.retrieval_run import RetrievalRun, RunSettings
 
+SPLIT = "test"
 KS = (1, 3, 5, 10, 100)  # evaluation/retrieval_run.py's
 RERANK_PROMPTS = ("records", "paper", "paper-arguana")  # evaluation/judges.py's
 
@@ -41,9 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="F.jsonl|FOLDER",
         help="an embedding file, or a folder with corpus, queries and qrels as BEIR's or mteb's",
     )
-    parser.add_argument(
-        "--split", default="test", metavar="NAME", help="of a folder's qrels (default: %(default)s)"
-    )
+    parser.add_argument("--split", metavar="NAME", help=f"of a folder's qrels (default: {SPLIT})")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument(
         "--k",
@@ -164,13 +163,18 @@ def evaluate(args: argparse.Namespace) -> None:
         args.identical_ids == "drop",
         args.vectors,
     )
+    if args.split is not None and args.input.is_file():
+        raise GritError(
+            f"--split {args.split}: of a folder's judgements; {args.input} is a file, whose rows"
+            " say what is to be found"
+        )
     _ = settings.ranked  # a depth that is too small is said before the work
     instructions = read_instructions(args.instructions) if args.instructions is not None else {}
     if instructions and "dense" not in settings.searches:
         raise GritError("--instructions: its table is of the search by vectors; leave --search out")
     examples = shots(args)
     task = with_instructions(
-        read_task(args.input, args.split), args.instruction, instructions, examples
+        read_task(args.input, args.split or SPLIT), args.instruction, instructions, examples
     )
     if examples is not None:
         _warn_evaluated(examples, task)
@@ -269,7 +273,7 @@ def _result(args: argparse.Namespace, run: RetrievalRun, depth: int) -> dict[str
         result["reranked_by_search"] = reranked
     result["task"] = {
         "name": task.name,
-        "split": args.split if task.has_ids else None,
+        "split": (args.split or SPLIT) if task.has_ids else None,
         "queries": len(task.queries),
         "documents": len(task.documents),
         "unjudged_queries": task.unjudged_queries,

@@ -99,7 +99,15 @@ def positive(text: str) -> int:
 
 def several(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """A type that reads `1,3,5` as a list of what `parse` makes of each part, without repeats."""
-    return lambda text: list(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+
+    def read(text: str) -> list[Any]:
+        parts = [part.strip() for part in text.split(",")]
+        values = list(dict.fromkeys(map(parse, parts)))
+        if not all(parts):
+            raise argparse.ArgumentTypeError(f"must be words with commas between, got '{text}'")
+        return values
+
+    return read
 
 
 def one_of(*choices: str) -> Callable[[str], str]:

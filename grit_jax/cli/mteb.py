@@ -157,14 +157,14 @@ def evaluate_mteb_tasks(args: argparse.Namespace) -> None:
     if args.show_instructions:
         return _show_instructions(args)
     if args.model is None:
-        raise GritError("eval mteb: name a MODEL or a URL, or --show-instructions")
+        raise GritError("name a MODEL or a URL, or --show-instructions")
     from grit_jax.evaluation.mteb import MtebSettings, evaluate_mteb, require_mteb
     from grit_jax.rag.search.hybrid import Retrieval
     from grit_jax.runtime.files import writable_folder
 
     require_mteb()
     if not (args.tasks or args.task_files):
-        raise GritError("eval mteb: --tasks: name tasks or benchmarks, or give --task-files")
+        raise GritError("--tasks: name tasks or benchmarks, or give --task-files")
     settings = MtebSettings(
         args.protocol,
         args.prompts,

@@ -103,6 +103,10 @@ def read_record(path: Path) -> EvalRecord:
     names = ("kind", "model", "command", "date", "result")
     if missing := [name for name in names if name not in content]:
         raise GritError(f"{path}: the record has no {missing[0]!r}")
+    for name in names:
+        expected = dict if name == "result" else str
+        if not isinstance(content[name], expected):
+            raise GritError(f"{path}: the record is damaged ({name!r}); make it again")
     return EvalRecord(*(content[name] for name in names))
 
 
@@ -116,7 +120,13 @@ def make_card(records: Sequence[EvalRecord]) -> dict[str, Any]:
     """
     listed: list[Figure] = []
     for run, record in enumerate(records, start=1):
-        of_record = list(figures(record, run))
+        try:
+            of_record = list(figures(record, run))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise GritError(
+                f"run {run} (grit eval {record.kind}): its record is damaged"
+                f" ({type(error).__name__}: {error}); make it again"
+            ) from None
         if not of_record:
             raise GritError(f"run {run} (grit eval {record.kind}): its record has no score")
         listed += of_record

@@ -20,14 +20,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grit_jax.data.formats import Text
-from grit_jax.errors import GritError
 from grit_jax.evaluation.endpoint import Endpoint
 from grit_jax.evaluation.retrieval import encode_texts
 from grit_jax.evaluation.retrieval_data import Documents, RetrievalTask
 from grit_jax.inference.blocks import model_identity
 from grit_jax.inference.model import GritLM
 from grit_jax.rag.search.exact import StoredVectors
-from grit_jax.runtime.files import lock_folder, read_json, write_json
+from grit_jax.runtime.files import lock_folder, read_json, writable_folder, write_json
 from grit_jax.runtime.progress import progress
 from grit_jax.text.length import MAX_LENGTH, length_limit
 
@@ -132,10 +131,7 @@ def document_vectors(
         yield DocumentVectors(*embedder.embed(texts))
     elif folder is not None:
         name = _name(task.documents, embedder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise GritError(f"{folder}: cannot be written ({error.strerror})") from None
+        writable_folder(folder)
         with lock_folder(folder, "grit eval retrieval"):
             yield _stored(task.documents, embedder, folder / name)
     else:

@@ -29,6 +29,7 @@ from grit_jax.evaluation.perplexity import (
 from grit_jax.inference.opening import text_settings
 from grit_jax.models.hf.sources import resolve
 from grit_jax.text.chat import FORMATS, ChatFormat
+from grit_jax.text.length import DefaultLength
 from grit_jax.text.tokenizer import Tokenizer
 from grit_jax.types import AttentionMode
 
@@ -46,6 +47,7 @@ def score_served_perplexity(
     examples: str | Path | Iterable[GenerativeExample],
     *,
     tokenizer: str | Path | None = None,
+    max_length: int = MAX_LENGTH,
     chat_format: str | None = None,
     quiet: bool = False,
 ) -> PerplexityScore:
@@ -56,17 +58,20 @@ def score_served_perplexity(
         GRIT's, the `grit.json` or chat template that names it. The score is then that of
         `score_perplexity`, up to rounding. None: the server tokenises texts; the ends of sequence
         after the last answers are not scored.
+      max_length: tokens of a sequence, with a tokenizer: as in `score_perplexity`. A server that
+        does not say how long its context is needs one.
       chat_format: of the texts without a tokenizer (`FORMATS`); None: GRIT's.
 
     Raises:
       GritError: as `score_perplexity`; or a server that returns no log-probabilities of a prompt,
         cannot be sent text, or whose tokens do not spell it.
     """
+    examples = read_generative(examples)
     if tokenizer is not None:
         if chat_format is not None:
             raise GritError("--chat-format: the directory of --tokenizer names the format")
-        form = _text_format(endpoint, tokenizer)
-        texts, truncated = tokenised(form, examples, MAX_LENGTH)
+        form = _text_format(endpoint, tokenizer, max_length)
+        texts, truncated = tokenised(form, examples, max_length)
         sizes = [len(text.ids) for text in texts]
         score = lambda batch: _of_ids(endpoint, batch)
         return PerplexityScore(_perplexity(endpoint, texts, sizes, score, quiet), truncated)
@@ -75,16 +80,20 @@ def score_served_perplexity(
             f"{endpoint.url}: a grit serve, to which special tokens cannot be sent as text; name"
             " the model's directory or hub id with --tokenizer"
         )
+    if not isinstance(max_length, DefaultLength):
+        raise GritError("--max-length counts tokens, which needs --tokenizer")
     chat = _format_named(chat_format or "grit")
-    prompts = [_spelled(chat, example) for example in read_generative(examples)]
+    prompts = [_spelled(chat, example) for example in examples]
+    sizes = [len(prompt.text) // CHARACTERS_PER_TOKEN for prompt in prompts]
+    perplexity = _perplexity(
+        endpoint, prompts, sizes, lambda batch: _of_texts(endpoint, batch), quiet
+    )
     warnings.warn(
         "without --tokenizer the server tokenises the texts, and ends of sequence are not scored:"
         " the perplexity is not that of other tokens",
         stacklevel=2,
     )
-    sizes = [len(prompt.text) // CHARACTERS_PER_TOKEN for prompt in prompts]
-    score = lambda batch: _of_texts(endpoint, batch)
-    return PerplexityScore(_perplexity(endpoint, prompts, sizes, score, quiet), 0)
+    return PerplexityScore(perplexity, 0)
 
 
 class _Spelled:
@@ -94,7 +103,7 @@ class _Spelled:
         self.text, self.answers = text, answers
 
 
-def _text_format(endpoint: Endpoint, tokenizer: str | Path) -> TextFormat:
+def _text_format(endpoint: Endpoint, tokenizer: str | Path, max_length: int) -> TextFormat:
     path = resolve(tokenizer)
     opened = Tokenizer.from_pretrained(path)
     chat, mode = text_settings(path, opened)
@@ -103,7 +112,9 @@ def _text_format(endpoint: Endpoint, tokenizer: str | Path) -> TextFormat:
             f"{path}: a prefix language model reads prompts bidirectionally, which /v1/completions"
             " does not do; score the model itself, not its server"
         )
-    return TextFormat(opened, chat, server_context(endpoint) - _generated(endpoint))
+    known = not isinstance(max_length, DefaultLength) and not endpoint.is_ours
+    context = max_length if known else server_context(endpoint) - _generated(endpoint)
+    return TextFormat(opened, chat, context)
 
 
 def _generated(endpoint: Endpoint) -> int:

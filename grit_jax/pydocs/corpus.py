@@ -146,6 +146,7 @@ def write_corpus(
         raise ValueError(
             f"{len(documents)} documents in {', '.join(options.packages)} are too few for a corpus:"
             f" {len(splits.train)} to train on and {len(splits.heldout)} held out"
+            + (f"; not installed: {', '.join(read.missing)}" if read.missing else "")
         )
     out = Path(out)
     real = _real_questions(splits.train, seed, options.questions)

@@ -156,7 +156,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GritError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise GritError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
         raise GritError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise GritError(f"{path}: expected a JSON object, got {type(value).__name__}")

@@ -100,3 +100,30 @@ def test_a_card_of_all(tmp_path):
         make_card([EvalRecord("rag", "m", "c", "d", {})])
     with pytest.raises(GritError, match="a card has no figures of"):
         make_card([EvalRecord("odd", "m", "c", "d", {})])
+
+
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [
+        ("mteb", {"tasks": [{"name": "STS12"}]}),
+        ("mteb", {"tasks": 5}),
+        ("rag", {"rows": [{"match": 0.5}]}),
+        ("retrieval", {"task": [], "model": {}}),
+        ("lm", {"results": {"task": 0.5}}),
+    ],
+)
+def test_a_damaged_record(kind, result):
+    broken = EvalRecord(kind, "m", "grit eval", "2026-01-01T00:00:00Z", result)
+    with pytest.raises(GritError, match=rf"run 1 \(grit eval {kind}\): its record is damaged"):
+        make_card([broken])
+
+
+def test_a_record_with_values_of_other_kinds(tmp_path):
+    write_record(tmp_path / "r.json", "rag", "m", "grit eval", {"none": {"match": 1.0}})
+    content = json.loads((tmp_path / "r.json").read_text())
+    for name in ("result", "model"):
+        (tmp_path / "r.json").write_text(json.dumps(content | {name: [1]}))
+        with pytest.raises(GritError, match=f"r.json: the record is damaged \\('{name}'\\)"):
+            read_record(tmp_path / "r.json")
+    with pytest.raises(GritError, match="cannot be read \\(Is a directory\\)"):
+        read_record(tmp_path)

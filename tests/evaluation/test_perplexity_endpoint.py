@@ -154,11 +154,22 @@ def test_tokens_that_do_not_spell_the_prompt(endpoint):
     found = {"tokens": ["?", "?"], "text_offset": [0, 1], "token_logprobs": [None, -1.0]}
     for reply in (found, found | {"text_offset": None}, found | {"tokens": ["?"]}):
         endpoint.complete = lambda prompts, reply=reply, **fields: [{"logprobs": reply}]
-        with (
-            pytest.warns(UserWarning, match="not scored"),
-            pytest.raises(GritError, match="do not spell the prompt; name .* with --tokenizer"),
-        ):
+        with pytest.raises(GritError, match="do not spell the prompt; name .* with --tokenizer"):
             score_served_perplexity(endpoint, [GenerativeExample(("a", "b"))], quiet=True)
+
+
+def test_a_server_that_does_not_say_how_long_its_context_is(endpoint, directory, monkeypatch):
+    example = [GenerativeExample(("a", "b"))]
+    ask = lambda **more: score_served_perplexity(endpoint, example, quiet=True, **more)
+    endpoint.is_ours = False
+    refuse = lambda path, body: {"choices": []} if "completions" in path else {}
+    monkeypatch.setattr(endpoint, "post", refuse)
+    with pytest.raises(GritError, match="/tokenize does not say .* give --max-length N"):
+        ask(tokenizer=directory)
+    with pytest.raises(GritError, match="completions: the reply has no choices"):
+        ask(tokenizer=directory, max_length=64)
+    with pytest.raises(GritError, match="--max-length counts tokens, which needs --tokenizer"):
+        ask(max_length=64)
 
 
 def test_a_prefix_language_model_is_refused(endpoint, directory, tmp_path):

@@ -65,7 +65,7 @@ CASES = {
         "absent/model: model not found: no such directory"
     ),
     **{
-        command: "^grit( [a-z]+){1,2}: http://host:1: a URL; expected a model directory or a hub id"
+        command: "^grit( [a-z]+){1,2}: http://host:1: a URL; expected a model directory or a hub id .*grit eval"
         for command in (
             "encode http://host:1 --input texts.txt --output x.npy",
             f"{TRAIN} --model.path http://host:1",
@@ -345,6 +345,18 @@ CASES = {
             "rag --input rag.jsonl",
         )
     },
+    "eval retrieval model --input embedding.jsonl --split train": (
+        "--split train: of a folder's judgements; embedding.jsonl is a file"
+    ),
+    "eval card folder": "folder: cannot be read \\(Is a directory\\)",
+    "eval card strange": "strange: not a record of grit eval",
+    "data pydocs --output x --packages ''": "--packages: must be words with commas between, got ''",
+    "data pydocs --output x --packages nosuchpackage": (
+        "0 documents in nosuchpackage are too few .*; not installed: nosuchpackage"
+    ),
+    "eval perplexity model --input generative.jsonl --max-length 0": (
+        "--max-length: must be at least 1, got 0"
+    ),
     "eval rag http://host:1 --input rag.jsonl --index index": "--index: of a MODEL in this process",
     "eval rag http://host:1 --input rag.jsonl --rerank 3": "and no --store is given",
     "eval rag model --input rag.jsonl --store docs": "--store docs: names a store of the URL",

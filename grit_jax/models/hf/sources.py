@@ -87,8 +87,8 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
         return _adapted(str(source))
     if re.match(r"[a-z][a-z0-9+.-]*://", str(source)):
         raise GritError(
-            f"{source}: a URL; expected a model directory or a hub id (grit eval retrieval, mteb"
-            " and lm alone take the URL of a server)"
+            f"{source}: a URL; expected a model directory or a hub id (grit eval and"
+            " bench serve alone take the URL of a server)"
         )
     if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", str(source)):
         raise GritError(f"{source}: model not found: no such directory")
