@@ -52,12 +52,13 @@ class JsonlFile:
 
     Args:
       blank_lines: False leaves blank lines out, as in JSONL; with True they count.
+      may_be_empty: a file without a line is none to complain about.
 
     Raises:
       GritError: no such file, a folder, binary data, damaged compression, or no line in it.
     """
 
-    def __init__(self, path: str | Path, *, blank_lines: bool = False):
+    def __init__(self, path: str | Path, *, blank_lines: bool = False, may_be_empty: bool = False):
         self.path = home_path(path)
         try:
             self._spool = spooled(self.path)
@@ -69,7 +70,7 @@ class JsonlFile:
             raise GritError(f"{path}: a folder, not a JSONL file") from None
         except OSError as error:
             raise GritError(f"{path}: cannot be read ({error.strerror or error})") from None
-        if not len(self.numbers):
+        if not len(self.numbers) and not may_be_empty:
             expected = "a line" if blank_lines else "one JSON object a line"
             raise GritError(f"{path}: empty; expected {expected}")
 

@@ -186,8 +186,7 @@ class Asker:
             raise GritError(
                 f"mode '{mode}' needs an index or documents; use 'none' to answer without"
             )
-        if mode == "auto" and documents is None and self._costs is None:
-            assert self.index is not None
+        if mode == "auto" and documents is None and self._costs is None and self.index:
             # Before any clock runs: they may have to be measured.
             self._costs = load_costs(self.model, self.index)
         sampling = sampling or Sampling(max_new_tokens=max_new_tokens)
@@ -287,6 +286,14 @@ class Asker:
             empty: list[list[RetrievedDocument]] = [[] for _ in questions]
             return QuestionBatch(questions, empty, None, ["none"] * len(questions), warnings, turns)
         searching = given is None
+        if searching and not self.index:
+            assert self.index is not None
+            nothing: list[list[RetrievedDocument]] = [[] for _ in questions]
+            count = len(questions)
+            batch = QuestionBatch(questions, nothing, None, ["none"] * count, warnings, turns)
+            reason = f"{self.index.path}: there is no document in this index"
+            self._warn(f"{reason}; answered without documents", range(count), batch)
+            return batch
         vectors, queries = None, None
         by_vectors = searching and search.retrieval.search != "lexical"
         with timings.stage("encode_query"):

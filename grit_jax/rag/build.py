@@ -38,10 +38,10 @@ from grit_jax.rag.corpus import Corpus, spread
 from grit_jax.rag.document_blocks import DocumentBlocks, DocumentSettings, block_tokens
 from grit_jax.rag.document_length import default_max_length
 from grit_jax.rag.index_contents import IndexContents, compare
-from grit_jax.rag.index_files import IndexSettings, IndexWriter, writing
+from grit_jax.rag.index_files import RECEIPT, IndexSettings, IndexWriter, writing
 from grit_jax.rag.index_options import IndexOptions, IndexSummary
 from grit_jax.rag.indexed_documents import document_line
-from grit_jax.rag.manifest import keeps_records_inside, read_manifest, store_path
+from grit_jax.rag.manifest import MANIFEST, keeps_records_inside, read_manifest, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search import lexical
 from grit_jax.rag.search.milvus import choose, fill
@@ -77,7 +77,8 @@ def build_index(
     writes the index, which is the one that a single process writes.
 
     Args:
-      corpus: JSONL of `{"id", "title"?, "text", "metadata"?}`.
+      corpus: JSONL of `{"id", "title"?, "text", "metadata"?}`. An empty file empties an index that
+        is there, if `options.delete_missing` says so, and is an error otherwise.
       output: the index's folder.
       cluster: encodes the blocks instead of this process.
 
@@ -92,7 +93,8 @@ def build_index(
         raise GritError(f"--kv: expected {', '.join(KINDS)} or none, got {options.kv!r}")
     output = home_path(output)
     with errors_together():
-        source = Corpus(corpus, options.on_error)
+        emptied = bool(options.delete_missing) and _was_filled(output)
+        source = Corpus(corpus, options.on_error, may_be_empty=emptied)
         settings, identity = _settings(model, options), model_identity(model)
     if source.skipped:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in source.skipped.items())
@@ -155,7 +157,7 @@ def build_index(
 def delete_documents(
     model: GritLM, path: str | Path, ids: Collection[str], *, quiet: bool = False
 ) -> int:
-    """Deletes documents of an index, with their vectors, records and words.
+    """Deletes documents of an index, with their vectors, records and words; it may become empty.
 
     Args:
       ids: of the documents; unknown ones are left out.
@@ -164,7 +166,7 @@ def delete_documents(
       How many were deleted.
 
     Raises:
-      GritError: there is no index, it would have no document left, or as `build_index`.
+      GritError: there is no index, or as `build_index`.
     """
     path = home_path(path)
     before = read_manifest(path)
@@ -173,17 +175,13 @@ def delete_documents(
         rows = dict(row for id, row in contents.missing.items() if id in ids)
         if not rows:
             return 0
-        if len(rows) == writer.manifest.documents:
-            raise GritError(
-                f"{path}: these are all documents of the index, which has one at least; remove the"
-                " index instead"
-            )
         store = _existing_store(model, writer)
         writer.append(np.zeros((0, writer.manifest.dim)), [], rows)
         contents.delete(rows)
         _free_space(writer, store, contents)
         fill(writer, quiet)
         lexical.update(writer, quiet)
+        _forget_emptied(writer)
         writer.commit(complete=before.complete)
     return len(rows)
 
@@ -274,6 +272,7 @@ class _Build:
         store = _free_space(writer, self.store, contents)
         fill(writer, quiet)
         lexical.update(writer, quiet)
+        _forget_emptied(writer)
         writer.commit(complete=True)
         return dataclasses.replace(
             _summary(self.model, writer, store, contents),
@@ -422,6 +421,18 @@ def _free_space(
     if old is not None:
         remove_store(old.path, manifest.index_id)
     return store
+
+
+def _forget_emptied(writer: IndexWriter) -> None:
+    """Removes the receipt of an index that has lost all of its documents: it says nothing of those
+    that may be added."""
+    if not writer.manifest.documents:
+        (writer.path / RECEIPT).unlink(missing_ok=True)
+
+
+def _was_filled(path: Path) -> bool:
+    """Whether there is an index that has, or had, documents."""
+    return (path / MANIFEST).exists() and read_manifest(path).was_filled
 
 
 def _summary(

@@ -60,6 +60,7 @@ class Corpus:
 
     Args:
       on_error: "fail" raises at the first line that is not a document; "skip" skips such lines.
+      may_be_empty: a file without a line is a corpus without documents.
 
     Attributes:
       digests: of each document, by id.
@@ -71,12 +72,12 @@ class Corpus:
         wrong`), or an id that two lines share (both are named).
     """
 
-    def __init__(self, path: str | Path, on_error: OnError = "fail"):
+    def __init__(self, path: str | Path, on_error: OnError = "fail", *, may_be_empty: bool = False):
         self.path = str(path)
         self.digests: dict[str, bytes] = {}
         self.sizes = array.array("q")
         self.skipped: collections.Counter[str] = collections.Counter()
-        self._lines = JsonlFile(path)
+        self._lines = JsonlFile(path, may_be_empty=may_be_empty)
         self._numbers: dict[str, int] = {}  # of the documents' lines, by id
         first_error: LineError | None = None
         shown = progress(

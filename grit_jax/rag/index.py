@@ -25,6 +25,7 @@ from grit_jax.rag.indexed_documents import (
 from grit_jax.rag.manifest import AGAIN, IndexManifest, read_manifest, store_path
 from grit_jax.rag.record_format import NATIVE, RecordIdentity
 from grit_jax.rag.search.exact import (
+    EmptySearch,
     ExactSearch,
     NonFiniteRows,
     Searcher,
@@ -83,13 +84,13 @@ class Index:
         cls, path: str | Path, model: GritLM, search: SearchSettings = SearchSettings()
     ) -> Index:
         """Opens an index. An unfinished one opens too, with a warning and the documents that it
-        has so far.
+        has so far; one whose documents were all deleted is searched without a result.
 
         Args:
           search: the precision and the number of dimensions in which vectors are searched.
 
         Raises:
-          GritError: there is no index, it is empty or damaged, it was made by another model, chat
+          GritError: there is no index, it never had a document or is damaged, it was made by another model, chat
             format, pooling or format version, it has fewer dimensions than `search` asks for, or
             its Milvus collection cannot be reached or differs from it.
         """
@@ -107,7 +108,7 @@ class Index:
                 f" {model.embedding_width}; {AGAIN}, with this model"
             )
         search.check(manifest.dim)
-        if not manifest.documents:
+        if not manifest.was_filled:
             raise GritError(
                 f"{path}: there is no document in this index yet; run the same grit index again"
             )
@@ -196,7 +197,8 @@ class Index:
         """
         if where not in self._allowed:
             keep = parse_filter(where)
-            check_fields(keep, self._metadata, str(self.path))
+            if len(self):
+                check_fields(keep, self._metadata, str(self.path))
             mask = np.fromiter(map(keep.matches, self._metadata), bool, len(self))
             if len(self._allowed) == MOST_FILTERS:
                 del self._allowed[next(iter(self._allowed))]
@@ -247,7 +249,11 @@ class Index:
 
     @functools.cached_property
     def _search(self) -> Searcher:
-        return self._milvus or ExactSearch(self._stored, self._model.mesh, settings=self._settings)
+        if self._milvus is not None:
+            return self._milvus
+        if not len(self):
+            return EmptySearch(self.manifest.dim)
+        return ExactSearch(self._stored, self._model.mesh, settings=self._settings)
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ that was committed.
     lexical.N/       a BM25 index of the documents (`search/lexical.py`)
     milvus.db        a copy of the vectors for Milvus to search, if it does (`search/milvus.py`)
     kv/              the document store (`store.py`), unless it is kept elsewhere
+    quality.json     what answers lose by starting from the records (`quality.py`)
 
 Files only grow. A batch is appended and flushed to disk everywhere before the manifest is replaced,
 which commits it: new rows and deleted rows in one step. Bytes behind the committed end of a file
@@ -48,6 +49,7 @@ from grit_jax.rag.store import store_owner
 from grit_jax.runtime.files import LOCK, is_temporary, lock_folder, write_file
 
 DOCUMENTS, VECTORS, DELETED = "documents.jsonl", "vectors.npy", "deleted.bin"
+RECEIPT = "quality.json"  # see `quality.py`
 DELETED_IN_FORMAT_2 = "dead.bin"
 NPY_HEADER = 128  # bytes; the shape in it is rewritten in place as the file grows
 COPY_ROWS = 4096  # at a time, into the next generation

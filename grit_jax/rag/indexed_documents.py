@@ -63,7 +63,7 @@ class IndexedDocuments:
     def __init__(self, path: Path, manifest: IndexManifest):
         name = path / file_name(DOCUMENTS, manifest.generation)
         self.rows = kept_rows(path, manifest)
-        self._lines = JsonlFile(name)
+        self._lines = JsonlFile(name, may_be_empty=True)
         if len(self._lines) < manifest.rows:
             raise GritError(
                 f"{name}: is cut short ({len(self._lines)} of {manifest.rows} documents); {AGAIN}"

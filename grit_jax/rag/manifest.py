@@ -102,6 +102,11 @@ class IndexManifest:
     format: int = FORMAT_VERSION
 
     @property
+    def was_filled(self) -> bool:
+        """Whether it has documents, or had some that were deleted since."""
+        return self.rows > 0 or self.generation > 0
+
+    @property
     def relative_store_of_format_2(self) -> bool:
         """True if `store` is relative to a working directory that is no longer known."""
         return (

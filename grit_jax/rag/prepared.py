@@ -96,8 +96,7 @@ class Preparer(Asker):
     def measure(self) -> None:
         """Loads (or measures) what the layouts cost, for mode `auto`; done once."""
         with self._measuring:
-            if self._costs is None:
-                assert self.index is not None
+            if self._costs is None and self.index:  # of an empty one nothing is read
                 self._costs = load_costs(self.model, self.index)
 
     def warm_up(self) -> None:
@@ -108,6 +107,11 @@ class Preparer(Asker):
         if self.index.kv != "none":
             for length in lengths:
                 self.model.encoder.encode_ids([[0] * length], return_cache=True)
+        self.warm_up_search()
+
+    def warm_up_search(self) -> None:
+        """Brings the vectors to the devices, and compiles what searches them."""
+        assert self.index is not None
         query = np.zeros((1, self.index.manifest.dim), np.float32)
         for power in range(MOST_DOCUMENTS.bit_length()):
             self.index.search(query, 1 << power)

@@ -26,11 +26,11 @@ from grit_jax.inference.sampling import Sampling
 from grit_jax.rag.corpus import spread
 from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES, RagGenerator, RagPrompt
 from grit_jax.rag.index import Index
+from grit_jax.rag.index_files import RECEIPT
 from grit_jax.runtime.files import write_json
 from grit_jax.text.answer_matching import score_answer
 from grit_jax.text.rag_layouts import RagMode
 
-RECEIPT = "quality.json"  # in the index's folder
 VERSION = 1  # of what is measured and how
 QUESTIONS = 32  # by default
 FEWEST = 8  # questions of which a mean has an error worth the name

@@ -140,7 +140,7 @@ async def delete_file(service: Service, id: str) -> dict[str, Any]:
     """Deletes an uploaded file, and its documents from all stores.
 
     Raises:
-      ApiError: 404, there is none; 400 where a store has no other document.
+      ApiError: 404, there is none.
     """
     await writer_of(service).remove(id, service.stores)
     return {"id": id, "object": "file", "deleted": True}
@@ -258,7 +258,7 @@ async def delete_store_file(service: Service, name: str, id: str) -> dict[str, A
     """Deletes a file's documents from a store; an uploaded file itself stays.
 
     Raises:
-      ApiError: 404, there is none; 400 where the store has no other document.
+      ApiError: 404, there is none.
     """
     writer = writer_of(service)
     await writer.detach(service.stores.get(name), id)

@@ -156,8 +156,7 @@ class Service:
         reranking in stores, and searches with filters.
         """
         for store in self.stores:
-            store.current().measure()
-            store.current().warm_up()
+            store.warm_up()
         codecs = {id(codec): codec for store in self.stores for codec in store.codecs()}
         programs = self.engine.warm_up(
             codecs=list(codecs.values()),

@@ -113,8 +113,7 @@ class StoreWriter:
         """Deletes a file's documents from a store, after the files that wait.
 
         Raises:
-          ApiError: 404, the store does not have the file; 400, it has no other document; 503, the
-            index cannot be written.
+          ApiError: 404, the store does not have the file; 503, the index cannot be written.
         """
         await self._in_turn(lambda: self._delete(store, id))
 
@@ -138,8 +137,7 @@ class StoreWriter:
         try:
             return await asyncio.wrap_future(self._submit(work))
         except GritError as error:
-            last, message = "all documents" in str(error), self._stores.named(str(error))
-            raise ApiError(400 if last else 503, message, code="not_written") from None
+            raise ApiError(503, self._stores.named(str(error)), code="not_written") from None
 
     def _queue(self, store: Store, id: str) -> None:
         with self._lock:

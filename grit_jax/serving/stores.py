@@ -61,6 +61,7 @@ class Store:
         self._seen = self._changed()
         self._preparer = Preparer(self.model, Index.open(path, self.model), context)
         self._files: StoreFiles | None = None
+        self._is_warm = False
         self.created = int((path / MANIFEST).stat().st_mtime)
 
     def named(self, message: str) -> str:
@@ -91,6 +92,14 @@ class Store:
         """What its records are packed with, None for plain ones."""
         return [None] if self.index.kv == "none" else [self.index.store.codec]
 
+    def warm_up(self) -> None:
+        """Compiles what questions need before the engine reads them, and measures what layouts cost;
+        later openings of the index bring theirs with them."""
+        preparer = self.current()
+        preparer.measure()
+        preparer.warm_up()
+        self._is_warm = True
+
     def current(self) -> Preparer:
         """The index as it is on disk, opened again if it has changed; requests under way keep the
         one that they have. One thread opens it, the others go on with the old one."""
@@ -119,8 +128,10 @@ class Store:
         seen = self._changed()
         if seen != self._seen:
             preparer = Preparer(self.model, Index.open(self.path, self.model), self._context)
-            if self._preparer.measured:
+            # Before any request has it: these do not wait for vectors and programs.
+            if self._is_warm or self._preparer.measured:
                 preparer.measure()
+                preparer.warm_up_search()
             self._preparer, self._seen = preparer, seen
 
     def files(self) -> StoreFiles:

@@ -143,7 +143,7 @@ def _results(
     index = preparer.index
     assert index is not None
     best: dict[int, float] = {}
-    for hits in index.find(queries, vectors, min(count, len(index)), retrieval):
+    for hits in index.find(queries, vectors, count, retrieval):
         for row, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True):
             best[row] = max(score, best.get(row, score))
     rows = sorted(best, key=lambda row: -best[row])[:count]

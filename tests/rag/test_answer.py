@@ -16,6 +16,7 @@ from grit_jax.errors import GritError
 from grit_jax.rag import answer as answer_module
 from grit_jax.rag import store as store_module
 from grit_jax.rag.answer import Asker
+from grit_jax.rag.build import delete_documents
 from grit_jax.rag.generator import DOCUMENT_CACHES, QUERY_CACHES
 from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.quality import RECEIPT, LayoutQuality, QualityReceipt
@@ -128,6 +129,29 @@ def test_where_no_document_is_found_the_answer_does_without(tiny_model, asker, m
     ]
     assert both[0].answer == expected(tiny_model, "none", "whales!", [])
     assert both[1].documents and both[1].mode != "none" and both[1].warnings == []
+
+
+@pytest.fixture(scope="module")
+def emptied(tiny_model, corpus, tmp_path_factory):
+    """An index whose documents were all deleted."""
+    path = tmp_path_factory.mktemp("emptied")
+    build_index(tiny_model, corpus, path, IndexOptions(), quiet=True)
+    delete_documents(tiny_model, path, {f"d{i}" for i in range(12)}, quiet=True)
+    return Index.open(path, tiny_model)
+
+
+@pytest.mark.parametrize("search", ["dense", "lexical", "hybrid"])
+@pytest.mark.parametrize("mode", ["doc", "query-doc", "auto"])
+def test_over_an_emptied_index_the_answer_does_without(tiny_model, emptied, mode, search):
+    retrieval = Retrieval(search, rerank=5, where="year > 1")
+    [answer] = Asker(tiny_model, emptied).ask(
+        QUESTION, mode, k=2, retrieval=retrieval, max_new_tokens=NEW
+    )
+    assert (answer.documents, answer.mode, answer.cache) == ([], "none", "read")
+    assert answer.warnings == [
+        f"{emptied.path}: there is no document in this index; answered without documents"
+    ]
+    assert answer.answer == expected(tiny_model, "none", QUESTION, [])
 
 
 def test_an_instruction_is_for_the_search_alone(tiny_model, asker, indices, monkeypatch):

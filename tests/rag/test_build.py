@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -15,7 +16,9 @@ from grit_jax.rag.build import calibrated, delete_documents
 from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.index_files import VECTORS
 from grit_jax.rag.manifest import MANIFEST
+from grit_jax.rag.quality import RECEIPT, keep_receipt
 from grit_jax.rag.search.hybrid import Retrieval
+from grit_jax.rag.store import StoreSize
 
 
 def test_vector_text_and_record_of_every_document(model, corpus, tmp_path):
@@ -155,9 +158,73 @@ def test_documents_are_deleted_by_id(model, corpus, tmp_path):
     many = {row["id"] for row in kept[:20]}  # the files are copied without them
     assert delete_documents(model, path, many, quiet=True) == 20
     assert_holds(Index.open(path, model), kept[20:])
-    with pytest.raises(GritError, match="all documents of the index"):
+    assert delete_documents(model, path, {row["id"] for row in ROWS}, quiet=True) == len(kept) - 20
+    assert len(Index.open(path, model)) == 0
+
+
+def _found(index: Index, where: str = "") -> list[list[int]]:
+    """Rows by each search."""
+    query = np.ones((1, index.manifest.dim), np.float32)
+    retrievals = [Retrieval(search, where=where) for search in ("dense", "lexical", "hybrid")]
+    return [index.find(["text 3"], query, 5, each)[0].rows.tolist() for each in retrievals]
+
+
+@pytest.mark.parametrize("emptied_by", ["deletion", "corpus"])
+@pytest.mark.parametrize("kv", ["native", "none"])
+def test_an_index_may_lose_all_of_its_documents(model, tmp_path, capsys, kv, emptied_by):
+    """It is searched without a result, nothing of the old documents is left, and it takes others
+    as a new index does."""
+    path = tmp_path / "index"
+    old = write_rows(tmp_path / "c.jsonl", ROWS)
+    build_index(model, old, path, IndexOptions(kv=kv), quiet=True)
+    (path / RECEIPT).write_text("{}")
+    empty, options = write_rows(tmp_path / "empty.jsonl", []), IndexOptions(kv=kv, update=True)
+    with pytest.raises(GritError, match=r"empty\.jsonl: empty"):  # unless it is asked for
+        build_index(model, empty, path, options, quiet=True)
+    with pytest.raises(GritError, match=r"empty\.jsonl: empty"):
+        deleting = dataclasses.replace(options, delete_missing=True)
+        build_index(model, empty, tmp_path / "new", deleting, quiet=True)
+    assert len(Index.open(path, model)) == len(ROWS)
+    for _ in range(2):  # the second time there is nothing to do
+        if emptied_by == "deletion":
+            delete_documents(model, path, {row["id"] for row in ROWS}, quiet=True)
+        else:
+            summary = build_index(model, empty, path, deleting, quiet=True)
+            assert (summary.documents, summary.bytes_vectors, summary.bytes_lexical) == (0, 0, 0)
+        index = Index.open(path, model)
+        assert index.manifest.complete and _found(index) == _found(index, "year > 1") == [[]] * 3
+    assert (len(index), index.vectors.shape) == (0, (0, index.manifest.dim))
+    assert not (path / RECEIPT).exists() and keep_receipt(model, index) == (None, False)
+    if kv != "none":
+        assert index.store.size == StoreSize()
+    with pytest.raises(GritError, match="there is no document 'd1'"):
+        index.row_of("d1")
+    capsys.readouterr()
+    new = [{"id": f"n{i}", "text": f"new text {i}"} for i in range(3)]
+    build_index(model, write_rows(tmp_path / "n.jsonl", new), path, IndexOptions(kv=kv), quiet=True)
+    assert "not in" not in capsys.readouterr().err
+    again = Index.open(path, model)
+    assert [line["id"] for line in again.documents] == ["n0", "n1", "n2"]
+    if kv != "none":
+        assert_holds(again, new)
+    assert [sorted(rows) for rows in _found(again)] == [[0, 1, 2]] * 3
+
+
+def test_a_writer_killed_while_it_empties_an_index(model, corpus, tmp_path, monkeypatch, capsys):
+    """The deletion is committed; what is left opens, and the next writer finishes it."""
+    path = tmp_path / "index"
+    build_index(model, corpus, path, IndexOptions(), quiet=True)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(build, "_free_space", killed)
         delete_documents(model, path, {row["id"] for row in ROWS}, quiet=True)
-    assert_holds(Index.open(path, model), kept[20:])
+    assert _found(Index.open(path, model)) == [[]] * 3
+    assert "this index is not finished (0 documents so far)" in capsys.readouterr().err
+    build_index(model, corpus, path, IndexOptions(), quiet=True)
+    assert_holds(Index.open(path, model), ROWS)
 
 
 def test_a_corpus_that_is_a_part_of_the_index_is_added_silently(model, corpus, tmp_path, capsys):

@@ -14,6 +14,7 @@ from grit_jax.rag.answer import Asker
 from grit_jax.rag.index import Index, IndexOptions, build_index
 from grit_jax.rag.search.hybrid import Retrieval
 from grit_jax.serving.settings import ServeLimits, ServeSettings
+from grit_jax.serving.stores import Store
 
 DOCUMENTS = 4  # that are in the index from the start
 
@@ -265,13 +266,51 @@ def test_what_cannot_be_deleted(client, written, tiny_model):
     openai = pytest.importorskip("openai")
     with pytest.raises(openai.NotFoundError, match="the store 'docs' has no file 'no'"):
         files.delete("no", vector_store_id="docs")
-    for number in range(DOCUMENTS - 1):
-        assert files.delete(f"d{number}", vector_store_id="docs").deleted
-    with pytest.raises(openai.BadRequestError, match="all documents of the index"):
-        files.delete("d3", vector_store_id="docs")
-    assert [file.id for file in files.list("docs")] == ["d3"]
     with pytest.raises(openai.BadRequestError, match="'d3' was not uploaded here"):
         files.update("d3", vector_store_id="docs", attributes={"a": 1})
+
+
+def test_a_store_may_lose_its_last_document(client, written, tiny_model):
+    """It is searched without a result and answered without documents, until a file is added."""
+    files, send_to = client.vector_stores.files, written.send
+    for number in range(DOCUMENTS):
+        assert files.delete(f"d{number}", vector_store_id="docs").deleted
+    assert [file.id for file in files.list("docs")] == []
+    store = client.vector_stores.retrieve("docs")
+    assert (store.file_counts.total, store.status, store.usage_bytes) == (0, "completed", 0)
+    for search in ("dense", "lexical", "hybrid"):
+        body = {"query": ["amber", "river"], "search": search, "where": "n > 1"}
+        status, page, _ = send_to("/v1/vector_stores/docs/search", body)
+        assert (status, page["data"]) == (200, []), search
+    status, judged, _ = send_to("/v1/rerank", {"query": "amber", "store": "docs"})
+    assert (status, judged["results"], judged["usage"]["total_tokens"]) == (200, [], 0)
+    asked = [{"role": "user", "content": "Which river is quiet?"}]
+    plain = {"messages": asked, "max_tokens": 8, "temperature": 0}
+    words = "store 'docs': there is no document in this index; answered without documents"
+    without = send_to("/v1/chat/completions", plain)[1]["choices"][0]["message"]["content"]
+    for mode in ("auto", "doc"):
+        _, reply, _ = send_to("/v1/chat/completions", {**plain, "store": "docs", "mode": mode})
+        assert reply["choices"][0]["message"]["content"] == without
+        assert (reply["grit"]["mode"], reply["grit"]["warnings"]) == ("none", [words])
+    response = client.responses.create(
+        model="tiny",
+        input=asked[0]["content"],
+        temperature=0,
+        max_output_tokens=8,
+        tools=[{"type": "file_search", "vector_store_ids": ["docs"]}],
+        include=["file_search_call.results"],
+    )
+    assert response.output[0].results == [] and response.output_text == without
+    assert response.output[1].content[0].annotations == []
+    path = written.service.settings.indices["docs"]
+    Store("docs", path, {"tiny": tiny_model}, 256).warm_up()  # as a server that is started now
+    added = add(client, send(client, "again.txt", b"The quiet amber river."))
+    assert added.status == "completed"
+    _, page, _ = send_to("/v1/vector_stores/docs/search", {"query": "amber"})
+    assert [result["file_id"] for result in page["data"]] == [added.id]
+    _, reply, _ = send_to("/v1/chat/completions", {**plain, "store": "docs", "mode": "doc"})
+    assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert reply["grit"]["warnings"] == []
 
 
 def test_without_the_flag_nothing_is_written(server):

@@ -118,6 +118,26 @@ class Searcher(Protocol):
         fewer); None: every row is allowed."""
 
 
+class EmptySearch:
+    """Search over no rows; `dim` is that of the queries."""
+
+    def __init__(self, dim: int):
+        self.dim = dim
+
+    def search(
+        self,
+        queries: Float[np.ndarray, "Q D"],
+        k: int,
+        allowed: Bool[np.ndarray, " N"] | None = None,
+    ) -> SearchResult:
+        """No row for any query.
+
+        Raises:
+          GritError: as `ExactSearch.search`.
+        """
+        return no_results(len(checked_queries(queries, k, self.dim)))
+
+
 class StoredVectors(Protocol):
     """Float32 vectors `[N, D]` that need not be in memory: an array, a memory map, or a selection
     of its rows."""

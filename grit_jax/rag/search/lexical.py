@@ -62,6 +62,8 @@ def update(writer: IndexWriter, quiet: bool = False) -> None:
 def open_lexical(path: Path, manifest: IndexManifest, documents: IndexedDocuments) -> BM25:
     """The BM25 index of an index; one that is missing, damaged or behind the index's files is built
     in memory, with a warning."""
+    if not manifest.documents:
+        return BM25([])
     if _is_current(manifest):
         assert manifest.lexical is not None
         try:

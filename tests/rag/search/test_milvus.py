@@ -127,6 +127,13 @@ def test_added_replaced_deleted_and_copied_to_a_new_generation(model, tmp_path, 
     assert collections(path) == [f"{entry.name}_1"]  # that of the old files is gone
     build(model, path, rows[:1])
     assert_finds(Index.open(path, model), rows[:1])
+    build(model, path, [])  # to the last one, and anew
+    index = Index.open(path, model)
+    assert index.search(np.eye(8, dtype=np.float32), 3).rows.shape == (8, 0)
+    assert index.find(["text"], np.ones((1, 8)), 3, Retrieval("hybrid"))[0].rows.tolist() == []
+    index._milvus.close()
+    build(model, path, rows[:30])
+    assert_finds(Index.open(path, model), rows[:30])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
