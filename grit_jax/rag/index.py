@@ -90,9 +90,9 @@ class Index:
           search: the precision and the number of dimensions in which vectors are searched.
 
         Raises:
-          GritError: there is no index, it never had a document or is damaged, it was made by another model, chat
-            format, pooling or format version, it has fewer dimensions than `search` asks for, or
-            its Milvus collection cannot be reached or differs from it.
+          GritError: there is no index, it never had a document or is damaged, it was made by
+            another model, chat format, pooling or format version, it has fewer dimensions than
+            `search` asks for, or its Milvus collection cannot be reached or differs from it.
         """
         path = home_path(path)
         manifest = read_manifest(path)

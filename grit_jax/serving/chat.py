@@ -25,7 +25,7 @@ from grit_jax.serving.generation import (
 from grit_jax.serving.messages import plain_messages
 from grit_jax.serving.protocol import ChatBody
 from grit_jax.serving.service import Service, gather
-from grit_jax.serving.tools import AnswerReader, ToolUse, tool_use
+from grit_jax.serving.tools import AnswerReader, ToolUse, chat_tools, tool_use
 from grit_jax.text.length import MAX_NEW_TOKENS, DefaultLength
 
 
@@ -75,7 +75,7 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
     check_choices(service, body)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs: only with logprobs: true", "top_logprobs")
-    tools = await tool_use(service, body)
+    tools = await tool_use(service, chat_tools(body))
     messages = plain_messages(body.messages, tools=tools is not None)
     samplings = samplings_of(body, _most_tokens(service, body), logprobs=bool(body.logprobs))
     stop = stop_strings(service, body)
@@ -86,7 +86,7 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
         samplings,
         stop,
         body.response_format,
-        document_request(service, body, messages),
+        document_request(service, body, messages, tools=tools is not None),
         tools,
         whole=not body.stream,
     )

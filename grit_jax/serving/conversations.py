@@ -15,6 +15,7 @@ from grit_jax.serving.documents import DocumentRequest
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.service import Service
 from grit_jax.serving.structured import JsonConstraint
+from grit_jax.serving.tool_documents import prepare_with_tools
 from grit_jax.serving.tools import ToolUse
 
 
@@ -30,6 +31,7 @@ class Conversation:
       documents: what is read before the conversation, which it ends; None: nothing.
       tools: that the answers may call, or called before.
       whole: nobody reads an answer before it is complete.
+      param: the field of the request that has the conversation, for errors.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -39,6 +41,7 @@ class Conversation:
     documents: DocumentRequest | None = None
     tools: ToolUse | None = None
     whole: bool = True
+    param: str = "messages"
 
     async def constraints(self, service: Service) -> Sequence[JsonConstraint | None]:
         """What the form of the answers demands of each.
@@ -64,7 +67,12 @@ class Conversation:
         service.check_ready()
         if self.documents is None:
             return None
-        return await self.documents.prepare(service, self.samplings[0].max_new_tokens)
+        most = self.samplings[0].max_new_tokens
+        if self.tools is None:
+            return await self.documents.prepare(service, most)
+        return await prepare_with_tools(
+            service, self.documents, self.messages, self.tools.shown, most
+        )
 
     async def start(
         self,
@@ -99,7 +107,7 @@ class Conversation:
             return service.model.prompt_ids([messages])[0]
         if messages[-1]["role"] == "assistant":
             raise bad_request(
-                "messages: the last one is the assistant's, so there is nothing to answer",
-                "messages",
+                f"{self.param}: the last message is the assistant's, so there is nothing to answer",
+                self.param,
             )
         return template.prompt_ids(messages, tools=self.tools.shown)

@@ -74,9 +74,12 @@ class DocumentRequest:
 
 
 def document_request(
-    service: Service, body: ChatBody, messages: Sequence[dict[str, str]]
+    service: Service, body: ChatBody, messages: Sequence[dict[str, str]], *, tools: bool = False
 ) -> DocumentRequest | None:
     """What a chat request asks of a store; None: it names none.
+
+    Args:
+      tools: as of `question_of`.
 
     Raises:
       ApiError: 400 for a field without a store, an unknown layout, or a conversation without a
@@ -93,7 +96,7 @@ def document_request(
         raise bad_request(
             f"mode: expected one of {', '.join((*MODES, 'auto'))}, got {mode!r:.40}", "mode"
         )
-    question, turns = question_of(messages)
+    question, turns = question_of(messages, tools=tools)
     retrieval = retrieval_of(body.search, body.where, None, body.rerank or 0)
     return DocumentRequest(
         store, question, mode, body.k or 1, retrieval, body.instruction or "", turns
@@ -101,18 +104,25 @@ def document_request(
 
 
 def question_of(
-    messages: Sequence[dict[str, str]], param: str = "messages"
+    messages: Sequence[dict[str, str]], param: str = "messages", *, tools: bool = False
 ) -> tuple[str, tuple[str, ...]]:
     """The question that a conversation ends with, and its turns; no turns where the question is all
     of it.
 
     Args:
       param: the field of the request, for errors.
+      tools: the conversation is rendered by the chat template (`tool_documents.py`): the question
+        is the last message of the user, and calls of functions may follow it.
 
     Raises:
       ApiError: 400 for a conversation that does not end with a message of the user, or whose roles
         do not alternate.
     """
+    if tools:
+        asked = [message["content"] for message in messages if message["role"] == "user"]
+        if not asked:
+            raise bad_request(f"{param}: there is no message of the user to search for", param)
+        return asked[-1], ()
     if not messages or messages[-1]["role"] != "user":
         raise bad_request(
             f"{param}: a conversation over documents must end with a message of the user", param

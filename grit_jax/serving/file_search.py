@@ -7,7 +7,7 @@ records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,58 +16,43 @@ from grit_jax.rag.prepared import PreparedQuestion
 from grit_jax.serving.documents import DocumentRequest, question_of
 from grit_jax.serving.errors import bad_request
 from grit_jax.serving.filters import expression_of
-from grit_jax.serving.response_protocol import FileSearchTool, ResponseBody
+from grit_jax.serving.response_protocol import FileSearchTool
 from grit_jax.serving.service import Service
 from grit_jax.serving.sources import source_of
 from grit_jax.serving.vector_stores import retrieval_of
 from grit_jax.text.rag_layouts import MODES
 
 DEFAULT_RESULTS = 5  # documents that are read where the tool says nothing
-CHOICES = ("auto", "required", "none")
 
 
-def file_search_of(body: ResponseBody) -> FileSearchTool | None:
-    """The search that a request asks for; None: none.
+def file_search_of(place: str, tool: Mapping[str, Any]) -> FileSearchTool:
+    """The search that a request asks for.
+
+    Args:
+      place: of the tool in the request, for errors.
 
     Raises:
-      ApiError: 400 for another tool or a field with a mistake.
+      ApiError: 400 for a field with a mistake.
     """
-    tools = body.tools or []
-    for number, tool in enumerate(tools):
-        if tool.get("type") != "file_search":
-            raise bad_request(
-                f"tools[{number}].type: expected file_search, got {tool.get('type')!r:.60}; this"
-                " endpoint has no other tool",
-                "tools",
-            )
-    if len(tools) > 1:
-        raise bad_request("tools: expected one file_search at most", "tools")
-    choice = body.tool_choice
-    if isinstance(choice, dict):
-        choice = "required" if choice == {"type": "file_search"} else str(choice)
-    if choice not in (None, *CHOICES):
-        raise bad_request(
-            f"tool_choice: expected {', '.join(CHOICES)} or {{'type': 'file_search'}}, got"
-            f" {choice!r:.80}",
-            "tool_choice",
-        )
-    if choice == "required" and not tools:
-        raise bad_request("tool_choice: there is no tool to use", "tool_choice")
-    if not tools:
-        return None
     try:
-        search = FileSearchTool.model_validate(tools[0])
+        return FileSearchTool.model_validate(tool)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise bad_request(f"tools[0].{place}: {first['msg']}", "tools") from None
-    return None if choice == "none" else search
+        name = ".".join(str(part) for part in first["loc"])
+        raise bad_request(f"{place}.{name}: {first['msg']}", "tools") from None
 
 
 def searched(
-    service: Service, tool: FileSearchTool, messages: Sequence[dict[str, str]]
+    service: Service,
+    tool: FileSearchTool,
+    messages: Sequence[dict[str, Any]],
+    *,
+    tools: bool = False,
 ) -> DocumentRequest:
     """What is asked of the store.
+
+    Args:
+      tools: as of `question_of`.
 
     Raises:
       ApiError: 400 for a field with a mistake, or a conversation without a question at its end; 404
@@ -75,21 +60,21 @@ def searched(
     """
     if len(tool.vector_store_ids) != 1:
         raise bad_request(
-            f"tools[0].vector_store_ids: expected one store, got {len(tool.vector_store_ids)}",
+            f"file_search.vector_store_ids: expected one store, got {len(tool.vector_store_ids)}",
             "tools",
         )
     store = service.stores.get(tool.vector_store_ids[0], "tools")
     if tool.filters is not None and tool.where is not None:
-        raise bad_request("tools[0]: give filters or where, not both", "tools")
+        raise bad_request("file_search: give filters or where, not both", "tools")
     where = tool.where if tool.filters is None else expression_of(tool.filters)
     retrieval = retrieval_of(tool.search, where, tool.ranking_options, tool.rerank or 0)
     mode = tool.mode or "auto"
     if mode not in (*MODES, "auto"):
         raise bad_request(
-            f"tools[0].mode: expected one of {', '.join((*MODES, 'auto'))}, got {mode!r:.40}",
+            f"file_search.mode: expected one of {', '.join((*MODES, 'auto'))}, got {mode!r:.40}",
             "tools",
         )
-    question, turns = question_of(messages, "input")
+    question, turns = question_of(messages, "input", tools=tools)
     count = tool.max_num_results or DEFAULT_RESULTS
     return DocumentRequest(store, question, mode, count, retrieval, tool.instruction or "", turns)
 

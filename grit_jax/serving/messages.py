@@ -82,20 +82,32 @@ def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
             )
         if not isinstance(call.get("id"), str):
             raise bad_request(f"{place}[{number}].id: expected a string", "messages")
-        given = function.get("arguments")
-        try:
-            arguments = json.loads(given or "{}") if isinstance(given, str | None) else given
-        except ValueError:
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise bad_request(
-                f"{place}[{number}].function.arguments: expected a JSON object as text, got"
-                f" {given!r:.80}",
-                "messages",
-            )
-        whole = {"name": name, "arguments": arguments}
+        whole = {
+            "name": name,
+            "arguments": arguments_object(
+                function.get("arguments"), f"{place}[{number}].function.arguments", "messages"
+            ),
+        }
         plain.append({"id": call["id"], "type": "function", "function": whole})
     return plain
+
+
+def arguments_object(given: Any, place: str, param: str) -> dict[str, Any]:
+    """The arguments of a call, JSON text or nothing, as an object.
+
+    Raises:
+      ApiError: 400 for anything else.
+    """
+    try:
+        arguments = json.loads(given or "{}") if isinstance(given, str | None) else given
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise bad_request(
+            f"{place}: expected a JSON object as text, got {given!r:.80}",
+            param,
+        )
+    return arguments
 
 
 def _text(content: Any, place: str) -> str:

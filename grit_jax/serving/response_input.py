@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grit_jax.serving.errors import bad_request
-from grit_jax.serving.messages import ROLES
+from grit_jax.serving.messages import ROLES, arguments_object
 from grit_jax.serving.response_events import new_item_id
 
 # Of a part of content: its fields beside the text have no effect here.
@@ -13,7 +14,19 @@ PARTS = {
     "input_text": {"type", "text", "prompt_cache_breakpoint"},
     "output_text": {"type", "text", "annotations", "logprobs", "parsed"},
 }
-FIELDS = {"type", "role", "content", "id", "status", "phase"}
+# Of items, by their types.
+FIELDS = {
+    "message": {"type", "role", "content", "id", "status", "phase"},
+    "function_call": {"type", "id", "call_id", "name", "arguments", "status", "parsed_arguments"},
+    "function_call_output": {"type", "id", "call_id", "output", "name", "status"},
+}
+# Fields that the official client sends back with these, and that say nothing.
+NOTHING = {
+    "function_call": {"async", "caller", "namespace"},
+    "function_call_output": {"caller", "namespace"},
+}
+# The beginnings of ids.
+PREFIXES = {"function_call": "fc", "function_call_output": "fco"}
 
 
 def input_items(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -29,7 +42,11 @@ def input_items(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise bad_request("input: the list is empty", "input")
     items = []
     for item in given:
-        item = {"type": "message", "id": new_item_id("msg"), **item}
+        prefix = PREFIXES.get(str(item.get("type")), "msg")
+        given_fields = {
+            name: value for name, value in item.items() if (name, value) != ("id", None)
+        }
+        item = {"type": "message", "id": new_item_id(prefix), **given_fields}
         if isinstance(text := item.get("content"), str):
             is_output = item.get("role") == "assistant"
             part = (
@@ -40,36 +57,73 @@ def input_items(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return items
 
 
-def messages_of_items(items: list[dict[str, Any]]) -> list[dict[str, str]]:
+def messages_of_items(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Items (`input_items`) as messages `{"role", "content"}` with string contents.
 
-    Text parts of a message are joined by line breaks. The `file_search_call` items of earlier
-    responses are left out: each question is answered over its own documents.
+    Text parts of a message are joined by line breaks. Calls of functions belong to the assistant's
+    message before them, or to one without content; their results are messages of the role `tool`,
+    in the form that chat templates read. The `file_search_call` items of earlier responses are left
+    out: each question is answered over its own documents.
 
     Raises:
-      ApiError: 400 for an item that is no message, an unknown role or field, or content that is no
-        text.
+      ApiError: 400 for an item of another type, an unknown role or field, content that is no text,
+        a call that has a mistake, or a result without its call.
     """
-    messages = []
+    messages: list[dict[str, Any]] = []
+    names: dict[str, str] = {}  # of functions, by the ids of their calls
     for number, item in enumerate(items):
-        place = f"input[{number}]"
-        kind = item["type"]
+        place, kind = f"input[{number}]", item["type"]
         if kind == "file_search_call":
             continue
-        if kind != "message":
+        if not isinstance(kind, str) or kind not in FIELDS:
             raise bad_request(
-                f"{place}.type: expected message or file_search_call, got {kind!r:.60}", "input"
+                f"{place}.type: expected {', '.join(FIELDS)} or file_search_call, got {kind!r:.60}",
+                "input",
             )
-        if unknown := sorted(set(item) - FIELDS):
-            raise bad_request(f"{place}.{unknown[0]:.60}: unknown field", "input")
-        role = item.get("role")
-        if not isinstance(role, str) or role not in ROLES:
-            raise bad_request(
-                f"{place}.role: expected one of {', '.join(ROLES)}, got {role!r:.60}", "input"
-            )
-        content = _text(item.get("content"), f"{place}.content")
-        messages.append({"role": ROLES[role], "content": content})
+        known = FIELDS[kind]
+        if unknown := sorted(set(item) - known):
+            name = unknown[0]
+            if name not in NOTHING.get(kind, ()) or item[name] not in (None, False):
+                raise bad_request(f"{place}.{name:.60}: unknown field", "input")
+        if kind == "function_call":
+            call = _call(item, place)
+            names[call["id"]] = call["function"]["name"]
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": ""})
+            messages[-1].setdefault("tool_calls", []).append(call)
+        elif kind == "function_call_output":
+            called = item.get("call_id")
+            if not isinstance(called, str) or called not in names:
+                raise bad_request(
+                    f"{place}.call_id: expected that of a function_call before it, got"
+                    f" {called!r:.80}",
+                    "input",
+                )
+            output = item.get("output")
+            content = output if isinstance(output, str) else _text(output, f"{place}.output")
+            result = {"tool_call_id": called, "name": names[called]}
+            messages.append({"role": "tool", "content": content, **result})
+        else:
+            role = item.get("role")
+            if not isinstance(role, str) or role not in ROLES:
+                raise bad_request(
+                    f"{place}.role: expected one of {', '.join(ROLES)}, got {role!r:.60}", "input"
+                )
+            content = _text(item.get("content"), f"{place}.content")
+            messages.append({"role": ROLES[role], "content": content})
     return messages
+
+
+def _call(item: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A call of a function in the form that chat templates read."""
+    for field in ("call_id", "name"):
+        if not isinstance(item.get(field), str) or not item[field]:
+            raise bad_request(
+                f"{place}.{field}: expected a text, got {item.get(field)!r:.60}", "input"
+            )
+    arguments = arguments_object(item.get("arguments"), f"{place}.arguments", "input")
+    function = {"name": item["name"], "arguments": arguments}
+    return {"id": item["call_id"], "type": "function", "function": function}
 
 
 def _text(content: Any, place: str) -> str:

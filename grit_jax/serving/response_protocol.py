@@ -49,7 +49,6 @@ class ResponseBody(Body):
             "safety_identifier",
             "moderation",
             "max_tool_calls",
-            "parallel_tool_calls",
             "reasoning",
         }
     )

@@ -20,18 +20,16 @@ class StoredResponse:
       user: who asked; nobody else can read it.
       body: the response.
       items: its input items, with ids.
-      messages: the conversation up to its answer, without instructions.
     """
 
     user: str
     body: dict[str, Any]
     items: list[dict[str, Any]]
-    messages: list[dict[str, str]]
 
     @property
     def size(self) -> int:
         """About how many bytes it takes."""
-        return len(json.dumps([self.body, self.items, self.messages]))
+        return len(json.dumps([self.body, self.items]))
 
 
 class ResponseStore:

@@ -1,4 +1,5 @@
-"""`/v1/responses`: OpenAI's Responses API, with the tool `file_search` over the server's stores."""
+"""`/v1/responses`: OpenAI's Responses API, with the tool `file_search` over the server's stores and
+functions."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from grit_jax.serving.conversations import Conversation
 from grit_jax.serving.documents import shown_documents, shown_timings
 from grit_jax.serving.embeddings import Reply
 from grit_jax.serving.errors import ApiError, bad_request
-from grit_jax.serving.file_search import citations, file_search_of, results_of, searched
+from grit_jax.serving.file_search import citations, results_of, searched
 from grit_jax.serving.generation import (
     Stream,
     Usage,
@@ -27,8 +28,10 @@ from grit_jax.serving.response_events import ResponseForm, SearchCall
 from grit_jax.serving.response_input import input_items, messages_of_items
 from grit_jax.serving.response_protocol import INCLUDABLE, LOGPROBS, ResponseBody
 from grit_jax.serving.response_store import StoredResponse
+from grit_jax.serving.response_tools import response_tools
 from grit_jax.serving.service import Service
 from grit_jax.serving.structured import FIELD
+from grit_jax.serving.tools import AnswerReader, tool_use
 from grit_jax.text.length import MAX_NEW_TOKENS, DefaultLength
 
 TEXT_FORMAT = "text.format"
@@ -47,25 +50,31 @@ async def responses(service: Service, body: ResponseBody, user: str) -> Reply | 
                 f"include: expected {' or '.join(INCLUDABLE)}, got {value!r:.60}", "include"
             )
     items = input_items(body.input)
-    asked = messages_of_items(items)
     if body.previous_response_id is not None:
         previous = service.responses.get(body.previous_response_id, user, "previous_response_id")
         items = [*previous.items, *previous.body["output"], *items]
-        asked = [*previous.messages, *asked]
-    messages = asked
+    messages = messages_of_items(items)
     if body.instructions:
-        messages = [{"role": "system", "content": body.instructions}, *asked]
-    tool = file_search_of(body)
-    documents = searched(service, tool, messages) if tool is not None else None
+        messages = [{"role": "system", "content": body.instructions}, *messages]
+    asked = response_tools(body, messages)
+    tools = await tool_use(service, asked.functions)
+    may_call = tools is not None and tools.shown is not None
+    if may_call and _logprobs_wanted(body):
+        raise bad_request("include: no log-probabilities with functions among the tools", "include")
+    documents = None
+    if asked.search is not None:
+        documents = searched(service, asked.search, messages, tools=tools is not None)
     if documents is not None:
         service = service.choose_for_store(documents.store, body.model)
     conversation = Conversation(
         messages,
-        _samplings(service, body),
+        _samplings(service, body, over_documents=documents is not None),
         (),
         _response_format(body),
         documents,
+        tools,
         whole=not body.stream,
+        param="input",
     )
     try:
         constraints = await conversation.constraints(service)
@@ -74,13 +83,13 @@ async def responses(service: Service, body: ResponseBody, user: str) -> Reply | 
         raise bad_request(message.replace(FIELD, TEXT_FORMAT), TEXT_FORMAT, error.code) from None
     prepared = await conversation.prepare(service)
     [answer] = await conversation.start(service, user, prepared, constraints)
-    form = ResponseForm(service.name, body)
+    form = ResponseForm(service.name, body, tools=tools if may_call else None)
     if prepared is not None and documents is not None:
         results = results_of(prepared)
         form.search = SearchCall(documents.question, results)
         form.citations = citations(results)
         form.extra = {"grit": shown_documents(prepared)}
-    run = _Run(service, form, answer, StoredResponse(user, {}, items, asked))
+    run = _Run(service, form, answer, StoredResponse(user, {}, items))
     run.prepared = prepared
     if body.stream:
         return Stream(run.events(), lambda: usage_of([answer], 1), [answer])
@@ -123,12 +132,12 @@ def stored_input(service: Service, id: str, user: str) -> dict[str, Any]:
     }
 
 
-def _samplings(service: Service, body: ResponseBody) -> list[Sampling]:
+def _samplings(service: Service, body: ResponseBody, *, over_documents: bool) -> list[Sampling]:
     """The settings of the answer."""
     most = body.max_output_tokens
     if most is None:
         # As in chat: documents leave room for an answer, a prompt leaves what it leaves.
-        most = int(MAX_NEW_TOKENS) if body.tools else DefaultLength(service.context)
+        most = int(MAX_NEW_TOKENS) if over_documents else DefaultLength(service.context)
     settings = GenerationBody(temperature=body.temperature, top_p=body.top_p, seed=body.seed)
     return samplings_of(settings, most, logprobs=_logprobs_wanted(body))
 
@@ -150,7 +159,7 @@ class _Run:
     """One answer on its way to a response.
 
     Attributes:
-      stored: what is kept of the response, but for its body and its answer.
+      stored: what is kept of the response, but for its body.
       prepared: the documents that it is based on.
     """
 
@@ -164,22 +173,27 @@ class _Run:
         """The whole response."""
         delta = await self.answer.complete()
         usage = usage_of([self.answer], 1)
-        body = self._finished(delta.text, self._logprobs(delta), delta.finished, usage)
+        content, calls, _ = AnswerReader(self.form.tools).read(delta)
+        for _ in (*self.form.more(content, calls, self._logprobs(delta)), *self.form.finish()):
+            pass  # events that nobody reads
+        body = self._finished(delta.finished, usage)
         return Reply(body, usage.prompt, usage.cached, usage.completion)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of a stream."""
-        text, logprobs, finished = "", [], None
+        finished, reader = None, AnswerReader(self.form.tools)
         try:
             for event in self.form.head():
                 yield event
             async with contextlib.aclosing(self.answer.deltas()) as deltas:
                 async for delta in deltas:
-                    own = self._logprobs(delta)
-                    if delta.text or own:
-                        yield self.form.delta(delta.text, own)
-                    text, logprobs, finished = text + delta.text, logprobs + own, delta.finished
-            body = self._finished(text, logprobs, finished, usage_of([self.answer], 1))
+                    content, calls, _ = reader.read(delta)
+                    for event in self.form.more(content, calls, self._logprobs(delta)):
+                        yield event
+                    finished = delta.finished
+            for event in self.form.finish():
+                yield event
+            body = self._finished(finished, usage_of([self.answer], 1))
             for event in self.form.tail(body):
                 yield event
         except ApiError as error:
@@ -187,20 +201,14 @@ class _Run:
         finally:
             self.answer.end()
 
-    def _finished(
-        self, text: str, logprobs: list[dict[str, Any]], finished: str | None, usage: Usage
-    ) -> dict[str, Any]:
+    def _finished(self, finished: str | None, usage: Usage) -> dict[str, Any]:
         """The body of the response that has ended, which is kept."""
         if self.prepared is not None:
             self.form.extra["grit"]["timings"] = shown_timings(self.prepared, [self.answer])
         status = "incomplete" if finished == "length" else "completed"
-        output = self.form.output(text, logprobs, status)
-        body = self.form.body(status, output, usage)
+        body = self.form.body(status, self.form.output(status), usage)
         if body["store"]:
-            messages = [*self.stored.messages, {"role": "assistant", "content": text}]
-            self.service.responses.put(
-                dataclasses.replace(self.stored, body=body, messages=messages)
-            )
+            self.service.responses.put(dataclasses.replace(self.stored, body=body))
         return body
 
     def _logprobs(self, delta: Delta) -> list[dict[str, Any]]:

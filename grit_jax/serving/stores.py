@@ -93,8 +93,8 @@ class Store:
         return [None] if self.index.kv == "none" else [self.index.store.codec]
 
     def warm_up(self) -> None:
-        """Compiles what questions need before the engine reads them, and measures what layouts cost;
-        later openings of the index bring theirs with them."""
+        """Compiles what questions need before the engine reads them, and measures what layouts
+        cost; later openings of the index bring theirs with them."""
         preparer = self.current()
         preparer.measure()
         preparer.warm_up()

@@ -1,4 +1,5 @@
-"""Tools in chat: functions that the model may call, written and read in its own template's form."""
+"""Functions that a model may call, written and read in its own template's form: those of chat, and
+of responses."""
 
 from __future__ import annotations
 
@@ -89,6 +90,27 @@ class ToolUse:
         return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(length))
 
 
+@dataclasses.dataclass(frozen=True)
+class ToolRequest:
+    """What a request says of functions.
+
+    Attributes:
+      functions: with the place of each in the request, for errors.
+      choice: "auto", "none", "required", or the name of the function in a tuple.
+      parallel: whether an answer may have several calls.
+      has_calls: the conversation has calls of functions, or their results.
+      form: the type of the answer's form, "text" for none, and the field that says so.
+      ignore_eos: the answer goes on after its end.
+    """
+
+    functions: Sequence[tuple[str, Mapping[str, Any]]]
+    choice: str | tuple[str] = "auto"
+    parallel: bool = True
+    has_calls: bool = False
+    form: tuple[str, str] = ("text", "response_format")
+    ignore_eos: bool = False
+
+
 class AnswerReader:
     """Reads one answer as OpenAI writes it: content, and calls of functions."""
 
@@ -97,7 +119,8 @@ class AnswerReader:
 
     def delta(self, delta: Delta) -> tuple[dict[str, Any], str | None]:
         """The fields that an answer has grown by, and why it has ended."""
-        fields, parts, finished = self._read(delta)
+        content, parts, finished = self.read(delta)
+        fields = {"content": content} if content else {}
         calls = []
         for part in parts:
             function = {"name": part.name} if part.name is not None else {}
@@ -107,116 +130,169 @@ class AnswerReader:
 
     def message(self, delta: Delta) -> tuple[dict[str, Any], str | None]:
         """The content and the calls of a whole answer, and why it has ended."""
-        fields, parts, finished = self._read(delta)
+        content, parts, finished = self.read(delta)
         calls: list[dict[str, Any]] = []
         for part in parts:
             if part.name is not None:
                 function = {"name": part.name, "arguments": ""}
                 calls.append(self._identity() | {"function": function})
             calls[part.index]["function"]["arguments"] += part.arguments
-        content = fields.get("content")
         if not calls:
-            return {"content": content or ""}, finished
-        return {"content": content, "tool_calls": calls}, finished
+            return {"content": content}, finished
+        return {"content": content or None, "tool_calls": calls}, finished
 
-    def _read(self, delta: Delta) -> tuple[dict[str, Any], list[CallPart], str | None]:
+    def read(self, delta: Delta) -> tuple[str, list[CallPart], str | None]:
+        """New content, what calls have grown by, and why the answer has ended."""
         if self._parser is None:
-            return ({"content": delta.text} if delta.text else {}), [], delta.finished
+            return delta.text, [], delta.finished
         parsed = self._parser.write(delta.text, last=delta.finished is not None)
         called = delta.finished == "stop" and self._parser.calls
         finished = "tool_calls" if called else delta.finished
-        return ({"content": parsed.content} if parsed.content else {}), parsed.calls, finished
+        return parsed.content, parsed.calls, finished
 
     def _identity(self) -> dict[str, Any]:
         assert self._tools is not None
         return {"id": self._tools.call_id(), "type": "function"}
 
 
-async def tool_use(service: Service, body: ChatBody) -> ToolUse | None:
-    """The tools of a request; None: it has none, and no calls or results of calls.
+async def tool_use(service: Service, asked: ToolRequest) -> ToolUse | None:
+    """The functions of a request; None: it has none, and no calls or results of calls.
 
     Raises:
-      ApiError: 400 for a tool with a mistake, a choice that there is not, what does not go together
-        with tools, or a model whose chat template has no tools.
+      ApiError: 400 for a function with a mistake, a choice that there is not, what does not go
+        together with functions, or a model whose chat template has no tools.
     """
-    tools = body.tools or []
-    functions = _functions(tools)
-    required = _required(body, functions)
-    told = any(message.role == "tool" or message.tool_calls for message in body.messages)
-    if not tools and not told:
+    functions = _schemas(asked.functions)
+    required = _required(asked.choice, functions)
+    if not functions and not asked.has_calls:
         return None
     await _check_template(service)
-    if not tools or body.tool_choice == "none":
+    if not functions or asked.choice == "none":
         return ToolUse(None, None, {})
     form = _form(service)
-    if body.has_documents:
-        raise bad_request("tools: not with 'store'; ask with one of them at a time", "tools")
-    kind = (body.response_format or {}).get("type", "text")
+    kind, field = asked.form
     if kind != "text":
-        raise bad_request("response_format: not with tools", "response_format")
-    if required and body.ignore_eos:
+        raise bad_request(f"{field}: not with tools", field)
+    if required and asked.ignore_eos:
         raise bad_request("ignore_eos: not where tool_choice requires a call", "ignore_eos")
-    shown = [{"type": "function", "function": _shown(tool["function"])} for tool in tools]
+    shown = [{"type": "function", "function": _shown(each)} for _, each in asked.functions]
     # A function that is named is called once.
-    several = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, dict)
+    several = asked.parallel and not isinstance(asked.choice, tuple)
     return ToolUse(shown, form, functions, required, several)
 
 
-def _functions(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The arguments' schemas of tools by name."""
-    if len(tools) > MOST_TOOLS:
-        raise bad_request(
-            f"tools: {len(tools)} tools, and a request may have {MOST_TOOLS}", "tools"
-        )
-    functions: dict[str, Any] = {}
-    for number, tool in enumerate(tools):
-        place = f"tools[{number}]"
+def chat_tools(body: ChatBody) -> ToolRequest:
+    """What a chat request says of functions.
+
+    Raises:
+      ApiError: 400 for a tool that is no function, or a choice with a mistake.
+    """
+    functions: list[tuple[str, Mapping[str, Any]]] = []
+    for number, tool in enumerate(body.tools or []):
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict):
             raise bad_request(
-                f"{place}: expected {{'type': 'function', 'function': {{'name', ...}}}}, got"
-                f" {json.dumps(tool):.100}",
+                f"tools[{number}]: expected {{'type': 'function', 'function': {{'name', ...}}}},"
+                f" got {json.dumps(tool):.100}",
                 "tools",
             )
+        functions.append((f"tools[{number}].function", function))
+    choice = body.tool_choice
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools")
+        tools = allowed.get("tools") if isinstance(allowed, dict) else None
+        named = [tool.get("function") if isinstance(tool, dict) else None for tool in tools or ()]
+        functions = allowed_functions(functions, named)
+        choice = allowed.get("mode", "auto") if isinstance(allowed, dict) else None
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        choice = choice.get("function")
+    return ToolRequest(
+        functions,
+        choice_of(choice, "{'type': 'function', 'function': {'name'}}"),
+        body.parallel_tool_calls is not False,
+        any(message.role == "tool" or message.tool_calls for message in body.messages),
+        ((body.response_format or {}).get("type", "text"), "response_format"),
+        bool(body.ignore_eos),
+    )
+
+
+def choice_of(choice: Any, named: str) -> str | tuple[str]:
+    """A `tool_choice`, as in `ToolRequest`.
+
+    Args:
+      choice: a function by an object with its `name`.
+      named: how the endpoint names a function, for the error.
+
+    Raises:
+      ApiError: 400 for anything else.
+    """
+    if choice is None:
+        return "auto"
+    if isinstance(choice, str) and choice in ("auto", "none", "required"):
+        return choice
+    if isinstance(choice, dict) and isinstance(name := choice.get("name"), str):
+        return (name,)
+    raise bad_request(
+        f"tool_choice: expected 'auto', 'none', 'required' or {named}, got"
+        f" {json.dumps(choice):.100}",
+        "tool_choice",
+    )
+
+
+def allowed_functions(
+    functions: Sequence[tuple[str, Mapping[str, Any]]], allowed: Sequence[Any]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """The functions that `tool_choice` allows by objects with their names.
+
+    Raises:
+      ApiError: 400 where it allows none, or one that is not there.
+    """
+    names = [each.get("name") if isinstance(each, dict) else None for each in allowed]
+    known = [function.get("name") for _, function in functions]
+    if not names or any(name is None or name not in known for name in names):
+        raise bad_request(
+            "tool_choice: expected allowed_tools with a mode and some of the tools by name",
+            "tool_choice",
+        )
+    return [each for each in functions if each[1].get("name") in names]
+
+
+def _schemas(functions: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The schemas of functions' arguments, by name."""
+    if len(functions) > MOST_TOOLS:
+        raise bad_request(
+            f"tools: {len(functions)} tools, and a request may have {MOST_TOOLS}", "tools"
+        )
+    schemas: dict[str, Any] = {}
+    for place, function in functions:
         name, schema = function.get("name"), function.get("parameters")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise bad_request(
-                f"{place}.function.name: expected up to 64 letters, digits, '_', '-' or '.', got"
+                f"{place}.name: expected up to 64 letters, digits, '_', '-' or '.', got"
                 f" {name!r:.80}",
                 "tools",
             )
-        if name in functions:
-            raise bad_request(f"{place}.function.name: there is another {name!r}", "tools")
+        if name in schemas:
+            raise bad_request(f"{place}.name: there is another {name!r}", "tools")
         if not isinstance(schema, dict | None) or (schema or {}).get("type", "object") != "object":
-            raise bad_request(
-                f"{place}.function.parameters: expected the JSON schema of an object", "tools"
-            )
-        functions[name] = schema or _NO_PARAMETERS
-    return functions
+            raise bad_request(f"{place}.parameters: expected the JSON schema of an object", "tools")
+        schemas[name] = schema or _NO_PARAMETERS
+    return schemas
 
 
-def _required(body: ChatBody, functions: Mapping[str, Any]) -> list[str]:
+def _required(choice: str | tuple[str], functions: Mapping[str, Any]) -> list[str]:
     """The functions of which one must be called."""
-    choice = body.tool_choice
-    if choice in (None, "auto", "none"):
-        return []
-    if choice == "required" and functions:
-        return [*functions]
-    named = choice.get("function") if isinstance(choice, dict) else None
-    name = named.get("name") if isinstance(named, dict) else None
     if choice == "required":
-        raise bad_request("tool_choice: 'required', and there are no tools", "tool_choice")
-    if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(name, str):
-        if name in functions:
-            return [name]
+        if not functions:
+            raise bad_request("tool_choice: 'required', and there are no tools", "tool_choice")
+        return [*functions]
+    if not isinstance(choice, tuple):
+        return []
+    if choice[0] not in functions:
         raise bad_request(
-            f"tool_choice: there is no function {name!r:.80} among the tools", "tool_choice"
+            f"tool_choice: there is no function {choice[0]!r:.80} among the tools", "tool_choice"
         )
-    raise bad_request(
-        "tool_choice: expected 'auto', 'none', 'required' or {'type': 'function', 'function':"
-        f" {{'name'}}}}, got {json.dumps(choice):.100}",
-        "tool_choice",
-    )
+    return [*choice]
 
 
 def _shown(function: Mapping[str, Any]) -> dict[str, Any]:

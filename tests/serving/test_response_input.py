@@ -37,6 +37,43 @@ def test_messages_of_all_roles():
     ]
 
 
+def test_calls_and_their_results():
+    call = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": '{"a": 1}'}
+    other = {**call, "call_id": "c2", "arguments": ""}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "12:00"}
+    parts = {**result, "call_id": "c2", "output": [{"type": "input_text", "text": "noon"}]}
+    said = {"role": "assistant", "content": "I ask."}
+    items = input_items([{"role": "user", "content": "x"}, said, call, other, result])
+    assert items[2]["id"].startswith("fc_") and items[4]["id"].startswith("fco_")
+    calls = [
+        {"id": id, "type": "function", "function": {"name": "clock", "arguments": arguments}}
+        for id, arguments in (("c1", {"a": 1}), ("c2", {}))
+    ]
+    told = {"role": "tool", "content": "12:00", "tool_call_id": "c1", "name": "clock"}
+    assert messages_of_items(items) == [
+        {"role": "user", "content": "x"},
+        {**said, "tool_calls": calls},
+        told,
+    ]
+    alone = messages_of_items(input_items([other, parts]))
+    assert alone[0] == {"role": "assistant", "content": "", "tool_calls": calls[1:]}
+    assert alone[1]["content"] == "noon"
+    for wrong, words in (
+        ([result], "input[0].call_id: expected that of a function_call before it"),
+        ([{**call, "call_id": None}], "input[0].call_id: expected a text"),
+        ([{**call, "name": 3}], "input[0].name: expected a text"),
+        ([{**call, "arguments": "[1]"}], "input[0].arguments: expected a JSON object"),
+        ([{**call, "song": 1}], "input[0].song: unknown field"),
+        ([call, {**result, "output": 3}], "input[1].output: expected a string or a list"),
+        ([{"type": ["x"]}], "input[0].type: expected message, function_call"),
+    ):
+        with pytest.raises(ApiError) as error:
+            messages_of_items(input_items(wrong))
+        assert words in error.value.message
+    # As the official client sends an answer back.
+    assert messages_of_items(input_items([{**call, "namespace": None, "async": None}]))
+
+
 @pytest.mark.parametrize("content", [None, 3, [3], [{"type": "input_text"}], [{"type": ["x"]}]])
 def test_content_that_is_no_text(content):
     with pytest.raises(ApiError, match=r"input\[0\].content"):

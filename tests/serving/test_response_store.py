@@ -9,7 +9,7 @@ from grit_jax.serving.response_store import ResponseStore, StoredResponse
 
 
 def stored(id: str, text: str = "x") -> StoredResponse:
-    return StoredResponse("a", {"id": id, "text": text}, [], [])
+    return StoredResponse("a", {"id": id, "text": text}, [])
 
 
 def test_the_oldest_make_room():

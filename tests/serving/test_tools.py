@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from live_server import live_server
+from tool_template import CLOCK, SCHEMA, TEMPLATE, WEATHER, with_tools
 
 from grit_jax.cli.serve import TOOL_PARSERS
 from grit_jax.inference.model import GritLM
@@ -18,40 +19,12 @@ from grit_jax.serving.settings import ServeSettings
 from grit_jax.serving.tools import AnswerReader, ToolUse, _form
 from grit_jax.text.tool_calls import FORMATS
 
-# In the manner of Qwen's, short.
-TEMPLATE = (
-    "{{ bos_token }}{% if tools %}# Tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
-    "as <tool_call>{}</tool_call>\n{% endif %}{% for m in messages %}[{{ m.role }}] {{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>"
-    "{% endfor %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
-)
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "unit": {"enum": ["C", "F"]},
-        "days": {"type": "array", "items": {"$ref": "#/$defs/day"}, "maxItems": 2},
-    },
-    "required": ["unit", "days"],
-    "additionalProperties": False,
-    "$defs": {"day": {"type": "integer", "minimum": 0, "maximum": 9}},
-}
-WEATHER = {
-    "type": "function",
-    "function": {"name": "weather", "description": "Tells it.", "parameters": SCHEMA},
-}
-CLOCK = {"type": "function", "function": {"name": "clock", "strict": True}}
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Rain?"}], "temperature": 0}
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model, tmp_path_factory) -> GritLM:
-    path = tmp_path_factory.mktemp("tools") / "model"
-    tiny_model.save_pretrained(path)
-    for name in ("grit.json", "modules.json"):
-        (path / name).unlink()
-    config = json.loads((path / "tokenizer_config.json").read_text())
-    (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
-    return GritLM.from_pretrained(path)
+    return with_tools(tiny_model, tmp_path_factory.mktemp("tools") / "model")
 
 
 @pytest.fixture(scope="module")
