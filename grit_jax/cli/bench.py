@@ -19,6 +19,9 @@ HELP = {
     "long question (B)",
     "all": "all of these",
 }
+RERANK = (
+    "candidates of a search judged from their records, beside reading them: seconds for all of them"
+)
 SERVE = (
     "mixed requests to a running server from many clients at once, some of them cancelled or"
     " malformed: throughput beside one client alone, latencies, memory"
@@ -26,7 +29,8 @@ SERVE = (
 
 
 def _bench_flags(parser: argparse.ArgumentParser) -> None:
-    add = flags.kinds(parser, *HELP, "serve")
+    add = flags.kinds(parser, *HELP, "rerank", "serve")
+    _rerank_flags(add("rerank", RERANK))
     _serve_flags(add("serve", SERVE))
     for name, text in HELP.items():
         kind = add(name, text)
@@ -87,6 +91,33 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON on stdout")
 
 
+def _rerank_flags(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    for name, default, text in (
+        ("candidates", 50, "documents that are judged"),
+        ("tokens", 200, "tokens of each document"),
+        ("query-tokens", 12, "tokens of the query"),
+        ("repeats", 3, "measured runs, after one that compiles; the quickest counts"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=flags.positive,
+            default=default,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--kv",
+        choices=flags.KV_KINDS,
+        default="native",
+        help="how keys and values are stored (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=flags.natural, default=0, metavar="N", help="(default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+
 def _rag_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv",
@@ -133,7 +164,22 @@ def _bench_serve(args: argparse.Namespace) -> None:
         print_text("\n".join(lines(result)))
 
 
+def _bench_rerank(args: argparse.Namespace) -> None:
+    from grit_jax.bench.rerank import RerankBenchOptions, bench_rerank, lines
+
+    options = RerankBenchOptions(
+        args.candidates, args.tokens, args.query_tokens, args.kv, args.repeats, args.seed
+    )
+    result = bench_rerank(load_model(args), options)
+    if args.json:
+        print_json(result)
+    else:
+        print_text("\n".join(lines(result)))
+
+
 def bench(args: argparse.Namespace) -> None:
+    if args.kind == "rerank":
+        return _bench_rerank(args)
     if args.kind == "serve":
         return _bench_serve(args)
     from grit_jax.bench.rag import RagBenchOptions, bench_rag
@@ -184,7 +230,7 @@ def bench(args: argparse.Namespace) -> None:
 
 BENCH = Verb(
     "bench",
-    "measure this machine: encode, decode, train, rag; a running server: serve",
+    "measure this machine: encode, decode, train, rag, rerank; a running server: serve",
     _bench_flags,
     bench,
 )

@@ -20,6 +20,7 @@ from grit_jax.models.slot_cache import put
 from grit_jax.runtime.arguments import finite_number, whole_number
 
 MOST_BIASES = 300  # tokens that a request may bias
+MOST_FIRST_LABELS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Adjustments:
       frequency_penalty: subtracted once for each time that the answer already has the token.
       logit_bias: (token id, number added to its logit), at most `MOST_BIASES`.
       logprobs: return log-probabilities of the answer's tokens and of the `TOP` most likely ones.
+      labels: tokens, at most `MOST_FIRST_LABELS`, whose log-probabilities stand in the place of the
+        most likely ones beside the first token; with `logprobs`.
 
     Raises:
       GritError: a number that is not finite, a negative id, or too many biases.
@@ -41,6 +44,7 @@ class Adjustments:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: bool = False
+    labels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         finite_number("presence_penalty", self.presence_penalty)
@@ -52,6 +56,12 @@ class Adjustments:
         for token, bias in self.logit_bias:
             whole_number("logit_bias: a token id", token, 0)
             finite_number(f"logit_bias of token {token}", bias)
+        for token in self.labels:
+            whole_number("labels: a token id", token, 0)
+        if len(self.labels) > MOST_FIRST_LABELS or (self.labels and not self.logprobs):
+            raise GritError(
+                f"labels: expected at most {MOST_FIRST_LABELS} tokens, and logprobs with them"
+            )
 
     @property
     def changes_logits(self) -> bool:
@@ -70,6 +80,7 @@ class AdjustmentRows:
     Attributes:
       bias_ids: -1 where there is no bias.
       allowed: bit `v % 32` of word `v // 32` says whether token `v` may be the first one.
+      labels: -1 where there is none.
     """
 
     presence: Float[Array, " P"]
@@ -79,6 +90,7 @@ class AdjustmentRows:
     allowed: UInt[Array, "P W"]
     changes: Bool[Array, " P"]
     logprobs: Bool[Array, " P"]
+    labels: Int[Array, "P l"]
 
     def bias(self, vocab_size: int) -> Float[Array, "P V"]:
         """The number to add to each logit."""
@@ -186,9 +198,11 @@ def adjustment_rows(
     """
     P, n = len(requests), MOST_BIASES
     bias_ids, biases = np.full((P, n), -1, np.int32), np.zeros((P, n), np.float32)
+    labels = np.full((P, MOST_FIRST_LABELS), -1, np.int32)
     for row, request in enumerate(requests):
         for place, (token, bias) in enumerate(request.logit_bias):
             bias_ids[row, place], biases[row, place] = token, bias
+        labels[row, : len(request.labels)] = request.labels
     masks = list(allowed) if allowed is not None else [None] * P
     return AdjustmentRows(
         np.asarray([request.presence_penalty for request in requests], np.float32),
@@ -200,6 +214,7 @@ def adjustment_rows(
             [r.changes_logits or mask is not None for r, mask in zip(requests, masks, strict=True)]
         ),
         np.asarray([request.logprobs for request in requests]),
+        labels,
     )
 
 
@@ -223,12 +238,13 @@ def check_adjustments(adjustments: Adjustments, vocab_size: int, name: str) -> N
     """Checks token ids against a vocabulary.
 
     Raises:
-      GritError: a bias of a token that the model does not have.
+      GritError: a bias or a label of a token that the model does not have.
     """
-    for token, _ in adjustments.logit_bias:
+    ids = [("logit_bias", token) for token, _ in adjustments.logit_bias]
+    for field, token in (*ids, *(("labels", token) for token in adjustments.labels)):
         if token >= vocab_size:
             raise GritError(
-                f"{name}: logit_bias has token {token}, and the vocabulary ends at {vocab_size - 1}"
+                f"{name}: {field} has token {token}, and the vocabulary ends at {vocab_size - 1}"
             )
 
 

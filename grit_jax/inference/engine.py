@@ -297,7 +297,10 @@ class Engine:
         runner = self._runner
         self._passes.warm_up(longest_text, score=score, labels=labels)
         room = runner.room.capacity - 2 * SHORTEST_PROMPT
-        prompts = {min(prompt_bucket(n), room) for n in range(1, runner.chunk + 1)}
+        # The longest prompt of each bucket that leaves room for a record of a token and the answer.
+        most = max(1, min(runner.chunk, runner.room.capacity - 3))
+        capacity = runner.room.capacity
+        prompts = {min(prompt_bucket(n), capacity): n for n in range(1, most + 1)}.values()
         warm = Sampling(max_new_tokens=2, ignore_eos=True)
         requests = [GenerateRequest([0] * n, (), warm) for n in sorted(prompts)]
         longest = min(longest_records or runner.room.records, runner.room.records)

@@ -377,7 +377,8 @@ def _first_token(
     chosen_from = logits if rows is None else rows.apply(logits)
     token = sample(chosen_from, settings.sampling, jnp.zeros_like(span.count))
     if adjustments is not None and rows is not None:
-        logprobs = wanted_logprobs(logits, token, rows.logprobs & last.here)[:, None]
+        wanted = rows.logprobs & last.here
+        logprobs = wanted_logprobs(logits, token, wanted, rows.labels)[:, None]
         adjustments = adjustments.begin(rows, token, span.local, last.here)
     finite = _is_finite(logits) & pick(state.cache.finite, span.local)
     if state.records is not None:

@@ -67,13 +67,38 @@ def logprobs_of(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> TokenL
     return TokenLogprobs((chosen - total)[:, 0], top - total, ids.astype(jnp.int32))
 
 
-def wanted_logprobs(
-    logits: Float[Array, "B V"], tokens: Int[Array, " B"], wanted: Bool[Array, " B"]
+def with_labels(
+    logprobs: TokenLogprobs, logits: Float[Array, "B V"], labels: Int[Array, "B l"]
 ) -> TokenLogprobs:
-    """`logprobs_of`, skipped when it runs if no row wants them."""
+    """With the log-probabilities of labels in the first places of the most likely tokens; -1: the
+    place keeps its token."""
+    logits, count = logits.astype(jnp.float32), min(labels.shape[1], logprobs.top.shape[1])
+    labels = labels[:, :count]
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    own = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=-1) - total
+    place = lambda whole, part: whole.at[:, :count].set(
+        jnp.where(labels >= 0, part, whole[:, :count])
+    )
+    return dataclasses.replace(
+        logprobs, top=place(logprobs.top, own), top_ids=place(logprobs.top_ids, labels)
+    )
+
+
+def wanted_logprobs(
+    logits: Float[Array, "B V"],
+    tokens: Int[Array, " B"],
+    wanted: Bool[Array, " B"],
+    labels: Int[Array, "B l"] | None = None,
+) -> TokenLogprobs:
+    """`logprobs_of`, with `labels` if there are some; skipped when it runs if no row wants them."""
+
+    def found(logits: jax.Array, tokens: jax.Array) -> TokenLogprobs:
+        logprobs = logprobs_of(logits, tokens)
+        return logprobs if labels is None else with_labels(logprobs, logits, labels)
+
     return jax.lax.cond(
         wanted.any(),
-        logprobs_of,
+        found,
         lambda logits, tokens: no_logprobs(tokens.shape, logits.shape[-1]),
         logits,
         tokens,

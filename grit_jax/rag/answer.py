@@ -36,6 +36,7 @@ from grit_jax.text.rag_layouts import CONVERSATION_MODES, MODES, RagMode
 from grit_jax.text.relevance import relevance_question
 
 T = TypeVar("T")
+WITHOUT = "answered without documents"
 QUESTIONS_TOGETHER = 64  # whose documents' records are in memory at a time
 
 
@@ -105,12 +106,14 @@ class _Search:
 
     Attributes:
       turns: of the conversation that the one question ends; empty: the question is all.
+      user: who asks, where several share an engine.
     """
 
     k: int
     instruction: str
     retrieval: Retrieval
     turns: tuple[str, ...] = ()
+    user: str = ""
 
 
 class Asker:
@@ -283,16 +286,12 @@ class Asker:
         warnings: list[list[str]] = [[] for _ in questions]
         turns = [search.turns] if search.turns else None
         if mode == "none":
-            empty: list[list[RetrievedDocument]] = [[] for _ in questions]
-            return QuestionBatch(questions, empty, None, ["none"] * len(questions), warnings, turns)
+            return QuestionBatch.without_documents(questions, warnings, turns)
         searching = given is None
-        if searching and not self.index:
-            assert self.index is not None
-            nothing: list[list[RetrievedDocument]] = [[] for _ in questions]
-            count = len(questions)
-            batch = QuestionBatch(questions, nothing, None, ["none"] * count, warnings, turns)
-            reason = f"{self.index.path}: there is no document in this index"
-            self._warn(f"{reason}; answered without documents", range(count), batch)
+        if searching and self.index is not None and not len(self.index):
+            batch = QuestionBatch.without_documents(questions, warnings, turns)
+            reason = f"{self.index.path}: there is no document in this index; "
+            self._warn(reason + WITHOUT, range(len(questions)), batch)
             return batch
         vectors, queries = None, None
         by_vectors = searching and search.retrieval.search != "lexical"
@@ -324,7 +323,7 @@ class Asker:
         if searching and search.retrieval.rerank:
             with timings.stage("rerank"):
                 documents = [
-                    self._reranked(question, candidates, warned)[: search.k]
+                    self._reranked(question, candidates, warned, search.user)[: search.k]
                     for question, candidates, warned in zip(
                         questions, documents, warnings, strict=True
                     )
@@ -353,7 +352,7 @@ class Asker:
             if search.retrieval.least_score is not None:
                 reasons.append(f"has a score of {search.retrieval.least_score:g}")
             reason = f"no document {' and '.join(reasons)}"
-            self._warn(f"{reason}; answered without documents", without, batch)
+            self._warn(f"{reason}; {WITHOUT}", without, batch)
         return batch
 
     def _search(
@@ -377,7 +376,7 @@ class Asker:
         return documents
 
     def _reranked(
-        self, question: str, candidates: Sequence[RetrievedDocument], warnings: list[str]
+        self, question: str, candidates: list[RetrievedDocument], warnings: list[str], user: str
     ) -> list[RetrievedDocument]:
         """Candidates by the probability that they are relevant; equal ones in their order."""
         count = len(candidates)
@@ -389,7 +388,7 @@ class Asker:
             [[] for _ in candidates],
         )
         records = self._records(batch)
-        judge = functools.partial(relevance, self._generator)
+        judge = functools.partial(self._relevance, user=user)
         scores = self._run(judge, batch, records, AskTimings()).tolist()
         warnings += dict.fromkeys(warning for warned in batch.warnings for warning in warned)
         reranked = [
@@ -397,6 +396,9 @@ class Asker:
             for candidate, score in zip(candidates, scores, strict=True)
         ]
         return sorted(reranked, key=lambda document: -(document.score or 0.0))
+
+    def _relevance(self, prompts: Sequence[RagPrompt], user: str) -> np.ndarray:
+        return relevance(self._generator, prompts)
 
     def _route(
         self,

@@ -14,6 +14,7 @@ from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import KVRecord
 from grit_jax.inference.row_packing import batch_shapes
 from grit_jax.rag.answer import Asker, AskTimings, _Search
+from grit_jax.rag.engine_judge import EngineJudge
 from grit_jax.rag.generator import DOCUMENT_CACHES, DocumentsRead, RagPrompt
 from grit_jax.rag.index import Index
 from grit_jax.rag.question_batch import CacheUse, RetrievedDocument
@@ -81,10 +82,13 @@ class Preparer(Asker):
 
     Args:
       context: tokens of records, prompt and answer together, at most the model's context.
+      judge: the engine that reranks, in whose slots candidates are judged among its other requests;
+        None: a runner of its own for each question.
     """
 
-    def __init__(self, model: GritLM, index: Index, context: int):
+    def __init__(self, model: GritLM, index: Index, context: int, judge: EngineJudge | None = None):
         super().__init__(model, index)
+        self._judge = judge
         self._generator.context = min(context, model.config.context_length)
         self._measuring = threading.Lock()
 
@@ -104,9 +108,10 @@ class Preparer(Asker):
         Longer questions, more documents and filters compile theirs when they first come."""
         assert self.index is not None
         lengths = [n for rows, n in batch_shapes(LONGEST_QUESTION, LONGEST_QUESTION) if rows == 1]
-        if self.index.kv != "none":
+        # `auto` may record the question while it is encoded; other layouts want its vector alone.
+        for return_cache in (False, True) if self.index.kv != "none" else (False,):
             for length in lengths:
-                self.model.encoder.encode_ids([[0] * length], return_cache=True)
+                self.model.encoder.encode_ids([[0] * length], return_cache=return_cache)
         self.warm_up_search()
 
     def warm_up_search(self) -> None:
@@ -126,6 +131,7 @@ class Preparer(Asker):
         instruction: str = "",
         turns: Sequence[str] = (),
         new_tokens: int,
+        user: str = "",
     ) -> PreparedQuestion:
         """Finds documents for a question and loads what its layout reads; arguments as of
         `Asker.ask`.
@@ -135,6 +141,7 @@ class Preparer(Asker):
           turns: the conversation that is answered, `[user, assistant, ..., user]`. Only layouts of
             `CONVERSATION_MODES` read one.
           new_tokens: of the answer, for which the context keeps room.
+          user: who asks; users take turns where candidates are judged.
 
         Raises:
           GritError: as `Asker.ask`, or a layout that does not read conversations.
@@ -150,7 +157,7 @@ class Preparer(Asker):
             )
         if mode == "auto":
             self.measure()
-        search = _Search(k, instruction, retrieval, tuple(turns))
+        search = _Search(k, instruction, retrieval, tuple(turns), user)
         timings = AskTimings()
         batch = self._retrieve([question], mode, search, None, timings)
         with timings.stage("load"):
@@ -187,12 +194,14 @@ class Preparer(Asker):
         retrieval: Retrieval = Retrieval(),
         instruction: str = "",
         most_tokens: int,
+        user: str = "",
     ) -> JudgedDocuments:
         """Reranks documents from their records (`rag/rerank.py`).
 
         Args:
           ids: of the documents; None: the `retrieval.rerank` candidates of a search.
           most_tokens: that may be read in all.
+          user: as of `prepare`.
 
         Raises:
           GritError: an unknown id, too many tokens, or as `Asker.ask`.
@@ -219,7 +228,7 @@ class Preparer(Asker):
                 f"{len(candidates)} documents: {tokens} tokens with the query of each, and a"
                 f" request may have {most_tokens}"
             )
-        judged = self._reranked(query, candidates, warnings) if candidates else []
+        judged = self._reranked(query, candidates, warnings, user) if candidates else []
         computed = not self._stored or any("its cache is computed" in w for w in warnings)
         return JudgedDocuments(
             judged,
@@ -229,6 +238,11 @@ class Preparer(Asker):
             0 if computed else cached,
             warnings,
         )
+
+    def _relevance(self, prompts: Sequence[RagPrompt], user: str) -> np.ndarray:
+        if self._judge is None:
+            return super()._relevance(prompts, user)
+        return self._judge.relevance(self._generator, prompts, user)
 
     def _candidate(self, row: int, score: float | None) -> RetrievedDocument:
         assert self.index is not None

@@ -54,6 +54,17 @@ class QuestionBatch:
     warnings: list[list[str]]
     turns: list[tuple[str, ...]] | None = None
 
+    @classmethod
+    def without_documents(
+        cls,
+        questions: list[str],
+        warnings: list[list[str]],
+        turns: list[tuple[str, ...]] | None = None,
+    ) -> QuestionBatch:
+        """Questions that are answered from what the model knows."""
+        count = len(questions)
+        return cls(questions, [[] for _ in questions], None, ["none"] * count, warnings, turns)
+
     def prompts(self, records: Mapping[str, KVRecord]) -> list[RagPrompt]:
         """A prompt for each question; `records` has those of the documents, by text, that the
         layouts read."""

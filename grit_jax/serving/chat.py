@@ -91,7 +91,7 @@ async def chat(service: Service, body: ChatBody, user: str) -> Reply | Stream:
         whole=not body.stream,
     )
     constraints = await conversation.constraints(service)
-    prepared = await conversation.prepare(service)
+    prepared = await conversation.prepare(service, user)
     answers = await conversation.start(service, user, prepared, constraints)
     top = (body.top_logprobs or 0) if body.logprobs else None
     form_ = _Form(service, name, new_id("chatcmpl"), now(), top, prepared, tools)

@@ -58,7 +58,7 @@ class Conversation:
             return [None] * count
         return await service.prepare(lambda: service.grammars.constraints(form, count))
 
-    async def prepare(self, service: Service) -> PreparedQuestion | None:
+    async def prepare(self, service: Service, user: str = "") -> PreparedQuestion | None:
         """Finds the documents and loads their records; None without documents.
 
         Raises:
@@ -69,9 +69,9 @@ class Conversation:
             return None
         most = self.samplings[0].max_new_tokens
         if self.tools is None:
-            return await self.documents.prepare(service, most)
+            return await self.documents.prepare(service, most, user)
         return await prepare_with_tools(
-            service, self.documents, self.messages, self.tools.shown, most
+            service, self.documents, self.messages, self.tools.shown, most, user
         )
 
     async def start(

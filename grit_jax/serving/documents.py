@@ -37,8 +37,11 @@ class DocumentRequest:
     instruction: str = ""
     turns: tuple[str, ...] = ()
 
-    async def prepare(self, service: Service, new_tokens: int) -> PreparedQuestion:
+    async def prepare(self, service: Service, new_tokens: int, user: str = "") -> PreparedQuestion:
         """Finds the documents and loads their records.
+
+        Args:
+          user: who asks.
 
         Raises:
           ApiError: 400 for a question that does not fit, or a store of another model.
@@ -54,6 +57,7 @@ class DocumentRequest:
                 instruction=self.instruction,
                 turns=self.turns,
                 new_tokens=new_tokens,
+                user=user,
             )
         )
         if (trace := current()) is not None:

@@ -66,6 +66,11 @@ class Body(BaseModel):
 class EmbeddingBody(Body):
     """`POST /v1/embeddings`."""
 
+    # What replies are made of anyway; vLLM's fields.
+    UNSERVED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "embed_dtype": ("float32",),
+        "endianness": ("native", "little"),
+    }
     input: str | list[str] | list[Id] | list[list[Id]]
     dimensions: Annotated[int, Field(ge=1)] | None = None
     encoding_format: str | None = None
@@ -74,6 +79,8 @@ class EmbeddingBody(Body):
     prompt_name: str | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     normalize: bool | None = None
+    embed_dtype: Any = None
+    endianness: Any = None
 
 
 class StreamOptions(BaseModel):
@@ -202,8 +209,10 @@ class StoreSearchBody(Body):
 
 class RerankBody(Body):
     """`POST /v1/rerank`, `/v2/rerank` and `/rerank`: Cohere's and Jina's fields, or TEI's
-    (`texts`)."""
+    (`texts`). Each field means the same in both."""
 
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"priority"})
+    UNSERVED: ClassVar[dict[str, tuple[Any, ...]]] = {"truncation_direction": ("Right", "right")}
     query: str
     documents: list[str | dict[str, Any]] | None = None
     top_n: Annotated[int, Field(ge=1)] | None = None
@@ -213,6 +222,8 @@ class RerankBody(Body):
     raw_scores: bool | None = None
     return_text: bool | None = None
     truncate: bool | None = None
+    truncation_direction: Any = None
+    priority: Any = None
     # Documents of a store: those of these ids, or `rerank` candidates of a search.
     store: str | None = None
     document_ids: list[str] | None = None

@@ -54,17 +54,17 @@ async def rerank(service: Service, body: RerankBody, user: str) -> Reply:
     order = np.argsort(-relevance.scores, kind="stable").tolist()
     if body.top_n is not None:
         order = order[: body.top_n]
+    scores = _logits(relevance.scores) if body.raw_scores else relevance.scores
+    asked = [each for each in (body.return_text, body.return_documents) if each is not None]
+    shown = any(asked) if asked else not is_tei  # each form has its own default
     if is_tei:
-        scores = _logits(relevance.scores) if body.raw_scores else relevance.scores
         ranks: Any = [
-            {"index": i, "score": float(scores[i])}
-            | ({"text": documents[i]} if body.return_text else {})
+            {"index": i, "score": float(scores[i])} | ({"text": documents[i]} if shown else {})
             for i in order
         ]
         return Reply(ranks, relevance.tokens)
-    shown = body.return_documents is not False
     results = [
-        {"index": i, "relevance_score": float(relevance.scores[i])}
+        {"index": i, "relevance_score": float(scores[i])}
         | ({"document": {"text": documents[i]}} if shown else {})
         for i in order
     ]

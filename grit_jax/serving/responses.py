@@ -81,7 +81,7 @@ async def responses(service: Service, body: ResponseBody, user: str) -> Reply | 
     except ApiError as error:
         message = error.message.replace(f"{FIELD}.json_schema", TEXT_FORMAT)
         raise bad_request(message.replace(FIELD, TEXT_FORMAT), TEXT_FORMAT, error.code) from None
-    prepared = await conversation.prepare(service)
+    prepared = await conversation.prepare(service, user)
     [answer] = await conversation.start(service, user, prepared, constraints)
     form = ResponseForm(service.name, body, tools=tools if may_call else None)
     if prepared is not None and documents is not None:

@@ -26,6 +26,7 @@ from grit_jax.inference.requests import (
 )
 from grit_jax.models.config import ModelConfig
 from grit_jax.models.slot_cache import KEY_BLOCK
+from grit_jax.rag.engine_judge import EngineJudge
 from grit_jax.serving.errors import ApiError, FormError, bad_request
 from grit_jax.serving.file_folder import FileFolder
 from grit_jax.serving.metrics import ServerMetrics
@@ -97,6 +98,9 @@ class Service:
             int8_records=self.context if compressed else 0,
             adjustable=True,
         )
+        numbers = {name: number for number, name in enumerate(served)}
+        for store in self.stores:
+            store.rerank_in(EngineJudge(self.engine, numbers[store.owners[0]]))
         self.metrics = ServerMetrics(self.engine, settings.name, list(settings.adapters))
         endpoint = settings.traces_endpoint
         self.tracing = Tracing(endpoint, settings.name) if endpoint is not None else None
@@ -153,7 +157,7 @@ class Service:
 
         `grit_compilations_total` counts what is compiled later: for texts to embed or rerank that
         are longer than a slot, log-probabilities of prompts, scores of more than two labels,
-        reranking in stores, and searches with filters.
+        and searches with filters.
         """
         for store in self.stores:
             store.warm_up()
@@ -275,11 +279,15 @@ class Service:
         """Runs work on texts (tokenising, templates) beside the event loop.
 
         Raises:
-          ApiError: 400 for a `GritError`.
+          ApiError: 400 for a `GritError`, 429 where the engine has no room, 503 where it has ended.
         """
         try:
             return await asyncio.to_thread(work)
+        except QueueFull as error:
+            raise self._overloaded(str(error)) from None
         except GritError as error:
+            if str(error).startswith("the engine"):  # closed or failed
+                raise ApiError(503, str(error), code="engine_failed") from None
             message = self.stores.named(str(error))
             raise bad_request(message, code=_code(message)) from None
 

@@ -32,7 +32,7 @@ async def rerank_store(service: Service, body: RerankBody, user: str) -> Reply:
     _refuse(body, READ_FIELDS, "not with 'store', whose documents are read from their records")
     if body.document_ids is not None:
         _refuse(body, SEARCH_FIELDS, "not with 'document_ids', which are not searched for")
-    service, judged = await _judged(service, body, body.query, body.document_ids)
+    service, judged = await _judged(service, body, body.query, body.document_ids, user)
     order = judged.documents[: body.top_n] if body.top_n is not None else judged.documents
     shown = body.return_documents is not False
     results = []
@@ -68,7 +68,7 @@ async def score_store(service: Service, body: ScoreBody, user: str) -> Reply:
     )
     if body.document_ids is None or not isinstance(body.queries, str):
         raise bad_request("with 'store', give queries (one text) and document_ids", "document_ids")
-    service, judged = await _judged(service, body, body.queries, body.document_ids)
+    service, judged = await _judged(service, body, body.queries, body.document_ids, user)
     scores = {document.id: document.score for document in judged.documents}
     data = [
         {"index": index, "object": "score", "score": scores[id], "document_id": id}
@@ -80,7 +80,11 @@ async def score_store(service: Service, body: ScoreBody, user: str) -> Reply:
 
 
 async def _judged(
-    service: Service, body: RerankBody | ScoreBody, query: str, ids: Sequence[str] | None
+    service: Service,
+    body: RerankBody | ScoreBody,
+    query: str,
+    ids: Sequence[str] | None,
+    user: str,
 ) -> tuple[Service, JudgedDocuments]:
     """The service with the model of the store, and the documents by their relevance."""
     assert body.store is not None
@@ -102,7 +106,12 @@ async def _judged(
     preparer = await service.prepare(store.current)
     judged = await service.prepare_from_store(
         lambda: preparer.judge(
-            query, ids, retrieval=retrieval, instruction=instruction, most_tokens=limits.tokens
+            query,
+            ids,
+            retrieval=retrieval,
+            instruction=instruction,
+            most_tokens=limits.tokens,
+            user=user,
         )
     )
     warnings = [store.named(warning) for warning in judged.warnings]

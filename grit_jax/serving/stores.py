@@ -15,6 +15,7 @@ from typing import Any
 from grit_jax.errors import GritError
 from grit_jax.inference.model import GritLM
 from grit_jax.inference.records import Codec
+from grit_jax.rag.engine_judge import EngineJudge
 from grit_jax.rag.index import Index
 from grit_jax.rag.manifest import MANIFEST, read_manifest
 from grit_jax.rag.prepared import Preparer
@@ -62,6 +63,7 @@ class Store:
         self._preparer = Preparer(self.model, Index.open(path, self.model), context)
         self._files: StoreFiles | None = None
         self._is_warm = False
+        self._judge: EngineJudge | None = None
         self.created = int((path / MANIFEST).stat().st_mtime)
 
     def named(self, message: str) -> str:
@@ -91,6 +93,11 @@ class Store:
     def codecs(self) -> list[Codec | None]:
         """What its records are packed with, None for plain ones."""
         return [None] if self.index.kv == "none" else [self.index.store.codec]
+
+    def rerank_in(self, judge: EngineJudge) -> None:
+        """Has candidates judged in an engine from now on; before the first request."""
+        self._judge = judge
+        self._preparer = Preparer(self.model, self.index, self._context, judge)
 
     def warm_up(self) -> None:
         """Compiles what questions need before the engine reads them, and measures what layouts
@@ -127,7 +134,8 @@ class Store:
     def _open_again(self) -> None:
         seen = self._changed()
         if seen != self._seen:
-            preparer = Preparer(self.model, Index.open(self.path, self.model), self._context)
+            index = Index.open(self.path, self.model)
+            preparer = Preparer(self.model, index, self._context, self._judge)
             # Before any request has it: these do not wait for vectors and programs.
             if self._is_warm or self._preparer.measured:
                 preparer.measure()

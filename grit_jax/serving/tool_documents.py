@@ -23,6 +23,7 @@ async def prepare_with_tools(
     messages: Sequence[dict[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     new_tokens: int,
+    user: str,
 ) -> PreparedQuestion:
     """Finds the documents of a conversation and puts them into its prompt.
 
@@ -32,6 +33,7 @@ async def prepare_with_tools(
     Args:
       tools: what the template shows.
       new_tokens: of the answer, for which the context keeps room.
+      user: who asks.
 
     Raises:
       ApiError: 400 for a layout that reads records, or a conversation that does not fit.
@@ -43,7 +45,7 @@ async def prepare_with_tools(
             "mode",
         )
     mode = DEFAULT if asked.mode == "auto" else asked.mode
-    found = await dataclasses.replace(asked, mode=mode).prepare(service, new_tokens)
+    found = await dataclasses.replace(asked, mode=mode).prepare(service, new_tokens, user)
     return await service.prepare(lambda: _fitted(service, found, messages, tools, new_tokens))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 import time
 
 import pytest
 from cli_world import run
 
-from grit_jax.bench.load import LoadOptions, Target, bench_serve, lines
-from grit_jax.bench.traffic import TrafficOptions
+from grit_jax.bench.load import LEAVES_AFTER, LoadOptions, Target, bench_serve, lines
+from grit_jax.bench.traffic import TrafficOptions, requests
 from grit_jax.errors import GritError
 
 SLOW = 0.02  # seconds of an answer
@@ -65,6 +66,15 @@ def url():
     yield f"http://127.0.0.1:{server.server_port}", server
     server.shutdown()
     server.server_close()
+
+
+def test_who_leaves_does_not_wait_for_an_idle_server(url):
+    """It goes when the reply begins, or after `LEAVES_AFTER`, whichever is first."""
+    [cancelled] = [r for r in requests(40) if r.expected == "cancelled"][:1]
+    assert Target(url[0]).send(cancelled).seconds < LEAVES_AFTER
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        outcome = Target(f"http://127.0.0.1:{silent.getsockname()[1]}").send(cancelled)
+    assert outcome.seconds >= LEAVES_AFTER and outcome.problem is None
 
 
 def test_the_report(url):

@@ -427,11 +427,13 @@ CASES = {
         "embedding.jsonl: is an input as well"
     ),
     # ---- bench
-    "bench": "required: encode\\|decode\\|train\\|rag\\|all\\|serve",
+    "bench": "required: encode\\|decode\\|train\\|rag\\|all\\|rerank\\|serve",
     "bench serve": "required: URL; see grit bench serve --help",
     "bench serve http://127.0.0.1:1": "http://127.0.0.1:1: .*is grit serve running there",
     "bench serve ftp://x": "ftp://x: expected http://HOST:PORT",
     "bench serve x --connections 0": "--connections: must be at least 1, got 0",
+    "bench rerank": "required: MODEL; see grit bench rerank --help",
+    "bench rerank model --candidates 0": "--candidates: must be at least 1, got 0",
     "bench model": "invalid choice: 'model'",
     "bench rag": "required: MODEL; see grit bench rag --help",
     "bench encode model --tokens 5": "unknown flag --tokens, did you mean --batch-tokens\\?",

@@ -52,6 +52,12 @@ def test_tei(server, sentences, expected):
     np.testing.assert_allclose([item["score"] for item in reply], expected[order], atol=1e-5)
     assert reply[0]["text"] == sentences[order[0]]
     raw = server.post("/rerank", query=QUERY, texts=sentences[:6], raw_scores=True)
+    other = server.post("/rerank", query=QUERY, documents=sentences[:6], raw_scores=True)["results"]
+    assert [r["relevance_score"] for r in other] == pytest.approx([r["score"] for r in raw])
+    bare = server.post("/rerank", query=QUERY, documents=sentences[:6], return_text=False)
+    assert not any("document" in r for r in bare["results"])
+    told = server.post("/rerank", query=QUERY, texts=sentences[:6], return_documents=True)
+    assert told == reply
     logits = np.log(expected[order] / (1 - expected[order]))
     np.testing.assert_allclose([item["score"] for item in raw], logits, atol=1e-4)
 

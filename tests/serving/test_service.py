@@ -72,6 +72,16 @@ def test_ordinary_requests_compile_nothing_after_ready(tiny_model, index_path):
             outcomes = [target.send(request) for request in sent[:30]]
             outcomes += pool.map(target.send, sent[30:])
         assert [o.problem for o in outcomes if o.problem] == []
+        for path, body in (
+            ("/v1/rerank", {"query": "a quiet river", "rerank": 5}),
+            ("/v1/rerank", {"query": "stone", "document_ids": ["d1", "d7"]}),
+            ("/v1/score", {"queries": "a river " * 9, "document_ids": ["d3"]}),
+            (
+                "/v1/chat/completions",
+                {"messages": [{"role": "user", "content": "Rain?"}], "rerank": 7, "max_tokens": 3},
+            ),
+        ):
+            running.post(path, store="docs", **body)
         assert running.metrics()["grit_compilations_total"] == 0
 
 
