@@ -23,7 +23,7 @@ CASES = {
     "eval mteb model --tasks a --protocol index": "--protocol: invalid choice: 'index'",
     "eval": "required: retrieval\\|perplexity\\|rag",
     "eval rank model": "invalid choice: 'rank'",
-    "data": "required: prepare\\|pydocs\\|distractors\\|relevance\\|repeats",
+    "data": "required: prepare\\|decontaminate\\|pydocs\\|distractors\\|relevance\\|repeats",
     # ---- encode
     "encode model --input absent --output x.npy": "absent: no such file",
     "encode model --input empty --output x.npy": "empty: empty; expected one JSON object a line",
