@@ -61,8 +61,8 @@ def test_the_warm_up_compiles_what_requests_need(tiny_model):
 
 @pytest.mark.slow
 def test_ordinary_requests_compile_nothing_after_ready(tiny_model, index_path):
-    """Of each kind some, alone and together."""
-    settings = ServeSettings("a", slots=2, context=256, indices={"docs": index_path})
+    """Of each kind some, alone and together; none is longer than a slot."""
+    settings = ServeSettings("a", slots=2, context=512, indices={"docs": index_path})
     with live_server(tiny_model, settings) as running:
         running.service.warm_up()
         target = Target(running.url)
