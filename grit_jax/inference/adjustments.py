@@ -20,7 +20,7 @@ from grit_jax.models.slot_cache import put
 from grit_jax.runtime.arguments import finite_number, whole_number
 
 MOST_BIASES = 300  # tokens that a request may bias
-MOST_FIRST_LABELS = 2
+MOST_FIRST_LABELS = 2  # labels whose log-probabilities a request may ask for: yes and no
 
 
 @dataclasses.dataclass(frozen=True)

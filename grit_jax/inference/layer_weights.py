@@ -6,7 +6,6 @@ slice costs little and unrolled layers would take long to compile.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +14,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from grit_jax.inference.placement import device_memory
 from grit_jax.models.layer_stack import LayerArrays
 from grit_jax.models.parameters import OUTSIDE_LAYERS, Params
 
 SMALLEST = 16 * 2**20  # bytes of all layers; the slices of smaller ones stay in the caches
-MEMORY_PART = 8  # the copy takes at most one part in so many of the machine's memory
+MEMORY_PART = (
+    8  # the copy takes at most one part in so many of the memory of the machine or container
+)
 
 # Of each stacked array by its identity, as long as it lives: an engine, answers to a list of
 # prompts and the adapters of a model share what they have in common.
@@ -36,7 +38,7 @@ def separate_layers(params: Params, mesh: Mesh | None = None) -> Params | None:
     layers = {name: w for name, w in params.items() if not name.startswith(OUTSIDE_LAYERS)}
     leaves = jax.tree.leaves(layers)
     size = sum(leaf.nbytes for leaf in leaves)
-    if size < SMALLEST or size > _memory() // MEMORY_PART:
+    if size < SMALLEST or size > (device_memory(devices[0]) or 0) // MEMORY_PART:
         return None
     return params | {name: _separate(weight) for name, weight in layers.items()}
 
@@ -63,11 +65,3 @@ def _layers_of(stack: jax.Array | np.ndarray) -> tuple[Any, ...]:
     layers = tuple(stack[i] for i in range(len(stack)))
     _made[key] = weakref.ref(stack, lambda _: _made.pop(key, None)), layers
     return layers
-
-
-def _memory() -> int:
-    """Bytes of the machine's memory; 0 where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 0

@@ -44,12 +44,16 @@ def keep_compiled_programs(environment: MutableMapping[str, str]) -> None:
 
 def _machine() -> str:
     """A name for the kind of CPU."""
-    kind = [platform.machine(), platform.processor()]
+    kind = [platform.machine()]
     try:
-        with open(Path("/proc/cpuinfo")) as file:
-            lines = file.read().split("\n\n")[0].splitlines()
-        known = ("model name", "flags", "Features", "CPU part", "cpu family", "model\t")
-        kind += [line for line in lines if line.startswith(known)]
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:  # no Linux
-        pass
+        kind.append(platform.processor())
+    else:
+        # Of x86 the name and its instruction sets, of Arm the part and its features.
+        kind += [
+            line
+            for line in lines
+            if line.startswith(("model name", "flags", "CPU part", "Features"))
+        ]
     return hashlib.sha256("\n".join(kind).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from generation import generate
 
-from grit_jax.inference import layer_weights
+from grit_jax.inference import layer_weights, placement
 from grit_jax.inference.layer_weights import separate_layers, weights_of_layer
 from grit_jax.inference.record_loader import Layered
 from grit_jax.inference.sampling import Sampling
@@ -85,6 +85,8 @@ def test_the_copy_is_shared_and_goes_with_the_weights(small, tiny_config):
 
 
 def test_where_stacks_stay(small, monkeypatch, tiny_params):
+    """On several devices, and where the memory, be it a container's, is small or unknown."""
     assert separate_layers(tiny_params, make_mesh(MeshConfig(), jax.devices()[:2])) is None
-    monkeypatch.setattr(layer_weights, "_memory", lambda: 1000)
-    assert separate_layers(tiny_params) is None
+    for memory in (1000, None):
+        monkeypatch.setattr(placement, "_host_memory", lambda memory=memory: memory)
+        assert separate_layers(tiny_params) is None

@@ -1,10 +1,11 @@
 """int4: four bits a number, keys on the principal axes of their head, values by token and head.
 
-An error in a key changes answers about twenty times as much as one in a value (KL divergence of
-`smollm2-grit`'s answers: .0193 with codes of four bits for each key channel, .0010 with the values
-coded alone). On the principal axes of its head, with more bits where the variance is, a key of as
-many bits loses far less: .0018 for keys and values together. Its axes are a head's own, so that
-the calibration stays small for wide models, other than that of `pca2`.
+Keys need more precision than values: with four bits for each channel of the keys, the KL divergence
+of `smollm2-grit`'s answers from those over native records was 0.0193, and with four bits for each
+value 0.0010. Keys are therefore projected on the principal axes of their head, and the axes with
+the most variance get the most bits: at the same size, 0.0022 for keys and values together. Each
+head has axes of its own, so that the calibration of a wide model stays small, unlike that of
+`pca2`.
 """
 
 from __future__ import annotations

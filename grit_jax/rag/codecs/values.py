@@ -1,6 +1,6 @@
 """Values in codes of a range that is kept for each token and head.
 
-Channels of values are alike, other than those of keys, while tokens differ (KIVI, arXiv
+Unlike those of keys, the channels of values have similar ranges, while tokens differ (KIVI, arXiv
 2402.02750): a calibrated range would cut off the largest tokens.
 """
 
