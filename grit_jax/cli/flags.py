@@ -93,6 +93,18 @@ def natural(text: str, minimum: int = 0) -> int:
     return value
 
 
+def add_task_folders(parser: argparse.ArgumentParser) -> None:
+    """The folder that evaluation tasks are made from, and the one that they are written to."""
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=path,
+        metavar="DIR",
+        help="the folder that grit data pydocs wrote, or data/ of a quickstart",
+    )
+    parser.add_argument("--output", required=True, type=path, metavar="DIR")
+
+
 def positive(text: str) -> int:
     return natural(text, 1)
 

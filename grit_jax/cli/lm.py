@@ -185,14 +185,7 @@ def _value(text: str) -> Any:
 
 def add_task_folder_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `grit data lm-tasks`."""
-    parser.add_argument(
-        "--input",
-        required=True,
-        type=flags.path,
-        metavar="DIR",
-        help="the folder that grit data pydocs wrote, or data/ of a quickstart",
-    )
-    parser.add_argument("--output", required=True, type=flags.path, metavar="DIR")
+    flags.add_task_folders(parser)
     parser.add_argument(
         "--choices",
         type=functools.partial(flags.natural, minimum=2),

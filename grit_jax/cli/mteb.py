@@ -118,14 +118,7 @@ def add_mteb_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_task_folder_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `grit data mteb-tasks`."""
-    parser.add_argument(
-        "--input",
-        required=True,
-        type=flags.path,
-        metavar="DIR",
-        help="the folder that grit data pydocs wrote, or data/ of a quickstart",
-    )
-    parser.add_argument("--output", required=True, type=flags.path, metavar="DIR")
+    flags.add_task_folders(parser)
     parser.add_argument(
         "--rows",
         type=flags.positive,
